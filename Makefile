@@ -1,0 +1,63 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need into .venv first.
+VENV     := .venv
+BIN      := $(VENV)/bin
+PYTHON   ?= $(shell command -v python3.11 || command -v python3)
+RESULTS  := results
+SUITES   := demo_mmlu,demo_gsm8k,demo_humaneval
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo demo-check bench-demo test check docs constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup       create .venv and install the pinned dependencies"
+	@echo "make demo        run the embedded benchmarks on the embedded checkpoint, then serve the dashboard"
+	@echo "make demo-check  the same, but stop the dashboard as soon as it is healthy"
+	@echo "make test        the whole test suite (PYTEST_ARGS adds arguments)"
+	@echo "make check       ruff, mypy, and whether the generated docs are up to date"
+	@echo "make docs        write docs/hooks.md and docs/cli.md anew"
+	@echo "make clean       remove caches and results; .venv stays"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second run a matter of milliseconds; they fall behind when a pin or a dependency changes.
+$(VENV)/.installed-app: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval,app]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed-app
+
+setup: $(VENV)/.installed-app
+	@tools/system-package.sh bubblewrap
+
+bench-demo: setup
+	$(BIN)/workbench eval run --model demo --tasks $(SUITES) --output $(RESULTS)/demo
+
+demo: bench-demo
+	$(BIN)/workbench app --results $(RESULTS)
+
+demo-check: bench-demo
+	$(BIN)/workbench app --results $(RESULTS) --check
+
+test: $(VENV)/.installed-dev
+	@tools/system-package.sh bubblewrap
+	@PYTHON=$(BIN)/python tools/system-package.sh chromium
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tools/docs.py --check
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/docs.py
+
+constraints: $(VENV)/.installed-dev
+	$(BIN)/python tools/constraints.py
+
+clean:
+	rm -rf $(RESULTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""Fixtures that every test may use: real data, a tiny random model, a browser; and the machine's limits.
+
+Knows nothing of what is tested.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from workbench.config import ModelConfig
+    from workbench.model import Transformer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Nothing in a test may reach for a hub; libraries read these when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tiny tensors gain nothing from threads, and two test processes on two cores would fight over them.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real tokenizers and benchmark files beside the checkout, or a skip."""
+    path = Path(os.environ.get("WORKBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real data not found at {path}; set WORKBENCH_TEST_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """Path of an installed Chromium, or None where playwright brings its own; else a skip, or a failure if required."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found:
+        return found
+    try:
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as playwright:
+            if Path(playwright.chromium.executable_path).is_file():
+                return None
+        reason = "no Chromium: neither installed nor from `playwright install chromium`"
+    except ImportError:
+        reason = "no Chromium: none is installed, and playwright is not either"
+    if os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def tiny_config() -> "ModelConfig":
+    """Three layers, four query heads over two key/value heads: the smallest shape with every feature in it."""
+    from workbench.config import ModelConfig
+
+    return ModelConfig(
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=64,
+        vocab_size=96,
+        norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        max_seq_len=128,
+        tied_output=False,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: "ModelConfig") -> Iterator["Transformer"]:
+    """A float32 CPU model of `tiny_config` with the same random weights each time; a new one for each test."""
+    from workbench.model import Transformer
+
+    model = Transformer(tiny_config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:  # norm gains live around one
+                parameter.copy_(1 + 0.1 * noise)
+            else:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+    yield model.eval()
