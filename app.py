@@ -1,0 +1,20 @@
+"""What `streamlit run` starts: page configuration and navigation, nothing else."""
+
+from pathlib import Path
+
+import streamlit as st
+
+PAGES = {"overview": "Overview", "attention": "Attention", "rope": "RoPE", "norms": "Norms", "benchmarks": "Benchmarks"}
+
+_here = Path(__file__).resolve().parent / "dashboard"
+
+# A local file: a `:material/` icon would be fetched from another host.
+st.set_page_config("Llama workbench", page_icon=str(_here / "assets" / "icon.png"), layout="wide")
+
+st.navigation(
+    [
+        st.Page(_here / "pages" / f"{name}.py", title=title, url_path=name, default=name == "overview")
+        for name, title in PAGES.items()
+    ],
+    position="top",
+).run()

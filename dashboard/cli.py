@@ -1,0 +1,149 @@
+"""`workbench app`: start the dashboard's server, or check that it starts. Imports no Streamlit itself."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dashboard.settings import ROOT, Settings
+from workbench.errors import CheckpointError, MissingExtraError, WorkbenchError
+
+APP = ROOT / "app.py"
+HOST = "127.0.0.1"  # as in .streamlit/config.toml, which Streamlit reads from beside app.py
+
+
+class ServerError(WorkbenchError):
+    """The dashboard's server could not be started."""
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")] = "demo",
+    results: Annotated[Path, typer.Option(help="Folder with benchmark runs.")] = Path("results"),
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8501,
+    check: Annotated[bool, typer.Option("--check", help="Start, wait until healthy, stop; exit code 0 or 1.")] = False,
+) -> None:
+    """Serve the dashboard on this machine.
+
+    Example: workbench app --model checkpoints/Llama-3.2-1B --results results --port 8501
+    """
+    settings = Settings(model, results)
+    _refuse_what_cannot_start(settings)
+    if check:
+        raise typer.Exit(0 if check_server(settings) else 1)
+    if not _port_is_free(port):
+        raise ServerError(f"Port {port} on {HOST} is in use. Give another one with --port.")
+    typer.echo(f"Dashboard on http://{HOST}:{port} (Ctrl-C stops it)", err=True)
+    # Replaces this process, so that Ctrl-C and kill reach the server itself.
+    os.execve(sys.executable, server_command(port), os.environ | settings.to_env())
+
+
+def server_command(port: int) -> list[str]:
+    """The command that serves app.py.
+
+    `-P` keeps the current folder out of the import path: a file called click.py there would shadow the package.
+    """
+    run = [sys.executable, "-P", "-m", "streamlit", "run", str(APP)]
+    return [*run, "--server.port", str(port), "--server.address", HOST, "--server.headless", "true"]
+
+
+@contextmanager
+def serve(settings: Settings, *, log: Path, cwd: Path | None = None, timeout: float = 60) -> Iterator[str]:
+    """A server on a free port in a process group of its own, healthy on entry and gone on exit; gives its address.
+
+    Raises: ServerError with the end of the log if it ends early or is not healthy in time.
+    """
+    port = _free_port()
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            server_command(port),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=os.environ | settings.to_env(),
+            start_new_session=True,
+        )
+    url = f"http://{HOST}:{port}"
+    try:
+        _wait_until_healthy(url, server, timeout=timeout, log=log)
+        yield url
+    finally:
+        _stop(server)
+
+
+def check_server(settings: Settings) -> bool:
+    """Whether the server starts and turns healthy; says which on stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        try:
+            with serve(settings, log=Path(folder, "server.log")) as url:
+                typer.echo(f"Dashboard healthy at {url} after {time.monotonic() - start:.1f} s; stopped.", err=True)
+        except ServerError as error:
+            typer.echo(str(error), err=True)
+            return False
+    return True
+
+
+def _refuse_what_cannot_start(settings: Settings) -> None:
+    for package in ("streamlit", "plotly", "pandas"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "app")
+    if settings.model != "demo" and not Path(settings.model).is_dir():
+        raise CheckpointError(f"No checkpoint folder at {settings.model}. Give a folder, or 'demo'.")
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], *, timeout: float, log: Path) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise ServerError(f"The server ended with code {server.returncode}. Its log:\n{_tail(log)}")
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            pass
+        time.sleep(0.1)
+    raise ServerError(f"The server was not healthy within {timeout:.0f} s. Its log:\n{_tail(log)}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if server.poll() is not None:
+            return
+        os.killpg(server.pid, sign)
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
