@@ -1,0 +1,127 @@
+"""The one program: `workbench`, its own commands and those the upper packages bring in through entry points.
+
+Results go to stdout, progress to stderr. A user's mistake is one or two lines on stderr and exit code 2. Knows
+nothing of what the commands do, and never names an upper package: those register themselves in the entry-point
+group `workbench.commands` and are loaded when they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Abort, TyperException
+from typer.main import get_command, get_group
+
+from workbench import commands
+from workbench.errors import MissingExtraError, WorkbenchError
+
+ENTRY_POINT_GROUP = "workbench.commands"
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+
+def plugged_in() -> dict[str, EntryPoint]:
+    """The upper packages' commands by name, none of them loaded."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def missing_extra(package: str, point: EntryPoint) -> typer.Typer:
+    """A command that takes any arguments and says what to install."""
+    extra = point.extras[0] if point.extras else point.name
+    error = MissingExtraError(package, extra)
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command(
+        point.name,
+        help=f"Not available: {error}",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def fail() -> None:
+        raise error
+
+    return app
+
+
+def load_command(point: EntryPoint) -> Any:
+    """The command behind an entry point, which names a Typer app or a plain function."""
+    try:
+        target = point.load()
+    except ModuleNotFoundError as error:
+        target = missing_extra((error.name or str(error)).partition(".")[0], point)
+        return get_command(target)
+    except MissingExtraError as error:
+        return get_command(missing_extra(error.package, point))
+    if isinstance(target, typer.Typer):
+        command: Any = get_group(target)
+    else:
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(point.name)(target)
+        command = get_command(app)
+    command.name = point.name
+    return command
+
+
+class Commands(TyperGroup):
+    """Our own commands, and the plugged-in ones, each imported only when it is named or listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted({*self.commands, *plugged_in()})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands and (point := plugged_in().get(cmd_name)):
+            self.add_command(load_command(point), cmd_name)
+        return self.commands.get(cmd_name)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="workbench",
+    help="Load a Llama, look inside it, measure what it can do.",
+    epilog="Example: workbench generate demo 'Question: ' --max-new-tokens 20",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+commands.register(app)
+
+
+def describe(error: TyperException) -> str:
+    """A usage error in at most two lines: what was wrong, and the help that says how it should be."""
+    lines = error.format_message().strip()
+    ctx = getattr(error, "ctx", None)
+    if ctx is None or type(error).__name__ == "NoArgsIsHelpError":
+        return lines
+    first = " ".join(lines.split())
+    return f"{ctx.command_path}: {first}\nTry '{ctx.command_path} --help'."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code: 0, 1 for a command's own failure, 2 for a user's mistake."""
+    try:
+        result = app(args=argv, prog_name="workbench", standalone_mode=False)
+    except TyperException as error:
+        print(describe(error), file=sys.stderr)
+        return USER_MISTAKE
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except (Abort, KeyboardInterrupt):
+        print("workbench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wants; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"workbench: {error.filename}: {error.strerror}", file=sys.stderr)
+        return USER_MISTAKE
+    return result if isinstance(result, int) else 0
