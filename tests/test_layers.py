@@ -1,0 +1,131 @@
+"""Imports point down, the core imports little, and importing it does nothing that anyone could notice."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OURS = {"app", "workbench", "evals", "probes", "dashboard"}
+
+# What each layer may import of ours.
+BELOW = {
+    "app": {"dashboard"},
+    "dashboard": {"dashboard", "evals", "probes", "workbench"},
+    "evals": {"evals", "workbench"},
+    "probes": {"probes", "workbench"},
+    "workbench": {"workbench"},
+}
+
+# Other people's packages: who may import them, as path prefixes below the project's root.
+ALLOWED = {
+    "fairscale": ("workbench/parallel.py",),
+    "streamlit": ("app.py", "dashboard/"),
+    "plotly": ("probes/figures", "dashboard/"),
+    "lm_eval": ("evals/",),
+    "datasets": ("evals/",),
+    "pandas": ("evals/", "probes/", "dashboard/"),
+    "pyarrow": ("evals/", "dashboard/"),
+    "typer": ("workbench/cli.py", "workbench/commands.py", "evals/cli.py", "probes/cli.py", "dashboard/cli.py"),
+    "transformers": (),
+}
+
+# The whole of what the core may import; anything else is a new dependency and a decision.
+CORE = {"fairscale", "numpy", "rich", "safetensors", "tiktoken", "torch", "typer"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of everything a file imports, inside functions and by `import_module("...")` too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import hides which layer it reaches"
+            yield (node.module or "").partition(".")[0]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if name in {"import_module", "__import__"}:
+                yield str(node.args[0].value).partition(".")[0]
+
+
+def files(root: Path, layer: str) -> list[Path]:
+    return [root / "app.py"] if layer == "app" else sorted((root / layer).rglob("*.py"))
+
+
+@pytest.mark.parametrize("layer", sorted(OURS))
+def test_imports_point_down(project_root: Path, layer: str) -> None:
+    paths = files(project_root, layer)
+    assert paths
+    wrong = [
+        f"{path.relative_to(project_root)} imports {name}"
+        for path in paths
+        for name in imported(path)
+        if name in OURS - BELOW[layer]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_foreign_packages_stay_where_they_belong(project_root: Path, package: str) -> None:
+    wrong = [
+        str(path.relative_to(project_root))
+        for layer in sorted(OURS)
+        for path in files(project_root, layer)
+        if package in imported(path) and not str(path.relative_to(project_root)).startswith(ALLOWED[package])
+    ]
+    assert wrong == []
+
+
+def test_few_modules_know_lm_eval(project_root: Path) -> None:
+    knowing = [path.name for path in files(project_root, "evals") if "lm_eval" in imported(path)]
+    assert 1 <= len(knowing) <= 3, knowing
+
+
+def test_the_core_depends_on_little(project_root: Path) -> None:
+    used = {name for path in files(project_root, "workbench") for name in imported(path)}
+    assert used - set(sys.stdlib_module_names) - {"workbench"} <= CORE
+
+
+IMPORT_QUIETLY = """
+import sys, time
+import torch, numpy, tiktoken, safetensors.torch
+before = set(sys.modules)
+start = time.perf_counter()
+import workbench
+seconds = time.perf_counter() - start
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+heavy = new & {"fairscale", "streamlit", "lm_eval", "plotly", "pandas", "datasets", "transformers", "typer"}
+assert not heavy, heavy
+assert not torch.cuda.is_initialized()
+assert not torch.distributed.is_initialized()
+assert seconds < 2, seconds
+"""
+
+REFUSE_NETWORK = """
+import socket
+def refuse(*args, **kwargs):
+    raise AssertionError("importing the workbench opened a connection")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def test_importing_the_core_is_quick_silent_and_light() -> None:
+    command = [sys.executable, "-W", "error::DeprecationWarning:workbench", "-c", REFUSE_NETWORK + IMPORT_QUIETLY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importing_the_core_changes_no_global_setting() -> None:
+    program = """
+import random, torch
+def settings():
+    return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
+            torch.are_deterministic_algorithms_enabled(), random.getstate(), torch.get_rng_state().tolist())
+before = settings()
+import workbench
+assert settings() == before
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
