@@ -54,7 +54,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str | None:
-    """Path of an installed Chromium, or None where playwright brings its own; else a skip, or a failure if required."""
+    """Path of an installed Chromium, None where playwright has its own; else a skip, or a failure."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found:
         return found
@@ -74,7 +74,7 @@ def chromium() -> str | None:
 
 @pytest.fixture
 def tiny_config() -> "ModelConfig":
-    """Three layers, four query heads over two key/value heads: the smallest shape with every feature in it."""
+    """Three layers, four query heads over two key/value heads: the smallest with every feature."""
     from workbench.config import ModelConfig
 
     return ModelConfig(
@@ -95,7 +95,7 @@ def tiny_config() -> "ModelConfig":
 
 @pytest.fixture
 def tiny_model(tiny_config: "ModelConfig") -> Iterator["Transformer"]:
-    """A float32 CPU model of `tiny_config` with the same random weights each time; a new one for each test."""
+    """A new float32 CPU model of `tiny_config` for each test, with the same random weights each time."""
     from workbench.model import Transformer
 
     model = Transformer(tiny_config)

@@ -1,4 +1,4 @@
-"""The project's own files: pins that are true, no trace of the machine it was written on, packages that are whole."""
+"""The project's own files: pins that are true, and no trace of the machine it was written on."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def normal(name: str) -> str:
 def pins(project_root: Path) -> dict[str, str]:
     lines = (project_root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = [line for line in lines if line and not line.startswith("#")]
-    assert [line for line in found if not PIN.match(line)] == [], "only name==version, no addresses, no local builds"
+    assert [line for line in found if not PIN.match(line)] == [], "only name==version"
     assert found == sorted(found, key=lambda line: line.partition("==")[0])
     return dict(line.split("==") for line in found)
 

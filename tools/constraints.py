@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write constraints.txt from what is installed in this environment, the project itself and installers left out.
+"""Write constraints.txt from what is installed here, the project itself and installers left out.
 
 A local build tag (`2.13.0+cpu`) is dropped, so that each machine takes the build that suits it.
 """

@@ -34,8 +34,9 @@ def hooks_page() -> str:
         NOTE,
         "# Hook points",
         "",
-        "Names are those of TransformerLens's HookedTransformer. `{l}` is a layer number, and a pattern such as",
-        "`blocks.*.attn.hook_pattern` asks for every layer. Keys and values keep the model's own number of key/value heads.",
+        "Names are those of TransformerLens's HookedTransformer. `{l}` is a layer number, and a pattern such",
+        "as `blocks.*.attn.hook_pattern` asks for every layer. Keys and values keep the model's own number",
+        "of key/value heads.",
         "",
         *table(["name", "axes", "meaning"], rows),
     ]
@@ -80,8 +81,8 @@ def cli_page() -> str:
         NOTE,
         "# Command line",
         "",
-        "`python -m workbench` does the same as `workbench`. Results go to stdout, progress to stderr; exit code 2 is a",
-        "user's mistake, told in one or two lines.",
+        "`python -m workbench` does the same as `workbench`. Results go to stdout, progress to stderr; exit",
+        "code 2 is a user's mistake, told in one or two lines.",
         "",
     ]
     return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"

@@ -1,8 +1,8 @@
 """The one program: `workbench`, its own commands and those the upper packages bring in through entry points.
 
-Results go to stdout, progress to stderr. A user's mistake is one or two lines on stderr and exit code 2. Knows
-nothing of what the commands do, and never names an upper package: those register themselves in the entry-point
-group `workbench.commands` and are loaded when they are asked for.
+Results go to stdout, progress to stderr. A user's mistake is one or two lines on stderr and exit code 2.
+Knows nothing of what the commands do, and never names an upper package: those register themselves in the
+entry-point group `workbench.commands` and are loaded when they are asked for.
 """
 
 from __future__ import annotations
