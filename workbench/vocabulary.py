@@ -1,0 +1,170 @@
+"""Vocabulary files: Meta's `tokenizer.model` and Hugging Face's `tokenizer.json`, read into one value.
+
+Knows the formats and what Llama 3 puts in them; encodes nothing (that is `tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import TokenizerError
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+NAMED_SPECIALS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+)
+N_SPECIAL = 256
+LLAMA3_SPECIALS: tuple[str, ...] = NAMED_SPECIALS + tuple(
+    f"<|reserved_special_token_{i + 2}|>" for i in range(N_SPECIAL - len(NAMED_SPECIALS))
+)
+"""The 256 special tokens in Meta's order; the first has the id that follows the last rank."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Byte strings ranked 0..n-1, special tokens from n on, and the pattern that splits text first."""
+
+    ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+    pattern: str = LLAMA3_PATTERN
+
+    def check(self, source: object) -> Vocabulary:
+        """Itself.
+
+        Raises: TokenizerError if ranks or special tokens leave a gap, or a single byte has no rank.
+        """
+        n, m = len(self.ranks), len(self.special_tokens)
+        if sorted(self.ranks.values()) != list(range(n)):
+            raise TokenizerError(
+                f"{source}: the {n} ranks are not 0..{n - 1}, each once; the file is damaged."
+            )
+        missing = [b for b in range(256) if bytes([b]) not in self.ranks]
+        if missing:
+            raise TokenizerError(
+                f"{source}: {len(missing)} of the 256 bytes have no rank (first: {missing[0]})."
+            )
+        if sorted(self.special_tokens.values()) != list(range(n, n + m)):
+            raise TokenizerError(f"{source}: the ids of the {m} special tokens do not follow the {n} ranks.")
+        return self
+
+
+def with_meta_specials(ranks: dict[bytes, int]) -> Vocabulary:
+    """Ranks with Meta's 256 special tokens after them."""
+    return Vocabulary(ranks, {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIALS)})
+
+
+def read_vocabulary(data: bytes, source: Path) -> Vocabulary:
+    """The vocabulary in the content of a `tokenizer.model` or `tokenizer.json`.
+
+    Raises: TokenizerError if it is damaged or of another kind; `source` is only named in the message.
+    """
+    if data[:64].lstrip()[:1] == b"{":
+        return _read_hf_json(data, source).check(source)
+    return with_meta_specials(_read_tiktoken(data, source)).check(source)
+
+
+def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    lines = data.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            if number == 1 or b"<unk>" in data[:64]:
+                raise TokenizerError(
+                    f"{source}: not a tiktoken file (lines of base64 and rank). A SentencePiece file, "
+                    "as Llama 1 and 2 have, does not work here: take the one that came with Llama 3."
+                ) from error
+            raise TokenizerError(
+                f"{source}: line {number} is not 'base64 rank' but {line[:40]!r}; the file is damaged."
+            ) from error
+    if len(ranks) != sum(1 for line in lines if line):
+        raise TokenizerError(f"{source}: a token stands there twice; the file is damaged.")
+    return ranks
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's spelling of bytes as printable characters, which `tokenizer.json` uses."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _read_hf_json(data: bytes, source: Path) -> Vocabulary:
+    try:
+        spec = json.loads(data)
+        model: dict[str, Any] = spec["model"]
+        vocab: dict[str, int] = model["vocab"]
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        added = {str(entry["content"]): int(entry["id"]) for entry in spec.get("added_tokens") or []}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TokenizerError(f"{source}: not a Hugging Face BPE tokenizer.json ({error!r}).") from error
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
+        kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
+        raise TokenizerError(f"{source}: Llama 3 has a byte-level BPE vocabulary; this one is {kind}.")
+    if spec.get("normalizer") is not None:
+        raise TokenizerError(f"{source}: it normalises the text first; Llama 3 takes text as it is.")
+    spelled = _byte_characters()
+    ranks: dict[bytes, int] = {}
+    for text, i in vocab.items():
+        if added.get(text) == i:  # some files list the special tokens in the vocabulary too
+            continue
+        try:
+            ranks[bytes(spelled[c] for c in text)] = i
+        except KeyError as error:
+            raise TokenizerError(f"{source}: the token {text!r} (id {i}) is not spelled in bytes.") from error
+    _check_merges(merges, vocab, source)
+    return Vocabulary(ranks, added, _hf_pattern(spec, source))
+
+
+def _check_merges(merges: list[list[str]], vocab: dict[str, int], source: Path) -> None:
+    """tiktoken merges by the rank of the result, Hugging Face by the place in this list: they must agree."""
+    previous = -1
+    for left, right in merges:
+        rank = vocab.get(left + right, -1)
+        if rank < previous:
+            raise TokenizerError(
+                f"{source}: the merge {left!r} + {right!r} gives token {rank} but stands after one that "
+                f"gives {previous}; ranks and merges contradict each other."
+            )
+        previous = rank
+
+
+def _hf_pattern(spec: Mapping[str, Any], source: Path) -> str:
+    pre = spec.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
+    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+    plain = len(byte_level) == 1 and not any(
+        byte_level[0].get(k, True) for k in ("use_regex", "add_prefix_space")
+    )
+    if len(patterns) != 1 or not patterns[0] or not plain:
+        kinds = ", ".join(str(step.get("type")) for step in steps)
+        raise TokenizerError(
+            f"{source}: text must be split by one regular expression, then into bytes; found {kinds}."
+        )
+    return str(patterns[0])
