@@ -1,0 +1,359 @@
+"""What runs inside the sandbox: one process holds the program, another holds the tests and judges it.
+
+Started by `host` as a script, once in each role, with its job as JSON on standard input and one end of a
+socket pair. The two processes are in sandboxes of their own and exchange lines of JSON that carry plain
+values only, so that the program can neither see the tests nor hand them an object that compares as it
+pleases. Standard library only.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import linecache
+import os
+import resource
+import sys
+import traceback
+import types
+from contextlib import suppress as quiet
+from os import _exit, read, write
+from typing import Any
+
+_LONGEST_LINE = 8 << 20
+_REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, errno.EMFILE}
+
+
+class Ended(BaseException):
+    """The program's process went away, or stopped following the protocol."""
+
+
+class ProgramError(Exception):
+    """An exception of the program's own type, of which only name and message cross over."""
+
+
+class Opaque:
+    """Stands for a value of the program's that is no plain data; equal to nothing but itself."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Channel:
+    """Lines of JSON over a socket, with a limit on their length."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.buffer = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[write(self.fd, data) :]
+
+    def receive(self) -> dict[str, Any]:
+        while b"\n" not in self.buffer:
+            block = read(self.fd, 1 << 16)
+            if not block:
+                raise Ended("ended")
+            self.buffer += block
+            if len(self.buffer) > _LONGEST_LINE:
+                raise Ended(f"an answer longer than {_LONGEST_LINE >> 20} MiB")
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Ended("something that is no answer on the tests' channel") from error
+        if not isinstance(message, dict):
+            raise Ended("something that is no answer on the tests' channel")
+        return message
+
+
+def pack(value: Any) -> Any:
+    """Plain data as JSON that keeps Python's types apart; anything else by its description."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [pack(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[pack(key), pack(item)] for key, item in value.items()]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
+    return {"opaque": f"<{type(value).__name__} object, which the tests cannot see into>"}
+
+
+def unpack(data: Any) -> Any:
+    """The value that `pack` described, built from exact built-in types only."""
+    if not isinstance(data, dict):
+        return data
+    ((kind, body),) = data.items()
+    if kind == "dict":
+        return {unpack(key): unpack(item) for key, item in body}
+    if kind in ("list", "tuple", "set", "frozenset"):
+        return getattr(builtins, kind)(unpack(item) for item in body)
+    if kind == "bytes":
+        return bytes.fromhex(body)
+    if kind == "complex":
+        return complex(*body)
+    if kind == "range":
+        return range(*body)
+    return Opaque(str(body))
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Name, message and error number of an exception, as data."""
+    code = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else None
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    name, message = type(error).__name__, str(error)[:2000]
+    return {"raised": name, "kinds": kinds, "message": message, "errno": code, "refused": refused(error)}
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the sandbox's refusal is what an exception, or one that it was raised from, reports."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return False
+        # A resolver that may open no socket says "temporary failure in name resolution".
+        if type(seen).__name__ == "gaierror" or (isinstance(seen, OSError) and seen.errno in _REFUSALS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def classify(error: dict[str, Any]) -> str:
+    """Which verdict an uncaught exception means."""
+    if "MemoryError" in error["kinds"]:
+        return "memory"
+    return "forbidden" if error["refused"] else "failed"
+
+
+def say(error: dict[str, Any], *, otherwise: str = "") -> str:
+    """An exception in one line."""
+    detail = error["message"] or otherwise
+    return f"{error['raised']}: {detail}" if detail else str(error["raised"])
+
+
+def rebuild(error: dict[str, Any]) -> BaseException:
+    """The program's exception as the tests may catch it: of the nearest built-in type."""
+    if error["errno"] is not None:
+        return OSError(error["errno"], error["message"])
+    for name in error["kinds"]:
+        kind = getattr(builtins, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
+            try:
+                return kind(error["message"])
+            except TypeError:  # such as UnicodeDecodeError, which wants five arguments
+                continue
+    return ProgramError(f"{error['raised']}: {error['message']}")
+
+
+def compile_as(source: str, filename: str) -> types.CodeType:
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return compile(source, filename, "exec", dont_inherit=True)
+
+
+# --- the process that holds the program
+
+
+def hold_program(job: dict[str, Any], channel: Channel) -> None:
+    """Run the program, then answer the tests' calls until they are over."""
+    # Taken now: the program may replace any of them.
+    pristine = dict(vars(builtins))
+    show, flush, tracing = traceback.print_exception, sys.stdout.flush, (sys.gettrace, sys.getprofile)
+    module = types.ModuleType(job["name"])
+    sys.modules[job["name"]] = module
+    names = vars(module)
+    channel.send({"ready": True})
+
+    def report(error: BaseException) -> dict[str, Any]:
+        if isinstance(error, SystemExit):
+            return {"exited": repr(error.code)}
+        if isinstance(error, MemoryError):
+            names.clear()
+            error.__traceback__ = None
+        # The frames of this file are the harness's own.
+        shown = error.__traceback__
+        while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
+            shown = shown.tb_next
+        with quiet(BaseException):  # a program may have broken anything that printing needs
+            show(type(error), error, shown, limit=-20)
+        return describe(error)
+
+    def flush_quietly() -> None:
+        with quiet(BaseException):  # a program may have closed or replaced it
+            flush()
+
+    try:
+        exec(compile_as(job["source"], "<program>"), names)
+    except BaseException as error:  # whatever ends the program is its result
+        flush_quietly()
+        channel.send(report(error))
+        _exit(1)
+    channel.send({"loaded": [name for name, value in names.items() if callable(value)]})
+    while True:
+        message = channel.receive()
+        if "finish" in message:
+            changed = [name for name, value in pristine.items() if vars(builtins).get(name) is not value]
+            if any(get() is not None for get in tracing):
+                changed.append("the trace function")
+            flush_quietly()
+            channel.send({"finished": message["finish"], "changed": changed})
+            _exit(0)
+        try:
+            arguments = unpack(message["arguments"])
+            keywords = unpack(message["keywords"])
+            value = names[message["call"]](*arguments, **keywords)
+            answer = {"value": pack(value), "arguments": pack(arguments)}
+        except BaseException as error:
+            answer = report(error)
+        channel.send(answer)
+
+
+# --- the process that judges
+
+
+class Judge:
+    """Runs the tests against a program that lives in another process."""
+
+    def __init__(self, channel: Channel, nonce: str) -> None:
+        self.channel = channel
+        self.nonce = nonce
+        self.ended: Ended | None = None
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            message = self.channel.receive()
+            if "exited" in message:
+                raise Ended("exited")
+            if "raised" in message:
+                kinds, code = message["kinds"], message["errno"]
+                if not (isinstance(kinds, list) and (code is None or isinstance(code, int))):
+                    raise Ended("something that is no answer on the tests' channel")
+        except (Ended, OSError, KeyError) as error:
+            # Remembered, because tests may catch everything.
+            self.ended = error if isinstance(error, Ended) else Ended("ended")
+            raise self.ended from error
+        return message
+
+    def proxy(self, name: str) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self.ended:
+                raise self.ended
+            try:
+                self.channel.send({"call": name, "arguments": pack(arguments), "keywords": pack(keywords)})
+            except OSError as error:
+                self.ended = Ended("ended")
+                raise self.ended from error
+            answer = self.receive()
+            if "raised" in answer:
+                raise rebuild(answer)
+            try:
+                value, after = unpack(answer["value"]), unpack(answer["arguments"])
+                for old, new in zip(arguments, after, strict=True):
+                    write_back(old, new)
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                self.ended = Ended("something that is no answer on the tests' channel")
+                raise self.ended from error
+            return value
+
+        call.__name__ = name
+        return call
+
+    def judge(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Verdict of the tests, and what is to be said of it."""
+        tests = compile_as(job["tests"], "<tests>")
+        loaded = self.receive()
+        if "raised" in loaded:
+            return {"verdict": classify(loaded), "message": say(loaded)}
+        names: dict[str, Any] = {"__name__": "tests"}
+        # What the trusted part defines is taken from there, so that the program cannot bend it.
+        exec(compile_as(job["context"], "<context>"), names)
+        offered = {name for name in loaded.get("loaded", []) if isinstance(name, str)}
+        wanted = {name for name in used_names(tests) if not hasattr(builtins, name) and name not in names}
+        for name in (offered & wanted) | {job["entry_point"]} - {None}:
+            names[name] = self.proxy(name)
+        try:
+            exec(tests, names)
+        except Ended:
+            raise
+        except BaseException as error:  # whatever ends the tests is their result
+            if self.ended:
+                raise self.ended from error
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-2))
+            what = describe(error)
+            message = say(what, otherwise=failing_line(error))
+            return {"verdict": classify(what), "message": message, "trace": trace[-8000:]}
+        if self.ended:
+            raise self.ended
+        try:
+            self.channel.send({"finish": self.nonce})
+        except OSError as error:
+            raise Ended("ended") from error
+        last = self.receive()
+        if last.get("finished") != self.nonce:
+            raise Ended("something that is no answer on the tests' channel")
+        if last.get("changed"):
+            return {"verdict": "forbidden", "message": f"the program replaced {', '.join(last['changed'])}"}
+        return {"verdict": "passed", "message": ""}
+
+
+def write_back(old: Any, new: Any) -> None:
+    """Let the caller's own list, dict or set show what the program did to it."""
+    if type(old) is not type(new):
+        return
+    if isinstance(old, list):
+        old[:] = new
+    elif isinstance(old, (dict, set)):
+        old.clear()
+        old.update(new)
+
+
+def used_names(code: types.CodeType) -> set[str]:
+    """Every name that a piece of code or the functions within it look up."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*map(used_names, inner))
+
+
+def failing_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line or "") if frames else ""
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    sys.set_int_max_str_digits(0)
+    for name, limit in job["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    channel = Channel(job["channel"])
+    if job["role"] == "program":
+        hold_program(job, channel)
+        return
+    out = os.dup(1)
+    os.dup2(nothing, 1)  # what tests print is no verdict
+    judge = Judge(channel, job["nonce"])
+    try:
+        judge.receive()
+        write(out, b'{"ready": true}\n')
+        verdict = judge.judge(job)
+    except Ended as error:
+        verdict = {"ended": str(error)}
+    data = json.dumps(verdict).encode() + b"\n"
+    while data:
+        data = data[write(out, data) :]
+    _exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Reading a program before it runs: is there any, and where do its tests begin. Runs nothing of it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+
+
+def split_tests(source: str) -> tuple[str, str, str, str] | None:
+    """Program, tests, entry point and imports of a source in HumanEval's form; None for any other source."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not (body and isinstance(body[-1], ast.Expr) and isinstance(call := body[-1].value, ast.Call)):
+        return None
+    plain = isinstance(call.func, ast.Name) and call.func.id == "check" and len(call.args) == 1
+    if not plain or not isinstance(argument := call.args[0], ast.Name):
+        return None
+    checks = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    if not checks:
+        return None
+    start = min([checks[-1].lineno, *(decorator.lineno for decorator in checks[-1].decorator_list)]) - 1
+    # As the parser counts lines; `splitlines` would also split at form feeds.
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    code, tests = "\n".join(lines[:start]), "\n".join(lines[start:])
+    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    safe = [line for line in imports if _importable(line)]
+    return code, tests, argument.id, "\n".join(safe)
+
+
+def _importable(statement: str) -> bool:
+    """Whether an import statement names standard modules only, which the judge may import."""
+    node = ast.parse(statement).body[0]
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else [""]
+    return all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+
+
+def compilable(context: str) -> str:
+    """The context if it stands on its own, else nothing: a prompt may stop in the middle of a statement."""
+    try:
+        compile(context, "<context>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return ""
+    return context
+
+
+def has_code(source: str) -> bool:
+    """Whether there is a statement in it; what does not parse counts as code, for the error to be seen."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return bool(source.strip())
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)

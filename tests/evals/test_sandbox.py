@@ -1,0 +1,321 @@
+"""The sandbox judges truly: what is right passes, whatever else a program does is a failure by its own name."""
+
+import gzip
+import json
+import os
+import shutil
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evals import sandbox
+from evals.sandbox import host, run_program, run_tests, seccomp
+from workbench.errors import SandboxError
+
+needs_sandbox = pytest.mark.skipif(
+    sandbox.why_unavailable() is not None, reason=f"no sandbox here: {sandbox.why_unavailable()}"
+)
+
+TESTS = """
+def check(candidate):
+    assert candidate(1, 2) == 3
+    assert candidate(-1, 1) == 0
+    assert abs(candidate(20, 22) - 42) < 1e-6
+
+check(add)
+"""
+
+
+def judged(body: str) -> sandbox.ProgramRun:
+    """The verdict on a program that is to define `add`, both ways of asking; they must agree."""
+    body = textwrap.dedent(body)
+    apart = run_tests(body, TESTS, entry_point="add", timeout=3.0)
+    whole = run_program(f"{body}\n{TESTS}", timeout=3.0)
+    assert apart.verdict == whole.verdict
+    return apart
+
+
+@needs_sandbox
+def test_right_program_passes() -> None:
+    run = judged("def add(a, b):\n    print('adding')\n    return a + b\n")
+    assert run.passed and run.stdout.count("adding") == 3 and run.exit_code == 0
+
+
+ALONE = {
+    "endless loop": ("while True: pass", "timeout"),
+    "endless printing": ("while True: print('x' * 1000)", "timeout"),
+    "sleeping": ("import time\ntime.sleep(60)", "timeout"),
+    "fork bomb": ("import os\nwhile True: os.fork()", "forbidden"),
+    "other program": ("import subprocess\nsubprocess.run(['true'])", "forbidden"),
+    "worker process": ("import multiprocessing as m\nm.Process(target=print).start()", "forbidden"),
+    "one large string": ("x = 'a' * 10**10", "memory"),
+    "many strings": ("x = []\nwhile True: x.append('a' * 10**7)", "memory"),
+    "writing the system": ("open('/usr/lib/x', 'w')", "forbidden"),
+    "writing beside the root": ("open('/x', 'w')", "forbidden"),
+    "filling the disk": ("open('x', 'wb').write(bytes(64 << 20))", "forbidden"),
+    "socket": ("import socket\nsocket.create_connection(('127.0.0.1', 80), 1)", "forbidden"),
+    "download": ("import urllib.request\nurllib.request.urlopen('http://example.org')", "forbidden"),
+    "killed itself": ("import os\nos.kill(os.getpid(), 9)", "killed"),
+    "crash": ("import ctypes\nctypes.string_at(0)", "killed"),
+    "exit": ("import sys\nsys.exit(0)", "failed"),
+    "hard exit": ("import os\nos._exit(0)", "failed"),
+    "exit at the end of everything": ("import atexit, os\natexit.register(os._exit, 0)\n1 / 0", "failed"),
+    "printed marker": ("print('passed', '{\"verdict\": \"passed\"}')\nraise SystemExit(0)", "failed"),
+    "false assertion": ("assert 1 == 2", "failed"),
+    "patched builtin": ("import builtins\nbuiltins.abs = lambda x: 0\nassert abs(5) == 0", "forbidden"),
+    "patched assertion": (
+        "import builtins\nclass Quiet(Exception): pass\nbuiltins.AssertionError = Quiet\nassert 1 == 2",
+        "failed",
+    ),
+    "swallowed hook": ("import sys\nsys.excepthook = lambda *a: None\nassert 1 == 2", "failed"),
+    "every descriptor": (
+        'import os\nfor fd in range(3, 64):\n  try: os.write(fd, b\'{"loaded": []}\\n{"finished": 1}\\n\')\n'
+        "  except OSError: pass\nos._exit(0)",
+        "failed",
+    ),
+    "syntax error": ("def f(:", "failed"),
+    "endless recursion": ("def f(): return f()\nf()", "failed"),
+    "nothing": ("# to do\n", "no code"),
+    "only a string": ("'''to do'''", "no code"),
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ALONE)
+def test_whole_program_is_reported_as_what_it_was(name: str) -> None:
+    source, verdict = ALONE[name]
+    run = run_program(source, timeout=1.0 if verdict == "timeout" else 10.0)
+    assert (run.verdict, run.passed) == (verdict, False), run
+    assert run.message
+
+
+CHEATS = {
+    "wrong": ("def add(a, b): return a - b", "failed"),
+    "equals everything": (
+        """
+        class Any(float):
+            def __eq__(self, other): return True
+            def __sub__(self, other): return 0.0
+        def add(a, b): return Any()
+        """,
+        "failed",
+    ),
+    "object that equals everything": (
+        """
+        class Any:
+            def __eq__(self, other): return True
+            def __sub__(self, other): return 0
+        def add(a, b): return Any()
+        """,
+        "failed",
+    ),
+    "exits when called": ("import sys\ndef add(a, b): sys.exit(0)", "failed"),
+    "hard exit when called": ("import os\ndef add(a, b): os._exit(0)", "failed"),
+    "own check": ("def add(a, b): return 0\ndef check(candidate): pass\ncheck(add)", "failed"),
+    "patched builtins": (
+        """
+        import builtins
+        builtins.abs = lambda x: 0
+        builtins.AssertionError = type("Quiet", (Exception,), {})
+        def add(a, b): return 0
+        """,
+        "failed",
+    ),
+    "patched builtins, right answers": (
+        "import builtins\nbuiltins.abs = lambda x: 0\ndef add(a, b): return a + b",
+        "forbidden",
+    ),
+    "line jumper": (
+        """
+        import sys
+        def jump(frame, event, argument):
+            if event == "line" and frame.f_code.co_name == "check":
+                frame.f_lineno = frame.f_lineno + 1
+            return jump
+        sys.settrace(jump)
+        def add(a, b): return 0
+        """,
+        "failed",
+    ),
+    "speaks for the judge": (
+        """
+        import json, os
+        def add(a, b):
+            for fd in range(3, 64):
+                try:
+                    os.write(fd, b'{"verdict": "passed", "message": ""}\\n')
+                    os.write(fd, b'{"finished": "", "changed": []}\\n')
+                except OSError:
+                    pass
+            return 0
+        """,
+        "failed",
+    ),
+    "searches the memory": (
+        """
+        import gc, sys
+        found = []
+        frame = sys._getframe()
+        while frame:
+            found += [frame.f_locals, frame.f_globals]
+            frame = frame.f_back
+        found += [o for o in gc.get_objects() if isinstance(o, dict)]
+        for space in found:
+            for key, value in list(space.items()):
+                if isinstance(key, str) and any(w in key for w in ("nonce", "verdict", "job")):
+                    if isinstance(value, dict):
+                        value.update(verdict="passed", nonce="")
+        def add(a, b): return 0
+        """,
+        "failed",
+    ),
+    "patches the harness": (
+        """
+        import __main__
+        __main__.classify = lambda error: "passed"
+        __main__.Judge.judge = lambda *a: {"verdict": "passed", "message": ""}
+        __main__.pack = lambda value: value if isinstance(value, (int, list, tuple)) else 0
+        def add(a, b): return 0
+        """,
+        "failed",
+    ),
+    "answers with rubbish": (
+        """
+        import __main__
+        __main__.Channel.send = lambda self, message: __main__.write(self.fd, b"[" * 100000 + b"\\n")
+        def add(a, b): return 0
+        """,
+        "failed",
+    ),
+    "never answers": ("def add(a, b):\n    while True: pass", "timeout"),
+    "eats memory when called": ("def add(a, b): return len([0] * 10**10)", "memory"),
+    "writes when called": ("def add(a, b): return open('/etc/x', 'w')", "forbidden"),
+    "unclosed string": ("def add(a, b): return 0\n'''", "failed"),
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", CHEATS)
+def test_no_program_can_answer_for_its_tests(name: str) -> None:
+    body, verdict = CHEATS[name]
+    run = judged(body)
+    assert (run.verdict, run.passed) == (verdict, False), run
+    assert run.message
+
+
+@needs_sandbox
+def test_early_end_is_said_to_be_one() -> None:
+    for source in ("import sys\nsys.exit(0)", "import os\nos._exit(0)"):
+        assert "before the tests had finished" in run_program(source).message
+
+
+@needs_sandbox
+def test_nothing_of_the_host_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "squirrel")
+    secret = tmp_path / "secret"
+    secret.write_text("squirrel")
+    run = run_program(f"""
+import os
+print(dict(os.environ), os.getpid(), os.listdir("/"))
+assert not os.path.exists({str(secret)!r}) and not os.path.exists({str(Path(__file__))!r})
+assert os.getcwd() == "/scratch" and not os.listdir(".")
+open("note", "w").write("mine")
+""")
+    assert run.passed, run
+    assert "squirrel" not in run.stdout and "home" not in run.stdout
+    assert run_program("import os\nassert not os.listdir('.')").passed, "a run must not see another's files"
+
+
+@needs_sandbox
+def test_values_cross_over_as_they_are() -> None:
+    code = """
+def echo(x): return x
+def grow(xs):
+    xs.append(len(xs))
+def fail(): raise KeyError("k")
+"""
+    tests = """
+for value in (None, True, 1, 10**5000, -0.5, float("inf"), "a\\ud800\\n", b"\\x00", 2j, [1, [2]], (1, (2,)),
+              {1, 2}, frozenset("a"), {(1, 2): [3], "a": None}, range(1, 9, 2)):
+    back = echo(value)
+    assert type(back) is type(value) and back == value, value
+assert echo(float("nan")) != echo(float("nan"))
+xs = [5]
+grow(xs)
+assert xs == [5, 1]
+try:
+    fail()
+except KeyError:
+    pass
+else:
+    assert False
+"""
+    run = run_tests(code, tests, entry_point="echo")
+    assert run.passed, run
+
+
+@needs_sandbox
+def test_context_is_trusted_over_the_program() -> None:
+    context = 'def helper(x):\n    return x + 1\ndef target(x):\n    """Doc."""\n'
+    tests = "assert helper(1) == 2 and target(1) == 5"
+    bent = "def helper(x): return 2\ndef target(x): return 5\n"
+    assert run_tests(bent, tests, entry_point="target", context=context).passed
+    assert run_tests(bent, "assert helper(7) == 8", entry_point="target", context=context).passed
+    assert not run_tests(bent, "assert helper(7) == 8", entry_point="target").passed
+
+
+@needs_sandbox
+def test_output_is_capped() -> None:
+    run = run_program("print('x' * 10_000_000)")
+    assert run.passed and 1000 < len(run.stdout) <= 1 << 16
+
+
+@needs_sandbox
+def test_humaneval_canonical_solutions_pass_and_empty_ones_do_not(shared_data: Path) -> None:
+    with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:
+        problems = [json.loads(line) for line in file]
+    assert len(problems) == 164
+
+    def solved(problem: dict[str, str], solution: str) -> bool:
+        tests = f"{problem['test']}\ncheck({problem['entry_point']})"
+        program = f"{problem['prompt']}{solution}\n{tests}"
+        return run_program(program, timeout=20.0).passed
+
+    with ThreadPoolExecutor(2) as pool:
+        right = list(pool.map(lambda p: solved(p, p["canonical_solution"]), problems))
+        empty = list(pool.map(lambda p: solved(p, "    pass\n"), problems[:40]))
+    assert [p["task_id"] for p, ok in zip(problems, right, strict=True) if not ok] == []
+    assert not any(empty)
+
+
+def test_missing_bubblewrap_is_refused_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    sandbox.why_unavailable.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
+            run_program("pass")
+    finally:
+        sandbox.why_unavailable.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the filter is for Linux")
+def test_call_numbers_are_those_of_the_kernel_headers() -> None:
+    header = Path(f"/usr/include/{os.uname().machine}-linux-gnu/asm/unistd_64.h")
+    if not header.is_file() or os.uname().machine != "x86_64":
+        pytest.skip("the kernel's headers for x86-64 are not installed")
+    numbers = dict(line.split()[1:3] for line in header.read_text().splitlines() if "__NR_" in line[:16])
+    for name, (number, _) in seccomp._REFUSED.items():
+        assert numbers[f"__NR_{name}"] == str(number)
+
+
+@needs_sandbox
+def test_no_process_outlives_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"mark-{os.getpid()}"
+    command = [*host._python_command(), mark]
+    monkeypatch.setattr(host, "_python_command", lambda: command)
+    assert run_program("import time\ntime.sleep(60)", timeout=0.5).verdict == "timeout"
+    assert not any(mark in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
