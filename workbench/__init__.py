@@ -1,0 +1,29 @@
+"""A model-analysis workbench for Llama 3: load a Llama, look inside it, change it, measure it.
+
+    import workbench as wb
+    model = wb.load_model("demo")
+    logits, cap = model.run_with_capture(tokens, ["blocks.*.attn.hook_pattern"])
+"""
+
+from workbench.cache import KVCache
+from workbench.capture import Capture
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.errors import WorkbenchError
+from workbench.hooks import HOOKS, hook_names
+from workbench.intervene import Ablate, Add, Patch, Scale
+from workbench.model import Transformer
+
+__all__ = [
+    "HOOKS",
+    "Ablate",
+    "Add",
+    "Capture",
+    "KVCache",
+    "Llama3Scaling",
+    "ModelConfig",
+    "Patch",
+    "Scale",
+    "Transformer",
+    "WorkbenchError",
+    "hook_names",
+]

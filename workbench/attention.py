@@ -1,0 +1,195 @@
+"""Attention of rotated queries over keys, three ways: fused, dense, and streaming statistics.
+
+All three take q, k, v with their own numbers of heads and never copy keys or values per query head. Scores and
+statistics are computed in float32. They know nothing of layers, weights or hooks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STATS = ("entropy", "logsumexp", "sink_1", "sink_4", "previous", "distance", "top_weight", "top_position")
+"""Columns of `hook_stats`: nats, nats, mass on the first 1 and 4 tokens, mass on the token before, mean distance in
+tokens, weight and absolute position of the strongest key."""
+
+TILE_ELEMENTS = 1 << 23  # scores held at once while streaming: 32 MiB of float32
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query may see: those not after it, and not left padding.
+
+    `positions` are the queries' absolute positions; key j of the tensor stands at absolute position j.
+    Shapes: positions [query_pos] int64; pad [batch] int64 or None.
+    """
+
+    positions: Tensor
+    pad: Tensor | None = None
+
+    def allowed(self, n_keys: int, queries: slice | Tensor = slice(None)) -> Tensor:
+        """Shapes: -> bool [1 or batch, 1, query_pos, key_pos]"""
+        positions = self.positions[queries]
+        keys = torch.arange(n_keys, device=positions.device)
+        causal = keys <= positions.unsqueeze(-1)  # [query_pos, key_pos]
+        if self.pad is None:
+            return causal[None, None]
+        # A padding query would see nothing and give NaN, so it sees itself; nobody reads what it computes.
+        own = keys == positions.unsqueeze(-1)
+        real = keys >= self.pad[:, None, None]  # [batch, 1, key_pos]
+        return (causal & real | own).unsqueeze(1)
+
+    def first_key(self, batch: int) -> Tensor:
+        """Absolute position of each row's first real token. Shapes: -> [batch]"""
+        if self.pad is not None:
+            return self.pad
+        return torch.zeros(batch, dtype=torch.int64, device=self.positions.device)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """Attention output on PyTorch's fused kernels; `allowed` None means causal from the first key (or one query).
+
+    Shapes: q [batch, head, query_pos, head_dim], k, v [batch, kv_head, key_pos, head_dim] -> as q
+    """
+    if q.shape[2] == 1:
+        # One query sees every key, so its group's heads can stand in the query axis: half the time on a CPU.
+        grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
+        z: Tensor = F.scaled_dot_product_attention(grouped, k, v, attn_mask=allowed)
+        flat: Tensor = z.flatten(1, 2).unsqueeze(2)
+        return flat
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=gqa)
+
+
+def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
+    """Scaled and masked scores, -inf where a query may not look.
+
+    Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim]
+            -> float32 [batch, head, query_pos, key_pos]
+    """
+    raw = _grouped(q.float(), k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
+    return raw.masked_fill(~allowed, float("-inf"))
+
+
+def mix(pattern: Tensor, v: Tensor) -> Tensor:
+    """Values averaged by a pattern.
+
+    Shapes: pattern [batch, head, query_pos, key_pos], v [batch, kv_head, key_pos, head_dim]
+            -> [batch, head, query_pos, head_dim]
+    """
+    return _grouped(pattern.to(v.dtype), v)
+
+
+def _grouped(per_head: Tensor, per_kv_head: Tensor) -> Tensor:
+    """Matrix product in which a group of heads shares one right-hand matrix, without copying it."""
+    n_kv, rows = per_kv_head.shape[1], per_head.shape[2]
+    folded = per_head.unflatten(1, (n_kv, -1)).flatten(2, 3) @ per_kv_head  # [batch, kv_head, group * rows, ...]
+    unfolded: Tensor = folded.unflatten(2, (-1, rows)).flatten(1, 2)
+    return unfolded
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one layer's pattern is made from: kept instead of the pattern, in memory that grows linearly.
+
+    Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim], both rotated.
+            kv_of [head] int64: which kept key head serves each kept query head.
+    """
+
+    q: Tensor
+    k: Tensor
+    mask: Mask
+    kv_of: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, mask: Mask) -> AttentionInputs:
+        group = q.shape[1] // k.shape[1]
+        return cls(q, k, mask, torch.arange(q.shape[1], device=q.device) // group)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.q, self.k))
+
+    def narrow(self, heads: Tensor | None = None, queries: Tensor | None = None) -> AttentionInputs:
+        """The same for some heads and some rows only; what is left out is not kept alive.
+
+        Shapes: heads [n] and queries [n], int64 indices into the kept axes.
+        """
+        kept = self
+        if heads is not None:
+            kv_heads, kv_of = torch.unique(self.kv_of[heads], return_inverse=True)
+            kept = replace(kept, q=kept.q[:, heads], k=kept.k[:, kv_heads], kv_of=kv_of)
+        if queries is not None:
+            mask = replace(kept.mask, positions=kept.mask.positions[queries])
+            kept = replace(kept, q=kept.q[:, :, queries], mask=mask)
+        return kept
+
+    def _by_group(self) -> Tensor:
+        """Keys laid out so that equal groups of heads share one. Copies only when the kept heads are uneven."""
+        counts = torch.bincount(self.kv_of, minlength=self.k.shape[1])
+        even = bool((counts == counts[0]).all()) and bool((self.kv_of.diff() >= 0).all())
+        return self.k if even else self.k[:, self.kv_of]
+
+    def scores(self) -> Tensor:
+        """Shapes: -> float32 [batch, head, query_pos, key_pos], -inf where masked."""
+        return scores(self.q, self._by_group(), self.mask.allowed(self.k.shape[2]))
+
+    def pattern(self) -> Tensor:
+        """Shapes: -> float32 [batch, head, query_pos, key_pos]; each row sums to 1."""
+        return self.scores().softmax(-1)
+
+    def stats(self) -> Tensor:
+        """Statistics of every row of the pattern, a block of queries at a time: the pattern is never held.
+
+        Shapes: -> float32 [batch, head, query_pos, stat], columns named by `STATS`
+        """
+        q, k = self.q, self._by_group()
+        batch, heads, n_queries, _ = q.shape
+        out = torch.empty(batch, heads, n_queries, len(STATS), device=q.device)
+        block = max(1, TILE_ELEMENTS // (batch * heads * k.shape[2]))
+        for start in range(0, n_queries, block):
+            rows = slice(start, min(start + block, n_queries))
+            seen = int(self.mask.positions[rows].max()) + 1  # later keys are masked for the whole block
+            tile = scores(q[:, :, rows], k[:, :, :seen], self.mask.allowed(seen, rows))
+            out[:, :, rows] = _row_stats(tile, replace(self.mask, positions=self.mask.positions[rows]))
+        return out
+
+
+def pattern_stats(pattern: Tensor, mask: Mask) -> Tensor:
+    """`AttentionInputs.stats` of a pattern that is already there (an intervention changed it).
+
+    Shapes: [batch, head, query_pos, key_pos] -> [batch, head, query_pos, stat]
+    """
+    return _row_stats(pattern.float().log(), mask)
+
+
+def _row_stats(scores: Tensor, mask: Mask) -> Tensor:
+    """Shapes: scores [batch, head, query_pos, key_pos] -> [batch, head, query_pos, stat]"""
+    batch, _, _, n_keys = scores.shape
+    keys = torch.arange(n_keys, device=scores.device)
+    position = mask.positions[:, None]  # [query_pos, 1]
+    logsumexp = scores.logsumexp(-1)
+    weights = (scores - logsumexp.unsqueeze(-1)).exp()
+    # entropy = logsumexp - E[score]; masked keys have weight 0 and score -inf, whose product would be NaN.
+    entropy = logsumexp - (weights * scores.masked_fill(weights == 0, 0.0)).sum(-1)
+    first = mask.first_key(batch)[:, None]  # [batch, 1]
+    offset = keys - first  # [batch, key_pos]: place of each key counted from the row's first real token
+
+    def mass(chosen: Tensor) -> Tensor:
+        return (weights * chosen).sum(-1)
+
+    top = weights.max(-1)
+    columns = [
+        entropy,
+        logsumexp,
+        mass((offset == 0)[:, None, None]),
+        mass(((offset >= 0) & (offset < 4))[:, None, None]),
+        mass(keys == position - 1),
+        mass((position - keys).clamp(min=0).to(weights.dtype)),
+        top.values,
+        top.indices.to(weights.dtype),
+    ]
+    return torch.stack(columns, -1)

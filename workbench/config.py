@@ -1,0 +1,299 @@
+"""`ModelConfig`: the shape of a Llama 3 model, read from Meta's or Hugging Face's description.
+
+Knows nothing of files or tensors: a dictionary comes in, a frozen value goes out. A key that is not
+known, or that contradicts another, is an error, because a silently dropped key is a wrong model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workbench.errors import ConfigError
+
+# Llama 3 as published allows 8,192 tokens; with scaled RoPE (3.1 and later) 131,072.
+PLAIN_CONTEXT, SCALED_CONTEXT = 8_192, 131_072
+
+# Meta's params.json says only `use_scaled_rope`. Its 3.2 text models (1B and 3B) were trained with factor 32,
+# every other scaled model with 8, so the factor follows from the shape where the file does not state it.
+FACTOR_32_SHAPES = {(2048, 16), (3072, 28)}
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretching of RoPE: long wavelengths are divided by `factor`, short ones kept, a ramp between."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8_192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.original_context < 1 or self.low_freq_factor <= 0:
+            raise ConfigError(f"RoPE scaling needs factor >= 1 and positive bounds, found {self}.")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"RoPE scaling needs high_freq_factor > low_freq_factor, "
+                f"found {self.high_freq_factor} and {self.low_freq_factor}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Llama 3 model; every field is named as in Meta's params.json where it has one there."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    vocab_size: int
+    head_dim: int = 0  # 0: dim / n_heads
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: Llama3Scaling | None = None
+    max_seq_len: int = PLAIN_CONTEXT
+    tied_output: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "max_seq_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be a positive whole number, found {value!r}.")
+        if self.head_dim == 0:
+            if self.dim % self.n_heads:
+                raise ConfigError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}; state head_dim.")
+            object.__setattr__(self, "head_dim", self.dim // self.n_heads)
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for RoPE, found {self.head_dim}.")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: "
+                "each key/value head serves a whole group of query heads."
+            )
+        if not self.norm_eps > 0 or not self.rope_theta > 0:
+            raise ConfigError(f"norm_eps and rope_theta must be positive, found {self.norm_eps}, {self.rope_theta}.")
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights, the tied output counted once."""
+        attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        block = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        embeddings = self.vocab_size * self.dim * (1 if self.tied_output else 2)
+        return self.n_layers * block + embeddings + self.dim
+
+    @classmethod
+    def from_meta(cls, params: dict[str, Any], *, source: str = "params.json") -> ModelConfig:
+        """The configuration in Meta's `params.json`.
+
+        Two keys are this project's additions, for what Meta's files leave to the code: `tied_output` and
+        `max_seq_len`. Either `ffn_dim`, or Meta's `multiple_of` and `ffn_dim_multiplier`, gives the MLP's size.
+        Raises: ConfigError for unknown, missing or contradicting keys.
+        """
+        keys = _Keys(params, source)
+        dim, n_heads = keys.whole("dim"), keys.whole("n_heads")
+        n_layers = keys.whole("n_layers")
+        scaling = None
+        scaled = keys.flag("use_scaled_rope", False)
+        factor = keys.take("rope_scaling_factor", None)
+        high = keys.take("rope_high_freq_factor", None)
+        if scaled:
+            default = 32.0 if (dim, n_layers) in FACTOR_32_SHAPES else 8.0
+            scaling = Llama3Scaling(factor=float(factor or default), high_freq_factor=float(high or 4.0))
+        elif factor is not None:
+            raise ConfigError(f"{source}: rope_scaling_factor is {factor} but use_scaled_rope is not true.")
+        ffn_dim = keys.take("ffn_dim", None)
+        multiple_of = keys.take("multiple_of", 256)
+        multiplier = keys.take("ffn_dim_multiplier", None)
+        computed = swiglu_size(dim, multiple_of=int(multiple_of), multiplier=multiplier)
+        if ffn_dim is None:
+            ffn_dim = computed
+        elif ("multiple_of" in params or multiplier is not None) and ffn_dim != computed:
+            raise ConfigError(
+                f"{source}: ffn_dim is {ffn_dim} but multiple_of and ffn_dim_multiplier give {computed}; keep one."
+            )
+        vocab_size = keys.whole("vocab_size")
+        if vocab_size < 1:
+            raise ConfigError(f"{source}: vocab_size is {vocab_size}; state the tokenizer's size.")
+        keys.ignore("max_batch_size", "model_parallel_size", "qk_norm")
+        config = cls(
+            dim=dim,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=keys.whole("n_kv_heads", n_heads),
+            head_dim=keys.whole("head_dim", 0),
+            ffn_dim=ffn_dim,
+            vocab_size=vocab_size,
+            norm_eps=float(keys.take("norm_eps", 1e-5)),
+            rope_theta=float(keys.take("rope_theta", 500_000.0)),
+            rope_scaling=scaling,
+            max_seq_len=keys.whole("max_seq_len", SCALED_CONTEXT if scaling else PLAIN_CONTEXT),
+            tied_output=keys.flag("tied_output", False),
+        )
+        keys.finish()
+        return config
+
+    def to_meta(self) -> dict[str, Any]:
+        """What `from_meta` reads back to an equal configuration."""
+        params: dict[str, Any] = {
+            "dim": self.dim,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "vocab_size": self.vocab_size,
+            "ffn_dim": self.ffn_dim,
+            "norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "use_scaled_rope": self.rope_scaling is not None,
+            "max_seq_len": self.max_seq_len,
+            "tied_output": self.tied_output,
+        }
+        if self.head_dim * self.n_heads != self.dim:
+            params["head_dim"] = self.head_dim
+        if self.rope_scaling:
+            if (self.rope_scaling.low_freq_factor, self.rope_scaling.original_context) != (1.0, 8_192):
+                raise ConfigError(f"Meta's params.json cannot state {self.rope_scaling}; keep the Hugging Face layout.")
+            params["rope_scaling_factor"] = self.rope_scaling.factor
+            params["rope_high_freq_factor"] = self.rope_scaling.high_freq_factor
+        return params
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
+        """The configuration in Hugging Face's `config.json` (transformers 4 and 5).
+
+        Raises: ConfigError for another architecture, biases, an unsupported RoPE type, or contradictions.
+        """
+        keys = _Keys(config, source)
+        model_type = keys.take("model_type", "llama")
+        if model_type != "llama":
+            raise ConfigError(f"{source}: model_type is {model_type!r}; only 'llama' text models can be loaded.")
+        for name, wanted in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
+            found = keys.take(name, wanted)
+            if found != wanted:
+                raise ConfigError(f"{source}: {name} is {found!r}; Llama 3 has {wanted!r}.")
+        theta, scaling = _hf_rope(keys, source)
+        n_heads = keys.whole("num_attention_heads")
+        return cls(
+            dim=keys.whole("hidden_size"),
+            n_layers=keys.whole("num_hidden_layers"),
+            n_heads=n_heads,
+            n_kv_heads=keys.whole("num_key_value_heads", n_heads),
+            head_dim=keys.take("head_dim", None) or 0,
+            ffn_dim=keys.whole("intermediate_size"),
+            vocab_size=keys.whole("vocab_size"),
+            norm_eps=float(keys.take("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_seq_len=keys.whole("max_position_embeddings", SCALED_CONTEXT if scaling else PLAIN_CONTEXT),
+            tied_output=keys.flag("tie_word_embeddings", False),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` that transformers 4 and 5 both read."""
+        scaling: dict[str, Any] | None = None
+        if self.rope_scaling:
+            scaling = {
+                "rope_type": "llama3",
+                "factor": self.rope_scaling.factor,
+                "low_freq_factor": self.rope_scaling.low_freq_factor,
+                "high_freq_factor": self.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": self.rope_scaling.original_context,
+            }
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.dim,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ffn_dim,
+            "vocab_size": self.vocab_size,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "max_position_embeddings": self.max_seq_len,
+            "tie_word_embeddings": self.tied_output,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
+
+    def with_vocab(self, vocab_size: int) -> ModelConfig:
+        """The same shape with another vocabulary."""
+        return replace(self, vocab_size=vocab_size)
+
+
+def swiglu_size(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
+    """Meta's rule for the MLP's size: two thirds of 4 dim, times the multiplier, rounded up to `multiple_of`."""
+    size = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        size = int(multiplier * size)
+    return multiple_of * ((size + multiple_of - 1) // multiple_of)
+
+
+def _hf_rope(keys: _Keys, source: str) -> tuple[float, Llama3Scaling | None]:
+    """Theta and scaling, from `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    theta, scaling = keys.take("rope_theta", None), keys.take("rope_scaling", None)
+    parameters = keys.take("rope_parameters", None)
+    if parameters:
+        stated = parameters.get("rope_theta", theta)
+        if theta is not None and stated != theta:
+            raise ConfigError(f"{source}: rope_theta is {theta} but rope_parameters says {stated}.")
+        theta = stated
+        rest = {k: v for k, v in parameters.items() if k != "rope_theta"}
+        if scaling and {**scaling, "rope_theta": theta} != {**rest, "rope_theta": theta}:
+            raise ConfigError(f"{source}: rope_scaling and rope_parameters contradict each other.")
+        scaling = rest
+    kind = "default"
+    if scaling:
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+    theta = 10_000.0 if theta is None else float(theta)
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise ConfigError(f"{source}: RoPE type {kind!r} is not one of Llama 3's ('default', 'llama3').")
+    wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [name for name in wanted if name not in scaling]
+    if missing:
+        raise ConfigError(f"{source}: llama3 RoPE scaling lacks {', '.join(missing)}.")
+    factor, low, high, context = (scaling[name] for name in wanted)
+    return theta, Llama3Scaling(float(factor), float(low), float(high), int(context))
+
+
+class _Keys:
+    """A dictionary that remembers which keys were read, so that the others can be refused."""
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        self.values, self.source, self.seen = values, source, set[str]()
+
+    def take(self, name: str, default: Any) -> Any:
+        self.seen.add(name)
+        return self.values.get(name, default)
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self.take(name, default)
+        if value is None:
+            raise ConfigError(f"{self.source}: {name} is missing.")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{self.source}: {name} must be a whole number, found {value!r}.")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.source}: {name} must be true or false, found {value!r}.")
+        return value
+
+    def ignore(self, *names: str) -> None:
+        self.seen.update(names)
+
+    def finish(self) -> None:
+        unknown = sorted(set(self.values) - self.seen)
+        if unknown:
+            raise ConfigError(f"{self.source}: unknown key {', '.join(unknown)}; a dropped key would be a wrong model.")

@@ -1,0 +1,304 @@
+"""Llama 3, whole and in reading order, with its hook points.
+
+Knows nothing of files, text or sampling. Weights bear Meta's names. A hook point costs nothing unless somebody
+subscribed to it: `tap` is None, and no function is called. Tensor-parallel layers come from `parallel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workbench import attention, hooks, parallel, rope
+from workbench.cache import KVCache
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.provenance import ModelSource
+
+if TYPE_CHECKING:
+    from workbench.capture import Capture
+    from workbench.intervene import Intervention
+    from workbench.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer of one run shares.
+
+    Shapes: rotation complex [pos | batch, pos, head_dim / 2]; allowed bool [1 or batch, 1, query_pos, key_pos], None
+            where plain causality (or a single query that sees all) says it.
+    """
+
+    rotation: Tensor
+    mask: attention.Mask
+    allowed: Tensor | None
+    cache: KVCache | None
+
+
+class Transformer(nn.Module):
+    """A Llama 3 text model: tokens in, logits out.
+
+    Shapes: tokens [batch, pos] int64 -> logits [batch, pos, vocab] float32
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.source: ModelSource | None = None
+        self.tok_embeddings = parallel.embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output: nn.Module | None = None
+        if not config.tied_output:
+            self.output = parallel.column(config.dim, config.vocab_size, gather=True)
+        elif parallel.size() > 1 and config.vocab_size % parallel.size():
+            raise ConfigError(f"a vocabulary of {config.vocab_size} cannot be split over {parallel.size()} processes.")
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits for the token after each position.
+
+        Shapes: tokens [batch, pos] int64 -> [batch, pos, vocab] float32
+        Raises: WorkbenchError for token ids outside the vocabulary; GenerationError if the cache has no room.
+        """
+        start = 0 if cache is None else cache.length
+        return self.unembed(self.hidden(tokens, cache), start=start)
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The normalised stream after the last block: what the unembedding reads.
+
+        Shapes: tokens [batch, pos] int64 -> [batch, pos, dim]
+        """
+        self._check(tokens)
+        step = self._step(tokens, cache)
+        tap = hooks.tap_for(self, self.config, step.mask.positions)
+        x: Tensor = self.tok_embeddings(tokens)  # [batch, pos, dim]
+        if tap:
+            x = tap("hook_embed", x)
+        for layer, block in enumerate(self.layers):
+            x = block(x, layer, step, tap and tap.at(f"blocks.{layer}."))
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
+        return normed
+
+    def unembed(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """Logits of a normalised stream whose first position is `start`; in the weights' dtype, then float32.
+
+        Shapes: [batch, pos, dim] -> [batch, pos, vocab]
+        """
+        if self.output is not None:
+            logits: Tensor = self.output(x)
+        else:
+            weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
+            logits = parallel.gather(F.linear(parallel.spread(x), weight), -1)
+        logits = logits.float()
+        tap = hooks.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
+        return tap("hook_logits", logits) if tap else logits
+
+    def empty_cache(self, batch: int, capacity: int, *, pad: Tensor | None = None) -> KVCache:
+        """A key/value cache of this model's dtype and device."""
+        return KVCache.empty(self.config, batch, capacity, dtype=self.dtype, device=self.device, pad=pad)
+
+    def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
+        """Run under interventions while the block lasts; blocks nest, and the outer ones act first.
+
+        Raises: InterventionError or UnknownHookError for a target that the model does not have.
+        """
+        return hooks.subscribe(self, *(i.subscription(self.config) for i in interventions))
+
+    def run_with_capture(
+        self,
+        tokens: Tensor,
+        names: str | Iterable[str],
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        cache: KVCache | None = None,
+        budget: int | None = None,
+        materialize: bool = False,
+    ) -> tuple[Tensor, Capture]:
+        """Logits, and what was asked for by hook name or pattern: see `workbench.capture.run`."""
+        from workbench.capture import Request, run
+
+        request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions)
+        return run(self, tokens, request, cache=cache, budget=budget, materialize=materialize)
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise WorkbenchError(
+                f"tokens must be int64 of shape [batch, pos], found {tokens.dtype} {tuple(tokens.shape)}."
+            )
+        # A GPU checks ids itself, and asking it here would wait for it at every step.
+        if tokens.device.type == "cpu" and tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise WorkbenchError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}.")
+
+    def _step(self, tokens: Tensor, cache: KVCache | None) -> Step:
+        batch, seqlen = tokens.shape
+        past, pad = 0, None
+        if cache is not None:
+            cache.room_for(batch, seqlen)
+            past, pad = cache.length, cache.pad
+        positions = torch.arange(past, past + seqlen, device=tokens.device)
+        mask = attention.Mask(positions, pad)
+        turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
+        plain = pad is None and (past == 0 or seqlen == 1)
+        allowed = None if plain else mask.allowed(past + seqlen)
+        return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), mask, allowed, cache)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each reading the normalised stream and adding to it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, layer: int, step: Step, tap: hooks.Tap | None) -> Tensor:
+        """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
+        if tap:
+            x = tap("hook_resid_pre", x)
+        out: Tensor = self.attention(self.attention_norm(x, tap and tap.at("ln1.")), layer, step, tap)
+        if tap:
+            out = tap("hook_attn_out", out)
+        x = x + out
+        if tap:
+            x = tap("hook_resid_mid", x)
+        out = self.feed_forward(self.ffn_norm(x, tap and tap.at("ln2.")), tap)
+        if tap:
+            out = tap("hook_mlp_out", out)
+        x = x + out
+        return tap("hook_resid_post", x) if tap else x
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; heads are this process's share under tensor parallelism."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        parallel.share(config.n_heads, "n_heads")
+        parallel.share(config.n_kv_heads, "n_kv_heads")
+        self.wq = parallel.column(config.dim, config.n_heads * config.head_dim)
+        self.wk = parallel.column(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = parallel.column(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = parallel.row(config.n_heads * config.head_dim, config.dim)
+
+    def forward(self, x: Tensor, layer: int, step: Step, tap: hooks.Tap | None) -> Tensor:
+        """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
+        q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, head, head_dim]
+        k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, kv_head, head_dim]
+        v = self.wv(x).unflatten(-1, (-1, self.head_dim))
+        if tap:
+            q, k, v = tap("attn.hook_q", q), tap("attn.hook_k", k), tap("attn.hook_v", v)
+        q, k = rope.rotate(q, step.rotation), rope.rotate(k, step.rotation)
+        if tap:
+            q, k = tap("attn.hook_rot_q", q), tap("attn.hook_rot_k", k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, head_dim]
+        if step.cache is not None:
+            k, v = step.cache.write(layer, k, v)
+        if tap and tap.edits(hooks.SCORES, hooks.PATTERN):
+            z = self._openly(q, k, v, step, tap)
+        else:
+            z = attention.fused(q, k, v, step.allowed)
+            if tap:
+                inputs = attention.AttentionInputs.of(q, k, step.mask)
+                for name in (hooks.SCORES, hooks.PATTERN, hooks.STREAMED):
+                    tap.inputs(name, inputs)
+        z = z.transpose(1, 2)  # [batch, pos, head, head_dim]
+        if tap:
+            z = tap("attn.hook_z", z)
+            if tap.wants("attn.hook_result"):
+                result = tap("attn.hook_result", self._per_head(z))
+                if tap.edits("attn.hook_result"):
+                    return parallel.total(result.sum(2))
+        out: Tensor = self.wo(z.flatten(2))
+        return out
+
+    def _openly(self, q: Tensor, k: Tensor, v: Tensor, step: Step, tap: hooks.Tap) -> Tensor:
+        """Attention with scores and pattern in the open, because an intervention changes them."""
+        scores = tap(hooks.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
+        pattern = tap(hooks.PATTERN, scores.softmax(-1))
+        if tap.wants(hooks.STREAMED):
+            tap(hooks.STREAMED, attention.pattern_stats(pattern, step.mask))
+        return attention.mix(pattern, v)
+
+    def _per_head(self, z: Tensor) -> Tensor:
+        """What each head adds to the stream. Shapes: [batch, pos, head, head_dim] -> [batch, pos, head, dim]"""
+        weight = self.wo.weight.unflatten(1, (-1, self.head_dim))  # type: ignore[operator]  # [dim, head, head_dim]
+        return torch.einsum("bphd,ehd->bphe", z, weight)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        parallel.share(config.ffn_dim, "ffn_dim")
+        self.w1 = parallel.column(config.dim, config.ffn_dim)
+        self.w2 = parallel.row(config.ffn_dim, config.dim)
+        self.w3 = parallel.column(config.dim, config.ffn_dim)
+
+    def forward(self, x: Tensor, tap: hooks.Tap | None) -> Tensor:
+        """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
+        gate, up = self.w1(x), self.w3(x)  # [batch, pos, ffn]
+        if tap:
+            gate, up = tap("mlp.hook_pre", gate), tap("mlp.hook_pre_linear", up)
+        post = F.silu(gate) * up
+        if tap:
+            post = tap("mlp.hook_post", post)
+        out: Tensor = self.w2(post)
+        return out
+
+
+class RMSNorm(nn.Module):
+    """x divided by its root mean square, times a gain; the division in float32, as Meta does it."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, tap: hooks.Tap | None) -> Tensor:
+        """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
+        wide = x.float()
+        scale = (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()  # [batch, pos, 1]
+        if tap:
+            scale = tap("hook_scale", scale)
+        normalized = (wide / scale).to(x.dtype)
+        if tap:
+            normalized = tap("hook_normalized", normalized)
+        out = normalized * self.weight
+        return tap("hook_out", out) if tap else out
+
+
+def _frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    return _frequencies_on(config.head_dim, config.rope_theta, config.rope_scaling, device)
+
+
+@lru_cache(maxsize=32)
+def _frequencies_on(head_dim: int, theta: float, scaling: Llama3Scaling | None, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # kept between runs, so it must be usable under autograd too
+        return rope.frequencies(head_dim, theta, scaling).to(device)

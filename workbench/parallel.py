@@ -1,0 +1,140 @@
+"""Tensor parallelism: every import of fairscale, and plain layers when the world is one process.
+
+A layer is split as Megatron and Meta split it: column-parallel wq, wk, wv, w1, w3 and output (rows of the weight),
+row-parallel wo and w2 (columns of the weight), the embedding by vocabulary. One process needs no process group.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from workbench.errors import ParallelError
+
+
+def init(size: int | None = None, *, backend: str | None = None) -> None:
+    """Join the processes that `torchrun` started into one tensor-parallel group.
+
+    `size` is the tensor-parallel size (default: the whole world). Does nothing when it has been done.
+    Raises: ParallelError outside `torchrun`, or when `size` does not divide the world.
+    """
+    from fairscale.nn.model_parallel import initialize as mpu
+
+    if mpu.model_parallel_is_initialized():
+        return
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            raise ParallelError("no process group: start with `torchrun --nproc-per-node N ...`.")
+        dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
+    world = dist.get_world_size()
+    size = world if size is None else size
+    if size < 1 or world % size:
+        raise ParallelError(f"tensor-parallel size {size} does not divide the {world} processes of this run.")
+    mpu.initialize_model_parallel(size)
+
+
+def size() -> int:
+    """Number of processes that share each layer; 1 without a process group."""
+    if not dist.is_initialized():
+        return 1
+    from fairscale.nn.model_parallel import initialize as mpu
+
+    return int(mpu.get_model_parallel_world_size()) if mpu.model_parallel_is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place in its tensor-parallel group."""
+    if size() == 1:
+        return 0
+    from fairscale.nn.model_parallel import initialize as mpu
+
+    return int(mpu.get_model_parallel_rank())
+
+
+def share(count: int, what: str) -> int:
+    """This process's part of `count` equal things. Raises: ParallelError if they cannot be shared out equally."""
+    if count % size():
+        raise ParallelError(f"{what} ({count}) cannot be split over {size()} processes; use a size that divides it.")
+    return count // size()
+
+
+def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.Module:
+    """A linear layer whose outputs are split over the processes; with `gather` every process gets all of them."""
+    if size() == 1:
+        return nn.Linear(in_features, out_features, bias=False)
+    from fairscale.nn.model_parallel.layers import ColumnParallelLinear
+
+    layer: nn.Module = ColumnParallelLinear(
+        in_features, out_features, bias=False, gather_output=gather, init_method=_leave
+    )
+    return layer
+
+
+def row(in_features: int, out_features: int) -> nn.Module:
+    """A linear layer whose inputs are split over the processes; its output is summed over them."""
+    if size() == 1:
+        return nn.Linear(in_features, out_features, bias=False)
+    from fairscale.nn.model_parallel.layers import RowParallelLinear
+
+    layer: nn.Module = RowParallelLinear(
+        in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave
+    )
+    return layer
+
+
+def embedding(vocab_size: int, dim: int) -> nn.Module:
+    """A token embedding split by vocabulary."""
+    if size() == 1:
+        return nn.Embedding(vocab_size, dim)
+    from fairscale.nn.model_parallel.layers import VocabParallelEmbedding
+
+    layer: nn.Module = VocabParallelEmbedding(vocab_size, dim, init_method=_leave)
+    return layer
+
+
+def gather(x: Tensor, axis: int) -> Tensor:
+    """The whole of a tensor whose `axis` is split over the processes.
+
+    Shapes: [..., n / size, ...] -> [..., n, ...]
+    """
+    if size() == 1:
+        return x
+    from fairscale.nn.model_parallel.mappings import gather_from_model_parallel_region
+
+    whole: Tensor = gather_from_model_parallel_region(x.movedim(axis, -1).contiguous())
+    return whole.movedim(-1, axis)
+
+
+def own(x: Tensor, axis: int) -> Tensor:
+    """This process's slice of a whole tensor: the inverse of `gather`."""
+    if size() == 1:
+        return x
+    return x.chunk(size(), dim=axis)[rank()]
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of x over the processes, on every process."""
+    if size() == 1:
+        return x
+    from fairscale.nn.model_parallel.mappings import reduce_from_model_parallel_region
+
+    summed: Tensor = reduce_from_model_parallel_region(x)
+    return summed
+
+
+def spread(x: Tensor) -> Tensor:
+    """x itself; its gradient is summed over the processes (the entry of a column-parallel product)."""
+    if size() == 1:
+        return x
+    from fairscale.nn.model_parallel.mappings import copy_to_model_parallel_region
+
+    copied: Tensor = copy_to_model_parallel_region(x)
+    return copied
+
+
+def _leave(weight: Tensor) -> Tensor:
+    """Leave the weight as it was allocated: a checkpoint or the trainer fills it."""
+    return weight
