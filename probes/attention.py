@@ -1,0 +1,297 @@
+"""What each attention head looks at: entropy, sinks, previous token, duplicates, induction, distance.
+
+The first half is mathematics on a pattern's rows and knows nothing of models; the second half walks a capture
+layer by layer and block of queries by block of queries, so that no layer's full pattern is ever held.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes import reading
+from probes.results import frozen, tidy
+from workbench.capture import Capture
+from workbench.errors import HookError
+from workbench.model import Transformer
+
+PATTERN = "attn.hook_pattern"
+HOOKS = (f"blocks.*.{PATTERN}",)
+"""What to capture for `head_metrics` and `query_metrics`."""
+
+SINK_THRESHOLD = 0.3
+"""A head is a sink head when its mean attention to the first token exceeds this (arXiv 2410.10781)."""
+
+_BLOCK_BYTES = 1 << 27  # of pattern held at a time: large enough to be fast, small beside any model
+
+METRICS = {
+    "entropy": "entropy (nats)",
+    "entropy_norm": "entropy / ln(i + 1)",
+    "sink_1": "mass on the first token",
+    "sink_4": "mass on the first 4 tokens",
+    "previous": "mass on the previous token",
+    "duplicate": "mass on earlier copies of the token",
+    "distance": "expected distance (tokens)",
+}
+"""Columns of `HeadMetrics.frame()` with the label and unit that a figure should give them."""
+
+
+# --- mathematics on rows of a pattern -------------------------------------------------------------------------
+
+
+def entropy(pattern: Tensor) -> Tensor:
+    """Shannon entropy of every row.
+
+    Shapes: [..., query_pos, key_pos] -> [..., query_pos]
+    Units:  nats; 0 for a row on one key, ln(i + 1) for a uniform row at position i.
+    Source: arXiv 1906.04341, 2303.06296.
+    """
+    return torch.special.entr(pattern).sum(-1)
+
+
+def normalised_entropy(pattern: Tensor, queries: Tensor) -> Tensor:
+    """Entropy as a share of the largest possible, ln(i + 1); NaN at i = 0, where nothing can be chosen.
+
+    Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
+    """
+    most = torch.log(queries.to(pattern.dtype) + 1)
+    return torch.where(queries > 0, entropy(pattern) / most, torch.nan)
+
+
+def sink_mass(pattern: Tensor, k: int = 1) -> Tensor:
+    """Attention that falls on the first k tokens.
+
+    Shapes: [..., query_pos, key_pos] -> [..., query_pos]
+    Units:  probability; 1 for the first k rows, by causality.
+    Source: arXiv 2309.17453.
+    """
+    return pattern[..., :k].sum(-1)
+
+
+def offset_mass(pattern: Tensor, queries: Tensor, offset: int) -> Tensor:
+    """A[i, i - offset]: attention on the key `offset` tokens back; NaN where there is none.
+
+    Offset 1 is the previous-token score; offset L - 1 on a block of L tokens repeated is the induction score.
+    Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
+    Source: arXiv 2211.00593 (previous token), 2209.11895 (induction).
+    """
+    keys = queries - offset  # [query_pos]
+    inside = (keys >= 0) & (keys < pattern.shape[-1])
+    at = keys.clamp(0, pattern.shape[-1] - 1).unsqueeze(-1).expand(*pattern.shape[:-1], 1)
+    return torch.where(inside, pattern.gather(-1, at).squeeze(-1), torch.nan)
+
+
+def duplicate_mass(pattern: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
+    """Attention on earlier copies of the query's own token; NaN where there is no earlier copy.
+
+    Shapes: pattern [batch, head, query_pos, key_pos], tokens [batch, key_pos], queries [query_pos]
+            -> [batch, head, query_pos]
+    Source: arXiv 2211.00593.
+    """
+    keys = torch.arange(tokens.shape[-1], device=tokens.device)
+    same = tokens[:, queries].unsqueeze(-1) == tokens.unsqueeze(-2)  # [batch, query_pos, key_pos]
+    earlier = (same & (keys < queries.unsqueeze(-1))).unsqueeze(1)  # [batch, 1, query_pos, key_pos]
+    return torch.where(earlier.any(-1), (pattern * earlier).sum(-1), torch.nan)
+
+
+def expected_distance(pattern: Tensor, queries: Tensor) -> Tensor:
+    """How far back a row looks on average: sum_j (i - j) A[i, j].
+
+    Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
+    Units:  tokens.
+    Source: arXiv 1906.04284.
+    """
+    keys = torch.arange(pattern.shape[-1], device=pattern.device, dtype=pattern.dtype)
+    return queries.to(pattern.dtype) * pattern.sum(-1) - pattern @ keys
+
+
+# --- bound to a capture ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QueryMetrics:
+    """Every metric of every query row of one layer. Arrays are [batch, head, query_pos], NaN where undefined."""
+
+    layer: int
+    heads: tuple[int, ...]
+    queries: np.ndarray  # [query_pos] absolute positions
+    values: dict[str, np.ndarray]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per batch row, head and query: layer, batch, head, query, then a column per metric."""
+        batch = range(self.values["entropy"].shape[0])
+        table = tidy({"batch": batch, "head": self.heads, "query": self.queries}, self.values)
+        table.insert(0, "layer", self.layer)
+        return table
+
+
+@dataclass(frozen=True)
+class HeadMetrics:
+    """One number per head and metric: means over batch rows and queries, undefined rows left out.
+
+    Arrays are [layer, head]; `layers` and `heads` name the rows and columns.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    values: dict[str, np.ndarray]
+    n_queries: int
+
+    @property
+    def sink_heads(self) -> np.ndarray:
+        """[layer, head] bool: mean attention to the first token above 0.3."""
+        return self.values["sink_1"] > SINK_THRESHOLD
+
+    @property
+    def sink_rate(self) -> float:
+        """Share of heads that are sink heads, between 0 and 1."""
+        return float(self.sink_heads.mean())
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head: layer, head, a column per metric (see `METRICS`), and `sink_head`."""
+        return tidy({"layer": self.layers, "head": self.heads}, {**self.values, "sink_head": self.sink_heads})
+
+
+def head_metrics(cap: Capture) -> HeadMetrics:
+    """The metrics of every captured head, averaged over the capture's rows.
+
+    Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] -> [layer, head] per metric
+    Units:  entropy in nats, distance in tokens, all others probabilities; computed in float32.
+    Raises: MissingHookError if `hook_pattern` was captured for no layer; HookError for left-padded rows.
+    """
+    layers = reading.layers(cap, PATTERN)
+    rows = [query_metrics(cap, layer) for layer in layers]
+    values = {name: frozen(np.stack([_mean(row.values[name]) for row in rows])) for name in rows[0].values}
+    n_queries = rows[0].values["entropy"][:, 0].size
+    return HeadMetrics(layers, rows[0].heads, values, n_queries)
+
+
+def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
+    """The metrics of every query row of one layer.
+
+    Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [batch, head, query_pos] per metric
+    Raises: MissingHookError if `hook_pattern` of this layer was not captured.
+    """
+    reading.unpadded(cap)
+    parts: list[dict[str, Tensor]] = []
+    for queries, pattern in pattern_blocks(cap, layer):
+        # After a cache the earlier tokens are not in the capture, so copies cannot be told.
+        duplicate = (
+            duplicate_mass(pattern, cap.tokens, queries)
+            if not cap.start
+            else torch.full_like(pattern[..., 0], torch.nan)
+        )
+        parts.append(
+            {
+                "entropy": entropy(pattern),
+                "entropy_norm": normalised_entropy(pattern, queries),
+                "sink_1": sink_mass(pattern, 1),
+                "sink_4": sink_mass(pattern, 4),
+                "previous": offset_mass(pattern, queries, 1),
+                "duplicate": duplicate,
+                "distance": expected_distance(pattern, queries),
+            }
+        )
+    values = {name: frozen(torch.cat([part[name] for part in parts], -1)) for name in parts[0]}
+    return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
+
+
+def pattern_blocks(cap: Capture, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One layer's pattern in blocks of queries, so that a long prompt's pattern is never held whole.
+
+    Shapes: -> pairs of queries [query_pos] (absolute positions) and pattern [batch, head, query_pos, key_pos]
+    """
+    queries = reading.positions(cap)
+    batch, seqlen = cap.tokens.shape
+    row_bytes = 4 * batch * len(reading.heads(cap)) * (cap.start + seqlen)
+    step = max(1, _BLOCK_BYTES // row_bytes)
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step]
+        pattern = cap.pattern(layer, queries=block.tolist()).float()
+        yield block.to(pattern.device), pattern
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """[batch, head, query_pos] -> [head], leaving NaN out; NaN where nothing else is there."""
+    known = ~np.isnan(rows)
+    counts = known.sum((0, 2))
+    sums = np.where(known, rows, 0).sum((0, 2), dtype=np.float64)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class InductionScores:
+    """Scores of every head on random blocks of tokens that come twice. Arrays are [layer, head].
+
+    `induction` is the mean of A[i, i - L + 1] and `duplicate` the mean of A[i, i - L] over the second copy, where
+    L is `block`. `chance` is what a head that looks everywhere evenly would score.
+    """
+
+    induction: np.ndarray
+    duplicate: np.ndarray
+    block: int
+    batch: int
+    seed: int
+    chance: float
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head: layer, head, induction, duplicate."""
+        n_layers, n_heads = self.induction.shape
+        columns = {"induction": self.induction, "duplicate": self.duplicate}
+        return tidy({"layer": range(n_layers), "head": range(n_heads)}, columns)
+
+
+@torch.no_grad()
+def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, seed: int = 0) -> InductionScores:
+    """How strongly each head looks at what followed the current token the last time.
+
+    The prompt is begin-of-text (where the model has a tokenizer), then `block` random ordinary tokens, then the
+    same again. Tokens do not repeat within a block where the vocabulary allows it, so the target is unique.
+    Shapes: -> [layer, head]
+    Raises: HookError if two blocks do not fit the model's context.
+    Source: arXiv 2209.11895.
+    """
+    tokens = repeated_blocks(model, block=block, batch=batch, seed=seed)
+    _, cap = model.run_with_capture(tokens, HOOKS)
+    start = tokens.shape[1] - block  # first position of the second copy
+    induction, duplicate = [], []
+    for layer in reading.layers(cap, PATTERN):
+        rows = [
+            (offset_mass(pattern, queries, block - 1), offset_mass(pattern, queries, block))
+            for queries, pattern in pattern_blocks(cap, layer)
+        ]
+        for scores, column in ((induction, 0), (duplicate, 1)):
+            layer_rows = torch.cat([row[column] for row in rows], -1)  # [batch, head, query_pos]
+            scores.append(layer_rows[..., start:].mean((0, 2)))
+    positions = torch.arange(start, tokens.shape[1], dtype=torch.float64)
+    chance = float((1 / (positions + 1)).mean())
+    return InductionScores(frozen(torch.stack(induction)), frozen(torch.stack(duplicate)), block, batch, seed, chance)
+
+
+def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:
+    """Prompts of a random block that comes twice, after begin-of-text where there is a tokenizer.
+
+    Shapes: -> [batch, 2 * block (+ 1)] int64, on the model's device
+    Raises: HookError if they do not fit the model's context.
+    """
+    tokenizer, config = model.tokenizer, model.config
+    length = 2 * block + (tokenizer is not None)
+    if block < 1 or length > config.max_seq_len:
+        raise HookError(
+            f"Two blocks of {block} tokens make a prompt of {length}, but the model's context is "
+            f"{config.max_seq_len}; choose a block between 1 and {(config.max_seq_len - 1) // 2}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    ordinary = config.vocab_size if tokenizer is None else min(tokenizer.bos_id, config.vocab_size)
+    if ordinary >= block:
+        rows = [torch.randperm(ordinary, generator=generator)[:block] for _ in range(batch)]
+        random = torch.stack(rows)
+    else:
+        random = torch.randint(ordinary, (batch, block), generator=generator)
+    tokens = torch.cat([random, random], 1)
+    if tokenizer is not None:
+        tokens = torch.cat([torch.full((batch, 1), tokenizer.bos_id), tokens], 1)
+    return tokens.to(model.device)
