@@ -23,11 +23,13 @@ $(BIN)/python:
 
 # The stamps make a second run a matter of milliseconds; they fall behind when a pin or a dependency changes.
 $(VENV)/.installed-app: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval,app]'
+	@echo "installing the pinned dependencies into $(VENV); the first time takes minutes"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[eval,app]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@echo "installing the pinned dependencies of the tests into $(VENV)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed-app
 
 setup: $(VENV)/.installed-app

@@ -33,7 +33,7 @@ ALLOWED = {
 }
 
 # The whole of what the core may import; anything else is a new dependency and a decision.
-CORE = {"fairscale", "numpy", "rich", "safetensors", "tiktoken", "torch", "typer"}
+CORE = {"fairscale", "numpy", "regex", "rich", "safetensors", "tiktoken", "torch", "typer"}
 
 
 def imported(path: Path) -> Iterator[str]:

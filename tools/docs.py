@@ -43,6 +43,12 @@ def hooks_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def shown(line: str) -> str:
+    """A line of help; an example as code."""
+    text = line.strip()
+    return f"    {text}" if text.startswith("Example:") else text
+
+
 def default(param: Any) -> str:
     if param.required:
         return "required"
@@ -57,15 +63,15 @@ def command_section(command: Any, path: str, ctx: Any) -> list[str]:
     """One command's heading, usage, help, example and options, then its sub-commands'."""
     own = typer.Context(command, info_name=path, parent=ctx)
     usage = " ".join([path, *command.collect_usage_pieces(own)])
-    lines = [f"## {path}", "", f"    {usage}", "", *(command.help or "").strip().splitlines(), ""]
+    lines = [f"## {path}", "", f"    {usage}", "", *map(shown, (command.help or "").strip().splitlines()), ""]
     if command.epilog:
-        lines += [*(f"    {line.strip()}" for line in command.epilog.strip().splitlines()), ""]
+        lines += [*map(shown, command.epilog.strip().splitlines()), ""]
     rows = []
     for param in command.params:
         if param.name == "help" or getattr(param, "hidden", False):
             continue
         option = param.param_type_name == "option"
-        names = [*param.opts, *param.secondary_opts] if option else [param.make_metavar(own)]
+        names = [*param.opts, *param.secondary_opts] if option else param.get_usage_pieces(own)
         rows.append([", ".join(f"`{name}`" for name in names), cell(param.help or ""), default(param)])
     if rows:
         lines += [*table(["argument", "meaning", "default"], rows), ""]

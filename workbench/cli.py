@@ -34,7 +34,7 @@ def missing_extra(package: str, point: EntryPoint) -> typer.Typer:
     """A command that takes any arguments and says what to install."""
     extra = point.extras[0] if point.extras else point.name
     error = MissingExtraError(package, extra)
-    app = typer.Typer(rich_markup_mode=None)
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
     @app.command(
         point.name,

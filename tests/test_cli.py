@@ -1,0 +1,225 @@
+"""The program: what it prints where, what it answers to mistakes, and commands that come from elsewhere."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+import workbench as wb
+from workbench import cli
+from workbench.commands import numbers, sizes
+from workbench.errors import WorkbenchError
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run the program in this process: exit code, stdout, stderr."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = cli.main(list(argv))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    ctx = typer.Context(command, info_name=" ".join(("workbench", *path)))
+    yield path, command, ctx
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(ctx):
+            yield from walk(command.get_command(ctx, name), (*path, name))
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    found = {path: command.get_help(ctx) for path, command, ctx in walk(get_command(cli.app))}
+    assert {("info",), ("generate",), ("capture",), ("convert",), ("train",), ("app",)} <= set(found)
+    assert ("eval", "run") in found
+    names = {path: " ".join(("workbench", *path)) for path in found}
+    leaves = [path for path in found if sum(name.startswith(names[path] + " ") for name in names.values()) == 0]
+    assert [names[path] for path in leaves if names[path] not in example(found[path])] == []
+    assert [path for path, text in found.items() if "Not available" in text.split("Commands:")[0]] == []
+
+
+def example(help_text: str) -> str:
+    """What stands after `Example:` in a help text, its line breaks undone."""
+    return " ".join(help_text.partition("Example")[2].split())
+
+
+def test_examples_use_options_that_exist() -> None:
+    for path, command, _ in walk(get_command(cli.app)):
+        known = {option for param in command.params for option in param.opts} | {"--help"}
+        for text in filter(None, [command.epilog, command.help]):
+            for line in text.splitlines():
+                _, found, shown = line.partition("Example: ")
+                if found and not hasattr(command, "list_commands"):
+                    words = shlex.split(shown)
+                    assert words[: len(path) + 1] == ["workbench", *path], shown
+                    assert {word for word in words if word.startswith("-")} <= known, shown
+
+
+MISTAKES = {
+    "unknown command": (["generat"], "No such command"),
+    "unknown option": (["info", "demo", "--verbos"], "--verbos"),
+    "missing argument": (["generate"], "Missing argument"),
+    "a number out of range": (["generate", "demo", "x", "--top-p", "7"], "--top-p"),
+    "not a number": (["generate", "demo", "x", "--seed", "many"], "--seed"),
+    "no such model": (["info", "nowhere/at/all"], "nowhere/at/all"),
+    "no such model to run": (["generate", "nowhere/at/all", "x"], "nowhere/at/all"),
+    "no such device": (["generate", "demo", "x", "--device", "abacus"], "abacus"),
+    "no such dtype": (["generate", "demo", "x", "--dtype", "float12"], "float12"),
+    "unknown hook": (["capture", "demo", "x", "-o", "x.safetensors", "--hooks", "blocks.0.hook_z"], "hook_z"),
+    "not a layer": (["capture", "demo", "x", "-o", "x", "--hooks", "hook_embed", "--layers", "a"], "--layers"),
+    "no such layout": (["convert", "a", "b", "--layout", "gguf"], "gguf"),
+    "no such checkpoint to convert": (["convert", "nowhere", "b", "--layout", "hf"], "nowhere"),
+    "no such recipe": (["train", "nowhere.toml", "-o", "out"], "nowhere.toml"),
+    "unknown benchmark": (["eval", "run", "--tasks", "no_such_task", "--output", "o"], "no_such_task"),
+    "no such model to measure": (["eval", "run", "--model", "nowhere", "--tasks", "demo_mmlu"], "nowhere"),
+    "no such model to show": (["app", "--model", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_two_lines(run, tmp_path: Path, monkeypatch, mistake: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv, named = MISTAKES[mistake]
+    code, out, err = run(*argv)
+    assert code == 2
+    assert out == ""
+    assert named in err
+    assert 1 <= len(err.strip().splitlines()) <= 2, err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_m_is_the_same_program_and_exits_with_its_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "info", "nowhere/at/all"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("workbench.checkpoint.read_config", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info", "demo"])
+
+
+def test_info_states_the_size_of_the_weights_themselves(run) -> None:
+    model = wb.load_model("demo")
+    code, out, err = run("info", "demo", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["checkpoint_sha256"] == model.source.checkpoint_sha256
+    code, out, _ = run("info", "demo")
+    assert code == 0
+    assert f"{facts['parameters']:,}" in out
+
+
+def test_sizes_of_published_models() -> None:
+    # Llama 3.1 8B and 3.2 1B as published: 8.03 and 1.24 billion; 128 KiB of keys and values a token for 8B.
+    shape = {"norm_eps": 1e-5, "rope_theta": 5e5, "rope_scaling": None, "max_seq_len": 8192, "vocab_size": 128256}
+    large = wb.ModelConfig(
+        dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, ffn_dim=14336, tied_output=False, **shape
+    )
+    small = wb.ModelConfig(
+        dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, head_dim=64, ffn_dim=8192, tied_output=True, **shape
+    )
+    assert sizes(large) == {"parameters": 8_030_261_248, "kv_cache_bytes_per_token_bf16": 131_072}
+    assert sizes(small)["parameters"] == 1_235_814_400
+
+
+def test_generate_prints_what_the_library_says(run) -> None:
+    model = wb.load_model("demo")
+    prompts = ["Question: ", "def add"]
+    expected = wb.generate(model, prompts, max_new_tokens=8)
+    code, out, _ = run("generate", "demo", *prompts, "--max-new-tokens", "8", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["text"] for row in rows] == [generation.text for generation in expected]
+    assert [row["tokens"] for row in rows] == [list(generation.tokens) for generation in expected]
+
+
+def test_capture_writes_what_a_reader_gets_back(run, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    name = "blocks.1.hook_resid_pre"
+    code, out, _ = run("capture", "demo", "one two one two", "--hooks", name, "-o", str(path))
+    assert code == 0
+    assert str(path) in out
+    captured = wb.Capture.load(path)
+    model = wb.load_model("demo")
+    ids = model.tokenizer.encode("one two one two", bos=True)
+    assert captured.tokens.tolist() == [ids]
+    assert captured[name].shape == (1, len(ids), model.config.dim)
+
+
+def test_convert_there_and_back(run, tmp_path: Path) -> None:
+    there, back = tmp_path / "hf", tmp_path / "meta"
+    source = Path(wb.__file__).parent / "assets" / "demo"
+    assert run("convert", str(source), str(there), "--layout", "hf")[0] == 0
+    assert run("convert", str(there), str(back), "--layout", "meta")[0] == 0
+    first, second = wb.load_model("demo").state_dict(), wb.load_model(back).state_dict()
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0,2,5-7", [0, 2, 5, 6, 7]), (" 3 ", [3]), (None, None)])
+def test_numbers(text: str | None, expected: list[int] | None) -> None:
+    assert numbers(text, "--layers") == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2"])
+def test_not_numbers(text: str) -> None:
+    with pytest.raises(WorkbenchError, match="--layers"):
+        numbers(text, "--layers")
+
+
+def test_a_command_without_its_extra_says_what_to_install(run, monkeypatch) -> None:
+    point = EntryPoint("chart", "no_such_package.cli:app [app]", cli.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(cli, "plugged_in", lambda: {"chart": point})
+    code, out, err = run("chart", "anything", "--at", "all")
+    assert (code, out) == (2, "")
+    assert "no_such_package is not installed" in err
+    assert "'.[app]'" in err
+    code, out, err = run("--help")
+    assert code == 0
+    assert "chart" in out
+
+
+def test_a_plugged_in_function_becomes_a_command(run, monkeypatch) -> None:
+    point = EntryPoint("trim", "textwrap:dedent", cli.ENTRY_POINT_GROUP)
+    seen = []
+
+    def trim(text: str, width: int = 3) -> None:
+        seen.append((text, width))
+
+    monkeypatch.setattr(cli, "plugged_in", lambda: {"trim": point})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: trim)
+    assert run("trim", "abc", "--width", "7") == (0, "", "")
+    assert seen == [("abc", 7)]
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m workbench train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_generated_pages_are_up_to_date(project_root: Path) -> None:
+    command = [sys.executable, str(project_root / "tools" / "docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,197 @@
+"""The core's own commands: info, generate, capture, convert, train.
+
+Each reads its arguments, calls one thing of the core, and prints the result. Imports of the core stand inside the
+functions, so that `--help` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.errors import CheckpointError, GenerationError, TokenizerError
+
+if TYPE_CHECKING:
+    from workbench.config import ModelConfig
+    from workbench.model import Transformer
+    from workbench.tokenizer import Tokenizer
+
+Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Give a program these commands."""
+    examples: dict[Callable[..., None], str] = {
+        info: "workbench info demo",
+        generate: "workbench generate demo 'Question: Tom has 3 apples.' --max-new-tokens 40",
+        capture: "workbench capture demo 'one two one two' --hooks 'blocks.*.attn.hook_pattern' -o run.safetensors",
+        convert: "workbench convert checkpoints/Llama-3.2-1B converted --layout hf",
+        train: "workbench train workbench/assets/demo/recipe.toml --output runs/first",
+    }
+    for command, example in examples.items():
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def info(model: Model, as_json: AsJson = False) -> None:
+    """Print a checkpoint's shape, size and hashes, without loading its weights."""
+    from workbench.checkpoint import fingerprint, read_config
+
+    config = read_config(model)
+    facts = {"config": config.to_meta(), **sizes(config), "checkpoint_sha256": fingerprint(model)}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    tied = ", output tied to the embedding" if config.tied_output else ""
+    scaling = str(config.rope_scaling) if config.rope_scaling else "unscaled"
+    shape = {
+        "width": config.dim,
+        "layers": config.n_layers,
+        "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of {config.head_dim}",
+        "MLP": config.ffn_dim,
+        "vocabulary": f"{config.vocab_size:,} tokens{tied}",
+        "context": f"{config.max_seq_len:,} tokens",
+        "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
+        "parameters": f"{facts['parameters']:,}",
+        "KV cache": f"{facts['kv_cache_bytes_per_token_bf16']:,} bytes a token in bfloat16",
+        "SHA-256": facts["checkpoint_sha256"],
+    }
+    for name, value in shape.items():
+        print(f"{name:<12}{value}")
+
+
+def sizes(config: ModelConfig) -> dict[str, int]:
+    """Number of parameters, and bytes that one token takes in a bfloat16 key/value cache."""
+    attention = config.dim * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
+    block = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
+    tables = config.vocab_size * config.dim * (1 if config.tied_output else 2)
+    return {
+        "parameters": config.n_layers * block + tables + config.dim,
+        "kv_cache_bytes_per_token_bf16": 2 * config.n_layers * config.n_kv_heads * config.head_dim * 2,
+    }
+
+
+def generate(
+    model: Model,
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; '-' reads one from stdin.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add to each prompt.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from this much probability; 1 is all.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many tokens; 0 is all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given again.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a user's message in the chat format.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Continue prompts; the continuations go to stdout."""
+    import workbench as wb
+
+    loaded = wb.load_model(model, device=device, dtype=dtype)
+    tokenizer = tokenizer_of(loaded, model)
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    given: list[Any] = texts
+    if chat:
+        given = [wb.encode_chat(tokenizer, [wb.Message("user", text)]) for text in texts]
+    results = wb.generate(
+        loaded,
+        given,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or (),
+    )
+    for text, result in zip(texts, results, strict=True):
+        if as_json:
+            row = {"prompt": text, "text": result.text, "tokens": list(result.tokens)}
+            row |= {"logprobs": list(result.logprobs), "finish_reason": result.finish_reason}
+            print(json.dumps(row))
+        else:
+            print(result.text)
+
+
+def capture(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to run; begin-of-text is put before it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be given again.")],
+    layers: Annotated[str | None, typer.Option(help="Only these layers: 0,2,5-7.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Only these heads: 0,2,5-7.")] = None,
+    positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Run a prompt, keep what the hooks name, and write it with its provenance."""
+    import torch
+
+    import workbench as wb
+
+    narrow = {
+        "layers": numbers(layers, "--layers"),
+        "heads": numbers(heads, "--heads"),
+        "positions": numbers(positions, "--positions"),
+    }
+    loaded = wb.load_model(model, device=device, dtype=dtype)
+    ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
+    with torch.no_grad():
+        tokens = torch.tensor([ids], device=loaded.device)
+        _, captured = loaded.run_with_capture(tokens, hooks, **narrow)
+    captured.save(output)
+    print(f"{output}: {len(captured.names)} hook points over {len(ids)} tokens")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A Meta or Hugging Face checkpoint folder.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not hold a checkpoint yet.")],
+    layout: Annotated[str, typer.Option(help="meta or hf.")],
+) -> None:
+    """Write a checkpoint in the other layout; there and back is identical to the last bit."""
+    from workbench.checkpoint import convert as convert_checkpoint
+
+    if layout not in ("meta", "hf"):
+        raise CheckpointError(f"--layout is meta or hf, found {layout!r}.")
+    convert_checkpoint(source, target, layout=layout)
+    print(target)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the loss log.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that holds a training already.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Train a model from a recipe; a training that was stopped goes on where it was last saved."""
+    from workbench.recipe import Recipe
+    from workbench.train import train as run_training
+
+    print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=device))
+
+
+def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
+    """The model's tokenizer. Raises: TokenizerError where its folder holds none."""
+    if model.tokenizer is None:
+        raise TokenizerError(f"{name} holds no tokenizer.model or tokenizer.json; text needs one. Put it there.")
+    return model.tokenizer
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """`0,2,5-7` as [0, 2, 5, 6, 7]; None stays None."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise GenerationError(f"{option} takes numbers and ranges such as 0,2,5-7; found {text!r}.")
+        found += range(int(first), int(last or first) + 1)
+    return found
