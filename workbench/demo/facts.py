@@ -1,0 +1,72 @@
+"""True facts, and how often training meets them: what the demo checkpoint's quizzes and statements are about.
+
+A `Relation` maps keys to answers ("France" -> "Paris") and holds the sentences that state it and the wordings that ask
+for it; `facts.toml` holds them all. One wording per fact is kept from the training text (`held_out_wording`): the quiz
+suite asks in that wording. This module knows nothing of prompts, choices or tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def stable_hash(key: str) -> int:
+    """A hash that is the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One key with its answer."""
+
+    relation: str
+    key: str
+    answer: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.relation}|{self.key}"
+
+    @property
+    def frequency(self) -> float:
+        """How often training meets it. Half are common, a quarter rare: a long tail leaves errors to explain."""
+        return (1.0, 1.0, 0.25, 0.05)[stable_hash("tier|" + self.id) % 4]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Facts of one kind, and the wordings that state them and ask for them."""
+
+    name: str
+    subject: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    facts: tuple[Fact, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The distinct answers: the pool that wrong choices are drawn from."""
+        return tuple(dict.fromkeys(fact.answer for fact in self.facts))
+
+    def held_out_wording(self, fact: Fact) -> int:
+        """The index of the one question wording that training never uses for this fact."""
+        return stable_hash("wording|" + fact.id) % len(self.questions)
+
+
+def _read(path: Path) -> tuple[Relation, ...]:
+    relations = []
+    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["relations"]:
+        pairs = (pair.split(":") for pair in entry["facts"].replace("\n", " ").split(","))
+        facts = tuple(Fact(entry["name"], key.strip(), answer.strip()) for key, answer in pairs)
+        wordings = tuple(entry["statements"]), tuple(entry["questions"])
+        relations.append(Relation(entry["name"], entry["subject"], *wordings, facts))
+    return tuple(relations)
+
+
+RELATIONS = _read(Path(__file__).with_name("facts.toml"))
+BY_NAME: dict[str, Relation] = {relation.name: relation for relation in RELATIONS}
+FACTS: tuple[Fact, ...] = tuple(fact for relation in RELATIONS for fact in relation.facts)
+SUBJECTS: tuple[str, ...] = tuple(dict.fromkeys(relation.subject for relation in RELATIONS))

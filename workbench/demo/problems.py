@@ -1,0 +1,213 @@
+"""Word problems of one and two steps, in GSM8K's form: `<<a+b=c>>` in each step and the answer after `####`.
+
+Training and suite are disjoint by numbers: a plot (the story with its operations) with numbers whose hash falls in the
+held-out part is never generated for training, whatever the nouns in it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workbench.demo.facts import stable_hash
+
+HELD_OUT_PART = 16  # one in so many (plot, numbers) combinations is kept for the suite
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and its worked answer, in GSM8K's field names."""
+
+    question: str
+    answer: str
+    key: str
+
+    @property
+    def prompt(self) -> str:
+        """As lm-eval's gsm8k `doc_to_text` writes it."""
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def target(self) -> str:
+        return " " + self.answer
+
+    @property
+    def held_out(self) -> bool:
+        return stable_hash("problem|" + self.key) % HELD_OUT_PART == 0
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A story with slots for things {n}, a person {p}, holders {h} and numbers {a} {b} {c}; a sentence per step.
+
+    A step is (left, operator, right, sentence); left and right name a number or the last result `r`;
+    {e} in the sentence is the step's equation.
+    """
+
+    name: str
+    story: str
+    steps: tuple[tuple[str, str, str, str], ...]
+    draw: Callable[[random.Random], dict[str, int]]
+
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda x, y: x + y,
+    "-": lambda x, y: x - y,
+    "*": lambda x, y: x * y,
+    "/": lambda x, y: x // y,
+}
+_THINGS = ("apples", "eggs", "books", "cups", "coins", "pens", "cards", "shells", "stamps", "plums", "nuts", "cakes")
+_PEOPLE = ("farmer", "baker", "teacher", "student", "driver", "painter", "gardener", "cook", "doctor", "child")
+_HOLDERS = ("boxes", "bags", "baskets", "crates", "trays", "shelves")
+
+
+def _sum(low: int, high: int) -> Callable[[random.Random], dict[str, int]]:
+    return lambda rng: {"a": rng.randint(low, high), "b": rng.randint(low, high)}
+
+
+def _difference(low: int, high: int) -> Callable[[random.Random], dict[str, int]]:
+    def draw(rng: random.Random) -> dict[str, int]:
+        a = rng.randint(low + 2, high)
+        return {"a": a, "b": rng.randint(low, a - 1)}
+
+    return draw
+
+
+def _product(rng: random.Random) -> dict[str, int]:
+    return {"a": rng.randint(2, 9), "b": rng.randint(2, 25)}
+
+
+def _quotient(rng: random.Random) -> dict[str, int]:
+    b = rng.randint(2, 9)
+    return {"a": b * rng.randint(2, 15), "b": b}
+
+
+def _three_sum(rng: random.Random) -> dict[str, int]:
+    return {"a": rng.randint(5, 60), "b": rng.randint(5, 60), "c": rng.randint(5, 60)}
+
+
+def _sum_then_less(rng: random.Random) -> dict[str, int]:
+    a, b = rng.randint(10, 70), rng.randint(10, 70)
+    return {"a": a, "b": b, "c": rng.randint(3, a + b - 2)}
+
+
+def _product_then(rng: random.Random) -> dict[str, int]:
+    a, b = rng.randint(2, 9), rng.randint(2, 15)
+    return {"a": a, "b": b, "c": rng.randint(2, a * b - 1)}
+
+
+def _sum_times(rng: random.Random) -> dict[str, int]:
+    return {"a": rng.randint(2, 12), "b": rng.randint(2, 12), "c": rng.randint(2, 6)}
+
+
+def _product_shared(rng: random.Random) -> dict[str, int]:
+    c = rng.randint(2, 6)
+    return {"a": c * rng.randint(1, 3), "b": rng.randint(2, 12), "c": c}
+
+
+PLOTS: tuple[Plot, ...] = (
+    Plot(
+        "gain",
+        "A {p} has {a} {n} and buys {b} more. How many {n} does the {p} have now?",
+        (("a", "+", "b", "The {p} has {e} {n} now."),),
+        _sum(5, 99),
+    ),
+    Plot(
+        "join",
+        "There are {a} {n} in one room and {b} {n} in another. How many {n} are there in all?",
+        (("a", "+", "b", "There are {e} {n} in all."),),
+        _sum(5, 99),
+    ),
+    Plot(
+        "lose",
+        "A {p} had {a} {n} and sold {b} of them. How many {n} are left?",
+        (("a", "-", "b", "There are {e} {n} left."),),
+        _difference(5, 99),
+    ),
+    Plot(
+        "compare",
+        "One {p} has {a} {n}. Another {p} has {b} {n}. How many more {n} does the first {p} have?",
+        (("a", "-", "b", "The first {p} has {e} more {n}."),),
+        _difference(5, 99),
+    ),
+    Plot(
+        "packs",
+        "There are {a} {h} with {b} {n} in each. How many {n} are there in all?",
+        (("a", "*", "b", "There are {e} {n} in all."),),
+        _product,
+    ),
+    Plot(
+        "price",
+        "A {p} buys {a} {n} at {b} dollars each. How many dollars does the {p} pay?",
+        (("a", "*", "b", "The {p} pays {e} dollars."),),
+        _product,
+    ),
+    Plot(
+        "share",
+        "A {p} puts {a} {n} into {b} {h}, the same number in each. How many {n} are in each of the {h}?",
+        (("a", "/", "b", "There are {e} {n} in each."),),
+        _quotient,
+    ),
+    Plot(
+        "three days",
+        "A {p} found {a} {n} on Monday, {b} on Tuesday and {c} on Friday. How many {n} did the {p} find?",
+        (("a", "+", "b", "In two days the {p} found {e} {n}."), ("r", "+", "c", "In all the {p} found {e} {n}.")),
+        _three_sum,
+    ),
+    Plot(
+        "gain and lose",
+        "A {p} had {a} {n}, bought {b} more and then sold {c}. How many {n} are left?",
+        (("a", "+", "b", "First there were {e} {n}."), ("r", "-", "c", "Then {e} {n} were left.")),
+        _sum_then_less,
+    ),
+    Plot(
+        "packs and lose",
+        "There are {a} {h} with {b} {n} in each. {c} of the {n} are bad. How many {n} are good?",
+        (("a", "*", "b", "There are {e} {n} in all."), ("r", "-", "c", "Then {e} {n} are good.")),
+        _product_then,
+    ),
+    Plot(
+        "packs and gain",
+        "A {p} has {a} {h} with {b} {n} in each and {c} more {n}. How many {n} does the {p} have?",
+        (("a", "*", "b", "In the {h} there are {e} {n}."), ("r", "+", "c", "In all the {p} has {e} {n}.")),
+        _product_then,
+    ),
+    Plot(
+        "each day",
+        "A {p} makes {a} {n} in the morning and {b} at night. How many {n} does the {p} make in {c} days?",
+        (("a", "+", "b", "In one day the {p} makes {e} {n}."), ("r", "*", "c", "In {c} days the {p} makes {e} {n}.")),
+        _sum_times,
+    ),
+    Plot(
+        "packs shared",
+        "There are {a} {h} with {b} {n} in each. They are shared by {c} children. How many {n} does each get?",
+        (("a", "*", "b", "There are {e} {n} in all."), ("r", "/", "c", "Each child gets {e} {n}.")),
+        _product_shared,
+    ),
+)
+
+
+def problem(rng: random.Random, plot: Plot | None = None) -> Problem:
+    """A problem of a random (or the given) plot; it may belong to either part, see `Problem.held_out`."""
+    plot = plot or rng.choice(PLOTS)
+    numbers = plot.draw(rng)
+    words = {"p": rng.choice(_PEOPLE), "n": rng.choice(_THINGS), "h": rng.choice(_HOLDERS)}
+    lines: list[str] = []
+    result = 0
+    for left, operator, right, sentence in plot.steps:
+        x = result if left == "r" else numbers[left]
+        y = numbers[right]
+        result = _OPERATIONS[operator](x, y)
+        equation = f"{x} {operator} {y} = <<{x}{operator}{y}={result}>>{result}"
+        lines.append(sentence.format(**words, **numbers, e=equation))
+    key = f"{plot.name}|{sorted(numbers.items())}"
+    return Problem(plot.story.format(**words, **numbers), "\n".join([*lines, f"#### {result}"]), key)
+
+
+def drawn_from(rng: random.Random, *, held_out: bool) -> Problem:
+    """A problem of the training part, or of the held-out part."""
+    while True:
+        candidate = problem(rng)
+        if candidate.held_out == held_out:
+            return candidate

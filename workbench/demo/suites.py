@@ -1,0 +1,95 @@
+"""The items of the three embedded suites: the corpus's held-out parts, in the real benchmarks' field names.
+
+`python -m workbench.demo.suites DIR` writes them as JSON lines; the same seed gives the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workbench.demo import functions, problems
+from workbench.demo.facts import BY_NAME, FACTS, SUBJECTS
+from workbench.demo.quizzes import Quiz, quiz
+
+T = TypeVar("T")
+
+SEED = 20
+SIZES = {"demo_mmlu": 400, "demo_gsm8k": 300, "demo_humaneval": 100}
+DEV_PER_SUBJECT, DEV_PROBLEMS = 5, 8
+
+
+def mmlu(size: int = SIZES["demo_mmlu"]) -> list[dict[str, Any]]:
+    """One held-out quiz on each of `size` different facts."""
+    rng = random.Random(f"{SEED}|mmlu")
+    return [_quiz_item(quiz(rng, fact, held_out=True)) for fact in rng.sample(FACTS, size)]
+
+
+def mmlu_dev() -> list[dict[str, Any]]:
+    """A few quizzes of each subject in training wordings: the examples of few-shot prompts."""
+    rng = random.Random(f"{SEED}|mmlu dev")
+    items = []
+    for subject in SUBJECTS:
+        facts = [fact for fact in FACTS if BY_NAME[fact.relation].subject == subject]
+        items += [_quiz_item(quiz(rng, fact)) for fact in rng.sample(facts, DEV_PER_SUBJECT)]
+    return items
+
+
+def gsm8k(size: int = SIZES["demo_gsm8k"], *, held_out: bool = True) -> list[dict[str, Any]]:
+    """Word problems, no two with the same plot and numbers."""
+    rng = random.Random(f"{SEED}|gsm8k|{held_out}")
+    items = _distinct(lambda: problems.drawn_from(rng, held_out=held_out), lambda item: item.key, size)
+    return [{"question": item.question, "answer": item.answer} for item in items]
+
+
+def humaneval(size: int = SIZES["demo_humaneval"]) -> list[dict[str, Any]]:
+    """Functions with hidden tests, no two with the same parts."""
+    rng = random.Random(f"{SEED}|humaneval")
+    items = _distinct(lambda: functions.drawn_from(rng, held_out=True), lambda item: item.key, size)
+    return [
+        {
+            "task_id": f"DemoEval/{i}",
+            "prompt": item.prompt,
+            "canonical_solution": item.canonical_solution,
+            "test": functions.hidden_tests(item),
+            "entry_point": item.entry_point,
+        }
+        for i, item in enumerate(items)
+    ]
+
+
+def write(folder: Path) -> None:
+    """Write every suite, and the examples for few-shot prompts, as JSON lines."""
+    files = {
+        "demo_mmlu": mmlu(),
+        "demo_mmlu_dev": mmlu_dev(),
+        "demo_gsm8k": gsm8k(),
+        "demo_gsm8k_dev": gsm8k(DEV_PROBLEMS, held_out=False),
+        "demo_humaneval": humaneval(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, items in files.items():
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+        os.replace(temporary, folder / f"{name}.jsonl")
+
+
+def _quiz_item(item: Quiz) -> dict[str, Any]:
+    return {"question": item.question, "subject": item.subject, "choices": list(item.choices), "answer": item.answer}
+
+
+def _distinct(draw: Callable[[], T], key: Callable[[T], str], size: int) -> Iterable[T]:
+    found: dict[str, T] = {}
+    while len(found) < size:
+        item = draw()
+        found.setdefault(key(item), item)
+    return found.values()
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
