@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -25,6 +25,17 @@ Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint fo
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Settings(TypedDict):
+    """What `generate` and `stream` take alike."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: Sequence[str]
 
 
 def register(app: typer.Typer) -> None:
@@ -92,30 +103,30 @@ def generate(
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts; the continuations go to stdout."""
-    import workbench as wb
+    """Continue prompts; the continuations go to stdout, a single one as it is written."""
+    from workbench.chat import Message, encode_chat
+    from workbench.checkpoint import load_model
+    from workbench.generate import Prompt, stream
+    from workbench.generate import generate as generate_all
 
-    loaded = wb.load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    given: list[Any] = texts
+    given: list[Prompt] = list(texts)
     if chat:
-        given = [wb.encode_chat(tokenizer, [wb.Message("user", text)]) for text in texts]
-    results = wb.generate(
-        loaded,
-        given,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop=stop or (),
+        given = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
+    settings = Settings(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop or ()
     )
-    for text, result in zip(texts, results, strict=True):
+    if len(given) == 1 and not as_json:
+        for piece in stream(loaded, given[0], **settings):
+            print(piece.text, end="", flush=True)
+        print()
+        return
+    for text, result in zip(texts, generate_all(loaded, given, **settings), strict=True):
         if as_json:
-            row = {"prompt": text, "text": result.text, "tokens": list(result.tokens)}
-            row |= {"logprobs": list(result.logprobs), "finish_reason": result.finish_reason}
-            print(json.dumps(row))
+            row = {"prompt": text, "text": result.text, "tokens": result.tokens}
+            print(json.dumps({**row, "logprobs": result.logprobs, "finish_reason": result.finish_reason}))
         else:
             print(result.text)
 
@@ -134,14 +145,14 @@ def capture(
     """Run a prompt, keep what the hooks name, and write it with its provenance."""
     import torch
 
-    import workbench as wb
+    from workbench.checkpoint import load_model
 
     narrow = {
         "layers": numbers(layers, "--layers"),
         "heads": numbers(heads, "--heads"),
         "positions": numbers(positions, "--positions"),
     }
-    loaded = wb.load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)

@@ -1,0 +1,95 @@
+"""The README is true: its commands run, its Python runs, its links lead somewhere, its tree is the tree."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+COMMANDS = [
+    shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines() if line.strip()
+]
+
+# What keeps a command short enough for a test, and what says that it did its work.
+SHORTENED = {("workbench", "eval"): ["--limit", "2"], ("workbench", "app"): ["--check"]}
+
+
+def test_there_are_commands_of_both_kinds() -> None:
+    assert {command[0] for command in COMMANDS} == {"make", "workbench"}
+    assert ["make", "demo"] in COMMANDS
+    assert ["make", "test"] in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)
+def test_make_knows_the_target(command: list[str]) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "workbench"], ids=lambda c: " ".join(c[:2]))
+def test_command_runs(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "workbench").symlink_to(ROOT / "workbench")  # the README's paths start at the project's root
+    argv = [*command[1:], *SHORTENED.get(tuple(command[:2]), [])]
+    program = "import sys; from workbench.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *argv], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    written = {path.name for path in tmp_path.iterdir()} - {"workbench"}
+    named = {Path(value).parts[0] for option, value in zip(argv, argv[1:], strict=False) if option == "--output"}
+    assert written >= named
+    assert done.stdout.strip() or command[1] == "app"
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    for block in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        shape, change, *_ = done.stdout.splitlines()
+        assert shape.startswith("torch.Size([1, ")
+        assert float(re.findall(r"[\d.]+", change)[0]) > 0
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_tree_is_the_tree() -> None:
+    (tree,) = blocks("text")
+    shown: set[str] = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        indent, entry = re.match(r"( *)(\S+)", line).groups()
+        folders[len(indent) // 2 :] = [entry]
+        path = "".join(folders)
+        assert (ROOT / path).exists(), path
+        assert len(line.split(maxsplit=1)) == 2, f"{path} has no clause"
+        shown.add(path.rstrip("/"))
+    for package in ("workbench", "evals", "probes", "dashboard"):
+        modules = {
+            str(path.relative_to(ROOT)).rstrip("/")
+            for path in (ROOT / package).iterdir()
+            if path.name not in {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+        }
+        assert modules - shown == set()
