@@ -4,7 +4,7 @@ The first half is mathematics on a pattern's rows and knows nothing of models; t
 layer by layer and block of queries by block of queries, so that no layer's full pattern is ever held.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,10 +163,13 @@ def head_metrics(cap: Capture) -> HeadMetrics:
     Raises: MissingHookError if `hook_pattern` was captured for no layer; HookError for left-padded rows.
     """
     layers = reading.layers(cap, PATTERN)
-    rows = [query_metrics(cap, layer) for layer in layers]
-    values = {name: frozen(np.stack([_mean(row.values[name]) for row in rows])) for name in rows[0].values}
-    n_queries = rows[0].values["entropy"][:, 0].size
-    return HeadMetrics(layers, rows[0].heads, values, n_queries)
+    means: list[dict[str, np.ndarray]] = []
+    for layer in layers:
+        rows = query_metrics(cap, layer).values
+        means.append({name: _mean(values) for name, values in rows.items()})
+    values = {name: frozen(np.stack([mean[name] for mean in means])) for name in METRICS}
+    n_queries = cap.tokens.shape[0] * len(reading.positions(cap))
+    return HeadMetrics(layers, reading.heads(cap), values, n_queries)
 
 
 def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
@@ -199,19 +202,21 @@ def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
     return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
 
 
-def pattern_blocks(cap: Capture, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+def pattern_blocks(
+    cap: Capture, layer: int, *, heads: Sequence[int] | None = None, queries: Sequence[int] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One layer's pattern in blocks of queries, so that a long prompt's pattern is never held whole.
 
     Shapes: -> pairs of queries [query_pos] (absolute positions) and pattern [batch, head, query_pos, key_pos]
     """
-    queries = reading.positions(cap)
+    wanted = reading.positions(cap).tolist() if queries is None else list(queries)
+    n_heads = len(reading.heads(cap) if heads is None else heads)
     batch, seqlen = cap.tokens.shape
-    row_bytes = 4 * batch * len(reading.heads(cap)) * (cap.start + seqlen)
-    step = max(1, _BLOCK_BYTES // row_bytes)
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step]
-        pattern = cap.pattern(layer, queries=block.tolist()).float()
-        yield block.to(pattern.device), pattern
+    step = max(1, _BLOCK_BYTES // (4 * batch * n_heads * (cap.start + seqlen)))
+    for start in range(0, len(wanted), step):
+        block = wanted[start : start + step]
+        pattern = cap.pattern(layer, heads=heads, queries=block).detach().float()
+        yield torch.tensor(block, device=pattern.device), pattern
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,323 @@
+"""Plotly figures of the probes' results: the only importer of plotly here. Computes nothing, reads no model.
+
+Every figure has a title, units on its axes, a colour bar that says what it shows, and `layout.meta`: a dict with the
+figure's `kind` and whatever `stamp` adds, so that a page or a test knows which result it is looking at. Colour scales
+are colour-blind safe: viridis for amounts, a blue-red scale centred on 0 for differences. Token labels come in
+already escaped for plotly's pseudo-HTML. Budget: 1.5 MB a figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.attention import METRICS, HeadMetrics
+from probes.maps import HeadMap
+from probes.norms import QUANTILES, ContributionRatios, GainStatistics, InputRms, MassiveActivations
+from probes.rope import BandContribution, RelativeInvariance, ScoreByDistance
+from probes.rotation import Decay, Wavelengths
+
+Theme = Literal["light", "dark"]
+Stamp = Mapping[str, Any]
+
+SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+RING = "#E8384F"
+HEIGHT = 440
+
+
+def _finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
+    """Title, neutral template and identity: the same for every figure."""
+    fig.update_layout(
+        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        template="plotly_dark" if theme == "dark" else "plotly_white",
+        meta={"kind": kind, **(stamp or {})},
+        margin={"l": 60, "r": 20, "t": 80, "b": 55},
+        height=layout.pop("height", HEIGHT),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **layout,
+    )
+    return fig
+
+
+def _bar(title: str) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "thickness": 12}
+
+
+def _colours(values: np.ndarray, difference: bool) -> dict[str, Any]:
+    """Colour scale of amounts, or of differences: centred on 0 and symmetric."""
+    if not difference:
+        return {"colorscale": SEQUENTIAL}
+    finite = values[np.isfinite(values)]
+    most = float(np.abs(finite).max()) if finite.size else 1.0
+    return {"colorscale": DIVERGING, "zmin": -(most or 1.0), "zmax": most or 1.0}
+
+
+def _lines(fig: go.Figure, x: np.ndarray, series: Mapping[str, np.ndarray], *, mode: str = "lines") -> None:
+    for i, (name, y) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        fig.add_scatter(x=x, y=y, name=name, mode=mode, line={"color": colour, "width": 2}, marker={"size": 5})
+
+
+def _level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -> None:
+    """A dashed line at one height, named in the legend."""
+    line = {"dash": "dash", "color": RING, "width": 2}
+    fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
+
+
+# --- heads ----------------------------------------------------------------------------------------------------
+
+
+def atlas(
+    values: np.ndarray,
+    *,
+    title: str,
+    unit: str,
+    heads: Sequence[int],
+    layers: Sequence[int],
+    n_kv_heads: int,
+    n_heads: int,
+    difference: bool = False,
+    selected: tuple[int, int] | None = None,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """One square per head, with brackets over the query heads that share a key/value head.
+
+    A heatmap has no click events, so an invisible square stands over each cell with customdata [layer, head]; the
+    browser draws the selected one as a ring by opacity alone, and the figure need not change when it moves.
+    Shapes: values [layer, head]
+    """
+    z = np.asarray(values, dtype=np.float32)
+    layer_of, head_of = np.meshgrid(layers, heads, indexing="ij")
+    cells = np.stack([layer_of.ravel(), head_of.ravel()], 1)
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverinfo="skip", colorbar=_bar(unit),
+            **_colours(z, difference),
+        )
+    )  # fmt: skip
+    chosen = None if selected is None else [i for i, cell in enumerate(cells) if tuple(cell) == selected]
+    size = float(np.clip(300 / max(z.shape), 6, 44))
+    fig.add_scatter(
+        x=cells[:, 1],
+        y=cells[:, 0],
+        mode="markers",
+        customdata=cells,
+        text=[f"{value:.4g}" for value in z.ravel()],
+        hovertemplate=f"layer %{{customdata[0]}} · head %{{customdata[1]}}<br>{unit}: %{{text}}<extra></extra>",
+        marker={"symbol": "square-open", "size": size, "color": RING, "line": {"width": 3}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
+        selectedpoints=chosen or [],
+        showlegend=False,
+    )
+    group = n_heads // n_kv_heads
+    if group > 1:
+        for kv in sorted({head // group for head in heads}):
+            mine = [head for head in heads if head // group == kv]
+            label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if n_kv_heads <= 8 else {}
+            ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
+            fig.add_shape(type="line", yref="paper", line={"width": 2, "color": "#888888"}, label=label, **ends)
+    fig.update_xaxes(title="head", showgrid=False, zeroline=False, dtick=max(1, len(heads) // 8))
+    step = max(1, len(layers) // 8)
+    fig.update_yaxes(title="layer", autorange="reversed", showgrid=False, zeroline=False, dtick=step)
+    return _finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
+
+
+def head_metric(
+    metrics: HeadMetrics, name: str, *, n_heads: int, n_kv_heads: int, theme: Theme = "light", **options: Any
+) -> go.Figure:
+    """The atlas of one column of `HeadMetrics.frame()`; `options` are `selected` and `stamp`."""
+    unit = METRICS[name]
+    title = f"{unit[0].upper()}{unit[1:]}, mean over {metrics.n_queries} queries"
+    places = {"heads": metrics.heads, "layers": metrics.layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
+    return atlas(metrics.values[name], title=title, unit=unit, theme=theme, **places, **options)
+
+
+def head_map(
+    found: HeadMap,
+    labels: Sequence[str],
+    *,
+    log: bool = False,
+    hide_first: int = 0,
+    difference: bool = False,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """Where each query looks: the causal mask and the first `hide_first` keys are blank, never 0.
+
+    Shapes: labels [query_tile], unique and escaped, from `HeadMap.labels`
+    """
+    z = np.array(found.weights, dtype=np.float32)
+    assert len(set(labels)) == len(labels) == len(z), "one unique label for every row"
+    if hide_first > found.start:
+        z[:, : -(-(hide_first - found.start) // found.factor)] = np.nan
+    unit = "difference in weight" if difference else "attention weight"
+    if log and not difference:
+        z, unit = np.log10(np.maximum(z, 1e-6)), "log10 of the weight"
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(labels), y=list(labels), z=z, colorbar=_bar(unit),
+            hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{unit} %{{z:.4f}}<extra></extra>",
+            **_colours(z, difference),
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="key", type="category", showgrid=False, tickangle=-60, nticks=24)
+    fig.update_yaxes(title="query", type="category", showgrid=False, autorange="reversed", nticks=24)
+    title = f"Layer {found.layer}, head {found.head}"
+    notes = [found.pooling, f"first {hide_first} keys hidden" if hide_first else ""]
+    title += "".join(f" · {note}" for note in notes if note)
+    return _finish(fig, "head_map", title, theme, stamp, height=560, dragmode="zoom")
+
+
+# --- RoPE -----------------------------------------------------------------------------------------------------
+
+
+def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The wavelength of every pair against the context; with scaling, before and after."""
+    pairs = np.arange(len(found.wavelength))
+    fig = go.Figure()
+    series = {"wavelength": found.wavelength}
+    if not np.allclose(found.unscaled, found.wavelength):
+        series = {"as scaled": found.wavelength, "before scaling": found.unscaled}
+    _lines(fig, pairs, series, mode="lines+markers")
+    _level(fig, pairs, found.context, f"context: {found.context:,} tokens")
+    fig.update_xaxes(title="frequency pair")
+    fig.update_yaxes(title="wavelength (tokens)", type="log")
+    title = f"Wavelengths: {found.longer_than_context} of {len(pairs)} pairs are longer than the context"
+    return _finish(fig, "wavelengths", title, theme, stamp)
+
+
+def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """How the weight of a like key fades by position alone."""
+    fig = go.Figure()
+    _lines(fig, found.distance, {"upper bound": found.bound, "sum of cosines": found.cosine})
+    fig.add_hline(y=0, line={"color": "#888888", "width": 1})
+    fig.update_xaxes(title="distance (tokens)", type="log")
+    fig.update_yaxes(title="sum over pairs")
+    at = found.first_negative
+    title = "Decay with distance" + ("" if at is None else f": a like key can lose to a random one from {at:,} tokens")
+    return _finish(fig, "decay", title, theme, stamp)
+
+
+def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """What every frequency pair adds to one head's scores: signed bars, and the absolute share as a line."""
+    pairs = np.arange(len(found.signed))
+    shade = np.where(found.signed < 0, COLOURS[1], COLOURS[0])
+    fig = go.Figure()
+    fig.add_bar(
+        x=pairs, y=found.signed, name="mean contribution", marker={"color": shade}, customdata=found.wavelength,
+        hovertemplate="pair %{x}, wavelength %{customdata:,.0f} tokens<br>%{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    fig.add_scatter(
+        x=pairs, y=found.share, name="share of absolute size", yaxis="y2", mode="lines+markers",
+        line={"color": COLOURS[2]}, hovertemplate="pair %{x}: %{y:.1%}<extra></extra>",
+    )  # fmt: skip
+    fig.update_xaxes(title="frequency pair (fast to slow)")
+    fig.update_yaxes(title="contribution to the score")
+    second = {"title": "share", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+    title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}"
+    return _finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
+
+
+def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """One head's scores against distance, with the spread, and what position alone would give."""
+    fig = go.Figure()
+    line = {"width": 0}
+    fig.add_scatter(x=found.distance, y=found.high, line=line, showlegend=False, hoverinfo="skip")
+    fig.add_scatter(
+        x=found.distance, y=found.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
+        name="10% to 90%", hoverinfo="skip",
+    )  # fmt: skip
+    _lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
+    fig.update_xaxes(title="distance (tokens)")
+    fig.update_yaxes(title="score (before softmax)")
+    title = f"Layer {found.layer}, head {found.head}: score against distance"
+    return _finish(fig, "score_by_distance", title, theme, stamp)
+
+
+def relative_invariance(found: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """How far rounding moves the scores when query and key shift together, by arithmetic."""
+    fig = go.Figure()
+    floor = np.finfo(np.float64).tiny  # an error of exactly 0 has no place on a log axis
+    errors = {
+        name: np.where(found.largest[i] > floor, found.largest[i], np.nan) for i, name in enumerate(found.arithmetic)
+    }
+    _lines(fig, found.shift, errors, mode="lines+markers")
+    fig.update_xaxes(title="common shift (tokens)", type="log")
+    fig.update_yaxes(title="largest change of a score", type="log", exponentformat="e")
+    title = f"Layer {found.layer}, head {found.head}: scores up to {found.score_size:.3g} should not move"
+    return _finish(fig, "relative_invariance", title, theme, stamp)
+
+
+# --- norms and the stream -------------------------------------------------------------------------------------
+
+
+def input_rms(
+    found: InputRms,
+    labels: Sequence[str],
+    *,
+    norm: str = "ln1",
+    row: int = 0,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """What one kind of norm divides every token by, layer by layer; colours are logarithmic.
+
+    Shapes: labels [pos], unique and escaped
+    """
+    rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
+    layers = [found.norms[i][0] for i in rows]
+    values = found.rms[rows, row].astype(np.float32)  # [layer, pos]
+    assert len(set(labels)) == len(labels) == values.shape[1], "one unique label for every position"
+    positive = np.where(values > 0, values, np.nan)
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(labels), y=layers, z=np.log10(positive), customdata=values, colorscale=SEQUENTIAL,
+            colorbar=_bar("log10 RMS"),
+            hovertemplate="layer %{y}<br>%{x}<br>RMS %{customdata:.4g}<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
+    step = max(1, len(layers) // 8)
+    fig.update_yaxes(title="layer", showgrid=False, dtick=step, autorange="reversed")
+    return _finish(fig, "input_rms", f"Input RMS of {norm} by layer and token", theme, stamp)
+
+
+def gain_quantiles(
+    found: GainStatistics, *, norm: str = "ln1", theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """Quantiles of one kind of norm's gains, layer by layer."""
+    rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
+    layers = np.array([found.norms[i][0] for i in rows])
+    wanted = [(q, QUANTILES.index(q)) for q in (0.0, 0.05, 0.5, 0.95, 1.0)]
+    fig = go.Figure()
+    _lines(fig, layers, {f"{q:.0%}": found.quantiles[rows, i] for q, i in wanted}, mode="lines+markers")
+    fig.update_xaxes(title="layer", dtick=max(1, len(layers) // 8))
+    fig.update_yaxes(title="gain (factor)")
+    return _finish(fig, "gain_quantiles", f"Gains of {norm}: quantiles over dimensions", theme, stamp)
+
+
+def massive_activations(found: MassiveActivations, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The three largest magnitudes of the stream after every block, against the median and the threshold."""
+    fig = go.Figure()
+    series = {f"largest {i + 1}": found.top[:, i] for i in range(found.top.shape[1])}
+    _lines(fig, np.array(found.layers), {**series, "median": found.median}, mode="lines+markers")
+    _level(fig, found.layers, found.threshold, f"threshold {found.threshold:g}")
+    fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
+    fig.update_yaxes(title="|activation| in the stream", type="log")
+    count = len(found.table)
+    title = f"Largest activations by layer: {count} massive (over {found.threshold:g} and {found.ratio:g} x the median)"
+    return _finish(fig, "massive_activations", title, theme, stamp)
+
+
+def contribution_ratios(found: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """How much attention and MLP add against the stream they are added to: medians over tokens."""
+    fig = go.Figure()
+    middle = np.nanmedian(found.ratio, axis=(2, 3))  # [layer, sublayer]
+    _lines(fig, np.array(found.layers), dict(zip(found.sublayers, middle.T, strict=True)), mode="lines+markers")
+    fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
+    fig.update_yaxes(title="norm added / norm of the stream", type="log")
+    return _finish(fig, "contribution_ratios", "What each sublayer adds: median over tokens", theme, stamp)
