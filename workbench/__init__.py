@@ -9,15 +9,18 @@ from workbench.cache import KVCache
 from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import WorkbenchError
+from workbench.generate import Generation, generate, stream
 from workbench.hooks import HOOKS, hook_names
 from workbench.intervene import Ablate, Add, Patch, Scale
 from workbench.model import Transformer
+from workbench.scoring import score, score_rolling
 
 __all__ = [
     "HOOKS",
     "Ablate",
     "Add",
     "Capture",
+    "Generation",
     "KVCache",
     "Llama3Scaling",
     "ModelConfig",
@@ -25,5 +28,9 @@ __all__ = [
     "Scale",
     "Transformer",
     "WorkbenchError",
+    "generate",
     "hook_names",
+    "score",
+    "score_rolling",
+    "stream",
 ]

@@ -58,10 +58,10 @@ def fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
         # One query sees every key, so its group's heads can stand in the query axis: half the time on a CPU.
         grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
         z: Tensor = F.scaled_dot_product_attention(grouped, k, v, attn_mask=allowed)
-        flat: Tensor = z.flatten(1, 2).unsqueeze(2)
-        return flat
+        return z.flatten(1, 2).unsqueeze(2)
     gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=gqa)
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=gqa)
+    return z
 
 
 def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:

@@ -92,8 +92,6 @@ class MissingExtraError(WorkbenchError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed. Install it with: pip install -e '.[{extra}]' -c constraints.txt"
-        )
+        super().__init__(f"{package} is not installed. Install it with: pip install -e '.[{extra}]' -c constraints.txt")
         self.package = package
         self.extra = extra

@@ -312,4 +312,3 @@ __all__ = [
     "HOOKS", "HookPoint", "Site", "Subscription", "Tap", "active", "expand", "hook_names", "layer_of", "point_of",
     "subscribe", "tap_for",
 ]  # fmt: skip
-

@@ -36,6 +36,16 @@ def init(size: int | None = None, *, backend: str | None = None) -> None:
     mpu.initialize_model_parallel(size)
 
 
+def close() -> None:
+    """Leave the group at the end of a program: a process that only exits may take the others down with it."""
+    if dist.is_initialized():
+        from fairscale.nn.model_parallel import initialize as mpu
+
+        dist.barrier()
+        mpu.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
 def size() -> int:
     """Number of processes that share each layer; 1 without a process group."""
     if not dist.is_initialized():
