@@ -62,48 +62,58 @@ _PEOPLE = ("farmer", "baker", "teacher", "student", "driver", "painter", "garden
 _HOLDERS = ("boxes", "bags", "baskets", "crates", "trays", "shelves")
 
 
-def _sum(low: int, high: int) -> Callable[[random.Random], dict[str, int]]:
-    return lambda rng: {"a": rng.randint(low, high), "b": rng.randint(low, high)}
+LARGE = 0.3  # the part of the problems that are about large numbers
 
 
-def _difference(low: int, high: int) -> Callable[[random.Random], dict[str, int]]:
-    def draw(rng: random.Random) -> dict[str, int]:
-        a = rng.randint(low + 2, high)
-        return {"a": a, "b": rng.randint(low, a - 1)}
+def _large(rng: random.Random) -> bool:
+    return rng.random() < LARGE
 
-    return draw
+
+def _sum(rng: random.Random) -> dict[str, int]:
+    high = 999 if _large(rng) else 99
+    return {"a": rng.randint(5, high), "b": rng.randint(5, high)}
+
+
+def _difference(rng: random.Random) -> dict[str, int]:
+    a = rng.randint(7, 999 if _large(rng) else 99)
+    return {"a": a, "b": rng.randint(5, a - 1)}
 
 
 def _product(rng: random.Random) -> dict[str, int]:
-    return {"a": rng.randint(2, 9), "b": rng.randint(2, 25)}
+    if _large(rng):
+        return {"a": rng.randint(3, 12), "b": rng.randint(21, 99)}
+    return {"a": rng.randint(2, 9), "b": rng.randint(2, 20)}
 
 
 def _quotient(rng: random.Random) -> dict[str, int]:
     b = rng.randint(2, 9)
-    return {"a": b * rng.randint(2, 15), "b": b}
+    return {"a": b * rng.randint(2, 60 if _large(rng) else 15), "b": b}
 
 
 def _three_sum(rng: random.Random) -> dict[str, int]:
-    return {"a": rng.randint(5, 60), "b": rng.randint(5, 60), "c": rng.randint(5, 60)}
+    high = 300 if _large(rng) else 60
+    return {"a": rng.randint(5, high), "b": rng.randint(5, high), "c": rng.randint(5, high)}
 
 
 def _sum_then_less(rng: random.Random) -> dict[str, int]:
-    a, b = rng.randint(10, 70), rng.randint(10, 70)
+    high = 300 if _large(rng) else 70
+    a, b = rng.randint(10, high), rng.randint(10, high)
     return {"a": a, "b": b, "c": rng.randint(3, a + b - 2)}
 
 
 def _product_then(rng: random.Random) -> dict[str, int]:
-    a, b = rng.randint(2, 9), rng.randint(2, 15)
+    a, b = rng.randint(2, 9), rng.randint(2, 50 if _large(rng) else 15)
     return {"a": a, "b": b, "c": rng.randint(2, a * b - 1)}
 
 
 def _sum_times(rng: random.Random) -> dict[str, int]:
-    return {"a": rng.randint(2, 12), "b": rng.randint(2, 12), "c": rng.randint(2, 6)}
+    high = 40 if _large(rng) else 12
+    return {"a": rng.randint(2, high), "b": rng.randint(2, high), "c": rng.randint(2, 6)}
 
 
 def _product_shared(rng: random.Random) -> dict[str, int]:
     c = rng.randint(2, 6)
-    return {"a": c * rng.randint(1, 3), "b": rng.randint(2, 12), "c": c}
+    return {"a": c * rng.randint(1, 3), "b": rng.randint(2, 40 if _large(rng) else 12), "c": c}
 
 
 PLOTS: tuple[Plot, ...] = (
@@ -111,25 +121,25 @@ PLOTS: tuple[Plot, ...] = (
         "gain",
         "A {p} has {a} {n} and buys {b} more. How many {n} does the {p} have now?",
         (("a", "+", "b", "The {p} has {e} {n} now."),),
-        _sum(5, 99),
+        _sum,
     ),
     Plot(
         "join",
         "There are {a} {n} in one room and {b} {n} in another. How many {n} are there in all?",
         (("a", "+", "b", "There are {e} {n} in all."),),
-        _sum(5, 99),
+        _sum,
     ),
     Plot(
         "lose",
         "A {p} had {a} {n} and sold {b} of them. How many {n} are left?",
         (("a", "-", "b", "There are {e} {n} left."),),
-        _difference(5, 99),
+        _difference,
     ),
     Plot(
         "compare",
         "One {p} has {a} {n}. Another {p} has {b} {n}. How many more {n} does the first {p} have?",
         (("a", "-", "b", "The first {p} has {e} more {n}."),),
-        _difference(5, 99),
+        _difference,
     ),
     Plot(
         "packs",

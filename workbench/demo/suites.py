@@ -50,7 +50,7 @@ def gsm8k(size: int = SIZES["demo_gsm8k"], *, held_out: bool = True) -> list[dic
 def humaneval(size: int = SIZES["demo_humaneval"]) -> list[dict[str, Any]]:
     """Functions with hidden tests, no two with the same parts."""
     rng = random.Random(f"{SEED}|humaneval")
-    items = _distinct(lambda: functions.drawn_from(rng, held_out=True), lambda item: item.key, size)
+    items = _distinct(lambda: functions.drawn_from(rng, held_out=True, rarity=1.0), lambda item: item.key, size)
     return [
         {
             "task_id": f"DemoEval/{i}",
