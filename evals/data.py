@@ -1,0 +1,162 @@
+"""Benchmark questions from local files, as rows: MMLU's CSVs, GSM8K's JSONL, HumanEval's JSONL.gz, our own
+suites.
+
+Nothing is fetched, copied or cached. Knows nothing of prompts or models.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import DataError
+
+ASSETS = Path(__file__).parent / "assets"
+Row = dict[str, Any]
+Splits = dict[str, list[Row]]
+
+
+def mmlu(root: Path, subject: str) -> Splits:
+    """One subject in Hendrycks' layout: `{test,dev}/<subject>_{test,dev}.csv`, no header, the answer a
+    letter.
+
+    Raises: DataError if a file is missing or a line is not question, four choices, letter.
+    """
+    folder = _folder(root, "mmlu", Path("test") / f"{subject}_test.csv", "MMLU", ("", "data"))
+    return {
+        split: _mmlu_rows(folder / split / f"{subject}_{split}.csv", subject) for split in ("test", "dev")
+    }
+
+
+def _mmlu_rows(path: Path, subject: str) -> list[Row]:
+    rows = []
+    with _opened(path, newline="") as file:
+        for number, record in enumerate(csv.reader(file), 1):
+            if len(record) != 6 or record[5] not in ("A", "B", "C", "D"):
+                raise DataError(
+                    f"{path}: record {number} is not question, four choices and a letter A-D; "
+                    f"found {len(record)} fields, the last {record[-1:]}."
+                )
+            rows.append(
+                {
+                    "question": record[0],
+                    "subject": subject,
+                    "choices": record[1:5],
+                    "answer": "ABCD".index(record[5]),
+                }
+            )
+    return rows
+
+
+def gsm8k(root: Path, name: str | None = None) -> Splits:
+    """GSM8K's `{train,test}.jsonl`: question and worked answer."""
+    folder = _folder(root, "gsm8k", Path("test.jsonl"), "GSM8K")
+    return {
+        split: read_jsonl(folder / f"{split}.jsonl", {"question": str, "answer": str}) for split in ("test",
+        "train")
+    }
+
+
+_PROGRAM = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
+
+
+def humaneval(root: Path, name: str | None = None) -> Splits:
+    """HumanEval's `HumanEval.jsonl.gz`, or the same unpacked."""
+    places = [folder / f"HumanEval.jsonl{end}" for folder in (root / "humaneval", root) for end in (".gz", "")]
+    for path in places:
+        if path.is_file():
+            return {"test": read_jsonl(path, _PROGRAM)}
+    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
+
+
+_EMBEDDED: dict[str, dict[str, type]] = {
+    "demo_mmlu": {"question": str, "subject": str, "choices": list, "answer": int},
+    "demo_gsm8k": {"question": str, "answer": str},
+    "demo_humaneval": _PROGRAM,
+}
+
+
+def embedded(name: str) -> Splits:
+    """One of the suites that come with the package; `dev` holds its few-shot examples, if it has any."""
+    splits = {"test": read_jsonl(ASSETS / f"{name}.jsonl", _EMBEDDED[name])}
+    dev = ASSETS / f"{name}_dev.jsonl"
+    splits["dev"] = read_jsonl(dev, _EMBEDDED[name]) if dev.is_file() else []
+    return splits
+
+
+_READERS: dict[str, Callable[[Path, str], Splits]] = {
+    "cais/mmlu": mmlu,
+    "openai/gsm8k": gsm8k,
+    "openai/openai_humaneval": humaneval,
+}
+
+
+def load(dataset: str, name: str | None, root: Path | None) -> Splits:
+    """The rows of a data set by lm-eval's name for it, out of the user's data folder or out of the package.
+
+    Raises: DataError if there is no folder, no such file in it, or a malformed line.
+    """
+    if dataset in _EMBEDDED:
+        return embedded(dataset)
+    if dataset not in _READERS:
+        raise DataError(f"no local files are known for the data set {dataset!r}.")
+    if root is None:
+        raise DataError(
+            "this benchmark reads its questions from local files: give their folder with --data. It holds "
+            "mmlu/{dev,test}/*.csv, gsm8k/{train,test}.jsonl or humaneval/HumanEval.jsonl.gz."
+        )
+    return _READERS[dataset](root, name or "")
+
+
+def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
+    """Rows of a JSON-lines file, gzipped or not, of which each has these fields.
+
+    Raises: DataError with the line's number.
+    """
+    rows = []
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
+            for name, kind in fields.items():
+                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+                    raise DataError(f"{path}: line {number} has no field {name!r} of type {kind.__name__}.")
+            rows.append({name: row[name] for name in fields})
+    if not rows:
+        raise DataError(f"{path} is empty.")
+    return rows
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows, which says whether two runs had the same questions."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def _folder(root: Path, name: str, member: Path, title: str, inner: tuple[str, ...] = ("",)) -> Path:
+    """Where a benchmark lies: in its own folder under the root, or in the root itself."""
+    for base in (root / name, root):
+        for part in inner:
+            if (base / part / member).is_file():
+                return base / part
+    if not root.is_dir():
+        raise DataError(f"the data folder {root} does not exist.")
+    raise DataError(f"{title} is not in {root}: expected {root / name / member}. Give its folder with --data.")
+
+
+def _opened(path: Path, newline: str | None = None) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8", newline=newline)

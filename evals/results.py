@@ -1,0 +1,275 @@
+"""Finished evaluations on disk, in lm-eval's own files: writing them whole, finding them again, reading
+them as tables.
+
+A run is one `results_<time>.json` with a `samples_<task>_<time>.jsonl` beside it for each task; runs of
+lm-eval itself read just as well. Knows nothing of models, and imports no lm_eval.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals import stats
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROVENANCE = "workbench"  # our own part of lm-eval's result file
+_PROPORTIONS = ("acc", "exact_match", "pass@1", "acc_norm", "acc_bytes", "acc_mutual_info")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task or group.
+
+    Units: value, low and high as the metric has them (a proportion for acc, exact_match and pass@1); low
+    and high bound the 95% interval: Wilson's for proportions, else from the standard error. `average` says
+    how a group was put together: "micro" over questions, "macro" over tasks; "" for a single task.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    average: str
+    shots: int | None
+    n: int
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished evaluation."""
+
+    path: Path
+    data: dict[str, Any]
+
+    @property
+    def stamp(self) -> str:
+        """The time in its files' names, which ties samples to results."""
+        return self.path.stem.removeprefix("results_")
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.stamp}"
+
+    @property
+    def date(self) -> datetime | None:
+        date = self.data.get("date")
+        return datetime.fromtimestamp(date) if isinstance(date, int | float) else None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Model, hashes, dtype, device, seed, commit, versions; empty for runs of lm-eval's own command."""
+        own = self.data.get(PROVENANCE)
+        return own if isinstance(own, dict) else {}
+
+    @property
+    def model(self) -> str:
+        named = self.data.get("model_name") or self.data.get("config", {}).get("model")
+        return str(named or "unknown")
+
+    @property
+    def not_run(self) -> dict[str, str]:
+        """Tasks that were asked for and left out, each with the reason."""
+        return dict(self.provenance.get("not_run", {}))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have samples, groups not among them."""
+        return list(self.data.get("configs", {}))
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        """Every metric of every group and task, groups first.
+
+        Raises: DataError if the file has no results of the expected form.
+        """
+        try:
+            return _scores(self.data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.path}: not lm-eval's results ({type(error).__name__}: {error}).") from error
+
+    def frame(self) -> pd.DataFrame:
+        """The scores as a table: task, metric, value, stderr, n, low, high, and filter, average, shots."""
+        import pandas as pd
+
+        columns = ["task", "metric", "value", "stderr", "n", "low", "high", "filter", "average", "shots"]
+        return pd.DataFrame([vars(score) for score in self.scores], columns=columns).astype({"shots": "Int64"})
+
+    def samples(self, task: str) -> pd.DataFrame:
+        """One row a question and filter: doc, prompt, target, answer, correct, and the token ids that
+        replay it.
+
+        Columns of multiple choice: choices, logprobs (nats), answer (its index); of generation: answer (the
+        text after the filter), response (before it), generated_ids; of code besides: verdict, message,
+        stderr. `prompt_ids` and `choice_ids` are None in runs that did not record them.
+
+        Raises: DataError if there are no samples of this task, or a line is damaged (its number is named).
+        """
+        import pandas as pd
+
+        path = self.path.with_name(f"samples_{task}_{self.stamp}.jsonl")
+        if not path.is_file():
+            raise DataError(f"{self.path.name} has no samples of {task!r} beside it; expected {path.name}.")
+        rows = []
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    rows.append(_sample_row(json.loads(line)))
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    raise DataError(
+                        f"{path}: line {number} is no sample ({type(error).__name__}: {error}); was it cut short?"
+                    ) from error
+        return pd.DataFrame(rows)
+
+
+def read_run(path: Path) -> Run:
+    """The run of a results file.
+
+    Raises: DataError if it cannot be read or is not JSON of the expected form.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not whole JSON ({error}); delete it, or run the evaluation again.") from error
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        raise DataError(f"{path} holds no results of an evaluation.")
+    return Run(path, data)
+
+
+def scan(root: str | Path) -> tuple[list[Run], list[str]]:
+    """Every run below a folder, newest first, and what was wrong with each file that could not be read."""
+    runs, problems = [], []
+    for path in Path(root).rglob("results_*.json"):
+        try:
+            run = read_run(path)
+            _ = run.scores
+            runs.append(run)
+        except DataError as error:
+            problems.append(str(error))
+    return sorted(runs, key=lambda run: run.stamp, reverse=True), problems
+
+
+def list_runs(root: str | Path) -> list[Run]:
+    """Every readable run below a folder, newest first; an absent folder holds none."""
+    return scan(root)[0]
+
+
+def write(folder: Path, data: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> Run:
+    """Write a run's files: samples first, so that a results file never lacks them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().isoformat().replace(":", "-")
+    for task, rows in samples.items():
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        _write(folder / f"samples_{task}_{stamp}.jsonl", lines)
+    path = folder / f"results_{stamp}.json"
+    _write(path, [json.dumps(data, indent=2, ensure_ascii=False, default=str)])
+    return read_run(path)
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _scores(data: dict[str, Any]) -> list[Score]:
+    children: dict[str, list[str]] = data.get("group_subtasks") or {}
+    results: dict[str, dict[str, Any]] = data["results"]
+    shots: dict[str, Any] = data.get("n-shot") or {}
+    effective = {name: int(count["effective"]) for name, count in (data.get("n-samples") or {}).items()}
+    # lm-eval puts a group behind its members.
+    groups = [name for name in reversed(results) if children.get(name)]
+    found: list[Score] = []
+    for name in [*groups, *(name for name in results if name not in groups)]:
+        leaves = _leaves(name, children)
+        n = sum(effective.get(leaf, int(results[leaf].get("sample_len", 0))) for leaf in leaves)
+        for key, value in results[name].items():
+            metric, comma, rest = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            given = results[name].get(f"{metric}_stderr,{rest}")
+            stderr = float(given) if isinstance(given, int | float) else None
+            low, high = _interval(metric, float(value), stderr, n)
+            used = {shots.get(leaf) for leaf in leaves}
+            shot = used.pop() if len(used) == 1 else None
+            average = "" if name not in groups else "micro"
+            found.append(Score(name, metric, rest, average, shot, n, float(value), stderr, low, high))
+            if name in groups:
+                found += _macro(found[-1], [results[leaf] for leaf in leaves])
+    return found
+
+
+def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
+    key, error = f"{micro.metric},{micro.filter}", f"{micro.metric}_stderr,{micro.filter}"
+    if any(key not in part for part in parts):
+        return []
+    pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for part in parts]
+    value, stderr = stats.macro(pairs)
+    low, high = stats.normal(value, stderr)
+    return [
+        Score(
+            micro.task, micro.metric, micro.filter, "macro", micro.shots, micro.n, value, stderr, max(0.0,
+            low), high
+        )
+    ]
+
+
+def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:
+    if not children.get(name):
+        return [name]
+    return [leaf for child in children[name] for leaf in _leaves(child, children)]
+
+
+def _interval(metric: str, value: float, stderr: float | None, n: int) -> tuple[float | None, float | None]:
+    if metric in _PROPORTIONS and 0 <= value <= 1 and n > 0:
+        return stats.wilson(value * n, n)
+    return (None, None) if stderr is None else stats.normal(value, stderr)
+
+
+def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
+    arguments = list(sample["arguments"].values())
+    metric = sample["metrics"][0] if sample.get("metrics") else None
+    row: dict[str, Any] = {
+        "doc_id": sample["doc_id"],
+        "filter": sample.get("filter", "none"),
+        "doc": sample["doc"],
+        "prompt": arguments[0]["arg_0"],
+        "target": sample["target"],
+        "metric": metric,
+        "correct": None if metric is None else float(sample[metric]),
+    }
+    replay = sample.get("replay") or {}
+    row |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
+    responses = sample["filtered_resps"]
+    if isinstance(arguments[0].get("arg_1"), str):
+        logprobs = [float(pair[0]) for pair in responses]
+        row |= {"choices": [part["arg_1"] for part in arguments], "logprobs": logprobs}
+        row |= {"answer": max(range(len(logprobs)), key=logprobs.__getitem__)}
+        row |= {"choice_ids": replay.get("choice_ids")}
+        return row
+    response = sample["resps"][0][0]
+    answer = responses[0]
+    while isinstance(answer, list):
+        answer = answer[0]
+    row |= {"answer": answer, "response": response}
+    row |= {key: (replay.get(key) or [None])[0] for key in ("generated_ids", "finish_reason")}
+    if execution := sample.get("execution"):
+        row |= {key: execution[0].get(key) for key in ("verdict", "message", "stderr", "seconds")}
+    return row

@@ -1,0 +1,224 @@
+"""One evaluation from beginning to end: load tasks and model, let lm-eval ask its questions, write down
+what came.
+
+Offline throughout. Knows nothing of how tasks are worded or how the model computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from evals import results, sandbox
+from workbench import provenance
+from workbench.errors import DataError, SandboxError
+
+if TYPE_CHECKING:
+    from evals.code import Judge
+    from evals.lm import WorkbenchLM
+    from evals.results import Run
+    from evals.suites import Suites
+    from workbench import Transformer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated, on what, and how. `limit` takes the first questions of each task; None takes all."""
+
+    tasks: tuple[str, ...]
+    output: Path
+    data: Path | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int | None = None
+    seed: int = 1234
+    chat: bool = False
+
+
+def evaluate(model: str | Path | Transformer, settings: Settings, *, device: str = "auto", dtype: str = "auto") -> Run:
+    """Run the tasks on a checkpoint ("demo" for the embedded one) or a loaded model, and write the results.
+
+    Raises: DataError for unknown tasks or missing data, SandboxError if all that was asked for needs a
+    sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
+    """
+    # Read by the libraries when they are first imported: nothing here may ask a hub.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    started = time.time()
+    from evals import suites
+    from evals.code import Judge
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    suites.check(settings.tasks)
+    asked, not_run = _runnable(settings.tasks)
+    judge = Judge()
+    loaded = suites.load(asked, root=settings.data, judge=judge)
+    _make_folder(settings.output)
+    from evals.lm import WorkbenchLM
+
+    lm = WorkbenchLM(
+        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed
+    )
+    found = _ask(lm, loaded, settings)
+    samples = found.pop("samples")
+    written = {name: list(_written(name, rows, lm, judge)) for name, rows in samples.items()}
+    cut = {name: sum(bool(row["replay"].get("cut")) for row in rows) for name, rows in written.items()}
+    for name, number in cut.items():
+        if number:
+            print(
+                f"{name}: {number} prompts were longer than the context of {lm.max_length} tokens and lost their "
+                "beginning.",
+                file=sys.stderr,
+            )
+    found |= _account(lm, loaded, settings, started=started)
+    found[results.PROVENANCE] |= {"not_run": not_run, "cut_prompts": cut}
+    return results.write(settings.output, found, written)
+
+
+def _runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """The tasks that can be run here, and why the others cannot."""
+    from evals import suites
+
+    needs = [name for name in tasks if suites.runs_code(name)]
+    reason = sandbox.why_unavailable() if needs else None
+    if reason is None:
+        return list(tasks), {}
+    rest = [name for name in tasks if name not in needs]
+    if not rest:
+        raise SandboxError(f"{', '.join(needs)} runs generated code, and there is no sandbox here: {reason}")
+    return rest, dict.fromkeys(needs, reason)
+
+
+def _make_folder(folder: Path) -> None:
+    """Find out before the work, not after it, that the results have no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise DataError(f"results cannot be written to {folder}: {error.strerror}; choose --output.") from error
+
+
+def _ask(lm: WorkbenchLM, loaded: Suites, settings: Settings) -> dict[str, Any]:
+    from lm_eval.api import task as lm_eval_task
+    from lm_eval.evaluator import evaluate as lm_eval_evaluate
+
+    # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
+    lm_eval_task.tqdm = partial(tqdm, disable=True)
+    for name, task in loaded.tasks.items():
+        fixed = task.get_config("num_fewshot")
+        if settings.num_fewshot is None:
+            task.set_config("num_fewshot", fixed or 0)
+        elif fixed == 0 and settings.num_fewshot:
+            # lm-eval's rule: a task that says 0 has no examples to give.
+            print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
+        else:
+            task.set_config("num_fewshot", settings.num_fewshot)
+        task.set_fewshot_seed(settings.seed)
+    found = lm_eval_evaluate(
+        lm=lm,
+        task_dict=loaded.as_dict(),
+        limit=settings.limit,
+        log_samples=True,
+        apply_chat_template=settings.chat,
+        fewshot_as_multiturn=settings.chat,
+        confirm_run_unsafe_code=True,
+    )
+    assert found is not None, "only the first of several processes gets results"
+    return dict(found)
+
+
+def _account(lm: WorkbenchLM, loaded: Suites, settings: Settings, *, started: float) -> dict[str, Any]:
+    """Where the numbers come from: lm-eval's own keys, and ours."""
+    versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench")
+    origin = provenance.describe(lm.model.source)
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    name = str(origin["path"] or "unnamed")
+    return {
+        "config": {
+            "model": "workbench",
+            "model_args": {"pretrained": name, "dtype": dtype},
+            "model_dtype": dtype,
+            "model_num_parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+            "batch_size": settings.batch_size,
+            "device": str(lm.device),
+            "limit": settings.limit,
+            "fewshot_seed": settings.seed,
+        },
+        "git_hash": origin["commit"],
+        "date": started,
+        "lm_eval_version": versions.get("lm-eval"),
+        "model_source": "workbench",
+        "model_name": name,
+        "model_name_sanitized": "".join(c if c.isalnum() or c in "-_." else "_" for c in name),
+        "max_length": lm.max_length,
+        "eot_token_id": lm.eot_token_id,
+        "chat_template": lm.chat_template(settings.chat),
+        "total_evaluation_time_seconds": str(time.time() - started),
+        results.PROVENANCE: {
+            **origin,
+            "versions": versions,
+            "dtype": dtype,
+            "device": str(lm.device),
+            "seed": settings.seed,
+            "limit": settings.limit,
+            "tasks": list(settings.tasks),
+            "data_sha256": {
+                task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks
+            },
+            "sandbox": {"timeout_s": 10.0},
+        },
+    }
+
+
+def _written(task: str, rows: list[dict[str, Any]], lm: WorkbenchLM, judge: Judge) -> Iterator[dict[str, Any]]:
+    """Samples in the form of lm-eval's own file, each with the ids that replay it and what became of its code."""
+    from lm_eval.utils import sanitize_list
+
+    for row in sorted(rows, key=lambda row: row["doc_id"]):
+        arguments = row["arguments"]
+        extra: dict[str, Any] = {"replay": _replay(task, row, lm)}
+        runs = [judge.runs.get((code, str(row["target"]))) for code in _programs(row)]
+        if any(run is not None for run in runs):
+            extra["execution"] = [asdict(run) for run in runs if run is not None]
+        yield {
+            **row,
+            "resps": sanitize_list(row["resps"]),
+            "filtered_resps": sanitize_list(row["filtered_resps"]),
+            "arguments": {
+                f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(argument)}
+                for i, argument in enumerate(arguments)
+            },
+            "target": str(row["target"]),
+            **extra,
+        }
+
+
+def _programs(row: Mapping[str, Any]) -> list[str]:
+    """The programs of a sample whose filter made some: a list of texts a request."""
+    return [code for codes in row["filtered_resps"] if isinstance(codes, list) for code in codes]
+
+
+def _replay(task: str, row: Mapping[str, Any], lm: WorkbenchLM) -> dict[str, Any]:
+    arguments = row["arguments"]
+    if isinstance(arguments[0][1], str):
+        context = lm.contexts[arguments[0][0]]
+        ids = [lm.answers[context_text, answer] for context_text, answer in arguments]
+        return {"prompt_ids": list(context.ids), "choice_ids": [list(answer) for answer in ids], "cut": context.cut}
+    done = lm.continued[task, row["doc_id"]]
+    return {
+        "prompt_ids": list(done[0].prompt),
+        "generated_ids": [list(one.tokens) for one in done],
+        "logprobs": [[round(value, 6) for value in one.logprobs] for one in done],
+        "finish_reason": [one.finish_reason for one in done],
+        "cut": done[0].cut,
+    }
