@@ -1,0 +1,134 @@
+"""The model against itself without hook points, and against transformers: python -m benchmarks.bench_model
+
+Random weights, the same for all, Hugging Face's attention on its fused kernel (sdpa). Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import workbench as wb
+from benchmarks.bare import bare_twin
+from benchmarks.timing import Timing, interleaved, machine
+
+SHAPE = {
+    "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "intermediate_size": 1536, "vocab_size": 8192, "max_position_embeddings": 4096,
+}  # fmt: skip
+GPU_SHAPE = {**SHAPE, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+             "intermediate_size": 8192, "vocab_size": 128_256}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    device, rounds = options.device, options.rounds
+    shape = GPU_SHAPE if device.startswith("cuda") else SHAPE
+    print(f"Shape: {shape}\n\nMachine: {machine(device)}\n")
+    print("| work | A | B | A, ms | B, ms | A / B (median, quartiles) |\n|---|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        reference, model = _pair(shape, dtype, device)
+        with torch.no_grad():
+            _hook_points(model, dtype, rounds, device)
+            _against_transformers(reference, model, dtype, rounds, device)
+            _capture(model, dtype, rounds, device)
+
+
+def _hook_points(model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str) -> None:
+    bare = bare_twin(model)
+    timing = interleaved({"model": _decoding(model), "bare": _decoding(bare)}, rounds=4 * rounds, device=device)
+    _row(f"decode, batch 1, {_name(dtype)}", timing, "model", "bare")
+
+
+def _against_transformers(
+    reference: LlamaForCausalLM, model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str
+) -> None:
+    tokens = torch.randint(0, 8192, (1, 512), device=device)
+    runs: dict[str, Callable[[], object]] = {"model": lambda: model(tokens), "transformers": lambda: reference(tokens)}
+    _row(
+        f"forward, 512 tokens, {_name(dtype)}", interleaved(runs, rounds=rounds, device=device), "model", "transformers"
+    )
+    for batch in (1, 8):
+        runs = {"model": _decoding(model, batch), "transformers": _decoding_reference(reference, batch)}
+        timing = interleaved(runs, rounds=rounds, device=device)
+        _row(f"decode, batch {batch}, {_name(dtype)}", timing, "model", "transformers")
+
+
+def _capture(model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str) -> None:
+    names = ["blocks.*.attn.hook_pattern", "blocks.*.ln*.hook_scale", "blocks.*.hook_resid_*"]
+    for length in (512, 2048):
+        tokens = torch.randint(0, 8192, (1, length), device=device)
+        runs: dict[str, Callable[[], object]] = {
+            "plain": lambda t=tokens: model(t),
+            "capture": lambda t=tokens: model.run_with_capture(t, names),
+            "statistics": lambda t=tokens: model.run_with_capture(t, "blocks.*.attn.hook_stats")[1].stack(
+                "attn.hook_stats"
+            ),
+        }
+        timing = interleaved(runs, rounds=max(5, rounds // 2), device=device)
+        _row(f"patterns, norms, stream, {length} tokens, {_name(dtype)}", timing, "capture", "plain")
+        _row(f"statistics of all heads, {length} tokens, {_name(dtype)}", timing, "statistics", "plain")
+
+
+def _decoding(model: wb.Transformer, batch: int = 1, steps: int = 16) -> Callable[[], object]:
+    prompt = torch.randint(0, 8192, (batch, 64), device=model.device)
+    one = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    cache = model.empty_cache(batch, 64 + steps)
+    model(prompt, cache)
+
+    def run() -> None:
+        cache.truncate(64)
+        for _ in range(steps):
+            model(one, cache)
+
+    return run
+
+
+def _decoding_reference(reference: LlamaForCausalLM, batch: int, steps: int = 16) -> Callable[[], object]:
+    from transformers import DynamicCache
+
+    device = reference.device
+    prompt = torch.randint(0, 8192, (batch, 64), device=device)
+    one = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    cache = DynamicCache(config=reference.config)
+    reference(prompt, past_key_values=cache, use_cache=True)
+
+    def run() -> None:
+        cache.crop(64)
+        for _ in range(steps):
+            reference(one, past_key_values=cache, use_cache=True)
+
+    return run
+
+
+def _pair(shape: dict[str, int], dtype: torch.dtype, device: str) -> tuple[LlamaForCausalLM, wb.Transformer]:
+    from workbench.checkpoint import load_model
+
+    torch.manual_seed(0)
+    reference = LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa")).to(dtype).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        model = load_model(Path(folder), device=device)
+    return reference.to(device), model
+
+
+def _row(work: str, timing: Timing, one: str, other: str) -> None:
+    middle, low, high = timing.ratio(one, other)
+    times = f"{timing.seconds[one] * 1e3:.1f} | {timing.seconds[other] * 1e3:.1f}"
+    print(f"| {work} | {one} | {other} | {times} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main()
