@@ -1,0 +1,109 @@
+"""`load_model`: a checkpoint directory into a model, memory-mapped, in the type and on the device asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from workbench import parallel
+from workbench.checkpoint.assemble import assemble, check_finite
+from workbench.checkpoint.contents import Checkpoint, open_checkpoint
+from workbench.checkpoint.layout import Layout
+from workbench.checkpoint.pages import MappedPages
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError, ConfigError
+from workbench.model import Transformer
+from workbench.provenance import ModelSource
+from workbench.tokenizer import Tokenizer, find_tokenizer
+
+# Hugging Face checkpoints pad the embedding up to a multiple of at most this many rows.
+_PADDING = 128
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+def load_model(
+    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> Transformer:
+    """A model from a Meta or Hugging Face directory, or from the embedded one ("demo"), ready for inference.
+
+    `dtype` "auto" is the type that the weights are stored in; `device` "auto" is CUDA where there is a device. In a
+    tensor-parallel run (`parallel.init`) every process reads its own part only. On the CPU, in the stored type, weights
+    stay in the mapped file: leave the file as it is while the model lives.
+
+    Raises: CheckpointError, ConfigError or TokenizerError if anything in the directory does not fit; ConfigError for a
+        device or type that cannot be had.
+    """
+    target = _device(device)
+    wanted = _dtype(dtype)
+    checkpoint = open_checkpoint(path)
+    tokenizer = _tokenizer(checkpoint.layout, checkpoint.config)
+    # Nothing is allocated twice: the model is a skeleton until its weights are put in.
+    with torch.device("meta"):
+        model = Transformer(checkpoint.config)
+    _fill(model, checkpoint, wanted or checkpoint.dtype, target)
+    model.tokenizer = tokenizer
+    model.source = ModelSource(checkpoint.layout.root, tokenizer.sha256 if tokenizer else None)
+    return model.eval()
+
+
+def _fill(model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    pages = MappedPages(checkpoint.layout.weight_files)
+    rank, size = parallel.rank(), parallel.size()
+    tensors: dict[str, Tensor] = {}
+    for weight in checkpoint.weights:
+        tensor = assemble(weight, pages, dtype=dtype, device=device, rank=rank, size=size)
+        owner, _, leaf = weight.spec.name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+        tensors[weight.spec.name] = tensor
+    check_finite(tensors, checkpoint.weights)
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, f"weights that the table does not know: {left}"
+
+
+def _tokenizer(layout: Layout, config: ModelConfig) -> Tokenizer | None:
+    file = find_tokenizer(layout.root)
+    if file is None:
+        return None
+    tokenizer = Tokenizer.from_file(file)
+    size = tokenizer.vocab_size
+    padding = config.vocab_size - size
+    if padding < 0 or padding >= (_PADDING if layout.kind == "hf" else 1):
+        raise CheckpointError(
+            f"{file}: this vocabulary has {size:,} tokens, but {layout.config_file.name} says {config.vocab_size:,}; "
+            "the tokenizer belongs to another model."
+        )
+    return tokenizer
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {found}: {torch.cuda.device_count()} CUDA devices were found.")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in _DTYPES.values():
+        raise ConfigError(f"unknown dtype {dtype!r}; use 'auto', 'bfloat16', 'float16' or 'float32'.")
+    return found
