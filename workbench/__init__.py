@@ -7,6 +7,8 @@
 
 from workbench.cache import KVCache
 from workbench.capture import Capture
+from workbench.chat import Message, ToolCall, decode_message, encode_chat
+from workbench.checkpoint import load_model
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import WorkbenchError
 from workbench.generate import Generation, generate, stream
@@ -14,22 +16,29 @@ from workbench.hooks import HOOKS, hook_names
 from workbench.intervene import Ablate, Add, Patch, Scale
 from workbench.model import Transformer
 from workbench.scoring import score, score_rolling
+from workbench.tokenizer import Tokenizer
 
 __all__ = [
-    "HOOKS",
     "Ablate",
     "Add",
     "Capture",
     "Generation",
+    "HOOKS",
     "KVCache",
     "Llama3Scaling",
+    "Message",
     "ModelConfig",
     "Patch",
     "Scale",
+    "Tokenizer",
+    "ToolCall",
     "Transformer",
     "WorkbenchError",
+    "decode_message",
+    "encode_chat",
     "generate",
     "hook_names",
+    "load_model",
     "score",
     "score_rolling",
     "stream",
