@@ -1,0 +1,150 @@
+"""Log-likelihoods, generated text and scores equal lm-eval's own Hugging Face backend: same weights, real questions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evals import suites
+from evals.code import Judge
+from evals.lm import WorkbenchLM
+from evals.run import Settings, evaluate
+from workbench.checkpoint import load_model
+
+lm_eval_evaluator = pytest.importorskip("lm_eval.evaluator", reason="lm_eval is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+TASKS = ("mmlu_anatomy", "mmlu_formal_logic", "gsm8k", "gsm8k_cot", "humaneval", "demo_mmlu")
+SPECIALS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with the real Llama 3 tokenizer, written by Hugging Face's own code."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    from workbench.vocabulary import LLAMA3_SPECIALS
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    converter = TikTokenConverter(
+        vocab_file=str(shared_data / "tokenizers" / "llama3" / "tokenizer.model"),
+        pattern=PATTERN,
+        extra_special_tokens=list(LLAMA3_SPECIALS),
+    )
+    fast = converter.converted()
+    begin = SPECIALS["bos_token"]
+    fast.post_processor = TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, 128_000)]
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **SPECIALS).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        vocab_size=128_256,
+        max_position_embeddings=1536,
+        rms_norm_eps=1e-5,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=128_000,
+        eos_token_id=[128_001, 128_008, 128_009],
+        pad_token_id=128_001,
+        dtype=torch.float32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def ask(lm: Any, root: Path) -> dict[str, Any]:
+    loaded = suites.load(TASKS, root=root, judge=Judge())
+    for task in loaded.tasks.values():
+        task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
+        if task.get_config("output_type") == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": 24}, update=True)
+        task.set_fewshot_seed(1234)
+    return dict(
+        lm_eval_evaluator.evaluate(lm=lm, task_dict=loaded.as_dict(), limit=2, confirm_run_unsafe_code=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint: Path, shared_data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from lm_eval.models.huggingface import HFLM
+
+    ours = ask(WorkbenchLM(load_model(checkpoint, device="cpu", dtype="float32"), batch_size=3), shared_data)
+    theirs = ask(HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=2), shared_data)
+    return ours, theirs
+
+
+def test_log_likelihoods_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    ours, theirs = both
+    compared = 0
+    for task in ("mmlu_anatomy", "mmlu_formal_logic", "demo_mmlu"):
+        for mine, other in zip(ours["samples"][task], theirs["samples"][task], strict=True):
+            assert mine["arguments"] == other["arguments"], "the prompts differ"
+            for (value, greedy), (expected, expected_greedy) in zip(
+                mine["filtered_resps"], other["filtered_resps"], strict=True
+            ):
+                assert value == pytest.approx(expected, abs=1e-4)
+                assert greedy == expected_greedy
+                compared += 1
+    assert compared == 3 * 2 * 4
+
+
+def test_generated_text_is_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    ours, theirs = both
+    for task in ("gsm8k", "gsm8k_cot", "humaneval"):
+        mine, other = ([row["resps"] for row in found["samples"][task]] for found in both)
+        assert mine == other
+        assert all(len(text) > 20 for ((text,),) in mine), "an empty answer would compare nothing"
+    assert ours["samples"]["gsm8k"][0]["arguments"] == theirs["samples"]["gsm8k"][0]["arguments"]
+
+
+def test_scores_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    ours, theirs = both
+    assert set(ours["results"]) == set(TASKS)
+    assert ours["results"] == theirs["results"]
+
+
+def test_tokens_are_equal(checkpoint: Path, shared_data: Path) -> None:
+    fast = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    lm = WorkbenchLM(load_model(checkpoint, device="cpu", dtype="float32"))
+    for text in ("This is a test sentence.", "def f(x):\n    return 12345\n", " naïve 東京 🙂\n\n"):
+        assert lm.tok_encode(text) == fast.encode(text)
+        assert lm.tok_encode(text, add_special_tokens=False) == fast.encode(text, add_special_tokens=False)
+        assert lm.tok_encode("<|begin_of_text|>" + text) == fast.encode(text), "a second begin token was added"
+
+
+def test_sampled_answers_do_not_depend_on_the_batch_size(checkpoint: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    arguments = {"until": ["\n"], "max_gen_toks": 5, "do_sample": True, "temperature": 1.0}
+    requests = [
+        Instance("generate_until", {}, ("again " * (1 + i % 2), arguments), 0, metadata=("t", i, 1)) for i in range(5)
+    ]
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    alone, together = (WorkbenchLM(model, batch_size=n, progress=False).generate_until(requests) for n in (1, 4))
+    assert alone == together and len(set(alone)) > 1
+
+
+def test_replayed_ids_give_the_stored_numbers(checkpoint: Path, shared_data: Path, tmp_path: Path) -> None:
+    import workbench as wb
+
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    settings = Settings(tasks=("mmlu_anatomy", "gsm8k_cot"), output=tmp_path, data=shared_data, limit=2)
+    run = evaluate(model, settings)
+    for row in run.samples("mmlu_anatomy").itertuples():
+        again = wb.score(model, [(row.prompt_ids, ids) for ids in row.choice_ids])
+        assert [value for value, _ in again] == pytest.approx(row.logprobs, abs=1e-5)
+    for row in run.samples("gsm8k_cot").itertuples():
+        (again,) = wb.generate(model, [row.prompt_ids], max_new_tokens=len(row.generated_ids))
+        assert list(again.tokens) == row.generated_ids
