@@ -25,6 +25,8 @@ from probes.rotation import (
     model_frequencies,
     rotated_scores,
     wavelengths,
+    what_if_frequencies,
+    yarn_temperature,
 )
 from workbench.capture import Capture
 from workbench.config import ModelConfig
@@ -48,6 +50,8 @@ __all__ = [
     "score_by_distance",
     "wavelengths",
     "what_if",
+    "what_if_frequencies",
+    "yarn_temperature",
 ]
 
 HOOKS = (
@@ -330,10 +334,11 @@ class WhatIf:
         return pd.DataFrame({"layer": self.layer, "head": self.head, "query": np.arange(len(moved)), "moved": moved})
 
 
-def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, row: int = 0) -> WhatIf:
-    """Re-score captured un-rotated q and k under other frequencies: another theta, or another scaling.
+def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: float = 1.0, row: int = 0) -> WhatIf:
+    """Re-score captured un-rotated q and k under other frequencies, as `what_if_frequencies` gives them.
 
-    Only this head's rotation changes: q and k stay what the model's own rotation led to in earlier layers.
+    `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k stay what the model's own
+    rotation led to in earlier layers.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
     Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
     """
@@ -344,9 +349,9 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, row: int = 0)
     vectors = head_vectors(cap, layer, head, row=row)
     future = vectors.distance < 0
 
-    def pattern(f: Tensor) -> np.ndarray:
+    def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
         at = vectors.positions
         scores = rotated_scores(vectors.q, vectors.k, at, at, f, dtype=torch.float64, angles=torch.float64)
-        return frozen(scores.masked_fill(future, -torch.inf).softmax(-1).float())
+        return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
 
-    return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double()))
+    return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))
