@@ -257,7 +257,7 @@ def edge_inputs(item: Function) -> tuple[Any, ...]:
         return tuple(range(0, 13))
     if isinstance(sample, str):
         return ("", "a", " A b ", "Lower UPPER")
-    return ([], [0], list(range(0, 13)), [9, 2, 5, 5, 3])
+    return ([], list(range(0, 13)), [9, 2, 5, 5, 3], *([n] for n in range(0, 13)))
 
 
 def hidden_tests(item: Function) -> str:
