@@ -15,8 +15,8 @@ from workbench.errors import HookError
 
 __all__ = ["HOOKS", "MAX_CELLS", "HeadMap", "head_map", "pool", "strongest_keys"]
 
-MAX_CELLS = 480
-"""Largest side of a map: as a figure's JSON, 480 x 480 float32 weights stay under 1.5 MB."""
+MAX_CELLS = 448
+"""Largest side of a map: as a figure's JSON, 448 x 448 float32 weights and their labels stay under 1.5 MB."""
 
 
 @dataclass(frozen=True)

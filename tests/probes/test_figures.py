@@ -1,0 +1,199 @@
+"""Figures: what is drawn is what was found, within the budget, and a click on a head says which head it was."""
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from probes import attention, figures, maps, norms, rope
+from workbench.capture import Capture
+from workbench.model import Transformer
+
+BUDGET = 1_500_000
+LABELS = [f"{i} ·t" for i in range(24)]
+
+
+@pytest.fixture
+def every(captured: Capture, tiny_model: Transformer) -> dict[str, go.Figure]:
+    """One of each figure, with the same stamp."""
+    stamp = {"capture": "abc"}
+    metrics, shape = attention.head_metrics(captured), {"n_heads": 4, "n_kv_heads": 2}
+    found = maps.head_map(captured, 1, 2)
+    return {
+        "atlas": figures.head_metric(metrics, "entropy", **shape, stamp=stamp),
+        "head_map": figures.head_map(found, found.labels(LABELS), stamp=stamp),
+        "wavelengths": figures.wavelengths(rope.wavelengths(captured.config), stamp=stamp),
+        "decay": figures.decay(rope.decay(captured.config), stamp=stamp),
+        "band_contribution": figures.band_contribution(rope.band_contribution(captured, 1, 2), stamp=stamp),
+        "score_by_distance": figures.score_by_distance(rope.score_by_distance(captured, 1, 2), stamp=stamp),
+        "relative_invariance": figures.relative_invariance(rope.relative_invariance(captured, 1, 2), stamp=stamp),
+        "input_rms": figures.input_rms(norms.input_rms(captured), LABELS, stamp=stamp),
+        "gain_quantiles": figures.gain_quantiles(norms.gain_statistics(tiny_model), stamp=stamp),
+        "massive_activations": figures.massive_activations(norms.massive_activations(captured), stamp=stamp),
+        "contribution_ratios": figures.contribution_ratios(norms.contribution_ratios(captured), stamp=stamp),
+    }
+
+
+def test_every_figure_has_title_units_identity_and_budget(every: dict[str, go.Figure]) -> None:
+    for kind, fig in every.items():
+        assert fig.layout.title.text, kind
+        assert fig.layout.xaxis.title.text and fig.layout.yaxis.title.text, kind
+        assert fig.layout.meta == {"kind": kind, "capture": "abc"}
+        assert len(fig.to_json()) < BUDGET, kind
+        for trace in fig.data:
+            if isinstance(trace, go.Heatmap):
+                assert trace.colorbar.title.text, kind
+
+
+def test_dark_and_light_are_neutral_templates(captured: Capture) -> None:
+    found = rope.decay(captured.config)
+    light, dark = figures.decay(found, theme="light"), figures.decay(found, theme="dark")
+    assert light.layout.template.layout.paper_bgcolor != dark.layout.template.layout.paper_bgcolor
+    assert light.data == dark.data
+
+
+def test_atlas_draws_the_values_and_marks_each_cell() -> None:
+    values = np.arange(6.0).reshape(3, 2)
+    fig = figures.atlas(
+        values, title="T", unit="u", layers=(0, 2, 5), heads=(4, 7), n_heads=8, n_kv_heads=2, selected=(2, 7)
+    )
+    heatmap, cells = fig.data
+    assert np.array_equal(heatmap.z, values)
+    assert (heatmap.hoverinfo, list(heatmap.y), list(heatmap.x)) == ("skip", [0, 2, 5], [4, 7])
+    assert [tuple(cell) for cell in cells.customdata] == [(0, 4), (0, 7), (2, 4), (2, 7), (5, 4), (5, 7)]
+    assert (list(cells.x), list(cells.y)) == ([4, 7, 4, 7, 4, 7], [0, 0, 2, 2, 5, 5])
+    assert cells.selectedpoints == (3,)
+    assert (cells.selected.marker.opacity, cells.unselected.marker.opacity) == (1, 0)
+    assert list(cells.text) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_brackets_join_the_heads_that_share_keys() -> None:
+    def brackets(heads: range, n_kv_heads: int) -> list[tuple[float, float]]:
+        fig = figures.atlas(
+            np.zeros((1, len(heads))), title="T", unit="u", layers=(0,), heads=heads, n_heads=8, n_kv_heads=n_kv_heads
+        )
+        return [(shape.x0, shape.x1) for shape in fig.layout.shapes]
+
+    assert brackets(range(8), 2) == [(-0.4, 3.4), (3.6, 7.4)]
+    assert brackets(range(2, 8), 2) == [(1.6, 3.4), (3.6, 7.4)]
+    assert brackets(range(8), 8) == []  # nothing is shared
+
+
+def test_differences_are_centred_on_zero() -> None:
+    values = np.array([[-1.0, 3.0], [np.nan, 0.0]])
+    heatmap = figures.atlas(
+        values, title="T", unit="u", layers=(0, 1), heads=(0, 1), n_heads=2, n_kv_heads=2, difference=True
+    ).data[0]
+    assert (heatmap.zmin, heatmap.zmax) == (-3, 3)
+    assert heatmap.colorscale[0] != figures.atlas(
+        values, title="T", unit="u", layers=(0, 1), heads=(0, 1), n_heads=2, n_kv_heads=2
+    ).data[0].colorscale[0]  # fmt: skip
+
+
+def test_head_map_is_blank_after_the_query(captured: Capture) -> None:
+    found = maps.head_map(captured, 0, 1)
+    fig = figures.head_map(found, found.labels(LABELS))
+    z = fig.data[0].z
+    assert z.dtype == np.float32
+    assert np.array_equal(np.isnan(z), np.triu(np.ones((24, 24), bool), 1))
+    assert (fig.layout.xaxis.type, fig.layout.yaxis.type) == ("category", "category")
+    assert fig.layout.yaxis.autorange == "reversed"
+    hidden = figures.head_map(found, found.labels(LABELS), hide_first=2)
+    assert np.isnan(hidden.data[0].z[:, :2]).all() and "first 2 keys hidden" in hidden.layout.title.text
+    assert np.array_equal(hidden.data[0].z[:, 2:], z[:, 2:], equal_nan=True)
+    logs = figures.head_map(found, found.labels(LABELS), log=True).data[0]
+    assert np.nanmax(np.abs(logs.z - np.log10(np.maximum(z, 1e-6)))) == 0
+    assert "log10" in logs.colorbar.title.text
+
+
+def test_pooled_map_says_so_and_fits_the_budget() -> None:
+    side = maps.MAX_CELLS
+    weights = np.random.default_rng(0).random((side, side)).astype(np.float32)  # the worst case: nothing to blank
+    found = maps.HeadMap(0, 0, 0, 4 * side, 4, weights)
+    fig = figures.head_map(found, found.labels([str(i) for i in range(4 * side)]))
+    assert "largest of 4 x 4 positions" in fig.layout.title.text
+    assert len(fig.to_json()) <= BUDGET
+    # The other worst case: the blank half's bits and wide labels, which JSON escapes at length.
+    blank = maps.HeadMap(0, 0, 0, side, 1, np.where(np.tri(side, dtype=bool), weights, np.nan).astype(np.float32))
+    assert len(figures.head_map(blank, [f"{i} {'⟨E2⟩' * 3}" for i in range(side)]).to_json()) <= BUDGET
+
+
+def test_labels_must_tell_positions_apart(captured: Capture) -> None:
+    found = maps.head_map(captured, 0, 1)
+    with pytest.raises(AssertionError, match="unique"):
+        figures.head_map(found, ["same"] * 24)
+
+
+def test_numbers_travel_as_binary(every: dict[str, go.Figure]) -> None:
+    """Plotly's typed arrays keep a map's payload at a few bytes a cell."""
+    spec = json.loads(every["head_map"].to_json())["data"][0]["z"]
+    assert spec["dtype"] == "f4" and len(base64.b64decode(spec["bdata"])) == 24 * 24 * 4
+
+
+def test_wavelengths_show_scaling_only_where_there_is_some(captured: Capture) -> None:
+    from dataclasses import replace
+
+    from workbench.config import Llama3Scaling
+
+    plain = figures.wavelengths(rope.wavelengths(captured.config))
+    assert [trace.name for trace in plain.data] == ["wavelength", "context: 128 tokens"]
+    config = replace(captured.config, rope_scaling=Llama3Scaling(original_context=64))
+    scaled = figures.wavelengths(rope.wavelengths(config))
+    assert [trace.name for trace in scaled.data][:2] == ["as scaled", "before scaling"]
+
+
+@pytest.mark.browser
+def test_a_click_on_a_head_says_which_head(chromium: str | None, tmp_path: Path) -> None:
+    """The invisible squares get the click that a heatmap would swallow, and the ring moves without a new figure."""
+    from playwright.sync_api import sync_playwright
+
+    values = np.random.default_rng(0).random((6, 8))
+    shape: dict[str, Any] = {"n_heads": 8, "n_kv_heads": 2, "layers": range(6), "heads": range(8)}
+    fig = figures.atlas(values, title="Atlas", unit="nats", **shape, selected=(0, 0))
+    page_file = tmp_path / "atlas.html"
+    watch = "const g = document.querySelector('.js-plotly-plot'); g.on('plotly_click', e => {window.hit = e.points[0]})"
+    body = fig.to_html(full_html=False, include_plotlyjs=True, default_width="600px", post_script=watch)
+    page_file.write_text(f"<!doctype html><meta charset=utf-8>{body}", encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page()
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(page_file.as_uri())
+            page.wait_for_selector(".js-plotly-plot .scatterlayer .point")
+            place = page.evaluate(
+                """() => { const g = document.querySelector('.js-plotly-plot'), l = g._fullLayout;
+                const box = g.getBoundingClientRect();
+                return [box.x + l._size.l + l.xaxis.c2p(5), box.y + l._size.t + l.yaxis.c2p(3)] }"""
+            )
+            page.mouse.move(*place)
+            page.wait_for_selector(".hoverlayer .hovertext")
+            hover = page.text_content(".hoverlayer .hovertext")
+            page.mouse.click(*place)
+            page.wait_for_function("window.hit !== undefined")
+            assert page.evaluate("Array.from(window.hit.customdata)") == [3, 5]
+            assert "layer 3" in hover and "head 5" in hover and f"{values[3, 5]:.4g}" in hover
+            page.wait_for_function(
+                "Array.from(document.querySelector('.js-plotly-plot')._fullData[1].selectedpoints).join() === '29'"
+            )
+            shown = "[...document.querySelectorAll('.scatterlayer .point')].map(p => getComputedStyle(p).opacity)"
+            assert page.evaluate(shown) == ["1" if i == 3 * 8 + 5 else "0" for i in range(48)]
+            assert errors == []
+        finally:
+            browser.close()
+
+
+def test_labels_are_shown_as_text(captured: Capture) -> None:
+    """Escaped labels reach the figure unchanged: nothing unescapes them, and none is taken for markup."""
+    hostile = [f"{i} {html.escape('<b>x</b>&', quote=False)}" for i in range(24)]
+    found = maps.head_map(captured, 0, 1)
+    fig = figures.head_map(found, found.labels(hostile))
+    assert list(fig.data[0].x) == hostile
+    assert torch.tensor(fig.data[0].z).isnan().any()
