@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tiktoken
 
@@ -22,6 +22,7 @@ from workbench.vocabulary import (
     NAMED_SPECIALS,
     Vocabulary,
     read_vocabulary,
+    to_hf_json,
     with_meta_specials,
 )
 
@@ -36,9 +37,8 @@ _RUNS = re.compile(r"\s+|\S+")
 class Tokenizer:
     """One vocabulary, ready to encode and decode; `from_file` is the usual way to make one."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, *, source: Path | None = None, sha256: str | None = None
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, source: Path | None = None, sha256: str | None = None) -> None:
+        self._vocabulary = vocabulary
         self._ranks = vocabulary.ranks
         self._special = vocabulary.special_tokens
         self._pattern = vocabulary.pattern
@@ -46,8 +46,8 @@ class Tokenizer:
         self.sha256 = sha256 or hashlib.sha256(self.to_tiktoken()).hexdigest()
         # Early Llama 3 files call <|eom_id|> and others "reserved"; their places are the same ever since.
         n = len(self._ranks)
-        as_meta = len(self._special) >= len(LLAMA3_SPECIALS) and self._special.get(LLAMA3_SPECIALS[0]) == n
-        self._alias = {name: n + i for i, name in enumerate(NAMED_SPECIALS)} if as_meta else {}
+        follows = len(self._special) >= len(LLAMA3_SPECIALS) and self._special.get(LLAMA3_SPECIALS[0]) == n
+        self._alias = {name: n + i for i, name in enumerate(NAMED_SPECIALS)} if follows else {}
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -57,9 +57,7 @@ class Tokenizer:
         """
         found = find_tokenizer(path)
         if found is None:
-            raise TokenizerError(
-                f"{path}: neither a tokenizer.model nor a tokenizer.json is in this directory."
-            )
+            raise TokenizerError(f"{path}: neither a tokenizer.model nor a tokenizer.json is in this directory.")
         data = found.read_bytes()
         return cls(read_vocabulary(data, found), source=found, sha256=hashlib.sha256(data).hexdigest())
 
@@ -72,6 +70,15 @@ class Tokenizer:
         """The ranks as the content of a Meta `tokenizer.model`."""
         ordered = sorted(self._ranks, key=self._ranks.__getitem__)
         return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ordered))
+
+    def to_hf_json(self) -> dict[str, Any]:
+        """The same vocabulary as the content of a Hugging Face `tokenizer.json`."""
+        return to_hf_json(self._vocabulary, bos=self.decode([self.bos_id]))
+
+    @property
+    def has_meta_specials(self) -> bool:
+        """Whether `to_tiktoken` says all: the special tokens are the 256 that are taken to follow the ranks."""
+        return bool(self._alias) and len(self._special) == len(LLAMA3_SPECIALS)
 
     # Built on first use: a model that is only fed token ids does not wait for it.
     @cached_property
@@ -105,9 +112,7 @@ class Tokenizer:
         """
         token = self._special.get(name, self._alias.get(name))
         if token is None:
-            raise TokenizerError(
-                f"This vocabulary has no special token {name!r}, but {len(self._special)} others."
-            )
+            raise TokenizerError(f"This vocabulary has no special token {name!r}, but {len(self._special)} others.")
         return token
 
     @property
@@ -133,9 +138,7 @@ class Tokenizer:
         found = (self._special.get(name, self._alias.get(name)) for name in names)
         return frozenset(token for token in found if token is not None)
 
-    def encode(
-        self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
         """Token ids of a text; the text of a special token is plain text unless `allow_special`.
 
         Exact: equal to encoding in one piece, but for runs of more than 25,000 characters without white
@@ -197,9 +200,7 @@ class Tokenizer:
         """
         token = int(token)
         if not 0 <= token < self.vocab_size:
-            raise TokenizerError(
-                f"Token id {token} is not in the vocabulary, which ends at {self.vocab_size - 1}."
-            )
+            raise TokenizerError(f"Token id {token} is not in the vocabulary, which ends at {self.vocab_size - 1}.")
         return self._bytes[token]
 
     @cached_property

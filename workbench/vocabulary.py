@@ -56,14 +56,10 @@ class Vocabulary:
         """
         n, m = len(self.ranks), len(self.special_tokens)
         if sorted(self.ranks.values()) != list(range(n)):
-            raise TokenizerError(
-                f"{source}: the {n} ranks are not 0..{n - 1}, each once; the file is damaged."
-            )
+            raise TokenizerError(f"{source}: the {n} ranks are not 0..{n - 1}, each once; the file is damaged.")
         missing = [b for b in range(256) if bytes([b]) not in self.ranks]
         if missing:
-            raise TokenizerError(
-                f"{source}: {len(missing)} of the 256 bytes have no rank (first: {missing[0]})."
-            )
+            raise TokenizerError(f"{source}: {len(missing)} of the 256 bytes have no rank (first: {missing[0]}).")
         if sorted(self.special_tokens.values()) != list(range(n, n + m)):
             raise TokenizerError(f"{source}: the ids of the {m} special tokens do not follow the {n} ranks.")
         return self
@@ -82,6 +78,50 @@ def read_vocabulary(data: bytes, source: Path) -> Vocabulary:
     if data[:64].lstrip()[:1] == b"{":
         return _read_hf_json(data, source).check(source)
     return with_meta_specials(_read_tiktoken(data, source)).check(source)
+
+
+def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
+    """A vocabulary as the content of a `tokenizer.json`, which puts `bos` first as Llama 3's does.
+
+    Every way to cut a token in two ranked parts is a merge, as tiktoken takes any of them, in the order of the
+    result's rank.
+    """
+    ranks = vocabulary.ranks
+    spelling = {b: c for c, b in _byte_characters().items()}
+    spelled = {token: "".join(spelling[b] for b in token) for token in sorted(ranks, key=ranks.__getitem__)}
+    merges = []
+    for token in spelled:
+        cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
+        pairs = sorted((ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks)
+        merges += [[spelled[a], spelled[b]] for _, _, a, b in pairs]
+    added = [
+        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False, "special": True}
+        for name, i in sorted(vocabulary.special_tokens.items(), key=lambda item: item[1])
+    ]
+    split = {"type": "Split", "pattern": {"Regex": vocabulary.pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    first = [{"SpecialToken": {"id": bos, "type_id": 0}}]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": first + text,
+            "pair": first + text + [{"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [vocabulary.special_tokens[bos]], "tokens": [bos]}},
+        },
+        "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "ignore_merges": True,
+            "vocab": {text: ranks[token] for token, text in spelled.items()},
+            "merges": merges,
+        },
+    }
 
 
 def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
@@ -159,12 +199,8 @@ def _hf_pattern(spec: Mapping[str, Any], source: Path) -> str:
     steps = pre.get("pretokenizers", [pre])
     patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
     byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
-    plain = len(byte_level) == 1 and not any(
-        byte_level[0].get(k, True) for k in ("use_regex", "add_prefix_space")
-    )
+    plain = len(byte_level) == 1 and not any(byte_level[0].get(k, True) for k in ("use_regex", "add_prefix_space"))
     if len(patterns) != 1 or not patterns[0] or not plain:
         kinds = ", ".join(str(step.get("type")) for step in steps)
-        raise TokenizerError(
-            f"{source}: text must be split by one regular expression, then into bytes; found {kinds}."
-        )
+        raise TokenizerError(f"{source}: text must be split by one regular expression, then into bytes; found {kinds}.")
     return str(patterns[0])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.files import open_tensors
-from workbench.checkpoint.layout import INDEX, Kind, Layout, find_layout, stated_config, weight_map
-from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, tensor_specs
+from workbench.checkpoint.layout import INDEX, Layout, find_layout, stated_config, weight_map
+from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 
@@ -84,11 +84,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if config.tied_output:
         _check_tied(layout, config, weights[0], files)
     return Checkpoint(layout, config, weights)
-
-
-def stored_name(kind: Kind, spec: TensorSpec) -> str:
-    """What a layout calls this weight."""
-    return spec.name if kind == "meta" else spec.hf_name
 
 
 def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, Tensor]]) -> None:

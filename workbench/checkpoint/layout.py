@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from workbench.checkpoint.files import read_json
+from workbench.checkpoint.tensors import Kind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
-
-Kind = Literal["meta", "hf"]
 
 DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"

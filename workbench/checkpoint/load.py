@@ -11,16 +11,11 @@ from torch import Tensor, nn
 from workbench import parallel
 from workbench.checkpoint.assemble import assemble, check_finite
 from workbench.checkpoint.contents import Checkpoint, open_checkpoint
-from workbench.checkpoint.layout import Layout
+from workbench.checkpoint.fit import fitting_tokenizer
 from workbench.checkpoint.pages import MappedPages
-from workbench.config import ModelConfig
-from workbench.errors import CheckpointError, ConfigError
+from workbench.errors import ConfigError
 from workbench.model import Transformer
 from workbench.provenance import ModelSource
-from workbench.tokenizer import Tokenizer, find_tokenizer
-
-# Hugging Face checkpoints pad the embedding up to a multiple of at most this many rows.
-_PADDING = 128
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -47,7 +42,7 @@ def load_model(
     target = _device(device)
     wanted = _dtype(dtype)
     checkpoint = open_checkpoint(path)
-    tokenizer = _tokenizer(checkpoint.layout, checkpoint.config)
+    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     # Nothing is allocated twice: the model is a skeleton until its weights are put in.
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
@@ -69,21 +64,6 @@ def _fill(model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device
     check_finite(tensors, checkpoint.weights)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"weights that the table does not know: {left}"
-
-
-def _tokenizer(layout: Layout, config: ModelConfig) -> Tokenizer | None:
-    file = find_tokenizer(layout.root)
-    if file is None:
-        return None
-    tokenizer = Tokenizer.from_file(file)
-    size = tokenizer.vocab_size
-    padding = config.vocab_size - size
-    if padding < 0 or padding >= (_PADDING if layout.kind == "hf" else 1):
-        raise CheckpointError(
-            f"{file}: this vocabulary has {size:,} tokens, but {layout.config_file.name} says {config.vocab_size:,}; "
-            "the tokenizer belongs to another model."
-        )
-    return tokenizer
 
 
 def _device(device: str | torch.device) -> torch.device:

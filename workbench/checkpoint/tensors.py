@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from workbench.config import ModelConfig
+
+Kind = Literal["meta", "hf"]
 
 # Tables that older files store although they follow from the configuration.
 HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
@@ -59,3 +62,8 @@ def _specs(c: ModelConfig) -> Iterator[TensorSpec]:
 def output_spec(config: ModelConfig) -> TensorSpec:
     """The unembedding, which a tied checkpoint may store as well."""
     return TensorSpec(OUTPUT, "lm_head.weight", (config.vocab_size, config.dim), 0)
+
+
+def stored_name(kind: Kind, spec: TensorSpec) -> str:
+    """What a layout calls this weight."""
+    return spec.name if kind == "meta" else spec.hf_name

@@ -1,0 +1,188 @@
+"""Either layout from either, in any number of shards; there and back is the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from workbench import rope
+from workbench.checkpoint.assemble import assemble
+from workbench.checkpoint.contents import Checkpoint, Weight, open_checkpoint
+from workbench.checkpoint.fit import fitting_tokenizer
+from workbench.checkpoint.layout import INDEX
+from workbench.checkpoint.pages import MappedPages
+from workbench.checkpoint.tensors import Kind, stored_name
+from workbench.checkpoint.write import Entry, write_pth, write_safetensors
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError
+from workbench.tokenizer import Tokenizer
+
+# What goes along unchanged.
+_COMPANIONS = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "USE_POLICY.md",
+    "USE_POLICY.txt",
+)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: Kind,
+    shards: int = 1,
+    container: Literal["safetensors", "pth"] = "safetensors",
+) -> Path:
+    """Write a checkpoint again in the layout asked for, and return its directory.
+
+    `shards` is Meta's tensor-parallel size, or the number of files in Hugging Face's layout; `container` "pth" is for
+    Meta's own code. Values and types stay as they are stored, and the tokenizer goes along. Files appear under their
+    names when all of them are complete.
+
+    Raises: CheckpointError if the source does not load, the target holds a checkpoint, or the shards do not divide it.
+    """
+    if layout not in ("meta", "hf"):
+        raise CheckpointError(f"unknown layout {layout!r}; use 'meta' or 'hf'.")
+    if container not in ("safetensors", "pth") or (layout == "hf" and container == "pth"):
+        raise CheckpointError(f"the {layout} layout is not written as {container!r}; use safetensors.")
+    if shards < 1:
+        raise CheckpointError(f"shards must be at least 1, found {shards}.")
+    checkpoint = open_checkpoint(source)
+    target = Path(target).expanduser()
+    taken = [name for name in ("params.json", "config.json") if (target / name).exists()]
+    if taken or (target.exists() and not target.is_dir()):
+        raise CheckpointError(f"{target}: holds {taken[0] if taken else 'a file'} already; choose an empty directory.")
+    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config, kind=layout)
+    if layout == "meta":
+        _check_divides(checkpoint.config, shards)
+    partial_target = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial_target.mkdir(parents=True)
+    try:
+        write = _write_meta if layout == "meta" else _write_hf
+        write(checkpoint, partial_target, shards, container)
+        _write_companions(checkpoint, tokenizer, layout, partial_target)
+        # The configuration last, because it is what makes a directory a checkpoint.
+        _write_json(
+            partial_target / ("params.json" if layout == "meta" else "config.json"),
+            _config(checkpoint, tokenizer, layout),
+        )
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(partial_target.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+            os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(partial_target, ignore_errors=True)
+    return target
+
+
+def _config(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind) -> dict[str, Any]:
+    if layout == "meta":
+        return checkpoint.config.to_meta()
+    config = checkpoint.config.to_hf() | {"torch_dtype": str(checkpoint.dtype).removeprefix("torch.")}
+    if tokenizer:
+        config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
+    return config
+
+
+def _check_divides(config: ModelConfig, shards: int) -> None:
+    for name in ("n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
+        count = getattr(config, name)
+        if count % shards:
+            raise CheckpointError(
+                f"{name} {count} cannot be divided into {shards} shards; use a number that divides it."
+            )
+
+
+def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: str) -> None:
+    pages = MappedPages(checkpoint.layout.weight_files)
+    write = write_pth if container == "pth" else write_safetensors
+    for rank in range(shards):
+        entries = []
+        for weight in checkpoint.weights:
+            shape = list(weight.spec.shape)
+            if weight.spec.split is not None:
+                shape[weight.spec.split] //= shards
+            make = partial(_part, weight, pages, rank=rank, size=shards)
+            entries.append(Entry(weight.spec.name, _dtype(weight), tuple(shape), make))
+        write(target / f"consolidated.{rank:02d}.{container}", entries)
+
+
+def _write_hf(checkpoint: Checkpoint, target: Path, shards: int, container: str) -> None:
+    pages = MappedPages(checkpoint.layout.weight_files)
+    entries = [
+        Entry(stored_name("hf", w.spec), _dtype(w), w.spec.shape, partial(_half_split, w, pages))
+        for w in checkpoint.weights
+    ]
+    total = sum(entry.nbytes for entry in entries)
+    files = list(_share_out(entries, shards))
+    if len(files) == 1:
+        write_safetensors(target / "model.safetensors", entries)
+        return
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(files, start=1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_safetensors(target / name, group)
+        weight_map |= {entry.name: name for entry in group}
+    _write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _share_out(entries: list[Entry], files: int) -> Iterator[list[Entry]]:
+    """The entries in order, in at most so many groups of about equal size."""
+    total, done, group = sum(entry.nbytes for entry in entries), 0, list[Entry]()
+    written = 0
+    for entry in entries:
+        group.append(entry)
+        done += entry.nbytes
+        if done * files >= total * (written + 1):
+            yield group
+            written, group = written + 1, []
+    if group:
+        yield group
+
+
+def _dtype(weight: Weight) -> torch.dtype:
+    return weight.pieces[0].tensor.dtype
+
+
+def _part(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
+    return assemble(weight, pages, dtype=_dtype(weight), device=torch.device("cpu"), rank=rank, size=size)
+
+
+def _half_split(weight: Weight, pages: MappedPages) -> Tensor:
+    whole = _part(weight, pages)
+    return rope.to_half_split(whole, weight.spec.rotary_heads) if weight.spec.rotary_heads else whole
+
+
+def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind, target: Path) -> None:
+    root = checkpoint.layout.root
+    for name in _COMPANIONS:
+        if (root / name).is_file():
+            shutil.copyfile(root / name, target / name)
+    if tokenizer is None or tokenizer.source is None:
+        return
+    if not (target / tokenizer.source.name).exists():  # it was in a folder of its own
+        shutil.copyfile(tokenizer.source, target / tokenizer.source.name)
+    if layout == "meta" and not (target / "tokenizer.model").exists() and tokenizer.has_meta_specials:
+        (target / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
+    if layout == "hf" and not (target / "tokenizer.json").exists():
+        _write_json(target / "tokenizer.json", tokenizer.to_hf_json())
+        names = {"bos_token": tokenizer.decode([tokenizer.bos_id]), "eos_token": tokenizer.decode([tokenizer.eos_id])}
+        _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | names)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,60 @@
+"""Weight files, written one tensor at a time, so that a shard of any size needs the memory of one tensor.
+
+The safetensors are those of the safetensors package, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# As safetensors spells them, widest first: the order in which it stores tensors.
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ORDER = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: what it will be, and how to get it when its turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
+    """A safetensors file of these tensors."""
+    ordered = sorted(entries, key=lambda e: (_ORDER.index(e.dtype), e.name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in ordered:
+        begin, end = end, end + entry.nbytes
+        header[entry.name] = {
+            "dtype": _CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for entry in ordered:
+            tensor = entry.make()
+            assert tensor.shape == entry.shape and tensor.dtype == entry.dtype, entry.name
+            stream.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def write_pth(path: Path, entries: Iterable[Entry]) -> None:
+    """A PyTorch file of these tensors; unlike the other it holds them all in memory."""
+    # A clone, because a view of a larger storage would be saved with all of it.
+    torch.save({entry.name: entry.make().detach().clone() for entry in entries}, path)
