@@ -1,0 +1,89 @@
+"""The atlas as a widget: one square for each head, a ring around the open one, a click opens another.
+
+A heatmap reports no clicks, so the figure carries an invisible marker over each cell and the browser itself draws the
+ring around the clicked one. The figure is not sent again for that: it only changes with its numbers, or when the
+open head was changed by something other than a click.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from probes import figures
+from workbench.config import ModelConfig
+
+Cell = tuple[int, int]
+
+_RING, _TURN = "_atlas_ring", "_atlas_turn"  # the ring as the browser has it; how often the chart was mounted anew
+_ROOM = 360  # pixels that the longer side of the grid may take
+
+
+def atlas(
+    values: np.ndarray,
+    *,
+    id: str,
+    unit: str,
+    config: ModelConfig,
+    selected: Cell,
+    on_choose: Callable[[int, int], None],
+) -> None:
+    """Draw it; `on_choose` gets the layer and head of a clicked square. `id` names the numbers that are shown.
+
+    Shapes: values [layer, head] of every layer and head of the model
+    """
+    drawn = st.session_state.get(_RING)
+    if drawn is None or drawn["id"] != id or drawn["now"] != selected:
+        drawn = {"id": id, "first": selected, "now": selected}
+        st.session_state[_RING] = drawn
+        st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
+    key = f"atlas_{st.session_state[_TURN]}"
+
+    def clicked() -> None:
+        cell = _cell(st.session_state[key])
+        if cell is None:  # a second click took the ring away: mount the chart anew, with the ring
+            st.session_state.pop(_RING)
+        else:
+            drawn["now"] = cell
+            on_choose(*cell)
+
+    st.plotly_chart(
+        _figure(values, unit, config, drawn["first"], id),
+        key=key,
+        on_select=clicked,
+        selection_mode="points",
+        config={"displayModeBar": False},
+    )
+
+
+def _cell(state: Any) -> Cell | None:
+    points = state["selection"]["points"]
+    if not points:
+        return None
+    layer, head = points[0]["customdata"][:2]
+    return int(layer), int(head)
+
+
+def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: str) -> go.Figure:
+    fig = figures.atlas(
+        values,
+        title="",
+        unit=unit,
+        heads=range(config.n_heads),
+        layers=range(config.n_layers),
+        n_kv_heads=config.n_kv_heads,
+        n_heads=config.n_heads,
+        selected=ring,
+        stamp={"id": id},
+    )
+    side = max(6.0, min(52.0, _ROOM / max(values.shape)))
+    fig.update_layout(height=round(side * values.shape[0]) + 130, margin={"t": 30, "l": 45, "r": 10, "b": 85})
+    fig.update_xaxes(constrain="domain")
+    fig.update_yaxes(scaleanchor="x", constrain="domain")
+    fig.update_traces(
+        selector={"type": "heatmap"},
+        colorbar={"orientation": "h", "y": -0.16, "yanchor": "top", "thickness": 10, "title": {"text": unit, "side": "top"}},
+    )
+    return fig

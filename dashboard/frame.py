@@ -1,0 +1,108 @@
+"""The furniture of every page: its head with help, code and data, cards, and errors that say what to do."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from dashboard.text import plain
+from workbench.errors import WorkbenchError
+
+PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the "?" of a page says: what is shown, how it is read, and where it was first described."""
+
+    shows: str
+    reads: Sequence[str] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)  # name -> address
+
+
+@contextmanager
+def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
+    """A page's head and error boundary; `yield`s the head, to which the page adds its data and code at its end."""
+    with st.container(horizontal=True, vertical_alignment="center", key="page_head"):
+        with st.container(gap=None, width="stretch"):
+            st.header(title, anchor=False)
+            st.caption(subtitle)
+        tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
+    with tools.popover("?", help="What this page shows, and its sources"):
+        st.markdown(about.shows)
+        for line in about.reads:
+            st.markdown(f"- {line}")
+        if about.sources:
+            st.markdown("**Sources:** " + ", ".join(f"[{name}]({url})" for name, url in about.sources.items()))
+        st.caption("The address bar is a permalink: it reproduces this view.")
+    try:
+        yield Head(tools)
+    except WorkbenchError as error:
+        problem("This view cannot be shown.", str(error))
+
+
+@dataclass(frozen=True)
+class Head:
+    """The right side of a page's head."""
+
+    tools: DeltaGenerator
+
+    def code(self, source: str) -> None:
+        """The view as a notebook cell."""
+        with self.tools.popover("Notebook code", help="The same numbers in a notebook"):
+            st.code(source.strip(), language="python")
+
+    def data(self, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
+        """The page's tables as CSV; each is made when its button is pressed."""
+        with self.tools.popover("Download CSV", help="The numbers behind this page"):
+            for name, table in tables.items():
+                st.download_button(
+                    name.replace("_", " ").capitalize(),
+                    lambda table=table: table().to_csv(index=False),
+                    file_name=f"{name}.csv",
+                    mime="text/csv",
+                    on_click="ignore",
+                    width="stretch",
+                    key=f"csv_{name}",
+                )
+
+
+def problem(summary: str, detail: str) -> None:
+    """A mistake that a person can repair: one sentence of ours, then the message as plain text."""
+    st.error(summary)
+    st.code(plain(detail), language=None, wrap_lines=True)
+
+
+def empty(sentence: str, command: str | None = None) -> None:
+    """Nothing to show yet: why, and the command that changes it."""
+    st.info(sentence)
+    if command:
+        st.code(plain(command), language="bash", wrap_lines=True)
+
+
+@contextmanager
+def card(title: str, *, help: str | None = None, key: str | None = None, height: int | str = "content") -> Iterator[None]:
+    """A bordered part of a page. The title is ours: it is read as Markdown."""
+    with st.container(border=True, key=key, height=height):
+        st.subheader(title, anchor=False, help=help)
+        yield
+
+
+def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
+    """A figure with its title above it, in the page's own type, where it cannot collide with a legend or be cut off.
+
+    The title is ours: it is read as Markdown.
+    """
+    st.markdown(f"**{fig.layout.title.text}**")
+    legend = any(trace.type in ("scatter", "bar") and trace.name for trace in fig.data)
+    fig.update_layout(title=None, margin={"t": 36 if legend else 12}, height=height or fig.layout.height)
+    chart_untitled(fig, key=key)
+
+
+def chart_untitled(fig: go.Figure, *, key: str) -> None:
+    """A figure whose card has said already what it is."""
+    st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG)

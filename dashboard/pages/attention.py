@@ -1,0 +1,263 @@
+"""Attention: every head as a square, one head as a map and as shaded words, and the keys that one token looks at."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import source, state
+from dashboard.components.atlas import atlas
+from dashboard.components.token_strip import Strip, token_strip
+from dashboard.frame import Head, Help, card, chart_untitled, page
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import Held
+from dashboard.text import plotly_labels, short
+from probes import figures
+from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
+from probes.maps import MAX_CELLS, HeadMap, head_map
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "Attention weights of every head on one prompt. The atlas gives one number for each head; a click opens the head. "
+    "The map's rows are queries and its columns keys: a row says where that token looks, and sums to 1. What lies "
+    "after the query is blank, not 0.",
+    [
+        "**Entropy** of a row in nats: 0 looks at one token, ln(i + 1) evenly at all. Atlas values are means over rows.",
+        "**Sink mass** is the weight on the first token; a head is called a sink head above 0.3.",
+        "**Previous token** and **duplicate** are the weights on the token before, and on earlier copies of the token.",
+        "**Induction** is measured on random blocks that come twice, not on the prompt: the weight on the token that "
+        "followed the same token the first time.",
+        "**Brackets** over the atlas join the query heads that share one key/value head.",
+        f"Beyond {MAX_CELLS} tokens the map shows the largest weight of each tile; choose a window to see single tokens.",
+    ],
+    {
+        "entropy, distance": "https://arxiv.org/abs/1906.04284",
+        "sinks": "https://arxiv.org/abs/2309.17453",
+        "previous, duplicate": "https://arxiv.org/abs/2211.00593",
+        "induction": "https://arxiv.org/abs/2209.11895",
+    },
+)
+
+# What heads can be coloured by. The labels are also what stands in the URL.
+COLOURS = {
+    "Entropy": "entropy",
+    "Sink mass": "sink_1",
+    "Previous token": "previous",
+    "Duplicate": "duplicate",
+    "Distance": "distance",
+    "Induction": "induction",
+}
+WHOLE, WINDOW = "Whole prompt", "Window"
+LOOKS, SEEN = "Where it looks", "Who looks at it"
+# Up to this many parameters the page opens on the strongest induction head; finding it costs a run of the model.
+SMALL = 300_000_000
+
+
+@dataclass(frozen=True)
+class View:
+    """What the controls say."""
+
+    colour: str
+    layer: int
+    head: int
+    log: bool
+    hide_first: bool
+
+
+def show() -> None:
+    with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
+        model = state.model()
+        given = source.choose(model)
+        if given is None:
+            return
+        held = state.capture(model, given.ids, HOOKS)
+        metrics = state.once(held, head_metrics)
+        view = _controls(model)
+        left, right = st.columns([0.41, 0.59])
+        with left, card("All heads", key="atlas_card"):
+            _atlas(model, held, metrics, view)
+        with right, st.container(border=True, key="map_card"):
+            found = _head(model, held, metrics, given, view)
+        with st.container(border=True, key="strip_card"):
+            _tokens(held, given, view, found)
+        _take_away(head, given, metrics, found, view)
+
+
+def _controls(model: Transformer) -> View:
+    config = model.config
+    layer, head = _first_head(model)
+    with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
+        colour = state.bound(
+            st.segmented_control, "Colour heads by", list(COLOURS), key="colour", default="Entropy", required=True
+        )
+        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=120)
+        head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=120)
+        log = state.bound(st.toggle, "Log scale", key="log")
+        hide = state.bound(st.toggle, "Hide first token", key="nosink", help="Leaves the sink out of the map.")
+    return View(COLOURS[colour], layer, head, log, hide)
+
+
+def _first_head(model: Transformer) -> tuple[int, int]:
+    if sum(p.numel() for p in model.parameters()) > SMALL:
+        return 0, 0
+    scores = _induction(model).induction
+    layer, head = np.unravel_index(int(scores.argmax()), scores.shape)
+    return int(layer), int(head)
+
+
+def _induction(model: Transformer) -> InductionScores:
+    block = min(32, (model.config.max_seq_len - 1) // 2)
+    return state.once_per_model(model, induction_scores, block=block)
+
+
+def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, view: View) -> None:
+    config = model.config
+    if view.colour == "induction":
+        scores = _induction(model)
+        values = scores.induction
+        unit, title = "weight", f"Induction on {scores.batch} random blocks of {scores.block} tokens, repeated"
+    else:
+        values = metrics.values[view.colour]
+        unit, title = METRICS[view.colour], f"Mean over the {metrics.n_queries} tokens of the prompt"
+    st.caption(title)
+    atlas(
+        values,
+        id=f"{held.id}/{view.colour}",
+        unit=unit,
+        config=config,
+        selected=(view.layer, view.head),
+        on_choose=_choose_head,
+    )
+
+
+def _choose_head(layer: int, head: int) -> None:
+    st.session_state["layer"], st.session_state["head"] = layer, head
+
+
+def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
+    st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help="Rows are queries, columns are keys.")
+    at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
+    cards = {
+        "Entropy (nats)": ("entropy", "{:.2f}"),
+        "Sink mass": ("sink_1", "{:.0%}"),
+        "Previous token": ("previous", "{:.0%}"),
+        "Distance (tokens)": ("distance", "{:.1f}"),
+    }
+    columns = st.columns([1, 0.8, 1, 1.15, 0.8])
+    for column, (label, (name, form)) in zip(columns, cards.items(), strict=False):
+        value = metrics.values[name][at]
+        column.metric(label, form.format(value) if np.isfinite(value) else "none")
+    if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
+        columns[-1].metric("Induction", f"{_induction(model).induction[at]:.0%}")
+    window = _window(len(given))
+    found = state.once(held, head_map, view.layer, view.head, window=window)
+    labels = found.labels(plotly_labels(given.tokens))
+    stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
+    fig = figures.head_map(found, labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
+    fig.update_layout(title=None, margin={"t": 10, "l": 10, "r": 10, "b": 10}, height=520)
+    fig.update_xaxes(automargin=True)
+    fig.update_yaxes(automargin=True)
+    if found.pooling:
+        st.caption(f"Each cell is the {found.pooling}. Choose a window to see single tokens.")
+    chart_untitled(fig, key="head_map")
+    return found
+
+
+def _window(length: int) -> tuple[int, int] | None:
+    """The positions to map: all of them, or where they are too many for single cells, those that are asked for."""
+    if length <= MAX_CELLS:
+        return None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        extent = state.bound(
+            st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True
+        )
+        if extent == WHOLE:
+            return None
+        last = length - 2
+        start = state.bound(st.number_input, "From position", 0, last, 0, step=64, key="start", width=150)
+    return start, min(start + MAX_CELLS // 2, length)
+
+
+def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
+    start, stop = found.start, found.stop
+    if found.factor > 1:
+        stop = min(start + MAX_CELLS, len(given))
+    pattern = found if found.factor == 1 else state.once(held, head_map, view.layer, view.head, window=(start, stop))
+    chosen = _chosen(start, stop)
+    left, right = st.columns([0.59, 0.41], gap="medium")
+    with left:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.subheader("Tokens", anchor=False, help="Hover to preview a token, click or use the arrow keys to choose it.")
+            mode = state.bound(
+                st.segmented_control, "Show", [LOOKS, SEEN], key="strip", default=LOOKS, required=True,
+                label_visibility="collapsed",
+            )  # fmt: skip
+        strip = Strip(
+            f"{held.id}/{view.layer}/{view.head}/{start}",
+            given.tokens[start:stop],
+            pattern.weights,
+            start,
+            "looks" if mode == LOOKS else "seen",
+        )
+        token_strip(strip, chosen=chosen, on_choose=lambda position: state.link("token", position))
+        if (start, stop) != (0, len(given)):
+            st.caption(f"Tokens {start} to {stop - 1} of {len(given)}.")
+    with right:
+        what = "keys for" if mode == LOOKS else "queries on"
+        st.subheader(f"Strongest {what} token {chosen}", anchor=False)
+        _strongest(strongest(pattern, chosen, by_query=mode == LOOKS), given)
+
+
+def _chosen(start: int, stop: int) -> int:
+    """The token that the URL names, kept inside what is shown; the last one where it names none."""
+    named = state.linked("token")
+    position = int(named) if named is not None and named.isdecimal() else stop - 1
+    return min(max(position, start), stop - 1)
+
+
+def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 8) -> pd.DataFrame:
+    """The k largest weights of one row (`by_query`) or one column of an unpooled map: position, weight, distance."""
+    line = found.weights[position - found.start] if by_query else found.weights[:, position - found.start]
+    line = np.nan_to_num(line, nan=-1.0)
+    order = np.argsort(-line, kind="stable")[:k]
+    order = order[line[order] >= 0]
+    others = order + found.start
+    return pd.DataFrame({"position": others, "weight": line[order], "distance": np.abs(position - others)})
+
+
+def _strongest(table: pd.DataFrame, given: Input) -> None:
+    table.insert(1, "token", [short(given.tokens[position], 40) for position in table["position"]])
+    st.dataframe(
+        table,
+        hide_index=True,
+        row_height=31,
+        column_config={
+            "position": st.column_config.NumberColumn("Position", width=70),
+            "token": st.column_config.TextColumn("Token", width=130),
+            "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
+            "distance": st.column_config.NumberColumn("Distance", width=70),
+        },
+    )
+
+
+def _take_away(head: Head, given: Input, metrics: HeadMetrics, found: HeadMap, view: View) -> None:
+    head.code(
+        f"""
+import torch, workbench as wb
+from probes.attention import HOOKS, head_metrics
+from probes.maps import head_map
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    _, cap = model.run_with_capture(tokens, HOOKS)
+head_metrics(cap).frame()
+head_map(cap, {view.layer}, {view.head}).weights
+"""
+    )
+    head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": found.frame})
+
+
+show()

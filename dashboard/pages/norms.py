@@ -1,0 +1,248 @@
+"""Norms: what each RMSNorm divides by and multiplies with, and what grows in the stream between them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import source, state
+from dashboard.frame import Head, Help, card, chart, page
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import Held
+from dashboard.text import plotly_labels, short
+from probes import figures, norms
+from probes.maps import MAX_CELLS
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "RMSNorm divides a token's vector by its root mean square and multiplies each dimension with a learned gain. "
+    "Each block has two, before attention (ln1) and before the MLP (ln2); one more stands before the output.",
+    [
+        "**Input RMS**: what each token is divided by, layer by layer; colours are logarithmic.",
+        "**Gains**: how the learned gains spread over dimensions.",
+        "**Activations**: the largest entries of the stream. *Massive* means over 100 and over 1000 times the median; "
+        "an *outlier* dimension reaches 6 in a quarter of the layers and 6% of the positions. The thresholds were "
+        "found on models of billions of parameters.",
+        "**Contributions**: how much attention and MLP add, against the stream they add to.",
+    ],
+    {
+        "RMSNorm": "https://arxiv.org/abs/1910.07467",
+        "massive activations": "https://arxiv.org/abs/2402.17762",
+        "outlier dimensions": "https://arxiv.org/abs/2208.07339",
+    },
+)
+RMS, GAINS, ACTIVATIONS, CONTRIBUTIONS = VIEWS = ("Input RMS", "Gains", "Activations", "Contributions")
+NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
+
+
+def show() -> None:
+    with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
+        model = state.model()
+        given = source.choose(model)
+        with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
+            view = state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
+            norm = "ln1"
+            if view in (RMS, GAINS):
+                norm = NORMS[
+                    state.bound(
+                        st.segmented_control, "Norm", list(NORMS), key="norm", default=next(iter(NORMS)), required=True
+                    )
+                ]
+            first = view != GAINS and state.bound(
+                st.toggle, "Leave out the first token", key="nofirst", help="It is often a sink, far larger than the rest."
+            )
+        if view == GAINS:
+            _gains(head, model, norm)
+            return
+        if given is None:
+            return
+        held = state.capture(model, given.ids, norms.HOOKS)
+        rms = state.once(held, norms.input_rms)
+        if rms.nonfinite:
+            st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
+        skip = int(first and len(given) > 1)
+        if view == RMS:
+            _rms(head, rms, given, norm, skip)
+        elif view == ACTIVATIONS:
+            _activations(head, held, given)
+        else:
+            _contributions(head, held, given, skip)
+
+
+def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) -> None:
+    start, stop = _window(len(given), skip)
+    shown = replace(rms, rms=rms.rms[:, :, start:stop])
+    left, right = st.columns([1.7, 1])
+    with left, st.container(border=True, height="stretch"):
+        labels = plotly_labels(given.tokens[start:stop], start=start)
+        fig = figures.input_rms(shown, labels, norm=norm)
+        fig.update_xaxes(automargin=True)
+        chart(fig, key="rms", height=470)
+    with right, card("By layer", help="Over the tokens that are shown.", height="stretch"):
+        rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, norms.FINAL)]
+        values = shown.rms[rows, 0]
+        largest = np.nanargmax(np.where(np.isfinite(values), values, -1.0), axis=1)
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "layer": ["final" if rms.norms[i][1] == norms.FINAL else str(rms.norms[i][0]) for i in rows],
+                    "median": np.nanmedian(values, axis=1),
+                    "largest": values[np.arange(len(rows)), largest],
+                    "at": [short(given.tokens[start + i], 24) for i in largest],
+                }
+            ),
+            hide_index=True,
+            height=440,
+            column_config={
+                "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
+                "median": st.column_config.NumberColumn("Median", format="%.3g", width=80),
+                "largest": st.column_config.NumberColumn("Largest", format="%.3g", width=80),
+                "at": "At token",
+            },
+        )
+    _code(head, given, "input_rms")
+    head.data({"input_rms": rms.frame})
+
+
+def _window(length: int, skip: int) -> tuple[int, int]:
+    if length - skip <= MAX_CELLS:
+        return skip, length
+    start = state.bound(
+        st.number_input, "From position", 0, length - 2, 0, key="from", step=128, width=190,
+        help=f"{MAX_CELLS} tokens are shown at once.",
+    )  # fmt: skip
+    start = max(start, skip)
+    return start, min(start + MAX_CELLS, length)
+
+
+def _gains(head: Head, model: Transformer, norm: str) -> None:
+    found = state.once_per_model(model, norms.gain_statistics)
+    rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, norms.FINAL)]
+    left, right = st.columns([1.2, 1])
+    with left, st.container(border=True, height="stretch"):
+        chart(figures.gain_quantiles(found, norm=norm), key="gains", height=450)
+    with right, card("By layer", help="Kurtosis is 3 for a normal distribution.", height="stretch"):
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "layer": ["final" if found.norms[i][1] == norms.FINAL else str(found.norms[i][0]) for i in rows],
+                    "mean": found.mean[rows],
+                    "std": found.std[rows],
+                    "kurtosis": found.kurtosis[rows],
+                    "dims": [", ".join(str(dim) for dim in found.top_dims[i][:3]) for i in rows],
+                }
+            ),
+            hide_index=True,
+            height=430,
+            column_config={
+                "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
+                "mean": st.column_config.NumberColumn("Mean", format="%.3f"),
+                "std": st.column_config.NumberColumn("Std", format="%.3f"),
+                "kurtosis": st.column_config.NumberColumn("Kurtosis", format="%.1f"),
+                "dims": "Farthest dimensions",
+            },
+        )
+    head.code(
+        f"""
+import workbench as wb
+from probes.norms import gain_statistics
+
+gain_statistics(wb.load_model({Settings.from_env().model!r})).frame()
+"""
+    )
+    head.data({"gains": found.frame})
+
+
+def _activations(head: Head, held: Held, given: Input) -> None:
+    massive = state.once(held, norms.massive_activations)
+    outliers = state.once(held, norms.outlier_dimensions)
+    with st.container(border=True):
+        chart(figures.massive_activations(massive), key="massive", height=400)
+    left, right = st.columns(2)
+    with left, card("Massive activations", height="stretch"):
+        table = massive.frame().head(200)
+        if table.empty:
+            st.caption(f"None: nothing exceeds {massive.threshold:g} and {massive.ratio:g} times its layer's median.")
+        else:
+            table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
+            st.dataframe(
+                table[["layer", "pos", "token", "dim", "value", "ratio"]],
+                hide_index=True,
+                height=300,
+                column_config={
+                    "layer": "Layer",
+                    "pos": "Position",
+                    "token": "Token",
+                    "dim": "Dimension",
+                    "value": st.column_config.NumberColumn("Value", format="%.1f"),
+                    "ratio": st.column_config.NumberColumn("x median", format="%.0f"),
+                },
+            )
+    with right, card("Largest dimensions", help="Outlier dimensions stand first.", height="stretch"):
+        st.dataframe(
+            outliers.frame().head(50),
+            hide_index=True,
+            height=300,
+            column_config={
+                "dim": "Dimension",
+                "layer_share": st.column_config.NumberColumn("Layers", format="percent", help="With an entry of 6 or more"),
+                "position_share": st.column_config.NumberColumn("Positions", format="percent"),
+                "largest": st.column_config.NumberColumn("Largest", format="%.2f"),
+                "outlier": st.column_config.CheckboxColumn("Outlier"),
+            },
+        )
+    _code(head, given, "massive_activations", "outlier_dimensions")
+    head.data({"massive_activations": massive.by_layer, "largest_dimensions": outliers.frame})
+
+
+def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
+    whole = state.once(held, norms.contribution_ratios)
+    shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
+    ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
+    left, right = st.columns([1.2, 1])
+    with left, st.container(border=True, height="stretch"):
+        chart(figures.contribution_ratios(shown), key="ratios", height=450)
+    with right, card("By layer", help="Medians over tokens; cosines with the stream before.", height="stretch"):
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "layer": whole.layers,
+                    "attn": ratio[:, 0],
+                    "attn_cos": cosine[:, 0],
+                    "mlp": ratio[:, 1],
+                    "mlp_cos": cosine[:, 1],
+                }
+            ),
+            hide_index=True,
+            height=430,
+            column_config={
+                "layer": st.column_config.NumberColumn("Layer", width=60),
+                "attn": st.column_config.NumberColumn("Attention", format="%.3f"),
+                "attn_cos": st.column_config.NumberColumn("Cosine", format="%.2f"),
+                "mlp": st.column_config.NumberColumn("MLP", format="%.3f"),
+                "mlp_cos": st.column_config.NumberColumn("Cosine", format="%.2f"),
+            },
+        )
+    _code(head, given, "contribution_ratios")
+    head.data({"contribution_ratios": whole.frame})
+
+
+def _code(head: Head, given: Input, *probes: str) -> None:
+    calls = "\n".join(f"{probe}(cap).frame()" for probe in probes)
+    head.code(
+        f"""
+import torch, workbench as wb
+from probes.norms import HOOKS, {", ".join(probes)}
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    _, cap = model.run_with_capture(tokens, HOOKS)
+{calls}
+"""
+    )
+
+
+show()

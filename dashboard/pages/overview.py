@@ -1,0 +1,208 @@
+"""Overview: the model's shape, size and origin, and what it says after a prompt."""
+
+import pandas as pd
+import streamlit as st
+import torch
+
+from dashboard import facts, source, state
+from dashboard.frame import Head, Help, card, page
+from dashboard.settings import Settings
+from dashboard.text import plain, visible
+from probes.rotation import wavelengths
+from workbench import provenance
+from workbench.capture import Request
+from workbench.errors import WorkbenchError
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "The model that this server was started with: its shape, what its parts weigh, what a token costs in the "
+    "key/value cache, and where its files come from. Below, the prompt that every page looks at, and the tokens "
+    "that the model holds likeliest after it.",
+    [
+        "**MHA / MQA** rows say what the cache would cost with a key/value head for each query head, or one for all.",
+        "**Wavelengths beyond the context** are RoPE pairs that never complete a turn.",
+        "Probabilities are over the whole vocabulary, at temperature 1.",
+    ],
+    {
+        "Llama 3": "https://arxiv.org/abs/2407.21783",
+        "GQA": "https://arxiv.org/abs/2305.13245",
+        "RoPE": "https://arxiv.org/abs/2104.09864",
+    },
+)
+
+
+def show() -> None:
+    with page("Overview", "One model, seen from outside.", ABOUT) as head:
+        model = state.model()
+        _shape(model)
+        left, middle, right = st.columns([1, 1.15, 1.15])
+        with left, card("Parameters by part", key="parts"):
+            _parts(model)
+        with middle, card("Key/value cache", help="Keys and values kept for each token.", key="cache"):
+            _cache(model)
+        with right, card("Provenance", help="What a result must name to be repeated.", key="origin"):
+            _origin(model)
+        _prompt(model, head)
+
+
+def _shape(model: Transformer) -> None:
+    config = model.config
+    kind = facts.attention_kind(config)
+    values = {
+        "Parameters": facts.readable_count(sum(p.numel() for p in model.parameters())),
+        "Layers": str(config.n_layers),
+        "Width": f"{config.dim:,}",
+        f"Heads ({kind})": f"{config.n_heads} / {config.n_kv_heads}",
+        "Head size": str(config.head_dim),
+        "MLP size": f"{config.ffn_dim:,}",
+        "Vocabulary": f"{config.vocab_size:,}",
+        "Context": f"{config.max_seq_len:,}",
+    }
+    with st.container(border=True, key="shape"):
+        for column, (label, value) in zip(st.columns([1, 0.7, 0.7, 1.5, 0.8, 0.8, 0.9, 0.9]), values.items(), strict=True):
+            column.metric(label, value)
+
+
+def _parts(model: Transformer) -> None:
+    table = state.once_per_model(model, facts.parameters_by_part)
+    st.dataframe(
+        table.assign(parameters=table["parameters"].map(facts.readable_count)),
+        hide_index=True,
+        column_config={
+            "part": "Part",
+            "parameters": st.column_config.TextColumn("Count", alignment="right", width="small"),
+            "share": st.column_config.ProgressColumn("Share", format="percent", min_value=0, max_value=1),
+        },
+    )
+    if model.config.tied_output:
+        st.caption("The output layer shares the embedding's weights.")
+
+
+def _cache(model: Transformer) -> None:
+    config = model.config
+    itemsize = torch.empty(0, dtype=model.dtype).element_size()
+    table = facts.cache_bytes(config, itemsize=itemsize)
+    shown = pd.DataFrame(
+        {
+            "kind": [f"{k} (this)" if this else k for k, this in zip(table["kind"], table["this_model"], strict=True)],
+            "kv_heads": table["kv_heads"],
+            "token": table["bytes_per_token"].map(facts.readable_bytes),
+            "context": table["bytes_at_context"].map(facts.readable_bytes),
+        }
+    )
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_config={
+            "kind": "Attention",
+            "kv_heads": "K/V heads",
+            "token": st.column_config.TextColumn("A token", alignment="right"),
+            "context": st.column_config.TextColumn(f"{config.max_seq_len:,} tokens", alignment="right"),
+        },
+    )
+    waves = wavelengths(config)
+    scaling = f"scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else "unscaled"
+    st.caption(
+        f"RoPE: theta {config.rope_theta:,.0f}, {scaling}; {waves.longer_than_context} of {config.head_dim // 2} pairs "
+        f"have wavelengths beyond the context."
+    )
+
+
+def _origin(model: Transformer) -> None:
+    about = provenance.describe(model.source)
+    rows = {
+        "Started with": Settings.from_env().model,
+        "Checkpoint SHA-256": about["checkpoint_sha256"] or "none: not from a file",
+        "Tokenizer SHA-256": about["tokenizer_sha256"] or "none",
+        "Dtype and device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+        "Commit": about["commit"] or "not in a checkout",
+        "Versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+    }
+    table = pd.DataFrame({"name": rows.keys(), "value": [plain(str(value)) for value in rows.values()]})
+    st.dataframe(
+        table, hide_index=True, column_config={"name": st.column_config.TextColumn("", width=130), "value": ""}
+    )
+
+
+def _prompt(model: Transformer, head: Head) -> None:
+    with card("Prompt", help="Every page looks at this prompt.", key="prompt_card"):
+        given = source.choose(model)
+        if given is None:
+            return
+        table = likeliest(model, given.ids)
+        left, right = st.columns([1.2, 1], gap="medium")
+        with left:
+            st.caption(f"Likeliest next tokens after {len(given)} tokens")
+            st.dataframe(
+                table,
+                hide_index=True,
+                column_config={
+                    "token": "Token",
+                    "id": st.column_config.NumberColumn("Id", width="small"),
+                    "probability": st.column_config.ProgressColumn(
+                        "Probability", format="%.3f", min_value=0, max_value=1
+                    ),
+                },
+            )
+        with right:
+            _costs(model, len(given))
+    head.code(
+        f"""
+import torch, workbench as wb
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    probability = model(tokens)[0, -1].softmax(-1)
+probability.topk(8)
+"""
+    )
+    head.data(
+        {
+            "parameters": lambda: state.once_per_model(model, facts.parameters_by_part),
+            "next_tokens": lambda: table,
+            "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
+        }
+    )
+
+
+def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> pd.DataFrame:
+    """The k likeliest next tokens: token, id, probability. Only the last position is unembedded."""
+
+    def compute(model: Transformer, *, ids: tuple[int, ...], k: int) -> pd.DataFrame:
+        hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
+        top = model.unembed(hidden)[0, 0].softmax(-1).topk(min(k, model.config.vocab_size))
+        return pd.DataFrame({"id": top.indices.tolist(), "probability": top.values.tolist()})
+
+    table = state.once_per_model(model, compute, ids=ids, k=k).copy()
+    table.insert(0, "token", [_name(model, token) for token in table["id"]])
+    return table
+
+
+def _name(model: Transformer, token: int) -> str:
+    try:
+        return visible(model.tokenizer.token_bytes(token)) if model.tokenizer else f"#{token}"
+    except WorkbenchError:  # some checkpoints pad their vocabulary beyond the tokenizer's
+        return f"#{token}"
+
+
+def _costs(model: Transformer, length: int) -> None:
+    """What the other pages' captures of this prompt hold."""
+    from probes import attention, norms, rope
+
+    itemsize = torch.empty(0, dtype=model.dtype).element_size()
+    rows = []
+    for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
+        sizes = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
+        rows.append((name, facts.readable_bytes(sum(sizes.values()))))
+    st.caption("Memory that a capture of this prompt takes")
+    st.dataframe(
+        pd.DataFrame(rows, columns=["page", "bytes"]),
+        hide_index=True,
+        column_config={"page": "Page", "bytes": st.column_config.TextColumn("Held", alignment="right")},
+    )
+    with st.container(horizontal=True):
+        for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():
+            st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title}")
+
+
+show()

@@ -1,0 +1,268 @@
+"""RoPE: what each frequency pair does, in the model's configuration and in one head's own queries and keys."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+
+from dashboard import source, state
+from dashboard.frame import Head, Help, card, chart, page
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import Held
+from dashboard.text import plotly_labels, short
+from probes import figures, rope
+from probes.maps import MAX_CELLS, HeadMap, pool
+from probes.rotation import decay, model_frequencies, wavelengths
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "Rotary position embedding turns every pair of a query's and a key's dimensions by an angle that grows with "
+    "position, each pair at its own speed. A score then depends on the distance between the two alone.",
+    [
+        "**Wavelengths**: tokens that a pair needs for a full turn. Pairs above the dashed line never complete one "
+        "within the context. **Decay** says how like vectors would fade by position alone.",
+        "**This head**: what each pair adds to the mean score of the head's own q and k on the prompt, and its scores "
+        "by distance.",
+        "**Shift**: query and key moved together must keep their score; what moves is rounding.",
+        "**What if** re-scores the captured, un-rotated q and k under another theta or scaling. Only this head's "
+        "rotation changes; earlier layers stay as they were.",
+    ],
+    {
+        "RoPE": "https://arxiv.org/abs/2104.09864",
+        "wavelengths": "https://arxiv.org/abs/2310.05209",
+        "bands": "https://arxiv.org/abs/2410.06205",
+        "bounds": "https://arxiv.org/abs/2405.14591",
+    },
+)
+WAVES, OWN, SHIFT, WHAT_IF = VIEWS = ("Wavelengths", "This head", "Shift", "What if")
+TRAINED, UNSCALED, LLAMA31, LLAMA32 = SCALINGS = ("As trained", "Unscaled", "Llama 3.1 (8x)", "Llama 3.2 (32x)")
+
+
+@dataclass(frozen=True)
+class View:
+    """What the controls say; `config` is the model's own with the chosen theta and scaling."""
+
+    name: str
+    layer: int
+    head: int
+    config: ModelConfig
+
+
+def show() -> None:
+    with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
+        model = state.model()
+        given = source.choose(model)
+        view = _controls(model)
+        if view.name == WAVES:
+            _waves(head, view)
+            return
+        if given is None:
+            return
+        held = state.capture(model, given.ids, rope.HOOKS)
+        {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, given, view)
+
+
+def _controls(model: Transformer) -> View:
+    config = model.config
+    with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
+        name = state.bound(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
+        layer = head = 0
+        if name != WAVES:
+            layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
+            head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
+        if name in (WAVES, WHAT_IF):
+            theta = state.bound(
+                st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
+                help="The base of the frequencies. Larger turns slower.",
+            )  # fmt: skip
+            scaling = state.bound(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
+            config = _changed(config, theta, scaling)
+    return View(name, layer, head, config)
+
+
+def _changed(config: ModelConfig, theta: float, scaling: str) -> ModelConfig:
+    own = config.rope_scaling
+    # A model that was trained without scaling is stretched from the context that it knows.
+    context = own.original_context if own else config.max_seq_len
+    scalings = {
+        TRAINED: own,
+        UNSCALED: None,
+        LLAMA31: Llama3Scaling(factor=8.0, original_context=context),
+        LLAMA32: Llama3Scaling(factor=32.0, original_context=context),
+    }
+    return replace(config, rope_theta=theta, rope_scaling=scalings[scaling])
+
+
+def _waves(head: Head, view: View) -> None:
+    found, faded = wavelengths(view.config), decay(view.config)
+    pairs = len(found.wavelength)
+    cards = {
+        "Pairs": str(pairs),
+        "Beyond the context": f"{found.longer_than_context} of {pairs}",
+        "Critical dimension": f"{found.critical_dimension} of {view.config.head_dim}",
+        "Longest wavelength": f"{found.wavelength.max():,.0f} tokens",
+        "Cosines turn negative at": "never" if faded.first_negative is None else f"{faded.first_negative:,} tokens",
+    }
+    _metrics(cards)
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        chart(figures.wavelengths(found), key="wavelengths", height=400)
+    with right, st.container(border=True):
+        chart(figures.decay(faded), key="decay", height=400)
+    with card("Pairs"):
+        st.dataframe(
+            found.frame(),
+            hide_index=True,
+            height=300,
+            column_config={
+                "pair": st.column_config.NumberColumn("Pair", width="small"),
+                "frequency": st.column_config.NumberColumn("Frequency (radians a token)", format="%.3g"),
+                "wavelength": st.column_config.NumberColumn("Wavelength (tokens)", format="%.1f"),
+                "unscaled": st.column_config.NumberColumn("Before scaling (tokens)", format="%.1f"),
+                "turns": st.column_config.NumberColumn("Turns in the context", format="%.3g"),
+                "band": "Scaling band",
+                "longer": st.column_config.CheckboxColumn("Beyond the context"),
+            },
+        )
+    head.code(
+        f"""
+from dataclasses import replace
+import workbench as wb
+from probes.rotation import decay, wavelengths
+
+config = replace(wb.load_model({Settings.from_env().model!r}).config,
+                 rope_theta={view.config.rope_theta!r}, rope_scaling={_scaling_code(view.config)})
+wavelengths(config).frame()
+"""
+    )
+    head.data({"wavelengths": found.frame, "decay": faded.frame})
+
+
+def _own(head: Head, held: Held, given: Input, view: View) -> None:
+    bands = state.once(held, rope.band_contribution, view.layer, view.head)
+    scores = state.once(held, rope.score_by_distance, view.layer, view.head)
+    slow = bands.wavelength > len(given)
+    _metrics(
+        {
+            "Mean score": f"{bands.score:.3f}",
+            "Strongest pair": f"{int(bands.share.argmax())} ({bands.share.max():.0%} of the size)",
+            "Share of pairs slower than the prompt": f"{bands.share[slow].sum():.0%}",
+            "Sum of pairs against the model's scores": f"{bands.error:.1e}",
+        }
+    )
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        chart(figures.band_contribution(bands), key="bands", height=420)
+    with right, st.container(border=True):
+        chart(figures.score_by_distance(scores), key="distance", height=420)
+    _code(head, given, view, "band_contribution", "score_by_distance")
+    head.data({"bands": bands.frame, "score_by_distance": scores.frame})
+
+
+def _shift(head: Head, held: Held, given: Input, view: View) -> None:
+    found = state.once(held, rope.relative_invariance, view.layer, view.head)
+    left, right = st.columns([1.35, 1])
+    with left, st.container(border=True, height="stretch"):
+        chart(figures.relative_invariance(found), key="invariance", height=430)
+    with right, card("Largest change of a score", help="Over all shifts up to the context.", height="stretch"):
+        table = pd.DataFrame({"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)})
+        st.dataframe(
+            table,
+            hide_index=True,
+            column_config={
+                "arithmetic": "Arithmetic",
+                "largest": st.column_config.NumberColumn("Largest", format="%.2e"),
+                "mean": st.column_config.NumberColumn("Mean at the worst shift", format="%.2e"),
+            },
+        )
+        st.caption(
+            f"Scores of this head reach {found.score_size:.3g}. The last row takes the angles themselves in bfloat16, "
+            "which this model does not: it shows why they are computed in float32."
+        )
+    _code(head, given, view, "relative_invariance")
+    head.data({"relative_invariance": found.frame})
+
+
+def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
+    changed = model_frequencies(view.config, dtype=torch.float64)
+    about = (view.config.rope_theta, view.config.rope_scaling)
+    found = state.once(held, _rescored, view.layer, view.head, *about)
+    moved = found.moved
+    if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
+        st.info("These are the frequencies that the model was trained with. Change theta or scaling to see what moves.")
+    _metrics({"Attention that moves": f"{moved.mean():.1%}", "In the row that moves most": f"{moved.max():.1%}"})
+    left, right = st.columns([1.35, 1])
+    with left, st.container(border=True, height="stretch"):
+        size = len(found.before)
+        factor = -(-size // MAX_CELLS)
+        future = np.triu(np.ones((size, size), bool), 1)
+        difference = np.where(future, np.nan, found.after - found.before)
+        as_map = HeadMap(view.layer, view.head, 0, size, factor, pool(difference, factor, magnitude=True))
+        fig = figures.head_map(as_map, as_map.labels(plotly_labels(given.tokens)), difference=True)
+        fig.update_layout(title=f"Layer {view.layer}, head {view.head}: weight after the change, minus before")
+        fig.update_xaxes(automargin=True)
+        fig.update_yaxes(automargin=True)
+        chart(fig, key="what_if", height=540)
+    with right, card("Rows that move most", height="stretch"):
+        order = np.argsort(-moved, kind="stable")[:14]
+        st.dataframe(
+            pd.DataFrame(
+                {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
+            ),
+            hide_index=True,
+            column_config={
+                "position": st.column_config.NumberColumn("Position", width="small"),
+                "token": "Token",
+                "moved": st.column_config.ProgressColumn("Moved", format="%.3f", min_value=0, max_value=1),
+            },
+        )
+    _code(head, given, view, "what_if")
+    head.data({"what_if": found.frame})
+
+
+def _rescored(cap, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> rope.WhatIf:  # type: ignore[no-untyped-def]
+    config = replace(cap.config, rope_theta=theta, rope_scaling=scaling)
+    return rope.what_if(cap, layer, head, model_frequencies(config))
+
+
+def _metrics(values: dict[str, str]) -> None:
+    with st.container(border=True):
+        for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
+            column.metric(label, value)
+
+
+def _scaling_code(config: ModelConfig) -> str:
+    return f"wb.{config.rope_scaling!r}" if config.rope_scaling else "None"
+
+
+def _code(head: Head, given: Input, view: View, *probes: str) -> None:
+    calls = "\n".join(
+        f"{probe}(cap, {view.layer}, {view.head}{', model_frequencies(config)' if probe == 'what_if' else ''}).frame()"
+        for probe in probes
+    )
+    config = ""
+    if probes == ("what_if",):
+        config = (
+            "from dataclasses import replace\nfrom probes.rotation import model_frequencies\n"
+            f"config = replace(model.config, rope_theta={view.config.rope_theta!r}, "
+            f"rope_scaling={_scaling_code(view.config)})\n"
+        )
+    head.code(
+        f"""
+import torch, workbench as wb
+from probes.rope import HOOKS, {", ".join(probes)}
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    _, cap = model.run_with_capture(tokens, HOOKS)
+{config}{calls}
+"""
+    )
+
+
+show()

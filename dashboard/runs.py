@@ -1,0 +1,142 @@
+"""Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.settings import Settings
+from evals.results import Run, scan
+from workbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of a run: what was asked and answered, and the token ids that replay it."""
+
+    run: str
+    task: str
+    doc_id: int
+    prompt: str
+    output: str
+    answer: str
+    target: str
+    correct: float | None
+    ids: tuple[int, ...] | None
+    finish: str | None = None
+    verdict: str | None = None
+    message: str | None = None
+    choices: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What a link carries: `folder/time/task/doc`."""
+        return f"{self.run}/{self.task}/{self.doc_id}"
+
+
+def runs() -> tuple[list[Run], list[str]]:
+    """Every readable run below the server's results folder, newest first, and what was wrong with the others."""
+    root = Settings.from_env().results
+    return _scan(str(root), _stamps(root.rglob("results_*.json")))
+
+
+def samples(run: Run, task: str) -> pd.DataFrame:
+    """The samples of one task of a run, one row for each question. Not to be changed: it is shared.
+
+    Raises: DataError if there are none, or a line is damaged.
+    """
+    path = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
+    return _samples(str(path), _stamps([path]), run, task)
+
+
+def find_sample(reference: str) -> Sample:
+    """The sample that `Sample.reference` names.
+
+    Raises: DataError if there is no such run, task or question.
+    """
+    name, _, rest = reference.rpartition("/")[0].rpartition("/")
+    doc = reference.rpartition("/")[2]
+    run = next((run for run in runs()[0] if run.name == name), None)
+    if run is None or rest not in run.tasks or not doc.isdecimal():
+        raise DataError(
+            f"No sample {reference} in {Settings.from_env().results}. Open one from the Benchmarks page, or give the "
+            "server its run's folder with --results."
+        )
+    table = samples(run, rest)
+    rows = table[table["doc_id"] == int(doc)]
+    if rows.empty:
+        raise DataError(f"Task {rest} of run {name} has no sample {doc}; it has {len(table)}.")
+    return as_sample(run, rest, rows.iloc[-1])
+
+
+def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
+    """One row of `samples`. Of a multiple choice, the output is the choice that was likeliest."""
+    choices = _listed(row.get("choices"))
+    if choices:
+        picked = int(row["answer"])
+        output, said = choices[picked], choices[picked].strip()
+        target = _target(row["target"], choices)
+        answered = _listed(row.get("choice_ids"))
+        tail = answered[picked] if answered else None
+    else:
+        output, said, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
+        tail = _listed(row.get("generated_ids")) or None
+    prompt_ids = _listed(row.get("prompt_ids"))
+    ids = (*prompt_ids, *tail) if prompt_ids and tail is not None else None
+    correct = row["correct"]
+    return Sample(
+        run=run.name,
+        task=task,
+        doc_id=int(row["doc_id"]),
+        prompt=str(row["prompt"]),
+        output=output,
+        answer=said,
+        target=target,
+        correct=None if pd.isna(correct) else float(correct),
+        ids=None if ids is None else tuple(int(token) for token in ids),
+        finish=_text(row.get("finish_reason")),
+        verdict=_text(row.get("verdict")),
+        message=_text(row.get("message")),
+        choices=tuple(choices),
+        logprobs=tuple(_listed(row.get("logprobs"))),
+    )
+
+
+def _target(target: object, choices: Sequence[str]) -> str:
+    """lm-eval gives a choice's text or its number."""
+    if isinstance(target, int | float) or (isinstance(target, str) and target.isdecimal()):
+        index = int(target)
+        return choices[index].strip() if 0 <= index < len(choices) else str(target)
+    return str(target).strip()
+
+
+def _listed(value: object) -> list:  # type: ignore[type-arg]
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _stamps(paths) -> tuple[tuple[str, int, int], ...]:  # type: ignore[no-untyped-def]
+    found = []
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError:  # gone since it was listed, or never there: reading it says so better
+            continue
+        found.append((str(path), about.st_mtime_ns, about.st_size))
+    return tuple(sorted(found))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the runs …")
+def _scan(root: str, stamps: tuple[tuple[str, int, int], ...]) -> tuple[list[Run], list[str]]:
+    return scan(Path(root))
+
+
+@st.cache_resource(max_entries=16, show_spinner="Reading the samples …")
+def _samples(path: str, stamps: tuple[tuple[str, int, int], ...], _run: Run, task: str) -> pd.DataFrame:
+    return _run.samples(task)

@@ -1,0 +1,95 @@
+"""Which tokens a page looks at: a prompt that is typed, or a benchmark sample that a link names."""
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from dashboard import runs, state
+from dashboard.frame import problem
+from dashboard.text import plain
+from workbench.errors import DataError, TokenizerError, WorkbenchError
+from workbench.model import Transformer
+
+# The second half repeats the first, so heads that continue a repetition (induction) show themselves.
+DEFAULT_PROMPT = (
+    "The cat sat on the mat and the dog ran to the park. The cat sat on the mat and the dog ran to the park."
+)
+MAX_CHARS = 8000
+
+
+@dataclass(frozen=True)
+class Input:
+    """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook."""
+
+    ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+    code: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def choose(model: Transformer) -> Input | None:
+    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why)."""
+    sample = state.linked("sample")
+    try:
+        if sample is not None:
+            return _sample(model, sample)
+        return _prompt(model)
+    except WorkbenchError as error:
+        problem("There is nothing to run on.", str(error))
+        return None
+
+
+def _prompt(model: Transformer) -> Input:
+    plain_ids = model.tokenizer is None
+    text = state.bound(
+        st.text_area,
+        "Token ids" if plain_ids else "Prompt",
+        "1 2 3 4 5 6 7 8 1 2 3 4 5 6 7 8" if plain_ids else DEFAULT_PROMPT,
+        key="prompt",
+        height=68,
+        max_chars=MAX_CHARS,
+        help="This checkpoint has no tokenizer: give token ids, separated by spaces."
+        if plain_ids
+        else "Ctrl+Enter runs it. Every page looks at the same prompt, and the address bar holds it.",
+    )
+    ids = _parse_ids(text) if model.tokenizer is None else model.tokenizer.encode(text, bos=True)
+    return make(model, tuple(ids), f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])")
+
+
+def _sample(model: Transformer, reference: str) -> Input:
+    sample = runs.find_sample(reference)
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.text(f"Sample {sample.doc_id} of {plain(sample.task)}, run {plain(sample.run)}: prompt and answer replayed")
+        if st.button("Back to a prompt"):
+            state.unlink("sample")
+            st.rerun()
+    if sample.ids is not None:
+        ids = sample.ids
+    elif model.tokenizer is None:
+        raise TokenizerError("This checkpoint has no tokenizer, and the run kept no token ids. Use the run's model.")
+    else:
+        ids = tuple(model.tokenizer.encode(sample.prompt + sample.output, bos=True))
+    return make(model, ids, f"torch.tensor([{list(ids)}])")
+
+
+def make(model: Transformer, ids: tuple[int, ...], code: str) -> Input:
+    """Token ids that fit the model, with their bytes.
+
+    Raises: WorkbenchError if there are none, or more than the model or the dashboard takes.
+    """
+    most = min(state.MAX_TOKENS, model.config.max_seq_len)
+    if not ids:
+        raise DataError("The prompt is empty. Type something.")
+    if len(ids) > most:
+        raise DataError(f"{len(ids)} tokens are more than the {most} that fit here. Shorten the text.")
+    named = model.tokenizer.tokens(ids) if model.tokenizer else [f"#{token}".encode() for token in ids]
+    return Input(ids, tuple(named), code if model.tokenizer else f"torch.tensor([{list(ids)}])")
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise DataError("Token ids are whole numbers, separated by spaces; something else was found.") from None

@@ -1,0 +1,127 @@
+"""What the pages share: the model, captures and what was computed from them, and widget values that live in the URL.
+
+Models, captures and results are kept for the whole process and shared by its users. They are keyed by content (the
+checkpoint's hash and the token ids), never by a session, so a user is only ever given what was made from the very
+tokens that this user sent. What a session itself remembers is its own widgets' values.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import streamlit as st
+import torch
+
+import workbench as wb
+from dashboard.settings import Settings
+from workbench.capture import Capture
+from workbench.model import Transformer
+
+T = TypeVar("T")
+
+MAX_TOKENS = 4096
+"""The longest input that a page captures; longer ones are for scripts."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A capture and its id: a hash over the checkpoint, dtype, device, token ids and hook names."""
+
+    id: str
+    capture: Capture
+
+
+@st.cache_resource(show_spinner="Loading the model …")
+def load_model(path: str) -> Transformer:
+    """The model of this server, loaded once for all its users."""
+    model = wb.load_model(path)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def model() -> Transformer:
+    """The model that the server was started with."""
+    return load_model(Settings.from_env().model)
+
+
+def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...]) -> Held:
+    """One run of the model on these tokens with these hooks, or the one that is already held.
+
+    Raises: WorkbenchError for token ids or hook names the model does not have, or a capture over its budget.
+    """
+    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, sorted(hooks)]
+    capture_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return Held(capture_id, _run(capture_id, model, ids, hooks))
+
+
+def fingerprint(model: Transformer) -> str:
+    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
+    return f"object {id(model)}" if model.source is None else model.source.checkpoint_sha256
+
+
+def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+    """`probe(capture, *args, **options)`, computed once for each capture and arguments. Results must be read-only."""
+    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(held.capture, *args, **options))
+
+
+def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -> T:
+    """`probe(model, **kwargs)`, computed once for each checkpoint and arguments."""
+    return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
+
+
+# Arguments with an underscore are left out of the key: the first argument names all that the result depends on.
+@st.cache_resource(max_entries=16, show_spinner="Running the model …")
+def _run(capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...]) -> Capture:
+    with torch.no_grad():
+        _, cap = _model.run_with_capture(torch.tensor([_ids], device=_model.device), _hooks)
+    return cap
+
+
+@st.cache_resource(max_entries=256, show_spinner="Computing …")
+def _computed(key: str, _compute: Callable[[], Any]) -> Any:
+    with torch.no_grad():
+        return _compute()
+
+
+def _name(probe: Callable[..., Any]) -> str:
+    return f"{probe.__module__}.{probe.__qualname__}"
+
+
+def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options: Any) -> T:
+    """A widget whose value is in the URL under `key`, and comes back when its user returns from another page.
+
+    A link's value wins; without one, the session's last value; else the widget's own default.
+    """
+    memory = f"_last_{key}"
+    if key not in st.query_params and key not in st.session_state and memory in st.session_state:
+        st.session_state[key] = st.session_state[memory]
+    value = widget(label, *args, key=key, bind="query-params", **options)
+    st.session_state[memory] = value
+    return value
+
+
+def linked(key: str) -> str | None:
+    """A URL parameter that belongs to no widget, kept when its user returns from another page."""
+    memory = f"_last_{key}"
+    if key not in st.query_params and memory in st.session_state:
+        st.query_params[key] = st.session_state[memory]
+    value = st.query_params.get(key)
+    if value is not None:
+        st.session_state[memory] = value
+    return value
+
+
+def unlink(key: str) -> None:
+    """Forget a parameter of `linked`."""
+    st.session_state.pop(f"_last_{key}", None)
+    if key in st.query_params:
+        del st.query_params[key]
+
+
+def link(key: str, value: object) -> None:
+    """Put a parameter of `linked` into the URL."""
+    st.query_params[key] = str(value)
+    st.session_state[f"_last_{key}"] = str(value)

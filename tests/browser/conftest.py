@@ -1,0 +1,147 @@
+"""A dashboard server on a small checkpoint, and a Chromium whose tabs report everything that went wrong."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from dashboard.cli import serve
+from dashboard.settings import Settings
+from tests.dashboard.world import write_checkpoint, write_results
+
+pytest.importorskip("playwright", reason="playwright is not installed (extra: dev)")
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
+UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
+ERRORS = "[data-testid=stException], [role=dialog]"
+
+
+@dataclass(frozen=True)
+class World:
+    """A running server and what it serves."""
+
+    url: str
+    log: Path
+    model: Path
+    results: Path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, chromium: str | None) -> Iterator[World]:
+    """Started from a folder that has nothing of ours in it, as a user may do."""
+    root = tmp_path_factory.mktemp("dashboard")
+    model, results, log = write_checkpoint(root / "tiny"), write_results(root / "results"), root / "server.log"
+    (root / "elsewhere").mkdir()
+    with serve(Settings(str(model), results), log=log, cwd=root / "elsewhere") as url:
+        yield World(url, log, model, results)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str | None) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Tab:
+    """One browser tab on the dashboard, and everything it complained of."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, path: str = "", **params: object) -> "Tab":
+        self.page.goto(f"{self.url}/{path}?{urlencode(params)}" if params else f"{self.url}/{path}")
+        return self.settle()
+
+    def settle(self) -> "Tab":
+        """Wait until the script has run and every element on the page is of that run."""
+        self.page.wait_for_selector(READY, timeout=20_000)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=20_000)
+        # A click's rerun starts a moment after it; a page that is ready twice in a row has had its run.
+        self.page.wait_for_timeout(60)
+        self.page.wait_for_selector(READY, timeout=20_000)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=20_000)
+        return self
+
+    def chart(self, name: str) -> dict[str, object]:
+        """The `layout.meta` of a drawn figure, found by its `meta.figure`; waits until it is there."""
+        handle = self.page.wait_for_function(
+            """name => [...document.querySelectorAll('.js-plotly-plot')]
+                .map(plot => plot.layout && plot.layout.meta).find(meta => meta && meta.figure === name)""",
+            arg=name,
+        )
+        return dict(handle.json_value())
+
+    def wait_for_chart(self, name: str, **expected: object) -> None:
+        """Until the figure carries these values in its `layout.meta`."""
+        self.page.wait_for_function(
+            """([name, expected]) => [...document.querySelectorAll('.js-plotly-plot')].some(plot => {
+                const meta = plot.layout && plot.layout.meta;
+                return meta && meta.figure === name && Object.entries(expected).every(([k, v]) => meta[k] === v);
+            })""",
+            arg=[name, expected],
+        )
+
+    def sound(self) -> None:
+        """Nothing went wrong on this tab so far."""
+        assert self.page.locator(ERRORS).count() == 0, self.page.locator(ERRORS).first.inner_text()
+        assert self.complaints == []
+
+
+@pytest.fixture
+def new_tab(browser: Browser, world: World) -> Iterator[Callable[..., Tab]]:
+    """Tabs of users who know nothing of each other. Each is checked for complaints at the end of the test."""
+    contexts: list[BrowserContext] = []
+    tabs: list[Tab] = []
+
+    def make(*, width: int = 1280, height: int = 900) -> Tab:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        tab = Tab(context.new_page(), world.url)
+        tabs.append(tab)
+        page, complaints = tab.page, tab.complaints
+        page.on("console", lambda message: _console(message.type, message.text, complaints))
+        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: _request(request.url, world.url, complaints))
+        page.on("response", lambda r: complaints.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        return tab
+
+    yield make
+    for tab in tabs:
+        tab.sound()
+    for context in contexts:
+        context.close()
+    assert "Traceback" not in world.log.read_text(errors="replace"), world.log.read_text(errors="replace")[-4000:]
+
+
+@pytest.fixture
+def tab(new_tab: Callable[..., Tab]) -> Tab:
+    return new_tab()
+
+
+def _console(kind: str, text: str, complaints: list[str]) -> None:
+    if kind == "error":
+        complaints.append(f"console: {text}")
+
+
+def _request(address: str, home: str, complaints: list[str]) -> None:
+    local = address.startswith((home, "data:", "blob:", home.replace("http", "ws", 1)))
+    if not local and re.match(r"[a-z]+://", address):
+        complaints.append(f"request to another host: {address}")

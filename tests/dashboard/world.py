@@ -1,0 +1,107 @@
+"""A small checkpoint in Meta's layout, written in a second: random weights, a real tokenizer learnt from a few lines."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from evals.results import write
+from workbench.config import ModelConfig
+from workbench.demo.bpe import learn
+from workbench.model import Transformer
+from workbench.tokenizer import Tokenizer
+
+TEXT = "The cat sat on the mat and the dog ran to the park. It was warm because the sun was out all day.\n" * 3
+
+NASTY = "<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b> 🙂 \u202eabc [a](http://example.com) :red[hot]"
+"""What a careless page would run, render or reorder. Few of its characters are in the vocabulary, so the emoji falls
+into tokens that are no UTF-8 by themselves."""
+
+
+def write_checkpoint(folder: Path, *, layers: int = 4, heads: int = 8, max_seq_len: int = 2048) -> Path:
+    """A float32 checkpoint with the same weights each time."""
+    tokenizer = Tokenizer.from_ranks({token: rank for rank, token in enumerate(learn(TEXT, 320))})
+    config = ModelConfig(
+        dim=64,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=128,
+        vocab_size=tokenizer.vocab_size,
+        norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        max_seq_len=max_seq_len,
+        tied_output=False,
+    )
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            parameter.data.copy_(1 + 0.1 * noise)
+        else:
+            # Larger queries and keys than at initialisation, so that heads differ and attention is not flat.
+            sharp = 2.5 if name.endswith(("wq.weight", "wk.weight")) else 1.0
+            parameter.data.copy_(sharp * noise * parameter.shape[-1] ** -0.5)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), folder / "consolidated.00.pth")
+    (folder / "params.json").write_text(json.dumps(config.to_meta()))
+    (folder / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
+    return folder
+
+
+def write_results(folder: Path) -> Path:
+    """Two runs in lm-eval's form, as the evaluation command writes them: a multiple choice and a generated answer."""
+    for name, right in {"first": 2, "second": 5}.items():
+        quiz = [_quiz(doc, correct=doc < right) for doc in range(6)]
+        sums = [_sum(doc, correct=doc < right - 1) for doc in range(6)]
+        shares = {"tiny_quiz": ("acc", right / 6), "tiny_sums": ("exact_match", (right - 1) / 6)}
+        data = {
+            "results": {
+                task: {"alias": task, f"{metric},none": share, f"{metric}_stderr,none": 0.2, "sample_len": 6}
+                for task, (metric, share) in shares.items()
+            },
+            "configs": {task: {"task": task} for task in shares},
+            "n-shot": dict.fromkeys(shares, 0),
+            "n-samples": {task: {"original": 6, "effective": 6} for task in shares},
+            "model_name": "tiny",
+            "date": 1_750_000_000,
+            "workbench": {"dtype": "float32", "device": "cpu", "not_run": {"tiny_code": "there is no sandbox"}},
+        }
+        write(folder / name, data, {"tiny_quiz": quiz, "tiny_sums": sums})
+    return folder
+
+
+def _quiz(doc: int, *, correct: bool) -> dict[str, object]:
+    logprobs = [-1.0, -2.0] if correct else [-2.0, -1.0]
+    prompt = f"Question {doc}: {NASTY}\nAnswer:"
+    return {
+        "doc_id": doc,
+        "doc": {"question": NASTY},
+        "target": 0,
+        "arguments": {f"gen_args_{i}": {"arg_0": prompt, "arg_1": choice} for i, choice in enumerate((" A", " B"))},
+        "resps": [[[x, False]] for x in logprobs],
+        "filtered_resps": [[x, False] for x in logprobs],
+        "filter": "none",
+        "metrics": ["acc"],
+        "acc": float(correct),
+        "replay": {"prompt_ids": [306, 65, 66, 67, 65, 66], "choice_ids": [[68], [69]]},
+    }
+
+
+def _sum(doc: int, *, correct: bool) -> dict[str, object]:
+    response = f"It is <<{doc}+1={doc + 1}>>.\n#### {doc + 1 if correct else 0}"
+    return {
+        "doc_id": doc,
+        "doc": {"question": "sum"},
+        "target": str(doc + 1),
+        "arguments": {"gen_args_0": {"arg_0": f"What is {doc} + 1?", "arg_1": {"until": ["\n\n"]}}},
+        "resps": [[response]],
+        "filtered_resps": [str(doc + 1 if correct else 0)],
+        "filter": "none",
+        "metrics": ["exact_match"],
+        "exact_match": float(correct),
+        "replay": {"prompt_ids": [65, 66, 67], "generated_ids": [[68, 69, 70, 71]], "finish_reason": ["stop"]},
+    }
