@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import workbench as wb
 from workbench.chat import encode_chat
+from workbench.checkpoint import load_model
 from workbench.errors import DataError, TokenizerError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class WorkbenchLM(TemplateLM):
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str | Path):
-            pretrained = wb.load_model(pretrained, device=device or "auto", dtype=dtype)
+            pretrained = load_model(pretrained, device=device or "auto", dtype=dtype)
         self.model = pretrained
         if self.model.tokenizer is None:
             raise TokenizerError("benchmarks need text: this checkpoint has no tokenizer.model or tokenizer.json.")
