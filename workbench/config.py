@@ -6,6 +6,7 @@ known, or that contradicts another, is an error, because a silently dropped key 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,37 @@ PLAIN_CONTEXT, SCALED_CONTEXT = 8_192, 131_072
 # Meta's params.json says only `use_scaled_rope`. Its 3.2 text models (1B and 3B) were trained with factor 32,
 # every other scaled model with 8, so the factor follows from the shape where the file does not state it.
 FACTOR_32_SHAPES = {(2048, 16), (3072, 28)}
+
+_META_SCALING = (
+    "rope_scaling_factor",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+    "rope_original_context",
+)
+
+# What the model computes without being asked; other values would be another model.
+_HF_FIXED = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "quantization_config": None,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+}
+
+# Keys that transformers 4 and 5 write beside the shape, and that change nothing in what the model computes.
+_HF_HARMLESS = """
+    architectures auto_map attention_dropout bos_token_id eos_token_id pad_token_id sep_token_id
+    chat_template chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id dtype
+    torch_dtype exponential_decay_length_penalty finetuning_task id2label label2id initializer_range
+    is_decoder output_attentions output_hidden_states prefix pretraining_tp problem_type pruned_heads
+    remove_invalid_values return_dict task_specific_params tf_legacy_loss tie_encoder_decoder
+    tokenizer_class torchscript transformers_version use_bfloat16 use_cache bad_words_ids
+    begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+""".split()  # noqa: SIM905 (fifty lines otherwise)
 
 
 @dataclass(frozen=True)
@@ -91,8 +123,9 @@ class ModelConfig:
     def from_meta(cls, params: dict[str, Any], *, source: str = "params.json") -> ModelConfig:
         """The configuration in Meta's `params.json`.
 
-        Two keys are this project's additions, for what Meta's files leave to the code: `tied_output` and
-        `max_seq_len`. Either `ffn_dim`, or Meta's `multiple_of` and `ffn_dim_multiplier`, gives the MLP's size.
+        What Meta's files leave to the code has keys of this project's own: `tied_output`, `max_seq_len`,
+        `rope_low_freq_factor`, `rope_original_context`. Either `ffn_dim`, or Meta's `multiple_of` and
+        `ffn_dim_multiplier`, gives the MLP's size.
         Raises: ConfigError for unknown, missing or contradicting keys.
         """
         keys = _Keys(params, source)
@@ -100,17 +133,20 @@ class ModelConfig:
         n_layers = keys.whole("n_layers")
         scaling = None
         scaled = keys.flag("use_scaled_rope", False)
-        factor = keys.take("rope_scaling_factor", None)
-        high = keys.take("rope_high_freq_factor", None)
+        stated = [name for name in _META_SCALING if params.get(name) is not None]
         if scaled:
-            default = 32.0 if (dim, n_layers) in FACTOR_32_SHAPES else 8.0
-            scaling = Llama3Scaling(factor=float(factor or default), high_freq_factor=float(high or 4.0))
-        elif factor is not None:
-            raise ConfigError(f"{source}: rope_scaling_factor is {factor} but use_scaled_rope is not true.")
+            scaling = Llama3Scaling(
+                factor=keys.number("rope_scaling_factor", 32.0 if (dim, n_layers) in FACTOR_32_SHAPES else 8.0),
+                low_freq_factor=keys.number("rope_low_freq_factor", 1.0),
+                high_freq_factor=keys.number("rope_high_freq_factor", 4.0),
+                original_context=keys.whole("rope_original_context", PLAIN_CONTEXT),
+            )
+        elif stated:
+            raise ConfigError(f"{source}: {stated[0]} is {params[stated[0]]} but use_scaled_rope is not true.")
         ffn_dim = keys.take("ffn_dim", None)
-        multiple_of = keys.take("multiple_of", 256)
-        multiplier = keys.take("ffn_dim_multiplier", None)
-        computed = swiglu_size(dim, multiple_of=int(multiple_of), multiplier=multiplier)
+        multiple_of = keys.whole("multiple_of", 256)
+        multiplier = keys.number("ffn_dim_multiplier") if params.get("ffn_dim_multiplier") is not None else None
+        computed = swiglu_size(dim, multiple_of=multiple_of, multiplier=multiplier)
         if ffn_dim is None:
             ffn_dim = computed
         elif ("multiple_of" in params or multiplier is not None) and ffn_dim != computed:
@@ -129,8 +165,8 @@ class ModelConfig:
             head_dim=keys.whole("head_dim", 0),
             ffn_dim=ffn_dim,
             vocab_size=vocab_size,
-            norm_eps=float(keys.take("norm_eps", 1e-5)),
-            rope_theta=float(keys.take("rope_theta", 500_000.0)),
+            norm_eps=keys.number("norm_eps", 1e-5),
+            rope_theta=keys.number("rope_theta", 500_000.0),
             rope_scaling=scaling,
             max_seq_len=keys.whole("max_seq_len", SCALED_CONTEXT if scaling else PLAIN_CONTEXT),
             tied_output=keys.flag("tied_output", False),
@@ -156,42 +192,49 @@ class ModelConfig:
         if self.head_dim * self.n_heads != self.dim:
             params["head_dim"] = self.head_dim
         if self.rope_scaling:
-            if (self.rope_scaling.low_freq_factor, self.rope_scaling.original_context) != (1.0, 8_192):
-                raise ConfigError(f"Meta's params.json cannot state {self.rope_scaling}; keep the Hugging Face layout.")
             params["rope_scaling_factor"] = self.rope_scaling.factor
             params["rope_high_freq_factor"] = self.rope_scaling.high_freq_factor
+            # Meta has no keys for these two, nor ever needed them: its models have the default.
+            if self.rope_scaling.low_freq_factor != 1.0:
+                params["rope_low_freq_factor"] = self.rope_scaling.low_freq_factor
+            if self.rope_scaling.original_context != PLAIN_CONTEXT:
+                params["rope_original_context"] = self.rope_scaling.original_context
         return params
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
         """The configuration in Hugging Face's `config.json` (transformers 4 and 5).
 
-        Raises: ConfigError for another architecture, biases, an unsupported RoPE type, or contradictions.
+        Raises: ConfigError for another architecture, biases, quantised weights, an unsupported RoPE type, unknown
+            keys, or contradictions.
         """
         keys = _Keys(config, source)
         model_type = keys.take("model_type", "llama")
         if model_type != "llama":
             raise ConfigError(f"{source}: model_type is {model_type!r}; only 'llama' text models can be loaded.")
-        for name, wanted in {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}.items():
+        for name, wanted in _HF_FIXED.items():
             found = keys.take(name, wanted)
             if found != wanted:
                 raise ConfigError(f"{source}: {name} is {found!r}; Llama 3 has {wanted!r}.")
         theta, scaling = _hf_rope(keys, source)
         n_heads = keys.whole("num_attention_heads")
-        return cls(
+        keys.ignore(*_HF_HARMLESS, *(name for name in config if name.startswith(("_", "unsloth"))))
+        result = cls(
             dim=keys.whole("hidden_size"),
             n_layers=keys.whole("num_hidden_layers"),
             n_heads=n_heads,
             n_kv_heads=keys.whole("num_key_value_heads", n_heads),
-            head_dim=keys.take("head_dim", None) or 0,
+            head_dim=keys.whole("head_dim", 0),
             ffn_dim=keys.whole("intermediate_size"),
             vocab_size=keys.whole("vocab_size"),
-            norm_eps=float(keys.take("rms_norm_eps", 1e-6)),
+            norm_eps=keys.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             max_seq_len=keys.whole("max_position_embeddings", SCALED_CONTEXT if scaling else PLAIN_CONTEXT),
             tied_output=keys.flag("tie_word_embeddings", False),
         )
+        keys.finish()
+        return result
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that transformers 4 and 5 both read."""
@@ -239,31 +282,40 @@ def swiglu_size(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
 
 def _hf_rope(keys: _Keys, source: str) -> tuple[float, Llama3Scaling | None]:
     """Theta and scaling, from `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
-    theta, scaling = keys.take("rope_theta", None), keys.take("rope_scaling", None)
-    parameters = keys.take("rope_parameters", None)
-    if parameters:
-        stated = parameters.get("rope_theta", theta)
-        if theta is not None and stated != theta:
-            raise ConfigError(f"{source}: rope_theta is {theta} but rope_parameters says {stated}.")
-        theta = stated
-        rest = {k: v for k, v in parameters.items() if k != "rope_theta"}
-        if scaling and {**scaling, "rope_theta": theta} != {**rest, "rope_theta": theta}:
-            raise ConfigError(f"{source}: rope_scaling and rope_parameters contradict each other.")
-        scaling = rest
-    kind = "default"
-    if scaling:
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-    theta = 10_000.0 if theta is None else float(theta)
+    stated = keys.take("rope_theta", None)
+    groups = {name: keys.group(name) for name in ("rope_scaling", "rope_parameters")}
+    found = []
+    for name, group in groups.items():
+        if group is None:
+            continue
+        inner = _Keys({**group, "rope_theta": group.get("rope_theta", stated)}, f"{source}, {name}")
+        found.append(_hf_rope_group(inner))
+        if stated is not None and inner.values["rope_theta"] != stated:
+            raise ConfigError(f"{source}: rope_theta is {stated} but {name} says {inner.values['rope_theta']}.")
+    if not found:
+        return keys.number("rope_theta", 10_000.0), None
+    if found[0] != found[-1]:
+        raise ConfigError(f"{source}: rope_scaling and rope_parameters contradict each other.")
+    return found[0]
+
+
+def _hf_rope_group(keys: _Keys) -> tuple[float, Llama3Scaling | None]:
+    theta = keys.number("rope_theta", 10_000.0)
+    kind = keys.take("rope_type", keys.take("type", "default"))  # "type" in early files
+    if kind not in ("default", "llama3"):
+        raise ConfigError(f"{keys.source}: RoPE type {kind!r} is not one of Llama 3's ('default', 'llama3').")
     if kind == "default":
+        keys.ignore("factor", "original_max_position_embeddings")
+        keys.finish()
         return theta, None
-    if kind != "llama3":
-        raise ConfigError(f"{source}: RoPE type {kind!r} is not one of Llama 3's ('default', 'llama3').")
-    wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [name for name in wanted if name not in scaling]
-    if missing:
-        raise ConfigError(f"{source}: llama3 RoPE scaling lacks {', '.join(missing)}.")
-    factor, low, high, context = (scaling[name] for name in wanted)
-    return theta, Llama3Scaling(float(factor), float(low), float(high), int(context))
+    scaling = Llama3Scaling(
+        keys.number("factor"),
+        keys.number("low_freq_factor"),
+        keys.number("high_freq_factor"),
+        keys.whole("original_max_position_embeddings"),
+    )
+    keys.finish()
+    return theta, scaling
 
 
 class _Keys:
@@ -273,8 +325,10 @@ class _Keys:
         self.values, self.source, self.seen = values, source, set[str]()
 
     def take(self, name: str, default: Any) -> Any:
+        """The value, or the default where the key is absent or null."""
         self.seen.add(name)
-        return self.values.get(name, default)
+        value = self.values.get(name)
+        return default if value is None else value
 
     def whole(self, name: str, default: int | None = None) -> int:
         value = self.take(name, default)
@@ -282,6 +336,18 @@ class _Keys:
             raise ConfigError(f"{self.source}: {name} is missing.")
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{self.source}: {name} must be a whole number, found {value!r}.")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.take(name, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ConfigError(f"{self.source}: {name} must be a number, found {value!r}.")
+        return float(value)
+
+    def group(self, name: str) -> dict[str, Any] | None:
+        value = self.take(name, None)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{self.source}: {name} must be an object, found {value!r}.")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -294,6 +360,6 @@ class _Keys:
         self.seen.update(names)
 
     def finish(self) -> None:
-        unknown = sorted(set(self.values) - self.seen)
+        unknown = sorted(name for name, value in self.values.items() if name not in self.seen and value is not None)
         if unknown:
             raise ConfigError(f"{self.source}: unknown key {', '.join(unknown)}; a dropped key would be a wrong model.")
