@@ -70,7 +70,7 @@ def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
     Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim]
             -> float32 [batch, head, query_pos, key_pos]
     """
-    raw = _grouped(q.float(), k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
+    raw: Tensor = _grouped(q.float(), k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
     return raw.masked_fill(~allowed, float("-inf"))
 
 
