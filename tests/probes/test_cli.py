@@ -1,0 +1,159 @@
+"""`workbench probe`: tables on stdout, files with their origin, figures, and mistakes answered in a line or two."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import workbench as wb
+from probes import attention, cli, norms, rotation
+from workbench.cli import main
+
+PROMPT = "one two three. one two three."
+RUN = ("--prompt", PROMPT, "--device", "cpu")
+
+
+@pytest.fixture
+def probe(capsys: pytest.CaptureFixture[str]):
+    """Run `workbench probe ...` in this process: exit code, stdout, stderr."""
+
+    def call(*argv: Any) -> tuple[int, str, str]:
+        code = main(["probe", *map(str, argv)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def demo() -> wb.Transformer:
+    return wb.load_model("demo", device="cpu").eval()
+
+
+def arguments(command: Any) -> list[str]:
+    given = [] if command in (cli.wavelengths, cli.decay) else ["--device", "cpu"]
+    given += ["--layer", "1", "--head", "0"] if command in cli.ON_A_HEAD else []
+    return given + ([] if command in cli.ON_A_MODEL else ["--prompt", PROMPT])
+
+
+@pytest.mark.parametrize(
+    "command", [*cli.ON_A_MODEL, *cli.ON_A_PROMPT, *cli.ON_A_HEAD], ids=lambda command: command.__name__
+)
+def test_every_probe_prints_a_table_and_writes_its_files(probe, tmp_path: Path, command: Any) -> None:
+    code, out, err = probe(command.__name__, *arguments(command))
+    assert code == 0, err
+    assert len(out.splitlines()) > 2 or out == "none found\n"
+    file = tmp_path / "found.csv"
+    assert probe(command.__name__, *arguments(command), "-o", file)[0] == 0
+    table = pd.read_csv(file)
+    about = json.loads((tmp_path / "found.csv.json").read_text())
+    assert len(about["checkpoint_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
+    if out != "none found\n":
+        assert out.split("\n")[0].split() == list(table.columns)
+    page = tmp_path / "found.html"
+    code, _, err = probe(command.__name__, *arguments(command), "-o", page)
+    if command in (cli.outliers, cli.lens):
+        assert code == 2 and "no figure" in err
+    else:
+        assert code == 0 and about["checkpoint_sha256"] in page.read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_a_file_holds_what_the_function_returns(probe, tmp_path: Path, demo: wb.Transformer) -> None:
+    file = tmp_path / "heads.parquet"
+    assert probe("heads", *RUN, "--output", file)[0] == 0
+    ids = demo.tokenizer.encode(PROMPT, bos=True)
+    with torch.no_grad():
+        _, cap = demo.run_with_capture(torch.tensor([ids]), attention.HOOKS)
+    pd.testing.assert_frame_equal(pd.read_parquet(file), attention.head_metrics(cap).frame())
+    about = json.loads((tmp_path / "heads.parquet.json").read_text())
+    assert about["n_tokens"] == len(ids)
+    assert about["result"] == "HeadMetrics"
+
+
+def test_a_prompt_from_a_file_is_the_same_prompt(probe, tmp_path: Path) -> None:
+    text = tmp_path / "prompt.txt"
+    text.write_text(PROMPT, encoding="utf-8")
+    assert probe("rms", "--file", text, "--device", "cpu") == probe("rms", *RUN)
+
+
+def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
+    code, out, _ = probe("massive", *RUN, "--threshold", "0.5", "--ratio", "2")
+    assert code == 0
+    table = pd.read_csv(io.StringIO(out), sep=r"\s+")
+    ids = demo.tokenizer.encode(PROMPT, bos=True)
+    with torch.no_grad():
+        _, cap = demo.run_with_capture(torch.tensor([ids]), norms.HOOKS)
+    expected = norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(cli.SHOWN_ROWS)
+    assert table["dim"].tolist() == expected["dim"].tolist()
+    code, out, _ = probe("induction", "--block", "5", "--device", "cpu")
+    shown = pd.read_csv(io.StringIO(out), sep=r"\s+")["induction"].to_numpy()
+    assert shown == pytest.approx(attention.induction_scores(demo, block=5).induction.ravel(), abs=1e-5)
+
+
+def test_long_tables_are_cut_and_say_so(probe) -> None:
+    code, out, err = probe("rms", *RUN)
+    assert len(out.splitlines()) == cli.SHOWN_ROWS + 1
+    assert "--output" in err and "more rows" in err
+
+
+def test_wavelengths_are_the_models_own(probe, tmp_path: Path) -> None:
+    file = tmp_path / "w.csv"
+    assert probe("wavelengths", "-o", file)[0] == 0
+    config = wb.load_model("demo", device="cpu").config
+    assert pd.read_csv(file)["wavelength"].to_numpy() == pytest.approx(rotation.wavelengths(config).wavelength)
+    assert np.array_equal(pd.read_csv(file)["pair"], np.arange(config.head_dim // 2))
+
+
+@pytest.mark.parametrize(
+    ("argv", "say"),
+    [
+        (("heads",), "--prompt"),
+        (("heads", "--prompt", "a", "--file", "b"), "one of them"),
+        (("heads", *RUN, "--output", "x.xlsx"), ".csv or .parquet or .html"),
+        (("heads", *RUN, "--output", "no/such/folder/x.csv"), "no folder"),
+        (("heads", "--file", "no-such-file.txt"), "no-such-file.txt"),
+        (("heads", *RUN, "--model", "no-such-model"), "no-such-model"),
+        (("bands", *RUN, "--layer", "99", "--head", "0"), "layers 0 to"),
+        (("bands", *RUN, "--layer", "0", "--head", "99"), "99"),
+        (("bands", *RUN), "--layer"),
+        (("induction", "--block", "100000", "--device", "cpu"), "context"),
+        (("no-such-probe",), "no-such-probe"),
+    ],
+)
+def test_mistakes_end_with_two_lines_at_most(probe, argv: tuple[str, ...], say: str) -> None:
+    code, out, err = probe(*argv)
+    assert code == 2
+    assert out == ""
+    assert say in err and "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_file_that_is_no_text(probe, tmp_path: Path) -> None:
+    path = tmp_path / "noise.bin"
+    path.write_bytes(b"\xff\xfe\x00")
+    code, _, err = probe("heads", "--file", path)
+    assert code == 2 and "UTF-8" in err
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from workbench.cli import main; main(['probe', '--help']);"
+        "print([m for m in ('pandas', 'plotly', 'probes.attention') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "[]", done.stderr
+
+
+def test_a_missing_library_says_what_to_install(probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
+    code, _, err = probe("wavelengths")
+    assert code == 2 and "'.[probe]'" in err
