@@ -62,12 +62,12 @@ def evaluate(model: str | Path | Transformer, settings: Settings, *, device: str
     asked, not_run = _runnable(settings.tasks)
     judge = Judge()
     loaded = suites.load(asked, root=settings.data, judge=judge)
-    _make_folder(settings.output)
     from evals.lm import WorkbenchLM
 
     lm = WorkbenchLM(
         model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed
     )
+    _check_place(settings.output)
     found = _ask(lm, loaded, settings)
     samples = found.pop("samples")
     written = {name: list(_written(name, rows, lm, judge)) for name, rows in samples.items()}
@@ -98,14 +98,13 @@ def _runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
     return rest, dict.fromkeys(needs, reason)
 
 
-def _make_folder(folder: Path) -> None:
-    """Find out before the work, not after it, that the results have no place."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise DataError(f"results cannot be written to {folder}: {error.strerror}; choose --output.") from error
+def _check_place(folder: Path) -> None:
+    """Find out before the work, not after it, that the results have no place; make nothing yet."""
+    folder = folder.absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "is no folder" if not nearest.is_dir() else "is not writable"
+        raise DataError(f"results cannot be written to {folder}: {nearest} {what}; choose another --output.")
 
 
 def _ask(lm: WorkbenchLM, loaded: Suites, settings: Settings) -> dict[str, Any]:

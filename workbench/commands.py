@@ -10,11 +10,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from workbench.errors import CheckpointError, GenerationError, TokenizerError
+from workbench.errors import GenerationError, TokenizerError
 
 if TYPE_CHECKING:
     from workbench.config import ModelConfig
@@ -147,32 +147,32 @@ def capture(
 
     from workbench.checkpoint import load_model
 
-    narrow = {
-        "layers": numbers(layers, "--layers"),
-        "heads": numbers(heads, "--heads"),
-        "positions": numbers(positions, "--positions"),
-    }
+    kept_layers, kept_heads = numbers(layers, "--layers"), numbers(heads, "--heads")
+    kept_positions = numbers(positions, "--positions")
     loaded = load_model(model, device=device, dtype=dtype)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
-        _, captured = loaded.run_with_capture(tokens, hooks, **narrow)
+        _, captured = loaded.run_with_capture(
+            tokens, hooks, layers=kept_layers, heads=kept_heads, positions=kept_positions
+        )
     captured.save(output)
     print(f"{output}: {len(captured.names)} hook points over {len(ids)} tokens")
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Meta or Hugging Face checkpoint folder.")],
+    source: Model,
     target: Annotated[Path, typer.Argument(help="Folder to write; must not hold a checkpoint yet.")],
-    layout: Annotated[str, typer.Option(help="meta or hf.")],
+    layout: Annotated[Literal["meta", "hf"], typer.Option(help="Whose layout to write.")],
+    shards: Annotated[int, typer.Option(min=1, help="Files to write; Meta's tensor-parallel size.")] = 1,
+    container: Annotated[
+        Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
+    ] = "safetensors",
 ) -> None:
     """Write a checkpoint in the other layout; there and back is identical to the last bit."""
     from workbench.checkpoint import convert as convert_checkpoint
 
-    if layout not in ("meta", "hf"):
-        raise CheckpointError(f"--layout is meta or hf, found {layout!r}.")
-    convert_checkpoint(source, target, layout=layout)
-    print(target)
+    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
 
 
 def train(
