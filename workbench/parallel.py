@@ -98,7 +98,7 @@ def row(in_features: int, out_features: int) -> nn.Module:
 def embedding(vocab_size: int, dim: int) -> nn.Module:
     """A token embedding split by vocabulary."""
     if size() == 1:
-        return nn.Embedding(vocab_size, dim)
+        return _Embedding(vocab_size, dim)
     from fairscale.nn.model_parallel.layers import VocabParallelEmbedding
 
     layer: nn.Module = VocabParallelEmbedding(vocab_size, dim, init_method=_leave)
@@ -143,6 +143,14 @@ def spread(x: Tensor) -> Tensor:
 
     copied: Tensor = copy_to_model_parallel_region(x)
     return copied
+
+
+class _Embedding(nn.Embedding):
+    """An embedding that draws no random weights without memory: torch loads its compiler (seconds) to do so."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 def _leave(weight: Tensor) -> Tensor:

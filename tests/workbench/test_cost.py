@@ -1,5 +1,6 @@
 """What hook points cost when nobody subscribed: no bit of the logits, and no Python call a hook point."""
 
+import subprocess
 import sys
 from types import FrameType
 from typing import Any
@@ -47,3 +48,15 @@ def test_a_decode_step_calls_nothing_for_its_hook_points(tiny_config) -> None:
         model = wb.Transformer(config)
         extra.append(calls_of_a_decode_step(model) - calls_of_a_decode_step(bare_twin(model)))
     assert extra[0] == extra[1] <= 6
+
+
+def test_a_model_without_memory_is_made_without_torch_s_compiler() -> None:
+    """Loading makes the model on the meta device first; torch's compiler would cost seconds there."""
+    program = (
+        "import sys, torch, workbench as wb\n"
+        "config = wb.ModelConfig(dim=8, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=8, vocab_size=8)\n"
+        "with torch.device('meta'): wb.Transformer(config)\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
