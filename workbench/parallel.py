@@ -7,6 +7,7 @@ row-parallel wo and w2 (columns of the weight), the embedding by vocabulary. One
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -77,10 +78,11 @@ def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.M
         return nn.Linear(in_features, out_features, bias=False)
     from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 
-    layer: nn.Module = ColumnParallelLinear(
-        in_features, out_features, bias=False, gather_output=gather, init_method=_leave
+    return _on_default_device(
+        lambda: ColumnParallelLinear(
+            in_features, out_features, bias=False, gather_output=gather, init_method=_leave
+        )
     )
-    return layer
 
 
 def row(in_features: int, out_features: int) -> nn.Module:
@@ -89,10 +91,11 @@ def row(in_features: int, out_features: int) -> nn.Module:
         return nn.Linear(in_features, out_features, bias=False)
     from fairscale.nn.model_parallel.layers import RowParallelLinear
 
-    layer: nn.Module = RowParallelLinear(
-        in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave
+    return _on_default_device(
+        lambda: RowParallelLinear(
+            in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave
+        )
     )
-    return layer
 
 
 def embedding(vocab_size: int, dim: int) -> nn.Module:
@@ -101,8 +104,7 @@ def embedding(vocab_size: int, dim: int) -> nn.Module:
         return _Embedding(vocab_size, dim)
     from fairscale.nn.model_parallel.layers import VocabParallelEmbedding
 
-    layer: nn.Module = VocabParallelEmbedding(vocab_size, dim, init_method=_leave)
-    return layer
+    return _on_default_device(lambda: VocabParallelEmbedding(vocab_size, dim, init_method=_leave))
 
 
 def gather(x: Tensor, axis: int) -> Tensor:
@@ -143,6 +145,16 @@ def spread(x: Tensor) -> Tensor:
 
     copied: Tensor = copy_to_model_parallel_region(x)
     return copied
+
+
+def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
+    """fairscale allocates its weights on the CPU whatever the default device is: put them where nn.Linear would."""
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        layer = make()
+    if device.type != "cpu":
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, device=device))  # type: ignore[arg-type]
+    return layer
 
 
 class _Embedding(nn.Embedding):
