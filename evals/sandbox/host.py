@@ -319,4 +319,6 @@ def _conclude(
             if name == "SIGXCPU":
                 return "timeout", f"used more than {int(timeout) + 2} s of processor time"
             return "killed", f"the program was killed by {name}"
+    if exit_code is None:
+        return "failed", "the program left its tests before they had finished"
     return "failed", f"the program's process ended (exit code {exit_code}) before the tests had finished"

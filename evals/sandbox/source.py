@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import sys
 
 
@@ -24,19 +25,23 @@ def split_tests(source: str) -> tuple[str, str, str, str] | None:
     # As the parser counts lines; `splitlines` would also split at form feeds.
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     code, tests = "\n".join(lines[:start]), "\n".join(lines[start:])
-    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    safe = [line for line in imports if _importable(line)]
-    return code, tests, argument.id, "\n".join(safe)
+    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom) and _plain(node)]
+    return code, tests, argument.id, "\n".join(imports)
 
 
-def _importable(statement: str) -> bool:
-    """Whether an import statement names standard modules only, which the judge may import."""
-    node = ast.parse(statement).body[0]
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
+def _plain(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether an import may stand beside the tests: standard modules under their own names, and no built-in's name.
+
+    A program that says `from builtins import any as all` must not say it to its judge.
+    """
+    if isinstance(node, ast.ImportFrom):
+        modules = [node.module or ""] if node.level == 0 else [""]
     else:
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else [""]
-    return all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+        modules = [alias.name for alias in node.names]
+    standard = all(name.split(".")[0] in sys.stdlib_module_names - {"__future__"} for name in modules)
+    return standard and not any(
+        alias.asname or alias.name == "*" or hasattr(builtins, alias.name) for alias in node.names
+    )
 
 
 def compilable(context: str) -> str:

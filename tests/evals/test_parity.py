@@ -148,3 +148,15 @@ def test_replayed_ids_give_the_stored_numbers(checkpoint: Path, shared_data: Pat
     for row in run.samples("gsm8k_cot").itertuples():
         (again,) = wb.generate(model, [row.prompt_ids], max_new_tokens=len(row.generated_ids))
         assert list(again.tokens) == row.generated_ids
+
+
+@pytest.mark.gpu
+def test_scores_on_cuda_are_those_of_the_cpu(checkpoint: Path, shared_data: Path, tmp_path: Path) -> None:
+    settings = Settings(tasks=("mmlu_anatomy", "gsm8k_cot"), output=tmp_path, data=shared_data, limit=4)
+    cpu, cuda = (evaluate(checkpoint, settings, device=device, dtype="float32") for device in ("cpu", "cuda"))
+    assert cuda.provenance["device"].startswith("cuda")
+    assert cuda.scores == cpu.scores
+    for mine, other in zip(
+        cuda.samples("mmlu_anatomy").itertuples(), cpu.samples("mmlu_anatomy").itertuples(), strict=True
+    ):
+        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)

@@ -30,11 +30,11 @@ check(add)
 """
 
 
-def judged(body: str) -> sandbox.ProgramRun:
+def judged(body: str, timeout: float = 20.0) -> sandbox.ProgramRun:
     """The verdict on a program that is to define `add`, both ways of asking; they must agree."""
     body = textwrap.dedent(body)
-    apart = run_tests(body, TESTS, entry_point="add", timeout=3.0)
-    whole = run_program(f"{body}\n{TESTS}", timeout=3.0)
+    apart = run_tests(body, TESTS, entry_point="add", timeout=timeout)
+    whole = run_program(f"{body}\n{TESTS}", timeout=timeout)
     assert apart.verdict == whole.verdict
     return apart
 
@@ -88,7 +88,7 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_whole_program_is_reported_as_what_it_was(name: str) -> None:
     source, verdict = ALONE[name]
-    run = run_program(source, timeout=1.0 if verdict == "timeout" else 10.0)
+    run = run_program(source, timeout=1.0 if verdict == "timeout" else 20.0)
     assert (run.verdict, run.passed) == (verdict, False), run
     assert run.message
 
@@ -194,6 +194,11 @@ CHEATS = {
     "never answers": ("def add(a, b):\n    while True: pass", "timeout"),
     "eats memory when called": ("def add(a, b): return len([0] * 10**10)", "memory"),
     "writes when called": ("def add(a, b): return open('/etc/x', 'w')", "forbidden"),
+    "other names for built-ins": (
+        "from builtins import bool as abs, any as all\nfrom operator import is_not as float\ndef add(a, b): return 0",
+        "failed",
+    ),
+    "closes its descriptors": ("import os\ndef add(a, b): os.closerange(3, 64)\n", "failed"),
     "unclosed string": ("def add(a, b): return 0\n'''", "failed"),
 }
 
@@ -202,7 +207,7 @@ CHEATS = {
 @pytest.mark.parametrize("name", CHEATS)
 def test_no_program_can_answer_for_its_tests(name: str) -> None:
     body, verdict = CHEATS[name]
-    run = judged(body)
+    run = judged(body, 1.0 if verdict == "timeout" else 20.0)
     assert (run.verdict, run.passed) == (verdict, False), run
     assert run.message
 
@@ -228,6 +233,23 @@ open("note", "w").write("mine")
     assert run.passed, run
     assert "squirrel" not in run.stdout and "home" not in run.stdout
     assert run_program("import os\nassert not os.listdir('.')").passed, "a run must not see another's files"
+
+
+@needs_sandbox
+def test_only_the_channel_is_inherited() -> None:
+    run = run_program("""
+import os, stat
+kinds = {}
+for fd in range(64):
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        continue
+    kinds[fd] = "socket" if stat.S_ISSOCK(mode) else "pipe" if stat.S_ISFIFO(mode) else oct(stat.S_IFMT(mode))
+print(sorted(kinds.values()))
+""")
+    # stdin and its copy are /dev/null, then stdout, stderr and the way to the judge.
+    assert run.stdout.strip() == str(["0o20000", "0o20000", "pipe", "pipe", "socket"]), run
 
 
 @needs_sandbox
@@ -297,6 +319,20 @@ def test_missing_bubblewrap_is_refused_with_its_cure(monkeypatch: pytest.MonkeyP
     sandbox.why_unavailable.cache_clear()
     try:
         with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
+            run_program("pass")
+    finally:
+        sandbox.why_unavailable.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bubblewrap is for Linux")
+def test_a_bubblewrap_that_may_not_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    sandbox.why_unavailable.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match="No permissions to create new namespace"):
             run_program("pass")
     finally:
         sandbox.why_unavailable.cache_clear()
