@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How the tokenizer is learnt: its number of ranks, and the documents it reads."""
+    """How the tokenizer is learnt: its number of ranks, and how many documents of which stage (from 1) it reads."""
 
     ranks: int
     documents: int
+    stage: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,12 @@ class Recipe:
         optimisation = dict(data["optimisation"])
         if "betas" in optimisation:
             optimisation["betas"] = tuple(optimisation["betas"])
+        vocabulary = _make(Vocabulary, data["vocabulary"], f"{source}, [vocabulary]")
+        if not 1 <= vocabulary.stage <= len(stages):
+            raise TrainingError(f"{source}: [vocabulary] reads stage {vocabulary.stage}, there are {len(stages)}.")
         return cls(
             _make(ModelConfig, data["model"], f"{source}, [model]"),
-            _make(Vocabulary, data["vocabulary"], f"{source}, [vocabulary]"),
+            vocabulary,
             _make(Optimisation, optimisation, f"{source}, [optimisation]"),
             tuple(stages),
         )

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from workbench.demo import bpe
@@ -102,13 +102,11 @@ def export(model: Transformer, folder: Path) -> None:
     weights = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in model.state_dict().items()
     }
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file(weights, temporary)
-    os.replace(temporary, folder / WEIGHTS)
-    _write(folder / "params.json", json.dumps(model.config.to_meta(), indent=2) + "\n")
+    _write(folder / WEIGHTS, save(weights))
+    _write(folder / "params.json", (json.dumps(model.config.to_meta(), indent=2) + "\n").encode())
     names = ("params.json", WEIGHTS, TOKENIZER)
     sums = (f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    _write(folder / "SHA256SUMS", "".join(sums))
+    _write(folder / "SHA256SUMS", "".join(sums).encode())
 
 
 def _run(
@@ -179,15 +177,14 @@ def _packer(tokenizer: Tokenizer, recipe: Recipe) -> Packer:
 
 
 def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
-    """The folder's tokenizer, or one learnt from the text of the recipe's last stage."""
+    """The folder's tokenizer, or one learnt as the recipe says."""
     path = folder / TOKENIZER
     if not path.exists():
-        documents = Corpus(recipe.stages[-1].mix).documents(batch_rng(recipe.optimisation.seed, -1))
-        text = "\n".join(document.text for document in islice(documents, recipe.vocabulary.documents))
-        ranks = {token: rank for rank, token in enumerate(bpe.learn(text, recipe.vocabulary.ranks))}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(Tokenizer.from_ranks(ranks).to_tiktoken())
-        os.replace(temporary, path)
+        settings = recipe.vocabulary
+        documents = Corpus(recipe.stages[settings.stage - 1].mix).documents(batch_rng(recipe.optimisation.seed, -1))
+        text = "\n".join(document.text for document in islice(documents, settings.documents))
+        ranks = {token: rank for rank, token in enumerate(bpe.learn(text, settings.ranks))}
+        _write(path, Tokenizer.from_ranks(ranks).to_tiktoken())
     return Tokenizer.from_file(path)
 
 
@@ -219,9 +216,9 @@ def _save_state(folder: Path, recipe: Recipe, model: Transformer, optimizer: tor
     os.replace(temporary, folder / STATE)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     os.replace(temporary, path)
 
 

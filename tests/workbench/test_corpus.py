@@ -20,7 +20,7 @@ from workbench.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "workbench" / "assets" / "demo"
-EVEN = {"quiz": 1.0, "statement": 1.0, "problem": 1.0, "function": 1.0}
+EVEN = {"quiz": 1.0, "statement": 1.0, "problem": 1.0, "equation": 1.0, "function": 1.0}
 
 
 @cache
@@ -140,6 +140,17 @@ def test_every_equation_of_a_problem_holds() -> None:
         # Every number of the question is used, or is the result that the step before gave.
         used = {number for step in steps for number in (step[0], step[2])}
         assert set(re.findall(r"\d+", item["question"])) <= used
+
+
+def test_bare_equations_hold() -> None:
+    document = problems.equations(random.Random(6), 200)
+    found = re.findall(r" <<(\d+)([-+*/])(\d+)=(\d+)>>", document.text)
+    assert (
+        len(found) == 200 and "".join(f" <<{a}{op}{b}={c}>>" for a, op, b, c in found) == document.text[len("Steps:") :]
+    )
+    for a, op, b, c in found:
+        x, y, z = int(a), int(b), int(c)
+        assert {"+": x + y == z, "-": x - y == z, "*": x * y == z, "/": x == y * z}[op]
 
 
 def run_check(item: dict[str, Any], body: str) -> None:

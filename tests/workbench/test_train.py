@@ -131,6 +131,8 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path) -> None:
     poem["stages"][1]["shares"] = {"poem": 1.0}
     with pytest.raises(TrainingError, match=r"stage 2: unknown kinds of document \['poem'\]"):
         Recipe.from_dict(poem)
+    with pytest.raises(TrainingError, match="reads stage 3, there are 2"):
+        Recipe.from_dict(changed(vocabulary={"stage": 3}))
     with pytest.raises(TrainingError, match="cannot be read"):
         Recipe.from_file(tmp_path / "absent.toml")
     (tmp_path / "broken.toml").write_text("[model")

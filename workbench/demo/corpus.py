@@ -17,7 +17,7 @@ from workbench.demo import functions, problems
 from workbench.demo.document import Document, Segment, prompted
 from workbench.demo.quizzes import FactSampler, quiz, quiz_document, statement
 
-KINDS = ("quiz", "statement", "problem", "function", "repeat")
+KINDS = ("quiz", "statement", "problem", "equation", "function", "repeat")
 Encode = Callable[[str], list[int]]
 
 
@@ -66,6 +66,8 @@ class Corpus:
             count = 2 if rng.random() < self.mix.shots else 1
             items = [problems.drawn_from(rng, held_out=False) for _ in range(count)]
             return prompted(*(("\n\n" * (i > 0) + item.prompt, item.target) for i, item in enumerate(items)))
+        if kind == "equation":
+            return problems.equations(rng, rng.randint(4, 16))
         if kind == "function":
             item = functions.drawn_from(rng, held_out=False)
             return prompted((item.prompt, item.canonical_solution))

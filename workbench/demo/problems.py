@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from workbench.demo.document import Document, prompted
 from workbench.demo.facts import stable_hash
 
 HELD_OUT_PART = 16  # one in so many (plot, numbers) combinations is kept for the suite
@@ -198,6 +199,25 @@ PLOTS: tuple[Plot, ...] = (
 )
 
 
+def _work(plot: Plot, numbers: dict[str, int]) -> list[tuple[int, str, int, int]]:
+    """The plot's steps with numbers in them: (left, operator, right, result)."""
+    done: list[tuple[int, str, int, int]] = []
+    for left, operator, right, _ in plot.steps:
+        x, y = done[-1][-1] if left == "r" else numbers[left], numbers[right]
+        done.append((x, operator, y, _OPERATIONS[operator](x, y)))
+    return done
+
+
+def equations(rng: random.Random, count: int) -> Document:
+    """`count` steps without their stories: the arithmetic alone, many to a document."""
+    steps: list[tuple[int, str, int, int]] = []
+    while len(steps) < count:
+        plot = rng.choice(PLOTS)
+        steps += _work(plot, plot.draw(rng))
+    pairs = [(f" <<{x}{operator}{y}=", f"{result}>>") for x, operator, y, result in steps[:count]]
+    return prompted((f"Steps:{pairs[0][0]}", pairs[0][1]), *pairs[1:])
+
+
 def problem(rng: random.Random, plot: Plot | None = None) -> Problem:
     """A problem of a random (or the given) plot; it may belong to either part, see `Problem.held_out`."""
     plot = plot or rng.choice(PLOTS)
@@ -205,12 +225,9 @@ def problem(rng: random.Random, plot: Plot | None = None) -> Problem:
     words = {"p": rng.choice(_PEOPLE), "n": rng.choice(_THINGS), "h": rng.choice(_HOLDERS)}
     lines: list[str] = []
     result = 0
-    for left, operator, right, sentence in plot.steps:
-        x = result if left == "r" else numbers[left]
-        y = numbers[right]
-        result = _OPERATIONS[operator](x, y)
+    for (x, operator, y, result), step in zip(_work(plot, numbers), plot.steps, strict=True):
         equation = f"{x} {operator} {y} = <<{x}{operator}{y}={result}>>{result}"
-        lines.append(sentence.format(**words, **numbers, e=equation))
+        lines.append(step[-1].format(**words, **numbers, e=equation))
     key = f"{plot.name}|{sorted(numbers.items())}"
     return Problem(plot.story.format(**words, **numbers), "\n".join([*lines, f"#### {result}"]), key)
 
