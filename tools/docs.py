@@ -1,9 +1,13 @@
 #!/usr/bin/env python
-"""Write docs/hooks.md and docs/cli.md from the code, or with --check say whether they are up to date.
+"""Write docs/hooks.md, docs/cli.md and docs/probes.md from the code, or with --check say whether they are up to date.
 
-The hook table is `workbench.hooks.HOOKS`; the commands are those that `workbench --help` lists.
+The hook table is `workbench.hooks.HOOKS`; the commands are those that `workbench --help` lists; the probes' page is
+their docstrings.
 """
 
+import importlib
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,10 +98,64 @@ def cli_page() -> str:
     return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"
 
 
+PROBES = ("attention", "maps", "rope", "rotation", "norms", "residual")
+FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
+
+
+def docstring(thing: Any) -> list[str]:
+    """A docstring as Markdown: its paragraphs, then a bullet for each of its fields."""
+    lines: list[str] = []
+    in_field = False
+    for line in inspect.cleandoc(thing.__doc__ or "").splitlines():
+        field = FIELD.match(line)
+        if field:
+            lines += ([] if in_field or not lines[-1] else [""]) + [f"- **{field[1]}** {line[field.end() :]}"]
+            in_field = True
+        elif in_field and line.startswith(" "):
+            lines[-1] += " " + line.strip()
+        else:
+            lines += ["", line] if in_field and line else [line]
+            in_field = False
+    return [line if "`" in line else line.replace("<", "&lt;") for line in lines]
+
+
+def probe_section(module: Any) -> list[str]:
+    """One module: what it is, what to capture for it, and its functions with the tables they give."""
+    lines = [f"## {module.__name__}", "", *docstring(module), ""]
+    if hasattr(module, "HOOKS"):
+        lines += [f"Capture `{module.__name__}.HOOKS`: {', '.join(f'`{name}`' for name in module.HOOKS)}.", ""]
+    functions = [f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")]
+    for function in functions:
+        if function.__module__ != module.__name__:
+            continue
+        signature = inspect.signature(function)
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        given = str(inspect.Signature(bare))
+        lines += [f"### {function.__name__}{given}", "", *docstring(function), ""]
+        table = getattr(signature.return_annotation, "frame", None)
+        if table is not None:
+            lines += [f"`.frame()`: {' '.join((table.__doc__ or '').split())}", ""]
+    return lines
+
+
+def probes_page() -> str:
+    """Every probe's definition: what it measures, its shapes, units and source."""
+    intro = [
+        NOTE,
+        "# Probes",
+        "",
+        "Pure functions of tensors, captures and models that return frozen results; `.frame()` gives a tidy",
+        "DataFrame, and `probes.figures` draws it. Numbers such as 2309.17453 are arXiv papers.",
+        "",
+    ]
+    modules = [importlib.import_module(f"probes.{name}") for name in PROBES]
+    return "\n".join(intro + [line for module in modules for line in probe_section(module)]).rstrip() + "\n"
+
+
 def main() -> int:
     check = "--check" in sys.argv[1:]
     stale = []
-    for name, text in {"hooks.md": hooks_page(), "cli.md": cli_page()}.items():
+    for name, text in {"hooks.md": hooks_page(), "cli.md": cli_page(), "probes.md": probes_page()}.items():
         path = DOCS / name
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue

@@ -1,0 +1,48 @@
+"""Every probe on a CUDA device gives what it gives on the CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from probes import attention, maps, norms, residual, rope
+from workbench.capture import Capture
+from workbench.model import Transformer
+
+ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
+    "head_metrics": lambda model, cap: attention.head_metrics(cap),
+    "query_metrics": lambda model, cap: attention.query_metrics(cap, 1),
+    "head_map": lambda model, cap: maps.head_map(cap, 1, 2, max_cells=7),
+    "band_contribution": lambda model, cap: rope.band_contribution(cap, 2, 3),
+    "score_by_distance": lambda model, cap: rope.score_by_distance(cap, 2, 3),
+    "input_rms": lambda model, cap: norms.input_rms(cap),
+    "gain_statistics": lambda model, cap: norms.gain_statistics(model),
+    "massive_activations": lambda model, cap: norms.massive_activations(cap, threshold=2, ratio=3),
+    "outlier_dimensions": lambda model, cap: norms.outlier_dimensions(cap, magnitude=2),
+    "contribution_ratios": lambda model, cap: norms.contribution_ratios(cap),
+    "logit_attribution": lambda model, cap: residual.logit_attribution(model, cap, [3, 7]),
+    "logit_lens": lambda model, cap: residual.logit_lens(model, cap),
+    "induction_scores": lambda model, cap: attention.induction_scores(model, block=8),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_A_CAPTURE)
+def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tensor, name: str) -> None:
+    hooks = {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *residual.HOOKS}
+    tables = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model.to(device)
+        with torch.no_grad():
+            _, cap = model.run_with_capture(tokens.to(device), hooks)
+        tables.append(ON_A_CAPTURE[name](model, cap).frame())
+    pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=1e-3, atol=1e-4)
+
+
+def test_the_probes_of_this_list_run(tiny_model: Transformer, captured: Capture, tokens: torch.Tensor) -> None:
+    """The list itself, where there is no device: every probe gives a table with rows."""
+    with torch.no_grad():
+        _, cap = tiny_model.run_with_capture(tokens, {*captured.names, *residual.HOOKS})
+    assert [name for name, probe in ON_A_CAPTURE.items() if probe(tiny_model, cap).frame().empty] == []
