@@ -14,7 +14,7 @@ from workbench.checkpoint.contents import Piece, Weight
 from workbench.checkpoint.pages import MappedPages
 from workbench.errors import CheckpointError
 
-_BLOCK = 32 << 20  # bytes copied before the file's pages are given back
+_BLOCK = 8 << 20  # bytes copied before the file's pages are given back
 
 
 def assemble(
