@@ -15,7 +15,7 @@ help:
 	@echo "make demo-check  the same, but stop the dashboard as soon as it is healthy"
 	@echo "make test        the whole test suite (PYTEST_ARGS adds arguments)"
 	@echo "make check       ruff, mypy, and whether the generated docs are up to date"
-	@echo "make docs        write docs/hooks.md and docs/cli.md anew"
+	@echo "make docs        write docs/hooks.md, docs/cli.md and docs/probes.md anew"
 	@echo "make clean       remove caches and results; .venv stays"
 
 $(BIN)/python:
