@@ -57,8 +57,7 @@ class Judge:
             code, tests, entry_point=doc["entry_point"], context=doc["prompt"], timeout=self.timeout
         )
 
-    def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str,
-    float]:
+    def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
         """lm-eval's metric: the unbiased estimate over each problem's programs, which were run before."""
         counts = [
             (len(codes), sum(self.runs[code, tests].passed for code in codes))
