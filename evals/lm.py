@@ -113,9 +113,7 @@ class WorkbenchLM(TemplateLM):
     def tokenizer_name(self) -> str:
         return f"workbench-{self._tokenizer.sha256[:16]}"
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
-    ) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids behind one begin token; a text that brings its own, as chats do, gets no second.
 
         Special tokens are read as such only in a text that begins with one: in any other they are plain text.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -223,12 +223,9 @@ def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
     pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for part in parts]
     value, stderr = stats.macro(pairs)
     low, high = stats.normal(value, stderr)
-    return [
-        Score(
-            micro.task, micro.metric, micro.filter, "macro", micro.shots, micro.n, value, stderr, max(0.0,
-            low), high
-        )
-    ]
+    if micro.metric in _PROPORTIONS:
+        low, high = max(0.0, low), min(1.0, high)
+    return [replace(micro, average="macro", value=value, stderr=stderr, low=low, high=high)]
 
 
 def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:

@@ -84,6 +84,14 @@ def test_frame_has_n_and_intervals(tmp_path: Path) -> None:
     assert rows["s", "acc", "none", "micro"].shots == 5
 
 
+def test_a_macro_interval_stays_within_0_and_1(tmp_path: Path) -> None:
+    data = report()
+    for name, value in (("s_a", 1.0), ("s_b", 0.98), ("s", 0.985)):
+        data["results"][name] |= {"acc,none": value, "acc_stderr,none": 0.1}
+    (macro,) = [score for score in write(tmp_path, data, {}).scores if score.average == "macro"]
+    assert macro.low is not None and 0 < macro.low < macro.value < 1.0 == macro.high
+
+
 def test_table_shows_n_interval_and_what_was_not_run(tmp_path: Path) -> None:
     run = write(tmp_path, report(workbench={"not_run": {"code": "no bubblewrap; install it"}}), {})
     lines = table.render(run).splitlines()
