@@ -92,6 +92,11 @@ def card(title: str, *, help: str | None = None, key: str | None = None, height:
         yield
 
 
+def table_height(rows: int, *, most: int = 440) -> int:
+    """Pixels for a table of so many rows, so that a short one shows no empty rows and a long one scrolls."""
+    return min(most, 35 * (rows + 1) + 3)
+
+
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
     """A figure with its title above it, in the page's own type, where it cannot collide with a legend or be cut off.
 

@@ -72,6 +72,11 @@ def plotly_text(token: bytes, *, limit: int = 40) -> str:
     return html.escape(short(token, limit), quote=False)
 
 
+def plotly_plain(text: str) -> str:
+    """A name that is no token, such as a task's, in a figure: its spaces stay spaces."""
+    return html.escape(plain(text), quote=False)
+
+
 def plain(text: str) -> str:
     """A prompt or an answer for `st.code(language=None)` and `st.text`: line breaks kept, the rest made visible.
 

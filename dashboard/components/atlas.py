@@ -42,7 +42,7 @@ def atlas(
     key = f"atlas_{st.session_state[_TURN]}"
 
     def clicked() -> None:
-        cell = _cell(st.session_state[key])
+        cell = _cell(st.session_state[key], config.n_heads)
         if cell is None:  # a second click took the ring away: mount the chart anew, with the ring
             st.session_state.pop(_RING)
         else:
@@ -58,12 +58,10 @@ def atlas(
     )
 
 
-def _cell(state: Any) -> Cell | None:
+def _cell(state: Any, n_heads: int) -> Cell | None:
+    """The clicked cell; the markers stand in rows of heads, layer after layer."""
     points = state["selection"]["points"]
-    if not points:
-        return None
-    layer, head = points[0]["customdata"][:2]
-    return int(layer), int(head)
+    return divmod(int(points[0]["point_index"]), n_heads) if points else None
 
 
 def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: str) -> go.Figure:
@@ -79,11 +77,10 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: 
         stamp={"id": id},
     )
     side = max(6.0, min(52.0, _ROOM / max(values.shape)))
-    fig.update_layout(height=round(side * values.shape[0]) + 130, margin={"t": 30, "l": 45, "r": 10, "b": 85})
-    fig.update_xaxes(constrain="domain")
-    fig.update_yaxes(scaleanchor="x", constrain="domain")
-    fig.update_traces(
-        selector={"type": "heatmap"},
-        colorbar={"orientation": "h", "y": -0.16, "yanchor": "top", "thickness": 10, "title": {"text": unit, "side": "top"}},
-    )
+    height = round(side * values.shape[0]) + 125
+    fig.update_layout(height=height, margin={"t": 30, "l": 50, "r": 10, "b": 95})
+    fig.update_xaxes(constrain="domain", range=[-0.5, config.n_heads - 0.5], title={"standoff": 4})
+    fig.update_yaxes(constrain="domain", range=[config.n_layers - 0.5, -0.5], autorange=False, scaleanchor="x")
+    bar = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "thickness": 10, "len": 0.85}
+    fig.update_traces(selector={"type": "heatmap"}, colorbar={**bar, "title": None})
     return fig

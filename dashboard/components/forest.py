@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.text import plotly_text
+from dashboard.text import plotly_plain
 
 _COLOURS = ("#2f5bd7", "#8a8f9c")
 
@@ -28,7 +28,7 @@ def forest(shown: Scores, baseline: Scores | None = None) -> go.Figure:
         fig.add_scatter(
             x=value,
             y=[_row(row) for _, row in table.iterrows()],
-            name=plotly_text(scores.name.encode(), limit=60),
+            name=plotly_plain(scores.name),
             mode="markers",
             marker={"size": 10, "color": colour, "symbol": "square" if scores is shown else "diamond"},
             error_x={
@@ -65,7 +65,7 @@ def proportions(table: pd.DataFrame) -> pd.DataFrame:
 
 def _row(score: pd.Series) -> str:
     average = f", {score['average']}" if score["average"] else ""
-    return plotly_text(f"{score['task']} ({score['metric']}{average}{_filter(score)})".encode(), limit=60)
+    return plotly_plain(f"{score['task']} ({score['metric']}{average}{_filter(score)})")
 
 
 def _filter(score: pd.Series) -> str:

@@ -25,11 +25,26 @@ function build(strip, data) {
   return spans;
 }
 
+function plain(data, strip, readout) {
+  if (strip.dataset.id !== data.id) build(strip, data).forEach((span) => span.classList.add("boxed"));
+  strip.dataset.id = data.id;
+  readout.textContent = "Point at a token for its id.";
+  strip.onmouseover = (event) => {
+    const span = event.target.closest?.(".token");
+    if (span) readout.textContent = `token ${span.dataset.index} “${span.textContent}” is id ${data.ids[span.dataset.index]}`;
+  };
+  strip.dataset.ready = data.id;
+}
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const strip = parentElement.querySelector(".strip");
   const readout = parentElement.querySelector(".readout");
   const count = data.tokens.length;
+  if (data.mode === "plain") {
+    plain(data, strip, readout);
+    return;
+  }
   const weight = unpack(data.weights, count);
   const looks = data.mode === "looks";
   const between = (from, other) => (looks ? weight(from, other) : weight(other, from));

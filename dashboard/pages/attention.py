@@ -76,9 +76,9 @@ def show() -> None:
         metrics = state.once(held, head_metrics)
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
-        with left, card("All heads", key="atlas_card"):
+        with left, card("All heads", key="atlas_card", height="stretch"):
             _atlas(model, held, metrics, view)
-        with right, st.container(border=True, key="map_card"):
+        with right, st.container(border=True, key="map_card", height="stretch"):
             found = _head(model, held, metrics, given, view)
         with st.container(border=True, key="strip_card"):
             _tokens(held, given, view, found)
@@ -117,11 +117,11 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, view: View) -> 
     if view.colour == "induction":
         scores = _induction(model)
         values = scores.induction
-        unit, title = "weight", f"Induction on {scores.batch} random blocks of {scores.block} tokens, repeated"
+        unit, over = "induction weight", f"{scores.batch} random blocks of {scores.block} tokens, repeated"
     else:
         values = metrics.values[view.colour]
-        unit, title = METRICS[view.colour], f"Mean over the {metrics.n_queries} tokens of the prompt"
-    st.caption(title)
+        unit, over = METRICS[view.colour], f"the {metrics.n_queries} tokens of the prompt"
+    st.caption(f"{unit[0].upper()}{unit[1:]}, mean over {over}")
     atlas(
         values,
         id=f"{held.id}/{view.colour}",
@@ -129,6 +129,22 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, view: View) -> 
         config=config,
         selected=(view.layer, view.head),
         on_choose=_choose_head,
+    )
+    _highest(values, unit)
+
+
+def _highest(values: np.ndarray, unit: str) -> None:
+    order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=None, kind="stable")[:5]
+    layers, heads = np.unravel_index(order, values.shape)
+    st.dataframe(
+        pd.DataFrame({"layer": layers, "head": heads, "value": values[layers, heads]}),
+        hide_index=True,
+        row_height=31,
+        column_config={
+            "layer": st.column_config.NumberColumn("Layer", width=60),
+            "head": st.column_config.NumberColumn("Head", width=60),
+            "value": st.column_config.NumberColumn(f"Highest {unit}", format="%.3f"),
+        },
     )
 
 
@@ -217,7 +233,7 @@ def _chosen(start: int, stop: int) -> int:
     return min(max(position, start), stop - 1)
 
 
-def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 8) -> pd.DataFrame:
+def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 6) -> pd.DataFrame:
     """The k largest weights of one row (`by_query`) or one column of an unpooled map: position, weight, distance."""
     line = found.weights[position - found.start] if by_query else found.weights[:, position - found.start]
     line = np.nan_to_num(line, nan=-1.0)

@@ -5,7 +5,7 @@ import streamlit as st
 
 from dashboard import runs, state
 from dashboard.components.forest import Scores, forest, proportions
-from dashboard.frame import Head, Help, card, chart_untitled, empty, page
+from dashboard.frame import Head, Help, card, chart_untitled, empty, page, table_height
 from dashboard.runs import Sample
 from dashboard.settings import Settings
 from dashboard.text import plain
@@ -166,16 +166,16 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Sample:
             }
         ),
         hide_index=True,
-        height=440,
+        height=table_height(len(docs), most=470),
         key="sample_rows",
         on_select=chose,
         selection_mode="single-row",
         column_config={
-            "doc": st.column_config.NumberColumn("No.", width=50),
-            "right": st.column_config.TextColumn("", width=60),
-            "question": "Question",
-            "answer": st.column_config.TextColumn("Answer", width=80),
-            "target": st.column_config.TextColumn("Target", width=80),
+            "doc": st.column_config.NumberColumn("No.", width=45),
+            "right": st.column_config.TextColumn("", width=55),
+            "question": st.column_config.TextColumn("Question", width=200),
+            "answer": st.column_config.TextColumn("Answer", width=70),
+            "target": st.column_config.TextColumn("Target", width=70),
         },
     )
     more = f", the first {MOST_ROWS} listed" if len(table) > MOST_ROWS else ""
@@ -189,7 +189,7 @@ def _open(sample: Sample) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**Sample {sample.doc_id}: {_verdict(sample)}**", width="stretch")
         st.page_link(
-            "dashboard/pages/attention.py", label="Open in Attention", query_params={"sample": sample.reference}
+            "dashboard/pages/attention.py", label="Open in Attention →", query_params={"sample": sample.reference}
         )
     st.caption("Prompt")
     st.code(plain(sample.prompt), language=None, wrap_lines=True, height=190 if len(sample.prompt) > 300 else "content")

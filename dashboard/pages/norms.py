@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import source, state
-from dashboard.frame import Head, Help, card, chart, page
+from dashboard.frame import Head, Help, card, chart, page, table_height
 from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
@@ -50,7 +50,7 @@ def show() -> None:
                         st.segmented_control, "Norm", list(NORMS), key="norm", default=next(iter(NORMS)), required=True
                     )
                 ]
-            first = view != GAINS and state.bound(
+            first = view in (RMS, CONTRIBUTIONS) and state.bound(
                 st.toggle, "Leave out the first token", key="nofirst", help="It is often a sink, far larger than the rest."
             )
         if view == GAINS:
@@ -94,7 +94,7 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
                 }
             ),
             hide_index=True,
-            height=440,
+            height=table_height(len(rows)),
             column_config={
                 "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
                 "median": st.column_config.NumberColumn("Median", format="%.3g", width=80),
@@ -135,7 +135,7 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
                 }
             ),
             hide_index=True,
-            height=430,
+            height=table_height(len(rows)),
             column_config={
                 "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
                 "mean": st.column_config.NumberColumn("Mean", format="%.3f"),
@@ -159,18 +159,22 @@ def _activations(head: Head, held: Held, given: Input) -> None:
     massive = state.once(held, norms.massive_activations)
     outliers = state.once(held, norms.outlier_dimensions)
     with st.container(border=True):
-        chart(figures.massive_activations(massive), key="massive", height=400)
-    left, right = st.columns(2)
-    with left, card("Massive activations", height="stretch"):
-        table = massive.frame().head(200)
-        if table.empty:
-            st.caption(f"None: nothing exceeds {massive.threshold:g} and {massive.ratio:g} times its layer's median.")
-        else:
+        fig = figures.massive_activations(massive)
+        fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
+        chart(fig, key="massive", height=400)
+    table = massive.frame().head(200)
+    if table.empty:
+        _dimensions(outliers)
+    else:
+        left, right = st.columns(2)
+        with right:
+            _dimensions(outliers)
+        with left, card("Massive activations", height="stretch"):
             table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
             st.dataframe(
                 table[["layer", "pos", "token", "dim", "value", "ratio"]],
                 hide_index=True,
-                height=300,
+                height=table_height(len(table), most=340),
                 column_config={
                     "layer": "Layer",
                     "pos": "Position",
@@ -180,21 +184,26 @@ def _activations(head: Head, held: Held, given: Input) -> None:
                     "ratio": st.column_config.NumberColumn("x median", format="%.0f"),
                 },
             )
-    with right, card("Largest dimensions", help="Outlier dimensions stand first.", height="stretch"):
+    _code(head, given, "massive_activations", "outlier_dimensions")
+    head.data({"massive_activations": massive.by_layer, "largest_dimensions": outliers.frame})
+
+
+def _dimensions(outliers: norms.OutlierDimensions) -> None:
+    count = len(outliers.dims)
+    with card("Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"):
+        st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         st.dataframe(
             outliers.frame().head(50),
             hide_index=True,
-            height=300,
+            height=305,
             column_config={
                 "dim": "Dimension",
-                "layer_share": st.column_config.NumberColumn("Layers", format="percent", help="With an entry of 6 or more"),
+                "layer_share": st.column_config.NumberColumn("Layers", format="percent"),
                 "position_share": st.column_config.NumberColumn("Positions", format="percent"),
                 "largest": st.column_config.NumberColumn("Largest", format="%.2f"),
                 "outlier": st.column_config.CheckboxColumn("Outlier"),
             },
         )
-    _code(head, given, "massive_activations", "outlier_dimensions")
-    head.data({"massive_activations": massive.by_layer, "largest_dimensions": outliers.frame})
 
 
 def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
@@ -216,7 +225,7 @@ def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
                 }
             ),
             hide_index=True,
-            height=430,
+            height=table_height(len(whole.layers)),
             column_config={
                 "layer": st.column_config.NumberColumn("Layer", width=60),
                 "attn": st.column_config.NumberColumn("Attention", format="%.3f"),

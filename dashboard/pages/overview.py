@@ -5,9 +5,11 @@ import streamlit as st
 import torch
 
 from dashboard import facts, source, state
+from dashboard.components.token_strip import plain_strip
 from dashboard.frame import Head, Help, card, page
 from dashboard.settings import Settings
 from dashboard.text import plain, visible
+from probes import attention, norms, rope
 from probes.rotation import wavelengths
 from workbench import provenance
 from workbench.capture import Request
@@ -35,12 +37,12 @@ def show() -> None:
     with page("Overview", "One model, seen from outside.", ABOUT) as head:
         model = state.model()
         _shape(model)
-        left, middle, right = st.columns([1, 1.15, 1.15])
-        with left, card("Parameters by part", key="parts"):
+        left, middle, right = st.columns([1.15, 1.1, 1.1])
+        with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)
-        with middle, card("Key/value cache", help="Keys and values kept for each token.", key="cache"):
+        with middle, card("Key/value cache", help="Keys and values kept for each token.", key="cache", height="stretch"):
             _cache(model)
-        with right, card("Provenance", help="What a result must name to be repeated.", key="origin"):
+        with right, card("Provenance", help="What a result must name to be repeated; whole in the CSV.", key="origin", height="stretch"):
             _origin(model)
         _prompt(model, head)
 
@@ -66,12 +68,12 @@ def _shape(model: Transformer) -> None:
 def _parts(model: Transformer) -> None:
     table = state.once_per_model(model, facts.parameters_by_part)
     st.dataframe(
-        table.assign(parameters=table["parameters"].map(facts.readable_count)),
+        table.assign(parameters=table["parameters"].map(facts.readable_count), share=100 * table["share"]),
         hide_index=True,
         column_config={
-            "part": "Part",
-            "parameters": st.column_config.TextColumn("Count", alignment="right", width="small"),
-            "share": st.column_config.ProgressColumn("Share", format="percent", min_value=0, max_value=1),
+            "part": st.column_config.TextColumn("Part", width=95),
+            "parameters": st.column_config.TextColumn("Count", alignment="right", width=70),
+            "share": st.column_config.ProgressColumn("Share", format="%.0f%%", min_value=0, max_value=100),
         },
     )
     if model.config.tied_output:
@@ -109,43 +111,59 @@ def _cache(model: Transformer) -> None:
 
 
 def _origin(model: Transformer) -> None:
-    about = provenance.describe(model.source)
-    rows = {
-        "Started with": Settings.from_env().model,
-        "Checkpoint SHA-256": about["checkpoint_sha256"] or "none: not from a file",
-        "Tokenizer SHA-256": about["tokenizer_sha256"] or "none",
-        "Dtype and device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
-        "Commit": about["commit"] or "not in a checkout",
-        "Versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-    }
-    table = pd.DataFrame({"name": rows.keys(), "value": [plain(str(value)) for value in rows.values()]})
+    table = origin(model)
+    shown = table.assign(value=[plain(_brief(name, value)) for name, value in zip(*table.values.T, strict=True)])
     st.dataframe(
-        table, hide_index=True, column_config={"name": st.column_config.TextColumn("", width=130), "value": ""}
+        shown, hide_index=True, column_config={"name": st.column_config.TextColumn("What", width=115), "value": "Value"}
     )
 
 
+def origin(model: Transformer) -> pd.DataFrame:
+    """Where the numbers of this server come from: name, value."""
+    about = provenance.describe(model.source)
+    rows = {
+        "Started with": Settings.from_env().model,
+        "Checkpoint": about["checkpoint_sha256"] or "not from a file",
+        "Tokenizer": about["tokenizer_sha256"] or "none",
+        "Dtype, device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+        "Commit": about["commit"] or "not in a checkout",
+        "Versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+    }
+    return pd.DataFrame({"name": rows.keys(), "value": rows.values()})
+
+
+def _brief(name: str, value: str) -> str:
+    """Hashes by their beginning and paths by their end; the whole is in the CSV."""
+    if name in ("Checkpoint", "Tokenizer", "Commit") and len(value) >= 40:
+        return value[:16] + " …" + ("+" if value.endswith("+") else "")
+    return value if len(value) <= 34 else "… " + value[-32:]
+
+
 def _prompt(model: Transformer, head: Head) -> None:
-    with card("Prompt", help="Every page looks at this prompt.", key="prompt_card"):
+    with st.container(border=True, key="prompt_card"):
         given = source.choose(model)
         if given is None:
             return
         table = likeliest(model, given.ids)
-        left, right = st.columns([1.2, 1], gap="medium")
+        left, right = st.columns([1.25, 1], gap="medium")
         with left:
-            st.caption(f"Likeliest next tokens after {len(given)} tokens")
+            st.subheader(f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id.")
+            plain_strip(f"{state.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
+            _costs(model, len(given))
+        with right:
+            st.subheader("Likeliest next tokens", anchor=False, help="At temperature 1, over the whole vocabulary.")
             st.dataframe(
                 table,
                 hide_index=True,
+                row_height=31,
                 column_config={
-                    "token": "Token",
-                    "id": st.column_config.NumberColumn("Id", width="small"),
+                    "token": st.column_config.TextColumn("Token", width=140),
+                    "id": st.column_config.NumberColumn("Id", width=60),
                     "probability": st.column_config.ProgressColumn(
                         "Probability", format="%.3f", min_value=0, max_value=1
                     ),
                 },
             )
-        with right:
-            _costs(model, len(given))
     head.code(
         f"""
 import torch, workbench as wb
@@ -158,6 +176,7 @@ probability.topk(8)
     )
     head.data(
         {
+            "provenance": lambda: origin(model),
             "parameters": lambda: state.once_per_model(model, facts.parameters_by_part),
             "next_tokens": lambda: table,
             "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
@@ -187,22 +206,15 @@ def _name(model: Transformer, token: int) -> str:
 
 def _costs(model: Transformer, length: int) -> None:
     """What the other pages' captures of this prompt hold."""
-    from probes import attention, norms, rope
-
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
     for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
         sizes = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
-        rows.append((name, facts.readable_bytes(sum(sizes.values()))))
-    st.caption("Memory that a capture of this prompt takes")
-    st.dataframe(
-        pd.DataFrame(rows, columns=["page", "bytes"]),
-        hide_index=True,
-        column_config={"page": "Page", "bytes": st.column_config.TextColumn("Held", alignment="right")},
-    )
+        rows.append(f"{facts.readable_bytes(sum(sizes.values()))} for {name}")
+    st.caption(f"A capture of this prompt holds {', '.join(rows)}.")
     with st.container(horizontal=True):
         for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():
-            st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title}")
+            st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title} →")
 
 
 show()

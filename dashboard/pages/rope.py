@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 
 from dashboard import source, state
-from dashboard.frame import Head, Help, card, chart, page
+from dashboard.frame import Head, Help, card, chart, page, table_height
 from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
@@ -117,7 +117,7 @@ def _waves(head: Head, view: View) -> None:
         st.dataframe(
             found.frame(),
             hide_index=True,
-            height=300,
+            height=table_height(pairs, most=340),
             column_config={
                 "pair": st.column_config.NumberColumn("Pair", width="small"),
                 "frequency": st.column_config.NumberColumn("Frequency (radians a token)", format="%.3g"),

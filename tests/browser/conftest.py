@@ -13,7 +13,9 @@ from dashboard.settings import Settings
 from tests.dashboard.world import write_checkpoint, write_results
 
 pytest.importorskip("playwright", reason="playwright is not installed (extra: dev)")
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright  # noqa: E402
+
+expect.set_options(timeout=15_000)
 
 FLAGS = [
     "--no-sandbox",
@@ -24,6 +26,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE = 60_000  # milliseconds; a ceiling for busy machines, not a cost
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
 UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
 ERRORS = "[data-testid=stException], [role=dialog]"
@@ -71,19 +74,19 @@ class Tab:
 
     def settle(self) -> "Tab":
         """Wait until the script has run and every element on the page is of that run."""
-        self.page.wait_for_selector(READY, timeout=20_000)
-        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=20_000)
+        self.page.wait_for_selector(READY, timeout=PATIENCE)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=PATIENCE)
         # A click's rerun starts a moment after it; a page that is ready twice in a row has had its run.
         self.page.wait_for_timeout(60)
-        self.page.wait_for_selector(READY, timeout=20_000)
-        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=20_000)
+        self.page.wait_for_selector(READY, timeout=PATIENCE)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=PATIENCE)
         return self
 
     def chart(self, name: str) -> dict[str, object]:
         """The `layout.meta` of a drawn figure, found by its `meta.figure`; waits until it is there."""
         handle = self.page.wait_for_function(
             """name => [...document.querySelectorAll('.js-plotly-plot')]
-                .map(plot => plot.layout && plot.layout.meta).find(meta => meta && meta.figure === name)""",
+                .map(plot => plot.layout && plot.layout.meta).find(meta => meta && meta.kind === name)""",
             arg=name,
         )
         return dict(handle.json_value())
@@ -93,7 +96,7 @@ class Tab:
         self.page.wait_for_function(
             """([name, expected]) => [...document.querySelectorAll('.js-plotly-plot')].some(plot => {
                 const meta = plot.layout && plot.layout.meta;
-                return meta && meta.figure === name && Object.entries(expected).every(([k, v]) => meta[k] === v);
+                return meta && meta.kind === name && Object.entries(expected).every(([k, v]) => meta[k] === v);
             })""",
             arg=[name, expected],
         )
@@ -104,31 +107,43 @@ class Tab:
         assert self.complaints == []
 
 
+@pytest.fixture(scope="session")
+def regular(browser: Browser) -> Iterator[BrowserContext]:
+    """The context of most tabs: its cache spares each of them the loading of Streamlit's and plotly's code."""
+    with browser.new_context() as context:
+        yield context
+
+
 @pytest.fixture
-def new_tab(browser: Browser, world: World) -> Iterator[Callable[..., Tab]]:
-    """Tabs of users who know nothing of each other. Each is checked for complaints at the end of the test."""
-    contexts: list[BrowserContext] = []
+def new_tab(browser: Browser, regular: BrowserContext, world: World) -> Iterator[Callable[..., Tab]]:
+    """Makes tabs, each a session of its own; a stranger's shares no cookies either. All are checked at the end."""
+    strangers: list[BrowserContext] = []
     tabs: list[Tab] = []
 
-    def make(*, width: int = 1280, height: int = 900) -> Tab:
-        context = browser.new_context(viewport={"width": width, "height": height})
-        contexts.append(context)
-        tab = Tab(context.new_page(), world.url)
+    def make(*, width: int = 1280, height: int = 900, stranger: bool = False) -> Tab:
+        if stranger:
+            strangers.append(browser.new_context())
+        page = (strangers[-1] if stranger else regular).new_page()
+        page.set_default_timeout(PATIENCE)
+        page.set_viewport_size({"width": width, "height": height})
+        tab = Tab(page, world.url)
         tabs.append(tab)
-        page, complaints = tab.page, tab.complaints
-        page.on("console", lambda message: _console(message.type, message.text, complaints))
+        complaints = tab.complaints
+        page.on("console", lambda message: _console(message, complaints))
         page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
         page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: _request(request.url, world.url, complaints))
-        page.on("response", lambda r: complaints.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        page.on("response", lambda response: _response(response.status, response.url, complaints))
         return tab
 
     yield make
     for tab in tabs:
         tab.sound()
-    for context in contexts:
+        tab.page.close()
+    for context in strangers:
         context.close()
-    assert "Traceback" not in world.log.read_text(errors="replace"), world.log.read_text(errors="replace")[-4000:]
+    log = world.log.read_text(errors="replace")
+    assert "Traceback" not in log, log[-4000:]
 
 
 @pytest.fixture
@@ -136,12 +151,21 @@ def tab(new_tab: Callable[..., Tab]) -> Tab:
     return new_tab()
 
 
-def _console(kind: str, text: str, complaints: list[str]) -> None:
-    if kind == "error":
-        complaints.append(f"console: {text}")
+# Opened at /attention, Streamlit first asks whether the server lives below that path, and then at the root.
+_SEARCH = re.compile(r"/\w+/_stcore/(health|host-config)$")
+
+
+def _console(message: ConsoleMessage, complaints: list[str]) -> None:
+    if message.type == "error" and not _SEARCH.search(message.location["url"]):
+        complaints.append(f"console: {message.text}")
+
+
+def _response(status: int, address: str, complaints: list[str]) -> None:
+    if status >= 400 and not _SEARCH.search(address):
+        complaints.append(f"{status} {address}")
 
 
 def _request(address: str, home: str, complaints: list[str]) -> None:
-    local = address.startswith((home, "data:", "blob:", home.replace("http", "ws", 1)))
-    if not local and re.match(r"[a-z]+://", address):
+    local = (home, home.replace("http", "ws", 1), "data:", "blob:")
+    if not address.startswith(local):
         complaints.append(f"request to another host: {address}")

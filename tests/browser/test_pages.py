@@ -1,0 +1,273 @@
+"""The dashboard in a real browser: pages load soundly, a click opens a head, strangers' text stays text."""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.conftest import Tab, World
+from tests.dashboard.world import NASTY
+
+pytestmark = pytest.mark.browser
+
+PAGES = {
+    "": ("Overview", []),
+    "attention": ("Attention", ["atlas", "head_map"]),
+    "rope": ("RoPE", ["wavelengths", "decay"]),
+    "rope?view=This+head": ("RoPE", ["band_contribution", "score_by_distance"]),
+    "rope?view=Shift": ("RoPE", ["relative_invariance"]),
+    "rope?view=What+if&theta=500": ("RoPE", ["head_map"]),
+    "norms": ("Norms", ["input_rms"]),
+    "norms?look=Gains": ("Norms", ["gain_quantiles"]),
+    "norms?look=Activations": ("Norms", ["massive_activations"]),
+    "norms?look=Contributions": ("Norms", ["contribution_ratios"]),
+    "benchmarks": ("Benchmarks", ["forest"]),
+}
+
+
+def query(tab: Tab) -> dict[str, str]:
+    return {name: values[-1] for name, values in parse_qs(urlsplit(tab.page.url).query).items()}
+
+
+def square(tab: Tab, layer: int, head: int) -> tuple[float, float]:
+    """Where the atlas shows a head, in pixels of the window."""
+    x, y = tab.page.evaluate(
+        """([layer, head]) => {
+            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas');
+            plot.scrollIntoView({block: 'center'});
+            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+            return [box.left + xaxis._offset + xaxis.d2p(head), box.top + yaxis._offset + yaxis.d2p(layer)];
+        }""",
+        [layer, head],
+    )
+    return x, y
+
+
+def click_square(tab: Tab, layer: int, head: int) -> None:
+    """Plotly acts on the point that it last hovered: move, wait for its label, press."""
+    x, y = square(tab, layer, head)
+    tab.page.mouse.move(x - 3, y)
+    tab.page.mouse.move(x, y, steps=3)
+    expect(tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")).to_be_visible()
+    tab.page.mouse.click(x, y)
+
+
+def ring(tab: Tab) -> list[int]:
+    """Layer and head of the one square that the browser draws a ring around."""
+    return tab.page.evaluate(
+        """() => {
+            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas');
+            const squares = plot._fullData.find(trace => trace.type === 'scatter');
+            const drawn = [...plot.querySelectorAll('.scatterlayer .point')];
+            const seen = drawn.flatMap((point, i) => getComputedStyle(point).opacity > 0.5 ? [i] : []);
+            if (seen.length !== 1) return seen;
+            return Array.from(squares.customdata[seen[0]]);
+        }"""
+    )
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: str) -> None:
+    title, figures = PAGES[path]
+    tab.open(path)
+    expect(tab.page.get_by_role("heading", name=title, exact=True)).to_be_visible()
+    for figure in figures:
+        tab.chart(figure)
+    assert tab.page.locator(".js-plotly-plot").count() <= 3
+    expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
+
+
+def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:
+    tab.open("attention", layer=0, head=0)
+    tab.wait_for_chart("head_map", layer=0, head=0)
+    before = map_values(tab)
+    click_square(tab, 2, 5)
+    tab.wait_for_chart("head_map", layer=2, head=5)
+    assert map_values(tab.settle()) != before
+    assert ring(tab) == [2, 5]
+    expect(tab.page.get_by_role("heading", name="Layer 2 · Head 5")).to_be_visible()
+    assert query(tab) == {"layer": "2", "head": "5"}
+
+    # A second click on the same square takes plotly's selection away; the ring comes back and the head stays open.
+    click_square(tab, 2, 5)
+    tab.settle()
+    tab.page.wait_for_timeout(200)
+    assert ring(tab.settle()) == [2, 5]
+    click_square(tab, 3, 1)
+    tab.wait_for_chart("head_map", layer=3, head=1)
+    assert ring(tab.settle()) == [3, 1]
+
+
+def map_values(tab: Tab) -> str:
+    return tab.page.evaluate(
+        """() => {
+            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'head_map');
+            const z = plot._fullData[0].z;
+            return JSON.stringify(Array.from(z, row => Array.from(row)));
+        }"""
+    )
+
+
+def test_the_address_reproduces_the_view_for_somebody_else(tab: Tab, new_tab: Callable[..., Tab]) -> None:
+    tab.open("attention")
+    tab.page.get_by_role("textbox", name="Prompt").fill("the dog ran")
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.page.locator(".token")).to_have_count(4)
+    tab.page.get_by_role("radio", name="Sink mass").click()
+    click_square(tab.settle(), 1, 3)
+    tab.wait_for_chart("head_map", layer=1, head=3)
+    tab.page.locator(".token").nth(2).click()
+    expect(tab.page.get_by_role("heading", name="Strongest keys for token 2")).to_be_visible()
+    tab.settle()
+
+    other = new_tab(stranger=True)
+    other.page.goto(tab.page.url)
+    other.settle()
+    assert other.chart("head_map") == tab.chart("head_map")
+    assert map_values(other) == map_values(tab)
+    assert ring(other) == [1, 3]
+    assert tokens(other) == tokens(tab)
+    expect(other.page.get_by_role("heading", name="Strongest keys for token 2")).to_be_visible()
+    expect(other.page.get_by_role("radio", name="Sink mass")).to_be_checked()
+
+
+def tokens(tab: Tab) -> list[str]:
+    return tab.page.locator(".token").all_text_contents()
+
+
+def test_users_keep_their_prompts_over_pages_and_from_each_other(new_tab: Callable[..., Tab]) -> None:
+    one, other = new_tab().open("attention"), new_tab(stranger=True).open("attention")
+    for tab, text in ((one, "the cat"), (other, "a park")):
+        tab.page.get_by_role("textbox", name="Prompt").fill(text)
+        tab.page.keyboard.press("Control+Enter")
+        expect(tab.page.get_by_role("textbox", name="Prompt")).to_have_value(text)
+        tab.settle()
+    for tab, text in ((one, "the cat"), (other, "a park")):
+        tab.page.get_by_role("link", name="Benchmarks").click()
+        expect(tab.page.get_by_role("heading", name="Benchmarks", exact=True)).to_be_visible()
+        tab.settle()
+        tab.page.get_by_role("link", name="Norms").click()
+        expect(tab.page.get_by_role("textbox", name="Prompt")).to_have_value(text)
+        tab.settle()
+        assert query(tab)["prompt"] == text
+
+
+def test_hostile_text_is_shown_as_text_everywhere(tab: Tab) -> None:
+    for path in ("", "attention", "norms", "rope?view=What+if&theta=500"):
+        tab.open(path) if "?" in path else tab.open(path, prompt=NASTY)
+        if "?" in path:
+            tab.page.goto(f"{tab.page.url}&prompt={urllib.parse.quote(NASTY)}")
+            tab.settle()
+        expect(tab.page.get_by_role("textbox", name="Prompt")).to_have_value(NASTY)
+        if path in ("", "attention"):
+            shown = "".join(tokens(tab)).replace("·", " ")
+            assert "<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>" in shown
+            assert "⟨F0⟩⟨9F⟩" in shown and "⟨E2⟩⟨80⟩⟨AE⟩" in shown  # an emoji and an override, in pieces
+        harmless(tab)
+    labels = tab.page.locator(".js-plotly-plot .xtick text, .js-plotly-plot .ytick text").all_text_contents()
+    assert "1 <" in labels  # escaped for plotly's pseudo-HTML, and read back as it was typed
+
+
+def harmless(tab: Tab) -> None:
+    """Nothing of the text became an element of the page. (A dialog would have been a complaint.)"""
+    page = tab.page
+    inside: Locator = page.locator("[data-testid=stMain]")
+    assert inside.locator("script, .katex, a[href*='example.com'], iframe").count() == 0
+    assert [b for b in inside.locator("b, strong").all_text_contents() if b in ("b", "bold")] == []
+    assert inside.locator(".js-plotly-plot b, .js-plotly-plot tspan[style*='bold']").count() == 0
+
+
+def test_a_sample_opens_in_attention_on_its_very_tokens(tab: Tab) -> None:
+    tab.open("benchmarks", task="tiny_sums", show="Wrong")
+    expect(tab.page.get_by_text("Sample 4: wrong")).to_be_visible()
+    harmless(tab)
+    tab.page.get_by_role("link", name="Open in Attention").click()
+    expect(tab.page.get_by_text("Sample 4 of tiny_sums")).to_be_visible()
+    expect(tab.page.locator(".token")).to_have_count(7)
+    assert tokens(tab.settle()) == list("ABCDEFG")
+    tab.page.get_by_role("button", name="Back to a prompt").click()
+    expect(tab.page.get_by_role("textbox", name="Prompt")).to_be_visible()
+    tab.settle()
+    assert "sample" not in query(tab)
+
+
+def test_a_sample_with_hostile_text_is_text(tab: Tab) -> None:
+    tab.open("benchmarks", task="tiny_quiz")
+    expect(tab.page.get_by_text("<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>").first).to_be_visible()
+    harmless(tab)
+
+
+def test_hovering_and_choosing_tokens(tab: Tab) -> None:
+    tab.open("attention", layer=1, head=1, prompt="the cat sat on the mat")
+    spans, readout = tab.page.locator(".token"), tab.page.locator(".readout")
+    expect(readout).to_contain_text("token 6 “·mat” looks most at")
+    spans.nth(3).hover()
+    expect(readout).to_contain_text("token 3 “·sat” looks most at")
+    expect(spans.nth(5)).to_have_class("token outside")
+    spans.nth(3).click()
+    expect(tab.page.get_by_role("heading", name="Strongest keys for token 3")).to_be_visible()
+    tab.settle()
+    assert query(tab)["token"] == "3"
+    tab.page.get_by_role("radio", name="Who looks at it").click()
+    expect(readout).to_contain_text("token 3 “·sat” is looked at most by")
+    expect(spans.nth(1)).to_have_class("token outside")
+
+
+def test_a_long_prompt_is_pooled_and_a_window_shows_single_tokens(tab: Tab) -> None:
+    words = "the cat sat on the mat and the dog ran to the park " * 50  # 651 tokens
+    tab.open("attention", layer=0, head=0, prompt=words[:-1])
+    assert tab.chart("head_map")["factor"] == 2
+    expect(tab.page.get_by_text("Each cell is the largest of 2 x 2 positions")).to_be_visible()
+    tab.page.get_by_role("radio", name="Window").click()
+    tab.wait_for_chart("head_map", factor=1, start=0)
+    tab.page.get_by_label("From position").fill("300")
+    tab.page.keyboard.press("Enter")
+    tab.wait_for_chart("head_map", factor=1, start=300)
+    expect(tab.page.locator(".token")).to_have_count(256)
+
+
+def test_what_is_wrong_says_what_to_do(tab: Tab) -> None:
+    tab.open("attention", prompt="")
+    tab.page.get_by_role("textbox", name="Prompt").fill("")
+    tab.open("attention", sample="no/such/run/5")
+    expect(tab.page.get_by_text("There is nothing to run on.")).to_be_visible()
+    expect(tab.page.get_by_text("Open one from the Benchmarks page")).to_be_visible()
+
+
+def test_csv_download_holds_the_numbers(tab: Tab) -> None:
+    tab.open("attention", layer=2, head=4)
+    tab.page.get_by_role("button", name="Download CSV").click()
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Layer 2 head 4").click()
+    path = download.value.path()
+    lines = path.read_text().splitlines()
+    assert lines[0] == "layer,head,query,key,weight"
+    rows = [line.split(",") for line in lines[1:]]
+    assert {row[0] for row in rows} == {"2"} and {row[1] for row in rows} == {"4"}
+    totals: dict[str, float] = {}
+    for row in rows:
+        totals[row[2]] = totals.get(row[2], 0.0) + float(row[4])
+    assert all(abs(total - 1) < 1e-4 for total in totals.values())
+
+
+def test_the_servers_settings_apply_from_any_folder(world: World) -> None:
+    """The server was started elsewhere; its own config must still be in force."""
+    log = world.log.read_text(errors="replace")
+    assert "127.0.0.1" in world.url and "Network URL" not in log and "External URL" not in log
+    with urllib.request.urlopen(f"{world.url}/_stcore/host-config") as reply:
+        assert json.load(reply)
+    request = urllib.request.Request(
+        f"{world.url}/_stcore/stream",
+        headers={
+            "Host": "evil.example", "Upgrade": "websocket", "Connection": "Upgrade",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version": "13",
+        },
+    )  # fmt: skip
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=5)
+    assert refused.value.code == 403
