@@ -25,7 +25,7 @@ HOOKS = (f"blocks.*.{PATTERN}",)
 SINK_THRESHOLD = 0.3
 """A head is a sink head when its mean attention to the first token exceeds this (arXiv 2410.10781)."""
 
-_BLOCK_BYTES = 1 << 27  # of pattern held at a time: large enough to be fast, small beside any model
+_BLOCK_BYTES = 1 << 25  # of pattern held at a time: large enough to be fast, small beside any model
 
 METRICS = {
     "entropy": "entropy (nats)",
@@ -52,13 +52,12 @@ def entropy(pattern: Tensor) -> Tensor:
     return torch.special.entr(pattern).sum(-1)
 
 
-def normalised_entropy(pattern: Tensor, queries: Tensor) -> Tensor:
+def normalised_entropy(nats: Tensor, queries: Tensor) -> Tensor:
     """Entropy as a share of the largest possible, ln(i + 1); NaN at i = 0, where nothing can be chosen.
 
-    Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
+    Shapes: nats [..., query_pos] from `entropy`, queries [query_pos] absolute positions -> [..., query_pos]
     """
-    most = torch.log(queries.to(pattern.dtype) + 1)
-    return torch.where(queries > 0, entropy(pattern) / most, torch.nan)
+    return torch.where(queries > 0, nats / torch.log(queries.to(nats.dtype) + 1), torch.nan)
 
 
 def sink_mass(pattern: Tensor, k: int = 1) -> Tensor:
@@ -93,8 +92,9 @@ def duplicate_mass(pattern: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
     """
     keys = torch.arange(tokens.shape[-1], device=tokens.device)
     same = tokens[:, queries].unsqueeze(-1) == tokens.unsqueeze(-2)  # [batch, query_pos, key_pos]
-    earlier = (same & (keys < queries.unsqueeze(-1))).unsqueeze(1)  # [batch, 1, query_pos, key_pos]
-    return torch.where(earlier.any(-1), (pattern * earlier).sum(-1), torch.nan)
+    earlier = same & (keys < queries.unsqueeze(-1))
+    mass = torch.einsum("bhqk,bqk->bhq", pattern, earlier.to(pattern.dtype))
+    return torch.where(earlier.any(-1).unsqueeze(1), mass, torch.nan)
 
 
 def expected_distance(pattern: Tensor, queries: Tensor) -> Tensor:
@@ -181,20 +181,18 @@ def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
     reading.unpadded(cap)
     parts: list[dict[str, Tensor]] = []
     for queries, pattern in pattern_blocks(cap, layer):
+        seen = int(queries[-1]) + 1  # later keys have no weight in any of these rows
+        pattern, nats = pattern[..., :seen], entropy(pattern[..., :seen])
         # After a cache the earlier tokens are not in the capture, so copies cannot be told.
-        duplicate = (
-            duplicate_mass(pattern, cap.tokens, queries)
-            if not cap.start
-            else torch.full_like(pattern[..., 0], torch.nan)
-        )
+        unknown = torch.full_like(nats, torch.nan)
         parts.append(
             {
-                "entropy": entropy(pattern),
-                "entropy_norm": normalised_entropy(pattern, queries),
+                "entropy": nats,
+                "entropy_norm": normalised_entropy(nats, queries),
                 "sink_1": sink_mass(pattern, 1),
                 "sink_4": sink_mass(pattern, 4),
                 "previous": offset_mass(pattern, queries, 1),
-                "duplicate": duplicate,
+                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :seen], queries),
                 "distance": expected_distance(pattern, queries),
             }
         )

@@ -29,7 +29,7 @@ QUERIES = torch.arange(4)
 def test_entropy_by_hand() -> None:
     expected = [0, math.log(2), 1.5 * math.log(2), math.log(4)]
     assert probe.entropy(PATTERN).tolist() == pytest.approx(expected)
-    share = probe.normalised_entropy(PATTERN, QUERIES)
+    share = probe.normalised_entropy(probe.entropy(PATTERN), QUERIES)
     assert share[0].isnan()
     assert share[1:].tolist() == pytest.approx([1, 1.5 * math.log(2) / math.log(3), 1])
 
