@@ -182,9 +182,10 @@ class Capture:
         return pattern if query_index is None else pattern[:, :, query_index]
 
     def _index(self, kept: Sequence[int], wanted: Sequence[int], what: str) -> Tensor:
+        place = {n: i for i, n in enumerate(kept)}
         try:
-            return torch.tensor([kept.index(n) for n in wanted], device=self.tokens.device)
-        except ValueError:
+            return torch.tensor([place[n] for n in wanted], device=self.tokens.device)
+        except KeyError:
             raise MissingHookError(
                 f"this capture holds {what}s {kept[0]} to {kept[-1]} ({len(kept)} of them), not all of {list(wanted)}."
             ) from None
