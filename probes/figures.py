@@ -198,7 +198,7 @@ def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -
     fig.update_xaxes(title="distance (tokens)", type="log")
     fig.update_yaxes(title="sum over pairs")
     at = found.first_negative
-    title = "Decay with distance" + ("" if at is None else f": a like key can lose to a random one from {at:,} tokens")
+    title = "Decay with distance" + ("" if at is None else f": the sum of cosines is below 0 at {at:,} tokens")
     return _finish(fig, "decay", title, theme, stamp)
 
 

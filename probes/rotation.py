@@ -100,7 +100,7 @@ class Decay:
 
     @property
     def first_negative(self) -> int | None:
-        """The smallest distance at which a like key loses to a random one: sum_m cos < 0 (arXiv 2405.14591)."""
+        """The first of the given distances where a like key scores below a random one: sum_m cos < 0 (2405.14591)."""
         below = np.flatnonzero(self.cosine < 0)
         return int(self.distance[below[0]]) if len(below) else None
 
