@@ -75,7 +75,7 @@ def share(count: int, what: str) -> int:
 def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.Module:
     """A linear layer whose outputs are split over the processes; with `gather` every process gets all of them."""
     if size() == 1:
-        return nn.Linear(in_features, out_features, bias=False)
+        return _Linear(in_features, out_features, bias=False)
     from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 
     return _on_default_device(
@@ -88,7 +88,7 @@ def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.M
 def row(in_features: int, out_features: int) -> nn.Module:
     """A linear layer whose inputs are split over the processes; its output is summed over them."""
     if size() == 1:
-        return nn.Linear(in_features, out_features, bias=False)
+        return _Linear(in_features, out_features, bias=False)
     from fairscale.nn.model_parallel.layers import RowParallelLinear
 
     return _on_default_device(
@@ -159,6 +159,14 @@ def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
 
 class _Embedding(nn.Embedding):
     """An embedding that draws no random weights without memory: torch loads its compiler (seconds) to do so."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class _Linear(nn.Linear):
+    """A linear layer that draws no random weights without memory, which takes torch longer than to map a file."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:

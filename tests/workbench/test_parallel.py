@@ -51,6 +51,6 @@ def test_two_processes_give_the_numbers_of_one(tiny_config, tmp_path: Path, proj
 
 def test_one_process_needs_no_group(tiny_model) -> None:
     assert parallel.size() == 1 and parallel.rank() == 0
-    assert type(tiny_model.layers[0].attention.wq) is torch.nn.Linear
+    assert isinstance(tiny_model.layers[0].attention.wq, torch.nn.Linear)
     with pytest.raises(ParallelError, match="torchrun"):
         parallel.init()

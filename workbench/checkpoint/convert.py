@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench import rope
-from workbench.checkpoint.assemble import assemble
+from workbench.checkpoint.assemble import Target, assemble
 from workbench.checkpoint.contents import Checkpoint, Weight, open_checkpoint
 from workbench.checkpoint.fit import fitting_tokenizer
 from workbench.checkpoint.layout import INDEX
@@ -159,7 +159,7 @@ def _dtype(weight: Weight) -> torch.dtype:
 
 
 def _part(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
-    return assemble(weight, pages, dtype=_dtype(weight), device=torch.device("cpu"), rank=rank, size=size)
+    return assemble(weight, pages, Target(_dtype(weight), torch.device("cpu"), rank, size))
 
 
 def _half_split(weight: Weight, pages: MappedPages) -> Tensor:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workbench import parallel
-from workbench.checkpoint.assemble import assemble, check_finite
+from workbench.checkpoint.assemble import Target, assemble, verify
 from workbench.checkpoint.contents import Checkpoint, open_checkpoint
 from workbench.checkpoint.fit import fitting_tokenizer
 from workbench.checkpoint.pages import MappedPages
@@ -54,14 +54,12 @@ def load_model(
 
 def _fill(model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
     pages = MappedPages(checkpoint.layout.weight_files)
-    rank, size = parallel.rank(), parallel.size()
-    tensors: dict[str, Tensor] = {}
-    for weight in checkpoint.weights:
-        tensor = assemble(weight, pages, dtype=dtype, device=device, rank=rank, size=size)
+    target = Target(dtype, device, parallel.rank(), parallel.size())
+    tensors = [assemble(weight, pages, target) for weight in checkpoint.weights]
+    verify(checkpoint.weights, tensors, target)
+    for weight, tensor in zip(checkpoint.weights, tensors, strict=True):
         owner, _, leaf = weight.spec.name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
-        tensors[weight.spec.name] = tensor
-    check_finite(tensors, checkpoint.weights)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"weights that the table does not know: {left}"
 
