@@ -44,7 +44,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = True, device: st
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     state = _load_state(folder, recipe, resume)
-    tokenizer = _tokenizer(recipe, folder)
+    tokenizer = tokenizer_for(recipe, folder)
     if tokenizer.vocab_size != recipe.model.vocab_size:
         raise TrainingError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {recipe.model.vocab_size}: "
@@ -176,7 +176,7 @@ def _packer(tokenizer: Tokenizer, recipe: Recipe) -> Packer:
     return Packer(tokenizer.encode, tokenizer.bos_id, tokenizer.eos_id, ordinary, recipe.optimisation.length)
 
 
-def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+def tokenizer_for(recipe: Recipe, folder: Path) -> Tokenizer:
     """The folder's tokenizer, or one learnt as the recipe says."""
     path = folder / TOKENIZER
     if not path.exists():

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from workbench.demo import functions, problems
 from workbench.demo.document import Document, Segment, prompted
-from workbench.demo.quizzes import FactSampler, quiz, quiz_document, statement
+from workbench.demo.quizzes import FactSampler, quiz_document, statement, training_quiz
 
 KINDS = ("quiz", "statement", "problem", "equation", "function", "repeat")
 Encode = Callable[[str], list[int]]
@@ -58,7 +58,7 @@ class Corpus:
         kind = rng.choices(self.kinds, self.weights)[0]
         if kind == "quiz":
             count = rng.randint(2, 5) if rng.random() < self.mix.shots else 1
-            return quiz_document([quiz(rng, fact) for fact in self.sampler.draw(rng, count)])
+            return quiz_document([training_quiz(rng, fact) for fact in self.sampler.draw(rng, count)])
         if kind == "statement":
             facts = self.sampler.draw(rng, rng.randint(1, 4))
             return Document((Segment(" ".join(statement(rng, fact) for fact in facts), True),))

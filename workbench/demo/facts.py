@@ -1,8 +1,9 @@
 """True facts, and how often training meets them: what the demo checkpoint's quizzes and statements are about.
 
 A `Relation` maps keys to answers ("France" -> "Paris") and holds the sentences that state it and the wordings that ask
-for it; `facts.toml` holds them all. One wording per fact is kept from the training text (`held_out_wording`): the quiz
-suite asks in that wording. This module knows nothing of prompts, choices or tokens.
+for it; `facts.toml` holds them all. One wording per fact is kept from the training text (`held_out_wording`), and one
+of each relation for all its facts (`unseen`): the quiz suite asks in those. This module knows nothing of prompts,
+choices or tokens.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Relation:
     subject: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
+    unseen: str
     facts: tuple[Fact, ...]
 
     @property
@@ -61,7 +63,7 @@ def _read(path: Path) -> tuple[Relation, ...]:
     for entry in tomllib.loads(path.read_text(encoding="utf-8"))["relations"]:
         pairs = (pair.split(":") for pair in entry["facts"].replace("\n", " ").split(","))
         facts = tuple(Fact(entry["name"], key.strip(), answer.strip()) for key, answer in pairs)
-        wordings = tuple(entry["statements"]), tuple(entry["questions"])
+        wordings = tuple(entry["statements"]), tuple(entry["questions"]), entry["unseen"]
         relations.append(Relation(entry["name"], entry["subject"], *wordings, facts))
     return tuple(relations)
 

@@ -37,7 +37,7 @@ class Function:
 class Part:
     """Words and code of one part; `{x}` is the variable, `{k}` and `{j}` are small constants.
 
-    A `rare` part is met seldom in training and as often as any other in the suite: that leaves errors to explain.
+    A `rare` part is met seldom in training and often in the suite: that leaves errors to explain.
     """
 
     words: str

@@ -7,7 +7,7 @@ held-out part is never generated for training, whatever the nouns in it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workbench.demo.document import Document, prompted
@@ -49,7 +49,7 @@ class Plot:
     name: str
     story: str
     steps: tuple[tuple[str, str, str, str], ...]
-    draw: Callable[[random.Random], dict[str, int]]
+    draw: Callable[[random.Random, float], dict[str, int]]
 
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
@@ -63,58 +63,54 @@ _PEOPLE = ("farmer", "baker", "teacher", "student", "driver", "painter", "garden
 _HOLDERS = ("boxes", "bags", "baskets", "crates", "trays", "shelves")
 
 
-LARGE = 0.3  # the part of the problems that are about large numbers
+LARGE = 0.3  # the part of the training text's problems that are about large numbers
 
 
-def _large(rng: random.Random) -> bool:
-    return rng.random() < LARGE
-
-
-def _sum(rng: random.Random) -> dict[str, int]:
-    high = 999 if _large(rng) else 99
+def _sum(rng: random.Random, large: float) -> dict[str, int]:
+    high = 999 if rng.random() < large else 99
     return {"a": rng.randint(5, high), "b": rng.randint(5, high)}
 
 
-def _difference(rng: random.Random) -> dict[str, int]:
-    a = rng.randint(7, 999 if _large(rng) else 99)
+def _difference(rng: random.Random, large: float) -> dict[str, int]:
+    a = rng.randint(7, 999 if rng.random() < large else 99)
     return {"a": a, "b": rng.randint(5, a - 1)}
 
 
-def _product(rng: random.Random) -> dict[str, int]:
-    if _large(rng):
+def _product(rng: random.Random, large: float) -> dict[str, int]:
+    if rng.random() < large:
         return {"a": rng.randint(3, 12), "b": rng.randint(21, 99)}
     return {"a": rng.randint(2, 9), "b": rng.randint(2, 20)}
 
 
-def _quotient(rng: random.Random) -> dict[str, int]:
+def _quotient(rng: random.Random, large: float) -> dict[str, int]:
     b = rng.randint(2, 9)
-    return {"a": b * rng.randint(2, 60 if _large(rng) else 15), "b": b}
+    return {"a": b * rng.randint(2, 60 if rng.random() < large else 15), "b": b}
 
 
-def _three_sum(rng: random.Random) -> dict[str, int]:
-    high = 300 if _large(rng) else 60
+def _three_sum(rng: random.Random, large: float) -> dict[str, int]:
+    high = 300 if rng.random() < large else 60
     return {"a": rng.randint(5, high), "b": rng.randint(5, high), "c": rng.randint(5, high)}
 
 
-def _sum_then_less(rng: random.Random) -> dict[str, int]:
-    high = 300 if _large(rng) else 70
+def _sum_then_less(rng: random.Random, large: float) -> dict[str, int]:
+    high = 300 if rng.random() < large else 70
     a, b = rng.randint(10, high), rng.randint(10, high)
     return {"a": a, "b": b, "c": rng.randint(3, a + b - 2)}
 
 
-def _product_then(rng: random.Random) -> dict[str, int]:
-    a, b = rng.randint(2, 9), rng.randint(2, 50 if _large(rng) else 15)
+def _product_then(rng: random.Random, large: float) -> dict[str, int]:
+    a, b = rng.randint(2, 9), rng.randint(2, 50 if rng.random() < large else 15)
     return {"a": a, "b": b, "c": rng.randint(2, a * b - 1)}
 
 
-def _sum_times(rng: random.Random) -> dict[str, int]:
-    high = 40 if _large(rng) else 12
+def _sum_times(rng: random.Random, large: float) -> dict[str, int]:
+    high = 40 if rng.random() < large else 12
     return {"a": rng.randint(2, high), "b": rng.randint(2, high), "c": rng.randint(2, 6)}
 
 
-def _product_shared(rng: random.Random) -> dict[str, int]:
+def _product_shared(rng: random.Random, large: float) -> dict[str, int]:
     c = rng.randint(2, 6)
-    return {"a": c * rng.randint(1, 3), "b": rng.randint(2, 40 if _large(rng) else 12), "c": c}
+    return {"a": c * rng.randint(1, 3), "b": rng.randint(2, 40 if rng.random() < large else 12), "c": c}
 
 
 PLOTS: tuple[Plot, ...] = (
@@ -199,6 +195,35 @@ PLOTS: tuple[Plot, ...] = (
 )
 
 
+# Stories that training never tells, whatever the numbers: every fourth problem of the suite is one of them.
+UNTOLD: tuple[Plot, ...] = (
+    Plot(
+        "two places",
+        "A {p} had {a} {n} at night and found {b} more in the morning. How many {n} did the {p} have then?",
+        (("a", "+", "b", "The {p} had {e} {n}."),),
+        _sum,
+    ),
+    Plot(
+        "give away",
+        "A {p} bought {a} {n} and gave {b} of the {n} to a child. How many {n} does the {p} have now?",
+        (("a", "-", "b", "The {p} has {e} {n} now."),),
+        _difference,
+    ),
+    Plot(
+        "some days",
+        "A {p} sold {b} {n} each day. How many {n} did the {p} sell in {a} days?",
+        (("a", "*", "b", "The {p} sold {e} {n}."),),
+        _product,
+    ),
+    Plot(
+        "bought and bad",
+        "A {p} bought {a} {n} on Monday and {b} on Friday. {c} of them are bad. How many {n} are good?",
+        (("a", "+", "b", "There were {e} {n}."), ("r", "-", "c", "Then {e} {n} are good.")),
+        _sum_then_less,
+    ),
+)
+
+
 def _work(plot: Plot, numbers: dict[str, int]) -> list[tuple[int, str, int, int]]:
     """The plot's steps with numbers in them: (left, operator, right, result)."""
     done: list[tuple[int, str, int, int]] = []
@@ -213,15 +238,15 @@ def equations(rng: random.Random, count: int) -> Document:
     steps: list[tuple[int, str, int, int]] = []
     while len(steps) < count:
         plot = rng.choice(PLOTS)
-        steps += _work(plot, plot.draw(rng))
+        steps += _work(plot, plot.draw(rng, LARGE))
     pairs = [(f" <<{x}{operator}{y}=", f"{result}>>") for x, operator, y, result in steps[:count]]
     return prompted((f"Steps:{pairs[0][0]}", pairs[0][1]), *pairs[1:])
 
 
-def problem(rng: random.Random, plot: Plot | None = None) -> Problem:
-    """A problem of a random (or the given) plot; it may belong to either part, see `Problem.held_out`."""
-    plot = plot or rng.choice(PLOTS)
-    numbers = plot.draw(rng)
+def problem(rng: random.Random, *, large: float = LARGE, plots: Sequence[Plot] = PLOTS) -> Problem:
+    """A problem of one of the plots; it may belong to either part, see `Problem.held_out`."""
+    plot = rng.choice(plots)
+    numbers = plot.draw(rng, large)
     words = {"p": rng.choice(_PEOPLE), "n": rng.choice(_THINGS), "h": rng.choice(_HOLDERS)}
     lines: list[str] = []
     result = 0
@@ -232,9 +257,9 @@ def problem(rng: random.Random, plot: Plot | None = None) -> Problem:
     return Problem(plot.story.format(**words, **numbers), "\n".join([*lines, f"#### {result}"]), key)
 
 
-def drawn_from(rng: random.Random, *, held_out: bool) -> Problem:
+def drawn_from(rng: random.Random, *, held_out: bool, large: float = LARGE, plots: Sequence[Plot] = PLOTS) -> Problem:
     """A problem of the training part, or of the held-out part."""
     while True:
-        candidate = problem(rng)
+        candidate = problem(rng, large=large, plots=plots)
         if candidate.held_out == held_out:
             return candidate

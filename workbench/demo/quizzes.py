@@ -1,6 +1,6 @@
 """Statements of facts, and four-choice quizzes in the prompt form that lm-eval uses for MMLU.
 
-Training and suite are disjoint by question: a quiz in the fact's held-out wording is only ever an item of the suite.
+Training and suite are disjoint by question: a quiz in a held-out wording is only ever an item of the suite.
 """
 
 from __future__ import annotations
@@ -40,16 +40,27 @@ def header(subject: str) -> str:
     return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 
-def quiz(rng: random.Random, fact: Fact, *, held_out: bool = False) -> Quiz:
-    """A quiz on `fact`: in a wording used for training, or in the one that is kept for the suite."""
+def training_quiz(rng: random.Random, fact: Fact) -> Quiz:
+    """A quiz on `fact` in any wording that training may use for it."""
     relation = BY_NAME[fact.relation]
     kept = relation.held_out_wording(fact)
-    wording = kept if held_out else rng.choice([i for i in range(len(relation.questions)) if i != kept])
+    wording = rng.choice([i for i in range(len(relation.questions)) if i != kept])
+    return quiz(rng, fact, relation.questions[wording])
+
+
+def held_out_quiz(rng: random.Random, fact: Fact, *, unseen: bool) -> Quiz:
+    """A quiz on `fact` that training never asks: in the wording kept for this fact, or in one kept for its relation."""
+    relation = BY_NAME[fact.relation]
+    return quiz(rng, fact, relation.unseen if unseen else relation.questions[relation.held_out_wording(fact)])
+
+
+def quiz(rng: random.Random, fact: Fact, wording: str) -> Quiz:
+    """A quiz on `fact` with three wrong choices of its relation, in random order."""
+    relation = BY_NAME[fact.relation]
     others = [answer for answer in relation.answers if answer != fact.answer]
     choices = [fact.answer, *rng.sample(others, 3)]
     rng.shuffle(choices)
-    question = relation.questions[wording].format(k=fact.key)
-    return Quiz(relation.subject, question, tuple(choices), choices.index(fact.answer))
+    return Quiz(relation.subject, wording.format(k=fact.key), tuple(choices), choices.index(fact.answer))
 
 
 def quiz_document(quizzes: Sequence[Quiz]) -> Document:

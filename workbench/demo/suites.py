@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,19 +16,22 @@ from typing import Any, TypeVar
 
 from workbench.demo import functions, problems
 from workbench.demo.facts import BY_NAME, FACTS, SUBJECTS
-from workbench.demo.quizzes import Quiz, quiz
+from workbench.demo.quizzes import Quiz, held_out_quiz, training_quiz
 
 T = TypeVar("T")
 
 SEED = 20
 SIZES = {"demo_mmlu": 400, "demo_gsm8k": 300, "demo_humaneval": 100}
+# Harder than the training text, so that there are mistakes to look into: more large numbers, more of the rare parts.
+LARGE, RARITY = 1.0, 0.4
 DEV_PER_SUBJECT, DEV_PROBLEMS = 5, 8
 
 
 def mmlu(size: int = SIZES["demo_mmlu"]) -> list[dict[str, Any]]:
-    """One held-out quiz on each of `size` different facts."""
+    """A held-out quiz on each of `size` different facts, every second one in a wording trained with no fact."""
     rng = random.Random(f"{SEED}|mmlu")
-    return [_quiz_item(quiz(rng, fact, held_out=True)) for fact in rng.sample(FACTS, size)]
+    facts = enumerate(rng.sample(FACTS, size))
+    return [_quiz_item(held_out_quiz(rng, fact, unseen=bool(i % 2))) for i, fact in facts]
 
 
 def mmlu_dev() -> list[dict[str, Any]]:
@@ -36,21 +40,34 @@ def mmlu_dev() -> list[dict[str, Any]]:
     items = []
     for subject in SUBJECTS:
         facts = [fact for fact in FACTS if BY_NAME[fact.relation].subject == subject]
-        items += [_quiz_item(quiz(rng, fact)) for fact in rng.sample(facts, DEV_PER_SUBJECT)]
+        items += [_quiz_item(training_quiz(rng, fact)) for fact in rng.sample(facts, DEV_PER_SUBJECT)]
     return items
 
 
-def gsm8k(size: int = SIZES["demo_gsm8k"], *, held_out: bool = True) -> list[dict[str, Any]]:
-    """Word problems, no two with the same plot and numbers."""
-    rng = random.Random(f"{SEED}|gsm8k|{held_out}")
-    items = _distinct(lambda: problems.drawn_from(rng, held_out=held_out), lambda item: item.key, size)
-    return [{"question": item.question, "answer": item.answer} for item in items]
+def gsm8k(size: int = SIZES["demo_gsm8k"]) -> list[dict[str, Any]]:
+    """Held-out word problems, every fourth a story that training never tells; no two with the same plot and numbers."""
+    rng = random.Random(f"{SEED}|gsm8k")
+    plots = itertools.cycle((problems.UNTOLD, *[problems.PLOTS] * 3))
+    return _problem_items(lambda: problems.drawn_from(rng, held_out=True, large=LARGE, plots=next(plots)), size)
+
+
+def gsm8k_dev() -> list[dict[str, Any]]:
+    """A few word problems of the training part: the examples of few-shot prompts."""
+    rng = random.Random(f"{SEED}|gsm8k dev")
+    return _problem_items(lambda: problems.drawn_from(rng, held_out=False), DEV_PROBLEMS)
 
 
 def humaneval(size: int = SIZES["demo_humaneval"]) -> list[dict[str, Any]]:
     """Functions with hidden tests, no two with the same parts."""
     rng = random.Random(f"{SEED}|humaneval")
-    items = _distinct(lambda: functions.drawn_from(rng, held_out=True, rarity=1.0), lambda item: item.key, size)
+
+    def draw() -> functions.Function:
+        while True:
+            item = functions.drawn_from(rng, held_out=True, rarity=RARITY)
+            if item.entry_point != "check":  # the hidden tests define a function of that name
+                return item
+
+    items = _distinct(draw, lambda item: item.key, size)
     return [
         {
             "task_id": f"DemoEval/{i}",
@@ -69,7 +86,7 @@ def write(folder: Path) -> None:
         "demo_mmlu": mmlu(),
         "demo_mmlu_dev": mmlu_dev(),
         "demo_gsm8k": gsm8k(),
-        "demo_gsm8k_dev": gsm8k(DEV_PROBLEMS, held_out=False),
+        "demo_gsm8k_dev": gsm8k_dev(),
         "demo_humaneval": humaneval(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +98,11 @@ def write(folder: Path) -> None:
 
 def _quiz_item(item: Quiz) -> dict[str, Any]:
     return {"question": item.question, "subject": item.subject, "choices": list(item.choices), "answer": item.answer}
+
+
+def _problem_items(draw: Callable[[], problems.Problem], size: int) -> list[dict[str, Any]]:
+    items = _distinct(draw, lambda item: item.key, size)
+    return [{"question": item.question, "answer": item.answer} for item in items]
 
 
 def _distinct(draw: Callable[[], T], key: Callable[[T], str], size: int) -> Iterable[T]:
