@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from dashboard import state
 from dashboard.text import plain
 from workbench.errors import WorkbenchError
 
@@ -27,6 +28,7 @@ class Help:
 @contextmanager
 def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     """A page's head and error boundary; `yield`s the head, to which the page adds its data and code at its end."""
+    state.arrive(title)
     with st.container(horizontal=True, vertical_alignment="center", key="page_head"):
         with st.container(gap=None, width="stretch"):
             st.header(title, anchor=False)
@@ -85,7 +87,9 @@ def empty(sentence: str, command: str | None = None) -> None:
 
 
 @contextmanager
-def card(title: str, *, help: str | None = None, key: str | None = None, height: int | str = "content") -> Iterator[None]:
+def card(
+    title: str, *, help: str | None = None, key: str | None = None, height: int | str = "content"
+) -> Iterator[None]:
     """A bordered part of a page. The title is ours: it is read as Markdown."""
     with st.container(border=True, key=key, height=height):
         st.subheader(title, anchor=False, help=help)

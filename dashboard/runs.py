@@ -1,8 +1,9 @@
 """Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -107,13 +108,13 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
 
 def _target(target: object, choices: Sequence[str]) -> str:
     """lm-eval gives a choice's text or its number."""
-    if isinstance(target, int | float) or (isinstance(target, str) and target.isdecimal()):
-        index = int(target)
-        return choices[index].strip() if 0 <= index < len(choices) else str(target)
-    return str(target).strip()
+    said = str(target).strip()
+    if said.isdecimal() and int(said) < len(choices):
+        return choices[int(said)].strip()
+    return said
 
 
-def _listed(value: object) -> list:  # type: ignore[type-arg]
+def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
@@ -121,7 +122,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _stamps(paths) -> tuple[tuple[str, int, int], ...]:  # type: ignore[no-untyped-def]
+def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     found = []
     for path in paths:
         try:

@@ -90,13 +90,21 @@ def _name(probe: Callable[..., Any]) -> str:
     return f"{probe.__module__}.{probe.__qualname__}"
 
 
+def arrive(page: str) -> None:
+    """Note whether this run is the session's first on a page; each page begins with it."""
+    st.session_state["_arrived"] = st.session_state.get("_page") != page
+    st.session_state["_page"] = page
+
+
 def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options: Any) -> T:
     """A widget whose value is in the URL under `key`, and comes back when its user returns from another page.
 
     A link's value wins; without one, the session's last value; else the widget's own default.
     """
     memory = f"_last_{key}"
-    if key not in st.query_params and key not in st.session_state and memory in st.session_state:
+    # On arrival the key may still stand for the widget of the page that was left, whose value this one would not take.
+    fresh = st.session_state.get("_arrived") or key not in st.session_state
+    if key not in st.query_params and fresh and memory in st.session_state:
         st.session_state[key] = st.session_state[memory]
     value = widget(label, *args, key=key, bind="query-params", **options)
     st.session_state[memory] = value

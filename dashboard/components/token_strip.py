@@ -63,7 +63,9 @@ def token_strip(strip: Strip, *, chosen: int, on_choose: Callable[[int], None], 
 
 def plain_strip(id: str, tokens: Sequence[bytes], ids: Sequence[int], *, key: str = "plain_tokens") -> None:
     """Tokens without shading; a token that is pointed at says its position and id."""
-    _component(key=key, data={"id": id, "tokens": [short(token, 40) for token in tokens], "ids": list(ids), "mode": "plain"})
+    _component(
+        key=key, data={"id": id, "tokens": [short(token, 40) for token in tokens], "ids": list(ids), "mode": "plain"}
+    )
 
 
 def pack(pattern: np.ndarray) -> str:

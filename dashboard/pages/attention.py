@@ -24,13 +24,13 @@ ABOUT = Help(
     "The map's rows are queries and its columns keys: a row says where that token looks, and sums to 1. What lies "
     "after the query is blank, not 0.",
     [
-        "**Entropy** of a row in nats: 0 looks at one token, ln(i + 1) evenly at all. Atlas values are means over rows.",
+        "**Entropy** of a row, in nats: 0 looks at one token, ln(i + 1) evenly at all. The atlas has means over rows.",
         "**Sink mass** is the weight on the first token; a head is called a sink head above 0.3.",
         "**Previous token** and **duplicate** are the weights on the token before, and on earlier copies of the token.",
         "**Induction** is measured on random blocks that come twice, not on the prompt: the weight on the token that "
         "followed the same token the first time.",
         "**Brackets** over the atlas join the query heads that share one key/value head.",
-        f"Beyond {MAX_CELLS} tokens the map shows the largest weight of each tile; choose a window to see single tokens.",
+        f"Beyond {MAX_CELLS} tokens a map shows the largest weight of each tile; a window shows single tokens.",
     ],
     {
         "entropy, distance": "https://arxiv.org/abs/1906.04284",
@@ -186,9 +186,7 @@ def _window(length: int) -> tuple[int, int] | None:
     if length <= MAX_CELLS:
         return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        extent = state.bound(
-            st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True
-        )
+        extent = state.bound(st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True)
         if extent == WHOLE:
             return None
         last = length - 2
@@ -205,7 +203,9 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
     left, right = st.columns([0.59, 0.41], gap="medium")
     with left:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.subheader("Tokens", anchor=False, help="Hover to preview a token, click or use the arrow keys to choose it.")
+            st.subheader(
+                "Tokens", anchor=False, help="Hover to preview a token, click or use the arrow keys to choose it."
+            )
             mode = state.bound(
                 st.segmented_control, "Show", [LOOKS, SEEN], key="strip", default=LOOKS, required=True,
                 label_visibility="collapsed",

@@ -56,7 +56,9 @@ def _choose(found: list[Run]) -> tuple[Run, Run | None]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = state.bound(st.selectbox, "Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
-        against = state.bound(st.selectbox, "Compare with", others, key="baseline", width=420) if len(names) > 1 else None
+        against = (
+            state.bound(st.selectbox, "Compare with", others, key="baseline", width=420) if len(names) > 1 else None
+        )
     run = next((run for run in found if run.name == name), found[0])
     return run, next((run for run in found if run.name == against), None)
 
@@ -130,7 +132,9 @@ def _samples(run: Run) -> pd.DataFrame | None:
     with card("Samples", key="samples"):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             task = state.bound(st.selectbox, "Task", run.tasks, key="task", width=300)
-            kept = state.bound(st.segmented_control, "Show", [ALL, RIGHT, WRONG], key="show", default=ALL, required=True)
+            kept = state.bound(
+                st.segmented_control, "Show", [ALL, RIGHT, WRONG], key="show", default=ALL, required=True
+            )
         table = runs.samples(run, task)
         if kept != ALL:
             right = table["correct"] >= 1
@@ -200,7 +204,10 @@ def _open(sample: Sample) -> None:
                 "logprob", ascending=False
             ),
             hide_index=True,
-            column_config={"choice": "Choice", "logprob": st.column_config.NumberColumn("Log-probability", format="%.3f")},
+            column_config={
+                "choice": "Choice",
+                "logprob": st.column_config.NumberColumn("Log-probability", format="%.3f"),
+            },
         )
     else:
         st.caption("Output" + (f" (ended by: {sample.finish})" if sample.finish else ""))

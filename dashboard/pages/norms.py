@@ -51,7 +51,10 @@ def show() -> None:
                     )
                 ]
             first = view in (RMS, CONTRIBUTIONS) and state.bound(
-                st.toggle, "Leave out the first token", key="nofirst", help="It is often a sink, far larger than the rest."
+                st.toggle,
+                "Leave out the first token",
+                key="nofirst",
+                help="It is often a sink, far larger than the rest.",
             )
         if view == GAINS:
             _gains(head, model, norm)
@@ -88,7 +91,7 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
             pd.DataFrame(
                 {
                     "layer": ["final" if rms.norms[i][1] == norms.FINAL else str(rms.norms[i][0]) for i in rows],
-                    "median": np.nanmedian(values, axis=1),
+                    "median": pd.DataFrame(values).median(axis=1),
                     "largest": values[np.arange(len(rows)), largest],
                     "at": [short(given.tokens[start + i], 24) for i in largest],
                 }
@@ -190,7 +193,9 @@ def _activations(head: Head, held: Held, given: Input) -> None:
 
 def _dimensions(outliers: norms.OutlierDimensions) -> None:
     count = len(outliers.dims)
-    with card("Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"):
+    with card(
+        "Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"
+    ):
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         st.dataframe(
             outliers.frame().head(50),

@@ -40,9 +40,20 @@ def show() -> None:
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)
-        with middle, card("Key/value cache", help="Keys and values kept for each token.", key="cache", height="stretch"):
+        with (
+            middle,
+            card("Key/value cache", help="Keys and values kept for each token.", key="cache", height="stretch"),
+        ):
             _cache(model)
-        with right, card("Provenance", help="What a result must name to be repeated; whole in the CSV.", key="origin", height="stretch"):
+        with (
+            right,
+            card(
+                "Provenance",
+                help="What a result must name to be repeated; whole in the CSV.",
+                key="origin",
+                height="stretch",
+            ),
+        ):
             _origin(model)
         _prompt(model, head)
 
@@ -61,7 +72,9 @@ def _shape(model: Transformer) -> None:
         "Context": f"{config.max_seq_len:,}",
     }
     with st.container(border=True, key="shape"):
-        for column, (label, value) in zip(st.columns([1, 0.7, 0.7, 1.5, 0.8, 0.8, 0.9, 0.9]), values.items(), strict=True):
+        for column, (label, value) in zip(
+            st.columns([1, 0.7, 0.7, 1.5, 0.8, 0.8, 0.9, 0.9]), values.items(), strict=True
+        ):
             column.metric(label, value)
 
 
@@ -147,7 +160,9 @@ def _prompt(model: Transformer, head: Head) -> None:
         table = likeliest(model, given.ids)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
-            st.subheader(f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id.")
+            st.subheader(
+                f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id."
+            )
             plain_strip(f"{state.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
             _costs(model, len(given))
         with right:

@@ -16,6 +16,7 @@ from dashboard.text import plotly_labels, short
 from probes import figures, rope
 from probes.maps import MAX_CELLS, HeadMap, pool
 from probes.rotation import decay, model_frequencies, wavelengths
+from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.model import Transformer
 
@@ -169,7 +170,9 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
     with left, st.container(border=True, height="stretch"):
         chart(figures.relative_invariance(found), key="invariance", height=430)
     with right, card("Largest change of a score", help="Over all shifts up to the context.", height="stretch"):
-        table = pd.DataFrame({"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)})
+        table = pd.DataFrame(
+            {"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)}
+        )
         st.dataframe(
             table,
             hide_index=True,
@@ -224,7 +227,9 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     head.data({"what_if": found.frame})
 
 
-def _rescored(cap, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> rope.WhatIf:  # type: ignore[no-untyped-def]
+def _rescored(
+    cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None
+) -> rope.WhatIf:
     config = replace(cap.config, rope_theta=theta, rope_scaling=scaling)
     return rope.what_if(cap, layer, head, model_frequencies(config))
 

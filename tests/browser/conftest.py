@@ -52,7 +52,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, chromium: str | None) -> Ite
         yield World(url, log, model, results)
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while playwright runs, this thread has an event loop, and no other test may start its own.
+@pytest.fixture(scope="module")
 def browser(chromium: str | None) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -107,7 +108,7 @@ class Tab:
         assert self.complaints == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def regular(browser: Browser) -> Iterator[BrowserContext]:
     """The context of most tabs: its cache spares each of them the loading of Streamlit's and plotly's code."""
     with browser.new_context() as context:

@@ -1,4 +1,4 @@
-"""A small checkpoint in Meta's layout, written in a second: random weights, a real tokenizer learnt from a few lines."""
+"""A small checkpoint in Meta's layout, with results of two runs: random weights, a real tokenizer."""
 
 import json
 from pathlib import Path

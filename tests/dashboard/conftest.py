@@ -1,0 +1,53 @@
+"""A small checkpoint and two runs, and the app as AppTest drives it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from dashboard.settings import ROOT, Settings
+from tests.dashboard.world import write_checkpoint, write_results
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_results(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """What a server's process would have been started with."""
+
+    def configure(model: str, results: Path) -> None:
+        st.cache_resource.clear()
+        for name, value in Settings(model, results).to_env().items():
+            monkeypatch.setenv(name, value)
+
+    return configure
+
+
+@pytest.fixture
+def app(serve: Callable[[str, Path], None], checkpoint: Path, results: Path) -> Callable[..., AppTest]:
+    """A session that opened a page at an address."""
+    serve(str(checkpoint), results)
+
+    def open_page(page: str = "overview", **params: object) -> AppTest:
+        session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        address = {name: str(value) for name, value in params.items()}
+        session.query_params.update(address)
+        if page != "overview":
+            session.run()  # only then does Streamlit know the pages
+            session.switch_page(f"dashboard/pages/{page}.py")
+            # The overview has read the prompt already, and hands it on; the rest is this page's own.
+            session.query_params.clear()
+            session.query_params.update({name: value for name, value in address.items() if name != "prompt"})
+        return session.run()
+
+    return open_page

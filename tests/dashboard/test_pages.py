@@ -1,0 +1,219 @@
+"""What the pages do, without a browser: numbers shown are the probes' own, and mistakes say what to do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+import workbench as wb
+from dashboard import state
+from dashboard.source import DEFAULT_PROMPT
+from tests.dashboard.world import NASTY
+from workbench.model import Transformer
+
+App = Callable[..., AppTest]
+PAGES = ("overview", "attention", "rope", "norms", "benchmarks")
+
+
+def metrics(session: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in session.metric}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_runs(app: App, page: str) -> None:
+    session = app(page)
+    assert not session.exception and not session.error
+    assert session.header[0].value.lower() == page
+
+
+def test_overview_says_what_the_model_is(app: App, checkpoint: Path) -> None:
+    session = app()
+    shown = metrics(session)
+    assert (shown["Layers"], shown["Heads (grouped-query)"], shown["Context"]) == ("4", "8 / 2", "2,048")
+    model = wb.load_model(checkpoint)
+    assert model.tokenizer is not None
+    tokens = torch.tensor([model.tokenizer.encode(DEFAULT_PROMPT, bos=True)])
+    with torch.no_grad():
+        expected = model(tokens)[0, -1].softmax(-1).topk(8)
+    table = next(frame.value for frame in session.dataframe if "probability" in frame.value)
+    assert table["id"].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(table["probability"], expected.values, rtol=1e-4)
+
+
+def test_attention_shows_the_heads_own_numbers(app: App, checkpoint: Path) -> None:
+    session = app("attention", layer=2, head=5, prompt="the cat sat on the mat")
+    model = wb.load_model(checkpoint)
+    assert model.tokenizer is not None
+    tokens = torch.tensor([model.tokenizer.encode("the cat sat on the mat", bos=True)])
+    with torch.no_grad():
+        _, cap = model.run_with_capture(tokens, ["blocks.2.attn.hook_pattern"])
+    pattern = cap["blocks.2.attn.hook_pattern"][0, 5].double()
+    shown = metrics(session)
+    assert shown["Sink mass"] == f"{pattern[:, 0].mean():.0%}"
+    assert shown["Previous token"] == f"{pattern.diagonal(-1).mean():.0%}"
+    assert shown["Entropy (nats)"] == f"{torch.special.entr(pattern).sum(-1).mean():.2f}"
+    strongest = next(frame.value for frame in session.dataframe if "distance" in frame.value)
+    order = pattern[-1].argsort(descending=True)[:6]
+    assert strongest["position"].tolist() == order.tolist()
+    np.testing.assert_allclose(strongest["weight"], pattern[-1][order], atol=1e-6)
+
+
+def test_the_strips_other_mode_lists_queries(app: App) -> None:
+    session = app("attention", layer=1, head=1, token=2, strip="Who looks at it", prompt="the cat sat on the mat")
+    assert session.subheader[-1].value == "Strongest queries on token 2"
+    strongest = next(frame.value for frame in session.dataframe if "distance" in frame.value)
+    assert strongest["position"].min() >= 2  # nobody before a token can look at it
+    assert strongest["weight"].is_monotonic_decreasing
+
+
+def test_what_the_address_holds_wins_and_what_it_cannot_mean_is_ignored(app: App) -> None:
+    session = app("attention", layer=3, head=7, colour="Sink mass", token=999)
+    assert [session.number_input(key=key).value for key in ("layer", "head")] == [3, 7]
+    assert session.subheader[1].value == "Layer 3 · Head 7"
+    assert not app("attention", layer=99, head="x", colour="nothing", token="-1").exception
+
+
+def test_a_prompt_follows_its_user_from_page_to_page(app: App) -> None:
+    session = app("attention")
+    session.text_area(key="prompt").set_value("the dog").run()
+    session.switch_page("dashboard/pages/benchmarks.py").run()
+    session.switch_page("dashboard/pages/norms.py").run()
+    assert session.text_area(key="prompt").value == "the dog"
+    assert app("norms").text_area(key="prompt").value == DEFAULT_PROMPT
+
+
+@pytest.mark.parametrize("page", ["overview", "attention", "norms", "rope"])
+def test_hostile_text_reaches_no_markdown(app: App, page: str) -> None:
+    session = app(page, prompt=NASTY, **({"view": "This head"} if page == "rope" else {}))
+    assert not session.exception
+    read_as_markdown = [
+        *(element.value for kind in ("markdown", "caption", "subheader", "header") for element in session.get(kind)),
+        *(metric.label + metric.value for metric in session.metric),
+    ]
+    for fragment in ("<script", "alert", "$x", "example.com", ":red", "\u202e"):
+        assert not [text for text in read_as_markdown if fragment in text]
+
+
+def test_an_empty_prompt_and_a_long_one_say_what_to_do(app: App) -> None:
+    session = app("attention")
+    session.text_area(key="prompt").set_value("a b " * 1500).run()
+    assert session.error[0].value == "There is nothing to run on."
+    assert "Shorten the text." in session.code[0].value
+    assert not session.exception
+
+
+def test_a_capture_is_made_once_for_all_who_send_the_same_tokens(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    plain = Transformer.run_with_capture
+
+    def counted(self: Transformer, tokens: torch.Tensor, *args: object, **options: object) -> object:
+        runs.append(tokens.shape[1])
+        return plain(self, tokens, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transformer, "run_with_capture", counted)
+    first = app("attention", prompt="the cat sat on the mat")
+    made = len(runs)
+    first.number_input(key="layer").set_value(3).run()
+    first.number_input(key="head").set_value(1).run()
+    assert len(runs) == made > 0
+    somebody_else = AppTest.from_file(first._script_path, default_timeout=60)
+    somebody_else.query_params["prompt"] = "the cat sat on the mat"
+    somebody_else.run()
+    somebody_else.switch_page("dashboard/pages/attention.py").run()
+    assert somebody_else.text_area(key="prompt").value == "the cat sat on the mat"
+    assert len(runs) == made
+    first.text_area(key="prompt").set_value("the cat sat on the park").run()
+    assert len(runs) == made + 1
+
+
+def test_captures_are_told_apart_by_tokens_hooks_and_weights(checkpoint: Path) -> None:
+    model, other = wb.load_model(checkpoint), wb.load_model(checkpoint)
+    other.source = None  # the same weights, but nothing to prove it
+    hooks = ("blocks.*.attn.hook_pattern",)
+    ids = [
+        state.capture(model, (1, 2, 3), hooks).id,
+        state.capture(model, (1, 2, 4), hooks).id,
+        state.capture(model, (1, 2, 3), ("blocks.0.hook_resid_pre",)).id,
+        state.capture(other, (1, 2, 3), hooks).id,
+    ]
+    assert len(set(ids)) == 4
+    assert state.capture(model, (1, 2, 3), hooks).capture is state.capture(model, (1, 2, 3), hooks).capture
+
+
+def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
+    session = app("rope", view="What if", layer=1, head=2)
+    assert metrics(session)["Attention that moves"] == "0.0%"
+    assert "Change theta" in session.info[0].value
+    session.number_input(key="theta").set_value(500.0).run()
+    assert metrics(session)["Attention that moves"] != "0.0%"
+    assert not session.info
+
+
+def test_shift_errors_grow_with_fewer_bits(app: App) -> None:
+    table = next(frame.value for frame in app("rope", view="Shift").dataframe if "arithmetic" in frame.value)
+    largest = table.set_index("arithmetic")["largest"]
+    assert largest["float64"] < largest["float32"] < largest["bfloat16"]
+
+
+def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
+    session = app("benchmarks")
+    table = session.dataframe[0].value
+    assert table["task"].tolist() == ["tiny_quiz", "tiny_sums"]
+    np.testing.assert_allclose(table["value"], [100 * 5 / 6, 100 * 4 / 6])
+    assert table["n"].tolist() == [6, 6]
+    assert table["interval"].tolist() == ["43.6 to 97.0", "30.0 to 90.3"]  # Wilson, by hand
+    assert "tiny_code was not run: there is no sandbox" in [text.value for text in session.text]
+
+
+def test_benchmarks_filter_opens_the_first_that_is_left(app: App) -> None:
+    session = app("benchmarks", task="tiny_sums", show="Wrong")
+    assert session.dataframe[1].value["doc"].tolist() == [4, 5]
+    assert session.markdown[-1].value == "**Sample 4: wrong**"
+    assert [code.value for code in session.code][-2:] == ["0", "5"]  # extracted against target
+    assert app("benchmarks", task="tiny_sums", doc=5).markdown[-1].value == "**Sample 5: wrong**"
+
+
+def test_no_runs_yet_gives_the_command(app: App, serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path) -> None:
+    serve(str(checkpoint), tmp_path / "none")
+    session = AppTest.from_file(app()._script_path, default_timeout=60).run()
+    serve(str(checkpoint), tmp_path / "none")
+    session.switch_page("dashboard/pages/benchmarks.py").run()
+    assert "No finished runs" in session.info[0].value
+    assert session.code[0].value.startswith("workbench eval run --model demo")
+
+
+def test_a_damaged_run_is_named_and_the_rest_shown(
+    serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path, app: App
+) -> None:
+    import shutil
+
+    root = shutil.copytree(results, tmp_path / "results")
+    (root / "results_broken.json").write_text("{")
+    session = app()
+    serve(str(checkpoint), root)
+    session.switch_page("dashboard/pages/benchmarks.py").run()
+    assert "results_broken.json" in session.expander[0].code[0].value
+    assert not session.dataframe[0].value.empty
+
+
+def test_a_model_that_cannot_be_loaded_is_one_message(
+    serve: Callable[[str, Path], None], app: App, results: Path, tmp_path: Path
+) -> None:
+    session = app()
+    serve(str(tmp_path / "nothing"), results)
+    session.run()
+    assert session.error[0].value == "This view cannot be shown."
+    assert "nothing" in session.code[0].value and not session.exception
+
+
+def test_nan_in_the_stream_is_a_red_banner(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = app("norms")
+    model = state.model()
+    with torch.no_grad():
+        model.layers[1].attention_norm.weight[0] = torch.nan  # type: ignore[union-attr,operator]
+    session.text_area(key="prompt").set_value("a new prompt").run()
+    assert "NaN or infinite" in session.error[0].value
+    assert not session.exception

@@ -1,0 +1,103 @@
+"""The dashboard's parts that need no page: settings, facts, samples, the strip's packing, the server command."""
+
+import base64
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from dashboard import cli, facts
+from dashboard.components.token_strip import pack
+from dashboard.runs import as_sample
+from dashboard.settings import Settings
+from evals.results import list_runs
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError
+
+
+def test_settings_survive_the_way_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings.from_env(Settings("model", Path("runs")).to_env()) == Settings(
+        str(tmp_path / "model"), tmp_path / "runs"
+    )
+    assert Settings.from_env({}).model == "demo"
+    assert Settings.from_env(Settings("demo").to_env()).model == "demo"
+
+
+def test_cache_bytes_are_those_of_the_published_8b() -> None:
+    config = ModelConfig(
+        dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14336, vocab_size=128256, max_seq_len=131072
+    )
+    table = facts.cache_bytes(config, itemsize=2).set_index("kind")
+    assert table.loc["GQA", "bytes_per_token"] == 128 * 1024
+    assert table.loc["GQA", "bytes_at_context"] == 16 * 1024**3
+    assert table.loc["MHA", "bytes_per_token"] == 4 * 128 * 1024
+    assert facts.readable_bytes(16 * 1024**3) == "16.0 GiB" and facts.readable_bytes(256) == "256 B"
+    assert facts.readable_count(8_030_261_248) == "8.03 B" and facts.readable_count(562) == "562"
+
+
+def test_parts_hold_every_parameter_once(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    table = facts.parameters_by_part(tiny_model)
+    assert table["parameters"].sum() == sum(parameter.numel() for parameter in tiny_model.parameters())
+    assert table.set_index("part").loc["Norms", "parameters"] == 32 * (2 * 3 + 1)
+    assert table["share"].sum() == pytest.approx(1)
+
+
+def test_packed_patterns_read_back_row_by_row() -> None:
+    pattern = np.array([[1, np.nan, np.nan], [0.25, 0.75, np.nan], [0, 0.5, 0.5]])
+    packed = base64.b64decode(pack(pattern))
+    assert struct.unpack("<6H", packed) == (65535, 16384, 49151, 0, 32768, 32768)
+
+
+def test_samples_replay_the_answer_that_was_given(results: Path) -> None:
+    run = next(run for run in list_runs(results) if run.path.parent.name == "first")
+    quiz = run.samples("tiny_quiz")
+    wrong = as_sample(run, "tiny_quiz", quiz.iloc[5])
+    assert (wrong.answer, wrong.target, wrong.correct) == ("B", "A", 0.0)
+    assert wrong.ids == (306, 65, 66, 67, 65, 66, 69)
+    assert wrong.reference == f"{run.name}/tiny_quiz/5"
+    generated = as_sample(run, "tiny_sums", run.samples("tiny_sums").iloc[0])
+    assert generated.ids == (65, 66, 67, 68, 69, 70, 71)
+    assert (generated.answer, generated.target, generated.finish) == ("1", "1", "stop")
+
+
+def test_a_sample_without_token_ids_says_so(results: Path) -> None:
+    run = list_runs(results)[0]
+    row = run.samples("tiny_sums").iloc[0].drop(["prompt_ids", "generated_ids"])
+    assert as_sample(run, "tiny_sums", row).ids is None
+
+
+def test_a_wrong_model_path_is_refused_before_a_server_starts() -> None:
+    with pytest.raises(CheckpointError, match="No checkpoint folder at nowhere"):
+        cli.main(model="nowhere", check=True)
+
+
+def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(cli.ServerError, match=rf"Port {taken.getsockname()[1]} .* --port"):
+            cli.main(model="demo", port=taken.getsockname()[1])
+
+
+def test_a_server_that_dies_is_a_failed_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "server_command", lambda port: [sys.executable, "-c", "print('no such thing'); exit(3)"])
+    with pytest.raises(typer.Exit) as ended:
+        cli.main(model="demo", check=True)
+    assert ended.value.exit_code == 1
+    assert "ended with code 3" in (said := capsys.readouterr().err) and "no such thing" in said
+
+
+@pytest.mark.slow
+def test_the_check_starts_a_server_and_stops_it(checkpoint: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        cli.main(model=str(checkpoint), results=results, check=True)
+    assert ended.value.exit_code == 0
+    assert "Dashboard healthy at http://127.0.0.1:" in capsys.readouterr().err
