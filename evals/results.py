@@ -46,6 +46,12 @@ class Score:
     low: float | None
     high: float | None
 
+    @property
+    def label(self) -> str:
+        """The metric with its filter, where the filter tells two of a task's scores apart."""
+        parts = (self.metric, self.average, "" if self.filter in ("none", "create_test") else self.filter)
+        return ", ".join(part for part in parts if part)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -101,11 +107,12 @@ class Run:
             raise DataError(f"{self.path}: not lm-eval's results ({type(error).__name__}: {error}).") from error
 
     def frame(self) -> pd.DataFrame:
-        """The scores as a table: task, metric, value, stderr, n, low, high, and filter, average, shots."""
+        """The scores as a table: task, metric, value, stderr, n, low, high, filter, average, shots, label."""
         import pandas as pd
 
-        columns = ["task", "metric", "value", "stderr", "n", "low", "high", "filter", "average", "shots"]
-        return pd.DataFrame([vars(score) for score in self.scores], columns=columns).astype({"shots": "Int64"})
+        columns = ["task", "metric", "value", "stderr", "n", "low", "high", "filter", "average", "shots", "label"]
+        rows = [{**vars(score), "label": score.label} for score in self.scores]
+        return pd.DataFrame(rows, columns=columns).astype({"shots": "Int64"})
 
     def samples(self, task: str) -> pd.DataFrame:
         """One row a question and filter: doc, prompt, target, answer, correct, and the token ids that

@@ -193,7 +193,7 @@ def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | No
 def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
     """How the weight of a like key fades by position alone."""
     fig = go.Figure()
-    _lines(fig, found.distance, {"upper bound": found.bound, "sum of cosines": found.cosine})
+    _lines(fig, found.distance, {"mean size of the partial sums": found.bound, "sum of cosines": found.cosine})
     fig.add_hline(y=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="distance (tokens)", type="log")
     fig.update_yaxes(title="sum over pairs")

@@ -64,9 +64,4 @@ def proportions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(score: pd.Series) -> str:
-    average = f", {score['average']}" if score["average"] else ""
-    return plotly_plain(f"{score['task']} ({score['metric']}{average}{_filter(score)})")
-
-
-def _filter(score: pd.Series) -> str:
-    return "" if score["filter"] in ("none", "") else f", {score['filter']}"
+    return plotly_plain(f"{score['task']} ({score['label']})")

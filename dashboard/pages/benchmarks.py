@@ -68,8 +68,8 @@ def _scores(run: Run) -> None:
     shown = pd.DataFrame(
         {
             "task": table["task"],
-            "metric": [_metric(row) for _, row in table.iterrows()],
-            "value": 100 * table["value"],
+            "metric": table["label"],
+            "value": [round(100 * value, 1) for value in table["value"]],  # as the terminal's table rounds
             "interval": [_interval(row) for _, row in table.iterrows()],
             "n": table["n"],
             "shots": table["shots"],
@@ -97,11 +97,6 @@ def _scores(run: Run) -> None:
     if run.date:
         facts.append(f"{run.date:%Y-%m-%d %H:%M}")
     st.text(plain(" · ".join(facts)))
-
-
-def _metric(score: pd.Series) -> str:
-    parts = [score["metric"], score["average"], "" if score["filter"] == "none" else score["filter"]]
-    return ", ".join(part for part in parts if part)
 
 
 def _interval(score: pd.Series) -> str:
@@ -135,7 +130,13 @@ def _samples(run: Run) -> pd.DataFrame | None:
             kept = state.bound(
                 st.segmented_control, "Show", [ALL, RIGHT, WRONG], key="show", default=ALL, required=True
             )
-        table = runs.samples(run, task)
+            table = runs.samples(run, task)
+            filters = [] if table.empty else table["filter"].unique().tolist()
+            if len(filters) > 1:
+                chosen = state.bound(
+                    st.segmented_control, "Extraction", filters, key="filter", default=filters[0], required=True
+                )
+                table = table[table["filter"] == chosen]
         if kept != ALL:
             right = table["correct"] >= 1
             table = table[right if kept == RIGHT else ~right]
