@@ -227,9 +227,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     head.data({"what_if": found.frame})
 
 
-def _rescored(
-    cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None
-) -> rope.WhatIf:
+def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> rope.WhatIf:
     config = replace(cap.config, rope_theta=theta, rope_scaling=scaling)
     return rope.what_if(cap, layer, head, model_frequencies(config))
 

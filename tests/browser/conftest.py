@@ -29,7 +29,7 @@ FLAGS = [
 PATIENCE = 60_000  # milliseconds; a ceiling for busy machines, not a cost
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
 UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
-ERRORS = "[data-testid=stException], [role=dialog]"
+ERRORS = "[data-testid=stException], [data-testid=stDialog]"
 
 
 @dataclass(frozen=True)

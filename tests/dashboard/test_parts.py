@@ -96,7 +96,9 @@ def test_a_server_that_dies_is_a_failed_check(
 
 
 @pytest.mark.slow
-def test_the_check_starts_a_server_and_stops_it(checkpoint: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_starts_a_server_and_stops_it(
+    checkpoint: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(typer.Exit) as ended:
         cli.main(model=str(checkpoint), results=results, check=True)
     assert ended.value.exit_code == 0
