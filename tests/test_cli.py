@@ -18,6 +18,8 @@ from workbench import cli
 from workbench.commands import numbers, sizes
 from workbench.errors import WorkbenchError
 
+RECIPE = Path(wb.__file__).parent / "assets" / "demo" / "recipe.toml"
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
@@ -78,6 +80,9 @@ MISTAKES = {
     "no such dtype": (["generate", "demo", "x", "--dtype", "float12"], "float12"),
     "unknown hook": (["capture", "demo", "x", "-o", "x.safetensors", "--hooks", "blocks.0.hook_z"], "hook_z"),
     "not a layer": (["capture", "demo", "x", "-o", "x", "--hooks", "hook_embed", "--layers", "a"], "--layers"),
+    "nowhere to write": (["capture", "demo", "x", "-o", "no/where.safetensors", "--hooks", "hook_embed"], "no folder"),
+    "an option without its value": (["generate", "demo", "x", "--stop"], "--stop"),
+    "no such device to train on": (["train", str(RECIPE), "-o", "out", "--device", "abacus"], "abacus"),
     "no such layout": (["convert", "a", "b", "--layout", "gguf"], "gguf"),
     "no such checkpoint to convert": (["convert", "nowhere", "b", "--layout", "hf"], "nowhere"),
     "no such recipe": (["train", "nowhere.toml", "-o", "out"], "nowhere.toml"),

@@ -191,7 +191,8 @@ class Capture:
             ) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the capture and its provenance as one safetensors file."""
+        """Write the capture and its provenance as one safetensors file. Raises: CaptureError where it cannot."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -210,8 +211,12 @@ class Capture:
         }
         temporary = path.with_name(path.name + ".partial")
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in held.items()}
-        save_file(tensors, temporary, metadata={"format": FORMAT, "about": json.dumps(about)})
-        os.replace(temporary, path)
+        try:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "about": json.dumps(about)})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise CaptureError(f"{path} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Capture:

@@ -96,8 +96,10 @@ def describe(error: TyperException) -> str:
     """A usage error in at most two lines: what was wrong, and the help that says how it should be."""
     lines = error.format_message().strip()
     ctx = getattr(error, "ctx", None)
-    if ctx is None or type(error).__name__ == "NoArgsIsHelpError":
+    if type(error).__name__ == "NoArgsIsHelpError":
         return lines
+    if ctx is None:
+        return f"workbench: {lines}"
     first = " ".join(lines.split())
     return f"{ctx.command_path}: {first}\nTry '{ctx.command_path} --help'."
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from workbench.errors import GenerationError, TokenizerError
+from workbench.errors import CaptureError, GenerationError, TokenizerError
 
 if TYPE_CHECKING:
-    from workbench.config import ModelConfig
     from workbench.model import Transformer
     from workbench.tokenizer import Tokenizer
 
 Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Shape = Annotated[
+    str, typer.Argument(help="A folder with params.json or config.json, a published model (llama-3.1-8b), or 'demo'.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -51,13 +54,39 @@ def register(app: typer.Typer) -> None:
         app.command(epilog=f"Example: {example}")(command)
 
 
-def info(model: Model, as_json: AsJson = False) -> None:
-    """Print a checkpoint's shape, size and hashes, without loading its weights."""
-    from workbench.checkpoint import fingerprint, read_config
+def info(
+    model: Shape,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens in the cache; without it, the model's own.")] = None,
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the cache.")] = "bfloat16",
+    as_json: AsJson = False,
+) -> None:
+    """Print a model's shape, and its parameters, arithmetic and cache by part, without loading weights."""
+    from workbench import sizes
+    from workbench.checkpoint import fingerprint, read_shape
+    from workbench.published import PUBLISHED
 
-    config = read_config(model)
-    facts = {"config": config.to_meta(), **sizes(config), "checkpoint_sha256": fingerprint(model)}
+    if model in PUBLISHED and not Path(model).exists():
+        config, weights = PUBLISHED[model], False
+    else:
+        config, weights = read_shape(model)
+    length = config.max_seq_len if context is None else context
+    itemsize = 4 if dtype == "float32" else 2
+    parts, work = sizes.parameters(config), sizes.flops(config, context=length)
+    kinds = sizes.variants(config, context=length, itemsize=itemsize)
+    digest = fingerprint(model) if weights else None
     if as_json:
+        facts = {
+            "config": config.to_meta(),
+            "parameters": config.n_params,
+            "parameters_by_part": parts,
+            "context": length,
+            "flops_per_token": sum(work.values()),
+            "flops_by_part": work,
+            "kv_cache_dtype": dtype,
+            "kv_cache_bytes_per_token": sizes.cache_bytes_per_token(config, itemsize=itemsize),
+            "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
+            "checkpoint_sha256": digest,
+        }
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -70,23 +99,22 @@ def info(model: Model, as_json: AsJson = False) -> None:
         "vocabulary": f"{config.vocab_size:,} tokens{tied}",
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
-        "parameters": f"{facts['parameters']:,}",
-        "KV cache": f"{facts['kv_cache_bytes_per_token_bf16']:,} bytes a token in bfloat16",
-        "SHA-256": facts["checkpoint_sha256"],
+        "parameters": f"{config.n_params:,}",
+        "SHA-256": digest or "no weights",
     }
     for name, value in shape.items():
         print(f"{name:<12}{value}")
-
-
-def sizes(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters, and bytes that one token takes in a bfloat16 key/value cache."""
-    attention = config.dim * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
-    block = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
-    tables = config.vocab_size * config.dim * (1 if config.tied_output else 2)
-    return {
-        "parameters": config.n_layers * block + tables + config.dim,
-        "kv_cache_bytes_per_token_bf16": 2 * config.n_layers * config.n_kv_heads * config.head_dim * 2,
-    }
+    print(f"\n{'part':<20}{'parameters':>18}{'FLOPs a token*':>20}")
+    for part in dict.fromkeys((*parts, *work)):
+        print(f"{part:<20}{parts.get(part, 0):>18,}{work.get(part, 0):>20,}")
+    print(f"{'all':<20}{config.n_params:>18,}{sum(work.values()):>20,}")
+    token, whole = f"{dtype} cache a token", f"at {length:,}"
+    print(f"\n{'attention':<12}{'K/V heads':>10}{'parameters':>18}{token:>28}{whole:>14}")
+    for kind in kinds:
+        name = "/".join(kind.kinds) + (" (this)" if kind.this_model else "")
+        held = (sizes.readable_bytes(size) for size in (kind.cache_bytes_per_token, kind.cache_bytes))
+        print(f"{name:<12}{kind.kv_heads:>10}{kind.parameters:>18,}{next(held):>28}{next(held):>14}")
+    print(f"\n* matrix products of one token that sees {length:,} positions: two for each multiply-add.")
 
 
 def generate(
@@ -147,6 +175,8 @@ def capture(
 
     from workbench.checkpoint import load_model
 
+    if not output.parent.is_dir():
+        raise CaptureError(f"--output {output}: there is no folder {output.parent}; make it first.")
     kept_layers, kept_heads = numbers(layers, "--layers"), numbers(heads, "--heads")
     kept_positions = numbers(positions, "--positions")
     loaded = load_model(model, device=device, dtype=dtype)
@@ -179,13 +209,15 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the loss log.")],
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that holds a training already.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "cpu",
 ) -> None:
     """Train a model from a recipe; a training that was stopped goes on where it was last saved."""
+    from workbench.checkpoint.load import resolve_device
     from workbench.recipe import Recipe
     from workbench.train import train as run_training
 
-    print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=device))
+    on = str(resolve_device(device))
+    print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=on))
 
 
 def tokenizer_of(model: Transformer, name: str) -> Tokenizer:

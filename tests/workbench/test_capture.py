@@ -101,3 +101,12 @@ def test_what_cannot_be_captured_or_read_is_said(tiny_model, tmp_path) -> None:
     for path in ("broken", "absent"):
         with pytest.raises(CaptureError, match=path):
             wb.Capture.load(tmp_path / path)
+
+
+def test_a_capture_that_cannot_be_written_says_so_and_leaves_nothing(tiny_model, tmp_path):
+    _, capture = tiny_model.run_with_capture(torch.tensor([[1, 2]]), "hook_embed")
+    (tmp_path / "taken").mkdir()
+    for path in (tmp_path / "no" / "folder.safetensors", tmp_path / "taken"):
+        with pytest.raises(CaptureError, match="cannot be written"):
+            capture.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -39,7 +39,7 @@ def load_model(
     Raises: CheckpointError, ConfigError or TokenizerError if anything in the directory does not fit; ConfigError for a
         device or type that cannot be had.
     """
-    target = _device(device)
+    target = resolve_device(device)
     wanted = _dtype(dtype)
     checkpoint = open_checkpoint(path)
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
@@ -64,7 +64,8 @@ def _fill(model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device
     assert not left, f"weights that the table does not know: {left}"
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that a name stands for. Raises: ConfigError for a name or number that is not there."""
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
