@@ -112,6 +112,6 @@ def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
     chart_untitled(fig, key=key)
 
 
-def chart_untitled(fig: go.Figure, *, key: str) -> None:
-    """A figure whose card has said already what it is."""
-    st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG)
+def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
+    """A figure whose card has said already what it is; `stretch` lets it fill a card that is taller."""
+    st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG, height="stretch" if stretch else "content")

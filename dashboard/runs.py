@@ -31,6 +31,8 @@ class Sample:
     message: str | None = None
     choices: tuple[str, ...] = ()
     logprobs: tuple[float, ...] = ()
+    checkpoint: str | None = None  # hash of the weights that answered
+    tokenizer: str | None = None
 
     @property
     def reference(self) -> str:
@@ -103,6 +105,8 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
         message=_text(row.get("message")),
         choices=tuple(choices),
         logprobs=tuple(_listed(row.get("logprobs"))),
+        checkpoint=_text(run.provenance.get("checkpoint_sha256")),
+        tokenizer=_text(run.provenance.get("tokenizer_sha256")),
     )
 
 

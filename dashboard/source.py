@@ -12,7 +12,7 @@ from workbench.model import Transformer
 
 # The second half repeats the first, so heads that continue a repetition (induction) show themselves.
 DEFAULT_PROMPT = (
-    "The cat sat on the mat and the dog ran to the park. The cat sat on the mat and the dog ran to the park."
+    "The capital of Peru is Lima. The capital of Spain is Madrid. The capital of Peru is Lima. The capital of Spain is"
 )
 MAX_CHARS = 8000
 
@@ -65,10 +65,17 @@ def _sample(model: Transformer, reference: str) -> Input:
         if st.button("Back to a prompt"):
             state.unlink("sample")
             st.rerun()
-    if sample.ids is not None:
+    own = model.source
+    if own is not None and sample.checkpoint not in (None, own.checkpoint_sha256):
+        st.warning("Another checkpoint gave this answer. What follows is how the model of this server reads the text.")
+    # Token ids mean nothing to another vocabulary.
+    same_words = own is None or sample.tokenizer in (None, own.tokenizer_sha256)
+    if sample.ids is not None and same_words:
         ids = sample.ids
     elif model.tokenizer is None:
-        raise TokenizerError("This checkpoint has no tokenizer, and the run kept no token ids. Use the run's model.")
+        raise TokenizerError(
+            "This checkpoint has no tokenizer, and the run's token ids do not fit. Serve the run's model."
+        )
     else:
         ids = tuple(model.tokenizer.encode(sample.prompt + sample.output, bos=True))
     return make(model, ids, f"torch.tensor([{list(ids)}])")

@@ -64,4 +64,4 @@ def proportions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(score: pd.Series) -> str:
-    return plotly_plain(f"{score['task']} ({score['label']})")
+    return f"{plotly_plain(score['task'])}<br>{plotly_plain(score['label'])}"

@@ -44,7 +44,7 @@ ABOUT = Help(
 COLOURS = {
     "Entropy": "entropy",
     "Sink mass": "sink_1",
-    "Previous token": "previous",
+    "Previous": "previous",
     "Duplicate": "duplicate",
     "Distance": "distance",
     "Induction": "induction",
@@ -92,10 +92,12 @@ def _controls(model: Transformer) -> View:
         colour = state.bound(
             st.segmented_control, "Colour heads by", list(COLOURS), key="colour", default="Entropy", required=True
         )
-        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=120)
-        head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=120)
+        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
+        head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
         log = state.bound(st.toggle, "Log scale", key="log")
-        hide = state.bound(st.toggle, "Hide first token", key="nosink", help="Leaves the sink out of the map.")
+        hide = state.bound(
+            st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank."
+        )
     return View(COLOURS[colour], layer, head, log, hide)
 
 
@@ -177,7 +179,7 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
     fig.update_yaxes(automargin=True)
     if found.pooling:
         st.caption(f"Each cell is the {found.pooling}. Choose a window to see single tokens.")
-    chart_untitled(fig, key="head_map")
+    chart_untitled(fig, key="head_map", stretch=True)
     return found
 
 

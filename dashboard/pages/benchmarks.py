@@ -42,7 +42,7 @@ def show() -> None:
             )
             return
         run, baseline = _choose(found)
-        left, right = st.columns([1.1, 1])
+        left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
             _scores(run)
         with right, card("With 95% intervals", key="forest_card", height="stretch"):
@@ -81,10 +81,10 @@ def _scores(run: Run) -> None:
         column_config={
             "task": "Task",
             "metric": "Metric",
-            "value": st.column_config.NumberColumn("Score", format="%.1f%%", width="small"),
+            "value": st.column_config.NumberColumn("Score", format="%.1f%%", width=65),
             "interval": st.column_config.TextColumn("95% interval", alignment="right"),
-            "n": st.column_config.NumberColumn("n", width="small"),
-            "shots": st.column_config.NumberColumn("Shots", width="small"),
+            "n": st.column_config.NumberColumn("n", width=50),
+            "shots": st.column_config.NumberColumn("Shots", width=55),
         },
     )
     for task, reason in run.not_run.items():
@@ -166,8 +166,8 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Sample:
                 "doc": docs,
                 "right": [_verdict(sample) for sample in listed],
                 "question": [plain(_gist(sample.prompt)) for sample in listed],
-                "answer": [plain(_gist(sample.answer)) for sample in listed],
-                "target": [plain(_gist(sample.target)) for sample in listed],
+                "answer": [plain(_start(sample.verdict or sample.answer)) for sample in listed],
+                "target": [plain(_start(sample.target.rpartition("####")[2])) for sample in listed],
             }
         ),
         hide_index=True,
@@ -235,6 +235,10 @@ def _gist(text: str) -> str:
     """The last lines of a prompt tell questions apart; the first are the same few examples for all."""
     words = " ".join(text.split())
     return words if len(words) <= 160 else "… " + words[-160:]
+
+
+def _start(text: str) -> str:
+    return " ".join(text[:80].split())
 
 
 def _take_away(head: Head, run: Run, shown: pd.DataFrame | None) -> None:

@@ -11,7 +11,7 @@ from dashboard.settings import Settings
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
 from probes.rotation import wavelengths
-from workbench import provenance
+from workbench import provenance, sizes
 from workbench.capture import Request
 from workbench.errors import WorkbenchError
 from workbench.model import Transformer
@@ -62,7 +62,7 @@ def _shape(model: Transformer) -> None:
     config = model.config
     kind = facts.attention_kind(config)
     values = {
-        "Parameters": facts.readable_count(sum(p.numel() for p in model.parameters())),
+        "Parameters": sizes.readable_count(config.n_params),
         "Layers": str(config.n_layers),
         "Width": f"{config.dim:,}",
         f"Heads ({kind})": f"{config.n_heads} / {config.n_kv_heads}",
@@ -79,9 +79,9 @@ def _shape(model: Transformer) -> None:
 
 
 def _parts(model: Transformer) -> None:
-    table = state.once_per_model(model, facts.parameters_by_part)
+    table = facts.parameters_by_part(model.config)
     st.dataframe(
-        table.assign(parameters=table["parameters"].map(facts.readable_count), share=100 * table["share"]),
+        table.assign(parameters=table["parameters"].map(sizes.readable_count), share=100 * table["share"]),
         hide_index=True,
         column_config={
             "part": st.column_config.TextColumn("Part", width=95),
@@ -101,8 +101,8 @@ def _cache(model: Transformer) -> None:
         {
             "kind": [f"{k} (this)" if this else k for k, this in zip(table["kind"], table["this_model"], strict=True)],
             "kv_heads": table["kv_heads"],
-            "token": table["bytes_per_token"].map(facts.readable_bytes),
-            "context": table["bytes_at_context"].map(facts.readable_bytes),
+            "token": table["bytes_per_token"].map(sizes.readable_bytes),
+            "context": table["bytes_at_context"].map(sizes.readable_bytes),
         }
     )
     st.dataframe(
@@ -192,7 +192,7 @@ probability.topk(8)
     head.data(
         {
             "provenance": lambda: origin(model),
-            "parameters": lambda: state.once_per_model(model, facts.parameters_by_part),
+            "parameters": lambda: facts.parameters_by_part(model.config),
             "next_tokens": lambda: table,
             "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
         }
@@ -224,8 +224,8 @@ def _costs(model: Transformer, length: int) -> None:
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
     for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
-        sizes = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
-        rows.append(f"{facts.readable_bytes(sum(sizes.values()))} for {name}")
+        held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
+        rows.append(f"{sizes.readable_bytes(sum(held.values()))} for {name}")
     st.caption(f"A capture of this prompt holds {', '.join(rows)}.")
     with st.container(horizontal=True):
         for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():

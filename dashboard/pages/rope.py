@@ -217,6 +217,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
                 {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
             ),
             hide_index=True,
+            height=table_height(len(order), most=530),
             column_config={
                 "position": st.column_config.NumberColumn("Position", width="small"),
                 "token": "Token",

@@ -1,5 +1,7 @@
 """What the pages do, without a browser: numbers shown are the probes' own, and mistakes say what to do."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +160,45 @@ def test_shift_errors_grow_with_fewer_bits(app: App) -> None:
     assert largest["float64"] < largest["float32"] < largest["bfloat16"]
 
 
+def test_a_sample_of_another_checkpoint_says_so(
+    app: App, serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(results, tmp_path / "results")
+    path = next((root / "first").glob("results_*.json"))
+    data = json.loads(path.read_text())
+    data["workbench"] |= {"checkpoint_sha256": "0" * 64, "tokenizer_sha256": "1" * 64}
+    path.write_text(json.dumps(data))
+    reference = f"first/{path.stem.removeprefix('results_')}/tiny_sums/0"
+    session = app("attention")
+    serve(str(checkpoint), root)
+    session.query_params["sample"] = reference
+    session.run()
+    assert session.warning[0].value.startswith("Another checkpoint gave this answer.")
+    assert not session.exception
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("overview", {}),
+        ("attention", {"layer": 1, "head": 2}),
+        ("norms", {}),
+        ("norms", {"look": "Gains"}),
+        ("norms", {"look": "Activations"}),
+        ("norms", {"look": "Contributions"}),
+        ("rope", {"scaling": "Llama 3.1 (8x)"}),
+        ("rope", {"view": "This head", "layer": 1}),
+        ("rope", {"view": "Shift"}),
+        ("rope", {"view": "What if", "theta": 500, "scaling": "Unscaled"}),
+        ("benchmarks", {}),
+    ],
+)
+def test_the_notebook_code_runs(app: App, page: str, options: dict[str, object]) -> None:
+    code = [element.value for element in app(page, **options).code if element.language == "python"]
+    assert len(code) == 1
+    exec(compile(code[0], page, "exec"), {})
+
+
 def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
     session = app("benchmarks")
     table = session.dataframe[0].value
@@ -190,8 +231,6 @@ def test_no_runs_yet_gives_the_command(
 def test_a_damaged_run_is_named_and_the_rest_shown(
     serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path, app: App
 ) -> None:
-    import shutil
-
     root = shutil.copytree(results, tmp_path / "results")
     (root / "results_broken.json").write_text("{")
     session = app()
