@@ -15,8 +15,9 @@ from typer.main import get_command
 
 import workbench as wb
 from workbench import cli
-from workbench.commands import numbers, sizes
+from workbench.commands import numbers
 from workbench.errors import WorkbenchError
+from workbench.published import PUBLISHED
 
 RECIPE = Path(wb.__file__).parent / "assets" / "demo" / "recipe.toml"
 
@@ -117,7 +118,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("workbench.checkpoint.read_config", broken)
+    monkeypatch.setattr("workbench.checkpoint.read_shape", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["info", "demo"])
 
@@ -134,17 +135,35 @@ def test_info_states_the_size_of_the_weights_themselves(run) -> None:
     assert f"{facts['parameters']:,}" in out
 
 
-def test_sizes_of_published_models() -> None:
-    # Llama 3.1 8B and 3.2 1B as published: 8.03 and 1.24 billion; 128 KiB of keys and values a token for 8B.
-    shape = {"norm_eps": 1e-5, "rope_theta": 5e5, "rope_scaling": None, "max_seq_len": 8192, "vocab_size": 128256}
-    large = wb.ModelConfig(
-        dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, ffn_dim=14336, tied_output=False, **shape
-    )
-    small = wb.ModelConfig(
-        dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, head_dim=64, ffn_dim=8192, tied_output=True, **shape
-    )
-    assert sizes(large) == {"parameters": 8_030_261_248, "kv_cache_bytes_per_token_bf16": 131_072}
-    assert sizes(small)["parameters"] == 1_235_814_400
+def test_info_of_a_published_name_and_of_a_folder_without_weights(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = PUBLISHED["llama-3.2-1b"]
+    by_name = json.loads(run("info", "llama-3.2-1b", "--json")[1])
+    assert (by_name["parameters"], by_name["checkpoint_sha256"]) == (1_235_814_400, None)
+    assert sum(by_name["parameters_by_part"].values()) == by_name["parameters"]
+    assert by_name["kv_cache_bytes_per_token"] == 32 * 1024 and by_name["context"] == 131_072
+    hf, meta = tmp_path / "hf", tmp_path / "meta"
+    for folder in (hf, meta):
+        folder.mkdir()
+    (hf / "config.json").write_text(json.dumps(config.to_hf()))
+    (hf / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    params = {name: value for name, value in config.to_meta().items() if name != "tied_output"}  # as Meta writes it
+    (meta / "params.json").write_text(json.dumps(params))
+    assert json.loads(run("info", str(hf), "--json")[1]) == by_name
+    assert json.loads(run("info", str(meta), "--json")[1]) == by_name
+    Path("llama-3.2-1b").mkdir()  # a folder of that name is meant before the name
+    code, out, err = run("info", "llama-3.2-1b")
+    assert (code, out) == (2, "") and "neither params.json" in err
+
+
+def test_info_counts_at_the_context_and_type_asked_for(run) -> None:
+    short = json.loads(run("info", "llama-3-8b", "--json", "--context", "131072")[1])
+    gqa = next(row for row in short["attention"] if row["this_model"])
+    assert gqa["cache_bytes"] == 16 * 1024**3 and short["context"] == 131_072
+    double = json.loads(run("info", "llama-3-8b", "--json", "--dtype", "float32")[1])
+    assert double["kv_cache_bytes_per_token"] == 2 * short["kv_cache_bytes_per_token"]
+    code, out, _ = run("info", "llama-3-8b", "--context", "131072")
+    assert code == 0 and "GQA (this)" in out and "128.0 KiB" in out and "16.0 GiB" in out and "64.0 GiB" in out
 
 
 def test_generate_prints_what_the_library_says(run) -> None:

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 def info(
     model: Shape,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens in the cache; without it, the model's own.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens; without it, the model's own.")] = None,
     dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the cache.")] = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +105,7 @@ def info(
     for name, value in shape.items():
         print(f"{name:<12}{value}")
     print(f"\n{'part':<20}{'parameters':>18}{'FLOPs a token*':>20}")
-    for part in dict.fromkeys((*parts, *work)):
+    for part in sizes.PARTS:
         print(f"{part:<20}{parts.get(part, 0):>18,}{work.get(part, 0):>20,}")
     print(f"{'all':<20}{config.n_params:>18,}{sum(work.values()):>20,}")
     token, whole = f"{dtype} cache a token", f"at {length:,}"

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from workbench import sizes
 from workbench.errors import ConfigError
 
 # Llama 3 as published allows 8,192 tokens; with scaled RoPE (3.1 and later) 131,072.
@@ -114,10 +115,7 @@ class ModelConfig:
     @property
     def n_params(self) -> int:
         """Number of weights, the tied output counted once."""
-        attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        block = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
-        embeddings = self.vocab_size * self.dim * (1 if self.tied_output else 2)
-        return self.n_layers * block + embeddings + self.dim
+        return sum(sizes.parameters(self).values())
 
     @classmethod
     def from_meta(cls, params: dict[str, Any], *, source: str = "params.json") -> ModelConfig:

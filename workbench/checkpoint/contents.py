@@ -17,6 +17,7 @@ from workbench.checkpoint.layout import INDEX, Layout, find_layout, stated_confi
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
+from workbench.published import tied_as_published
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -64,6 +65,18 @@ def read_config(path: str | Path) -> ModelConfig:
     if layout.kind == "hf" or config.tied_output or len(layout.weight_files) > 1:
         return config
     return _settle_tie(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
+
+
+def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
+    """The configuration of a directory that may hold no weights, and whether it holds any.
+
+    Raises: CheckpointError if there is no configuration, ConfigError for what the file says.
+    """
+    layout = find_layout(path, weights=False)
+    if any(file.is_file() for file in layout.weight_files):
+        return read_config(path), True
+    config = stated_config(layout)
+    return tied_as_published(config) if layout.kind == "meta" else config, False
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

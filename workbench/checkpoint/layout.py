@@ -41,8 +41,8 @@ def resolve(path: str | Path) -> Path:
     return root
 
 
-def find_layout(path: str | Path) -> Layout:
-    """The layout of a checkpoint directory.
+def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
+    """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
 
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
@@ -54,11 +54,11 @@ def find_layout(path: str | Path) -> Layout:
             raise CheckpointError(
                 f"{root}: holds both Meta's and Hugging Face's weights; keep each in its own directory."
             )
-        if not shards:
+        if weights and not shards:
             raise CheckpointError(f"{root}: params.json is there, but no consolidated.NN.pth or .safetensors.")
         return Layout("meta", root, meta, shards)
     if hf.is_file():
-        return Layout("hf", root, hf, _hf_files(root, required=True))
+        return Layout("hf", root, hf, _hf_files(root, required=weights))
     raise CheckpointError(f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory.")
 
 
