@@ -48,6 +48,16 @@ def unpadded(cap: Capture) -> None:
         raise HookError("this capture holds left-padded rows; capture prompts of unequal length one at a time.")
 
 
+def own_rotation(cap: Capture) -> None:
+    """Refuse a capture whose run turned q and k by other frequencies than its configuration's.
+
+    Raises: HookError
+    """
+    for change in cap.provenance.get("interventions", ()):
+        if change.get("kind") == "rope_scaling":
+            raise HookError("this capture was taken under a RopeScaling; its own frequencies are needed: run it plain.")
+
+
 def row_of(cap: Capture, row: int) -> int:
     """A batch row's number, checked. Raises: HookError for a row that the capture does not hold."""
     if not 0 <= row < cap.tokens.shape[0]:

@@ -99,9 +99,10 @@ def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVe
     """One head's vectors out of a capture of `HOOKS`, for one batch row.
 
     Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer, or the head, was not captured;
-            HookError for left-padded rows.
+            HookError for left-padded rows, or a capture under another rotation.
     """
     reading.unpadded(cap)
+    reading.own_rotation(cap)
     own, shared = reading.head_index(cap, head)
     row = reading.row_of(cap, row)
     at = {"q": own, "k": shared, "rot_q": own, "rot_k": shared}
@@ -338,7 +339,7 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
     """Re-score captured un-rotated q and k under other frequencies, as `what_if_frequencies` gives them.
 
     `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k stay what the model's own
-    rotation led to in earlier layers.
+    rotation led to in earlier layers (`workbench.RopeScaling` changes them all, in the running model).
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
     Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
     """

@@ -2,7 +2,8 @@
 
 The score of a query at position i and a key at j is a sum over frequency pairs m of
 head_dim^-1/2 * Re[q_m conj(k_m) e^{i (i - j) theta_m}], with q and k before rotation and pairs adjacent as in Meta's
-weights. Everything here follows from that formula.
+weights. Everything here follows from that formula. The frequencies themselves, of this and of every other rotation,
+are in `workbench.rope`.
 """
 
 import math
@@ -15,9 +16,23 @@ import torch
 from torch import Tensor
 
 from probes.results import frozen
-from workbench.config import Llama3Scaling, ModelConfig
-from workbench.errors import ConfigError
-from workbench.rope import frequencies
+from workbench.config import ModelConfig
+from workbench.rope import frequencies, what_if_frequencies, yarn_temperature
+
+__all__ = [
+    "Decay",
+    "Wavelengths",
+    "as_pairs",
+    "band_scores",
+    "decay",
+    "evenly",
+    "model_frequencies",
+    "rotated_scores",
+    "spread",
+    "wavelengths",
+    "what_if_frequencies",
+    "yarn_temperature",
+]
 
 # --- mathematics on frequencies -------------------------------------------------------------------------------
 
@@ -183,58 +198,3 @@ def evenly(n: int, most: int) -> list[int]:
     if most >= n:
         return list(range(n))
     return np.unique(np.linspace(0, n - 1, most).round().astype(int)).tolist()
-
-
-# --- other rotations ------------------------------------------------------------------------------------------
-
-
-def what_if_frequencies(
-    config: ModelConfig,
-    *,
-    theta: float | None = None,
-    llama3: Llama3Scaling | None = None,
-    interpolation: float | None = None,
-    ntk: float | None = None,
-    yarn: float | None = None,
-) -> Tensor:
-    """The frequencies that a model would have under another theta, or another way to stretch its context.
-
-    At most one scaling, in place of the model's own; `theta` alone keeps the model's own scaling. `interpolation`,
-    `ntk` and `yarn` are factors of the context. YaRN also wants `yarn_temperature`.
-    Shapes: -> [pair] float64, radians per token
-    Raises: ConfigError for more than one scaling, or a factor below 1.
-    Source: position interpolation arXiv 2306.15595; NTK-aware theta s^(d / (d - 2)) and YaRN arXiv 2309.00071, whose
-            ramp runs over pair numbers between 32 and 1 turns, as its published code has it; Llama 3.1.
-    """
-    factors = {"interpolation": interpolation, "ntk": ntk, "yarn": yarn}
-    given = [name for name, factor in {**factors, "llama3": llama3}.items() if factor is not None]
-    if len(given) > 1:
-        raise ConfigError(f"choose one scaling, found {' and '.join(given)}.")
-    for name, factor in factors.items():
-        if factor is not None and not factor >= 1:
-            raise ConfigError(f"{name} is a factor of the context and at least 1, found {factor}.")
-    dim, theta = config.head_dim, config.rope_theta if theta is None else theta
-    if not theta > 0:
-        raise ConfigError(f"theta must be positive, found {theta}.")
-    if not given or llama3 is not None:
-        return frequencies(dim, theta, llama3 or config.rope_scaling, dtype=torch.float64)
-    plain = frequencies(dim, theta, dtype=torch.float64)
-    if interpolation is not None:
-        return plain / interpolation
-    if ntk is not None:
-        # One pair alone has no slower neighbour to spread the stretching over.
-        return frequencies(dim, theta * ntk ** (dim / max(dim - 2, 1)), dtype=torch.float64)
-    assert yarn is not None
-    context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
-
-    def pair_with(turns: float) -> float:
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = max(pair_with(32), 0.0), min(pair_with(1), dim - 1.0)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    return plain * (1 - ramp) + plain / yarn * ramp
-
-
-def yarn_temperature(factor: float) -> float:
-    """What YaRN multiplies rotated q and k by, each: 0.1 ln s + 1 (arXiv 2309.00071)."""
-    return 0.1 * math.log(factor) + 1

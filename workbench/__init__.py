@@ -15,6 +15,7 @@ from workbench.generate import Generation, generate, stream
 from workbench.hooks import HOOKS, hook_names
 from workbench.intervene import Ablate, Add, Patch, Scale
 from workbench.model import Transformer
+from workbench.rope_scaling import RopeScaling
 from workbench.scoring import score, score_rolling
 from workbench.tokenizer import Tokenizer
 
@@ -29,6 +30,7 @@ __all__ = [
     "Message",
     "ModelConfig",
     "Patch",
+    "RopeScaling",
     "Scale",
     "Tokenizer",
     "ToolCall",

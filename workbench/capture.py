@@ -334,7 +334,7 @@ def run(
 def _provenance(model: Transformer, watching: Sequence[Subscription]) -> dict[str, Any]:
     from workbench.intervene import Intervention
 
-    acting = [s.edit.__self__ for s in watching if s.edit is not None and hasattr(s.edit, "__self__")]
+    acting = [getattr(s.edit or s.turn, "__self__", None) for s in watching]
     return {
         "model": None if model.source is None else model.source.name,
         "tokenizer_sha256": None if model.source is None else model.source.tokenizer_sha256,

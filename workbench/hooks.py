@@ -22,6 +22,7 @@ from workbench import parallel
 from workbench.attention import STATS, AttentionInputs
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError, UnknownHookError
+from workbench.rope import Rotary
 
 
 @dataclass(frozen=True)
@@ -172,20 +173,23 @@ class Site:
 
 Observe = Callable[[Site, "Tensor | AttentionInputs"], None]
 Edit = Callable[[Site, Tensor], Tensor]
+Turn = Callable[[ModelConfig], Rotary]
 
 
 @dataclass(frozen=True)
 class Subscription:
     """Interest in some hook points: an observer looks, an editor returns what goes on instead.
 
-    An observer with `inputs` is given `AttentionInputs` in place of scores, pattern and statistics where nothing
-    changes them, and computes what it needs later.
+    `turn` stands at no hook point: it says how the whole run turns q and k. An observer with `inputs` is given
+    `AttentionInputs` in place of scores, pattern and statistics where nothing changes them, and computes what it needs
+    later.
     """
 
     names: frozenset[str]
     observe: Observe | None = None
     edit: Edit | None = None
     inputs: bool = False
+    turn: Turn | None = None
 
 
 _ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workbench_subscriptions", default=())
@@ -221,6 +225,11 @@ class Tap:
         full = self._prefix + prefix
         mine = [s for s in self._subscriptions if any(name.startswith(full) for name in s.names)]
         return Tap(mine, self._config, self._positions, full) if mine else None
+
+    def rotary(self) -> Rotary | None:
+        """How an intervention wants q and k turned; the one entered last decides, as rotations do not compose."""
+        turns = [s.turn for s in self._subscriptions if s.turn is not None]
+        return turns[-1](self._config) if turns else None
 
     def wants(self, name: str) -> bool:
         return self._prefix + name in self._names

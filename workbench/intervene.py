@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,9 +28,23 @@ _HEAD = re.compile(r"^L(\d+)H(\d+)$")
 _PART = re.compile(r"^L(\d+)\.(attn|mlp)$")
 
 
-@dataclass(frozen=True, eq=False)
 class Intervention:
-    """What every intervention shares: where it acts.
+    """What a run can be changed by: it subscribes to the run, and describes itself."""
+
+    kind: ClassVar[str] = ""
+
+    def subscription(self, config: ModelConfig) -> Subscription:
+        """This intervention on a model of this shape. Raises: WorkbenchError where it does not fit the model."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_json` makes it from again."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Targeted(Intervention):
+    """An intervention at hook points, and where it acts.
 
     heads: global head numbers; None for all. positions: absolute token positions; None for all.
     """
@@ -38,7 +52,6 @@ class Intervention:
     target: str
     heads: Sequence[int] | None = field(default=None, kw_only=True)
     positions: Sequence[int] | None = field(default=None, kw_only=True)
-    kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for name in ("heads", "positions"):
@@ -121,7 +134,7 @@ class Intervention:
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate(Intervention):
+class Ablate(Targeted):
     """Set the target to zero. For its average instead, `Patch` the average."""
 
     kind: ClassVar[str] = "ablate"
@@ -131,7 +144,7 @@ class Ablate(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
-class Scale(Intervention):
+class Scale(Targeted):
     """Multiply the target by a number."""
 
     factor: float
@@ -145,7 +158,7 @@ class Scale(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
-class _Valued(Intervention):
+class _Valued(Targeted):
     """An intervention with a tensor: a vector along the last axis, or one value for each position.
 
     Shapes: value [last axis]; or the hook's axes with heads narrowed to those chosen (the head axis may be left out
@@ -256,7 +269,9 @@ def to_json(interventions: Iterable[Intervention]) -> str:
 
 def from_json(text: str) -> tuple[Intervention, ...]:
     """Raises: InterventionError for JSON that describes no intervention."""
-    kinds: dict[str, type[Intervention]] = {c.kind: c for c in (Ablate, Scale, Add, Patch)}
+    from workbench.rope_scaling import RopeScaling
+
+    kinds: dict[str, Callable[..., Intervention]] = {c.kind: c for c in (Ablate, Scale, Add, Patch, RopeScaling)}
     try:
         found = []
         for entry in json.loads(text):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 class Step:
     """What every layer of one run shares.
 
-    Shapes: rotation complex [pos | batch, pos, head_dim / 2]; allowed bool [1 or batch, 1, query_pos, key_pos], None
-            where plain causality (or a single query that sees all) says it.
+    `turned` are the positions that q and k are turned by: counted from each row's first real token.
+    Shapes: rotation complex [pos | batch, pos, head_dim / 2]; turned [pos | batch, pos] int64; allowed bool
+            [1 or batch, 1, query_pos, key_pos], None where plain causality (or a single query that sees all) says it.
     """
 
     rotation: Tensor
+    turned: Tensor
     mask: attention.Mask
     allowed: Tensor | None
     cache: KVCache | None
@@ -87,6 +89,8 @@ class Transformer(nn.Module):
         self._check(tokens)
         step = self._step(tokens, cache)
         tap = hooks.tap_for(self, self.config, step.mask.positions)
+        if tap:
+            step = self._otherwise(step, tap)
         x: Tensor = self.tok_embeddings(tokens)  # [batch, pos, dim]
         if tap:
             x = tap("hook_embed", x)
@@ -163,7 +167,12 @@ class Transformer(nn.Module):
         turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
         plain = pad is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
-        return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), mask, allowed, cache)
+        return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache)
+
+    def _otherwise(self, step: Step, tap: hooks.Tap) -> Step:
+        """The step under the rotation that an intervention asks for, if one does."""
+        other = tap.rotary()
+        return step if other is None else replace(step, rotation=other.rotations(step.turned))
 
 
 class Block(nn.Module):

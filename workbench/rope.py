@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies, Llama 3.1's scaling, and the two orders of pairs.
+"""Rotary position embedding: frequencies, the ways to stretch a context, and the two orders of pairs.
 
 Meta rotates adjacent pairs (x0, x1), (x2, x3), ...; Hugging Face rotates (x_i, x_{i + head_dim/2}). The model
 works in Meta's order; `to_half_split` and `to_adjacent` are the permutation between the two.
@@ -8,11 +8,13 @@ Source: Su et al. 2021 (arXiv 2104.09864); Llama 3.1's reference code for the sc
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workbench.config import Llama3Scaling
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.errors import ConfigError
 
 
 def frequencies(
@@ -31,7 +33,8 @@ def frequencies(
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).to(dtype) / head_dim
     freqs = 1.0 / theta**exponents
-    return freqs if scaling is None else scale_llama3(freqs, scaling)
+    # Blending a frequency with itself would round it; factor 1 changes nothing.
+    return freqs if scaling is None or scaling.factor == 1 else scale_llama3(freqs, scaling)
 
 
 def scale_llama3(freqs: Tensor, scaling: Llama3Scaling) -> Tensor:
@@ -45,6 +48,78 @@ def scale_llama3(freqs: Tensor, scaling: Llama3Scaling) -> Tensor:
     blended = (1 - smooth) * freqs / scaling.factor + smooth * freqs
     slowed = torch.where(wavelengths > scaling.original_context / low, freqs / scaling.factor, blended)
     return torch.where(wavelengths < scaling.original_context / high, freqs, slowed)
+
+
+def what_if_frequencies(
+    config: ModelConfig,
+    *,
+    theta: float | None = None,
+    llama3: Llama3Scaling | None = None,
+    interpolation: float | None = None,
+    ntk: float | None = None,
+    yarn: float | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The frequencies that a model would have under another theta, or another way to stretch its context.
+
+    At most one scaling, in place of the model's own; `theta` alone keeps the model's own scaling. `interpolation`,
+    `ntk` and `yarn` are factors of the context. YaRN also wants `yarn_temperature`.
+    Shapes: -> [pair], radians per token
+    Raises: ConfigError for more than one scaling, or a factor below 1.
+    Source: position interpolation arXiv 2306.15595; NTK-aware theta s^(d / (d - 2)) and YaRN arXiv 2309.00071, whose
+            ramp runs over pair numbers between 32 and 1 turns, as its published code has it; Llama 3.1.
+    Exact:  in float32, a factor of 1 gives the frequencies that an unscaled model turns by, to the last bit.
+    """
+    factors = {"interpolation": interpolation, "ntk": ntk, "yarn": yarn}
+    given = [name for name, factor in {**factors, "llama3": llama3}.items() if factor is not None]
+    if len(given) > 1:
+        raise ConfigError(f"choose one scaling, found {' and '.join(given)}.")
+    for name, factor in factors.items():
+        if factor is not None and not 1 <= factor < math.inf:
+            raise ConfigError(f"{name} is a factor of the context and at least 1, found {factor}.")
+    dim, theta = config.head_dim, config.rope_theta if theta is None else theta
+    if not 0 < theta < math.inf:
+        raise ConfigError(f"theta must be positive, found {theta}.")
+    if not given or llama3 is not None:
+        return frequencies(dim, theta, llama3 or config.rope_scaling, dtype=dtype)
+    plain = frequencies(dim, theta, dtype=dtype)
+    if interpolation is not None:
+        return plain / interpolation
+    if ntk is not None:
+        # One pair alone has no slower neighbour to spread the stretching over.
+        return frequencies(dim, theta * ntk ** (dim / max(dim - 2, 1)), dtype=dtype)
+    assert yarn is not None
+    if theta <= 1:
+        raise ConfigError(f"YaRN needs wavelengths that grow, so theta over 1, found {theta}.")
+    context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
+
+    def pair_with(turns: float) -> float:
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = max(pair_with(32), 0.0), min(pair_with(1), dim - 1.0)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return torch.lerp(plain, plain / yarn, ramp.to(dtype))
+
+
+def yarn_temperature(factor: float) -> float:
+    """What YaRN multiplies rotated q and k by, each: 0.1 ln s + 1 (arXiv 2309.00071)."""
+    return 0.1 * math.log(factor) + 1
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How a run turns q and k: each pair's angle per token, and what both are multiplied by.
+
+    Shapes: frequencies [head_dim / 2]
+    """
+
+    frequencies: Tensor
+    temperature: float = 1.0
+
+    def rotations(self, positions: Tensor) -> Tensor:
+        """As the module's `rotations`, the temperature included."""
+        turned = rotations(positions, self.frequencies.to(positions.device))
+        return turned if self.temperature == 1 else turned * self.temperature
 
 
 def rotations(positions: Tensor, freqs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, HookError, MissingHookError
 from workbench.model import Transformer
+from workbench.rope_scaling import RopeScaling
 
 
 def llama(theta: float, scaling: Llama3Scaling | None = None, context: int = 8192) -> ModelConfig:
@@ -168,6 +169,26 @@ def test_what_if(captured: Capture, tiny_model: Transformer) -> None:
         _, cap = changed.run_with_capture(captured.tokens, "blocks.0.attn.hook_pattern")
     predicted = rope.what_if(captured, 0, 2, rotation.what_if_frequencies(captured.config, theta=100.0))
     assert predicted.after == pytest.approx(cap.pattern(0)[0, 2].numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"ntk": 4.0}, {"yarn": 4.0}, {"llama3": Llama3Scaling(4, original_context=64)}])
+def test_what_if_is_what_the_running_model_does_in_its_first_layer(
+    captured: Capture, tiny_model: Transformer, given: dict[str, Any]
+) -> None:
+    """q and k of layer 0 do not depend on the rotation, so re-scoring them and running under it must agree."""
+    scaling = RopeScaling(**given)
+    with torch.no_grad(), tiny_model.intervene(scaling):
+        _, cap = tiny_model.run_with_capture(captured.tokens, [*rope.HOOKS, "blocks.*.attn.hook_pattern"])
+    freqs = rotation.what_if_frequencies(captured.config, **given)
+    warm = scaling.rotary(captured.config).temperature
+    for head in range(4):
+        predicted = rope.what_if(captured, 0, head, freqs, temperature=warm)
+        assert predicted.after == pytest.approx(cap.pattern(0)[0, head].numpy(), abs=1e-5)
+        assert predicted.moved.max() > 1e-3
+    later = rope.what_if(captured, 2, 1, freqs, temperature=warm)
+    assert np.abs(later.after - cap.pattern(2)[0, 1].numpy()).max() > 1e-4  # layers below it moved too
+    with pytest.raises(HookError, match="under a RopeScaling"):
+        rope.band_contribution(cap, 0, 0)
 
 
 def test_what_if_frequencies_match_the_published_rules() -> None:
