@@ -223,6 +223,13 @@ def test_a_command_without_its_extra_says_what_to_install(run, monkeypatch) -> N
     assert "chart" in out
 
 
+def test_a_module_of_ours_that_is_not_there_is_a_bug(monkeypatch) -> None:
+    point = EntryPoint("broken", "workbench.no_such_module:app [app]", cli.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(cli, "plugged_in", lambda: {"broken": point})
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        cli.main(["broken"])
+
+
 def test_a_plugged_in_function_becomes_a_command(run, monkeypatch) -> None:
     point = EntryPoint("trim", "textwrap:dedent", cli.ENTRY_POINT_GROUP)
     seen = []

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 import typer
@@ -53,8 +54,10 @@ def load_command(point: EntryPoint) -> Any:
     try:
         target = point.load()
     except ModuleNotFoundError as error:
-        target = missing_extra((error.name or str(error)).partition(".")[0], point)
-        return get_command(target)
+        package = (error.name or str(error)).partition(".")[0]
+        if package == point.module.partition(".")[0] and find_spec(package):
+            raise  # a module of ours that should be there: a bug, which an extra would not cure
+        return get_command(missing_extra(package, point))
     except MissingExtraError as error:
         return get_command(missing_extra(error.package, point))
     if isinstance(target, typer.Typer):
