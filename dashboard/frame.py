@@ -36,8 +36,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
-        for line in about.reads:
-            st.markdown(f"- {line}")
+        st.markdown("\n".join(f"- {line}" for line in about.reads))
         if about.sources:
             st.markdown("**Sources:** " + ", ".join(f"[{name}]({url})" for name, url in about.sources.items()))
         st.caption("The address bar is a permalink: it reproduces this view.")

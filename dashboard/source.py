@@ -59,12 +59,14 @@ def _prompt(model: Transformer) -> Input:
 
 
 def _sample(model: Transformer, reference: str) -> Input:
-    sample = runs.find_sample(reference)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.text(f"Sample {sample.doc_id} of {plain(sample.task)}, run {plain(sample.run)}: prompt and answer replayed")
+        said = st.empty()
+        # Drawn before anything can fail: a link to a sample that is gone must not be a dead end.
         if st.button("Back to a prompt"):
             state.unlink("sample")
             st.rerun()
+    sample = runs.find_sample(reference)
+    said.text(f"Sample {sample.doc_id} of {plain(sample.task)}, run {plain(sample.run)}: prompt and answer replayed")
     own = model.source
     if own is not None and sample.checkpoint not in (None, own.checkpoint_sha256):
         st.warning("Another checkpoint gave this answer. What follows is how the model of this server reads the text.")

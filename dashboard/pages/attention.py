@@ -95,9 +95,7 @@ def _controls(model: Transformer) -> View:
         layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
         head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
         log = state.bound(st.toggle, "Log scale", key="log")
-        hide = state.bound(
-            st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank."
-        )
+        hide = state.bound(st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank.")
     return View(COLOURS[colour], layer, head, log, hide)
 
 

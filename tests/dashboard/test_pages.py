@@ -160,6 +160,15 @@ def test_shift_errors_grow_with_fewer_bits(app: App) -> None:
     assert largest["float64"] < largest["float32"] < largest["bfloat16"]
 
 
+def test_a_link_to_a_sample_that_is_gone_is_no_dead_end(app: App) -> None:
+    session = app("attention", sample="no/such/run/5")
+    assert "Open one from the Benchmarks page" in session.code[0].value
+    session.switch_page("dashboard/pages/norms.py").run()
+    assert session.error  # a linked sample, too, follows its user over pages
+    session.button[0].click().run()
+    assert not session.error and session.text_area(key="prompt").value == DEFAULT_PROMPT
+
+
 def test_a_sample_of_another_checkpoint_says_so(
     app: App, serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path
 ) -> None:
