@@ -25,8 +25,8 @@ def captured(tiny_model: Transformer, tokens: torch.Tensor) -> Capture:
 
 
 @pytest.fixture
-def reference(tiny_model: Transformer, tokens: torch.Tensor) -> Any:
-    """Hugging Face's output on the same weights and tokens, attentions and hidden states included."""
+def reference_model(tiny_model: Transformer) -> Any:
+    """Hugging Face's Llama with the same weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     config = tiny_model.config
     theirs = transformers.LlamaForCausalLM(
@@ -58,5 +58,11 @@ def reference(tiny_model: Transformer, tokens: torch.Tensor) -> Any:
             parts = parts.replace(ours, hf)
         weights[("model." if parts.startswith("layers.") else "") + parts + ".weight"] = weight
     theirs.load_state_dict(weights, strict=True)
+    return theirs
+
+
+@pytest.fixture
+def reference(reference_model: Any, tokens: torch.Tensor) -> Any:
+    """Its output on the same tokens, attentions and hidden states included."""
     with torch.no_grad():
-        return theirs(tokens, output_attentions=True, output_hidden_states=True)
+        return reference_model(tokens, output_attentions=True, output_hidden_states=True)
