@@ -1,0 +1,69 @@
+"""Whether the query heads that share one key/value head look alike. Computes on patterns, knows nothing of weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes import reading
+from probes.attention import HOOKS as HOOKS
+from probes.attention import PATTERN, entropy, pattern_blocks
+from probes.results import frozen, tidy
+from workbench.capture import Capture
+from workbench.errors import HookError
+
+
+@dataclass(frozen=True)
+class GroupSimilarity:
+    """How alike the heads of one key/value group look, against heads of different groups.
+
+    `distance` is [layer, head, head]; `within` and `across` are [layer], NaN where there is no such pair.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    distance: np.ndarray
+    within: np.ndarray
+    across: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer: layer, within, across, ratio (below 1: a shared key makes heads alike)."""
+        columns = {"within": self.within, "across": self.across, "ratio": self.within / self.across}
+        return tidy({"layer": self.layers}, columns)
+
+
+def group_similarity(cap: Capture) -> GroupSimilarity:
+    """Jensen-Shannon distance between the patterns of every two heads of a layer, mean over queries after the first.
+
+    Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] -> [layer, head, head]
+    Units:  the square root of the divergence in bits: 0 for equal rows, 1 for rows with no key in common.
+    Raises: MissingHookError if `hook_pattern` was captured for no layer; HookError for left-padded rows, or one query.
+    Source: arXiv 1906.04341 (distances between heads), 2305.13245 (groups).
+    """
+    reading.unpadded(cap)
+    held = reading.heads(cap)
+    layers = reading.layers(cap, PATTERN)
+    wanted = [position for position in reading.positions(cap).tolist() if position > 0]
+    if not wanted:
+        raise HookError("the first position sees itself alone; capture at least one more to compare heads.")
+    distance = np.zeros((len(layers), len(held), len(held)))
+    for row, layer in enumerate(layers):
+        total = torch.zeros(len(held), len(held), dtype=torch.float64)
+        for _, pattern in pattern_blocks(cap, layer, queries=wanted):
+            own = entropy(pattern)  # [batch, head, query_pos]
+            for i in range(len(held)):
+                middle = entropy((pattern + pattern[:, i : i + 1]) / 2)
+                divergence = (middle - (own + own[:, i : i + 1]) / 2) / np.log(2)
+                total[i] += divergence.clamp(0, 1).sqrt().sum((0, 2)).double().cpu()
+        distance[row] = total.numpy() / (len(wanted) * cap.tokens.shape[0])
+        np.fill_diagonal(distance[row], 0)
+    group = np.array(held) // cap.config.group_size
+    same = group[:, None] == group
+    apart = ~np.eye(len(held), dtype=bool)
+    pairs = {"within": same & apart, "across": ~same}
+    means = {
+        name: frozen(distance[:, mask].mean(-1) if mask.any() else np.full(len(layers), np.nan))
+        for name, mask in pairs.items()
+    }
+    return GroupSimilarity(layers, held, frozen(distance), means["within"], means["across"])
