@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,57 @@ def induction(
     _deliver(found, output, _Origin(model, loaded, extra={"block": block, "seed": seed}), draw)
 
 
+def ablation(
+    model: Model = "demo",
+    chosen: Annotated[
+        str, typer.Option("--heads", help="Heads to take away, as L2H3,L5H1; without it, the induction heads found.")
+    ] = "",
+    block: Annotated[int, typer.Option(min=2, help="Random tokens that come twice.")] = 32,
+    n_draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets of as many heads.")] = 20,
+    mean: Annotated[bool, typer.Option("--mean", help="Replace a head by its mean instead of zero.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens and draws.")] = 0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: the loss on a repetition without some heads, against without random others."""
+    _check(output)
+    from probes import ablation as probe
+
+    heads = probe.parse(chosen) if chosen else None
+    loaded = _load(model, device)
+    replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
+    found = probe.induction_ablation(loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement)
+    extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement}
+    _deliver(found, output, _Origin(model, loaded, extra=extra), lambda _: _head_figures().induction_ablation)
+
+
+def neuron(
+    layer: Annotated[int, typer.Option(min=0, help="The neuron's layer.")],
+    neuron: Annotated[int, typer.Option(min=0, help="The neuron.")],
+    model: Model = "demo",
+    top: Annotated[int, typer.Option(min=1, help="Tokens on either side.")] = 10,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Neurons: the tokens that one promotes and suppresses."""
+    _check(output)
+    from probes import neurons as probe
+
+    loaded = _load(model, device)
+    found = probe.neuron_tokens(loaded, layer, [neuron], k=top)
+    _deliver(found, output, _Origin(model, loaded), lambda _: _neuron_figures().neuron_tokens)
+
+
+def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
+    """Neurons: large weights that move all logits alike."""
+    _check(output)
+    from probes import neurons as probe
+
+    loaded = _load(model, device)
+    found = probe.entropy_neurons(loaded)
+    _deliver(found, output, _Origin(model, loaded), lambda _: _neuron_figures().entropy_neurons)
+
+
 # --- of a prompt ----------------------------------------------------------------------------------------------
 
 
@@ -113,6 +164,46 @@ def heads(
     loaded, cap, origin = _capture(model, prompt, file, attention.HOOKS, device)
     shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads, "name": "entropy"}
     _deliver(attention.head_metrics(cap), output, origin, lambda f: lambda r, **o: f.head_metric(r, **shape, **o))
+
+
+def catalogue(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Another threshold for a type, as previous=0.5; may be repeated.")
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: which are of which type. Each line of the text is a prompt; intervals need two or more.
+
+    Induction and duplicate-token heads are looked for on random tokens that come twice.
+    """
+    _check(output)
+    from probes import heads as probe
+    from workbench.commands import tokenizer_of
+
+    rules = probe.with_thresholds(threshold or ())
+    lines = [line for line in _text(prompt, file).splitlines() if line.strip()]
+    loaded = _load(model, device)
+    tokenizer = tokenizer_of(loaded, model)
+    prompts = [tokenizer.encode(line, bos=True) for line in lines]
+    found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
+    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
+    origin = _Origin(model, loaded, sum(map(len, prompts)), extra)
+    _deliver(found, output, origin, lambda _: _head_figures().catalogue)
+
+
+def groups(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: how alike those are that share a key, against others."""
+    _check(output, FIGURES)
+    from probes import groups as probe
+
+    _, cap, origin = _capture(model, prompt, file, probe.HOOKS, device)
+    _deliver(probe.group_similarity(cap), output, origin)
 
 
 def rms(
@@ -183,6 +274,17 @@ def lens(
     _deliver(residual.logit_lens(loaded, cap), output, origin)
 
 
+def neurons(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Neurons: open gates, sparsity, kurtosis, top position."""
+    _check(output)
+    from probes import neurons as probe
+
+    _, cap, origin = _capture(model, prompt, file, probe.HOOKS, device)
+    _deliver(probe.neuron_statistics(cap), output, origin, lambda _: _neuron_figures().neuron_statistics)
+
+
 # --- of one head on a prompt ----------------------------------------------------------------------------------
 
 
@@ -222,11 +324,13 @@ ON_A_HEAD = (
     _of_head("distance", "rope", "score_by_distance", "RoPE: one head's scores against distance."),
     _of_head("invariance", "rope", "relative_invariance", "RoPE: how rounding breaks shift invariance."),
 )
-ON_A_PROMPT = (heads, rms, contributions, massive, outliers, lens)
-ON_A_MODEL = (wavelengths, decay, gains, induction)
+ON_A_PROMPT = (heads, catalogue, groups, rms, contributions, massive, outliers, lens, neurons)
+ON_A_MODEL = (wavelengths, decay, gains, induction, neuron, entropy_neurons, ablation)
 
 for _command in (*ON_A_MODEL, *ON_A_PROMPT, *ON_A_HEAD):
     _given = " --layer 2 --head 1" if _command in ON_A_HEAD else ""
+    _given += " --heads L2H3,L5H0" if _command is ablation else ""
+    _given += " --layer 2 --neuron 7" if _command is neuron else ""
     _given += "" if _command in ON_A_MODEL else " --prompt 'one two one two'"
     _example = f"Example: workbench probe {_command.__name__} --model demo{_given}"
     app.command(_command.__name__, epilog=_example)(_command)
@@ -354,6 +458,14 @@ def _deliver(
         _write(output, lambda path: writer(path, index=False))
         _write(Path(f"{output}.json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     print(f"{output}: {len(table)} rows" if output.suffix in TABLES else output)
+
+
+def _head_figures() -> Any:
+    return importlib.import_module("probes.figures_heads")
+
+
+def _neuron_figures() -> Any:
+    return importlib.import_module("probes.figures_neurons")
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -98,7 +98,20 @@ def cli_page() -> str:
     return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"
 
 
-PROBES = ("attention", "maps", "rope", "rotation", "norms", "residual")
+PROBES = (
+    "attention",
+    "heads",
+    "groups",
+    "rollout",
+    "ablation",
+    "specimen",
+    "maps",
+    "rope",
+    "rotation",
+    "norms",
+    "residual",
+    "neurons",
+)
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
 
 

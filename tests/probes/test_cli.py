@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attention, cli, norms, rotation
+from probes import ablation, attention, cli, heads, norms, rotation
 from workbench.cli import main
 
 PROMPT = "one two three. one two three."
@@ -40,6 +40,8 @@ def demo() -> wb.Transformer:
 def arguments(command: Any) -> list[str]:
     given = [] if command in (cli.wavelengths, cli.decay) else ["--device", "cpu"]
     given += ["--layer", "1", "--head", "0"] if command in cli.ON_A_HEAD else []
+    given += ["--heads", "L2H3", "--draws", "3"] if command is cli.ablation else []
+    given += ["--layer", "1", "--neuron", "5"] if command is cli.neuron else []
     return given + ([] if command in cli.ON_A_MODEL else ["--prompt", PROMPT])
 
 
@@ -59,7 +61,7 @@ def test_every_probe_prints_a_table_and_writes_its_files(probe, tmp_path: Path, 
         assert out.split("\n")[0].split() == list(table.columns)
     page = tmp_path / "found.html"
     code, _, err = probe(command.__name__, *arguments(command), "-o", page)
-    if command in (cli.outliers, cli.lens):
+    if command in (cli.outliers, cli.lens, cli.groups):
         assert code == 2 and "no figure" in err
     else:
         assert code == 0 and about["checkpoint_sha256"] in page.read_text()
@@ -98,6 +100,25 @@ def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
     assert shown == pytest.approx(attention.induction_scores(demo, block=5).induction.ravel(), abs=1e-5)
 
 
+def test_thresholds_and_lines_reach_the_catalogue(probe, tmp_path: Path, demo: wb.Transformer) -> None:
+    text, file = tmp_path / "prompts.txt", tmp_path / "found.csv"
+    text.write_text("one two three one two\n\nfour five six four five\n", encoding="utf-8")
+    options = ("--file", text, "--device", "cpu", "--threshold", "previous=0.2", "--threshold", "induction=0.05")
+    assert probe("catalogue", *options, "-o", file)[0] == 0
+    prompts = [demo.tokenizer.encode(line, bos=True) for line in ("one two three one two", "four five six four five")]
+    rules = heads.with_thresholds(["previous=0.2", "induction=0.05"])
+    expected = heads.catalogue(heads.text_scores(demo, prompts), heads.repeat_scores(demo), rules=rules).frame()
+    pd.testing.assert_frame_equal(pd.read_csv(file), expected, check_dtype=False)
+    assert json.loads((tmp_path / "found.csv.json").read_text())["thresholds"]["previous"] == 0.2
+
+
+def test_ablation_takes_the_heads_that_are_named(probe, demo: wb.Transformer) -> None:
+    options = ("--block", "8", "--draws", "2", "--device", "cpu")
+    code, out, _ = probe("ablation", "--heads", "L2H3,L5H0", *options)
+    found = ablation.induction_ablation(demo, [(2, 3), (5, 0)], block=8, n_draws=2)
+    assert code == 0 and out.strip() == found.frame().to_string(index=False).strip()
+
+
 def test_long_tables_are_cut_and_say_so(probe) -> None:
     code, out, err = probe("rms", *RUN)
     assert len(out.splitlines()) == cli.SHOWN_ROWS + 1
@@ -124,7 +145,11 @@ def test_wavelengths_are_the_models_own(probe, tmp_path: Path) -> None:
         (("bands", *RUN, "--layer", "99", "--head", "0"), "layers 0 to"),
         (("bands", *RUN, "--layer", "0", "--head", "99"), "99"),
         (("bands", *RUN), "--layer"),
+        (("neuron", "--layer", "0", "--neuron", "99999", "--device", "cpu"), "0 to"),
         (("induction", "--block", "100000", "--device", "cpu"), "context"),
+        (("ablation", "--heads", "L2H99", "--device", "cpu"), "heads 0 to 5"),
+        (("ablation", "--heads", "two", "--device", "cpu"), "L2H3,L5H1"),
+        (("catalogue", *RUN, "--threshold", "sinks=0.2"), "TYPE=NUMBER"),
         (("no-such-probe",), "no-such-probe"),
     ],
 )
