@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
 from dashboard.text import plain
-from workbench.errors import WorkbenchError
+from workbench.errors import CaptureBudgetError, WorkbenchError
 
 PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
@@ -42,6 +42,8 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         st.caption("The address bar is a permalink: it reproduces this view.")
     try:
         yield Head(tools)
+    except CaptureBudgetError as error:
+        problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))
     except WorkbenchError as error:
         problem("This view cannot be shown.", str(error))
 

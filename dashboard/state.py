@@ -24,6 +24,9 @@ T = TypeVar("T")
 MAX_TOKENS = 4096
 """The longest input that a page captures; longer ones are for scripts."""
 
+CAPTURE_BYTES, CAPTURES = 2 << 30, 6
+"""Bytes that one capture may hold, and how many are kept: what all users together can make the server hold."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -73,10 +76,10 @@ def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -
 
 
 # Arguments with an underscore are left out of the key: the first argument names all that the result depends on.
-@st.cache_resource(max_entries=16, show_spinner="Running the model …")
+@st.cache_resource(max_entries=CAPTURES, show_spinner="Running the model …")
 def _run(capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...]) -> Capture:
     with torch.no_grad():
-        _, cap = _model.run_with_capture(torch.tensor([_ids], device=_model.device), _hooks)
+        _, cap = _model.run_with_capture(torch.tensor([_ids], device=_model.device), _hooks, budget=CAPTURE_BYTES)
     return cap
 
 

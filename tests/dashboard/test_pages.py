@@ -107,6 +107,13 @@ def test_an_empty_prompt_and_a_long_one_say_what_to_do(app: App) -> None:
     assert not session.exception
 
 
+def test_a_capture_that_does_not_fit_asks_for_a_shorter_prompt(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "CAPTURE_BYTES", 1000)
+    session = app("norms")
+    assert session.error[0].value.endswith("Shorten the prompt.") and "1000 bytes" in session.code[0].value
+    assert not session.exception
+
+
 def test_a_capture_is_made_once_for_all_who_send_the_same_tokens(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     plain = Transformer.run_with_capture
