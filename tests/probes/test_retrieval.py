@@ -1,0 +1,63 @@
+"""Retrieval heads: a needle that a known circuit copies, and the same count by whole runs without a cache."""
+
+import numpy as np
+import pytest
+import torch
+
+from probes import retrieval, specimen
+from probes.attention import PATTERN
+from workbench.errors import DataError
+from workbench.model import Transformer
+
+
+def needle_case(seed: int) -> retrieval.Haystack:
+    """Thirty different tokens; positions 10 to 15 are the needle, and its first token is said again at the end."""
+    tokens = torch.randperm(32, generator=torch.Generator().manual_seed(seed))[:30].tolist()
+    return retrieval.Haystack([*tokens, tokens[10]], 10, 16)
+
+
+def test_the_hand_set_induction_head_retrieves() -> None:
+    """It copies five of the needle's six tokens, all but the first, which the prompt gave; no other head does."""
+    cases = [needle_case(seed) for seed in range(4)]
+    found = retrieval.retrieval_scores(specimen.induction_model(), cases, max_new_tokens=5)
+    mean = found.mean("retrieval")
+    assert mean[specimen.INDUCTION] == pytest.approx(5 / 6)
+    assert np.delete(mean.ravel(), 5).max() < 0.1
+    assert found.frame()["n_prompts"].unique() == [4]
+
+
+def test_scores_are_those_of_whole_runs(tiny_model: Transformer) -> None:
+    """Without a cache, step by step; a random model retrieves little, so every token of the prompt is the needle."""
+    tokens = torch.randint(96, (12,), generator=torch.Generator().manual_seed(3)).tolist()
+    hay = retrieval.Haystack(tokens, 0, 12)
+    found = retrieval.retrieval_scores(tiny_model, [hay], max_new_tokens=40, least_recall=0).values["retrieval"][0]
+    hits = [[set() for _ in range(4)] for _ in range(3)]
+    ids = list(tokens)
+    for _ in range(40):
+        with torch.no_grad():
+            logits, cap = tiny_model.run_with_capture(torch.tensor([ids]), f"blocks.*.{PATTERN}")
+        emitted = int(logits[0, -1].argmax())
+        for layer in range(3):
+            for head in range(4):
+                key = int(cap[f"blocks.{layer}.{PATTERN}"][0, head, -1].argmax())
+                if key < 12 and tokens[key] == emitted:
+                    hits[layer][head].add(key)
+        ids.append(emitted)
+    assert found.sum() > 0
+    assert found == pytest.approx(np.array([[len(keys) / 12 for keys in row] for row in hits]))
+
+
+def test_where_nothing_was_retrieved_nothing_is_said(tiny_model: Transformer) -> None:
+    hay = retrieval.Haystack(list(range(20)), 3, 9)
+    found = retrieval.retrieval_scores(tiny_model, [hay], least_recall=1)
+    assert np.isnan(found.values["retrieval"]).all()
+    assert np.isnan(found.mean("retrieval")).all()
+
+
+def test_mistakes_say_what_to_do(tiny_model: Transformer) -> None:
+    with pytest.raises(DataError, match="no needle from 5 to 9 in 8 tokens"):
+        retrieval.retrieval_scores(tiny_model, [retrieval.Haystack(list(range(8)), 5, 9)])
+    with pytest.raises(DataError, match="context is 128"):
+        retrieval.retrieval_scores(tiny_model, [retrieval.Haystack([1] * 126, 0, 5)])
+    with pytest.raises(DataError, match="no haystacks"):
+        retrieval.retrieval_scores(tiny_model, [])
