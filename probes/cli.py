@@ -7,23 +7,27 @@ it, or .html for the figure. Torch, pandas and plotly are imported only when a c
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import json
-import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from workbench.errors import DataError, MissingExtraError
-
-if TYPE_CHECKING:
-    from workbench.capture import Capture
-    from workbench.config import ModelConfig
-    from workbench.model import Transformer
+from probes.delivery import (
+    FIGURES,
+    _capture,
+    _check,
+    _config,
+    _deliver,
+    _head_figures,
+    _lab_figures,
+    _labels,
+    _load,
+    _neuron_figures,
+    _Origin,
+    _text,
+    _tokens,
+)
 
 app = typer.Typer(
     help="Measure a model's heads, rotary embedding, norms and residual stream.",
@@ -40,10 +44,6 @@ Layer = Annotated[int, typer.Option(min=0, help="The head's layer.")]
 Head = Annotated[int, typer.Option(min=0, help="The head.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="A .csv, .parquet or .html file to write.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-
-SHOWN_ROWS = 60
-TABLES, FIGURES = (".csv", ".parquet"), (".html",)
-PACKAGE = {".parquet": "pyarrow", ".html": "plotly"}
 
 
 # --- of a configuration or the weights alone ------------------------------------------------------------------
@@ -151,6 +151,19 @@ def entropy_neurons(model: Model = "demo", output: Output = None, device: Device
     _deliver(found, output, _Origin(model, loaded), lambda _: _neuron_figures().entropy_neurons)
 
 
+def norm_times(
+    model: Model = "demo",
+    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to normalise.")] = 512,
+    output: Output = None,
+) -> None:
+    """Norms: time of RMSNorm and LayerNorm on this CPU."""
+    _check(output)
+    from probes import norm_lab
+
+    found = norm_lab.norm_times(_config(model), tokens=tokens)
+    _deliver(found, output, _Origin(model), lambda _: _lab_figures().norm_times)
+
+
 # --- of a prompt ----------------------------------------------------------------------------------------------
 
 
@@ -227,6 +240,62 @@ def contributions(
 
     _, cap, origin = _capture(model, prompt, file, norms.HOOKS, device)
     _deliver(norms.contribution_ratios(cap), output, origin, lambda figures: figures.contribution_ratios)
+
+
+def linear(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    final: Annotated[bool, typer.Option("--final", help="Judge every part at the final norm.")] = False,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: how wrong a linear norm is, part by part."""
+    _check(output)
+    from probes import norm_lab
+
+    loaded, cap, origin = _capture(model, prompt, file, norm_lab.HOOKS, device)
+    found = norm_lab.linearised_norm(loaded, cap, final=final)
+    _deliver(found, output, origin, lambda _: _lab_figures().linearised_norm)
+
+
+def recentring(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Norms: what LayerNorm would have changed."""
+    _check(output)
+    from probes import norm_lab
+
+    _, cap, origin = _capture(model, prompt, file, norm_lab.HOOKS, device)
+    _deliver(norm_lab.recentring(cap), output, origin, lambda _: _lab_figures().recentring)
+
+
+def positions(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a window; the text, up to 4 contexts, where not given.")
+    ] = None,
+    scaling: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor); may be given again."),
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: loss by position, plain and under other scalings."""
+    _check(output)
+    from probes import positions as probe
+
+    loaded, ids, origin = _tokens(model, prompt, file, device)
+    bos, context = ids[0], loaded.config.max_seq_len
+    length = min(len(ids), 4 * context) if length is None else length
+    factor = max(1.0, length / context)
+    given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
+    runs = {text: [probe.scaling_of(text, loaded.config)] for text in given}
+    found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    _deliver(found, output, origin, lambda _: _lab_figures().loss_by_position)
 
 
 def massive(
@@ -324,8 +393,12 @@ ON_A_HEAD = (
     _of_head("distance", "rope", "score_by_distance", "RoPE: one head's scores against distance."),
     _of_head("invariance", "rope", "relative_invariance", "RoPE: how rounding breaks shift invariance."),
 )
-ON_A_PROMPT = (heads, catalogue, groups, rms, contributions, massive, outliers, lens, neurons)
-ON_A_MODEL = (wavelengths, decay, gains, induction, neuron, entropy_neurons, ablation)
+ON_A_PROMPT = (
+    *(heads, catalogue, groups, positions),
+    *(rms, linear, recentring, contributions, massive, outliers),
+    *(lens, neurons),
+)
+ON_A_MODEL = (wavelengths, decay, gains, norm_times, induction, neuron, entropy_neurons, ablation)
 
 for _command in (*ON_A_MODEL, *ON_A_PROMPT, *ON_A_HEAD):
     _given = " --layer 2 --head 1" if _command in ON_A_HEAD else ""
@@ -334,142 +407,3 @@ for _command in (*ON_A_MODEL, *ON_A_PROMPT, *ON_A_HEAD):
     _given += "" if _command in ON_A_MODEL else " --prompt 'one two one two'"
     _example = f"Example: workbench probe {_command.__name__} --model demo{_given}"
     app.command(_command.__name__, epilog=_example)(_command)
-
-
-# --- reading the model, writing the result --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a table's numbers come from."""
-
-    model: str
-    loaded: Transformer | None = None
-    n_tokens: int | None = None
-    extra: dict[str, Any] | None = None
-
-    def account(self, result: str) -> dict[str, Any]:
-        from workbench import provenance
-        from workbench.checkpoint import fingerprint
-
-        about: dict[str, Any] = {"result": result, "model": Path(self.model).name}
-        about["checkpoint_sha256"] = fingerprint(self.model)
-        if self.loaded is not None:
-            source = self.loaded.source
-            about["tokenizer_sha256"] = None if source is None else source.tokenizer_sha256
-            about["dtype"] = str(self.loaded.dtype).removeprefix("torch.")
-            about["device"] = str(self.loaded.device)
-        if self.n_tokens is not None:
-            about["n_tokens"] = self.n_tokens
-        versions = provenance.versions("numpy", "pandas")
-        return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
-
-
-def _check(output: Path | None, refused: tuple[str, ...] = ()) -> None:
-    """Everything that can be said about the output before a model is loaded."""
-    _need("pandas")
-    if output is None:
-        return
-    known = [suffix for suffix in (*TABLES, *FIGURES) if suffix not in refused]
-    if output.suffix not in known:
-        reason = "this probe has no figure" if output.suffix in refused else "the name's ending says the format"
-        raise DataError(f"--output {output}: {reason}; use {' or '.join(known)}.")
-    if not output.absolute().parent.is_dir():
-        raise DataError(f"--output {output}: there is no folder {output.parent}; make it first.")
-    _need(PACKAGE.get(output.suffix, "pandas"))
-
-
-def _need(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, "app" if package == "pyarrow" else "probe")
-
-
-def _config(model: str) -> ModelConfig:
-    from workbench.checkpoint import read_config
-
-    return read_config(model)
-
-
-def _load(model: str, device: str) -> Transformer:
-    import workbench as wb
-
-    return wb.load_model(model, device=device).eval()
-
-
-def _capture(
-    model: str, prompt: str | None, file: Path | None, hooks: Any, device: str, *, layer: int | None = None
-) -> tuple[Transformer, Capture, _Origin]:
-    import torch
-
-    from workbench.commands import tokenizer_of
-
-    text = _text(prompt, file)
-    loaded = _load(model, device)
-    ids = tokenizer_of(loaded, model).encode(text, bos=True)
-    if len(ids) > loaded.config.max_seq_len:
-        context = loaded.config.max_seq_len
-        print(f"note: {len(ids)} tokens, beyond the model's context of {context}", file=sys.stderr)
-    with torch.no_grad():
-        tokens = torch.tensor([ids], device=loaded.device)
-        layers = None if layer is None else [layer]
-        _, cap = loaded.run_with_capture(tokens, hooks, layers=layers)
-    return loaded, cap, _Origin(model, loaded, len(ids))
-
-
-def _text(prompt: str | None, file: Path | None) -> str:
-    if (prompt is None) == (file is None):
-        raise DataError("say what to run with --prompt TEXT or --file PATH, one of them.")
-    if prompt is not None:
-        return prompt
-    assert file is not None
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-
-
-def _labels(model: Transformer, cap: Capture) -> list[str]:
-    """`12 cat` for every position: ASCII, with nothing that plotly would take for markup."""
-    assert model.tokenizer is not None
-    tokens = [model.tokenizer.token_bytes(token) for token in cap.tokens[0].tolist()]
-    plain = [repr(token)[2:-1].replace("&", "&amp;").replace("<", "&lt;") for token in tokens]
-    return [f"{i} {text}" for i, text in enumerate(plain)]
-
-
-def _deliver(
-    found: Any, output: Path | None, origin: _Origin, draw: Callable[[Any], Callable[..., Any]] | None = None
-) -> None:
-    """Print a result's table, or write it (or its figure) and say where."""
-    table = found.frame()
-    if output is None:
-        print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
-        if len(table) > SHOWN_ROWS:
-            print(f"{len(table) - SHOWN_ROWS} more rows; --output FILE.csv keeps all", file=sys.stderr)
-        return
-    about = origin.account(type(found).__name__)
-    if output.suffix in FIGURES:
-        from probes import figures
-
-        assert draw is not None
-        page = draw(figures)(found, stamp=about).to_html(include_plotlyjs=True)
-        _write(output, lambda path: path.write_text(page, encoding="utf-8"))
-    else:
-        writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv
-        _write(output, lambda path: writer(path, index=False))
-        _write(Path(f"{output}.json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
-    print(f"{output}: {len(table)} rows" if output.suffix in TABLES else output)
-
-
-def _head_figures() -> Any:
-    return importlib.import_module("probes.figures_heads")
-
-
-def _neuron_figures() -> Any:
-    return importlib.import_module("probes.figures_neurons")
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Under a temporary name first, so that a half-written file never bears the real one."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)

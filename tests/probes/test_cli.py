@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import ablation, attention, cli, heads, norms, rotation
+from probes import ablation, attention, cli, delivery, heads, norms, positions, rotation
 from workbench.cli import main
 
 PROMPT = "one two three. one two three."
@@ -38,7 +38,7 @@ def demo() -> wb.Transformer:
 
 
 def arguments(command: Any) -> list[str]:
-    given = [] if command in (cli.wavelengths, cli.decay) else ["--device", "cpu"]
+    given = [] if command in (cli.wavelengths, cli.decay, cli.norm_times) else ["--device", "cpu"]
     given += ["--layer", "1", "--head", "0"] if command in cli.ON_A_HEAD else []
     given += ["--heads", "L2H3", "--draws", "3"] if command is cli.ablation else []
     given += ["--layer", "1", "--neuron", "5"] if command is cli.neuron else []
@@ -93,7 +93,7 @@ def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
     ids = demo.tokenizer.encode(PROMPT, bos=True)
     with torch.no_grad():
         _, cap = demo.run_with_capture(torch.tensor([ids]), norms.HOOKS)
-    expected = norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(cli.SHOWN_ROWS)
+    expected = norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(delivery.SHOWN_ROWS)
     assert table["dim"].tolist() == expected["dim"].tolist()
     code, out, _ = probe("induction", "--block", "5", "--device", "cpu")
     shown = pd.read_csv(io.StringIO(out), sep=r"\s+")["induction"].to_numpy()
@@ -119,9 +119,30 @@ def test_ablation_takes_the_heads_that_are_named(probe, demo: wb.Transformer) ->
     assert code == 0 and out.strip() == found.frame().to_string(index=False).strip()
 
 
+def test_positions_runs_each_scaling_on_windows_of_the_text(probe, demo: wb.Transformer, tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    argv = ("--length", "8", "--scaling", "theta=100", "--scaling", "llama3=2", "--output", file)
+    assert probe("positions", *RUN, *argv)[0] == 0
+    table = pd.read_csv(file)
+    assert table["run"].unique().tolist() == ["plain", "theta=100", "llama3=2"]
+    ids = demo.tokenizer.encode(PROMPT, bos=True)
+    cut = positions.windows(ids[1:], 8, bos=ids[0])
+    runs = {
+        "theta=100": [wb.RopeScaling(theta=100.0)],
+        "llama3=2": [wb.RopeScaling(llama3=wb.Llama3Scaling(2.0, original_context=demo.config.max_seq_len))],
+    }
+    expected = positions.loss_by_position(demo, cut, runs).frame()
+    pd.testing.assert_frame_equal(table, expected, check_exact=False, rtol=1e-5)
+    for wrong in ("yarn", "turn=3", "ntk=many"):
+        code, _, err = probe("positions", *RUN, "--scaling", wrong)
+        assert code == 2 and "a scaling is theta" in err
+    assert probe("positions", *RUN, "--scaling", "ntk=0.5")[0] == 2
+    assert "longer text" in probe("positions", *RUN, "--length", "500")[2]
+
+
 def test_long_tables_are_cut_and_say_so(probe) -> None:
     code, out, err = probe("rms", *RUN)
-    assert len(out.splitlines()) == cli.SHOWN_ROWS + 1
+    assert len(out.splitlines()) == delivery.SHOWN_ROWS + 1
     assert "--output" in err and "more rows" in err
 
 

@@ -1,0 +1,172 @@
+"""What every `workbench probe` command does before and after its measurement: read the model, write the result.
+
+Knows nothing of commands and their options. Torch, pandas and plotly are imported only when they are needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from workbench.capture import Capture
+    from workbench.config import ModelConfig
+    from workbench.model import Transformer
+
+SHOWN_ROWS = 60
+TABLES, FIGURES = (".csv", ".parquet"), (".html",)
+PACKAGE = {".parquet": "pyarrow", ".html": "plotly"}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a table's numbers come from."""
+
+    model: str
+    loaded: Transformer | None = None
+    n_tokens: int | None = None
+    extra: dict[str, Any] | None = None
+
+    def account(self, result: str) -> dict[str, Any]:
+        from workbench import provenance
+        from workbench.checkpoint import fingerprint
+
+        about: dict[str, Any] = {"result": result, "model": Path(self.model).name}
+        about["checkpoint_sha256"] = fingerprint(self.model)
+        if self.loaded is not None:
+            source = self.loaded.source
+            about["tokenizer_sha256"] = None if source is None else source.tokenizer_sha256
+            about["dtype"] = str(self.loaded.dtype).removeprefix("torch.")
+            about["device"] = str(self.loaded.device)
+        if self.n_tokens is not None:
+            about["n_tokens"] = self.n_tokens
+        versions = provenance.versions("numpy", "pandas")
+        return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
+
+
+def _check(output: Path | None, refused: tuple[str, ...] = ()) -> None:
+    """Everything that can be said about the output before a model is loaded."""
+    _need("pandas")
+    if output is None:
+        return
+    known = [suffix for suffix in (*TABLES, *FIGURES) if suffix not in refused]
+    if output.suffix not in known:
+        reason = "this probe has no figure" if output.suffix in refused else "the name's ending says the format"
+        raise DataError(f"--output {output}: {reason}; use {' or '.join(known)}.")
+    if not output.absolute().parent.is_dir():
+        raise DataError(f"--output {output}: there is no folder {output.parent}; make it first.")
+    _need(PACKAGE.get(output.suffix, "pandas"))
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, "app" if package == "pyarrow" else "probe")
+
+
+def _config(model: str) -> ModelConfig:
+    from workbench.checkpoint import read_config
+
+    return read_config(model)
+
+
+def _load(model: str, device: str) -> Transformer:
+    import workbench as wb
+
+    return wb.load_model(model, device=device).eval()
+
+
+def _tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], _Origin]:
+    """The model and the text's tokens, begin-of-text first."""
+    from workbench.commands import tokenizer_of
+
+    text = _text(prompt, file)
+    loaded = _load(model, device)
+    ids = tokenizer_of(loaded, model).encode(text, bos=True)
+    return loaded, ids, _Origin(model, loaded, len(ids))
+
+
+def _capture(
+    model: str, prompt: str | None, file: Path | None, hooks: Any, device: str, *, layer: int | None = None
+) -> tuple[Transformer, Capture, _Origin]:
+    import torch
+
+    loaded, ids, origin = _tokens(model, prompt, file, device)
+    if len(ids) > loaded.config.max_seq_len:
+        context = loaded.config.max_seq_len
+        print(f"note: {len(ids)} tokens, beyond the model's context of {context}", file=sys.stderr)
+    with torch.no_grad():
+        tokens = torch.tensor([ids], device=loaded.device)
+        layers = None if layer is None else [layer]
+        _, cap = loaded.run_with_capture(tokens, hooks, layers=layers)
+    return loaded, cap, origin
+
+
+def _text(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise DataError("say what to run with --prompt TEXT or --file PATH, one of them.")
+    if prompt is not None:
+        return prompt
+    assert file is not None
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+
+
+def _labels(model: Transformer, cap: Capture) -> list[str]:
+    """`12 cat` for every position: ASCII, with nothing that plotly would take for markup."""
+    assert model.tokenizer is not None
+    tokens = [model.tokenizer.token_bytes(token) for token in cap.tokens[0].tolist()]
+    plain = [repr(token)[2:-1].replace("&", "&amp;").replace("<", "&lt;") for token in tokens]
+    return [f"{i} {text}" for i, text in enumerate(plain)]
+
+
+def _deliver(
+    found: Any, output: Path | None, origin: _Origin, draw: Callable[[Any], Callable[..., Any]] | None = None
+) -> None:
+    """Print a result's table, or write it (or its figure) and say where."""
+    table = found.frame()
+    if output is None:
+        print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
+        if len(table) > SHOWN_ROWS:
+            print(f"{len(table) - SHOWN_ROWS} more rows; --output FILE.csv keeps all", file=sys.stderr)
+        return
+    about = origin.account(type(found).__name__)
+    if output.suffix in FIGURES:
+        from probes import figures
+
+        assert draw is not None
+        page = draw(figures)(found, stamp=about).to_html(include_plotlyjs=True)
+        _write(output, lambda path: path.write_text(page, encoding="utf-8"))
+    else:
+        writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv
+        _write(output, lambda path: writer(path, index=False))
+        _write(Path(f"{output}.json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+    print(f"{output}: {len(table)} rows" if output.suffix in TABLES else output)
+
+
+def _head_figures() -> Any:
+    return importlib.import_module("probes.figures_heads")
+
+
+def _lab_figures() -> Any:
+    return importlib.import_module("probes.figures_lab")
+
+
+def _neuron_figures() -> Any:
+    return importlib.import_module("probes.figures_neurons")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Under a temporary name first, so that a half-written file never bears the real one."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,79 @@
+"""Plotly figures of loss by position and of the norm lab, in the manner of `probes.figures`. Computes nothing."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.figures import COLOURS, RING, Stamp, Theme, _finish, _lines
+from probes.norm_lab import LinearisedNorm, NormTimes, Recentring
+from probes.positions import LossByPosition
+
+
+def loss_by_position(
+    found: LossByPosition, *, change: bool = False, theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """Every run's loss along the text with its interval; `change` draws the difference from the plain run instead."""
+    fig = go.Figure()
+    middle = (found.start + found.end - 1) / 2
+    values = (found.change, found.change_low, found.change_high) if change else (found.loss, found.low, found.high)
+    for i, name in enumerate(found.runs):
+        if change and i == 0:
+            continue  # 0 by definition
+        colour = COLOURS[i % len(COLOURS)]
+        y, low, high = (part[i] for part in values)
+        bars = {"type": "data", "symmetric": False, "array": high - y, "arrayminus": y - low, "thickness": 1}
+        fig.add_scatter(
+            x=middle, y=y, name=name, mode="lines+markers", line={"color": colour, "width": 2}, marker={"size": 5},
+            error_y=bars if found.n_windows > 1 else None,
+            customdata=np.stack([found.start, found.end - 1], 1),
+            hovertemplate="positions %{customdata[0]:,} to %{customdata[1]:,}<br>%{y:.4f} nats",
+        )  # fmt: skip
+    if found.start[0] <= found.context < found.end[-1]:
+        note = {"text": f"context: {found.context:,}", "font": {"color": RING}}
+        fig.add_vline(x=found.context, line={"dash": "dash", "color": RING, "width": 2}, annotation=note)
+    if change:
+        fig.add_hline(y=0, line={"color": "#888888", "width": 1})
+    fig.update_xaxes(title="position (tokens)")
+    fig.update_yaxes(title="change of the loss (nats a token)" if change else "loss (nats a token)")
+    count = found.n_windows
+    title = "Change of the loss by position" if change else "Loss by position"
+    title += f": {count} window{'s' if count != 1 else ''}" + (", 95% intervals" if count > 1 else ", no interval")
+    return _finish(fig, "loss_by_position", title, theme, stamp)
+
+
+def linearised_norm(found: LinearisedNorm, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Both errors of every part, medians over tokens: the frozen scale against the norm's derivative."""
+    fig = go.Figure()
+    order = sorted(range(len(found.parts)), key=lambda i: (found.parts[i][0], found.parts[i][1] != "attn"))
+    names = ["embed" if found.parts[i][0] < 0 else f"L{found.parts[i][0]}.{found.parts[i][1]}" for i in order]
+    for i, (name, errors) in enumerate((("frozen scale", found.frozen_scale), ("derivative", found.derivative))):
+        y = np.nanmedian(errors[order], axis=(1, 2))
+        fig.add_scatter(x=names, y=y, name=name, mode="lines+markers", line={"color": COLOURS[i], "width": 2})
+    fig.update_xaxes(title="part taken away", type="category")
+    fig.update_yaxes(title="error / true change", rangemode="tozero")
+    reader = "the final norm" if len(set(found.norms)) == 1 else "the norm that reads it first"
+    title = f"How wrong a linear {reader.removeprefix('the ')} is: median over tokens"
+    return _finish(fig, "linearised_norm", title, theme, stamp)
+
+
+def recentring(found: Recentring, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The share of the mean in what each norm reads, and what re-centring would change: medians over tokens."""
+    fig = go.Figure()
+    names = [name if name == "ln_final" else f"L{layer}.{name}" for layer, name in found.norms]
+    series = {"|mean| / rms": found.share, "change by re-centring": found.change}
+    _lines(
+        fig, np.array(names), {name: np.nanmedian(x, axis=(1, 2)) for name, x in series.items()}, mode="lines+markers"
+    )
+    fig.update_xaxes(title="norm", type="category")
+    fig.update_yaxes(title="share", rangemode="tozero")
+    return _finish(fig, "recentring", "What LayerNorm would have changed: median over tokens", theme, stamp)
+
+
+def norm_times(found: NormTimes, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Microseconds a call of each norm: the median, with quartiles."""
+    low, middle, high = 1e6 * np.quantile(found.seconds, [0.25, 0.5, 0.75], axis=1)
+    bars = {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low}
+    fig = go.Figure(go.Bar(x=list(found.norms), y=middle, error_y=bars, marker={"color": COLOURS[0]}))
+    fig.update_xaxes(title="norm", type="category")
+    fig.update_yaxes(title="microseconds a call", rangemode="tozero")
+    title = f"Time of a norm over {found.tokens:,} tokens of {found.dim:,} dimensions, {found.dtype} on {found.device}"
+    return _finish(fig, "norm_times", title, theme, stamp)
