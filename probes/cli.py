@@ -22,6 +22,7 @@ from probes.delivery import (
     _head_figures,
     _lab_figures,
     _labels,
+    _labels_of,
     _load,
     _neuron_figures,
     _Origin,
@@ -298,6 +299,51 @@ def positions(
     _deliver(found, output, origin, lambda _: _lab_figures().loss_by_position)
 
 
+def generated(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: what they divide by while the model writes."""
+    _check(output)
+    from probes import generated as probe
+
+    loaded, ids, origin = _tokens(model, prompt, file, device)
+    found = probe.generated_norms(loaded, ids, steps=steps)
+    labels = _labels_of(loaded, found.tokens)
+    _deliver(found, output, origin, lambda f: lambda r, **o: f.input_rms(r.rms, labels, **o))
+
+
+def turned(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    scaling: Annotated[
+        str, typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor).")
+    ] = "yarn=4",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: how each head's pattern would move under another."""
+    _check(output)
+    from probes import positions, rope, turning
+
+    other = positions.scaling_of(scaling, _config(model)).rotary(_config(model))
+    loaded, cap, origin = _capture(model, prompt, file, rope.HOOKS, device)
+    found = turning.what_if_heads(cap, other.frequencies, temperature=other.temperature)
+
+    def draw(figures: Any) -> Callable[..., Any]:
+        shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads}
+        places = {"heads": found.heads, "layers": found.layers, "unit": "share of attention"}
+        title = f"Attention that {scaling} would move, mean over queries"
+        return lambda r, **o: figures.atlas(r.moved, title=title, **shape, **places, **o)
+
+    _deliver(found, output, origin, draw)
+
+
 def massive(
     model: Model = "demo",
     prompt: Prompt = None,
@@ -394,8 +440,8 @@ ON_A_HEAD = (
     _of_head("invariance", "rope", "relative_invariance", "RoPE: how rounding breaks shift invariance."),
 )
 ON_A_PROMPT = (
-    *(heads, catalogue, groups, positions),
-    *(rms, linear, recentring, contributions, massive, outliers),
+    *(heads, catalogue, groups, positions, turned),
+    *(rms, generated, linear, recentring, contributions, massive, outliers),
     *(lens, neurons),
 )
 ON_A_MODEL = (wavelengths, decay, gains, norm_times, induction, neuron, entropy_neurons, ablation)

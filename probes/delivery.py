@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,9 +122,14 @@ def _text(prompt: str | None, file: Path | None) -> str:
 
 
 def _labels(model: Transformer, cap: Capture) -> list[str]:
+    """`12 cat` for every position of a capture."""
+    return _labels_of(model, cap.tokens[0].tolist())
+
+
+def _labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
     """`12 cat` for every position: ASCII, with nothing that plotly would take for markup."""
     assert model.tokenizer is not None
-    tokens = [model.tokenizer.token_bytes(token) for token in cap.tokens[0].tolist()]
+    tokens = [model.tokenizer.token_bytes(token) for token in ids]
     plain = [repr(token)[2:-1].replace("&", "&amp;").replace("<", "&lt;") for token in tokens]
     return [f"{i} {text}" for i, text in enumerate(plain)]
 

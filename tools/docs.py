@@ -109,9 +109,11 @@ PROBES = (
     "maps",
     "rope",
     "rotation",
+    "turning",
     "positions",
     "norms",
     "norm_lab",
+    "generated",
     "residual",
     "neurons",
 )
