@@ -102,9 +102,9 @@ def _decoding_reference(reference: LlamaForCausalLM, batch: int, steps: int = 16
     reference(prompt, past_key_values=cache, use_cache=True)
 
     def run() -> None:
-        cache.crop(64)
         for _ in range(steps):
             reference(one, past_key_values=cache, use_cache=True)
+        cache.crop(-steps)
 
     return run
 
