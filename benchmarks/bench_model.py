@@ -44,7 +44,7 @@ def main() -> None:
 
 def _hook_points(model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str) -> None:
     bare = bare_twin(model)
-    timing = interleaved({"model": _decoding(model), "bare": _decoding(bare)}, rounds=4 * rounds, device=device)
+    timing = interleaved({"model": _decoding(model), "bare": _decoding(bare)}, rounds=12 * rounds, device=device)
     _row(f"decode, batch 1, {_name(dtype)}", timing, "model", "bare")
 
 
