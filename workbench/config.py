@@ -7,7 +7,7 @@ known, or that contradicts another, is an error, because a silently dropped key 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from workbench import sizes
@@ -264,10 +264,6 @@ class ModelConfig:
             "attention_bias": False,
             "mlp_bias": False,
         }
-
-    def with_vocab(self, vocab_size: int) -> ModelConfig:
-        """The same shape with another vocabulary."""
-        return replace(self, vocab_size=vocab_size)
 
 
 def swiglu_size(dim: int, *, multiple_of: int, multiplier: float | None) -> int:
