@@ -24,7 +24,6 @@ from workbench.cache import KVCache
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import CaptureBudgetError, CaptureError, MissingHookError
 from workbench.hooks import PATTERN, SCORES, STREAMED, Site, Subscription, compute, layer_of, point_of
-from workbench.sizes import readable_bytes
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -371,9 +370,9 @@ def _check_budget(
         row = point_of(name).name.replace("{l}", "*")
         parts[row] = parts.get(row, 0) + size
     costly = sorted(parts.items(), key=lambda part: -part[1])[:3]
-    named = ", ".join(f"{name} {readable_bytes(size)}" for name, size in costly)
+    named = ", ".join(f"{name} {_readable(size)}" for name, size in costly)
     raise CaptureBudgetError(
-        f"this capture would hold {readable_bytes(needed)}, over the budget of {readable_bytes(budget)}: {named}.\n"
+        f"this capture would hold {_readable(needed)}, over the budget of {_readable(budget)}: {named}.\n"
         "Narrow it with layers=, heads= or positions=, ask for fewer names, or raise budget= (bytes)."
     )
 
@@ -396,3 +395,12 @@ def free_memory(device: torch.device) -> int:
     except OSError:
         pass
     return 8 << 30
+
+
+def _readable(n_bytes: int) -> str:
+    size = float(n_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
