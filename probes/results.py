@@ -1,11 +1,55 @@
-"""What every probe's result is made of: read-only arrays and tidy DataFrames. Knows nothing of models."""
+"""What every probe's result is made of: read-only arrays, tidy DataFrames, a figure. Knows nothing of models."""
 
+import html
+import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+
+from workbench.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SHOWN_ROWS = 8
+
+
+class Result:
+    """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
+
+    `AXES` names every array's axes, in their order; `FIGURE` the function below `probes` that draws the result, as
+    `figures.decay`; it is empty where a table says all.
+    """
+
+    AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    FIGURE: ClassVar[str] = ""
+
+    def frame(self) -> pd.DataFrame:
+        raise NotImplementedError
+
+    def figure(self, **options: Any) -> "go.Figure":
+        """The result drawn with plotly; `options` are those of the function that `FIGURE` names.
+
+        Raises: MissingExtraError if plotly is not installed.
+        """
+        assert self.FIGURE, f"{type(self).__name__} has no figure"
+        if importlib.util.find_spec("plotly") is None:
+            raise MissingExtraError("plotly", "probe")
+        module, _, function = self.FIGURE.rpartition(".")
+        drawn: go.Figure = getattr(importlib.import_module(f"probes.{module}"), function)(self, **options)
+        return drawn
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the arrays with their axes, and the table's first rows. Static; loads nothing."""
+        arrays = ", ".join(f"{name} [{', '.join(axes)}]" for name, axes in self.AXES.items())
+        table = self.frame()
+        rest = f"<p>{len(table) - SHOWN_ROWS:,} more rows in <code>.frame()</code></p>" if len(table) > SHOWN_ROWS else ""
+        title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p>"
+        return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest
 
 
 def frozen(values: torch.Tensor | np.ndarray, dtype: type[np.generic] | None = None) -> np.ndarray:
