@@ -47,7 +47,8 @@ class Result:
         """What a notebook shows: the arrays with their axes, and the table's first rows. Static; loads nothing."""
         arrays = ", ".join(f"{name} [{', '.join(axes)}]" for name, axes in self.AXES.items())
         table = self.frame()
-        rest = f"<p>{len(table) - SHOWN_ROWS:,} more rows in <code>.frame()</code></p>" if len(table) > SHOWN_ROWS else ""
+        more = len(table) - SHOWN_ROWS
+        rest = f"<p>{more:,} more rows in <code>.frame()</code></p>" if more > 0 else ""
         title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p>"
         return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest
 
