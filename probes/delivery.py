@@ -27,7 +27,7 @@ PACKAGE = {".parquet": "pyarrow", ".html": "plotly"}
 
 
 @dataclass(frozen=True)
-class _Origin:
+class Origin:
     """Where a table's numbers come from."""
 
     model: str
@@ -52,7 +52,7 @@ class _Origin:
         return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
 
 
-def _check(output: Path | None, refused: tuple[str, ...] = ()) -> None:
+def check(output: Path | None, refused: tuple[str, ...] = ()) -> None:
     """Everything that can be said about the output before a model is loaded."""
     _need("pandas")
     if output is None:
@@ -71,45 +71,44 @@ def _need(package: str) -> None:
         raise MissingExtraError(package, "app" if package == "pyarrow" else "probe")
 
 
-def _config(model: str) -> ModelConfig:
+def config(model: str) -> ModelConfig:
     from workbench.checkpoint import read_config
 
     return read_config(model)
 
 
-def _load(model: str, device: str) -> Transformer:
+def load(model: str, device: str) -> Transformer:
     import workbench as wb
 
     return wb.load_model(model, device=device).eval()
 
 
-def _tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], _Origin]:
+def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:
     """The model and the text's tokens, begin-of-text first."""
     from workbench.commands import tokenizer_of
 
-    text = _text(prompt, file)
-    loaded = _load(model, device)
-    ids = tokenizer_of(loaded, model).encode(text, bos=True)
-    return loaded, ids, _Origin(model, loaded, len(ids))
+    given = text(prompt, file)
+    loaded = load(model, device)
+    ids = tokenizer_of(loaded, model).encode(given, bos=True)
+    return loaded, ids, Origin(model, loaded, len(ids))
 
 
-def _capture(
+def capture(
     model: str, prompt: str | None, file: Path | None, hooks: Any, device: str, *, layer: int | None = None
-) -> tuple[Transformer, Capture, _Origin]:
+) -> tuple[Transformer, Capture, Origin]:
     import torch
 
-    loaded, ids, origin = _tokens(model, prompt, file, device)
+    loaded, ids, origin = tokens(model, prompt, file, device)
     if len(ids) > loaded.config.max_seq_len:
         context = loaded.config.max_seq_len
         print(f"note: {len(ids)} tokens, beyond the model's context of {context}", file=sys.stderr)
     with torch.no_grad():
-        tokens = torch.tensor([ids], device=loaded.device)
         layers = None if layer is None else [layer]
-        _, cap = loaded.run_with_capture(tokens, hooks, layers=layers)
+        _, cap = loaded.run_with_capture(torch.tensor([ids], device=loaded.device), hooks, layers=layers)
     return loaded, cap, origin
 
 
-def _text(prompt: str | None, file: Path | None) -> str:
+def text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise DataError("say what to run with --prompt TEXT or --file PATH, one of them.")
     if prompt is not None:
@@ -121,23 +120,22 @@ def _text(prompt: str | None, file: Path | None) -> str:
         raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
-def _labels(model: Transformer, cap: Capture) -> list[str]:
+def labels(model: Transformer, cap: Capture) -> list[str]:
     """`12 cat` for every position of a capture."""
-    return _labels_of(model, cap.tokens[0].tolist())
+    return labels_of(model, cap.tokens[0].tolist())
 
 
-def _labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
+def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
     """`12 cat` for every position: ASCII, with nothing that plotly would take for markup."""
     assert model.tokenizer is not None
-    tokens = [model.tokenizer.token_bytes(token) for token in ids]
-    plain = [repr(token)[2:-1].replace("&", "&amp;").replace("<", "&lt;") for token in tokens]
-    return [f"{i} {text}" for i, text in enumerate(plain)]
+    plain = [repr(model.tokenizer.token_bytes(token))[2:-1] for token in ids]
+    return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in enumerate(plain)]
 
 
-def _deliver(
-    found: Any, output: Path | None, origin: _Origin, draw: Callable[[Any], Callable[..., Any]] | None = None
+def deliver(
+    found: Any, output: Path | None, origin: Origin, draw: Callable[[Any], Callable[..., Any]] | None = None
 ) -> None:
-    """Print a result's table, or write it (or its figure) and say where."""
+    """Print a result's table, or write it (or its figure) and say where; `draw` where the result cannot draw itself."""
     table = found.frame()
     if output is None:
         print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
@@ -146,10 +144,13 @@ def _deliver(
         return
     about = origin.account(type(found).__name__)
     if output.suffix in FIGURES:
-        from probes import figures
+        if draw is None:
+            figure = found.figure(stamp=about)
+        else:
+            from probes import figures
 
-        assert draw is not None
-        page = draw(figures)(found, stamp=about).to_html(include_plotlyjs=True)
+            figure = draw(figures)(found, stamp=about)
+        page = figure.to_html(include_plotlyjs=True)
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv

@@ -23,12 +23,12 @@ BELOW = {
 ALLOWED = {
     "fairscale": ("workbench/parallel.py",),
     "streamlit": ("app.py", "dashboard/"),
-    "plotly": ("probes/figures", "dashboard/"),
+    "plotly": ("probes/figures", "probes/results.py", "dashboard/"),  # results.py for a type annotation alone
     "lm_eval": ("evals/",),
     "datasets": ("evals/",),
     "pandas": ("evals/", "probes/", "dashboard/"),
     "pyarrow": ("evals/", "dashboard/"),
-    "typer": tuple(f"{layer}/cli.py" for layer in OURS) + ("workbench/commands.py",),
+    "typer": tuple(f"{layer}/cli.py" for layer in OURS) + ("probes/cli/", "workbench/commands.py"),
     "transformers": (),
 }
 

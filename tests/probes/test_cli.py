@@ -1,7 +1,9 @@
 """`workbench probe`: tables on stdout, files with their origin, figures, and mistakes answered in a line or two."""
 
+import inspect
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,31 +39,33 @@ def demo() -> wb.Transformer:
     return wb.load_model("demo", device="cpu").eval()
 
 
-def arguments(command: Any) -> list[str]:
-    given = [] if command in (cli.wavelengths, cli.decay, cli.norm_times) else ["--device", "cpu"]
-    given += ["--layer", "1", "--head", "0"] if command in cli.ON_A_HEAD else []
-    given += ["--heads", "L2H3", "--draws", "3"] if command is cli.ablation else []
-    given += ["--layer", "1", "--neuron", "5"] if command is cli.neuron else []
-    return given + ([] if command in cli.ON_A_MODEL else ["--prompt", PROMPT])
+COMMANDS = [
+    pytest.param(command, shlex.split(example), id=command.__name__)
+    for topic in cli.TOPICS
+    for command, example in topic.COMMANDS
+]
+SHORTENED = {"ablation": ["--draws", "3"]}  # what keeps a command short enough for a test
 
 
-@pytest.mark.parametrize(
-    "command", [*cli.ON_A_MODEL, *cli.ON_A_PROMPT, *cli.ON_A_HEAD], ids=lambda command: command.__name__
-)
-def test_every_probe_prints_a_table_and_writes_its_files(probe, tmp_path: Path, command: Any) -> None:
-    code, out, err = probe(command.__name__, *arguments(command))
+@pytest.mark.parametrize(("command", "example"), COMMANDS)
+def test_every_probe_prints_a_table_and_writes_its_files(
+    probe, tmp_path: Path, command: Any, example: list[str]
+) -> None:
+    device = ["--device", "cpu"] if "device" in inspect.signature(command).parameters else []
+    argv = [command.__name__, *example, *device, *SHORTENED.get(command.__name__, [])]
+    code, out, err = probe(*argv)
     assert code == 0, err
     assert len(out.splitlines()) > 2 or out == "none found\n"
     file = tmp_path / "found.csv"
-    assert probe(command.__name__, *arguments(command), "-o", file)[0] == 0
+    assert probe(*argv, "-o", file)[0] == 0
     table = pd.read_csv(file)
     about = json.loads((tmp_path / "found.csv.json").read_text())
     assert len(about["checkpoint_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
     if out != "none found\n":
         assert out.split("\n")[0].split() == list(table.columns)
     page = tmp_path / "found.html"
-    code, _, err = probe(command.__name__, *arguments(command), "-o", page)
-    if command in (cli.outliers, cli.lens, cli.groups):
+    code, _, err = probe(*argv, "-o", page)
+    if command.__name__ in ("outliers", "lens", "groups"):
         assert code == 2 and "no figure" in err
     else:
         assert code == 0 and about["checkpoint_sha256"] in page.read_text()
@@ -203,14 +207,16 @@ def test_a_file_that_is_no_text(probe, tmp_path: Path) -> None:
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from workbench.cli import main; main(['probe', '--help']);"
-        "print([m for m in ('pandas', 'plotly', 'probes.attention') if m in sys.modules], file=sys.stderr)"
+        "light = ('probes.cli', 'probes.delivery');"
+        "heavy = [m for m in sys.modules if m.startswith('probes.') and not m.startswith(light)];"
+        "print(heavy + [m for m in ('pandas', 'plotly') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "[]", done.stderr
 
 
 def test_a_missing_library_says_what_to_install(probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
+    find = delivery.importlib.util.find_spec
+    monkeypatch.setattr(delivery.importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
     code, _, err = probe("wavelengths")
     assert code == 2 and "'.[probe]'" in err

@@ -1,0 +1,25 @@
+"""`workbench probe NAME`: one measurement of a model or a prompt, as a table, a file, or a figure.
+
+The table goes to stdout, or to the file that --output names: .csv or .parquet, with an account of its origin beside
+it, or .html for the figure. Every topic is a module with its commands, and lists them in `COMMANDS` with what an
+example of each needs. Torch, pandas and plotly are imported only when a command needs them.
+"""
+
+import typer
+
+from probes.cli import heads, neurons, norms, rope, stream
+
+TOPICS = (heads, rope, norms, stream, neurons)
+
+app = typer.Typer(
+    help="Measure a model's heads, rotary embedding, norms and residual stream.",
+    epilog="Example: workbench probe heads --model demo --prompt 'one two one two'",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+for _topic in TOPICS:
+    for _command, _example in _topic.COMMANDS:
+        _name = _command.__name__
+        app.command(_name, epilog=f"Example: workbench probe {_name} --model demo{_example}")(_command)

@@ -1,0 +1,55 @@
+"""What the commands share: their options, their examples, and the shape of a command that measures one head."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from probes.delivery import capture, check, deliver, labels
+
+Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Prompt = Annotated[str | None, typer.Option(help="Text to run; begin-of-text is put before it.")]
+File = Annotated[Path | None, typer.Option(help="Read the text from this UTF-8 file instead.")]
+Layer = Annotated[int, typer.Option(min=0, help="The head's layer.")]
+Head = Annotated[int, typer.Option(min=0, help="The head.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="A .csv, .parquet or .html file to write.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+
+ON_A_PROMPT = " --prompt 'one two one two'"
+"""What the example of a command on a prompt adds to the model."""
+
+ON_A_HEAD = f" --layer 2 --head 1{ON_A_PROMPT}"
+
+
+def of_head(name: str, module: str, function: str, summary: str) -> Callable[..., None]:
+    """A command that measures one head on a prompt."""
+
+    def command(
+        layer: Layer,
+        head: Head,
+        model: Model = "demo",
+        prompt: Prompt = None,
+        file: File = None,
+        output: Output = None,
+        device: Device = "auto",
+    ) -> None:
+        check(output)
+        probe = importlib.import_module(f"probes.{module}")
+        loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device, layer=layer)
+        found = getattr(probe, function)(cap, layer, head)
+
+        def draw(figures: Any) -> Callable[..., Any]:
+            figure: Callable[..., Any] = getattr(figures, function)
+            if module != "maps":
+                return figure
+            return lambda result, **options: figure(result, result.labels(labels(loaded, cap)), **options)
+
+        deliver(found, output, origin, draw)
+
+    command.__name__ = name
+    command.__doc__ = summary
+    return command

@@ -1,0 +1,123 @@
+"""Commands that measure heads: where they look, of which type they are, what becomes of a loss without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from probes.cli.given import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
+from probes.delivery import FIGURES, Origin, _head_figures, capture, check, deliver, load, text
+
+
+def heads(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: entropy, sinks, previous token, distance, ..."""
+    check(output)
+    from probes import attention
+
+    loaded, cap, origin = capture(model, prompt, file, attention.HOOKS, device)
+    shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads, "name": "entropy"}
+    deliver(attention.head_metrics(cap), output, origin, lambda f: lambda r, **o: f.head_metric(r, **shape, **o))
+
+
+def catalogue(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Another threshold for a type, as previous=0.5; may be repeated.")
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: which are of which type. Each line of the text is a prompt; intervals need two or more.
+
+    Induction and duplicate-token heads are looked for on random tokens that come twice.
+    """
+    check(output)
+    from probes import heads as probe
+    from workbench.commands import tokenizer_of
+
+    rules = probe.with_thresholds(threshold or ())
+    lines = [line for line in text(prompt, file).splitlines() if line.strip()]
+    loaded = load(model, device)
+    tokenizer = tokenizer_of(loaded, model)
+    prompts = [tokenizer.encode(line, bos=True) for line in lines]
+    found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
+    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
+    origin = Origin(model, loaded, sum(map(len, prompts)), extra)
+    deliver(found, output, origin, lambda _: _head_figures().catalogue)
+
+
+def groups(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: how alike those are that share a key, against others."""
+    check(output, FIGURES)
+    from probes import groups as probe
+
+    _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.group_similarity(cap), output, origin)
+
+
+def induction(
+    model: Model = "demo",
+    block: Annotated[int, typer.Option(min=1, help="Random tokens that come twice.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens.")] = 0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: induction on random tokens that come twice."""
+    check(output)
+    from probes import attention
+
+    loaded = load(model, device)
+    found = attention.induction_scores(loaded, block=block, seed=seed)
+    config = loaded.config
+
+    def draw(figures: Any) -> Callable[..., Any]:
+        shape = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
+        places = {"heads": range(config.n_heads), "layers": range(config.n_layers)}
+        title = f"Induction on blocks of {block}: even attention would give {found.chance:.3f}"
+        return lambda _, **o: figures.atlas(found.induction, title=title, unit="probability", **shape, **places, **o)
+
+    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}), draw)
+
+
+def ablation(
+    model: Model = "demo",
+    chosen: Annotated[
+        str, typer.Option("--heads", help="Heads to take away, as L2H3,L5H1; without it, the induction heads found.")
+    ] = "",
+    block: Annotated[int, typer.Option(min=2, help="Random tokens that come twice.")] = 32,
+    n_draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets of as many heads.")] = 20,
+    mean: Annotated[bool, typer.Option("--mean", help="Replace a head by its mean instead of zero.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens and draws.")] = 0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: the loss on a repetition without some heads, against without random others."""
+    check(output)
+    from probes import ablation as probe
+
+    heads = probe.parse(chosen) if chosen else None
+    loaded = load(model, device)
+    replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
+    found = probe.induction_ablation(loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement)
+    extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement}
+    deliver(found, output, Origin(model, loaded, extra=extra), lambda _: _head_figures().induction_ablation)
+
+
+one_map = of_head("map", "maps", "head_map", "Heads: where one head looks, query by query.")
+
+COMMANDS = (
+    (heads, ON_A_PROMPT),
+    (catalogue, ON_A_PROMPT),
+    (groups, ON_A_PROMPT),
+    (one_map, ON_A_HEAD),
+    (induction, ""),
+    (ablation, " --heads L2H3,L5H0"),
+)

@@ -1,0 +1,101 @@
+"""Commands on the norms: what they read and scale, and what a linear or a re-centring norm would do instead."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.delivery import Origin, _lab_figures, capture, check, config, deliver, labels, labels_of, load, tokens
+
+
+def gains(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
+    """Norms: quantiles and extreme dimensions of the gains."""
+    check(output)
+    from probes import norms
+
+    loaded = load(model, device)
+    found = norms.gain_statistics(loaded)
+    deliver(found, output, Origin(model, loaded), lambda figures: figures.gain_quantiles)
+
+
+def rms(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Norms: what every norm divides every token by."""
+    check(output)
+    from probes import norms
+
+    loaded, cap, origin = capture(model, prompt, file, [h for h in norms.HOOKS if h.endswith("hook_scale")], device)
+    names = labels(loaded, cap)
+    deliver(norms.input_rms(cap), output, origin, lambda f: lambda r, **o: f.input_rms(r, names, **o))
+
+
+def norm_times(
+    model: Model = "demo",
+    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to normalise.")] = 512,
+    output: Output = None,
+) -> None:
+    """Norms: time of RMSNorm and LayerNorm on this CPU."""
+    check(output)
+    from probes import norm_lab
+
+    found = norm_lab.norm_times(config(model), tokens=tokens)
+    deliver(found, output, Origin(model), lambda _: _lab_figures().norm_times)
+
+
+def linear(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    final: Annotated[bool, typer.Option("--final", help="Judge every part at the final norm.")] = False,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: how wrong a linear norm is, part by part."""
+    check(output)
+    from probes import norm_lab
+
+    loaded, cap, origin = capture(model, prompt, file, norm_lab.HOOKS, device)
+    found = norm_lab.linearised_norm(loaded, cap, final=final)
+    deliver(found, output, origin, lambda _: _lab_figures().linearised_norm)
+
+
+def recentring(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Norms: what LayerNorm would have changed."""
+    check(output)
+    from probes import norm_lab
+
+    _, cap, origin = capture(model, prompt, file, norm_lab.HOOKS, device)
+    deliver(norm_lab.recentring(cap), output, origin, lambda _: _lab_figures().recentring)
+
+
+def generated(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: what they divide by while the model writes."""
+    check(output)
+    from probes import generated as probe
+
+    loaded, ids, origin = tokens(model, prompt, file, device)
+    found = probe.generated_norms(loaded, ids, steps=steps)
+    names = labels_of(loaded, found.tokens)
+    deliver(found, output, origin, lambda f: lambda r, **o: f.input_rms(r.rms, names, **o))
+
+
+COMMANDS = (
+    (gains, ""),
+    (rms, ON_A_PROMPT),
+    (generated, ON_A_PROMPT),
+    (linear, ON_A_PROMPT),
+    (recentring, ON_A_PROMPT),
+    (norm_times, ""),
+)

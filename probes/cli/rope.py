@@ -1,0 +1,98 @@
+"""Commands on rotary position embedding: of a configuration, of a text, and of one head's q and k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from probes.cli.given import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
+from probes.delivery import Origin, _lab_figures, capture, check, config, deliver, tokens
+
+
+def wavelengths(model: Model = "demo", output: Output = None) -> None:
+    """RoPE: every pair's wavelength against the context."""
+    check(output)
+    from probes import rotation
+
+    found = rotation.wavelengths(config(model))
+    deliver(found, output, Origin(model), lambda figures: figures.wavelengths)
+
+
+def decay(model: Model = "demo", output: Output = None) -> None:
+    """RoPE: how the score of like vectors fades with distance."""
+    check(output)
+    from probes import rotation
+
+    deliver(rotation.decay(config(model)), output, Origin(model), lambda figures: figures.decay)
+
+
+def positions(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a window; the text, up to 4 contexts, where not given.")
+    ] = None,
+    scaling: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor); may be given again."),
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: loss by position, plain and under other scalings."""
+    check(output)
+    from probes import positions as probe
+
+    loaded, ids, origin = tokens(model, prompt, file, device)
+    bos, context = ids[0], loaded.config.max_seq_len
+    length = min(len(ids), 4 * context) if length is None else length
+    factor = max(1.0, length / context)
+    given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
+    runs = {text: [probe.scaling_of(text, loaded.config)] for text in given}
+    found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    deliver(found, output, origin, lambda _: _lab_figures().loss_by_position)
+
+
+def turned(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    scaling: Annotated[
+        str, typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor).")
+    ] = "yarn=4",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: how each head's pattern would move under another."""
+    check(output)
+    from probes import positions, rope, turning
+
+    other = positions.scaling_of(scaling, config(model)).rotary(config(model))
+    loaded, cap, origin = capture(model, prompt, file, rope.HOOKS, device)
+    found = turning.what_if_heads(cap, other.frequencies, temperature=other.temperature)
+
+    def draw(figures: Any) -> Callable[..., Any]:
+        shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads}
+        places = {"heads": found.heads, "layers": found.layers, "unit": "share of attention"}
+        title = f"Attention that {scaling} would move, mean over queries"
+        return lambda r, **o: figures.atlas(r.moved, title=title, **shape, **places, **o)
+
+    deliver(found, output, origin, draw)
+
+
+bands = of_head("bands", "rope", "band_contribution", "RoPE: what each frequency adds to one head's scores.")
+distance = of_head("distance", "rope", "score_by_distance", "RoPE: one head's scores against distance.")
+invariance = of_head("invariance", "rope", "relative_invariance", "RoPE: how rounding breaks shift invariance.")
+
+COMMANDS = (
+    (wavelengths, ""),
+    (decay, ""),
+    (bands, ON_A_HEAD),
+    (distance, ON_A_HEAD),
+    (invariance, ON_A_HEAD),
+    (positions, ON_A_PROMPT),
+    (turned, ON_A_PROMPT),
+)

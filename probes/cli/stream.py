@@ -1,0 +1,74 @@
+"""Commands on the residual stream: what is added to it, what grows in it, what it would predict."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.delivery import FIGURES, capture, check, deliver
+
+
+def contributions(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Stream: what attention and the MLP add to it."""
+    check(output)
+    from probes import norms
+
+    _, cap, origin = capture(model, prompt, file, norms.HOOKS, device)
+    deliver(norms.contribution_ratios(cap), output, origin, lambda figures: figures.contribution_ratios)
+
+
+def massive(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    threshold: Annotated[float, typer.Option(help="Least magnitude.")] = 100.0,
+    ratio: Annotated[float, typer.Option(help="Least multiple of the layer's median magnitude.")] = 1000.0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Stream: massive activations, entry by entry."""
+    check(output)
+    from probes import norms
+
+    _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
+    found = norms.massive_activations(cap, threshold=threshold, ratio=ratio)
+    deliver(found, output, origin, lambda figures: figures.massive_activations)
+
+
+def outliers(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    magnitude: Annotated[float, typer.Option(help="Least magnitude of a large entry.")] = 6.0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Stream: dimensions that are large nearly everywhere."""
+    check(output, FIGURES)
+    from probes import norms
+
+    _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
+    deliver(norms.outlier_dimensions(cap, magnitude=magnitude), output, origin)
+
+
+def lens(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Stream: what it would predict after every block."""
+    check(output, FIGURES)
+    from probes import residual
+
+    loaded, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post", "ln_final.hook_out"], device)
+    deliver(residual.logit_lens(loaded, cap), output, origin)
+
+
+COMMANDS = (
+    (contributions, ON_A_PROMPT),
+    (massive, ON_A_PROMPT),
+    (outliers, ON_A_PROMPT),
+    (lens, ON_A_PROMPT),
+)
