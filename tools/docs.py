@@ -102,7 +102,7 @@ PROBES = (
     "attention",
     "heads",
     "groups",
-    "rollout",
+    "flow",
     "retrieval",
     "ablation",
     "specimen",

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_heads, groups, heads, rollout, specimen
+from probes import figures_heads, groups, heads, specimen
 from probes.attention import HOOKS, PATTERN, induction_scores
 from workbench.capture import Capture
 from workbench.demo import corpus
-from workbench.errors import DataError, HookError
+from workbench.errors import DataError
 from workbench.model import Transformer
 from workbench.rope import frequencies
 
@@ -141,32 +141,11 @@ def test_heads_with_one_query_and_one_key_are_one(tiny_model: Transformer, token
     assert list(table.columns) == ["layer", "within", "across", "ratio"]
 
 
-def test_rollout_by_hand(tiny_model: Transformer, captured: Capture) -> None:
-    found = rollout.rollout(captured)
-    assert found.shape == (3, 2, 24, 24)
-    assert found.sum(-1) == pytest.approx(np.ones((3, 2, 24)))
-    assert (np.triu(found, 1) == 0).all()
-    mixed = np.eye(24)
-    for layer in range(3):
-        mixed = (captured.pattern(layer)[1].numpy().mean(0) / 2 + np.eye(24) / 2) @ mixed
-        assert found[layer, 1] == pytest.approx(mixed, abs=1e-6)
-    # Two tokens, no queries: the second row is (1/4, 3/4) after one layer and (1/4 + 3/16, 9/16) after two.
-    with torch.no_grad():
-        for block in tiny_model.layers:
-            block.attention.wq.weight.zero_()
-        _, cap = tiny_model.run_with_capture(torch.tensor([[1, 2]]), HOOKS)
-    assert rollout.rollout(cap)[:2, 0, 1].tolist() == [[0.25, 0.75], [0.4375, 0.5625]]
-
-
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with pytest.raises(DataError, match="prompt 1 has 1 token"):
         heads.text_scores(tiny_model, [[1, 2], [1]])
     with pytest.raises(DataError, match="no prompts"):
         heads.text_scores(tiny_model, [])
-    with torch.no_grad():
-        _, part = tiny_model.run_with_capture(tokens, HOOKS, layers=[1])
-    with pytest.raises(HookError, match="all layers"):
-        rollout.rollout(part)
 
 
 def demo_prompts(model: Transformer, count: int = 12) -> list[list[int]]:
