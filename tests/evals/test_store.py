@@ -1,0 +1,232 @@
+"""The store: whole after any death, one answer for one question, and errors that say what to do."""
+
+import errno
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals import store
+from evals.store import Store, key_of
+from workbench.errors import DataError
+
+
+@pytest.fixture
+def opened(tmp_path: Path):
+    with Store.open(tmp_path) as made:
+        yield made
+
+
+def kept(opened: Store, run: str, values: dict[bytes, Any]) -> None:
+    writer = opened.writer(run)
+    writer.add(values)
+    writer.close()
+
+
+def test_what_was_kept_is_read(opened: Store, tmp_path: Path) -> None:
+    run = opened.begin({"tasks": ["t"]})
+    keys = [key_of("a", i) for i in range(1300)]  # more than one query's worth
+    writer = opened.writer(run)
+    for first in range(0, 1300, 100):
+        writer.add({key: [i, True] for i, key in enumerate(keys[first : first + 100], first)})
+    writer.close()
+    with Store.open(tmp_path, create=False) as again:
+        found, problems = again.read([*keys, key_of("never")])
+        assert problems == [] and found == {key: [i, True] for i, key in enumerate(keys)}
+        assert again.known([keys[5], key_of("never")]) == {keys[5]}
+
+
+def test_keys_tell_every_part_apart() -> None:
+    same = key_of("m", [1, 2], {"b": 1, "a": [0.5]})
+    assert same == key_of("m", [1, 2], {"a": [0.5], "b": 1})
+    others = [
+        ("m", [1], [2], {}),
+        ("m", [12], {}),
+        ("m", [1, 2], {"b": 1, "a": [0.25]}),
+        ("M", [1, 2], {}),
+        ("m1", [2]),
+    ]
+    assert len({same, *(key_of(*parts) for parts in others)}) == 6
+
+
+def test_the_first_answer_stays(opened: Store) -> None:
+    run = opened.begin({})
+    kept(opened, run, {key_of(1): "first"})
+    kept(opened, run, {key_of(1): "second", key_of(2): "third"})
+    assert opened.read([key_of(1), key_of(2)])[0] == {key_of(1): "first", key_of(2): "third"}
+
+
+def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> None:
+    run = opened.begin({})
+    writer = opened.writer(run)
+    writer.add({key_of(1): "one", key_of(2): "two"})
+    writer.add({key_of(3): "three"})
+    writer.close()
+    (file,) = (opened.root / store.RESPONSES).glob("*.zz")
+    data = bytearray(file.read_bytes())
+    data[store.HEAD.size + 3] ^= 0xFF
+    file.write_bytes(data)
+    found, problems = opened.read([key_of(i) for i in (1, 2, 3)])
+    assert found == {key_of(3): "three"}
+    assert len(problems) == 1 and "byte 0 is damaged" in problems[0] and "asked again" in problems[0]
+    assert opened.known([key_of(1), key_of(2)]) == set()
+    kept(opened, run, {key_of(1): "one"})
+    assert opened.read([key_of(1)]) == ({key_of(1): "one"}, [])
+
+
+def test_a_file_that_is_gone_is_asked_again(opened: Store) -> None:
+    kept(opened, opened.begin({}), {key_of(1): 1})
+    next((opened.root / store.RESPONSES).glob("*.zz")).unlink()
+    found, problems = opened.read([key_of(1)])
+    assert found == {} and "No such file" in problems[0]
+
+
+def test_runs_and_their_ends(opened: Store) -> None:
+    one, two = opened.begin({"n": 1}), opened.begin({"n": 2})
+    assert [run.id for run in opened.runs()] in ([two, one], [one, two])
+    assert {run.status for run in opened.runs()} == {"running"}
+    with pytest.raises(DataError, match="running still"):
+        opened.again(one)
+    metric, sample = ("t", "acc", "none", "", 2, 0.5, 0.1, 0.2, 0.8), ("t", 0, "none", "acc", 1.0)
+    opened.finish(one, results="r.json", metrics=[metric], samples=[sample])
+    opened.fail(two, "it rained")
+    found = {run.id: run for run in opened.runs()}
+    assert (found[one].status, found[one].results, found[one].settings) == ("finished", "r.json", {"n": 1})
+    assert (found[two].status, found[two].error) == ("failed", "it rained")
+    opened.again(two)
+    assert opened.run(two).status == "running" and opened.run(two).error is None
+    with pytest.raises(DataError, match="there is no run 'x'"):
+        opened.run("x")
+    with pytest.raises(DataError, match="several runs begin with '2'"):
+        opened.run("2")
+
+
+def test_a_dead_process_run_is_interrupted_and_goes_on(opened: Store, tmp_path: Path) -> None:
+    program = f"from evals.store import Store; print(Store.open({str(tmp_path)!r}).begin({{}}), flush=True)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert opened.run(run).status == "interrupted"
+    opened.again(run)
+    assert opened.run(run).status == "running"
+
+
+WRITE = """
+import sys
+from evals.store import Store, key_of
+with Store.open(sys.argv[1]) as opened:
+    writer = opened.writer(opened.begin({}))
+    i = 0
+    while True:
+        writer.add({key_of(sys.argv[2], i, j): [i, j] for j in range(5)})
+        i += 1
+        print(i, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITE, str(tmp_path), str(attempt)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for _ in range(10 + 7 * attempt):
+            done = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.stdout.close()
+        process.wait()
+        done = int(rest[-1]) if rest else done
+        with Store.open(tmp_path) as opened:
+            expected = {key_of(str(attempt), i, j): [i, j] for i in range(done) for j in range(5)}
+            assert opened.read(expected) == (expected, [])
+
+
+def test_two_writers_at_once(tmp_path: Path) -> None:
+    def write(who: int) -> None:
+        with Store.open(tmp_path) as mine:
+            writer = mine.writer(mine.begin({"who": who}))
+            for i in range(20):
+                writer.add({key_of(who, i): [who, i], key_of("shared", i): i})
+            writer.close()
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Store.open(tmp_path) as opened:
+        expected = {key_of(who, i): [who, i] for who in range(3) for i in range(20)}
+        expected |= {key_of("shared", i): i for i in range(20)}
+        assert opened.read(expected) == (expected, [])
+        assert len(opened.runs()) == 3
+
+
+def test_a_full_disk_is_told_and_loses_nothing(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = opened.begin({})
+    writer = opened.writer(run)
+    writer.add({key_of(1): 1})
+    sync = os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(DataError, match="is full; what was answered is kept"):
+        writer.add({key_of(2): 2})
+    monkeypatch.setattr(store.os, "fsync", sync)
+    writer.add({key_of(3): 3})
+    writer.close()
+    assert opened.read([key_of(i) for i in (1, 2, 3)]) == ({key_of(1): 1, key_of(3): 3}, [])
+
+
+def test_a_full_index_is_told(opened: Store) -> None:
+    opened._index.execute(f"PRAGMA max_page_count = {opened._index.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(DataError, match="is full"):
+        for _ in range(200):
+            opened.begin({"text": "x" * 4000})
+    assert all(run.status == "running" for run in opened.runs())
+
+
+def test_rubbish_and_newer_stores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no store.sqlite"):
+        Store.open(tmp_path, create=False)
+    (tmp_path / store.INDEX).write_bytes(b"this is no database" * 100)
+    with pytest.raises(DataError, match="is damaged"):
+        Store.open(tmp_path)
+    (tmp_path / store.INDEX).unlink()
+    Store.open(tmp_path).close()
+    with sqlite3.connect(tmp_path / store.INDEX) as index:
+        index.execute("PRAGMA user_version = 99")
+    index.close()
+    with pytest.raises(DataError, match="version 99"):
+        Store.open(tmp_path)
+
+
+def test_an_older_store_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path) as old:
+        run = old.begin({"n": 1})
+        kept(old, run, {key_of(1): 1})
+    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, "ALTER TABLE runs ADD COLUMN note TEXT DEFAULT 'x';"))
+    with Store.open(tmp_path) as new:
+        assert new.run(run).settings == {"n": 1} and new.read([key_of(1)])[0] == {key_of(1): 1}
+        assert new._index.execute("SELECT note FROM runs").fetchall() == [("x",)]
+        assert new._index.execute("PRAGMA user_version").fetchone() == (len(store.MIGRATIONS),)
+
+
+def test_gc_frees_what_no_run_made(opened: Store) -> None:
+    one, two = opened.begin({}), opened.begin({})
+    kept(opened, one, {key_of(1): 1, key_of(2): 2})
+    kept(opened, two, {key_of(3): 3})
+    assert opened.gc() == (0, 0)
+    opened.remove(one)
+    assert opened.read([key_of(1)])[0] == {key_of(1): 1}
+    count, freed = opened.gc()
+    assert count == 2 and freed > 0
+    assert opened.known([key_of(i) for i in (1, 2, 3)]) == {key_of(3)}
+    assert json.dumps([run.id for run in opened.runs()]) == json.dumps([two])
