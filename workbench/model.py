@@ -101,6 +101,28 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
+    def resume(self, x: Tensor, layer: int) -> Tensor:
+        """`hidden` of a run that goes on from the stream that enters a layer; the layers below do not run.
+
+        Hooks fire from that layer on, its `hook_resid_pre` included: what enters it is the layer below's
+        `hook_resid_post`, or `hook_embed`.
+        Shapes: x [batch, pos, dim], from position 0 -> [batch, pos, dim]
+        Raises: WorkbenchError for a layer or a width that the model does not have.
+        """
+        n_layers, dim = len(self.layers), self.config.dim
+        if not 0 <= layer <= n_layers or x.dim() != 3 or x.shape[-1] != dim:
+            raise WorkbenchError(
+                f"a run goes on at layers 0 to {n_layers} from [batch, pos, {dim}]; found {layer}, {tuple(x.shape)}."
+            )
+        step = self._step(x[..., 0], None)
+        tap = hooks.tap_for(self, self.config, step.mask.positions)
+        if tap:
+            step = self._otherwise(step, tap)
+        for at in range(layer, n_layers):
+            x = self.layers[at](x, at, step, tap and tap.at(f"blocks.{at}."))
+        normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
+        return normed
+
     def unembed(self, x: Tensor, *, start: int = 0) -> Tensor:
         """Logits of a normalised stream whose first position is `start`; in the weights' dtype, then float32.
 

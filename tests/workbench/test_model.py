@@ -71,6 +71,32 @@ def test_rows_of_a_cache_can_be_repeated(tiny_model) -> None:
     assert torch.allclose(got, expected, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_run_goes_on_from_any_layer_to_the_last_bit(tiny_model) -> None:
+    """Plain, and under an intervention that turns q and k otherwise and one on every stream."""
+    tokens = torch.randint(0, 96, (3, 20), generator=torch.Generator().manual_seed(6))
+    names = ["hook_embed", "blocks.*.hook_resid_post"]
+    changes = [wb.Scale("blocks.*.hook_resid_pre", 1.5), wb.RopeScaling(theta=500.0)]
+    for acting in ([], changes):
+        with tiny_model.intervene(*acting):
+            logits, cap = tiny_model.run_with_capture(tokens, names)
+            for layer in range(4):
+                entering = cap["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
+                assert torch.equal(tiny_model.unembed(tiny_model.resume(entering, layer)), logits)
+    assert not torch.equal(logits, tiny_model(tokens))
+
+
+@torch.no_grad()
+def test_a_resumed_run_fires_its_own_layers_hooks_alone(tiny_model) -> None:
+    seen = []
+    watch = wb.hooks.Subscription(
+        frozenset(wb.hooks.hook_names(tiny_model.config)), observe=lambda site, _: seen.append(site.layer)
+    )
+    with wb.hooks.subscribe(tiny_model, watch):
+        tiny_model.resume(torch.randn(1, 5, 32), 2)
+    assert set(seen) == {2, None}  # None: the final norm
+
+
 def test_gradients_equal_hugging_face() -> None:
     reference = hugging_face(heads=4, kv_heads=2)
     model = ours(reference)
@@ -100,6 +126,8 @@ def test_what_cannot_be_run_is_said(tiny_model) -> None:
         tiny_model(torch.tensor([[1, 96]]))
     with pytest.raises(WorkbenchError, match=r"shape \[batch, pos\]"):
         tiny_model(torch.tensor([1, 2]))
+    with pytest.raises(WorkbenchError, match=r"layers 0 to 3 from \[batch, pos, 32\]; found 4, \(1, 5, 32\)"):
+        tiny_model.resume(torch.randn(1, 5, 32), 4)
     with pytest.raises(GenerationError, match="holds 2 positions"):
         tiny_model(torch.tensor([[1, 2, 3]]), tiny_model.empty_cache(1, 2))
     with pytest.raises(GenerationError, match="made for 2 rows"):
