@@ -1,12 +1,13 @@
 # Two commands matter: `make demo` and `make test`. Both install what they need into .venv first.
 VENV     := .venv
 BIN      := $(VENV)/bin
+PEERS    := .venv-peers
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RESULTS  := results
 SUITES   := demo_mmlu,demo_gsm8k,demo_humaneval
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-check bench-demo test check docs constraints clean
+.PHONY: help setup demo demo-check bench-demo test test-peers check docs constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo "make demo        run the embedded benchmarks on the embedded checkpoint, then serve the dashboard"
 	@echo "make demo-check  the same, but stop the dashboard as soon as it is healthy"
 	@echo "make test        the whole test suite (PYTEST_ARGS adds arguments)"
+	@echo "make test-peers  compare activations and probes with TransformerLens, installed into .venv-peers"
 	@echo "make check       ruff, mypy, and whether the generated docs are up to date"
 	@echo "make docs        write docs/hooks.md, docs/cli.md and docs/probes.md anew"
 	@echo "make clean       remove caches and results; .venv stays"
@@ -48,6 +50,15 @@ test: $(VENV)/.installed-dev
 	@tools/system-package.sh bubblewrap
 	@PYTHON=$(BIN)/python tools/system-package.sh chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(PEERS)/.installed: tests/peers/requirements.txt pyproject.toml constraints.txt
+	@echo "installing TransformerLens into $(PEERS); the first time takes minutes"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -qq -r tests/peers/requirements.txt -e '.[probe]'
+	@touch $@
+
+test-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest tests/peers $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
