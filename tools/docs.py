@@ -103,6 +103,7 @@ PROBES = (
     "heads",
     "groups",
     "flow",
+    "weighted",
     "retrieval",
     "ablation",
     "specimen",
