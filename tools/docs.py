@@ -115,7 +115,9 @@ PROBES = (
     "norms",
     "norm_lab",
     "generated",
-    "residual",
+    "lens",
+    "tuned",
+    "attribution",
     "neurons",
 )
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
