@@ -104,8 +104,12 @@ PROBES = (
     "groups",
     "flow",
     "weighted",
+    "routes",
     "retrieval",
     "ablation",
+    "pairs",
+    "patching",
+    "attribution_patching",
     "specimen",
     "maps",
     "rope",
@@ -118,6 +122,7 @@ PROBES = (
     "lens",
     "tuned",
     "attribution",
+    "within",
     "neurons",
 )
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
