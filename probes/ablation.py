@@ -17,7 +17,7 @@ from torch import Tensor
 import workbench as wb
 from probes.attention import repeated_blocks
 from probes.heads import RULES, Head, catalogue, draws, percentiles, repeat_scores
-from probes.results import frozen
+from probes.results import Result, frozen
 from workbench.errors import DataError, HookError
 from workbench.intervene import Intervention
 from workbench.model import Transformer
@@ -59,8 +59,11 @@ def copy_loss(block: int) -> Target:
 
 
 @dataclass(frozen=True)
-class AblationEffect:
+class AblationEffect(Result):
     """A target without each set of heads, prompt by prompt: `base` [prompt], `without` [set, prompt]."""
+
+    AXES = {"base": ("prompt",), "without": ("set", "prompt"), "effect": ("set", "prompt")}
+    FIGURE = "figures_heads.ablation_effect"
 
     sets: tuple[tuple[Head, ...], ...]
     base: np.ndarray
@@ -145,13 +148,16 @@ def _measured(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InductionAblation:
+class InductionAblation(Result):
     """The loss on the second copy without some heads, and without as many random others.
 
     `effect` is [prompt], `random` [draw, prompt], both in nats per token over `base` [prompt]. `ratio` is the mean
     effect over the mean random effect; `low` to `high` is its 95% interval when prompts and draws are both drawn
     anew. It is infinite where random heads do no harm on average, NaN where the chosen ones do none either.
     """
+
+    AXES = {"base": ("prompt",), "effect": ("prompt",), "random": ("draw", "prompt")}
+    FIGURE = "figures_heads.induction_ablation"
 
     heads: tuple[Head, ...]
     others: tuple[tuple[Head, ...], ...]

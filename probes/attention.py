@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probes import reading
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.errors import HookError
 from workbench.model import Transformer
@@ -112,8 +112,11 @@ def expected_distance(pattern: Tensor, queries: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class QueryMetrics:
+class QueryMetrics(Result):
     """Every metric of every query row of one layer. Arrays are [batch, head, query_pos], NaN where undefined."""
+
+    AXES = {"queries": ("query_pos",), "values": ("batch", "head", "query_pos")}
+    FIGURE = "figures_heads.query_metrics"
 
     layer: int
     heads: tuple[int, ...]
@@ -129,16 +132,20 @@ class QueryMetrics:
 
 
 @dataclass(frozen=True)
-class HeadMetrics:
+class HeadMetrics(Result):
     """One number per head and metric: means over batch rows and queries, undefined rows left out.
 
     Arrays are [layer, head]; `layers` and `heads` name the rows and columns.
     """
 
+    AXES = {"values": ("layer", "head")}
+    FIGURE = "figures.head_metric"
+
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     values: dict[str, np.ndarray]
     n_queries: int
+    group_size: int = 1  # query heads that share a key/value head
 
     @property
     def sink_heads(self) -> np.ndarray:
@@ -169,7 +176,7 @@ def head_metrics(cap: Capture) -> HeadMetrics:
         means.append({name: _mean(values) for name, values in rows.items()})
     values = {name: frozen(np.stack([mean[name] for mean in means])) for name in METRICS}
     n_queries = cap.tokens.shape[0] * len(reading.positions(cap))
-    return HeadMetrics(layers, reading.heads(cap), values, n_queries)
+    return HeadMetrics(layers, reading.heads(cap), values, n_queries, cap.config.group_size)
 
 
 def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
@@ -226,12 +233,15 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class InductionScores:
+class InductionScores(Result):
     """Scores of every head on random blocks of tokens that come twice. Arrays are [layer, head].
 
     `induction` is the mean of A[i, i - L + 1] and `duplicate` the mean of A[i, i - L] over the second copy, where
     L is `block`. `chance` is what a head that looks everywhere evenly would score.
     """
+
+    AXES = {"induction": ("layer", "head"), "duplicate": ("layer", "head")}
+    FIGURE = "figures_heads.induction_scores"
 
     induction: np.ndarray
     duplicate: np.ndarray
@@ -239,6 +249,7 @@ class InductionScores:
     batch: int
     seed: int
     chance: float
+    group_size: int = 1  # query heads that share a key/value head
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, induction, duplicate."""
@@ -271,7 +282,8 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
             scores.append(layer_rows[..., start:].mean((0, 2)))
     positions = torch.arange(start, tokens.shape[1], dtype=torch.float64)
     chance = float((1 / (positions + 1)).mean())
-    return InductionScores(frozen(torch.stack(induction)), frozen(torch.stack(duplicate)), block, batch, seed, chance)
+    scores = (frozen(torch.stack(found)) for found in (induction, duplicate))
+    return InductionScores(*scores, block, batch, seed, chance, model.config.group_size)
 
 
 def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
+    from probes.results import Result
     from workbench.capture import Capture
     from workbench.config import ModelConfig
     from workbench.model import Transformer
@@ -52,14 +53,14 @@ class Origin:
         return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
 
 
-def check(output: Path | None, refused: tuple[str, ...] = ()) -> None:
-    """Everything that can be said about the output before a model is loaded."""
+def check(output: Path | None, *, figure: bool = True) -> None:
+    """Everything that can be said about the output before a model is loaded; `figure`: the result has one."""
     _need("pandas")
     if output is None:
         return
-    known = [suffix for suffix in (*TABLES, *FIGURES) if suffix not in refused]
+    known = [*TABLES, *(FIGURES if figure else ())]
     if output.suffix not in known:
-        reason = "this probe has no figure" if output.suffix in refused else "the name's ending says the format"
+        reason = "this probe has no figure" if output.suffix in FIGURES else "the name's ending says the format"
         raise DataError(f"--output {output}: {reason}; use {' or '.join(known)}.")
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: there is no folder {output.parent}; make it first.")
@@ -132,10 +133,8 @@ def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
     return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in enumerate(plain)]
 
 
-def deliver(
-    found: Any, output: Path | None, origin: Origin, draw: Callable[[Any], Callable[..., Any]] | None = None
-) -> None:
-    """Print a result's table, or write it (or its figure) and say where; `draw` where the result cannot draw itself."""
+def deliver(found: Result, output: Path | None, origin: Origin, *, draw: Any = None, **drawn: Any) -> None:
+    """Print a result's table, or write it (or its figure, `drawn` with these options) and say where."""
     table = found.frame()
     if output is None:
         print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
@@ -144,31 +143,13 @@ def deliver(
         return
     about = origin.account(type(found).__name__)
     if output.suffix in FIGURES:
-        if draw is None:
-            figure = found.figure(stamp=about)
-        else:
-            from probes import figures
-
-            figure = draw(figures)(found, stamp=about)
-        page = figure.to_html(include_plotlyjs=True)
+        page = (draw or found.figure)(stamp=about, **drawn).to_html(include_plotlyjs=True)
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv
         _write(output, lambda path: writer(path, index=False))
         _write(Path(f"{output}.json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     print(f"{output}: {len(table)} rows" if output.suffix in TABLES else output)
-
-
-def _head_figures() -> Any:
-    return importlib.import_module("probes.figures_heads")
-
-
-def _lab_figures() -> Any:
-    return importlib.import_module("probes.figures_lab")
-
-
-def _neuron_figures() -> Any:
-    return importlib.import_module("probes.figures_neurons")
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -14,9 +14,7 @@ import plotly.graph_objects as go
 
 from probes.attention import METRICS, HeadMetrics
 from probes.maps import HeadMap
-from probes.norms import QUANTILES, ContributionRatios, GainStatistics, InputRms, MassiveActivations
-from probes.rope import BandContribution, RelativeInvariance, ScoreByDistance
-from probes.rotation import Decay, Wavelengths
+from probes.norms import QUANTILES, ContributionRatios, GainStatistics, InputRms, MassiveActivations, OutlierDimensions
 
 Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]
@@ -66,6 +64,11 @@ def _level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -
     fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
 
 
+def numbers(count: int) -> list[str]:
+    """Labels of positions whose tokens are not known."""
+    return [str(i) for i in range(count)]
+
+
 # --- heads ----------------------------------------------------------------------------------------------------
 
 
@@ -76,8 +79,7 @@ def atlas(
     unit: str,
     heads: Sequence[int],
     layers: Sequence[int],
-    n_kv_heads: int,
-    n_heads: int,
+    group_size: int = 1,
     difference: bool = False,
     selected: tuple[int, int] | None = None,
     theme: Theme = "light",
@@ -113,11 +115,11 @@ def atlas(
         selectedpoints=chosen or [],
         showlegend=False,
     )
-    group = n_heads // n_kv_heads
-    if group > 1:
-        for kv in sorted({head // group for head in heads}):
-            mine = [head for head in heads if head // group == kv]
-            label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if n_kv_heads <= 8 else {}
+    if group_size > 1:
+        groups = sorted({head // group_size for head in heads})
+        for kv in groups:
+            mine = [head for head in heads if head // group_size == kv]
+            label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
             ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
             fig.add_shape(type="line", yref="paper", line={"width": 2, "color": "#888888"}, label=label, **ends)
     fig.update_xaxes(title="head", showgrid=False, zeroline=False, dtick=max(1, len(heads) // 8))
@@ -126,19 +128,17 @@ def atlas(
     return _finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
 
 
-def head_metric(
-    metrics: HeadMetrics, name: str, *, n_heads: int, n_kv_heads: int, theme: Theme = "light", **options: Any
-) -> go.Figure:
-    """The atlas of one column of `HeadMetrics.frame()`; `options` are `selected` and `stamp`."""
+def head_metric(found: HeadMetrics, name: str = "entropy", **options: Any) -> go.Figure:
+    """The atlas of one column of `HeadMetrics.frame()`; `options` are `selected`, `theme` and `stamp`."""
     unit = METRICS[name]
-    title = f"{unit[0].upper()}{unit[1:]}, mean over {metrics.n_queries} queries"
-    places = {"heads": metrics.heads, "layers": metrics.layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    return atlas(metrics.values[name], title=title, unit=unit, theme=theme, **places, **options)
+    title = f"{unit[0].upper()}{unit[1:]}, mean over {found.n_queries} queries"
+    places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
+    return atlas(found.values[name], title=title, unit=unit, **places, **options)
 
 
 def head_map(
     found: HeadMap,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     *,
     log: bool = False,
     hide_first: int = 0,
@@ -148,9 +148,10 @@ def head_map(
 ) -> go.Figure:
     """Where each query looks: the causal mask and the first `hide_first` keys are blank, never 0.
 
-    Shapes: labels [query_tile], unique and escaped, from `HeadMap.labels`
+    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
     """
     z = np.array(found.weights, dtype=np.float32)
+    labels = found.labels(numbers(found.stop) if labels is None else labels)
     assert len(set(labels)) == len(labels) == len(z), "one unique label for every row"
     if hide_first > found.start:
         z[:, : -(-(hide_first - found.start) // found.factor)] = np.nan
@@ -159,7 +160,7 @@ def head_map(
         z, unit = np.log10(np.maximum(z, 1e-6)), "log10 of the weight"
     fig = go.Figure(
         go.Heatmap(
-            x=list(labels), y=list(labels), z=z, colorbar=_bar(unit),
+            x=labels, y=labels, z=z, colorbar=_bar(unit),
             hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{unit} %{{z:.4f}}<extra></extra>",
             **_colours(z, difference),
         )
@@ -172,92 +173,12 @@ def head_map(
     return _finish(fig, "head_map", title, theme, stamp, height=560, dragmode="zoom")
 
 
-# --- RoPE -----------------------------------------------------------------------------------------------------
-
-
-def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The wavelength of every pair against the context; with scaling, before and after."""
-    pairs = np.arange(len(found.wavelength))
-    fig = go.Figure()
-    series = {"wavelength": found.wavelength}
-    if not np.allclose(found.unscaled, found.wavelength):
-        series = {"as scaled": found.wavelength, "before scaling": found.unscaled}
-    _lines(fig, pairs, series, mode="lines+markers")
-    _level(fig, pairs, found.context, f"context: {found.context:,} tokens")
-    fig.update_xaxes(title="frequency pair")
-    fig.update_yaxes(title="wavelength (tokens)", type="log")
-    title = f"Wavelengths: {found.longer_than_context} of {len(pairs)} pairs are longer than the context"
-    return _finish(fig, "wavelengths", title, theme, stamp)
-
-
-def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How the weight of a like key fades by position alone."""
-    fig = go.Figure()
-    _lines(fig, found.distance, {"mean size of the partial sums": found.bound, "sum of cosines": found.cosine})
-    fig.add_hline(y=0, line={"color": "#888888", "width": 1})
-    fig.update_xaxes(title="distance (tokens)", type="log")
-    fig.update_yaxes(title="sum over pairs")
-    at = found.first_negative
-    title = "Decay with distance" + ("" if at is None else f": the sum of cosines is below 0 at {at:,} tokens")
-    return _finish(fig, "decay", title, theme, stamp)
-
-
-def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """What every frequency pair adds to one head's scores: signed bars, and the absolute share as a line."""
-    pairs = np.arange(len(found.signed))
-    shade = np.where(found.signed < 0, COLOURS[1], COLOURS[0])
-    fig = go.Figure()
-    fig.add_bar(
-        x=pairs, y=found.signed, name="mean contribution", marker={"color": shade}, customdata=found.wavelength,
-        hovertemplate="pair %{x}, wavelength %{customdata:,.0f} tokens<br>%{y:.4f}<extra></extra>",
-    )  # fmt: skip
-    fig.add_scatter(
-        x=pairs, y=found.share, name="share of absolute size", yaxis="y2", mode="lines+markers",
-        line={"color": COLOURS[2]}, hovertemplate="pair %{x}: %{y:.1%}<extra></extra>",
-    )  # fmt: skip
-    fig.update_xaxes(title="frequency pair (fast to slow)")
-    fig.update_yaxes(title="contribution to the score")
-    second = {"title": "share", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
-    title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}"
-    return _finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
-
-
-def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """One head's scores against distance, with the spread, and what position alone would give."""
-    fig = go.Figure()
-    line = {"width": 0}
-    fig.add_scatter(x=found.distance, y=found.high, line=line, showlegend=False, hoverinfo="skip")
-    fig.add_scatter(
-        x=found.distance, y=found.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
-        name="10% to 90%", hoverinfo="skip",
-    )  # fmt: skip
-    _lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
-    fig.update_xaxes(title="distance (tokens)")
-    fig.update_yaxes(title="score (before softmax)")
-    title = f"Layer {found.layer}, head {found.head}: score against distance"
-    return _finish(fig, "score_by_distance", title, theme, stamp)
-
-
-def relative_invariance(found: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How far rounding moves the scores when query and key shift together, by arithmetic."""
-    fig = go.Figure()
-    floor = np.finfo(np.float64).tiny  # an error of exactly 0 has no place on a log axis
-    errors = {
-        name: np.where(found.largest[i] > floor, found.largest[i], np.nan) for i, name in enumerate(found.arithmetic)
-    }
-    _lines(fig, found.shift, errors, mode="lines+markers")
-    fig.update_xaxes(title="common shift (tokens)", type="log")
-    fig.update_yaxes(title="largest change of a score", type="log", exponentformat="e")
-    title = f"Layer {found.layer}, head {found.head}: scores up to {found.score_size:.3g} should not move"
-    return _finish(fig, "relative_invariance", title, theme, stamp)
-
-
 # --- norms and the stream -------------------------------------------------------------------------------------
 
 
 def input_rms(
     found: InputRms,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     *,
     norm: str = "ln1",
     row: int = 0,
@@ -266,11 +187,12 @@ def input_rms(
 ) -> go.Figure:
     """What one kind of norm divides every token by, layer by layer; colours are logarithmic.
 
-    Shapes: labels [pos], unique and escaped
+    Shapes: labels [pos], unique and escaped; the positions where there are none
     """
     rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
     layers = [found.norms[i][0] for i in rows]
     values = found.rms[rows, row].astype(np.float32)  # [layer, pos]
+    labels = numbers(values.shape[1]) if labels is None else labels
     assert len(set(labels)) == len(labels) == values.shape[1], "one unique label for every position"
     positive = np.where(values > 0, values, np.nan)
     fig = go.Figure(
@@ -311,6 +233,23 @@ def massive_activations(found: MassiveActivations, *, theme: Theme = "light", st
     count = len(found.table)
     title = f"Largest activations by layer: {count} massive (over {found.threshold:g} and {found.ratio:g} x the median)"
     return _finish(fig, "massive_activations", title, theme, stamp)
+
+
+def outlier_dimensions(found: OutlierDimensions, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The largest magnitude of every dimension of the stream; the outlier dimensions stand out."""
+    fig = go.Figure()
+    shares = np.stack([found.layer_share, found.position_share], 1).astype(np.float32)
+    for name, chosen, colour in (("others", ~found.outlier, "#BBBBBB"), ("outliers", found.outlier, COLOURS[1])):
+        fig.add_scatter(
+            x=np.flatnonzero(chosen), y=found.largest[chosen].astype(np.float32), name=name, mode="markers",
+            marker={"color": colour, "size": 5}, customdata=shares[chosen],
+            hovertemplate="dimension %{x}: up to %{y:.4g}<br>large in %{customdata[0]:.1%} of layers, "
+            "at %{customdata[1]:.1%} of positions<extra></extra>",
+        )  # fmt: skip
+    fig.update_xaxes(title="dimension of the stream")
+    fig.update_yaxes(title="largest |activation| in the stream", type="log")
+    title = f"Outlier dimensions: {len(found.dims)} of {len(found.outlier)}"
+    return _finish(fig, "outlier_dimensions", title, theme, stamp)
 
 
 def contribution_ratios(found: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

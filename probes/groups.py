@@ -9,17 +9,20 @@ import torch
 from probes import reading
 from probes.attention import HOOKS as HOOKS
 from probes.attention import PATTERN, entropy, pattern_blocks
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.errors import HookError
 
 
 @dataclass(frozen=True)
-class GroupSimilarity:
+class GroupSimilarity(Result):
     """How alike the heads of one key/value group look, against heads of different groups.
 
     `distance` is [layer, head, head]; `within` and `across` are [layer], NaN where there is no such pair.
     """
+
+    AXES = {"distance": ("layer", "head", "other_head"), "within": ("layer",), "across": ("layer",)}
+    FIGURE = "figures_heads.group_similarity"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]

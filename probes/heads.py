@@ -25,7 +25,7 @@ from probes.attention import (
     repeated_blocks,
     sink_mass,
 )
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.errors import DataError
 from workbench.model import Transformer
@@ -76,11 +76,14 @@ def with_thresholds(given: Iterable[str]) -> dict[str, Rule]:
 
 
 @dataclass(frozen=True)
-class HeadScores:
+class HeadScores(Result):
     """Scores of every head on every prompt. `values` are [prompt, layer, head] by name, NaN where undefined.
 
     `resamples` and `level` say how the intervals are made, from `seed` alone.
     """
+
+    AXES = {"values": ("prompt", "layer", "head")}
+    FIGURE = "figures_heads.head_scores"
 
     values: dict[str, np.ndarray]
     resamples: int = 1000
@@ -210,8 +213,11 @@ def _over_queries(cap: Capture, start: int, rows: Rows) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalogue(Result):
     """Which heads are of which type, and how surely. `mean`, `low` and `high` are [layer, head] by type."""
+
+    AXES = {"mean": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
+    FIGURE = "figures_heads.catalogue"
 
     rules: Mapping[str, Rule]
     mean: dict[str, np.ndarray]

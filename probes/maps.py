@@ -9,22 +9,25 @@ import torch
 
 from probes import reading
 from probes.attention import HOOKS, pattern_blocks
-from probes.results import frozen
+from probes.results import Result, frozen
 from workbench.capture import Capture
 from workbench.errors import HookError
 
-__all__ = ["HOOKS", "MAX_CELLS", "HeadMap", "head_map", "pool", "strongest_keys"]
+__all__ = ["HOOKS", "MAX_CELLS", "HeadMap", "StrongestKeys", "head_map", "pool", "strongest_keys"]
 
 MAX_CELLS = 448
 """Largest side of a map: as a figure's JSON, 448 x 448 float32 weights and their labels stay under 1.5 MB."""
 
 
 @dataclass(frozen=True)
-class HeadMap:
+class HeadMap(Result):
     """Attention weights of one head over a window of positions, NaN after the query.
 
     `weights` is [query_tile, key_tile]: each cell the largest weight of `factor` x `factor` positions.
     """
+
+    AXES = {"weights": ("query_tile", "key_tile")}
+    FIGURE = "figures.head_map"
 
     layer: int
     head: int
@@ -116,12 +119,34 @@ def head_map(
     return HeadMap(layer, head, start, stop, factor, frozen(np.concatenate(parts)))
 
 
-def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int = 0, k: int = 10) -> pd.DataFrame:
-    """The keys that one query looks at most: key, weight, distance, the strongest first.
+@dataclass(frozen=True)
+class StrongestKeys(Result):
+    """The keys that one query of one head looks at most. Arrays are [rank], the strongest first."""
 
+    AXES = {"keys": ("rank",), "weights": ("rank",)}
+    FIGURE = "figures_heads.strongest_keys"
+
+    layer: int
+    head: int
+    query: int
+    keys: np.ndarray
+    weights: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """One row per key, the strongest first: layer, head, query, key, weight, distance."""
+        about = {"layer": self.layer, "head": self.head, "query": self.query}
+        columns = {"key": self.keys, "weight": self.weights, "distance": self.query - self.keys}
+        return pd.DataFrame({**about, **columns})
+
+
+def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int = 0, k: int = 10) -> StrongestKeys:
+    """The keys that one query looks at most, the strongest first.
+
+    Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [rank], at most k
+    Units:  probability.
     Raises: MissingHookError for a layer, head or query that was not captured.
     """
     weights = cap.pattern(layer, heads=[head], queries=[query])[reading.row_of(cap, row), 0, 0].detach().cpu()
     weights = weights[: query + 1]
     top = weights.topk(min(k, len(weights)))
-    return pd.DataFrame({"key": top.indices, "weight": top.values, "distance": query - top.indices})
+    return StrongestKeys(layer, head, query, frozen(top.indices), frozen(top.values))

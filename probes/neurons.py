@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes import reading
 from probes.norms import kurtosis
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench import parallel
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
@@ -31,7 +31,7 @@ ROWS = 8192  # of the vocabulary, held in float64 at once
 
 
 @dataclass(frozen=True)
-class NeuronStatistics:
+class NeuronStatistics(Result):
     """How every neuron fires over the captured tokens. Arrays are [layer, neuron].
 
     `open_share`: tokens whose gate w1 x is positive; `mean`, `rms`, `kurtosis` (3 for a normal distribution) and
@@ -40,6 +40,14 @@ class NeuronStatistics:
     [layer, neuron, k] are the largest activations by magnitude, with their sign. `nonfinite` [layer] counts NaN and
     infinite activations: the numbers of their neurons, and their layer's token_sparsity, are NaN or meaningless.
     """
+
+    AXES = {
+        **dict.fromkeys(("open_share", "mean", "rms", "kurtosis", "sparsity"), ("layer", "neuron")),
+        "token_sparsity": ("layer",),
+        "nonfinite": ("layer",),
+        **dict.fromkeys(("top_batch", "top_pos", "top_value"), ("layer", "neuron", "k")),
+    }
+    FIGURE = "figures_neurons.neuron_statistics"
 
     layers: tuple[int, ...]
     open_share: np.ndarray
@@ -117,11 +125,14 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
 
 
 @dataclass(frozen=True)
-class NeuronTokens:
+class NeuronTokens(Result):
     """The tokens that some neurons of one layer push up and down when they are positive. Arrays are [neuron, k].
 
     The strongest come first. `text` maps a token to its bytes as ASCII; it is empty where the model has no tokenizer.
     """
+
+    AXES = dict.fromkeys(("promoted", "promoted_effect", "suppressed", "suppressed_effect"), ("neuron", "k"))
+    FIGURE = "figures_neurons.neuron_tokens"
 
     layer: int
     neurons: tuple[int, ...]
@@ -175,12 +186,15 @@ def neuron_tokens(model: Transformer, layer: int, neurons: Sequence[int], *, k: 
 
 
 @dataclass(frozen=True)
-class EntropyNeurons:
+class EntropyNeurons(Result):
     """Which neurons write much but move all logits alike. Arrays are [layer, neuron].
 
     `norm` is that of w2's column; `logit_variance` the variance, over the vocabulary, of the cosine between the column
     and the unembedding's rows (NaN for a column of zeros); `chosen` those beyond both quantiles of their layer.
     """
+
+    AXES = {"norm": ("layer", "neuron"), "logit_variance": ("layer", "neuron"), "chosen": ("layer", "neuron")}
+    FIGURE = "figures_neurons.entropy_neurons"
 
     layers: tuple[int, ...]
     norm: np.ndarray

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probes import reading
 from probes.norms import FINAL
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.config import ModelConfig
 from workbench.model import RMSNorm, Transformer
@@ -61,12 +61,15 @@ def linearisation(x: Tensor, d: Tensor, gain: Tensor, eps: float) -> tuple[Tenso
 
 
 @dataclass(frozen=True)
-class LinearisedNorm:
+class LinearisedNorm(Result):
     """How wrong linear versions of a norm are about taking each part of the stream away. Arrays are [part, batch, pos].
 
     `parts` names the rows: (layer, part), with "embed" at layer -1; `norms` the norm that reads them: (layer, norm),
     the final one at n_layers. `size` is norm(part) / norm(stream): larger steps are harder to predict.
     """
+
+    AXES = {**dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos"))}
+    FIGURE = "figures_lab.linearised_norm"
 
     parts: tuple[tuple[int, str], ...]
     norms: tuple[tuple[int, str], ...]
@@ -138,12 +141,15 @@ def _gain(model: Transformer, norm: tuple[int, str]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Recentring:
+class Recentring(Result):
     """What subtracting the mean, as LayerNorm does, would have changed. Arrays are [norm, batch, pos].
 
     `share` is |mean| / rms of what the norm reads, between 0 and 1; `change` is norm(LayerNorm - RMSNorm) over
     norm(RMSNorm), both without gain and bias. `norms` names the rows: (layer, norm), the final one at n_layers.
     """
+
+    AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos")}
+    FIGURE = "figures_lab.recentring"
 
     norms: tuple[tuple[int, str], ...]
     share: np.ndarray
@@ -211,8 +217,11 @@ def _read_by(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
 
 
 @dataclass(frozen=True)
-class NormTimes:
+class NormTimes(Result):
     """How long each norm took on this machine, in seconds a call. Arrays are [norm, repeat]."""
+
+    AXES = {"seconds": ("norm", "repeat")}
+    FIGURE = "figures_lab.norm_times"
 
     norms: tuple[str, ...]
     seconds: np.ndarray

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probes import reading
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.errors import MissingHookError
 from workbench.model import Transformer
@@ -38,11 +38,14 @@ FINAL = "ln_final"
 
 
 @dataclass(frozen=True)
-class InputRms:
+class InputRms(Result):
     """What each norm divides each token by. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
 
     The final norm stands at layer n_layers. `nonfinite` counts NaN and infinite entries.
     """
+
+    AXES = {"rms": ("norm", "batch", "pos")}
+    FIGURE = "figures.input_rms"
 
     norms: tuple[tuple[int, str], ...]
     rms: np.ndarray
@@ -87,12 +90,20 @@ def input_rms(cap: Capture) -> InputRms:
 
 
 @dataclass(frozen=True)
-class GainStatistics:
+class GainStatistics(Result):
     """The learned gains of every norm. `norms` names the rows (layer, norm); the final norm stands at n_layers.
 
     quantiles [norm, quantile] at `QUANTILES`; mean, std, kurtosis [norm]; top_dims, top_values [norm, k], the gains
     farthest from the median first. Kurtosis is the fourth standardised moment: 3 for a normal distribution.
     """
+
+    AXES = {
+        "quantiles": ("norm", "quantile"),
+        **dict.fromkeys(("mean", "std", "kurtosis"), ("norm",)),
+        "top_dims": ("norm", "k"),
+        "top_values": ("norm", "k"),
+    }
+    FIGURE = "figures.gain_quantiles"
 
     norms: tuple[tuple[int, str], ...]
     quantiles: np.ndarray
@@ -147,11 +158,14 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
 
 
 @dataclass(frozen=True)
-class MassiveActivations:
+class MassiveActivations(Result):
     """Entries of the stream that dwarf all others, and how large each layer's largest are.
 
     The table holds one entry of the stream a row; `top` [layer, 3] are the largest magnitudes, `median` [layer].
     """
+
+    AXES = {"top": ("layer", "rank"), "median": ("layer",)}
+    FIGURE = "figures.massive_activations"
 
     layers: tuple[int, ...]
     table: pd.DataFrame
@@ -226,11 +240,14 @@ def massive_activations(cap: Capture, *, threshold: float = 100.0, ratio: float 
 
 
 @dataclass(frozen=True)
-class OutlierDimensions:
+class OutlierDimensions(Result):
     """Dimensions of the stream that are large in many layers and at many positions. Arrays are [dim].
 
     `layer_share`: layers with at least one large entry; `position_share`: large entries among all layers' positions.
     """
+
+    AXES = {"layer_share": ("dim",), "position_share": ("dim",), "largest": ("dim",), "outlier": ("dim",)}
+    FIGURE = "figures.outlier_dimensions"
 
     layer_share: np.ndarray
     position_share: np.ndarray
@@ -272,8 +289,11 @@ def outlier_dimensions(
 
 
 @dataclass(frozen=True)
-class ContributionRatios:
+class ContributionRatios(Result):
     """How much each sublayer adds, against the stream that it is added to. Arrays are [layer, sublayer, batch, pos]."""
+
+    AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
+    FIGURE = "figures.contribution_ratios"
 
     layers: tuple[int, ...]
     ratio: np.ndarray

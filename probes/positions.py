@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import DataError
 from workbench.intervene import Intervention
@@ -27,13 +27,20 @@ AT_ONCE = 256  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
-class LossByPosition:
+class LossByPosition(Result):
     """Mean loss of the tokens at each stretch of positions, in nats. Arrays are [run, stretch].
 
     A stretch holds the tokens at positions `start` to `end` - 1. The first run is the plain one; `change` is a run's
     loss less the plain one's on the same tokens. Low and high bound the mean with 95% confidence over windows (by
     Student's t; the change pairs each window with itself), NaN for a single window.
     """
+
+    AXES = {
+        "start": ("stretch",),
+        "end": ("stretch",),
+        **dict.fromkeys(("loss", "low", "high", "change", "change_low", "change_high"), ("run", "stretch")),
+    }
+    FIGURE = "figures_lab.loss_by_position"
 
     runs: tuple[str, ...]
     start: np.ndarray  # [stretch]

@@ -22,7 +22,8 @@ class Result:
     """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
 
     `AXES` names every array's axes, in their order; `FIGURE` the function below `probes` that draws the result, as
-    `figures.decay`; it is empty where a table says all.
+    `figures.head_map`; it is empty where a table says all. An array is a field, a property, or a dict of arrays with
+    the same axes.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -43,6 +44,22 @@ class Result:
         drawn: go.Figure = getattr(importlib.import_module(f"probes.{module}"), function)(self, **options)
         return drawn
 
+    def touched(self) -> dict[str, np.ndarray]:
+        """Which numbers are NaN or infinite: undefined, or touched by such an activation (`probes.finite` finds it).
+
+        Shapes: name of an array of `AXES` (`values.entropy` for one of a dict) -> int64 [found, axis], indices along
+                its axes; arrays that are finite are left out.
+        """
+        found = {}
+        for name in self.AXES:
+            held = getattr(self, name)
+            parts = {f"{name}.{key}": x for key, x in held.items()} if isinstance(held, Mapping) else {name: held}
+            for part, values in parts.items():
+                values = np.asarray(values)
+                if values.dtype.kind in "fc" and not np.isfinite(values).all():
+                    found[part] = np.argwhere(~np.isfinite(values))
+        return found
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the arrays with their axes, and the table's first rows. Static; loads nothing."""
         arrays = ", ".join(f"{name} [{', '.join(axes)}]" for name, axes in self.AXES.items())
@@ -50,6 +67,8 @@ class Result:
         more = len(table) - SHOWN_ROWS
         rest = f"<p>{more:,} more rows in <code>.frame()</code></p>" if more > 0 else ""
         title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p>"
+        touched = ", ".join(f"{len(at):,} of {html.escape(name)}" for name, at in self.touched().items())
+        title += f"<p>not finite: {touched} (<code>.touched()</code> lists them)</p>" if touched else ""
         return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probes import reading
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from probes.rotation import (
     Decay,
     Wavelengths,
@@ -114,13 +114,16 @@ def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVe
 
 
 @dataclass(frozen=True)
-class BandContribution:
+class BandContribution(Result):
     """What each frequency pair adds to one head's scores, over causal pairs of query and key. Arrays are [pair].
 
     `signed` is the mean contribution and sums to `score`, the mean score; `absolute` is the mean of its size and
     `share` that size as a part of all pairs'. `error` is the largest difference between the sum over pairs and the
     score from the model's own rotated q and k.
     """
+
+    AXES = {"wavelength": ("pair",), "signed": ("pair",), "absolute": ("pair",), "share": ("pair",)}
+    FIGURE = "figures_rope.band_contribution"
 
     layer: int
     head: int
@@ -187,12 +190,15 @@ def band_contribution(cap: Capture, layer: int, head: int, *, row: int = 0, max_
 
 
 @dataclass(frozen=True)
-class RelativeInvariance:
+class RelativeInvariance(Result):
     """How much a head's scores move when query and key shift together. Arrays are [arithmetic, shift].
 
     In exact arithmetic nothing moves: what is seen is rounding. `largest` is the maximum and `mean` the average of
     |s(i + D, j + D) - s(i, j)| over the sampled pairs.
     """
+
+    AXES = {"shift": ("shift",), "largest": ("arithmetic", "shift"), "mean": ("arithmetic", "shift")}
+    FIGURE = "figures_rope.relative_invariance"
 
     layer: int
     head: int
@@ -256,12 +262,15 @@ def invariance_of(
 
 
 @dataclass(frozen=True)
-class ScoreByDistance:
+class ScoreByDistance(Result):
     """How one head's scores depend on distance. Arrays are [distance].
 
     `mean`, `low` and `high` (10% and 90%) are of the scores that occurred at that distance. `expected` is the score
     averaged over every pair of a captured query and key, as if each stood at that distance: position alone.
     """
+
+    AXES = dict.fromkeys(("distance", "count", "mean", "low", "high", "expected"), ("distance",))
+    FIGURE = "figures_rope.score_by_distance"
 
     layer: int
     head: int
@@ -316,8 +325,11 @@ def score_by_distance(
 
 
 @dataclass(frozen=True)
-class WhatIf:
+class WhatIf(Result):
     """One head's pattern as it is and as another rotation would make it. Patterns are [query_pos, key_pos]."""
+
+    AXES = {"before": ("query_pos", "key_pos"), "after": ("query_pos", "key_pos"), "moved": ("query_pos",)}
+    FIGURE = "figures_rope.what_if"
 
     layer: int
     head: int

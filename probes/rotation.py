@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.results import frozen
+from probes.results import Result, frozen
 from workbench.config import ModelConfig
 from workbench.rope import frequencies, what_if_frequencies, yarn_temperature
 
@@ -46,8 +46,11 @@ def model_frequencies(config: ModelConfig, *, dtype: torch.dtype = torch.float64
 
 
 @dataclass(frozen=True)
-class Wavelengths:
+class Wavelengths(Result):
     """How far each pair turns. Arrays are [pair], fastest first."""
+
+    AXES = {"frequency": ("pair",), "wavelength": ("pair",), "unscaled": ("pair",)}
+    FIGURE = "figures_rope.wavelengths"
 
     frequency: np.ndarray  # radians per token
     wavelength: np.ndarray  # tokens per turn
@@ -106,8 +109,11 @@ def wavelengths(config: ModelConfig, *, context: int | None = None) -> Wavelengt
 
 
 @dataclass(frozen=True)
-class Decay:
+class Decay(Result):
     """How attention between like vectors would fade with distance by position alone. Arrays are [distance]."""
+
+    AXES = {"distance": ("distance",), "bound": ("distance",), "cosine": ("distance",)}
+    FIGURE = "figures_rope.decay"
 
     distance: np.ndarray
     bound: np.ndarray  # (2 / head_dim) sum_j |sum_{m < j} e^{i r theta_m}|

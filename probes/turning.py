@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from probes import reading
-from probes.results import frozen, tidy
+from probes.results import Result, frozen, tidy
 from probes.rope import HOOKS, what_if
 from workbench.capture import Capture
 
@@ -18,18 +18,22 @@ __all__ = ["HOOKS", "Turned", "what_if_heads"]
 
 
 @dataclass(frozen=True)
-class Turned:
+class Turned(Result):
     """How much of each head's attention would land elsewhere under another rotation. Arrays are [layer, head].
 
     `moved` is the mean over queries and batch rows of the total variation between the two patterns, between 0 and 1;
     `low` and `high` are the 10% and 90% quantiles over queries and rows.
     """
 
+    AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
+    FIGURE = "figures_rope.turned"
+
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     moved: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    group_size: int = 1  # query heads that share a key/value head
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, moved, low, high."""
@@ -62,4 +66,4 @@ def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> T
         ]
     )  # [layer, head, batch * query]
     low, high = np.quantile(moved, [0.1, 0.9], axis=-1)
-    return Turned(layers, heads, frozen(moved.mean(-1)), frozen(low), frozen(high))
+    return Turned(layers, heads, frozen(moved.mean(-1)), frozen(low), frozen(high), cap.config.group_size)

@@ -71,8 +71,7 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: 
         unit=unit,
         heads=range(config.n_heads),
         layers=range(config.n_layers),
-        n_kv_heads=config.n_kv_heads,
-        n_heads=config.n_heads,
+        group_size=config.group_size,
         selected=ring,
         stamp={"id": id},
     )

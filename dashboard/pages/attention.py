@@ -14,7 +14,6 @@ from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
-from probes import figures
 from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from probes.maps import MAX_CELLS, HeadMap, head_map
 from workbench.model import Transformer
@@ -169,9 +168,9 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
         columns[-1].metric("Induction", f"{_induction(model).induction[at]:.0%}")
     window = _window(len(given))
     found = state.once(held, head_map, view.layer, view.head, window=window)
-    labels = found.labels(plotly_labels(given.tokens))
+    labels = plotly_labels(given.tokens)
     stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
-    fig = figures.head_map(found, labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
+    fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
     fig.update_layout(title=None, margin={"t": 10, "l": 10, "r": 10, "b": 10}, height=520)
     fig.update_xaxes(automargin=True)
     fig.update_yaxes(automargin=True)

@@ -12,7 +12,7 @@ from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
-from probes import figures, norms
+from probes import norms
 from probes.maps import MAX_CELLS
 from workbench.model import Transformer
 
@@ -80,7 +80,7 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch"):
         labels = plotly_labels(given.tokens[start:stop], start=start)
-        fig = figures.input_rms(shown, labels, norm=norm)
+        fig = shown.figure(labels=labels, norm=norm)
         fig.update_xaxes(automargin=True)
         chart(fig, key="rms", height=470)
     with right, card("By layer", help="Over the tokens that are shown.", height="stretch"):
@@ -125,7 +125,7 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
     rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, norms.FINAL)]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
-        chart(figures.gain_quantiles(found, norm=norm), key="gains", height=450)
+        chart(found.figure(norm=norm), key="gains", height=450)
     with right, card("By layer", help="Kurtosis is 3 for a normal distribution.", height="stretch"):
         st.dataframe(
             pd.DataFrame(
@@ -162,7 +162,7 @@ def _activations(head: Head, held: Held, given: Input) -> None:
     massive = state.once(held, norms.massive_activations)
     outliers = state.once(held, norms.outlier_dimensions)
     with st.container(border=True):
-        fig = figures.massive_activations(massive)
+        fig = massive.figure()
         fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
         chart(fig, key="massive", height=400)
     table = massive.frame().head(200)
@@ -217,7 +217,7 @@ def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
-        chart(figures.contribution_ratios(shown), key="ratios", height=450)
+        chart(shown.figure(), key="ratios", height=450)
     with right, card("By layer", help="Medians over tokens; cosines with the stream before.", height="stretch"):
         st.dataframe(
             pd.DataFrame(

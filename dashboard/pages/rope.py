@@ -13,8 +13,7 @@ from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
-from probes import figures, rope
-from probes.maps import MAX_CELLS, HeadMap, pool
+from probes import rope
 from probes.rotation import decay, model_frequencies, wavelengths
 from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
@@ -111,9 +110,9 @@ def _waves(head: Head, view: View) -> None:
     _metrics(cards)
     left, right = st.columns(2)
     with left, st.container(border=True):
-        chart(figures.wavelengths(found), key="wavelengths", height=400)
+        chart(found.figure(), key="wavelengths", height=400)
     with right, st.container(border=True):
-        chart(figures.decay(faded), key="decay", height=400)
+        chart(faded.figure(), key="decay", height=400)
     with card("Pairs"):
         st.dataframe(
             found.frame(),
@@ -157,9 +156,9 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
     )
     left, right = st.columns(2)
     with left, st.container(border=True):
-        chart(figures.band_contribution(bands), key="bands", height=420)
+        chart(bands.figure(), key="bands", height=420)
     with right, st.container(border=True):
-        chart(figures.score_by_distance(scores), key="distance", height=420)
+        chart(scores.figure(), key="distance", height=420)
     _code(head, given, view, "band_contribution", "score_by_distance")
     head.data({"bands": bands.frame, "score_by_distance": scores.frame})
 
@@ -168,7 +167,7 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
     found = state.once(held, rope.relative_invariance, view.layer, view.head)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
-        chart(figures.relative_invariance(found), key="invariance", height=430)
+        chart(found.figure(), key="invariance", height=430)
     with right, card("Largest change of a score", help="Over all shifts up to the context.", height="stretch"):
         table = pd.DataFrame(
             {"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)}
@@ -200,13 +199,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     _metrics({"Attention that moves": f"{moved.mean():.1%}", "In the row that moves most": f"{moved.max():.1%}"})
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
-        size = len(found.before)
-        factor = -(-size // MAX_CELLS)
-        future = np.triu(np.ones((size, size), bool), 1)
-        difference = np.where(future, np.nan, found.after - found.before)
-        as_map = HeadMap(view.layer, view.head, 0, size, factor, pool(difference, factor, magnitude=True))
-        fig = figures.head_map(as_map, as_map.labels(plotly_labels(given.tokens)), difference=True)
-        fig.update_layout(title=f"Layer {view.layer}, head {view.head}: weight after the change, minus before")
+        fig = found.figure(labels=plotly_labels(given.tokens))
         fig.update_xaxes(automargin=True)
         fig.update_yaxes(automargin=True)
         chart(fig, key="what_if", height=540)

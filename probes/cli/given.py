@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,14 +41,7 @@ def of_head(name: str, module: str, function: str, summary: str) -> Callable[...
         probe = importlib.import_module(f"probes.{module}")
         loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device, layer=layer)
         found = getattr(probe, function)(cap, layer, head)
-
-        def draw(figures: Any) -> Callable[..., Any]:
-            figure: Callable[..., Any] = getattr(figures, function)
-            if module != "maps":
-                return figure
-            return lambda result, **options: figure(result, result.labels(labels(loaded, cap)), **options)
-
-        deliver(found, output, origin, draw)
+        deliver(found, output, origin, **({"labels": labels(loaded, cap)} if module == "maps" else {}))
 
     command.__name__ = name
     command.__doc__ = summary

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from probes.cli.given import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
-from probes.delivery import FIGURES, Origin, _head_figures, capture, check, deliver, load, text
+from probes.delivery import Origin, capture, check, deliver, load, text
 
 
 def heads(
@@ -18,9 +17,8 @@ def heads(
     check(output)
     from probes import attention
 
-    loaded, cap, origin = capture(model, prompt, file, attention.HOOKS, device)
-    shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads, "name": "entropy"}
-    deliver(attention.head_metrics(cap), output, origin, lambda f: lambda r, **o: f.head_metric(r, **shape, **o))
+    _, cap, origin = capture(model, prompt, file, attention.HOOKS, device)
+    deliver(attention.head_metrics(cap), output, origin)
 
 
 def catalogue(
@@ -49,14 +47,14 @@ def catalogue(
     found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
     extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
     origin = Origin(model, loaded, sum(map(len, prompts)), extra)
-    deliver(found, output, origin, lambda _: _head_figures().catalogue)
+    deliver(found, output, origin)
 
 
 def groups(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
     """Heads: how alike those are that share a key, against others."""
-    check(output, FIGURES)
+    check(output)
     from probes import groups as probe
 
     _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
@@ -76,15 +74,7 @@ def induction(
 
     loaded = load(model, device)
     found = attention.induction_scores(loaded, block=block, seed=seed)
-    config = loaded.config
-
-    def draw(figures: Any) -> Callable[..., Any]:
-        shape = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
-        places = {"heads": range(config.n_heads), "layers": range(config.n_layers)}
-        title = f"Induction on blocks of {block}: even attention would give {found.chance:.3f}"
-        return lambda _, **o: figures.atlas(found.induction, title=title, unit="probability", **shape, **places, **o)
-
-    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}), draw)
+    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
 
 
 def ablation(
@@ -108,7 +98,7 @@ def ablation(
     replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
     found = probe.induction_ablation(loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement)
     extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement}
-    deliver(found, output, Origin(model, loaded, extra=extra), lambda _: _head_figures().induction_ablation)
+    deliver(found, output, Origin(model, loaded, extra=extra))
 
 
 one_map = of_head("map", "maps", "head_map", "Heads: where one head looks, query by query.")

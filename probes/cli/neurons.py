@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.delivery import Origin, _neuron_figures, capture, check, deliver, load
+from probes.delivery import Origin, capture, check, deliver, load
 
 
 def neurons(
@@ -18,7 +18,7 @@ def neurons(
     from probes import neurons as probe
 
     _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    deliver(probe.neuron_statistics(cap), output, origin, lambda _: _neuron_figures().neuron_statistics)
+    deliver(probe.neuron_statistics(cap), output, origin)
 
 
 def neuron(
@@ -35,7 +35,7 @@ def neuron(
 
     loaded = load(model, device)
     found = probe.neuron_tokens(loaded, layer, [neuron], k=top)
-    deliver(found, output, Origin(model, loaded), lambda _: _neuron_figures().neuron_tokens)
+    deliver(found, output, Origin(model, loaded))
 
 
 def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
@@ -45,7 +45,7 @@ def entropy_neurons(model: Model = "demo", output: Output = None, device: Device
 
     loaded = load(model, device)
     found = probe.entropy_neurons(loaded)
-    deliver(found, output, Origin(model, loaded), lambda _: _neuron_figures().entropy_neurons)
+    deliver(found, output, Origin(model, loaded))
 
 
 COMMANDS = (

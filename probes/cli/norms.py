@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.delivery import Origin, _lab_figures, capture, check, config, deliver, labels, labels_of, load, tokens
+from probes.delivery import Origin, capture, check, config, deliver, labels, labels_of, load, tokens
 
 
 def gains(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
@@ -17,7 +17,7 @@ def gains(model: Model = "demo", output: Output = None, device: Device = "auto")
 
     loaded = load(model, device)
     found = norms.gain_statistics(loaded)
-    deliver(found, output, Origin(model, loaded), lambda figures: figures.gain_quantiles)
+    deliver(found, output, Origin(model, loaded))
 
 
 def rms(
@@ -28,8 +28,7 @@ def rms(
     from probes import norms
 
     loaded, cap, origin = capture(model, prompt, file, [h for h in norms.HOOKS if h.endswith("hook_scale")], device)
-    names = labels(loaded, cap)
-    deliver(norms.input_rms(cap), output, origin, lambda f: lambda r, **o: f.input_rms(r, names, **o))
+    deliver(norms.input_rms(cap), output, origin, labels=labels(loaded, cap))
 
 
 def norm_times(
@@ -42,7 +41,7 @@ def norm_times(
     from probes import norm_lab
 
     found = norm_lab.norm_times(config(model), tokens=tokens)
-    deliver(found, output, Origin(model), lambda _: _lab_figures().norm_times)
+    deliver(found, output, Origin(model))
 
 
 def linear(
@@ -59,7 +58,7 @@ def linear(
 
     loaded, cap, origin = capture(model, prompt, file, norm_lab.HOOKS, device)
     found = norm_lab.linearised_norm(loaded, cap, final=final)
-    deliver(found, output, origin, lambda _: _lab_figures().linearised_norm)
+    deliver(found, output, origin)
 
 
 def recentring(
@@ -70,7 +69,7 @@ def recentring(
     from probes import norm_lab
 
     _, cap, origin = capture(model, prompt, file, norm_lab.HOOKS, device)
-    deliver(norm_lab.recentring(cap), output, origin, lambda _: _lab_figures().recentring)
+    deliver(norm_lab.recentring(cap), output, origin)
 
 
 def generated(
@@ -88,7 +87,7 @@ def generated(
     loaded, ids, origin = tokens(model, prompt, file, device)
     found = probe.generated_norms(loaded, ids, steps=steps)
     names = labels_of(loaded, found.tokens)
-    deliver(found, output, origin, lambda f: lambda r, **o: f.input_rms(r.rms, names, **o))
+    deliver(found, output, origin, draw=found.rms.figure, labels=names)
 
 
 COMMANDS = (

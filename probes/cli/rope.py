@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
 from probes.cli.given import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
-from probes.delivery import Origin, _lab_figures, capture, check, config, deliver, tokens
+from probes.delivery import Origin, capture, check, config, deliver, tokens
 
 
 def wavelengths(model: Model = "demo", output: Output = None) -> None:
@@ -17,7 +17,7 @@ def wavelengths(model: Model = "demo", output: Output = None) -> None:
     from probes import rotation
 
     found = rotation.wavelengths(config(model))
-    deliver(found, output, Origin(model), lambda figures: figures.wavelengths)
+    deliver(found, output, Origin(model))
 
 
 def decay(model: Model = "demo", output: Output = None) -> None:
@@ -25,7 +25,7 @@ def decay(model: Model = "demo", output: Output = None) -> None:
     check(output)
     from probes import rotation
 
-    deliver(rotation.decay(config(model)), output, Origin(model), lambda figures: figures.decay)
+    deliver(rotation.decay(config(model)), output, Origin(model))
 
 
 def positions(
@@ -53,7 +53,7 @@ def positions(
     given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
     runs = {text: [probe.scaling_of(text, loaded.config)] for text in given}
     found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
-    deliver(found, output, origin, lambda _: _lab_figures().loss_by_position)
+    deliver(found, output, origin)
 
 
 def turned(
@@ -71,16 +71,10 @@ def turned(
     from probes import positions, rope, turning
 
     other = positions.scaling_of(scaling, config(model)).rotary(config(model))
-    loaded, cap, origin = capture(model, prompt, file, rope.HOOKS, device)
+    _, cap, origin = capture(model, prompt, file, rope.HOOKS, device)
     found = turning.what_if_heads(cap, other.frequencies, temperature=other.temperature)
 
-    def draw(figures: Any) -> Callable[..., Any]:
-        shape = {"n_heads": loaded.config.n_heads, "n_kv_heads": loaded.config.n_kv_heads}
-        places = {"heads": found.heads, "layers": found.layers, "unit": "share of attention"}
-        title = f"Attention that {scaling} would move, mean over queries"
-        return lambda r, **o: figures.atlas(r.moved, title=title, **shape, **places, **o)
-
-    deliver(found, output, origin, draw)
+    deliver(found, output, replace(origin, extra={"scaling": scaling}), other=scaling)
 
 
 bands = of_head("bands", "rope", "band_contribution", "RoPE: what each frequency adds to one head's scores.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.delivery import FIGURES, capture, check, deliver
+from probes.delivery import capture, check, deliver
 
 
 def contributions(
@@ -18,7 +18,7 @@ def contributions(
     from probes import norms
 
     _, cap, origin = capture(model, prompt, file, norms.HOOKS, device)
-    deliver(norms.contribution_ratios(cap), output, origin, lambda figures: figures.contribution_ratios)
+    deliver(norms.contribution_ratios(cap), output, origin)
 
 
 def massive(
@@ -36,7 +36,7 @@ def massive(
 
     _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
     found = norms.massive_activations(cap, threshold=threshold, ratio=ratio)
-    deliver(found, output, origin, lambda figures: figures.massive_activations)
+    deliver(found, output, origin)
 
 
 def outliers(
@@ -48,7 +48,7 @@ def outliers(
     device: Device = "auto",
 ) -> None:
     """Stream: dimensions that are large nearly everywhere."""
-    check(output, FIGURES)
+    check(output)
     from probes import norms
 
     _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
@@ -59,7 +59,7 @@ def lens(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
     """Stream: what it would predict after every block."""
-    check(output, FIGURES)
+    check(output, figure=False)
     from probes import residual
 
     loaded, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post", "ln_final.hook_out"], device)

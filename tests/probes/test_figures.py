@@ -7,62 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 
-from probes import attention, figures, maps, norms, rope
+from probes import figures, maps, norms, rope
 from workbench.capture import Capture
-from workbench.model import Transformer
 
 BUDGET = 1_500_000
 LABELS = [f"{i} ·t" for i in range(24)]
 
 
-@pytest.fixture
-def every(captured: Capture, tiny_model: Transformer) -> dict[str, go.Figure]:
-    """One of each figure, with the same stamp."""
-    stamp = {"capture": "abc"}
-    metrics, shape = attention.head_metrics(captured), {"n_heads": 4, "n_kv_heads": 2}
-    found = maps.head_map(captured, 1, 2)
-    return {
-        "atlas": figures.head_metric(metrics, "entropy", **shape, stamp=stamp),
-        "head_map": figures.head_map(found, found.labels(LABELS), stamp=stamp),
-        "wavelengths": figures.wavelengths(rope.wavelengths(captured.config), stamp=stamp),
-        "decay": figures.decay(rope.decay(captured.config), stamp=stamp),
-        "band_contribution": figures.band_contribution(rope.band_contribution(captured, 1, 2), stamp=stamp),
-        "score_by_distance": figures.score_by_distance(rope.score_by_distance(captured, 1, 2), stamp=stamp),
-        "relative_invariance": figures.relative_invariance(rope.relative_invariance(captured, 1, 2), stamp=stamp),
-        "input_rms": figures.input_rms(norms.input_rms(captured), LABELS, stamp=stamp),
-        "gain_quantiles": figures.gain_quantiles(norms.gain_statistics(tiny_model), stamp=stamp),
-        "massive_activations": figures.massive_activations(norms.massive_activations(captured), stamp=stamp),
-        "contribution_ratios": figures.contribution_ratios(norms.contribution_ratios(captured), stamp=stamp),
-    }
-
-
-def test_every_figure_has_title_units_identity_and_budget(every: dict[str, go.Figure]) -> None:
-    for kind, fig in every.items():
-        assert fig.layout.title.text, kind
-        assert fig.layout.xaxis.title.text and fig.layout.yaxis.title.text, kind
-        assert fig.layout.meta == {"kind": kind, "capture": "abc"}
-        assert len(fig.to_json()) < BUDGET, kind
-        for trace in fig.data:
-            if isinstance(trace, go.Heatmap):
-                assert trace.colorbar.title.text, kind
-
-
 def test_dark_and_light_are_neutral_templates(captured: Capture) -> None:
     found = rope.decay(captured.config)
-    light, dark = figures.decay(found, theme="light"), figures.decay(found, theme="dark")
+    light, dark = found.figure(theme="light"), found.figure(theme="dark")
     assert light.layout.template.layout.paper_bgcolor != dark.layout.template.layout.paper_bgcolor
     assert light.data == dark.data
 
 
 def test_atlas_draws_the_values_and_marks_each_cell() -> None:
     values = np.arange(6.0).reshape(3, 2)
-    fig = figures.atlas(
-        values, title="T", unit="u", layers=(0, 2, 5), heads=(4, 7), n_heads=8, n_kv_heads=2, selected=(2, 7)
-    )
+    fig = figures.atlas(values, title="T", unit="u", layers=(0, 2, 5), heads=(4, 7), group_size=4, selected=(2, 7))
     heatmap, cells = fig.data
     assert np.array_equal(heatmap.z, values)
     assert (heatmap.hoverinfo, list(heatmap.y), list(heatmap.x)) == ("skip", [0, 2, 5], [4, 7])
@@ -74,40 +38,36 @@ def test_atlas_draws_the_values_and_marks_each_cell() -> None:
 
 
 def test_brackets_join_the_heads_that_share_keys() -> None:
-    def brackets(heads: range, n_kv_heads: int) -> list[tuple[float, float]]:
-        fig = figures.atlas(
-            np.zeros((1, len(heads))), title="T", unit="u", layers=(0,), heads=heads, n_heads=8, n_kv_heads=n_kv_heads
-        )
+    def brackets(heads: range, group_size: int) -> list[tuple[float, float]]:
+        zeros = np.zeros((1, len(heads)))
+        fig = figures.atlas(zeros, title="T", unit="u", layers=(0,), heads=heads, group_size=group_size)
         return [(shape.x0, shape.x1) for shape in fig.layout.shapes]
 
-    assert brackets(range(8), 2) == [(-0.4, 3.4), (3.6, 7.4)]
-    assert brackets(range(2, 8), 2) == [(1.6, 3.4), (3.6, 7.4)]
-    assert brackets(range(8), 8) == []  # nothing is shared
+    assert brackets(range(8), 4) == [(-0.4, 3.4), (3.6, 7.4)]
+    assert brackets(range(2, 8), 4) == [(1.6, 3.4), (3.6, 7.4)]
+    assert brackets(range(8), 1) == []  # nothing is shared
 
 
 def test_differences_are_centred_on_zero() -> None:
     values = np.array([[-1.0, 3.0], [np.nan, 0.0]])
-    heatmap = figures.atlas(
-        values, title="T", unit="u", layers=(0, 1), heads=(0, 1), n_heads=2, n_kv_heads=2, difference=True
-    ).data[0]
+    places: dict[str, Any] = {"title": "T", "unit": "u", "layers": (0, 1), "heads": (0, 1)}
+    heatmap = figures.atlas(values, difference=True, **places).data[0]
     assert (heatmap.zmin, heatmap.zmax) == (-3, 3)
-    assert heatmap.colorscale[0] != figures.atlas(
-        values, title="T", unit="u", layers=(0, 1), heads=(0, 1), n_heads=2, n_kv_heads=2
-    ).data[0].colorscale[0]  # fmt: skip
+    assert heatmap.colorscale[0] != figures.atlas(values, **places).data[0].colorscale[0]
 
 
 def test_head_map_is_blank_after_the_query(captured: Capture) -> None:
     found = maps.head_map(captured, 0, 1)
-    fig = figures.head_map(found, found.labels(LABELS))
+    fig = found.figure(labels=LABELS)
     z = fig.data[0].z
     assert z.dtype == np.float32
     assert np.array_equal(np.isnan(z), np.triu(np.ones((24, 24), bool), 1))
     assert (fig.layout.xaxis.type, fig.layout.yaxis.type) == ("category", "category")
     assert fig.layout.yaxis.autorange == "reversed"
-    hidden = figures.head_map(found, found.labels(LABELS), hide_first=2)
+    hidden = found.figure(labels=LABELS, hide_first=2)
     assert np.isnan(hidden.data[0].z[:, :2]).all() and "first 2 keys hidden" in hidden.layout.title.text
     assert np.array_equal(hidden.data[0].z[:, 2:], z[:, 2:], equal_nan=True)
-    logs = figures.head_map(found, found.labels(LABELS), log=True).data[0]
+    logs = found.figure(labels=LABELS, log=True).data[0]
     assert np.nanmax(np.abs(logs.z - np.log10(np.maximum(z, 1e-6)))) == 0
     assert "log10" in logs.colorbar.title.text
 
@@ -116,23 +76,36 @@ def test_pooled_map_says_so_and_fits_the_budget() -> None:
     side = maps.MAX_CELLS
     weights = np.random.default_rng(0).random((side, side)).astype(np.float32)  # the worst case: nothing to blank
     found = maps.HeadMap(0, 0, 0, 4 * side, 4, weights)
-    fig = figures.head_map(found, found.labels([str(i) for i in range(4 * side)]))
+    fig = found.figure()
     assert "largest of 4 x 4 positions" in fig.layout.title.text
     assert len(fig.to_json()) <= BUDGET
     # The other worst case: the blank half's bits and wide labels, which JSON escapes at length.
     blank = maps.HeadMap(0, 0, 0, side, 1, np.where(np.tri(side, dtype=bool), weights, np.nan).astype(np.float32))
-    assert len(figures.head_map(blank, [f"{i} {'⟨E2⟩' * 3}" for i in range(side)]).to_json()) <= BUDGET
+    assert len(blank.figure(labels=[f"{i} {'⟨E2⟩' * 3}" for i in range(side)]).to_json()) <= BUDGET
+
+
+def test_positions_are_the_labels_where_tokens_are_not_known(captured: Capture) -> None:
+    window = maps.head_map(captured, 0, 1, window=(3, 7))
+    assert list(window.figure().data[0].x) == ["3", "4", "5", "6"]
+    assert list(norms.input_rms(captured).figure().data[0].x) == [str(i) for i in range(24)]
+
+
+def test_what_moves_is_drawn_as_a_difference(captured: Capture) -> None:
+    found = rope.what_if(captured, 1, 2, 2 * rope.what_if_frequencies(captured.config))
+    cells = found.figure(labels=LABELS).data[0].z
+    seen = np.tri(24, dtype=bool)
+    assert cells[seen] == pytest.approx((found.after - found.before)[seen]) and np.isnan(cells[~seen]).all()
 
 
 def test_labels_must_tell_positions_apart(captured: Capture) -> None:
     found = maps.head_map(captured, 0, 1)
     with pytest.raises(AssertionError, match="unique"):
-        figures.head_map(found, ["same"] * 24)
+        found.figure(labels=["same"] * 24)
 
 
-def test_numbers_travel_as_binary(every: dict[str, go.Figure]) -> None:
+def test_numbers_travel_as_binary(captured: Capture) -> None:
     """Plotly's typed arrays keep a map's payload at a few bytes a cell."""
-    spec = json.loads(every["head_map"].to_json())["data"][0]["z"]
+    spec = json.loads(maps.head_map(captured, 1, 2).figure().to_json())["data"][0]["z"]
     assert spec["dtype"] == "f4" and len(base64.b64decode(spec["bdata"])) == 24 * 24 * 4
 
 
@@ -141,10 +114,10 @@ def test_wavelengths_show_scaling_only_where_there_is_some(captured: Capture) ->
 
     from workbench.config import Llama3Scaling
 
-    plain = figures.wavelengths(rope.wavelengths(captured.config))
+    plain = rope.wavelengths(captured.config).figure()
     assert [trace.name for trace in plain.data] == ["wavelength", "context: 128 tokens"]
     config = replace(captured.config, rope_scaling=Llama3Scaling(original_context=64))
-    scaled = figures.wavelengths(rope.wavelengths(config))
+    scaled = rope.wavelengths(config).figure()
     assert [trace.name for trace in scaled.data][:2] == ["as scaled", "before scaling"]
 
 
@@ -154,7 +127,7 @@ def test_a_click_on_a_head_says_which_head(chromium: str | None, tmp_path: Path)
     from playwright.sync_api import sync_playwright
 
     values = np.random.default_rng(0).random((6, 8))
-    shape: dict[str, Any] = {"n_heads": 8, "n_kv_heads": 2, "layers": range(6), "heads": range(8)}
+    shape: dict[str, Any] = {"group_size": 4, "layers": range(6), "heads": range(8)}
     fig = figures.atlas(values, title="Atlas", unit="nats", **shape, selected=(0, 0))
     page_file = tmp_path / "atlas.html"
     watch = "const g = document.querySelector('.js-plotly-plot'); g.on('plotly_click', e => {window.hit = e.points[0]})"
@@ -194,6 +167,6 @@ def test_labels_are_shown_as_text(captured: Capture) -> None:
     """Escaped labels reach the figure unchanged: nothing unescapes them, and none is taken for markup."""
     hostile = [f"{i} {html.escape('<b>x</b>&', quote=False)}" for i in range(24)]
     found = maps.head_map(captured, 0, 1)
-    fig = figures.head_map(found, found.labels(hostile))
+    fig = found.figure(labels=hostile)
     assert list(fig.data[0].x) == hostile
     assert torch.tensor(fig.data[0].z).isnan().any()

@@ -56,11 +56,11 @@ def test_a_window_is_a_part_of_the_whole(captured: Capture) -> None:
 
 def test_strongest_keys(captured: Capture) -> None:
     row = captured.pattern(1)[0, 3, 10].numpy()
-    found = maps.strongest_keys(captured, 1, 3, 10, k=4)
+    found = maps.strongest_keys(captured, 1, 3, 10, k=4).frame()
     assert found["key"].tolist() == np.argsort(-row)[:4].tolist()
     assert found["weight"].to_numpy() == pytest.approx(np.sort(row)[::-1][:4])
     assert found["distance"].tolist() == [10 - key for key in found["key"]]
-    assert len(maps.strongest_keys(captured, 1, 3, 2, k=10)) == 3  # never a key after the query
+    assert len(maps.strongest_keys(captured, 1, 3, 2, k=10).keys) == 3  # never a key after the query
 
 
 def test_mistakes_say_what_was_found(captured: Capture, tiny_model: Transformer, tokens: torch.Tensor) -> None:

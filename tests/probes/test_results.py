@@ -1,0 +1,171 @@
+"""What every probe's result promises: named axes, a tidy table, a figure of its own, a view that loads nothing."""
+
+import functools
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+
+import probes
+import workbench as wb
+from probes import ablation, attention, groups, heads, maps, norm_lab, norms, positions, rope, rotation, turning
+from probes import neurons as neuron_probes
+from probes.results import Result
+from workbench.capture import Capture
+from workbench.model import Transformer
+
+BUDGET = 1_500_000  # bytes of a figure
+HOSTILE = "</td><script>alert(1)</script>"
+MODULES = [
+    importlib.import_module(f"probes.{module.name}")
+    for module in pkgutil.iter_modules(probes.__path__)
+    if module.name != "cli" and not module.name.startswith("figures")
+]
+
+
+def below(kind: type[Result]) -> Iterator[type[Result]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from below(child)
+
+
+# One way to make each result, of the demo model and a capture of every hook on two rows of 96 tokens.
+HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
+    "QueryMetrics": lambda m, cap: attention.query_metrics(cap, 1),
+    "HeadMetrics": lambda m, cap: attention.head_metrics(cap),
+    "InductionScores": lambda m, cap: attention.induction_scores(m, block=8),
+    "HeadMap": lambda m, cap: maps.head_map(cap, 1, 2),
+    "StrongestKeys": lambda m, cap: maps.strongest_keys(cap, 1, 2, 20),
+    "HeadScores": lambda m, cap: heads.repeat_scores(m, blocks=(8,), batch=3),
+    "Catalogue": lambda m, cap: heads.catalogue(
+        heads.repeat_scores(m, blocks=(8,), batch=3), heads.text_scores(m, cap.tokens[:, :24].tolist())
+    ),
+    "GroupSimilarity": lambda m, cap: groups.group_similarity(cap),
+    "AblationEffect": lambda m, cap: ablation.ablation_effect(
+        m, attention.repeated_blocks(m, block=8, batch=3, seed=0), [[(2, 3)], [(1, 0)]], target=ablation.copy_loss(8)
+    ),
+    "InductionAblation": lambda m, cap: ablation.induction_ablation(m, [(2, 3)], block=8, batch=3, n_draws=2),
+    "BandContribution": lambda m, cap: rope.band_contribution(cap, 1, 2),
+    "RelativeInvariance": lambda m, cap: rope.relative_invariance(cap, 1, 2),
+    "ScoreByDistance": lambda m, cap: rope.score_by_distance(cap, 1, 2),
+    "WhatIf": lambda m, cap: rope.what_if(cap, 1, 2, 2 * rotation.model_frequencies(m.config)),
+    "Turned": lambda m, cap: turning.what_if_heads(cap, 2 * rotation.model_frequencies(m.config)),
+    "Wavelengths": lambda m, cap: rotation.wavelengths(m.config),
+    "Decay": lambda m, cap: rotation.decay(m.config),
+    "LossByPosition": lambda m, cap: positions.loss_by_position(m, cap.tokens, {"theta": [wb.RopeScaling(theta=9.0)]}),
+    "InputRms": lambda m, cap: norms.input_rms(cap),
+    "GainStatistics": lambda m, cap: norms.gain_statistics(m),
+    "MassiveActivations": lambda m, cap: norms.massive_activations(cap, threshold=2, ratio=2),
+    "OutlierDimensions": lambda m, cap: norms.outlier_dimensions(cap),
+    "ContributionRatios": lambda m, cap: norms.contribution_ratios(cap),
+    "LinearisedNorm": lambda m, cap: norm_lab.linearised_norm(m, cap),
+    "Recentring": lambda m, cap: norm_lab.recentring(cap),
+    "NormTimes": lambda m, cap: norm_lab.norm_times(m.config, tokens=8, repeats=3),
+    "NeuronStatistics": lambda m, cap: neuron_probes.neuron_statistics(cap),
+    "NeuronTokens": lambda m, cap: _hostile(neuron_probes.neuron_tokens(m, 1, [5], k=3)),
+    "EntropyNeurons": lambda m, cap: neuron_probes.entropy_neurons(m),
+}
+
+
+def _hostile(found: Any) -> Any:
+    """The same with a text for every token that would be markup, if anything took it for some."""
+    return replace(found, text=dict.fromkeys(found.text, HOSTILE))
+
+
+@functools.cache
+def measured() -> tuple[Transformer, Capture]:
+    model = wb.load_model("demo", device="cpu").eval()
+    hooks = {name for module in MODULES for name in getattr(module, "HOOKS", ())}
+    tokens = torch.randint(1000, (2, 96), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model, model.run_with_capture(tokens, hooks)[1]
+
+
+@functools.cache
+def made(name: str) -> Result:
+    found = HOW[name](*measured())
+    assert type(found).__name__ == name
+    return found
+
+
+RESULTS = pytest.mark.parametrize("name", HOW)
+
+
+@RESULTS
+def test_axes_are_those_of_the_arrays(name: str) -> None:
+    found = made(name)
+    assert found.AXES
+    sizes: dict[str, set[int]] = {}
+    for array, axes in found.AXES.items():
+        held = getattr(found, array)
+        for values in held.values() if isinstance(held, dict) else [held]:
+            assert isinstance(values, np.ndarray) and values.ndim == len(axes), array
+            for axis, size in zip(axes, values.shape, strict=True):
+                sizes.setdefault(axis, set()).add(size)
+    assert {axis for axis, different in sizes.items() if len(different) > 1} == set()
+    fields = {field for field, value in vars(found).items() if isinstance(value, np.ndarray)}
+    assert fields <= found.AXES.keys(), "every array's axes have names"
+
+
+@RESULTS
+def test_arrays_cannot_be_written(name: str) -> None:
+    for array, value in vars(made(name)).items():
+        for values in value.values() if isinstance(value, dict) else [value]:
+            assert not (isinstance(values, np.ndarray) and values.flags.writeable), array
+
+
+@RESULTS
+def test_the_table_is_tidy(name: str) -> None:
+    table = made(name).frame()
+    assert isinstance(table.index, pd.RangeIndex) and len(table)
+    assert all(isinstance(column, str) for column in table) and table.columns.is_unique
+    assert not any(isinstance(cell, (list, tuple, dict, np.ndarray)) for cell in table.iloc[0])
+    assert not table.duplicated().any(), "two rows say the same"
+
+
+@RESULTS
+def test_the_figure_says_what_it_shows(name: str) -> None:
+    fig = made(name).figure(stamp={"of": "test"}, theme="dark")
+    assert fig.layout.title.text and fig.layout.meta["kind"] and fig.layout.meta["of"] == "test"
+    assert fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
+    assert all(trace.colorbar.title.text for trace in fig.data if isinstance(trace, go.Heatmap))
+    assert len(fig.data) and len(fig.to_json()) < BUDGET
+
+
+@RESULTS
+def test_the_notebook_view_is_plain(name: str) -> None:
+    found = made(name)
+    assert type(found)._repr_html_ is Result._repr_html_
+    page = found._repr_html_()
+    assert name in page and all(array in page for array in found.AXES)
+    assert "<script" not in page and "http" not in page
+    assert page.count("<table") == 1 and page.count("<tr") <= 9
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    assert "&lt;/td&gt;&lt;script&gt;" in made("NeuronTokens")._repr_html_()
+
+
+def test_tables_and_notebook_views_load_no_plotly() -> None:
+    names = ", ".join(module.__name__ for module in MODULES)
+    program = f"""
+import sys
+import {names}
+from probes import rotation
+from workbench.config import ModelConfig
+config = ModelConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=8, vocab_size=8, max_seq_len=64)
+page = rotation.wavelengths(config)._repr_html_()
+assert "Wavelengths" in page and "http" not in page
+assert "plotly" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
