@@ -1,4 +1,4 @@
-"""Direct logit attribution: what the embedding, every head, MLP, neuron and attended token add to a logit.
+"""Direct logit attribution: what the embedding, every head and every MLP add to a logit.
 
 Llama has no biases, so the contributions of the embedding, every head and every MLP sum to the logit, once the final
 norm's scale is taken as it was in the run. That frozen scale is the approximation: a part that were missing would
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from probes import reading
-from probes.lens import known_tokens, token_text
+from probes.lens import known_tokens, place, token_text
 from probes.norm_lab import linearisation, rms_norm
 from probes.results import Result, frozen, tidy
 from workbench import parallel
 from workbench.capture import Capture
-from workbench.errors import HookError, MissingHookError
+from workbench.errors import HookError
 from workbench.model import Transformer
 
 HOOKS = (
@@ -32,17 +32,6 @@ HOOKS = (
     "ln_final.hook_out",
 )
 """What to capture for `logit_attribution`."""
-
-NEURON_HOOKS = (
-    "blocks.*.mlp.hook_post",
-    "blocks.*.hook_mlp_out",
-    "blocks.*.hook_resid_post",
-    "ln_final.hook_scale",
-)
-"""What to capture for `neuron_attribution`."""
-
-SOURCE_HOOKS = ("blocks.*.attn.hook_pattern", "blocks.*.attn.hook_v", "blocks.*.attn.hook_z", "ln_final.hook_scale")
-"""What to capture for `source_attribution`."""
 
 Target = int | tuple[int, int]
 """A token, or a pair whose logits are subtracted: the first less the second."""
@@ -87,7 +76,7 @@ class LogitAttribution(Result):
         """
         wrong = np.broadcast_to(self.frozen_error, self.values.shape)
         columns = {"contribution": self.values, "removed": self.removed, "frozen_error": wrong}
-        table = _by_target(self.tokens, {"part": range(len(self.parts))}, columns)
+        table = by_target(self.tokens, {"part": range(len(self.parts))}, columns)
         which = table.pop("part").to_numpy()
         for at, name in enumerate(("kind", "layer", "head")):
             table.insert(2 + at, name, np.array([part[at] for part in self.parts])[which])
@@ -108,18 +97,18 @@ def logit_attribution(
     Source: arXiv 2211.00593; 2507.02559 for the error of the frozen scale.
     Exact:  the parts sum to the logit; `error` says how nearly (bfloat16 streams round at every addition).
     """
-    at, row = _place(cap, position), reading.row_of(cap, row)
+    at, row = place(cap, position), reading.row_of(cap, row)
     config = cap.config
     if cap.heads is not None:
         raise HookError("attribution needs every head, or the parts do not sum; capture without heads=.")
-    readout = _readout(model, tokens)  # [token, dim]
+    readout = readout_of(model, tokens)  # [token, dim]
     direction = readout / cap["ln_final.hook_scale"][row, at].float()
     x = cap[f"blocks.{config.n_layers - 1}.hook_resid_post"][row, at]
     parts: list[tuple[str, int, int]] = [("embed", -1, -1)]
     found = [_measured(model, x, cap["hook_embed"][row, at, None], readout, direction)]
     for layer in range(config.n_layers):
         z = cap[f"blocks.{layer}.attn.hook_z"][row, at].float()  # [head, head_dim]
-        heads = torch.einsum("ehd,hd->he", _head_writer(model, layer), z)  # [head, dim]
+        heads = torch.einsum("ehd,hd->he", head_writer(model, layer), z)  # [head, dim]
         mlp = cap[f"blocks.{layer}.hook_mlp_out"][row, at, None].float()  # [1, dim]
         found.append(_measured(model, x, torch.cat([heads, mlp]), readout, direction))
         parts += [*(("head", layer, head) for head in range(config.n_heads)), ("mlp", layer, -1)]
@@ -127,160 +116,16 @@ def logit_attribution(
     logits = _logits(model, cap["ln_final.hook_out"][row, at : at + 1], tokens)
     return LogitAttribution(
         int(reading.positions(cap)[at]), tuple(tokens), tuple(parts), frozen(values), frozen(logits),
-        float((values.sum(-1) - logits).abs().max()), frozen(removed), frozen(wrong), _text(model, tokens),
+        float((values.sum(-1) - logits).abs().max()), frozen(removed), frozen(wrong), texts_of(model, tokens),
     )  # fmt: skip
 
 
 def likeliest(model: Transformer, cap: Capture, *, position: int = -1, row: int = 0) -> list[Target]:
-    """The two likeliest next tokens, and the difference of their logits: what to attribute when nothing is given."""
-    out = cap["ln_final.hook_out"][reading.row_of(cap, row), _place(cap, position)]
+    """The difference of the two likeliest next tokens, then each of them: what to attribute when nothing is given."""
+    out = cap["ln_final.hook_out"][reading.row_of(cap, row), place(cap, position)]
     with torch.no_grad():
         first, second = model.unembed(out[None])[0].topk(2).indices.tolist()
-    return [first, second, (first, second)]
-
-
-# --- by neuron ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NeuronAttribution(Result):
-    """The neurons of each layer's MLP that add most to some logits, by magnitude. Arrays are [token, layer, k].
-
-    `neurons` are their numbers, `values` what they add, `removed` what the logit would lose if the norm were scaled
-    anew without them. `mlp` [token, layer] is the whole MLP's contribution, `rest` [token, layer] that of its other
-    neurons, summed one by one; `error` is the largest difference between an MLP and all of its neurons.
-    """
-
-    position: int
-    tokens: tuple[Target, ...]
-    layers: tuple[int, ...]
-    neurons: np.ndarray
-    values: np.ndarray
-    removed: np.ndarray
-    mlp: np.ndarray
-    rest: np.ndarray
-    error: float
-    text: dict[int, str]
-
-    AXES = {
-        "neurons": ("token", "layer", "k"),
-        "values": ("token", "layer", "k"),
-        "removed": ("token", "layer", "k"),
-        "mlp": ("token", "layer"),
-        "rest": ("token", "layer"),
-    }
-    FIGURE = "figures_residual.neuron_attribution"
-
-    def frame(self) -> pd.DataFrame:
-        """One row per token, layer and rank: token, minus, layer, rank, neuron, contribution, removed, mlp, rest."""
-        whole = {name: np.broadcast_to(getattr(self, name)[..., None], self.values.shape) for name in ("mlp", "rest")}
-        columns = {"neuron": self.neurons, "contribution": self.values, "removed": self.removed, **whole}
-        return _by_target(self.tokens, {"layer": self.layers, "rank": range(self.values.shape[-1])}, columns)
-
-
-@torch.no_grad()
-def neuron_attribution(
-    model: Transformer, cap: Capture, tokens: Sequence[Target], *, k: int = 10, position: int = -1, row: int = 0
-) -> NeuronAttribution:
-    """Direct attribution to the neurons of every captured MLP: a * (w2[:, neuron] * gain / r_final) . W_U[token].
-
-    Shapes: mlp.hook_post [batch, pos, ffn] per layer -> [token, layer, k]
-    Units:  logits, computed in float32.
-    Raises: MissingHookError if one of `NEURON_HOOKS` was not captured; HookError for an unknown token or position, or
-            a model that is split over processes.
-    Source: arXiv 2203.14680, 2211.00593.
-    Exact:  a layer's k values and the rest sum to its MLP's contribution; `error` says how nearly.
-    """
-    at, row = _place(cap, position), reading.row_of(cap, row)
-    readout = _readout(model, tokens)
-    direction = readout / cap["ln_final.hook_scale"][row, at].float()
-    x = cap[f"blocks.{model.config.n_layers - 1}.hook_resid_post"][row, at]
-    layers = reading.layers(cap, "mlp.hook_post")
-    found = []
-    for layer in layers:
-        w2: Tensor = model.layers[layer].feed_forward.w2.weight  # type: ignore[assignment, union-attr]  # [dim, ffn]
-        fired = cap[f"blocks.{layer}.mlp.hook_post"][row, at].float()
-        every = direction @ w2.float() * fired  # [token, ffn]
-        best = every.abs().topk(min(k, every.shape[-1]), -1).indices  # [token, k]
-        top = every.gather(-1, best)
-        written = w2.float().T[best] * fired[best][..., None]  # [token, k, dim]
-        lost = [_removed(model, x, mine, aim[None])[0] for mine, aim in zip(written, readout, strict=True)]
-        mlp = direction @ cap[f"blocks.{layer}.hook_mlp_out"][row, at].float()
-        others = every.scatter(-1, best, 0.0).sum(-1)
-        found.append((best, top, torch.stack(lost), mlp, others))
-    neurons, values, removed, mlp, rest = (torch.stack(pieces, 1) for pieces in zip(*found, strict=True))
-    return NeuronAttribution(
-        int(reading.positions(cap)[at]), tuple(tokens), layers, frozen(neurons), frozen(values), frozen(removed),
-        frozen(mlp), frozen(rest), float((values.sum(-1) + rest - mlp).abs().max()), _text(model, tokens),
-    )  # fmt: skip
-
-
-# --- from a head's pattern to the logit -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SourceAttribution(Result):
-    """What one head carries to some logits from each token that it looks at. `values` is [token, key_pos].
-
-    `weights` [key_pos] is the attention; `head_value` [token] the head's whole contribution; `error` the largest
-    difference between it and the sum over keys. `prompt` [key_pos] are the tokens looked at.
-    """
-
-    layer: int
-    head: int
-    position: int
-    tokens: tuple[Target, ...]
-    prompt: tuple[int, ...]
-    values: np.ndarray
-    weights: np.ndarray
-    head_value: np.ndarray
-    error: float
-    text: dict[int, str]
-
-    AXES = {"values": ("token", "key_pos"), "weights": ("key_pos",), "head_value": ("token",)}
-    FIGURE = "figures_residual.source_attribution"
-
-    def frame(self) -> pd.DataFrame:
-        """One row per token and key: token, minus, key_pos, weight, contribution."""
-        columns = {"weight": np.broadcast_to(self.weights, self.values.shape), "contribution": self.values}
-        return _by_target(self.tokens, {"key_pos": range(len(self.weights))}, columns)
-
-
-@torch.no_grad()
-def source_attribution(
-    model: Transformer,
-    cap: Capture,
-    tokens: Sequence[Target],
-    head: tuple[int, int],
-    *,
-    position: int = -1,
-    row: int = 0,
-) -> SourceAttribution:
-    """A head's direct attribution split by key: A_ij (v_j W_O * gain / r_final) . W_U[token].
-
-    Shapes: head (layer, head) -> [token, key_pos]
-    Units:  logits, computed in float32.
-    Raises: MissingHookError if one of `SOURCE_HOOKS` was not captured for the layer; HookError for a capture of some
-            positions or after a cache, an unknown token or position, or a model that is split over processes.
-    Source: arXiv 2211.00593, 2004.10102.
-    Exact:  the keys sum to the head's contribution; `error` says how nearly.
-    """
-    reading.whole(cap, "attribution by key")
-    at, row = _place(cap, position), reading.row_of(cap, row)
-    layer, number = head
-    mine, group = reading.head_index(cap, number)
-    if f"blocks.{layer}.attn.hook_v" not in cap:
-        raise MissingHookError(f"this capture holds no 'blocks.{layer}.attn.hook_v'; add it to the names.")
-    direction = _readout(model, tokens) / cap["ln_final.hook_scale"][row, at].float()
-    aim = direction @ _head_writer(model, layer)[:, number]  # [token, head_dim]
-    weights = cap.pattern(layer, heads=[number], queries=[at])[row, 0, 0]  # [key_pos]
-    values = (aim @ cap[f"blocks.{layer}.attn.hook_v"][row, :, group].float().T) * weights  # [token, key_pos]
-    whole = aim @ cap[f"blocks.{layer}.attn.hook_z"][row, at, mine].float()
-    prompt = cap.tokens[row].tolist()
-    return SourceAttribution(
-        layer, number, at, tuple(tokens), tuple(prompt), frozen(values), frozen(weights), frozen(whole),
-        float((values.sum(-1) - whole).abs().max()), _text(model, tokens) | token_text(model, prompt),
-    )  # fmt: skip
+    return [(first, second), first, second]
 
 
 # --- what they share ------------------------------------------------------------------------------------------
@@ -292,10 +137,10 @@ def _measured(
     """Contributions, losses and the frozen scale's error. Shapes: written [part, dim] -> [token, part] twice, [part]"""
     gain, eps = model.norm.weight.double(), model.config.norm_eps
     _, wrong = linearisation(x.double(), -written.double(), gain, eps)
-    return direction @ written.float().T, _removed(model, x, written, readout), wrong
+    return direction @ written.float().T, removed_by(model, x, written, readout), wrong
 
 
-def _removed(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) -> Tensor:
+def removed_by(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) -> Tensor:
     """What logits lose when parts are taken out of the last stream and the norm is scaled anew.
 
     Shapes: x [dim], written [part, dim], readout [token, dim] with the gain -> [token, part]
@@ -305,7 +150,7 @@ def _removed(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) ->
     return readout.double() @ lost.T
 
 
-def _readout(model: Transformer, tokens: Sequence[Target]) -> Tensor:
+def readout_of(model: Transformer, tokens: Sequence[Target]) -> Tensor:
     """The unembedding's rows, or their differences, times the final gain. Shapes: -> [token, dim] float32"""
     if parallel.size() > 1:
         raise HookError("logit attribution reads whole weights; load the model in one process.")
@@ -323,13 +168,13 @@ def _logits(model: Transformer, out: Tensor, tokens: Sequence[Target]) -> Tensor
     return torch.stack([logits[t] if isinstance(t, int) else logits[t[0]] - logits[t[1]] for t in tokens])
 
 
-def _head_writer(model: Transformer, layer: int) -> Tensor:
+def head_writer(model: Transformer, layer: int) -> Tensor:
     """What each head's output is written with. Shapes: -> [dim, head, head_dim] float32"""
     weight: Tensor = model.layers[layer].attention.wo.weight  # type: ignore[assignment, union-attr]
     return weight.float().unflatten(1, (model.config.n_heads, -1))
 
 
-def _by_target(
+def by_target(
     tokens: Sequence[Target], axes: dict[str, Sequence[object]], columns: dict[str, np.ndarray]
 ) -> pd.DataFrame:
     """A tidy table whose first columns are the token, and the one that is subtracted from it."""
@@ -340,19 +185,10 @@ def _by_target(
     return table
 
 
-def _text(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]:
+def texts_of(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]:
+    """Each named token's bytes as ASCII."""
     return token_text(model, _flat(tokens))
 
 
 def _flat(tokens: Sequence[Target]) -> list[int]:
     return [token for target in tokens for token in ((target,) if isinstance(target, int) else target)]
-
-
-def _place(cap: Capture, position: int) -> int:
-    """Index of an absolute position in the captured ones; negative ones count from the last."""
-    held = reading.positions(cap).tolist()
-    if position < 0 and -position <= len(held):
-        return len(held) + position
-    if position not in held:
-        raise HookError(f"this capture holds positions {held[0]} to {held[-1]} ({len(held)} of them), not {position}.")
-    return held.index(position)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.attribution import LogitAttribution, NeuronAttribution, SourceAttribution, Target
+from probes.attribution import LogitAttribution, Target
 from probes.figures import COLOURS, DIVERGING, HEIGHT, SEQUENTIAL, Stamp, Theme, _bar, _finish, _lines
 from probes.lens import EMBED, LogitLens, TokenCurves
 from probes.tuned import LensDivergence
+from probes.within import NeuronAttribution, SourceAttribution
 
 MAX_CELLS = 20_000  # of a grid, so that it keeps within a figure's budget; the last positions are drawn
 MAX_WRITTEN = 64  # positions whose cells have room for a token; beyond, hovering tells

@@ -60,15 +60,15 @@ class TunedLens:
         at = self.layers.index(layer)
         return _translated(stream, self.weight[at], self.bias[at])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the translators and their provenance as one safetensors file.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the translators and their provenance as one safetensors file, `FILE` where the path is a folder.
 
         Raises: CheckpointError where it cannot, or if the model came from no checkpoint.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = Path(path)
+        path = _file(path)
         if self.provenance["checkpoint_sha256"] is None:
             raise CheckpointError("a tuned lens belongs to a checkpoint, and its model came from none; save it first.")
         tensors = {"weight": self.weight.cpu().contiguous(), "bias": self.bias.cpu().contiguous()}
@@ -80,15 +80,17 @@ class TunedLens:
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(f"{path} cannot be written: {error}") from error
+        return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Transformer) -> "TunedLens":
-        """Read translators that `save` wrote, onto the model's device.
+        """Read translators that `save` wrote, from a file or the folder it is in, onto the model's device.
 
         Raises: CheckpointError for any other file, or a lens that was trained on another checkpoint.
         """
         from safetensors import SafetensorError, safe_open
 
+        path = _file(path)
         try:
             with safe_open(str(path), framework="pt", device=str(model.device)) as file:
                 metadata = file.metadata() or {}
@@ -223,6 +225,10 @@ def lens_divergence(model: Transformer, windows: Tensor, lens: TunedLens) -> Len
 
 
 # --- what they share ------------------------------------------------------------------------------------------
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
 def _translated(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attribution, figures_residual, lens, norm_lab, residual
+from probes import attribution, figures_residual, lens, norm_lab, residual, within
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.intervene import Ablate
 from workbench.model import Transformer
 
-EVERYTHING = {*residual.HOOKS, *attribution.NEURON_HOOKS, *attribution.SOURCE_HOOKS}
+EVERYTHING = {*residual.HOOKS, *within.NEURON_HOOKS, *within.SOURCE_HOOKS}
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ def test_the_likeliest_are_the_model_s_own(tiny_model: Transformer, run: tuple[t
     logits, cap = run
     first, second = logits[1, 5].topk(2).indices.tolist()
     found = attribution.likeliest(tiny_model, cap, position=5, row=1)
-    assert found == [first, second, (first, second)]
-    assert residual.logit_attribution(tiny_model, cap, found, position=5, row=1).logits[2] > 0
+    assert found == [(first, second), first, second]
+    assert residual.logit_attribution(tiny_model, cap, found, position=5, row=1).logits[0] > 0
 
 
 # --- by neuron and by key -------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_the_likeliest_are_the_model_s_own(tiny_model: Transformer, run: tuple[t
 def test_neurons_sum_to_their_mlp(tiny_model: Transformer, run: tuple[Any, Capture], k: int) -> None:
     _, cap = run
     wanted = [5, (71, 5)]
-    found = attribution.neuron_attribution(tiny_model, cap, wanted, k=k, position=9, row=1)
+    found = within.neuron_attribution(tiny_model, cap, wanted, k=k, position=9, row=1)
     parts = residual.logit_attribution(tiny_model, cap, wanted, position=9, row=1)
     for layer in range(3):
         part = parts.parts.index(("mlp", layer, -1))
@@ -174,7 +174,7 @@ def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture
     _, cap = run
     parts = residual.logit_attribution(tiny_model, cap, [5, (7, 5)], position=9)
     for layer, head in ((0, 1), (2, 3)):
-        found = attribution.source_attribution(tiny_model, cap, [5, (7, 5)], (layer, head), position=9)
+        found = within.source_attribution(tiny_model, cap, [5, (7, 5)], (layer, head), position=9)
         whole = parts.values[:, parts.parts.index(("head", layer, head))]
         assert found.head_value == pytest.approx(whole, abs=1e-6)
         assert found.values.sum(-1) == pytest.approx(whole, abs=1e-5) and found.error < 1e-5
@@ -254,19 +254,19 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor, 
     with pytest.raises(HookError, match="0 to 95"):
         residual.logit_lens(tiny_model, cap, targets=[96])
     with pytest.raises(HookError, match="no token"):
-        attribution.neuron_attribution(tiny_model, cap, [])
+        within.neuron_attribution(tiny_model, cap, [])
     with pytest.raises(HookError, match="not 24"):
         residual.logit_attribution(tiny_model, cap, [1], position=24)
     with pytest.raises(MissingHookError, match="not 4"):
-        attribution.source_attribution(tiny_model, cap, [1], (0, 4))
+        within.source_attribution(tiny_model, cap, [1], (0, 4))
     with torch.no_grad():
         _, some = tiny_model.run_with_capture(tokens, residual.HOOKS, heads=[1])
         _, none = tiny_model.run_with_capture(tokens, "hook_embed")
-        _, cut = tiny_model.run_with_capture(tokens, attribution.SOURCE_HOOKS, positions=[3])
+        _, cut = tiny_model.run_with_capture(tokens, within.SOURCE_HOOKS, positions=[3])
     with pytest.raises(HookError, match="every head"):
         residual.logit_attribution(tiny_model, some, [1])
     with pytest.raises(HookError, match="every position"):
-        attribution.source_attribution(tiny_model, cut, [1], (0, 1))
+        within.source_attribution(tiny_model, cut, [1], (0, 1))
     with pytest.raises(MissingHookError, match="hook_resid_post"):
         residual.logit_lens(tiny_model, none)
 
@@ -281,8 +281,8 @@ def test_figures_show_what_was_found(
     stamp = {"capture": "abc"}
     seen = residual.logit_lens(tiny_model, cap, targets=[4, 90])
     parts = residual.logit_attribution(tiny_model, cap, [5, (7, 5)])
-    neurons = attribution.neuron_attribution(tiny_model, cap, [5, (7, 5)], k=3)
-    keys = attribution.source_attribution(tiny_model, cap, [5, (7, 5)], (1, 2), position=9)
+    neurons = within.neuron_attribution(tiny_model, cap, [5, (7, 5)], k=3)
+    keys = within.source_attribution(tiny_model, cap, [5, (7, 5)], (1, 2), position=9)
     drawn = {
         "lens_grid": seen.figure(stamp=stamp),
         "token_curves": seen.curves.figure(stamp=stamp),

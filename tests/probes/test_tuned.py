@@ -123,9 +123,9 @@ def test_the_same_seed_gives_the_same_lens(tiny_model: Transformer, tokens: torc
 def test_a_lens_belongs_to_its_checkpoint(
     demo: wb.Transformer, trained: tuned.TunedLens, tiny_model: Transformer, tmp_path: Path
 ) -> None:
-    path = tmp_path / tuned.FILE
-    trained.save(path)
-    again = tuned.TunedLens.load(path, demo)
+    path = trained.save(tmp_path)
+    assert path == tmp_path / tuned.FILE
+    again = tuned.TunedLens.load(tmp_path, demo)
     assert torch.equal(again.weight, trained.weight) and torch.equal(again.bias, trained.bias)
     assert again.layers == trained.layers and dict(again.provenance) == dict(trained.provenance)
     assert again.provenance["checkpoint_sha256"] == demo.source.checkpoint_sha256
