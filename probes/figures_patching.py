@@ -1,0 +1,90 @@
+"""Plotly figures of activation patching, in the manner of `probes.figures`. Computes nothing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.attribution_patching import GradientError
+from probes.figures import COLOURS, RING, Stamp, Theme, _bar, _colours, _finish, atlas
+from probes.patching import Patching
+
+NAMES = {
+    "resid_pre": "the stream before a layer",
+    "resid_mid": "the stream after a layer's attention",
+    "resid_post": "the stream after a layer",
+    "attn_out": "attention's output",
+    "mlp_out": "the MLP's output",
+    "heads": "a head's output",
+    "heads_by_position": "a head's output at one position",
+}
+MOST_ROWS = 40  # heads shown by position: those that carry most
+
+
+def patching(
+    found: Patching,
+    *,
+    labels: Sequence[str] | None = None,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """The share of the target's difference that every patch moves: layer by position, or a square per head.
+
+    Heads by position are rows, at most 40: those with the largest share anywhere. White is no effect.
+    Shapes: labels [pos], unique and escaped; positions where not given
+    """
+    title = _title(found)
+    unit = "share of the difference"
+    if found.what == "heads":
+        places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
+        shown = {"title": title, "unit": unit, "theme": theme, "stamp": stamp}
+        return atlas(found.moved[..., 0], difference=True, **places, **shown)
+    z = found.moved.reshape(-1, len(found.positions)).astype(np.float32)  # [layer * head, pos]
+    rows: list[str] | list[int] = list(found.layers)
+    if found.heads != (-1,):
+        rows = [f"L{layer}H{head}" for layer in found.layers for head in found.heads]
+        most = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
+        z, rows = z[most], [rows[i] for i in most]
+    columns = [str(pos) for pos in found.positions] if labels is None else list(labels)
+    assert len(set(columns)) == len(columns) == z.shape[1], "one unique label for every position"
+    fig = go.Figure(
+        go.Heatmap(
+            x=columns, y=rows, z=z, colorbar=_bar(unit), **_colours(z, True),
+            hovertemplate="%{y}<br>%{x}<br>share %{z:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=40)
+    by_head = found.heads != (-1,)
+    fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
+    fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
+    return _finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
+
+
+def _title(found: Patching) -> str:
+    verb = "restored by" if found.direction == "denoise" else "lost to"
+    how = "" if found.how == "exact" else ", estimated from a gradient"
+    clean, corrupted = found.clean.mean(), found.corrupted.mean()
+    return f"Target {verb} {NAMES[found.what]}{how}: {clean:.3g} clean, {corrupted:.3g} corrupted"
+
+
+def gradient_error(found: GradientError, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The gradient's estimate of every patch against the patch itself; on the line they agree."""
+    exact, estimate = found.exact.ravel(), found.estimate.ravel()
+    table = found.frame()
+    places = [
+        f"layer {layer}" + (f" · head {head}" if head >= 0 else "") + (f" · position {pos}" if pos >= 0 else "")
+        for layer, head, pos in zip(table["layer"], table["head"], table["pos"], strict=True)
+    ]
+    fig = go.Figure()
+    fig.add_scattergl(
+        x=exact, y=estimate, mode="markers", text=places, marker={"color": COLOURS[0], "size": 6}, showlegend=False,
+        hovertemplate="%{text}<br>run %{x:.3f}<br>estimated %{y:.3f}<extra></extra>",
+    )  # fmt: skip
+    both = np.concatenate([exact, estimate])
+    ends = [float(np.nanmin(both)), float(np.nanmax(both))] if np.isfinite(both).any() else [0.0, 1.0]
+    line = {"dash": "dash", "color": RING}
+    fig.add_scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip")
+    fig.update_xaxes(title="share restored, patch run")
+    fig.update_yaxes(title="share restored, estimated from a gradient")
+    said = f"largest error {found.largest:.3g}, mean {found.mean:.3g}, correlation {found.correlation:.3f}"
+    return _finish(fig, "gradient_error", f"Attribution patching of {NAMES[found.what]}: {said}", theme, stamp)
