@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish
+from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, atlas
 from probes.flow import AttentionFlow, Rollout
+from probes.retrieval import THRESHOLD, RetrievalScores
 
 
 def rollout(
@@ -39,6 +40,20 @@ def attention_flow(
     fig.update_yaxes(title="share of the position's stream", rangemode="tozero")
     title = f"Attention flow from position {found.position} to each input token"
     return _finish(fig, "attention_flow", title, theme, stamp, barmode="group")
+
+
+def retrieval_scores(found: RetrievalScores, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The mean retrieval score of every head, over the prompts whose needle was written."""
+    mean = found.mean
+    n_layers, n_heads = mean.shape
+    retrieved = int((~np.isnan(found.scores).all((1, 2))).sum())
+    said = f"{int((mean >= THRESHOLD).sum())} of {mean.size} heads reach {THRESHOLD:g}, on {retrieved} prompts"
+    if not retrieved:
+        said = f"nothing was retrieved (at most {found.recall.max():.0%} of a needle)"
+    return atlas(
+        mean, title=f"Retrieval: {said}", unit="share of the needle", heads=range(n_heads), layers=range(n_layers),
+        group_size=found.group_size, theme=theme, stamp=stamp,
+    )  # fmt: skip
 
 
 def _names(labels: Sequence[str] | None, count: int) -> list[str]:

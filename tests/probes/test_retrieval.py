@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes import retrieval, specimen
+import workbench as wb
+from probes import heads, retrieval, specimen
 from probes.attention import PATTERN
 from workbench.errors import DataError
 from workbench.model import Transformer
@@ -20,17 +21,47 @@ def test_the_hand_set_induction_head_retrieves() -> None:
     """It copies five of the needle's six tokens, all but the first, which the prompt gave; no other head does."""
     cases = [needle_case(seed) for seed in range(4)]
     found = retrieval.retrieval_scores(specimen.induction_model(), cases, max_new_tokens=5)
-    mean = found.mean("retrieval")
+    mean = found.mean
     assert mean[specimen.INDUCTION] == pytest.approx(5 / 6)
     assert np.delete(mean.ravel(), 5).max() < 0.1
-    assert found.frame()["n_prompts"].unique() == [4]
+    assert found.recall == pytest.approx(np.full(4, 5 / 6))
+    table = found.frame()
+    assert table["n_prompts"].unique() == table["n_retrieved"].unique() == [4]
+    assert table[table["retrieval_head"]][["layer", "head"]].to_numpy().tolist() == [list(specimen.INDUCTION)]
+    fig = found.figure(stamp={"model": "specimen"})
+    assert np.array(fig.data[0].z) == pytest.approx(mean, abs=1e-6)
+    assert fig.layout.meta == {"kind": "atlas", "model": "specimen"} and "1 of 8 heads" in fig.layout.title.text
+
+
+def test_the_scores_make_a_type_of_the_catalogue() -> None:
+    found = retrieval.retrieval_scores(specimen.induction_model(), [needle_case(0)], max_new_tokens=5)
+    rules = {"retrieval": heads.Rule("retrieval", retrieval.THRESHOLD)}
+    assert heads.catalogue(found.as_head_scores, rules=rules).of("retrieval") == [specimen.INDUCTION]
+
+
+def test_a_haystack_hides_its_needle_between_sentences() -> None:
+    tokenizer = wb.load_model("demo", device="cpu").tokenizer
+    text = "The cat sat. The dog ran. It was late."
+    for depth, before, after in (
+        (0, "", " The cat sat. The dog ran. It was late."),
+        (0.4, "The cat sat.", " The dog ran. It was late."),
+        (1, text, ""),
+    ):
+        hay = retrieval.haystack(tokenizer, text, "A key.", "Where?", depth=depth)
+        pieces = hay.tokens[1 : hay.start], hay.tokens[hay.start : hay.stop], hay.tokens[hay.stop :]
+        assert [tokenizer.decode(piece) for piece in pieces] == [before, " A key.", f"{after} Where?"]
+        assert hay.tokens[0] == tokenizer.bos_id
+    with pytest.raises(DataError, match="empty"):
+        retrieval.haystack(tokenizer, text, " ", "Where?")
+    with pytest.raises(DataError, match="found 2"):
+        retrieval.haystack(tokenizer, text, "A key.", "Where?", depth=2)
 
 
 def test_scores_are_those_of_whole_runs(tiny_model: Transformer) -> None:
     """Without a cache, step by step; a random model retrieves little, so every token of the prompt is the needle."""
     tokens = torch.randint(96, (12,), generator=torch.Generator().manual_seed(3)).tolist()
     hay = retrieval.Haystack(tokens, 0, 12)
-    found = retrieval.retrieval_scores(tiny_model, [hay], max_new_tokens=40, least_recall=0).values["retrieval"][0]
+    found = retrieval.retrieval_scores(tiny_model, [hay], max_new_tokens=40, least_recall=0).scores[0]
     hits = [[set() for _ in range(4)] for _ in range(3)]
     ids = list(tokens)
     for _ in range(40):
@@ -50,8 +81,9 @@ def test_scores_are_those_of_whole_runs(tiny_model: Transformer) -> None:
 def test_where_nothing_was_retrieved_nothing_is_said(tiny_model: Transformer) -> None:
     hay = retrieval.Haystack(list(range(20)), 3, 9)
     found = retrieval.retrieval_scores(tiny_model, [hay], least_recall=1)
-    assert np.isnan(found.values["retrieval"]).all()
-    assert np.isnan(found.mean("retrieval")).all()
+    assert np.isnan(found.scores).all() and np.isnan(found.mean).all()
+    assert found.recall[0] < 1 and found.frame()["n_retrieved"].unique() == [0]
+    assert "nothing was retrieved" in found.figure().layout.title.text
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer) -> None:
