@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
+from probes.results import Result
 from workbench.cli import app
 from workbench.hooks import HOOKS
 
@@ -145,8 +146,8 @@ def docstring(thing: Any) -> list[str]:
     return [line if "`" in line else line.replace("<", "&lt;") for line in lines]
 
 
-def probe_section(module: Any) -> list[str]:
-    """One module: what it is, what to capture for it, and its functions with the tables they give."""
+def probe_section(module: Any, shown: set[type]) -> list[str]:
+    """One module: what it is, what to capture for it, its functions and their results, unless `shown` before."""
     lines = [f"## {module.__name__}", "", *docstring(module), ""]
     if hasattr(module, "HOOKS"):
         lines += [f"Capture `{module.__name__}.HOOKS`: {', '.join(f'`{name}`' for name in module.HOOKS)}.", ""]
@@ -158,10 +159,36 @@ def probe_section(module: Any) -> list[str]:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         given = str(inspect.Signature(bare))
         lines += [f"### {function.__name__}{given}", "", *docstring(function), ""]
-        table = getattr(signature.return_annotation, "frame", None)
-        if table is not None:
-            lines += [f"`.frame()`: {' '.join((table.__doc__ or '').split())}", ""]
+        kind = signature.return_annotation
+        if is_result(kind):
+            lines += [f"Gives `{kind.__name__}`, as above.", ""] if kind in shown else result_lines(kind)
+            shown.add(kind)
+    for kind in vars(module).values():
+        if is_result(kind) and kind.__module__ == module.__name__ and kind not in shown:
+            lines += [f"### {kind.__name__}", "", *docstring(kind), "", *result_lines(kind)[2:]]
     return lines
+
+
+def is_result(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Result) and kind is not Result
+
+
+def result_lines(kind: type[Result]) -> list[str]:
+    """What a result holds: its arrays' axes, its table, and its figure with the figure's options."""
+    arrays: dict[tuple[str, ...], list[str]] = {}
+    for name, axes in kind.AXES.items():
+        arrays.setdefault(axes, []).append(f"`{name}`")
+    held = "; ".join(f"{', '.join(names)} [{', '.join(axes)}]" for axes, names in arrays.items())
+    lines = [f"Gives `{kind.__name__}`. {' '.join((kind.__doc__ or '').split())}", "", f"- **Arrays** {held}"]
+    lines += [f"- **Table** {' '.join((kind.frame.__doc__ or '').split())}"]
+    if kind.FIGURE:
+        module, _, name = kind.FIGURE.rpartition(".")
+        draw = getattr(importlib.import_module(f"probes.{module}"), name)
+        options = [p for p in list(inspect.signature(draw).parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        shown = ", ".join(f"`{p.name}={p.default!r}`" for p in options if p.name not in ("theme", "stamp"))
+        what = " ".join(re.split(r"\n\n|\s+Shapes:", inspect.cleandoc(draw.__doc__ or ""))[0].split())
+        lines += [f"- **Figure** {what}" + (f" Options: {shown}." if shown else "")]
+    return [*lines, ""]
 
 
 def probes_page() -> str:
@@ -170,12 +197,15 @@ def probes_page() -> str:
         NOTE,
         "# Probes",
         "",
-        "Pure functions of tensors, captures and models that return frozen results; `.frame()` gives a tidy",
-        "DataFrame, and `probes.figures` draws it. Numbers such as 2309.17453 are arXiv papers.",
+        "Pure functions of tensors, captures and models that return frozen results. A result holds arrays with named",
+        "axes (`.AXES`); `.frame()` gives a tidy DataFrame, `.figure()` a plotly figure, with `theme` (light or dark)",
+        "and `stamp` (what to say of its origin in `layout.meta`) beside the options that are named here; a notebook",
+        "shows it without either. Numbers such as 2309.17453 are arXiv papers.",
         "",
     ]
     modules = [importlib.import_module(f"probes.{name}") for name in PROBES]
-    return "\n".join(intro + [line for module in modules for line in probe_section(module)]).rstrip() + "\n"
+    shown: set[type] = set()
+    return "\n".join(intro + [line for module in modules for line in probe_section(module, shown)]).rstrip() + "\n"
 
 
 def main() -> int:

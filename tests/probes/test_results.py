@@ -17,8 +17,30 @@ import torch
 
 import probes
 import workbench as wb
-from probes import ablation, attention, groups, heads, maps, norm_lab, norms, positions, rope, rotation, turning
+from probes import (
+    ablation,
+    attention,
+    attribution,
+    attribution_patching,
+    flow,
+    groups,
+    heads,
+    lens,
+    maps,
+    norm_lab,
+    norms,
+    patching,
+    positions,
+    rope,
+    rotation,
+    routes,
+    tuned,
+    turning,
+    weighted,
+    within,
+)
 from probes import neurons as neuron_probes
+from probes.pairs import LogitDifference, Pair
 from probes.results import Result
 from workbench.capture import Capture
 from workbench.model import Transformer
@@ -73,6 +95,25 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "NeuronStatistics": lambda m, cap: neuron_probes.neuron_statistics(cap),
     "NeuronTokens": lambda m, cap: _hostile(neuron_probes.neuron_tokens(m, 1, [5], k=3)),
     "EntropyNeurons": lambda m, cap: neuron_probes.entropy_neurons(m),
+    "LogitLens": lambda m, cap: lens.logit_lens(m, cap, targets=[5, 9]),
+    "TokenCurves": lambda m, cap: lens.logit_lens(m, cap, targets=[5, 9]).curves,
+    "LensDivergence": lambda m, cap: tuned.lens_divergence(m, cap.tokens, tuned.TunedLens.zero(m)),
+    "LogitAttribution": lambda m, cap: attribution.logit_attribution(m, cap, [(5, 9), 5]),
+    "NeuronAttribution": lambda m, cap: within.neuron_attribution(m, cap, [5], k=3),
+    "SourceAttribution": lambda m, cap: within.source_attribution(m, cap, [5], (1, 2)),
+    "Rollout": lambda m, cap: flow.rollout(cap),
+    "AttentionFlow": lambda m, cap: flow.attention_flow(cap, position=12),
+    "WeightedPattern": lambda m, cap: weighted.weighted_pattern(m, cap, 1),
+    "FirstToken": lambda m, cap: weighted.first_token(m, cap),
+    "ContextMixing": lambda m, cap: weighted.context_mixing(m, cap),
+    "AttentionContributions": lambda m, cap: routes.attention_contributions(m, cap, 1),
+    "StreamContributions": lambda m, cap: routes.stream_contributions(m, cap),
+    "Routes": lambda m, cap: routes.routes(m, cap),
+    "Patching": lambda m, cap: patching.patching(m, _pair(cap), layers=[1, 2]),
+    "GradientError": lambda m, cap: attribution_patching.gradient_error(
+        patching.patching(m, _pair(cap), layers=[1, 2]),
+        attribution_patching.attribution_patching(m, _pair(cap), layers=[1, 2]),
+    ),
 }
 
 
@@ -81,13 +122,20 @@ def _hostile(found: Any) -> Any:
     return replace(found, text=dict.fromkeys(found.text, HOSTILE))
 
 
+def _pair(cap: Capture) -> Pair:
+    """Two prompts of eight tokens, one of which differs."""
+    clean = cap.tokens[:, :8]
+    corrupted = clean.clone()
+    corrupted[:, 5] = (clean[:, 5] + 7) % 1000
+    return Pair(clean, corrupted, LogitDifference(7, 11))
+
+
 @functools.cache
 def measured() -> tuple[Transformer, Capture]:
     model = wb.load_model("demo", device="cpu").eval()
-    hooks = {name for module in MODULES for name in getattr(module, "HOOKS", ())}
     tokens = torch.randint(1000, (2, 96), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return model, model.run_with_capture(tokens, hooks)[1]
+        return model, model.run_with_capture(tokens, "*")[1]
 
 
 @functools.cache
