@@ -17,7 +17,7 @@ from probes.attribution import Target, by_target, head_writer, readout_of, remov
 from probes.lens import place, token_text
 from probes.results import Result, frozen
 from workbench.capture import Capture
-from workbench.errors import MissingHookError
+from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer
 
 NEURON_HOOKS = (
@@ -30,6 +30,8 @@ NEURON_HOOKS = (
 
 SOURCE_HOOKS = ("blocks.*.attn.hook_pattern", "blocks.*.attn.hook_v", "blocks.*.attn.hook_z", "ln_final.hook_scale")
 """What to capture for `source_attribution`."""
+
+HOOKS = tuple(dict.fromkeys((*NEURON_HOOKS, *SOURCE_HOOKS)))
 
 
 # --- by neuron ------------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ def source_attribution(
     at, row = place(cap, position), reading.row_of(cap, row)
     layer, number = head
     mine, group = reading.head_index(cap, number)
+    if not 0 <= layer < model.config.n_layers:
+        raise HookError(f"the model has layers 0 to {model.config.n_layers - 1}, found {layer}.")
     if f"blocks.{layer}.attn.hook_v" not in cap:
         raise MissingHookError(f"this capture holds no 'blocks.{layer}.attn.hook_v'; add it to the names.")
     direction = readout_of(model, tokens) / cap["ln_final.hook_scale"][row, at].float()

@@ -1,4 +1,4 @@
-"""Commands on the residual stream: what is added to it, what grows in it, what it would predict."""
+"""Commands on the residual stream: what is added to it, what grows in it."""
 
 from __future__ import annotations
 
@@ -55,20 +55,8 @@ def outliers(
     deliver(norms.outlier_dimensions(cap, magnitude=magnitude), output, origin)
 
 
-def lens(
-    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
-) -> None:
-    """Stream: what it would predict after every block."""
-    check(output, figure=False)
-    from probes import residual
-
-    loaded, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post", "ln_final.hook_out"], device)
-    deliver(residual.logit_lens(loaded, cap), output, origin)
-
-
 COMMANDS = (
     (contributions, ON_A_PROMPT),
     (massive, ON_A_PROMPT),
     (outliers, ON_A_PROMPT),
-    (lens, ON_A_PROMPT),
 )
