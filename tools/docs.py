@@ -125,6 +125,10 @@ PROBES = (
     "attribution",
     "within",
     "neurons",
+    "comparison",
+    "comparison_runs",
+    "alignment",
+    "finite",
 )
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
 
