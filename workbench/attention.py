@@ -20,18 +20,35 @@ TILE_ELEMENTS = 1 << 23  # scores held at once while streaming: 32 MiB of float3
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Which keys a query may see: those not after it, and not left padding.
+class Forks:
+    """Branches side by side in one row: where each token stands in its own branch, and what it sees of the row.
 
-    `positions` are the queries' absolute positions; key j of the tensor stands at absolute position j.
+    Shapes: depth [batch, query_pos] int64, absolute; sees [batch, query_pos, query_pos] bool.
+    """
+
+    depth: Tensor
+    sees: Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query may see: those not after it, and not left padding; of a forked row only its own branch.
+
+    `positions` are the queries' absolute positions; key j of the tensor stands at absolute position j. In a forked row
+    they are the columns, and all queries see every key before the row.
     Shapes: positions [query_pos] int64; pad [batch] int64 or None.
     """
 
     positions: Tensor
     pad: Tensor | None = None
+    forks: Forks | None = None
 
     def allowed(self, n_keys: int, queries: slice | Tensor = slice(None)) -> Tensor:
         """Shapes: -> bool [1 or batch, 1, query_pos, key_pos]"""
+        if self.forks is not None:
+            sees = self.forks.sees
+            before = sees.new_ones(()).expand(*sees.shape[:2], n_keys - sees.shape[2])
+            return torch.cat([before, sees], -1)[:, None, queries]
         positions = self.positions[queries]
         keys = torch.arange(n_keys, device=positions.device)
         causal = keys <= positions.unsqueeze(-1)  # [query_pos, key_pos]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench import parallel
+from workbench.attention import Forks
 from workbench.config import ModelConfig
 from workbench.errors import GenerationError
 
@@ -27,6 +28,7 @@ class KVCache:
     values: Tensor
     length: int = 0
     pad: Tensor | None = None
+    forks: Forks | None = None
 
     @classmethod
     def empty(
@@ -103,3 +105,38 @@ class KVCache:
         fresh.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
         fresh.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
         return fresh
+
+
+@dataclass
+class Continued(KVCache):
+    """Many rows that go on from what one row's cache holds, for one run: they read it, and write nothing.
+
+    The shared keys and values are laid out per row for the one layer that is at work, never for all.
+    """
+
+    rows: int = 1
+
+    @classmethod
+    def of(cls, cache: KVCache, rows: int, forks: Forks | None = None) -> Continued:
+        """Rows behind a cache of one row; `forks` where they hold branches side by side."""
+        return cls(cache.keys, cache.values, cache.length, None, forks, rows)
+
+    @property
+    def batch(self) -> int:
+        return self.rows
+
+    def room_for(self, batch: int, seqlen: int) -> None:
+        """Any length fits: nothing is kept."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The shared positions and the new ones of each row; nothing is kept.
+
+        Shapes: keys, values [batch, kv_head, seqlen, head_dim] -> each [batch, kv_head, length + seqlen, head_dim]
+        """
+        return self._behind(self.keys[layer], keys), self._behind(self.values[layer], values)
+
+    def advance(self, seqlen: int) -> None:
+        """Nothing was written."""
+
+    def _behind(self, shared: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([shared[:, :, : self.length].expand(self.rows, -1, -1, -1), new], 2)

@@ -180,14 +180,15 @@ class Transformer(nn.Module):
 
     def _step(self, tokens: Tensor, cache: KVCache | None) -> Step:
         batch, seqlen = tokens.shape
-        past, pad = 0, None
+        past, pad, forks = 0, None, None
         if cache is not None:
             cache.room_for(batch, seqlen)
-            past, pad = cache.length, cache.pad
+            past, pad, forks = cache.length, cache.pad, cache.forks
         positions = torch.arange(past, past + seqlen, device=tokens.device)
-        mask = attention.Mask(positions, pad)
+        mask = attention.Mask(positions, pad, forks)
         turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
-        plain = pad is None and (past == 0 or seqlen == 1)
+        turned = turned if forks is None else forks.depth
+        plain = pad is None and forks is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
         return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache)
 

@@ -1,26 +1,28 @@
-"""Log-probabilities of given continuations.
+"""Log-probabilities of given continuations, with every shared beginning computed once.
 
-Requests with the same input share one forward (answers of one token all do); the output layer is computed only at
-scored positions and its softmax in float32. Knows nothing of benchmarks.
+Requests become a tree of their inputs. A shared run of tokens is computed once and its keys and values are read by
+all that go on from it; the rest is batched by a budget of tokens that gives way when memory runs out. The output
+layer runs at scored positions only, and its softmax in float32. Knows nothing of benchmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from workbench import hooks, prefix_tree
 from workbench.errors import WorkbenchError
+from workbench.forwards import Answers, Forwards, Read
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
 
 Ids = Sequence[int]
 BATCH_TOKENS = 4_096  # tokens of one forward, padding included
-SCORED_AT_ONCE = 256  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,31 @@ class Scored:
         return bool(self.greedy.all())
 
 
+@dataclass(frozen=True)
+class Step:
+    """One forward: the requests that it finished, by their place in the order given, and the tokens it computed."""
+
+    done: tuple[tuple[int, Scored], ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens that went through the model, padding included, and the least that scores the same requests.
+
+    `minimum` counts each distinct beginning once; `forwards` are the runs that it took.
+    """
+
+    computed: int
+    minimum: int
+    forwards: int
+
+    @property
+    def fraction(self) -> float:
+        """Tokens computed over the least possible: 1 at best."""
+        return self.computed / self.minimum if self.minimum else 1.0
+
+
 def score(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[tuple[float, bool]]:
@@ -58,88 +85,95 @@ def score_tokens(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Scored]:
     """As `score`, with the log-probability of every token of the continuations."""
-    inputs: dict[tuple[int, ...], list[int]] = {}  # input ids -> the requests that it serves
-    for i, (context, continuation) in enumerate(requests):
-        inputs.setdefault(_input_of(model, context, continuation), []).append(i)
-    results: list[Scored | None] = [None] * len(requests)
-    ordered = sorted(inputs, key=len, reverse=True)
-    first = 0
-    while first < len(ordered):
-        rows = max(1, batch_tokens // len(ordered[first]))
-        batch = ordered[first : first + rows]
-        wanted = [[(i, requests[i][1]) for i in inputs[ids]] for ids in batch]
-        _score_batch(model, batch, wanted, results)
-        first += rows
-    return [s for s in results if s is not None]
+    return score_counted(model, requests, batch_tokens=batch_tokens)[0]
+
+
+def score_counted(
+    model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
+) -> tuple[list[Scored], Counted]:
+    """As `score_tokens`, and what it took."""
+    answers, running = _steps(model, requests, batch_tokens)
+    steps = list(running)
+    results = dict(pair for step in steps for pair in step.done)
+    counted = Counted(sum(step.tokens for step in steps), answers.tree.minimum, len(steps))
+    return [results[i] for i in range(len(requests))], counted
+
+
+def score_steps(
+    model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[Step]:
+    """As `score_tokens`, forward by forward: results come in the order in which they are finished."""
+    return _steps(model, requests, batch_tokens)[1]
 
 
 def score_rolling(
-    model: Transformer, texts: Sequence[Ids], *, prefix: int, batch_tokens: int = BATCH_TOKENS
+    model: Transformer,
+    texts: Sequence[Ids],
+    *,
+    prefix: int,
+    stride: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[float]:
     """Log-probability in nats of whole texts, in windows as long as the context.
 
-    Each window is conditioned on the token before it (the first on `prefix`), as lm-eval's rolling windows are.
+    The first window begins behind the token `prefix`; each later one scores `stride` new tokens (default: as many as
+    the context holds) behind as many old ones as fit. With the default these are lm-eval's rolling windows.
+    Raises: WorkbenchError if stride is not between 1 and the context length.
     """
     size = model.config.max_seq_len
+    stride = size if stride is None else stride
+    if not 1 <= stride <= size:
+        raise WorkbenchError(f"stride must be between 1 and the context of {size}, found {stride}.")
     requests: list[tuple[Ids, Ids]] = []
     owner: list[int] = []
     for i, text in enumerate(texts):
-        for start in range(0, len(text), size):
-            before = prefix if start == 0 else text[start - 1]
-            requests.append(([before], text[start : start + size]))
+        start = 0
+        while start < len(text):
+            end = min(start + (stride if start else size), len(text))
+            before = [prefix] if start == 0 else text[max(0, end - size - 1) : start]
+            requests.append((before, text[start:end]))
             owner.append(i)
+            start = end
     totals = [0.0] * len(texts)
     for i, (total, _) in zip(owner, score(model, requests, batch_tokens=batch_tokens), strict=True):
         totals[i] += total
     return totals
 
 
-def _input_of(model: Transformer, context: Ids, continuation: Ids) -> tuple[int, ...]:
+def _steps(
+    model: Transformer, requests: Sequence[tuple[Ids, Ids]], batch_tokens: int
+) -> tuple[Answers, Iterator[Step]]:
+    owners: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}  # (input, continuation) -> requests
+    for i, (context, continuation) in enumerate(requests):
+        seen = _input_of(context, continuation, model.config.max_seq_len)
+        owners.setdefault((prefix_tree.key(seen), tuple(continuation)), []).append(i)
+    # A hook knows a token by its position, and in a row with forks several stand at the same.
+    answers = Answers(list(owners), pack=not hooks.active(model))
+    reads = Forwards(model, answers, batch_tokens).run() if owners else iter(())
+    return answers, _finished(answers, list(owners.values()), reads)
+
+
+def _finished(answers: Answers, owners: list[list[int]], reads: Iterator[Read]) -> Iterator[Step]:
+    """Hand out each answer when the last of its tokens has been read."""
+    logprobs = torch.empty(len(answers.targets))
+    greedy = torch.empty(len(answers.targets), dtype=torch.bool)
+    missing = [part.stop - part.start for part in answers.slots]
+    for read in reads:
+        logprobs[read.slots], greedy[read.slots] = read.logprobs, read.greedy
+        done: list[tuple[int, Scored]] = []
+        for span in read.spans:
+            missing[span.answer] -= span.end - span.begin
+            if not missing[span.answer]:
+                part = answers.slots[span.answer]
+                scored = Scored(logprobs[part].clone(), greedy[part].clone())
+                done += [(i, scored) for i in owners[span.answer]]
+        yield Step(tuple(done), read.tokens)
+
+
+def _input_of(context: Ids, continuation: Ids, size: int) -> Ids:
+    """What the model is given: all but the last token, as many as the context holds."""
     if not len(context) or not len(continuation):
         raise WorkbenchError("a context and its continuation need at least one token each; begin with the begin token.")
-    size = model.config.max_seq_len
     if len(continuation) > size:
         raise WorkbenchError(f"a continuation of {len(continuation)} tokens is longer than the context of {size}.")
-    return (*context, *continuation[:-1])[-size:]
-
-
-@torch.no_grad()
-def _score_batch(
-    model: Transformer,
-    batch: Sequence[tuple[int, ...]],
-    wanted: Sequence[Sequence[tuple[int, Ids]]],
-    results: list[Scored | None],
-) -> None:
-    """Fill in the results of the requests that some inputs serve. Right padding needs no mask: nobody looks ahead."""
-    longest = len(batch[0])
-    tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in batch], device=model.device)
-    hidden = model.hidden(tokens)  # [batch, pos, dim]
-    # An input's last k positions predict a continuation of k tokens; requests of one input share their positions.
-    depth = [max(len(continuation) for _, continuation in served) for served in wanted]
-    rows = torch.tensor([r for r, n in enumerate(depth) for _ in range(n)], device=model.device)
-    places = torch.tensor(
-        [p for ids, n in zip(batch, depth, strict=True) for p in range(len(ids) - n, len(ids))], device=model.device
-    )
-    starts = [sum(depth[:r]) for r in range(len(depth))]
-    flat = hidden[rows, places]  # [scored position, dim]
-    ask: list[tuple[int, int, Ids]] = [  # first scored position, request, continuation
-        (starts[r] + depth[r] - len(continuation), i, continuation)
-        for r, served in enumerate(wanted)
-        for i, continuation in served
-    ]
-    at = torch.tensor([a + j for a, _, ids in ask for j in range(len(ids))], device=model.device)
-    targets = torch.tensor([t for _, _, ids in ask for t in ids], device=model.device)
-    found = torch.empty(len(at), device=model.device)
-    greedy = torch.empty(len(at), dtype=torch.bool, device=model.device)
-    for begin in range(0, len(flat), SCORED_AT_ONCE):
-        logits = model.unembed(flat[begin : begin + SCORED_AT_ONCE].unsqueeze(0))[0]  # [scored position, vocab]
-        mine = ((at >= begin) & (at < begin + SCORED_AT_ONCE)).nonzero().squeeze(-1)
-        here = at[mine] - begin
-        found[mine] = logits.log_softmax(-1)[here, targets[mine]]
-        greedy[mine] = logits.argmax(-1)[here] == targets[mine]
-    found, greedy = found.cpu(), greedy.cpu()
-    begin = 0
-    for _, i, ids in ask:
-        end = begin + len(ids)
-        results[i] = Scored(found[begin:end].clone(), greedy[begin:end].clone())
-        begin = end
+    return [*context, *continuation[:-1]][-size:]
