@@ -237,14 +237,17 @@ class InductionScores(Result):
     """Scores of every head on random blocks of tokens that come twice. Arrays are [layer, head].
 
     `induction` is the mean of A[i, i - L + 1] and `duplicate` the mean of A[i, i - L] over the second copy, where
-    L is `block`. `chance` is what a head that looks everywhere evenly would score.
+    L is `block`. `chance` is what a head that looks everywhere evenly would score. Each `_stderr` is the standard
+    error of the mean over prompts, NaN for a single one.
     """
 
-    AXES = {"induction": ("layer", "head"), "duplicate": ("layer", "head")}
+    AXES = dict.fromkeys(("induction", "duplicate", "induction_stderr", "duplicate_stderr"), ("layer", "head"))
     FIGURE = "figures_heads.induction_scores"
 
     induction: np.ndarray
     duplicate: np.ndarray
+    induction_stderr: np.ndarray
+    duplicate_stderr: np.ndarray
     block: int
     batch: int
     seed: int
@@ -252,10 +255,10 @@ class InductionScores(Result):
     group_size: int = 1  # query heads that share a key/value head
 
     def frame(self) -> pd.DataFrame:
-        """One row per head: layer, head, induction, duplicate."""
+        """One row per head: layer, head, induction, duplicate, and the standard error of each."""
         n_layers, n_heads = self.induction.shape
-        columns = {"induction": self.induction, "duplicate": self.duplicate}
-        return tidy({"layer": range(n_layers), "head": range(n_heads)}, columns)
+        axes = {"layer": range(n_layers), "head": range(n_heads)}
+        return tidy(axes, {name: getattr(self, name) for name in self.AXES})
 
 
 @torch.no_grad()
@@ -271,19 +274,19 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed)
     _, cap = model.run_with_capture(tokens, HOOKS)
     start = tokens.shape[1] - block  # first position of the second copy
-    induction, duplicate = [], []
+    scores = []
     for layer in reading.layers(cap, PATTERN):
         rows = [
-            (offset_mass(pattern, queries, block - 1), offset_mass(pattern, queries, block))
+            torch.stack([offset_mass(pattern, queries, block - 1), offset_mass(pattern, queries, block)])
             for queries, pattern in pattern_blocks(cap, layer)
         ]
-        for scores, column in ((induction, 0), (duplicate, 1)):
-            layer_rows = torch.cat([row[column] for row in rows], -1)  # [batch, head, query_pos]
-            scores.append(layer_rows[..., start:].mean((0, 2)))
+        scores.append(torch.cat(rows, -1)[..., start:].mean(-1))  # [score, batch, head]
+    each = torch.stack(scores, 1)  # [score, layer, batch, head]
+    error = each.std(2) / batch**0.5 if batch > 1 else torch.full_like(each[:, :, 0], torch.nan)
     positions = torch.arange(start, tokens.shape[1], dtype=torch.float64)
     chance = float((1 / (positions + 1)).mean())
-    scores = (frozen(torch.stack(found)) for found in (induction, duplicate))
-    return InductionScores(*scores, block, batch, seed, chance, model.config.group_size)
+    found = (frozen(part) for part in (*each.mean(2), *error))
+    return InductionScores(*found, block, batch, seed, chance, model.config.group_size)
 
 
 def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:

@@ -136,7 +136,7 @@ class BandContribution(Result):
     n_scores: int
 
     def frame(self) -> pd.DataFrame:
-        """One row per pair: layer, head, pair, wavelength, signed, absolute, share."""
+        """One row per pair: layer, head, pair, wavelength, signed, absolute, share, and the sum's `error`."""
         return pd.DataFrame(
             {
                 "layer": self.layer,
@@ -146,6 +146,7 @@ class BandContribution(Result):
                 "signed": self.signed,
                 "absolute": self.absolute,
                 "share": self.share,
+                "error": self.error,
             }
         )
 

@@ -197,9 +197,12 @@ def test_an_induction_head_is_found(tiny_model: Transformer) -> None:
         _, cap = tiny_model.run_with_capture(tokens, probe.HOOKS)
     for layer in range(3):
         a = cap.pattern(layer)
-        expected = torch.stack([a[:, :, i, i - block + 1] for i in range(block, 2 * block)], -1).mean((0, 2))
-        assert found.induction[layer] == pytest.approx(expected.numpy(), abs=1e-6)
-    assert list(found.frame().columns) == ["layer", "head", "induction", "duplicate"]
+        each = torch.stack([a[:, :, i, i - block + 1] for i in range(block, 2 * block)], -1).mean(-1)  # [prompt, head]
+        assert found.induction[layer] == pytest.approx(each.mean(0).numpy(), abs=1e-6)
+        assert found.induction_stderr[layer] == pytest.approx((each[0] - each[1]).abs().numpy() / 2, abs=1e-6)
+    names = ["induction", "duplicate", "induction_stderr", "duplicate_stderr"]
+    assert list(found.frame().columns) == ["layer", "head", *names]
+    assert np.isnan(probe.induction_scores(tiny_model, block=block, batch=1).induction_stderr).all()
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) -> None:
