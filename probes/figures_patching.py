@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from probes.ablation import label
 from probes.attribution_patching import GradientError
-from probes.figures import COLOURS, RING, Stamp, Theme, _bar, _colours, _finish, atlas
+from probes.figures import COLOURS, RING, SEQUENTIAL, Stamp, Theme, _bar, _colours, _finish, atlas
 from probes.patching import Patching
+from probes.paths import Composition, PathPatching, Through
 
 NAMES = {
     "resid_pre": "the stream before a layer",
@@ -18,6 +20,7 @@ NAMES = {
     "heads": "a head's output",
     "heads_by_position": "a head's output at one position",
 }
+UNIT = "share of the difference"
 MOST_ROWS = 40  # heads shown by position: those that carry most
 
 
@@ -34,11 +37,8 @@ def patching(
     Shapes: labels [pos], unique and escaped; positions where not given
     """
     title = _title(found)
-    unit = "share of the difference"
     if found.what == "heads":
-        places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
-        shown = {"title": title, "unit": unit, "theme": theme, "stamp": stamp}
-        return atlas(found.moved[..., 0], difference=True, **places, **shown)
+        return _squares(found, title, theme, stamp)
     z = found.moved.reshape(-1, len(found.positions)).astype(np.float32)  # [layer * head, pos]
     rows: list[str] | list[int] = list(found.layers)
     if found.heads != (-1,):
@@ -49,7 +49,7 @@ def patching(
     assert len(set(columns)) == len(columns) == z.shape[1], "one unique label for every position"
     fig = go.Figure(
         go.Heatmap(
-            x=columns, y=rows, z=z, colorbar=_bar(unit), **_colours(z, True),
+            x=columns, y=rows, z=z, colorbar=_bar(UNIT), **_colours(z, True),
             hovertemplate="%{y}<br>%{x}<br>share %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
@@ -58,6 +58,38 @@ def patching(
     fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
     fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
     return _finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
+
+
+def path_patching(found: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The share of the target's difference that every sender moves by way of the receivers: a square per head."""
+    where = "the logits" if not found.receivers else f"{label(found.receivers)} ({found.through})"
+    verb = "restored" if found.direction == "denoise" else "lost"
+    return _squares(found, f"Target {verb} by what heads send to {where}", theme, stamp)
+
+
+def _squares(found: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
+    places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
+    return atlas(found.moved[..., 0], title=title, unit=UNIT, difference=True, theme=theme, stamp=stamp, **places)
+
+
+def composition(
+    found: Composition, *, through: Through = "k", theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """One kind of composition: writers across, readers down; blank where the reader does not stand above."""
+    score = getattr(found, through)
+    n_layers, n_heads = score.shape[:2]
+    names = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
+    z = score.reshape(len(names), len(names)).T.astype(np.float32)  # [reader, writer]
+    fig = go.Figure(
+        go.Heatmap(
+            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=_bar("score"),
+            hovertemplate="%{x} writes, %{y} reads<br>score %{z:.4f}<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="head that writes", type="category", showgrid=False, tickangle=-60, nticks=24)
+    fig.update_yaxes(title="head that reads", type="category", showgrid=False, autorange="reversed", nticks=24)
+    title = f"{through.upper()}-composition: a random direction would give {found.chance:.3f}"
+    return _finish(fig, "composition", title, theme, stamp, height=560)
 
 
 def _title(found: Patching) -> str:

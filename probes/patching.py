@@ -199,6 +199,10 @@ class _Runs:
 
     def patched(self, layer: int, places: Sequence[Place]) -> Tensor:
         """The target with each of some patches of one layer. Shapes: -> float64 [place, prompt]"""
+        return torch.stack([self.measured(rows) for rows in self.normed(layer, places).split(len(self.tokens))])
+
+    def normed(self, layer: int, places: Sequence[Place]) -> Tensor:
+        """The last stream, normalised, with each of some patches of one layer. Shapes: -> [place * prompt, pos, dim]"""
         name, times = f"blocks.{layer}.{SITES[self.what]}", len(places)
         given = self.source[name].repeat(times, *[1] * (self.source[name].dim() - 1))  # [place * prompt, pos, ...]
         chosen = _mask(given, places)
@@ -206,12 +210,14 @@ class _Runs:
         def edit(_: Site, x: Tensor) -> Tensor:
             return torch.where(chosen, given, x)
 
-        entering = self.base["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
         with hooks.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
-            normed = self.model.resume(entering.repeat(times, 1, 1), layer)
-        return torch.stack([self._measured(rows) for rows in normed.split(len(self.tokens))])
+            return self.model.resume(self.entering(layer).repeat(times, 1, 1), layer)
 
-    def _measured(self, normed: Tensor) -> Tensor:
+    def entering(self, layer: int) -> Tensor:
+        """The unpatched stream that enters a layer. Shapes: -> [prompt, pos, dim]"""
+        return self.base["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
+
+    def measured(self, normed: Tensor) -> Tensor:
         """The target of one set of prompts. Shapes: [prompt, pos, dim] -> [prompt]"""
         if isinstance(self.target, LogitDifference):
             at = self.target.place(normed.shape[1])

@@ -111,6 +111,7 @@ PROBES = (
     "pairs",
     "patching",
     "attribution_patching",
+    "paths",
     "specimen",
     "maps",
     "rope",
