@@ -15,7 +15,7 @@ from probes import reading
 from workbench.capture import Capture, Request
 from workbench.config import ModelConfig
 from workbench.errors import HookError
-from workbench.hooks import PATTERN, SCORES, STREAMED, compute, expand, hook_names, layer_of, point_of
+from workbench.hooks import PATTERN, SCORES, compute, expand, hook_names, layer_of, point_of
 from workbench.intervene import position_axis
 from workbench.rope import to_adjacent
 
@@ -166,8 +166,8 @@ def _hooks(a: Capture, b: Capture, shift: int) -> tuple[tuple[str, ...], dict[st
 def _unlike(a: Capture, b: Capture, name: str, shift: int) -> str:
     """Why a hook that both hold is not compared; empty if it is."""
     point = point_of(name)
-    if name.endswith(STREAMED):
-        return "statistics of several units have no common size"
+    if not reading.of_tokens(name):
+        return "a summary of the pattern"
     shapes = [
         tuple(f"{point.width(axis, cap.config)} {axis}" for axis in point.axes if point.width(axis, cap.config))
         for cap in (a, b)

@@ -9,27 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes import reading
 from probes.comparison import MEASURES, Comparison, HeadDifferences, compare
 from probes.results import frozen
 from workbench.capture import Request, free_memory
 from workbench.errors import HookError
 from workbench.hooks import HOOKS as HOOK_TABLE
-from workbench.hooks import PATTERN, expand, hook_names, layer_of, point_of
+from workbench.hooks import SCORES, expand, hook_names, layer_of, point_of
 from workbench.intervene import Intervention
 from workbench.model import Transformer
 
-HOOKS = (
-    "hook_embed",
-    "blocks.*.hook_*",
-    "blocks.*.ln*",
-    "blocks.*.mlp.*",
-    *(f"blocks.*.attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k")),
-    f"blocks.*.{PATTERN}",
-    "blocks.*.attn.hook_z",
-    "ln_final.*",
-    "hook_logits",
+HOOKS = tuple(
+    point.name.replace("{l}", "*")
+    for point in HOOK_TABLE
+    if reading.of_tokens(point.name) and not point.name.endswith((SCORES, "hook_result"))
 )
-"""What `compare_runs` compares: all but the scores, which q and k make, and hook_result, which z makes."""
+"""What `compare_runs` compares: not scores (q and k make them), hook_result (z makes it) and summaries of patterns."""
 
 
 @torch.no_grad()

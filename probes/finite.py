@@ -94,7 +94,8 @@ class NonFinite(Result):
 def non_finite(cap: Capture) -> NonFinite:
     """NaN and infinities in what a capture holds. Of scores and patterns it may hold the rotated q and k alone.
 
-    Masked scores are -inf by design and not reported: above the diagonal, and of left padding.
+    Masked scores are -inf by design and not reported: above the diagonal, and of left padding. Nor are summaries of a
+    pattern, such as hook_stats, which have NaN where they are undefined.
     Shapes: any hooks -> [hook], [hook, batch, pos]; pos counts from absolute position 0
     Exact:  a hook is listed if and only if one of its held values is not finite.
     """
@@ -116,7 +117,8 @@ def trace_non_finite(model: Transformer, tokens: Tensor, names: str | Iterable[s
     Raises: UnknownHookError for a name that is no hook. By default all are watched but hook_result, which z makes.
     """
     if names is None:
-        watched = tuple(name for name in hook_names(model.config) if not name.endswith("hook_result"))
+        every = hook_names(model.config)
+        watched = tuple(name for name in every if reading.of_tokens(name) and not name.endswith("hook_result"))
     else:
         watched = expand(names, model.config)
     found = _Found(model.config, *tokens.shape)
@@ -149,7 +151,7 @@ class _Found:
 
     def look(self, name: str, x: Tensor, positions: Tensor) -> None:
         """Shapes: x as the hook's axes, of tokens at `positions` [pos]"""
-        if name in self.seen:
+        if name in self.seen or not reading.of_tokens(name):
             return
         self.seen.add(name)
         x, masked = x.detach(), name.endswith(SCORES)

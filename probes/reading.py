@@ -5,6 +5,7 @@ from torch import Tensor
 
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks import point_of
 
 
 def layers(cap: Capture, suffix: str) -> tuple[int, ...]:
@@ -28,6 +29,12 @@ def positions(cap: Capture) -> Tensor:
     if cap.positions is not None:
         return torch.tensor(cap.positions)
     return torch.arange(cap.start, cap.start + cap.tokens.shape[1])
+
+
+def of_tokens(name: str) -> bool:
+    """Whether a hook holds numbers of each token, and no summary of a pattern, which has NaN where it is undefined."""
+    axes = point_of(name).axes
+    return ("pos" in axes or "query_pos" in axes) and "stat" not in axes
 
 
 def whole(cap: Capture, what: str) -> None:
