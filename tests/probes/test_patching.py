@@ -1,8 +1,11 @@
 """Activation patching: against whole runs with `Patch`, by causality, and on a circuit that is known."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ import workbench as wb
 from probes import attribution_patching as estimates
 from probes import patching, specimen
 from probes.pairs import LogitDifference, Pair
+from workbench.cli import main
 from workbench.errors import DataError, HookError
 from workbench.hooks import Subscription, subscribe
 from workbench.model import Transformer
@@ -277,3 +281,59 @@ def test_only_the_strongest_heads_are_rows(
     most = np.abs(found.moved).max(-1)
     expected = {f"L{i // 4}H{i % 4}" for i in np.argsort(-most.ravel())[:2]}
     assert set(found.figure().data[0].y) == expected
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+TEXTS = ("--prompt", "b c d b", "--corrupted", "b f d b", "--answer", " c", "--wrong", " f", "--device", "cpu")
+
+
+def command(*argv: str) -> int:
+    return main(["probe", *argv])
+
+
+@pytest.mark.parametrize("options", [[], ["--what", "heads", "--noise"], ["--what", "attn", "--gradient"]], ids=str)
+def test_the_sweeps_command(tmp_path: Path, options: list[str]) -> None:
+    """The table is the function's, its origin says what was patched, and the figure has the prompt's tokens."""
+    assert command("patch", *TEXTS, *options, "-o", str(tmp_path / "t.csv")) == 0
+    assert command("patch", *TEXTS, *options, "-o", str(tmp_path / "f.html")) == 0
+    table, about = pd.read_csv(tmp_path / "t.csv"), json.loads((tmp_path / "t.csv.json").read_text())
+    model = wb.load_model("demo", device="cpu").eval()
+    assert model.tokenizer is not None
+    clean, corrupted = (torch.tensor([model.tokenizer.encode(text, bos=True)]) for text in (TEXTS[1], TEXTS[3]))
+    answer, wrong = (model.tokenizer.encode(text)[0] for text in (TEXTS[5], TEXTS[7]))
+    pair = Pair(clean, corrupted, LogitDifference(answer, wrong))
+    assert (about["answer"], about["wrong"]) == (answer, wrong)
+    if "--gradient" in options:
+        expected = patching.patching(model, pair, "attn_out").restored
+        assert table["exact"].to_numpy() == pytest.approx(expected.ravel(), abs=1e-4)
+        assert about["what"] == "attn_out" and "estimate" in table
+        return
+    heads = "--noise" in options
+    found = patching.patching(model, pair, "heads" if heads else "resid_pre", direction="noise" if heads else "denoise")
+    assert table["restored"].to_numpy() == pytest.approx(found.restored.ravel(), abs=1e-4)
+    assert about["direction"] == found.direction
+    assert heads or f"{clean.shape[1] - 1}  b" in (tmp_path / "f.html").read_text()
+
+
+def test_the_paths_command(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    assert command("path", *TEXTS, "--to", "L2H1", "--through", "k", "-o", str(file)) == 0
+    assert sorted(set(pd.read_csv(file)["layer"])) == [0, 1]
+    about = json.loads((tmp_path / "t.csv.json").read_text())
+    assert (about["to"], about["through"]) == ("L2H1", "k")
+
+
+def test_mistakes_of_a_command_are_answered_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(**changed: str) -> str:
+        given = list(TEXTS)
+        for option, text in changed.items():
+            given[given.index(f"--{option}") + 1] = text
+        assert command("patch", *given) == 2
+        return capsys.readouterr().err
+
+    assert "--corrupted" in said(corrupted="b c d b f e f e f e") and "as many" in said(corrupted="b f")
+    assert "same token" in said(wrong=" c")
+    assert "--answer is empty" in said(answer="")
+    assert "the same tokens" in said(corrupted="b c d b")
+    assert "vocabulary of 1280" in said(answer="1280")

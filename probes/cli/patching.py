@@ -1,0 +1,144 @@
+"""Commands that patch one run with another's activations: sweeps, paths between heads, and the weights behind them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from probes.cli.given import Device, Model, Output
+from probes.delivery import Origin, check, deliver, labels_of, load
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from probes.pairs import Pair
+    from workbench.model import Transformer
+
+Clean = Annotated[str, typer.Option("--prompt", help="The clean text; begin-of-text is put before it.")]
+Corrupted = Annotated[str, typer.Option(help="The same in as many tokens, with what matters changed.")]
+Answer = Annotated[
+    str, typer.Option(help="What the clean text asks for, as ' Paris', by its first token or by number.")
+]
+Wrong = Annotated[str, typer.Option(help="What it is set against, in the same way.")]
+Noise = Annotated[bool, typer.Option("--noise", help="Put corrupted activations into the clean run instead.")]
+
+EXAMPLE = " --prompt 'b c d b' --corrupted 'b f d b' --answer ' c' --wrong ' f'"
+
+
+def patch(
+    prompt: Clean,
+    corrupted: Corrupted,
+    answer: Answer,
+    wrong: Wrong,
+    model: Model = "demo",
+    what: Annotated[
+        Literal["resid", "mid", "attn", "mlp", "heads", "heads_by_position"],
+        typer.Option(help="The stream before or amid layers, what a sublayer adds, or heads."),
+    ] = "resid",
+    noise: Noise = False,
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Estimate from one gradient too, and show how wrong that is.")
+    ] = False,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Patching: how much of a logit difference each place carries."""
+    check(output)
+    from probes import attribution_patching, patching
+
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device)
+    names: dict[str, patching.What] = {
+        "resid": "resid_pre", "mid": "resid_mid", "attn": "attn_out", "mlp": "mlp_out", "heads": "heads",
+        "heads_by_position": "heads_by_position",
+    }  # fmt: skip
+    direction: patching.Direction = "noise" if noise else "denoise"
+    found = patching.patching(loaded, pair, names[what], direction=direction)
+    origin = replace(origin, extra={**(origin.extra or {}), "what": found.what, "direction": direction})
+    if gradient:
+        estimate = attribution_patching.attribution_patching(loaded, pair, names[what], direction=direction)
+        deliver(attribution_patching.gradient_error(found, estimate), output, origin)
+        return
+    deliver(found, output, origin, labels=labels_of(loaded, pair.clean[0].tolist()))
+
+
+def path(
+    prompt: Clean,
+    corrupted: Corrupted,
+    answer: Answer,
+    wrong: Wrong,
+    model: Model = "demo",
+    to: Annotated[str, typer.Option(help="Heads that receive, as L4H1,L5H0; without it, the logits.")] = "",
+    through: Annotated[Literal["q", "k", "v"], typer.Option(help="The receivers' input.")] = "q",
+    noise: Noise = False,
+    freeze_mlps: Annotated[bool, typer.Option("--freeze-mlps", help="Hold the MLPs as well as other heads.")] = False,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Patching: what each head sends to others, or to the logits."""
+    check(output)
+    from probes import paths
+    from probes.ablation import parse
+
+    receivers = parse(to) if to else []
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device)
+    found = paths.path_patching(
+        loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
+    )
+    extra = {"to": to or "logits", "through": through, "direction": found.direction, "mlps_frozen": freeze_mlps}
+    deliver(found, output, replace(origin, extra={**(origin.extra or {}), **extra}))
+
+
+def composition(
+    model: Model = "demo",
+    through: Annotated[Literal["q", "k", "v"], typer.Option(help="What the figure shows.")] = "k",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: how much of what one reads another can write."""
+    check(output)
+    from probes import paths
+
+    loaded = load(model, device)
+    deliver(paths.composition(loaded), output, Origin(model, loaded), through=through)
+
+
+def _pair(
+    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str
+) -> tuple[Transformer, Pair, Origin]:
+    """The model, the two texts as tokens with the two answers' logits as target, and where they come from."""
+    import torch
+
+    from probes.pairs import LogitDifference, Pair
+    from workbench.commands import tokenizer_of
+
+    loaded = load(model, device)
+    tokenizer = tokenizer_of(loaded, model)
+    both = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
+    if len(both[0]) != len(both[1]):
+        raise DataError(
+            f"--prompt is {len(both[0])} tokens and --corrupted {len(both[1])}; word them so that they have as many."
+        )
+
+    def token(option: str, text: str) -> int:
+        pieces = [int(text)] if text.isdecimal() else tokenizer.encode(text)
+        if not pieces:
+            raise DataError(f"{option} is empty; give a token's text, as ' Paris', or its number.")
+        if len(pieces) > 1:
+            print(f"note: {option} {text!r} is {len(pieces)} tokens; its first stands for it", file=sys.stderr)
+        return pieces[0]
+
+    target = LogitDifference(token("--answer", answer), token("--wrong", wrong))
+    if target.answer == target.wrong:
+        raise DataError(f"--answer {answer!r} and --wrong {wrong!r} begin with the same token; name others.")
+    pair = Pair(torch.tensor([both[0]]), torch.tensor([both[1]]), target)
+    extra = {"corrupted_tokens": len(both[1]), "answer": target.answer, "wrong": target.wrong}
+    return loaded, pair, Origin(model, loaded, len(both[0]), extra)
+
+
+COMMANDS = (
+    (patch, EXAMPLE),
+    (path, EXAMPLE),
+    (composition, ""),
+)
