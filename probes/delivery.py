@@ -133,7 +133,7 @@ def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
     return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in enumerate(plain)]
 
 
-def deliver(found: Result, output: Path | None, origin: Origin, *, draw: Any = None, **drawn: Any) -> None:
+def deliver(found: Result, output: Path | None, origin: Origin, **drawn: Any) -> None:
     """Print a result's table, or write it (or its figure, `drawn` with these options) and say where."""
     table = found.frame()
     if output is None:
@@ -143,7 +143,7 @@ def deliver(found: Result, output: Path | None, origin: Origin, *, draw: Any = N
         return
     about = origin.account(type(found).__name__)
     if output.suffix in FIGURES:
-        page = (draw or found.figure)(stamp=about, **drawn).to_html(include_plotlyjs=True)
+        page = found.figure(stamp=about, **drawn).to_html(include_plotlyjs=True)
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv

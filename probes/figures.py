@@ -64,9 +64,11 @@ def _level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -
     fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
 
 
-def numbers(count: int) -> list[str]:
-    """Labels of positions whose tokens are not known."""
-    return [str(i) for i in range(count)]
+def _names(labels: Sequence[str] | None, count: int) -> list[str]:
+    """One unique label for each of the first `count` positions: their numbers, where none are given."""
+    names = [str(i) for i in range(count)] if labels is None else list(labels[:count])
+    assert len(set(names)) == len(names) == count, "one unique label for every position"
+    return names
 
 
 # --- heads ----------------------------------------------------------------------------------------------------
@@ -151,8 +153,7 @@ def head_map(
     Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
     """
     z = np.array(found.weights, dtype=np.float32)
-    labels = found.labels(numbers(found.stop) if labels is None else labels)
-    assert len(set(labels)) == len(labels) == len(z), "one unique label for every row"
+    names = found.labels(_names(labels, found.stop))
     if hide_first > found.start:
         z[:, : -(-(hide_first - found.start) // found.factor)] = np.nan
     unit = "difference in weight" if difference else "attention weight"
@@ -160,7 +161,7 @@ def head_map(
         z, unit = np.log10(np.maximum(z, 1e-6)), "log10 of the weight"
     fig = go.Figure(
         go.Heatmap(
-            x=labels, y=labels, z=z, colorbar=_bar(unit),
+            x=names, y=names, z=z, colorbar=_bar(unit),
             hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{unit} %{{z:.4f}}<extra></extra>",
             **_colours(z, difference),
         )
@@ -192,12 +193,10 @@ def input_rms(
     rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
     layers = [found.norms[i][0] for i in rows]
     values = found.rms[rows, row].astype(np.float32)  # [layer, pos]
-    labels = numbers(values.shape[1]) if labels is None else labels
-    assert len(set(labels)) == len(labels) == values.shape[1], "one unique label for every position"
     positive = np.where(values > 0, values, np.nan)
     fig = go.Figure(
         go.Heatmap(
-            x=list(labels), y=layers, z=np.log10(positive), customdata=values, colorscale=SEQUENTIAL,
+            x=_names(labels, values.shape[1]), y=layers, z=np.log10(positive), customdata=values, colorscale=SEQUENTIAL,
             colorbar=_bar("log10 RMS"),
             hovertemplate="layer %{y}<br>%{x}<br>RMS %{customdata:.4g}<extra></extra>",
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, atlas
+from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
 from probes.flow import AttentionFlow, Rollout
 from probes.retrieval import THRESHOLD, RetrievalScores
 
@@ -54,13 +54,6 @@ def retrieval_scores(found: RetrievalScores, *, theme: Theme = "light", stamp: S
         mean, title=f"Retrieval: {said}", unit="share of the needle", heads=range(n_heads), layers=range(n_layers),
         group_size=found.group_size, theme=theme, stamp=stamp,
     )  # fmt: skip
-
-
-def _names(labels: Sequence[str] | None, count: int) -> list[str]:
-    """One unique label for each of the first `count` positions."""
-    names = [str(i) for i in range(count)] if labels is None else list(labels[:count])
-    assert len(set(names)) == len(names) == count, "one unique label for every position"
-    return names
 
 
 def _token_map(values: np.ndarray, labels: Sequence[str] | None, unit: str) -> go.Figure:

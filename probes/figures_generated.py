@@ -6,8 +6,7 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, input_rms
-from probes.figures_flow import _names
+from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, input_rms
 from probes.generated import GeneratedNorms, GeneratedStream
 
 SHOWN = {

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from probes.ablation import AblationEffect, InductionAblation
 from probes.attention import METRICS, InductionScores, QueryMetrics
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, atlas
+from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
 from probes.groups import GroupSimilarity
 from probes.heads import Catalogue, HeadScores
 from probes.maps import StrongestKeys
@@ -48,7 +48,8 @@ def strongest_keys(
 
     Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
     """
-    names = [str(key) if labels is None else labels[key] for key in found.keys]
+    words = _names(labels, found.query + 1)
+    names = [words[key] for key in found.keys]
     hover = "key %{x}: %{y:.4f}<extra></extra>"
     fig = go.Figure(go.Bar(x=names, y=found.weights, marker={"color": COLOURS[0]}, hovertemplate=hover))
     fig.update_xaxes(title="key, the strongest first", type="category")

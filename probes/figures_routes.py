@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish
-from probes.figures_flow import _names
+from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names
 from probes.routes import AttentionContributions, Routes, StreamContributions
 
 KINDS = {"head": "through a head", "past_attn": "past attention", "mlp": "through the MLP", "past_mlp": "past the MLP"}
@@ -80,7 +79,7 @@ def routes(
         )  # fmt: skip
         fig.add_scatter(
             x=(source + target) / 2 + bend, y=foot + 0.25, mode="markers", legendgroup=kind, showlegend=False,
-            marker={"color": colour, "size": 3 + 9 * share}, customdata=edges.to_numpy(dtype=object),
+            marker={"color": colour, "size": 5 + 9 * share}, customdata=edges.to_numpy(dtype=object),
             hovertemplate="layer %{customdata[0]} · %{customdata[1]} %{customdata[2]}<br>"
             "from %{customdata[3]} to %{customdata[4]}: %{customdata[5]:.3f}<extra></extra>",
         )  # fmt: skip

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, atlas
-from probes.figures_flow import _names, _token_map
+from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
+from probes.figures_flow import _token_map
 from probes.weighted import ContextMixing, FirstToken, WeightedPattern
 
 

@@ -86,8 +86,7 @@ def generated(
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     found = probe.generated_norms(loaded, ids, steps=steps)
-    names = labels_of(loaded, found.tokens)
-    deliver(found, output, origin, draw=found.rms.figure, labels=names)
+    deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
 
 
 COMMANDS = (

@@ -23,6 +23,7 @@ from probes import (
     attribution,
     attribution_patching,
     flow,
+    generated,
     groups,
     heads,
     lens,
@@ -109,6 +110,8 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "AttentionContributions": lambda m, cap: routes.attention_contributions(m, cap, 1),
     "StreamContributions": lambda m, cap: routes.stream_contributions(m, cap),
     "Routes": lambda m, cap: routes.routes(m, cap),
+    "GeneratedNorms": lambda m, cap: generated.generated_norms(m, [5, 6, 7], steps=3),
+    "GeneratedStream": lambda m, cap: generated.generated_stream(m, [5, 6, 7], steps=3),
     "Patching": lambda m, cap: patching.patching(m, _pair(cap), layers=[1, 2]),
     "GradientError": lambda m, cap: attribution_patching.gradient_error(
         patching.patching(m, _pair(cap), layers=[1, 2]),
