@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attention, residual
+from probes import attention, attribution, lens, patching
 from workbench.capture import Capture
 from workbench.model import Transformer
 from workbench.rope import to_half_split
 
-lens = pytest.importorskip("transformer_lens", reason="transformer_lens is not installed; run `make test-peers`")
+peer = pytest.importorskip("transformer_lens", reason="transformer_lens is not installed; run `make test-peers`")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; run `make test-peers`")
 
 # Its version 4 wraps transformers' model; the one of version 3 is an implementation of its own, which is the point.
@@ -30,8 +30,6 @@ TOLERANCE = 1e-4
 THETA = 500
 # Their names for two of ours, whose place in the model they name by what comes next.
 NAMED_OTHERWISE = {"unembed.hook_in": "ln_final.hook_out", "unembed.hook_out": "hook_logits"}
-# What a norm gives to attention or the MLP has no hook there, and no pattern there is left unmade.
-OURS_ALONE = ("ln1.hook_out", "ln2.hook_out", "attn.hook_stats")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def hooked(source: Any, *, folded: bool) -> Any:
     from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
 
     config = source.config
-    shape = lens.HookedTransformerConfig(
+    shape = peer.HookedTransformerConfig(
         d_model=config.hidden_size,
         d_head=config.head_dim,
         d_mlp=config.intermediate_size,
@@ -106,7 +104,7 @@ def hooked(source: Any, *, folded: bool) -> Any:
         use_attn_result=True,
         device="cpu",
     )
-    model = lens.HookedTransformer(shape)
+    model = peer.HookedTransformer(shape)
     with torch.no_grad():
         model.load_and_process_state_dict(
             convert_llama_weights(source, shape),
@@ -170,10 +168,10 @@ def test_every_activation_agrees_by_its_name(pair: Pair) -> None:
     assert wrong == {}
 
 
-def test_each_has_the_others_names(pair: Pair) -> None:
-    ours = {name for name in pair.cap.names if not name.endswith(OURS_ALONE)}
-    assert {NAMED_OTHERWISE.get(name, name) for name in pair.cache} == ours
-    assert len(ours) == 1 + 3 * 21 + 4
+def test_every_name_of_theirs_is_ours(pair: Pair) -> None:
+    theirs = {NAMED_OTHERWISE.get(name, name) for name in pair.cache}
+    assert theirs - set(pair.cap.names) == set()
+    assert len(theirs) == 1 + 3 * 21 + 4  # the embedding, what each layer has, the final norm and the output
 
 
 def test_the_order_of_q_and_k_matters(pair: Pair) -> None:
@@ -186,36 +184,40 @@ def test_the_order_of_q_and_k_matters(pair: Pair) -> None:
 @torch.no_grad()
 def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor, position: int) -> None:
     """Their stack of embedding, heads and MLPs, scaled by their frozen norm, against their unembedding's columns."""
-    wanted = [3, 17, 150]
+    wanted: list[attribution.Target] = [3, 17, (150, 3)]  # the last is a difference of two logits
     folded = hooked(source, folded=True)
     _, cache = folded.run_with_cache(tokens)
     at = position % tokens.shape[1]
-    found = residual.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
+    found = attribution.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
     heads = cache.stack_head_results(pos_slice=at)  # [layer * head, batch, dim]
     mlps = torch.stack([cache[f"blocks.{layer}.hook_mlp_out"][:, at] for layer in range(3)])
     embed = cache["hook_embed"][None, :, at]
-    for i, token in enumerate(wanted):
-        attrs = [
-            cache.logit_attrs(stack, tokens=torch.tensor([token, token]), pos_slice=at)[:, 1]
-            for stack in (embed, heads, mlps)
-        ]
+    for i, target in enumerate(wanted):
+        first, less = target if isinstance(target, tuple) else (target, None)
+        both = {
+            name: torch.tensor([t, t]) for name, t in (("tokens", first), ("incorrect_tokens", less)) if t is not None
+        }
+        attrs = [cache.logit_attrs(stack, pos_slice=at, **both)[:, 1] for stack in (embed, heads, mlps)]
         parts = {
             kind: [p for p, part in enumerate(found.parts) if part[0] == kind] for kind in ("embed", "head", "mlp")
         }
         for theirs, kind in zip(attrs, parts, strict=True):
             assert found.values[i, parts[kind]] == pytest.approx(theirs.numpy(), abs=TOLERANCE), kind
         total = float(sum(part.sum() for part in attrs))
-        assert total == pytest.approx(float(pair.logits[1, at, token]), abs=1e-3)  # a sum of 16 parts
+        logits = pair.logits[1, at]
+        expected = float(logits[first] - (0 if less is None else logits[less]))
+        assert total == pytest.approx(expected, abs=1e-3)  # a sum of 16 parts
 
 
 def test_logit_lens_agrees(pair: Pair) -> None:
     """Their accumulated stream, normed as the last one would be, through their unembedding."""
-    found = residual.logit_lens(pair.model, pair.cap, k=3, row=0)
+    found = lens.logit_lens(pair.model, pair.cap, k=3, targets=[3, 17], row=0)
     for layer in range(3):
         stream = pair.theirs.ln_final(pair.cache[f"blocks.{layer}.hook_resid_post"])
         theirs = pair.theirs.unembed(stream)[0].log_softmax(-1).detach()
         at = found.layers.index(layer)
         assert found.logprobs[at] == pytest.approx(theirs.topk(3, -1).values.numpy(), abs=TOLERANCE)
+        assert found.curves.logprobs[at] == pytest.approx(theirs[:, [3, 17]].numpy(), abs=TOLERANCE)
         mine = torch.from_numpy(found.ids[at].copy())
         assert found.logprobs[at] == pytest.approx(theirs.gather(-1, mine).numpy(), abs=TOLERANCE)
 
@@ -257,3 +259,47 @@ def test_head_detectors_agree(pair: Pair, tokens: torch.Tensor) -> None:
                     )
                     ours = np.nansum(metrics[layer][name][row, head]) / n
                     assert theirs == pytest.approx(ours, abs=TOLERANCE), (name, layer, head)
+
+
+@pytest.mark.parametrize(
+    ("what", "theirs"),
+    [
+        ("resid_pre", "get_act_patch_resid_pre"),
+        ("resid_mid", "get_act_patch_resid_mid"),
+        ("attn_out", "get_act_patch_attn_out"),
+        ("mlp_out", "get_act_patch_mlp_out"),
+        ("heads", "get_act_patch_attn_head_out_all_pos"),
+        ("heads_by_position", "get_act_patch_attn_head_out_by_pos"),
+    ],
+)
+@torch.no_grad()
+def test_activation_patching_agrees(pair: Pair, what: patching.What, theirs: str) -> None:
+    """Their sweeps, one whole run for each patch: the logit difference of the corrupted prompt with one clean part."""
+    from transformer_lens import patching as their_patching
+
+    clean = torch.randint(40, (1, 8), generator=torch.Generator().manual_seed(5))
+    corrupted = clean.clone()
+    corrupted[0, 3] = 150
+    asked = patching.Pair(clean, corrupted, patching.LogitDifference(11, 12))
+    found = patching.patching(pair.model, asked, what)
+    _, cache = pair.theirs.run_with_cache(clean)
+    sweep = getattr(their_patching, theirs)
+    expected = sweep(pair.theirs, corrupted, cache, lambda logits: logits[0, -1, 11] - logits[0, -1, 12])
+    ours = found.patched[..., 0].transpose(0, 2, 1)  # [layer, pos, head]; theirs [layer(, pos)(, head)]
+    assert np.ptp(ours) > 0.1  # the patches do something
+    assert ours.reshape(expected.shape) == pytest.approx(expected.numpy(), abs=TOLERANCE)
+
+
+@torch.no_grad()
+def test_ablation_agrees(pair: Pair, tokens: torch.Tensor) -> None:
+    """A head's z set to zero by a hook of theirs."""
+
+    def without(z: torch.Tensor, hook: Any) -> torch.Tensor:
+        z[:, :, 2] = 0
+        return z
+
+    expected = pair.theirs.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", without)])
+    with pair.model.intervene(wb.Ablate("L1H2")):
+        found = pair.model(tokens)
+    assert (found - pair.logits).abs().max() > 0.1
+    assert (found - expected).abs().max() < TOLERANCE
