@@ -10,13 +10,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.attribution import LogitAttribution, Target
-from probes.figures import COLOURS, DIVERGING, HEIGHT, SEQUENTIAL, Stamp, Theme, _bar, _finish, _lines
+from probes.figures import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, _bar, _finish, _lines
 from probes.lens import EMBED, LogitLens, TokenCurves
 from probes.tuned import LensDivergence
 from probes.within import NeuronAttribution, SourceAttribution
 
 MAX_CELLS = 20_000  # of a grid, so that it keeps within a figure's budget; the last positions are drawn
-MAX_WRITTEN = 64  # positions whose cells have room for a token; beyond, hovering tells
+MAX_WRITTEN = 24  # positions whose cells have room for a token; beyond, hovering tells
 
 
 # --- lenses ---------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def lens_grid(
         go.Heatmap(
             x=list(labels[first:]), y=layers, z=z, text=text, customdata=seen, colorbar=_bar(unit),
             colorscale=SEQUENTIAL if by == "probability" else f"{SEQUENTIAL}_r", **scale,
-            texttemplate="%{text}" if len(labels) - first <= MAX_WRITTEN else None,
+            texttemplate="%{text}" if len(labels) - first <= MAX_WRITTEN else None, textfont={"size": 11},
             hovertemplate="layer %{y}<br>after %{x}<br>predicts %{text}, probability %{customdata[0]:.3f}<br>"
             "KL %{customdata[1]:.3f} nats<br>rank of the output's token %{customdata[2]:.0f}<extra></extra>",
         )
@@ -118,27 +118,32 @@ def attribution(
 ) -> go.Figure:
     """The largest parts in the order of the model, then the others together; the bars end at the model's own logit.
 
-    `token` is the row of the result.
+    Diamonds show the error of the frozen scale. `token` is the row of the result.
     """
     values, logit = found.values[token].astype(float), float(found.logits[token])
     chosen = np.sort(np.argsort(-np.abs(values), kind="stable")[:top])
     rest = logit - values[chosen].sum()  # the other parts, and what the sum misses by rounding
+    labels = [_part(*found.parts[i]) for i in chosen]
     fig = go.Figure(
         go.Waterfall(
-            x=[*(_part(*found.parts[i]) for i in chosen), f"{len(values) - len(chosen)} others", "logit"],
-            y=[*values[chosen], rest, logit],
-            measure=[*["relative"] * (len(chosen) + 1), "total"],
-            customdata=[*found.removed[token, chosen], None, None],
-            hovertemplate="%{x}<br>%{delta:.4f}, sum %{final:.4f}<br>without it the logit would lose "
-            "%{customdata:.4f}<extra></extra>",
+            x=[*labels, f"{len(values) - len(chosen)} others", "logit"], y=[*values[chosen], rest, logit],
+            measure=[*["relative"] * (len(chosen) + 1), "total"], showlegend=False,
+            hovertemplate="%{x}<br>%{delta:.4f}, sum %{final:.4f}<extra></extra>",
             increasing={"marker": {"color": COLOURS[0]}}, decreasing={"marker": {"color": COLOURS[1]}},
-            totals={"marker": {"color": "#888888"}}, showlegend=False,
+            totals={"marker": {"color": "#888888"}},
         )
+    )  # fmt: skip
+    removed = found.removed[token, chosen]
+    fig.add_scatter(
+        x=labels, y=np.cumsum(values[chosen]) - values[chosen] + removed, mode="markers", customdata=removed,
+        name="where the bar would end if the norm were scaled anew without the part",
+        marker={"symbol": "diamond-open", "size": 8, "color": COLOURS[4], "line": {"width": 2}},
+        hovertemplate="%{x}<br>without it the logit would lose %{customdata:.4f}<extra></extra>",
     )  # fmt: skip
     fig.update_xaxes(title="part of the model", type="category", tickangle=-60)
     fig.update_yaxes(title="logit")
     title = f"{_target(found, token, names)} after position {found.position}: parts sum to the logit within "
-    return _finish(fig, "attribution", f"{title}{found.error:.1g}, at the run's final scale", theme, stamp)
+    return _finish(fig, "attribution", f"{title}{found.error:.1g}", theme, stamp, showlegend=True)
 
 
 def neuron_attribution(
@@ -180,22 +185,16 @@ def source_attribution(
     if labels is None:
         labels = [f"{at} {_name(own, key)}" for at, key in enumerate(found.prompt)]
     seen = slice(0, found.position + 1)
-    values = found.values[token, seen].astype(np.float32)
-    most = float(np.abs(values).max()) or 1.0
+    values, keys = found.values[token, seen].astype(np.float32), list(labels[seen])
     fig = go.Figure()
-    fig.add_bar(
-        x=list(labels[seen]), y=values, name="contribution",
-        marker={"color": values, "colorscale": DIVERGING, "cmin": -most, "cmax": most},
-    )  # fmt: skip
-    fig.add_scatter(
-        x=list(labels[seen]), y=found.weights[seen], name="attention", yaxis="y2", mode="markers",
-        marker={"color": COLOURS[2], "size": 6},
-    )  # fmt: skip
-    fig.update_xaxes(title="token looked at", type="category", tickangle=-60, nticks=24)
-    fig.update_yaxes(title="logit")
-    second = {"title": "attention weight", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+    colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+    fig.add_bar(x=keys, y=values, name="contribution", marker={"color": colours})
+    fig.add_bar(x=keys, y=found.weights[seen], name="attention", marker={"color": COLOURS[2]}, yaxis="y2")
+    fig.update_xaxes(title="token looked at", type="category", tickangle=-60, nticks=24, anchor="y2")
+    fig.update_yaxes(title="logit", domain=[0.4, 1])
+    second = {"title": "attention", "domain": [0, 0.3], "range": [0, 1]}
     title = f"Layer {found.layer}, head {found.head}: {found.head_value[token]:.3f} to {_target(found, token, names)}"
-    return _finish(fig, "source_attribution", title, theme, stamp, yaxis2=second)
+    return _finish(fig, "source_attribution", title, theme, stamp, yaxis2=second, showlegend=False)
 
 
 def _signed(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:

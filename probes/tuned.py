@@ -7,7 +7,7 @@ model's own. They belong to one checkpoint: the file they are saved in says to w
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -133,18 +133,18 @@ def train_tuned_lens(
 
     The layers are independent of each other, and the model itself never changes. The translators, their gradients and
     Adam's two moments take 16 * layers * dim^2 bytes (3.4 MiB for the demo's shape, 8 GiB for Llama 3 8B); beside them
-    stand the streams of one batch and the logits of `lens.LOGITS`, so memory is linear in the windows' length. A step
-    costs one forward run of the batch and, per layer and token, 4 * dim * vocab FLOPs for the unembedding and its
-    gradient. Windows come in an order drawn with `seed`; the same seed gives the same lens on the same machine.
+    stand the streams and logits of one batch, so memory is linear in the windows' length, and the layers' logits come
+    in blocks of `lens.LOGITS`. A step costs one forward run of the batch and, per layer and token, 4 * dim * vocab
+    FLOPs for the unembedding and its gradient. Windows come in an order drawn with `seed`; the same seed gives the same lens on the same machine.
     Shapes: windows [window, pos] int64
     Raises: HookError for no steps, or no windows.
     Source: arXiv 2303.08112 (there with SGD; Adam needs no warm-up at this size).
     """
     if steps < 1 or batch < 1 or not len(windows):
         raise HookError(f"training needs steps, a batch and windows; found {steps}, {batch} and {len(windows)}.")
-    start = TunedLens.zero(model)
-    pairs = zip(start.weight, start.bias, strict=True)
-    parameters = [tensor.clone().requires_grad_() for pair in pairs for tensor in pair]
+    lens = TunedLens.zero(model)
+    pairs = zip(lens.weight, lens.bias, strict=True)
+    parameters = [view.requires_grad_() for pair in pairs for view in pair]  # trained in the lens's own memory
     optimiser = torch.optim.Adam(parameters, lr=lr)
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-steps * batch // len(windows))
@@ -152,13 +152,13 @@ def train_tuned_lens(
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - step / steps)
+        optimiser.zero_grad()
         chosen = windows[order[step * batch : (step + 1) * batch]].to(model.device)
         for parameter, gradient in zip(parameters, _gradients(model, chosen, parameters), strict=True):
             parameter.grad = gradient
         optimiser.step()
     about = {"windows": list(windows.shape), "steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    weight, bias = (torch.stack([tensor.detach() for tensor in parameters[kind::2]]) for kind in (0, 1))
-    return TunedLens(start.layers, weight, bias, MappingProxyType({**start.provenance, **about}))
+    return replace(lens, provenance=MappingProxyType({**lens.provenance, **about}))
 
 
 def _gradients(model: Transformer, tokens: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

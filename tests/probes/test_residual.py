@@ -304,6 +304,12 @@ def test_figures_show_what_was_found(
     bars = drawn["attribution"].data[0]
     assert len(bars.y) == 8 and bars.measure[-1] == "total"
     assert sum(bars.y[:-1]) == pytest.approx(bars.y[-1]) == pytest.approx(parts.logits[1])
+    anew = drawn["attribution"].data[1]
+    assert anew.y - (np.cumsum(bars.y[:6]) - bars.y[:6]) == pytest.approx(anew.customdata)
+    first = parts.parts.index(
+        ("embed", -1, -1) if bars.x[0] == "embed" else ("head", int(bars.x[0][1]), int(bars.x[0][3]))
+    )
+    assert anew.customdata[0] == parts.removed[1, first] and bars.y[0] == pytest.approx(parts.values[1, first])
     best = np.abs(neurons.values[0]).max()
     assert abs(drawn["neuron_attribution"].data[0].x[-1]) == pytest.approx(best)
     assert sum(drawn["source_attribution"].data[0].y) == pytest.approx(keys.head_value[1], abs=1e-5)
