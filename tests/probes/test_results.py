@@ -22,6 +22,9 @@ from probes import (
     attention,
     attribution,
     attribution_patching,
+    comparison,
+    comparison_runs,
+    finite,
     flow,
     generated,
     groups,
@@ -31,7 +34,9 @@ from probes import (
     norm_lab,
     norms,
     patching,
+    paths,
     positions,
+    retrieval,
     rope,
     rotation,
     routes,
@@ -112,6 +117,15 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "Routes": lambda m, cap: routes.routes(m, cap),
     "GeneratedNorms": lambda m, cap: generated.generated_norms(m, [5, 6, 7], steps=3),
     "GeneratedStream": lambda m, cap: generated.generated_stream(m, [5, 6, 7], steps=3),
+    "RetrievalScores": lambda m, cap: retrieval.retrieval_scores(
+        m, [retrieval.Haystack(row[:16], 3, 5) for row in cap.tokens.tolist()], least_recall=0
+    ),
+    "Comparison": lambda m, cap: _compared(m, cap),
+    "HeadDifferences": lambda m, cap: _compared(m, cap).by_head,
+    "LogitDifferences": lambda m, cap: _compared(m, cap).logits,
+    "NonFinite": lambda m, cap: _overflowing(m, cap),
+    "PathPatching": lambda m, cap: paths.path_patching(m, _pair(cap), [(2, 1)]),
+    "Composition": lambda m, cap: paths.composition(m),
     "Patching": lambda m, cap: patching.patching(m, _pair(cap), layers=[1, 2]),
     "GradientError": lambda m, cap: attribution_patching.gradient_error(
         patching.patching(m, _pair(cap), layers=[1, 2]),
@@ -133,6 +147,15 @@ def _pair(cap: Capture) -> Pair:
     return Pair(clean, corrupted, LogitDifference(7, 11))
 
 
+def _compared(model: Transformer, cap: Capture) -> comparison.Comparison:
+    return comparison_runs.compare_runs(model, model, cap.tokens[:, :16], changes=[wb.Ablate("L1H0")])
+
+
+def _overflowing(model: Transformer, cap: Capture) -> finite.NonFinite:
+    with model.intervene(wb.Scale("blocks.1.hook_mlp_out", float("inf"))):
+        return finite.trace_non_finite(model, cap.tokens[:, :8])
+
+
 @functools.cache
 def measured() -> tuple[Transformer, Capture]:
     model = wb.load_model("demo", device="cpu").eval()
@@ -149,6 +172,10 @@ def made(name: str) -> Result:
 
 
 RESULTS = pytest.mark.parametrize("name", HOW)
+
+
+def test_every_result_is_tested_here() -> None:
+    assert {kind.__name__ for kind in below(Result)} - HOW.keys() == set(), "say in HOW how to make one"
 
 
 @RESULTS
