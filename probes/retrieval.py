@@ -61,12 +61,15 @@ class RetrievalScores(Result):
         return self.as_head_scores.mean("retrieval")
 
     def frame(self) -> pd.DataFrame:
-        """One row per head: layer, head, mean, low, high, retrieval_head, n_retrieved (prompts), n_prompts."""
+        """One row per head: layer, head, mean, low, high, retrieval_head, recall, n_retrieved (prompts), n_prompts.
+
+        `recall` is the mean over all prompts: where it is low, nothing was retrieved, and the scores say nothing.
+        """
         mean, (low, high) = self.mean, self.as_head_scores.interval("retrieval")
         columns = {"mean": mean, "low": low, "high": high, "retrieval_head": mean >= THRESHOLD}
         table = tidy({"layer": range(mean.shape[0]), "head": range(mean.shape[1])}, columns)
         retrieved = int((~np.isnan(self.scores).all((1, 2))).sum())
-        return table.assign(n_retrieved=retrieved, n_prompts=len(self.scores))
+        return table.assign(recall=self.recall.mean(), n_retrieved=retrieved, n_prompts=len(self.scores))
 
 
 def haystack(tokenizer: Tokenizer, text: str, needle: str, question: str, *, depth: float = 0.5) -> Haystack:

@@ -8,6 +8,7 @@ import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Layer, Model, Output, Prompt
 from probes.delivery import Origin, capture, check, deliver, labels, labels_of, load, text, tokens
+from workbench.errors import DataError
 
 Position = Annotated[int, typer.Option(help="The position asked about; negative ones count from the last.")]
 
@@ -25,6 +26,8 @@ def rollout(
     from probes import flow as probe
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    if not -loaded.config.n_layers <= layer < loaded.config.n_layers:
+        raise DataError(f"--layer {layer}: the model has layers 0 to {loaded.config.n_layers - 1}.")
     deliver(probe.rollout(cap), output, origin, labels=labels(loaded, cap), layer=layer)
 
 
@@ -158,6 +161,9 @@ def generated_stream(
     show: Annotated[
         Literal["largest", "median", "massive", "large", "attn", "mlp"], typer.Option(help="What the figure shows.")
     ] = "largest",
+    threshold: Annotated[float, typer.Option(help="Least magnitude of a massive activation.")] = 100.0,
+    ratio: Annotated[float, typer.Option(help="Least multiple of the position's median magnitude.")] = 1000.0,
+    magnitude: Annotated[float, typer.Option(help="Least magnitude of an outlier dimension's entry.")] = 6.0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -166,7 +172,8 @@ def generated_stream(
     from probes import generated as probe
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    found = probe.generated_stream(loaded, ids, steps=steps)
+    limits = {"threshold": threshold, "ratio": ratio, "magnitude": magnitude}
+    found = probe.generated_stream(loaded, ids, steps=steps, **limits)
     deliver(found, output, origin, labels=labels_of(loaded, found.tokens), show=show)
 
 

@@ -1,12 +1,17 @@
 """Rollout and flow: two tokens by hand, NumPy's products, SciPy's flows, and the cuts that no flow can pass."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from probes import figures_flow, flow
+import workbench as wb
+from probes import figures_flow, flow, routes
 from probes.attention import HOOKS
 from workbench.capture import Capture
+from workbench.cli import main
 from workbench.errors import HookError
 from workbench.model import Transformer
 
@@ -115,3 +120,26 @@ def test_figures(captured: Capture) -> None:
     fig = figures_flow.attention_flow(flows, [f"{i} t" for i in range(6)], stamp={"model": "tiny"})
     assert fig.layout.meta == {"kind": "attention_flow", "model": "tiny"}
     assert list(fig.data[0].y) == pytest.approx(flows.flow.tolist())
+
+
+def test_commands_give_what_the_functions_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, on_cpu, file = "one two one two", ("--device", "cpu"), tmp_path / "found.csv"
+    demo = wb.load_model("demo", device="cpu").eval()
+    with torch.no_grad():
+        _, cap = demo.run_with_capture(torch.tensor([demo.tokenizer.encode(text, bos=True)]), routes.HOOKS)
+    options = {"--position": 3, "--threshold": 0.1}
+    for name, expected in (
+        ("flow", flow.attention_flow(cap, position=3)),
+        ("routes", routes.routes(demo, cap, position=3, threshold=0.1)),
+    ):
+        given = [f"{key}={value}" for key, value in options.items() if name == "routes" or key == "--position"]
+        assert main(["probe", name, "--prompt", text, *given, *on_cpu, "-o", str(file)]) == 0
+        pd.testing.assert_frame_equal(pd.read_csv(file), expected.frame(), check_dtype=False, rtol=1e-5)
+    capsys.readouterr()
+    for argv, said in (
+        (("rollout", "--layer", "6"), "layers 0 to 5"),
+        (("flow", "--max-tokens", "2"), "max_tokens=2"),
+        (("retrieval", "--needle", "x", "--question", " "), "is empty"),
+    ):
+        assert main(["probe", *argv, "--prompt", text, *on_cpu]) == 2
+        assert said in capsys.readouterr().err

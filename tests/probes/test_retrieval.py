@@ -27,6 +27,7 @@ def test_the_hand_set_induction_head_retrieves() -> None:
     assert found.recall == pytest.approx(np.full(4, 5 / 6))
     table = found.frame()
     assert table["n_prompts"].unique() == table["n_retrieved"].unique() == [4]
+    assert table["recall"].to_numpy() == pytest.approx(np.full(8, 5 / 6))
     assert table[table["retrieval_head"]][["layer", "head"]].to_numpy().tolist() == [list(specimen.INDUCTION)]
     fig = found.figure(stamp={"model": "specimen"})
     assert np.array(fig.data[0].z) == pytest.approx(mean, abs=1e-6)
