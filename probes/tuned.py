@@ -135,7 +135,8 @@ def train_tuned_lens(
     Adam's two moments take 16 * layers * dim^2 bytes (3.4 MiB for the demo's shape, 8 GiB for Llama 3 8B); beside them
     stand the streams and logits of one batch, so memory is linear in the windows' length, and the layers' logits come
     in blocks of `lens.LOGITS`. A step costs one forward run of the batch and, per layer and token, 4 * dim * vocab
-    FLOPs for the unembedding and its gradient. Windows come in an order drawn with `seed`; the same seed gives the same lens on the same machine.
+    FLOPs for the unembedding and its gradient. Windows come in an order drawn with `seed`; the same seed gives the same
+    lens on the same machine.
     Shapes: windows [window, pos] int64
     Raises: HookError for no steps, or no windows.
     Source: arXiv 2303.08112 (there with SGD; Adam needs no warm-up at this size).

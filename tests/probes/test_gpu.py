@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from probes import attention, maps, norms, residual, rope
+from probes import attention, maps, norms, residual, rope, tuned, within
 from workbench.capture import Capture
 from workbench.model import Transformer
 
@@ -24,6 +24,12 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     "contribution_ratios": lambda model, cap: norms.contribution_ratios(cap),
     "logit_attribution": lambda model, cap: residual.logit_attribution(model, cap, [3, 7]),
     "logit_lens": lambda model, cap: residual.logit_lens(model, cap),
+    "token_curves": lambda model, cap: residual.logit_lens(model, cap, targets=[3, 7]).curves,
+    "tuned_lens": lambda model, cap: tuned.tuned_lens(
+        model, cap, tuned.train_tuned_lens(model, cap.tokens.cpu(), steps=2, batch=1)
+    ),
+    "neuron_attribution": lambda model, cap: within.neuron_attribution(model, cap, [3, (7, 3)], k=3),
+    "source_attribution": lambda model, cap: within.source_attribution(model, cap, [3, (7, 3)], (1, 2)),
     "induction_scores": lambda model, cap: attention.induction_scores(model, block=8),
 }
 
@@ -31,7 +37,7 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_A_CAPTURE)
 def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tensor, name: str) -> None:
-    hooks = {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *residual.HOOKS}
+    hooks = {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *residual.HOOKS, *within.HOOKS}
     tables = []
     for device in ("cpu", "cuda"):
         model = tiny_model.to(device)
@@ -44,5 +50,5 @@ def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tenso
 def test_the_probes_of_this_list_run(tiny_model: Transformer, captured: Capture, tokens: torch.Tensor) -> None:
     """The list itself, where there is no device: every probe gives a table with rows."""
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*captured.names, *residual.HOOKS})
+        _, cap = tiny_model.run_with_capture(tokens, {*captured.names, *residual.HOOKS, *within.HOOKS})
     assert [name for name, probe in ON_A_CAPTURE.items() if probe(tiny_model, cap).frame().empty] == []
