@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from probes.ablation import label
 from probes.attribution_patching import GradientError
-from probes.figures import COLOURS, RING, SEQUENTIAL, Stamp, Theme, _bar, _colours, _finish, atlas
+from probes.figures import COLOURS, RING, SEQUENTIAL, Stamp, Theme, _bar, _colours, _finish, _names, atlas
 from probes.patching import Patching
 from probes.paths import Composition, PathPatching, Through
 
@@ -45,8 +45,7 @@ def patching(
         rows = [f"L{layer}H{head}" for layer in found.layers for head in found.heads]
         most = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
         z, rows = z[most], [rows[i] for i in most]
-    columns = [str(pos) for pos in found.positions] if labels is None else list(labels)
-    assert len(set(columns)) == len(columns) == z.shape[1], "one unique label for every position"
+    columns = _names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
             x=columns, y=rows, z=z, colorbar=_bar(UNIT), **_colours(z, True),

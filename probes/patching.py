@@ -90,7 +90,7 @@ class Patching(Result):
         """Shapes: weights [..., prompt] -> [..., layer, head, pos]"""
         above = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
         below = (weights @ (self.clean - self.corrupted))[..., None, None, None]
-        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
+        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0) + 0.0  # no -0
 
     def interval(self, *, level: float = LEVEL, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Both ends of a bootstrap interval of `restored` over prompts; NaN for a single prompt.
@@ -124,7 +124,8 @@ def patching(
 
     Denoising runs the corrupted prompts with one activation of the clean run: what suffices. Noising runs the clean
     ones with one of the corrupted: what is needed. `budget` is how many tokens one forward may have; whole sets of
-    prompts go into it, one at least.
+    prompts go into it, one at least. Half precision rounds logits, and so a share of a small difference: where clean
+    and corrupted differ by less than 100 eps of the model's dtype, run `model.float()`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
     Raises: HookError for a layer that the model does not have, or a target that does not give one number per prompt.

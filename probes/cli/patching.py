@@ -14,6 +14,7 @@ from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from probes.pairs import Pair
+    from probes.patching import Patching
     from workbench.model import Transformer
 
 Clean = Annotated[str, typer.Option("--prompt", help="The clean text; begin-of-text is put before it.")]
@@ -22,6 +23,7 @@ Answer = Annotated[
     str, typer.Option(help="What the clean text asks for, as ' Paris', by its first token or by number.")
 ]
 Wrong = Annotated[str, typer.Option(help="What it is set against, in the same way.")]
+Float32 = Annotated[bool, typer.Option("--float32", help="Run in float32, whatever the checkpoint's dtype.")]
 Noise = Annotated[bool, typer.Option("--noise", help="Put corrupted activations into the clean run instead.")]
 
 EXAMPLE = " --prompt 'b c d b' --corrupted 'b f d b' --answer ' c' --wrong ' f'"
@@ -41,6 +43,7 @@ def patch(
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Estimate from one gradient too, and show how wrong that is.")
     ] = False,
+    float32: Float32 = False,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -48,13 +51,14 @@ def patch(
     check(output)
     from probes import attribution_patching, patching
 
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device)
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, float32)
     names: dict[str, patching.What] = {
         "resid": "resid_pre", "mid": "resid_mid", "attn": "attn_out", "mlp": "mlp_out", "heads": "heads",
         "heads_by_position": "heads_by_position",
     }  # fmt: skip
     direction: patching.Direction = "noise" if noise else "denoise"
     found = patching.patching(loaded, pair, names[what], direction=direction)
+    _note(found, loaded)
     origin = replace(origin, extra={**(origin.extra or {}), "what": found.what, "direction": direction})
     if gradient:
         estimate = attribution_patching.attribution_patching(loaded, pair, names[what], direction=direction)
@@ -73,6 +77,7 @@ def path(
     through: Annotated[Literal["q", "k", "v"], typer.Option(help="The receivers' input.")] = "q",
     noise: Noise = False,
     freeze_mlps: Annotated[bool, typer.Option("--freeze-mlps", help="Hold the MLPs as well as other heads.")] = False,
+    float32: Float32 = False,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -82,10 +87,11 @@ def path(
     from probes.ablation import parse
 
     receivers = parse(to) if to else []
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device)
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, float32)
     found = paths.path_patching(
         loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
     )
+    _note(found, loaded)
     extra = {"to": to or "logits", "through": through, "direction": found.direction, "mlps_frozen": freeze_mlps}
     deliver(found, output, replace(origin, extra={**(origin.extra or {}), **extra}))
 
@@ -104,8 +110,19 @@ def composition(
     deliver(paths.composition(loaded), output, Origin(model, loaded), through=through)
 
 
+def _note(found: Patching, loaded: Transformer) -> None:
+    """Say on stderr where the model's dtype leaves the shares no digits."""
+    import torch
+
+    apart, eps = abs(float(found.clean.mean() - found.corrupted.mean())), torch.finfo(loaded.dtype).eps
+    if apart < 100 * eps:
+        name = str(loaded.dtype).removeprefix("torch.")
+        print(f"note: clean and corrupted differ by {apart:.3g} only, and {name} rounds a logit of 1 by {eps:.2g}; "
+              "ask for --float32, or for answers further apart", file=sys.stderr)  # fmt: skip
+
+
 def _pair(
-    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str
+    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str, float32: bool
 ) -> tuple[Transformer, Pair, Origin]:
     """The model, the two texts as tokens with the two answers' logits as target, and where they come from."""
     import torch
@@ -114,6 +131,7 @@ def _pair(
     from workbench.commands import tokenizer_of
 
     loaded = load(model, device)
+    loaded = loaded.float() if float32 else loaded
     tokenizer = tokenizer_of(loaded, model)
     both = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
     if len(both[0]) != len(both[1]):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import workbench as wb
 from probes import attribution_patching as estimates
 from probes import patching, specimen
+from probes.cli import patching as commands
 from probes.pairs import LogitDifference, Pair
 from workbench.cli import main
 from workbench.errors import DataError, HookError
@@ -322,6 +324,25 @@ def test_the_paths_command(tmp_path: Path) -> None:
     assert sorted(set(pd.read_csv(file)["layer"])) == [0, 1]
     about = json.loads((tmp_path / "t.csv.json").read_text())
     assert (about["to"], about["through"]) == ("L2H1", "k")
+
+
+def test_a_difference_that_the_dtype_rounds_away_is_noted(
+    tiny_model: Transformer, pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bfloat16 has 8 bits: eps 2^-7, and a hundred of them are 0.78."""
+    found = patching.patching(tiny_model, pair, "attn_out")
+    noted = []
+    for model in (tiny_model, tiny_model.bfloat16()):
+        for apart in (0.77, 0.79):
+            commands._note(replace(found, clean=found.corrupted + apart), model)
+            noted.append("bfloat16 rounds" in capsys.readouterr().err)
+    assert noted == [False, False, True, False]
+
+
+def test_a_command_may_run_in_float32(tmp_path: Path) -> None:
+    for options, dtype in (([], wb.load_model("demo").dtype), (["--float32"], torch.float32)):
+        assert command("patch", *TEXTS, *options, "-o", str(tmp_path / "t.csv")) == 0
+        assert json.loads((tmp_path / "t.csv.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_mistakes_of_a_command_are_answered_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
