@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import figures, maps, norms, rope
+from probes import ablation, attention, figures, groups, heads, maps, norms, rope
 from workbench.capture import Capture
 
 BUDGET = 1_500_000
@@ -101,6 +101,38 @@ def test_labels_must_tell_positions_apart(captured: Capture) -> None:
     found = maps.head_map(captured, 0, 1)
     with pytest.raises(AssertionError, match="unique"):
         found.figure(labels=["same"] * 24)
+
+
+def test_dots_stand_at_the_means_with_their_intervals() -> None:
+    """The strongest head on top; without a second prompt there is no interval to draw."""
+    values = np.array([[[0.1, 0.9]], [[0.3, 0.7]], [[0.2, 0.8]]])  # [prompt, layer, head]
+    scores = heads.HeadScores({"s": values})
+    dots, (low, high) = scores.figure().data[0], scores.interval("s")
+    assert list(dots.y) == ["L0H1", "L0H0"] and dots.x == pytest.approx([0.8, 0.2])
+    assert dots.x + dots.error_x.array == pytest.approx(high[0, ::-1])
+    assert dots.x - dots.error_x.arrayminus == pytest.approx(low[0, ::-1])
+    alone = heads.HeadScores({"s": values[:1]}).figure()
+    assert alone.data[0].error_x.array is None and "no interval" in alone.layout.title.text
+    sets = (((0, 1),), ((0, 0), (0, 1)))
+    effect = ablation.AblationEffect(sets, np.ones(3), np.array([[2.0, 3, 4], [1, 1, 1]]), "zero")
+    dots = effect.figure().data[0]
+    assert list(dots.y) == ["0: L0H1", "1: L0H0 L0H1"] and list(dots.x) == [2, 0]
+    assert dots.error_x.array[1] == 0 < dots.error_x.array[0] <= 1
+
+
+def test_what_stands_out_is_drawn_apart(captured: Capture) -> None:
+    found = norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1)
+    others, outliers = found.figure().data
+    assert 0 < len(found.dims) < 32 and tuple(outliers.x) == found.dims
+    assert outliers.y == pytest.approx(found.largest[list(found.dims)]) and len(others.x) == 32 - len(found.dims)
+    alike = groups.group_similarity(captured)
+    assert [list(bars.y) for bars in alike.figure().data] == [alike.within.tolist(), alike.across.tolist()]
+    rows = attention.query_metrics(captured, 1)
+    cells = rows.figure(name="distance", row=1).data[0].z
+    assert cells == pytest.approx(rows.values["distance"][1])
+    keys = maps.strongest_keys(captured, 1, 3, 10, k=4)
+    bars = keys.figure(labels=LABELS).data[0]
+    assert list(bars.x) == [LABELS[key] for key in keys.keys] and list(bars.y) == keys.weights.tolist()
 
 
 def test_numbers_travel_as_binary(captured: Capture) -> None:

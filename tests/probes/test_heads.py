@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_heads, groups, heads, specimen
+from probes import groups, heads, specimen
 from probes.attention import HOOKS, PATTERN, induction_scores
 from workbench.capture import Capture
 from workbench.demo import corpus
@@ -72,8 +72,7 @@ def test_the_hand_set_circuit_is_catalogued() -> None:
     idle = set(itertools.product(range(2), range(4))) - {specimen.PREVIOUS, specimen.INDUCTION, specimen.DUPLICATE}
     assert set(found.of("uniform")) == idle
     assert found.is_sure("induction")[specimen.INDUCTION]
-    figure = figures_heads.catalogue(found, stamp={"capture": "abc"})
-    assert figure.layout.meta == {"kind": "catalogue", "capture": "abc"}
+    figure = found.figure()
     drawn = {trace.name: list(zip(trace.y, trace.x, strict=True)) for trace in figure.data}
     assert drawn["induction"] == [specimen.INDUCTION]
     assert sum(map(len, drawn.values())) == 8

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -166,19 +165,11 @@ def test_figures_show_what_was_found(fired: Capture, tiny_model: Transformer, mo
     statistics = probe.neuron_statistics(fired)
     written = probe.neuron_tokens(tiny_model, 1, [4], k=3)
     entropy = probe.entropy_neurons(tiny_model, norm_quantile=0.5, variance_quantile=0.5)
-    drawn: dict[str, go.Figure] = {
-        "neuron_statistics": figures_neurons.neuron_statistics(statistics, stamp={"capture": "abc"}),
-        "neuron_tokens": figures_neurons.neuron_tokens(written, stamp={"capture": "abc"}),
-        "entropy_neurons": figures_neurons.entropy_neurons(entropy, stamp={"capture": "abc"}),
-    }
-    for kind, fig in drawn.items():
-        assert fig.layout.title.text and fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
-        assert fig.layout.meta == {"kind": kind, "capture": "abc"}
-    assert drawn["neuron_statistics"].data[2].y == pytest.approx(statistics.token_sparsity)
-    bars = drawn["neuron_tokens"].data[0]
+    assert statistics.figure().data[2].y == pytest.approx(statistics.token_sparsity)
+    bars = written.figure().data[0]
     assert list(bars.x) == sorted(bars.x) and bars.y[-1] == f"{written.promoted[0, 0]} "
-    others, candidates = drawn["entropy_neurons"].data
+    others, candidates = entropy.figure().data
     assert (len(candidates.x), len(others.x)) == (entropy.chosen.sum(), (~entropy.chosen).sum())
     monkeypatch.setattr(figures_neurons, "MAX_POINTS", 50)
-    others, candidates = figures_neurons.entropy_neurons(entropy).data
+    others, candidates = entropy.figure().data
     assert len(candidates.x) == entropy.chosen.sum() and 0 < len(others.x) <= 50 and "one in" in others.name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import figures_lab, norm_lab, norms, residual
+from probes import norm_lab, norms, residual
 from workbench.capture import Capture
 from workbench.errors import MissingHookError
 from workbench.model import Transformer
@@ -134,18 +134,10 @@ def test_times_are_of_the_same_arithmetic(tiny_model: Transformer) -> None:
 
 def test_figures_draw_what_was_found(lab: Capture, tiny_model: Transformer) -> None:
     found, centred = norm_lab.linearised_norm(tiny_model, lab, final=True), norm_lab.recentring(lab)
-    drawn = {
-        "linearised_norm": figures_lab.linearised_norm(found, stamp={"a": 1}),
-        "recentring": figures_lab.recentring(centred, stamp={"a": 1}),
-        "norm_times": figures_lab.norm_times(norm_lab.norm_times(lab.config, repeats=3), stamp={"a": 1}),
-    }
-    for kind, fig in drawn.items():
-        assert fig.layout.meta == {"kind": kind, "a": 1}
-        assert fig.layout.title.text and fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
-    line = drawn["linearised_norm"].data[0]
+    line = found.figure().data[0]
     assert list(line.x)[:3] == ["embed", "L0.attn", "L0.mlp"]
     assert line.y[2] == pytest.approx(np.median(found.frozen_scale[found.parts.index((0, "mlp"))]))
-    assert drawn["recentring"].data[0].y[-1] == pytest.approx(np.median(centred.share[-1]))
+    assert centred.figure().data[0].y[-1] == pytest.approx(np.median(centred.share[-1]))
 
 
 def test_what_is_missing_is_named(tiny_model: Transformer, tokens: torch.Tensor) -> None:

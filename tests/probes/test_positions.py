@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_lab, positions
+from probes import positions
 from workbench.demo.corpus import Corpus, Mix, Packer
 from workbench.errors import ConfigError, DataError
 from workbench.model import Transformer
@@ -113,12 +113,11 @@ def test_beyond_its_training_the_demo_model_breaks_down_and_yarn_mends_it(
     assert found.change_high[1, 1] < 0 and yarn[1] < 0.5 * plain[1]
     # Interpolation alone crowds the near positions: it costs within the context what it wins beyond.
     assert found.change_low[2, 0] > 0 and found.change_high[2, 2] < 0
-    fig = figures_lab.loss_by_position(found, stamp={"a": 1})
+    fig = found.figure()
     assert [trace.name for trace in fig.data] == list(found.runs)
     assert np.array_equal(fig.data[1].y, yarn) and fig.data[0].error_y.array is not None
-    assert fig.layout.meta == {"kind": "loss_by_position", "a": 1}
     assert "512" in fig.layout.annotations[0].text and "6 windows" in fig.layout.title.text
-    change = figures_lab.loss_by_position(found, change=True)
+    change = found.figure(change=True)
     assert [trace.name for trace in change.data] == ["yarn", "interpolation"]
 
 
