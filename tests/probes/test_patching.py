@@ -332,9 +332,9 @@ def test_a_difference_that_the_dtype_rounds_away_is_noted(
     """bfloat16 has 8 bits: eps 2^-7, and a hundred of them are 0.78."""
     found = patching.patching(tiny_model, pair, "attn_out")
     noted = []
-    for model in (tiny_model, tiny_model.bfloat16()):
+    for dtype in (torch.float32, torch.bfloat16):
         for apart in (0.77, 0.79):
-            commands._note(replace(found, clean=found.corrupted + apart), model)
+            commands._note(replace(found, clean=found.corrupted + apart), tiny_model.to(dtype))
             noted.append("bfloat16 rounds" in capsys.readouterr().err)
     assert noted == [False, False, True, False]
 
