@@ -10,13 +10,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from probes.finite import Place
     from probes.results import Result
     from workbench.capture import Capture
     from workbench.config import ModelConfig
@@ -35,6 +38,8 @@ class Origin:
     loaded: Transformer | None = None
     n_tokens: int | None = None
     extra: dict[str, Any] | None = None
+    ids: Sequence[int] | None = None  # the tokens that were run
+    spoilt: Place | None = None  # where the run's activations were no longer finite
 
     def account(self, result: str) -> dict[str, Any]:
         from workbench import provenance
@@ -49,6 +54,8 @@ class Origin:
             about["device"] = str(self.loaded.device)
         if self.n_tokens is not None:
             about["n_tokens"] = self.n_tokens
+        if self.spoilt is not None:
+            about["non_finite"] = str(self.spoilt)
         versions = provenance.versions("numpy", "pandas")
         return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
 
@@ -78,10 +85,10 @@ def config(model: str) -> ModelConfig:
     return read_config(model)
 
 
-def load(model: str, device: str) -> Transformer:
+def load(model: str, device: str, dtype: str = "auto") -> Transformer:
     import workbench as wb
 
-    return wb.load_model(model, device=device).eval()
+    return wb.load_model(model, device=device, dtype=dtype).eval()
 
 
 def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:
@@ -91,13 +98,15 @@ def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tu
     given = text(prompt, file)
     loaded = load(model, device)
     ids = tokenizer_of(loaded, model).encode(given, bos=True)
-    return loaded, ids, Origin(model, loaded, len(ids))
+    return loaded, ids, Origin(model, loaded, len(ids), ids=ids)
 
 
 def capture(
     model: str, prompt: str | None, file: Path | None, hooks: Any, device: str, *, layer: int | None = None
 ) -> tuple[Transformer, Capture, Origin]:
     import torch
+
+    from probes import finite
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     if len(ids) > loaded.config.max_seq_len:
@@ -106,7 +115,36 @@ def capture(
     with torch.no_grad():
         layers = None if layer is None else [layer]
         _, cap = loaded.run_with_capture(torch.tensor([ids], device=loaded.device), hooks, layers=layers)
+    if (held := finite.non_finite(cap).first) is not None:
+        origin = replace(origin, spoilt=_began(loaded, ids) or held)
     return loaded, cap, origin
+
+
+def _began(model: Transformer, ids: Sequence[int]) -> Place | None:
+    """Where NaN or infinity began in a run, whatever was captured of it."""
+    import torch
+
+    from probes import finite
+
+    return finite.trace_non_finite(model, torch.tensor([list(ids)])).first
+
+
+def _warned(table: pd.DataFrame, origin: Origin) -> Origin:
+    """Say where a run's activations were no longer finite, and how much of the table they touch.
+
+    A number may also be NaN because it is undefined; that alone raises no alarm.
+    """
+    import numpy as np
+
+    numbers = table.select_dtypes("floating").to_numpy()
+    touched = int((~np.isfinite(numbers)).sum())
+    if touched and origin.spoilt is None and origin.ids is not None and origin.loaded is not None:
+        origin = replace(origin, spoilt=_began(origin.loaded, origin.ids))  # of a command that captures nothing itself
+    if origin.spoilt is not None:
+        print(f"note: the run is not finite from {origin.spoilt}", file=sys.stderr)
+        counted = f"{touched:,} of the table's {numbers.size:,} numbers are not finite"
+        print(f"note: {counted}; the others may come from later hooks or leave values out", file=sys.stderr)
+    return origin
 
 
 def text(prompt: str | None, file: Path | None) -> str:
@@ -136,6 +174,7 @@ def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
 def deliver(found: Result, output: Path | None, origin: Origin, **drawn: Any) -> None:
     """Print a result's table, or write it (or its figure, `drawn` with these options) and say where."""
     table = found.frame()
+    origin = _warned(table, origin)
     if output is None:
         print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
         if len(table) > SHOWN_ROWS:

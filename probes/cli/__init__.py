@@ -7,9 +7,9 @@ example of each needs. Torch, pandas and plotly are imported only when a command
 
 import typer
 
-from probes.cli import flow, heads, logits, neurons, norms, patching, rope, stream
+from probes.cli import comparison, flow, heads, logits, neurons, norms, patching, rope, stream
 
-TOPICS = (heads, flow, rope, norms, stream, logits, patching, neurons)
+TOPICS = (heads, flow, rope, norms, stream, logits, patching, neurons, comparison)
 
 app = typer.Typer(
     help="Measure a model's heads, rotary embedding, norms and residual stream.",

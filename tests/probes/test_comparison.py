@@ -1,15 +1,19 @@
 """Comparison of two runs: by hand, against numpy and transformers, and under changes whose place is known."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import workbench as wb
 from probes import alignment, comparison, comparison_runs
 from workbench.capture import Capture
+from workbench.cli import main
 from workbench.config import ModelConfig
 from workbench.errors import CaptureBudgetError, HookError, UnknownHookError
 from workbench.hooks import hook_names
@@ -331,3 +335,34 @@ def test_tables_have_a_row_for_each_number(tiny_model: Transformer, tokens: torc
     assert (table.groupby("hook")["head"].count()["blocks.0.attn.hook_k"]) == 2
     assert table["kl"].notna().sum() == 3 * 4
     assert len(found.logits.frame()) == tokens.numel()
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(["probe", "compare", "--prompt", "one two three one two", "--device", "cpu", *argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_compares_what_it_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, "--ablate", "L2H3,L4H0")
+    assert code == 0 and "since blocks.2.attn.hook_z" in err and out.split("\n")[0].split()[0] == "hook"
+    model = wb.load_model("demo", device="cpu")
+    ids = model.tokenizer.encode("one two three one two", bos=True)
+    file = tmp_path / "p.csv"
+    assert run(capsys, "--by", "position", "--scaling", "ntk=4", "-o", str(file))[0] == 0
+    expected = comparison_runs.compare_runs(model, model, torch.tensor([ids]), changes=[wb.RopeScaling(ntk=4.0)])
+    assert expected.logits is not None
+    table = pd.read_csv(file)
+    pd.testing.assert_frame_equal(table, expected.logits.frame(), check_dtype=False, rtol=1e-4, atol=1e-9)
+    about = json.loads((tmp_path / "p.csv.json").read_text())
+    assert about["interventions"] == [{"kind": "rope_scaling", "ntk": 4.0}] and about["other"] == "demo"
+    code, out, err = run(capsys, "--by", "head", "--dtype", "float32", "--other-dtype", "bfloat16")
+    assert code == 0 and "kl" in out and "float32" not in err
+    code, _, err = run(capsys, "--before", "A text before it. ", "--by", "position", "-o", str(file))
+    assert code == 0 and pd.read_csv(file)["pos"].max() == len(ids) - 1
+    code, _, err = run(capsys)
+    assert code == 2 and "nothing differs" in err
+    assert run(capsys, "--ablate", "L2H9")[0] == 2 and run(capsys, "--scaling", "yarn")[0] == 2

@@ -1,9 +1,12 @@
 """Planted NaN and infinities are found where they were planted; what is undefined or masked on purpose is not."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ import workbench as wb
 from probes import attention, finite, reading
 from workbench.cache import KVCache
 from workbench.capture import Capture
+from workbench.cli import main
 from workbench.hooks import hook_names
 from workbench.model import Transformer
 
@@ -162,3 +166,50 @@ def test_the_figure_shows_the_share_of_tokens(tiny_model: Transformer, tokens: t
     assert list(squares.y)[:2] == ["hook_mlp_out", "hook_resid_post"] and list(squares.x) == ["2", "model"]
     assert squares.z[0, 0] == pytest.approx(1 / 24) and np.isnan(squares.z[0, 1])
     assert "No NaN" in finite.non_finite(capture(tiny_model, tokens)).figure().layout.title.text
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+RUN = ("--prompt", "one two three one two", "--device", "cpu")
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> wb.Transformer:
+    """The demo model with a gain that float32 cannot bear in the last layer but one, for every command."""
+    model = wb.load_model("demo", device="cpu", dtype="float32").eval()
+    with torch.no_grad():
+        model.layers[4].ffn_norm.weight[0] = 3e38
+    monkeypatch.setattr(wb, "load_model", lambda *given, **options: model)
+    return model
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, list[str]]:
+    code = main(["probe", *argv, *RUN])
+    out, err = capsys.readouterr()
+    return code, out, [line for line in err.splitlines() if "more rows" not in line]
+
+
+def test_commands_say_where_it_began(
+    capsys: pytest.CaptureFixture[str], spoilt: wb.Transformer, tmp_path: Path
+) -> None:
+    """The capture of `rms` holds scales alone; what is reported is the first hook of the whole run."""
+    file = tmp_path / "rms.csv"
+    code, _, err = call(capsys, "rms", "-o", str(file))
+    first = finite.trace_non_finite(spoilt, torch.tensor([spoilt.tokenizer.encode(RUN[1], bos=True)])).first
+    assert first is not None and first.layer == 4
+    table = pd.read_csv(file)
+    touched = int((~np.isfinite(table["rms"])).sum())
+    assert code == 0 and len(err) == 2 and str(first) in err[0]
+    assert touched and f" {touched} of the table's {len(table)} numbers" in err[1]
+    assert json.loads((tmp_path / "rms.csv.json").read_text())["non_finite"] == str(first)
+    assert call(capsys, "heads")[2][0] == err[0]
+    code, out, err = call(capsys, "finite")
+    assert code == 0 and first.hook in out.splitlines()[1] and err == []
+
+
+def test_commands_on_a_finite_run_raise_no_alarm(capsys: pytest.CaptureFixture[str]) -> None:
+    """`linear` and `positions` write NaN where a number is undefined; nothing is wrong with their runs."""
+    assert call(capsys, "finite")[:2] == (0, "none found\n")
+    code, out, err = call(capsys, "positions")
+    assert code == 0 and "NaN" in out and err == []  # one window has no interval
+    assert call(capsys, "heads")[2] == []
