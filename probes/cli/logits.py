@@ -128,12 +128,16 @@ def attribution(
     if len(given) > 1:
         aims.insert(0, (given[0], given[1]))
     aims = aims or probe.likeliest(loaded, cap, position=position)
+    found: probe.LogitAttribution | within.NeuronAttribution | within.SourceAttribution
     if neurons:
-        deliver(within.neuron_attribution(loaded, cap, aims, position=position), output, origin)
+        found = within.neuron_attribution(loaded, cap, aims, position=position)
     elif where is not None:
-        deliver(within.source_attribution(loaded, cap, aims, where, position=position), output, origin)
+        found = within.source_attribution(loaded, cap, aims, where, position=position)
     else:
-        deliver(probe.logit_attribution(loaded, cap, aims, position=position), output, origin)
+        found = probe.logit_attribution(loaded, cap, aims, position=position)
+    named = ", ".join(f'{token} "{name}"' for token, name in probe.texts_of(loaded, aims).items())
+    print(f"tokens {named}; the sums miss by {found.error:.1g} at most", file=sys.stderr)
+    deliver(found, output, origin)
 
 
 def _given(model: Transformer, texts: list[str] | None, ids: list[int] | None) -> list[int]:

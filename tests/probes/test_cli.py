@@ -224,7 +224,10 @@ def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, d
         ("--id", "300", "--id", "7", "--head", "L2H3"): within.source_attribution(demo, cap, given, (2, 3)),
     }
     for argv, found in expected.items():
-        assert probe("attribution", *RUN, *argv, "-o", file)[0] == 0
+        code, _, err = probe("attribution", *RUN, *argv, "-o", file)
+        assert code == 0 and all(
+            f'{token} "{text}"' in err for token, text in attribution.texts_of(demo, found.tokens).items()
+        )
         # Single precision written as text, from another run: a capture of other hooks changes no number.
         pd.testing.assert_frame_equal(pd.read_csv(file), found.frame(), check_dtype=False, rtol=1e-5, atol=1e-6)
         assert probe("attribution", *RUN, *argv, "-o", tmp_path / "found.html")[0] == 0
