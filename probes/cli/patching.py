@@ -23,7 +23,7 @@ Answer = Annotated[
     str, typer.Option(help="What the clean text asks for, as ' Paris', by its first token or by number.")
 ]
 Wrong = Annotated[str, typer.Option(help="What it is set against, in the same way.")]
-Float32 = Annotated[bool, typer.Option("--float32", help="Run in float32, whatever the checkpoint's dtype.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
 Noise = Annotated[bool, typer.Option("--noise", help="Put corrupted activations into the clean run instead.")]
 
 EXAMPLE = " --prompt 'b c d b' --corrupted 'b f d b' --answer ' c' --wrong ' f'"
@@ -43,7 +43,7 @@ def patch(
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Estimate from one gradient too, and show how wrong that is.")
     ] = False,
-    float32: Float32 = False,
+    dtype: Dtype = "auto",
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -51,7 +51,7 @@ def patch(
     check(output)
     from probes import attribution_patching, patching
 
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, float32)
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
     names: dict[str, patching.What] = {
         "resid": "resid_pre", "mid": "resid_mid", "attn": "attn_out", "mlp": "mlp_out", "heads": "heads",
         "heads_by_position": "heads_by_position",
@@ -77,7 +77,7 @@ def path(
     through: Annotated[Literal["q", "k", "v"], typer.Option(help="The receivers' input.")] = "q",
     noise: Noise = False,
     freeze_mlps: Annotated[bool, typer.Option("--freeze-mlps", help="Hold the MLPs as well as other heads.")] = False,
-    float32: Float32 = False,
+    dtype: Dtype = "auto",
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -87,7 +87,7 @@ def path(
     from probes.ablation import parse
 
     receivers = parse(to) if to else []
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, float32)
+    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
     found = paths.path_patching(
         loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
     )
@@ -118,11 +118,11 @@ def _note(found: Patching, loaded: Transformer) -> None:
     if apart < 100 * eps:
         name = str(loaded.dtype).removeprefix("torch.")
         print(f"note: clean and corrupted differ by {apart:.3g} only, and {name} rounds a logit of 1 by {eps:.2g}; "
-              "ask for --float32, or for answers further apart", file=sys.stderr)  # fmt: skip
+              "ask for --dtype float32, or for answers further apart", file=sys.stderr)  # fmt: skip
 
 
 def _pair(
-    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str, float32: bool
+    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str, dtype: str
 ) -> tuple[Transformer, Pair, Origin]:
     """The model, the two texts as tokens with the two answers' logits as target, and where they come from."""
     import torch
@@ -130,8 +130,7 @@ def _pair(
     from probes.pairs import LogitDifference, Pair
     from workbench.commands import tokenizer_of
 
-    loaded = load(model, device)
-    loaded = loaded.float() if float32 else loaded
+    loaded = load(model, device, dtype)
     tokenizer = tokenizer_of(loaded, model)
     both = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
     if len(both[0]) != len(both[1]):

@@ -340,7 +340,7 @@ def test_a_difference_that_the_dtype_rounds_away_is_noted(
 
 
 def test_a_command_may_run_in_float32(tmp_path: Path) -> None:
-    for options, dtype in (([], wb.load_model("demo").dtype), (["--float32"], torch.float32)):
+    for options, dtype in (([], wb.load_model("demo").dtype), (["--dtype", "float32"], torch.float32)):
         assert command("patch", *TEXTS, *options, "-o", str(tmp_path / "t.csv")) == 0
         assert json.loads((tmp_path / "t.csv.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
