@@ -141,7 +141,8 @@ def weighted_pattern(
         weights = pattern[row]  # [head, query_pos, key_pos]
         squares = torch.einsum("hqk,khg,gqk->qk", weights, products, weights)
         norm = squares.clamp(min=0).sqrt()
-        norm[torch.arange(len(queries)), queries] = _own(model, cap, layer, row, queries, weights).norm(dim=-1)
+        at = torch.arange(len(queries), device=queries.device)
+        norm[at, queries] = _own(model, cap, layer, row, queries, weights).norm(dim=-1)
         attention.append(weights.mean(0))
         norms.append(norm)
     return WeightedPattern(layer, None, frozen(torch.cat(attention)), frozen(torch.cat(norms)))

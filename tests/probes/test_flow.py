@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_flow, flow, routes
+from probes import figures_flow, flow, generated, routes, weighted
 from probes.attention import HOOKS
 from workbench.capture import Capture
 from workbench.cli import main
@@ -143,3 +143,21 @@ def test_commands_give_what_the_functions_give(tmp_path: Path, capsys: pytest.Ca
     ):
         assert main(["probe", *argv, "--prompt", text, *on_cpu]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tensor) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model.to(device)
+        with torch.no_grad():
+            _, cap = model.run_with_capture(tokens.to(device), routes.HOOKS)
+        results = (
+            flow.rollout(cap), flow.attention_flow(cap, position=9), weighted.weighted_pattern(model, cap, 1),
+            weighted.weighted_pattern(model, cap, 1, 2), weighted.first_token(model, cap),
+            weighted.context_mixing(model, cap), routes.stream_contributions(model, cap),
+            generated.generated_stream(model, tokens[0, :6].tolist(), steps=4),
+        )  # fmt: skip
+        found.append([result.frame() for result in results])
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(on_cpu, on_cuda, check_exact=False, rtol=1e-3, atol=1e-4)
