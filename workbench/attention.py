@@ -1,22 +1,19 @@
-"""Attention of rotated queries over keys, three ways: fused, dense, and streaming statistics.
+"""Attention of rotated queries over keys, three ways: fused, dense, and summaries that stream (`streaming`).
 
 All three take q, k, v with their own numbers of heads and never copy keys or values per query head. Scores and
-statistics are computed in float32. They know nothing of layers, weights or hooks.
+summaries are computed in float32. They know nothing of layers, weights or hooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STATS = ("entropy", "logsumexp", "sink_1", "sink_4", "previous", "distance", "top_weight", "top_position")
-"""Columns of `hook_stats`: nats, nats, mass on the first 1 and 4 tokens, mass on the token before, mean distance in
-tokens, weight and absolute position of the strongest key."""
-
-TILE_ELEMENTS = 1 << 23  # scores held at once while streaming: 32 MiB of float32
+from workbench import streaming
 
 
 @dataclass(frozen=True)
@@ -158,55 +155,52 @@ class AttentionInputs:
         """Shapes: -> float32 [batch, head, query_pos, key_pos]; each row sums to 1."""
         return self.scores().softmax(-1)
 
+    @property
+    def _shape(self) -> torch.Size:
+        return torch.Size((*self.q.shape[:3], self.k.shape[2]))
+
+    def _tiles(self) -> Iterator[streaming.Tile]:
+        return streaming.score_tiles(self.q, self._by_group(), self.mask)
+
     def stats(self) -> Tensor:
-        """Statistics of every row of the pattern, a block of queries at a time: the pattern is never held.
+        """Statistics of every row of the pattern. Shapes: -> float32 [batch, head, query_pos, stat], see `STATS`"""
+        return streaming.stats(self._tiles(), self._shape, self.mask)
 
-        Shapes: -> float32 [batch, head, query_pos, stat], columns named by `STATS`
-        """
-        q, k = self.q, self._by_group()
-        batch, heads, n_queries, _ = q.shape
-        out = torch.empty(batch, heads, n_queries, len(STATS), device=q.device)
-        block = max(1, TILE_ELEMENTS // (batch * heads * k.shape[2]))
-        for start in range(0, n_queries, block):
-            rows = slice(start, min(start + block, n_queries))
-            seen = int(self.mask.positions[rows].max()) + 1  # later keys are masked for the whole block
-            tile = scores(q[:, :, rows], k[:, :, :seen], self.mask.allowed(seen, rows))
-            out[:, :, rows] = _row_stats(tile, replace(self.mask, positions=self.mask.positions[rows]))
-        return out
+    def pooled_map(self) -> Tensor:
+        """`streaming.pooled_map` of the pattern. Shapes: -> float32 [batch, head, query_tile, key_tile]"""
+        return streaming.pooled_map(streaming.weight_tiles(self._tiles()), self._shape, self.mask)
+
+    def key_mass(self) -> Tensor:
+        """Weight that every key receives from the kept queries. Shapes: -> float32 [batch, head, key_pos]"""
+        return streaming.key_mass(streaming.weight_tiles(self._tiles()), self._shape, self.mask)
 
 
-def pattern_stats(pattern: Tensor, mask: Mask) -> Tensor:
-    """`AttentionInputs.stats` of a pattern that is already there (an intervention changed it).
+@dataclass(frozen=True)
+class OpenPattern:
+    """A pattern that is there as a whole, because an intervention changed it, and what `AttentionInputs` says of one.
 
-    Shapes: [batch, head, query_pos, key_pos] -> [batch, head, query_pos, stat]
+    Its rows need not sum to 1: statistics are those of each row divided by its sum (NaN where that is 0), with
+    the sum's logarithm as logsumexp; map and key mass are of the weights as they are.
+    Shapes: weights [batch, head, query_pos, key_pos]
     """
-    return _row_stats(pattern.float().log(), mask)
 
+    weights: Tensor
+    mask: Mask
 
-def _row_stats(scores: Tensor, mask: Mask) -> Tensor:
-    """Shapes: scores [batch, head, query_pos, key_pos] -> [batch, head, query_pos, stat]"""
-    batch, _, _, n_keys = scores.shape
-    keys = torch.arange(n_keys, device=scores.device)
-    position = mask.positions[:, None]  # [query_pos, 1]
-    logsumexp = scores.logsumexp(-1)
-    weights = (scores - logsumexp.unsqueeze(-1)).exp()
-    # entropy = logsumexp - E[score]; masked keys have weight 0 and score -inf, whose product would be NaN.
-    entropy = logsumexp - (weights * scores.masked_fill(weights == 0, 0.0)).sum(-1)
-    first = mask.first_key(batch)[:, None]  # [batch, 1]
-    offset = keys - first  # [batch, key_pos]: place of each key counted from the row's first real token
+    def _whole(self, values: Tensor) -> list[streaming.Tile]:
+        return [streaming.Tile(slice(None), slice(None), values)]
 
-    def mass(chosen: Tensor) -> Tensor:
-        return (weights * chosen).sum(-1)
+    def stats(self) -> Tensor:
+        """Shapes: -> float32 [batch, head, query_pos, stat]"""
+        weights = self.weights.float()
+        logs = weights.log().clamp(min=torch.finfo(torch.float32).min)
+        found = streaming.stats(self._whole(logs), weights.shape, self.mask)
+        return found.masked_fill((weights.sum(-1) == 0).unsqueeze(-1), torch.nan)
 
-    top = weights.max(-1)
-    columns = [
-        entropy,
-        logsumexp,
-        mass((offset == 0)[:, None, None]),
-        mass(((offset >= 0) & (offset < 4))[:, None, None]),
-        mass(keys == position - 1),
-        mass((position - keys).clamp(min=0).to(weights.dtype)),
-        top.values,
-        top.indices.to(weights.dtype),
-    ]
-    return torch.stack(columns, -1)
+    def pooled_map(self) -> Tensor:
+        """Shapes: -> float32 [batch, head, query_tile, key_tile]"""
+        return streaming.pooled_map(self._whole(self.weights.float()), self.weights.shape, self.mask)
+
+    def key_mass(self) -> Tensor:
+        """Shapes: -> float32 [batch, head, key_pos]"""
+        return streaming.key_mass(self._whole(self.weights.float()), self.weights.shape, self.mask)

@@ -1,6 +1,6 @@
 """`Capture`: the frozen result of a run, what was asked for, and where it comes from.
 
-Scores, patterns and their statistics are not held: the rotated q and k that make them are kept, and a pattern is
+Scores, patterns and summaries of them are not held: the rotated q and k that make them are kept, and a pattern is
 computed when it is read, per layer, head and query range. A capture states its size before it runs, and refuses to run
 over its budget. Captures save to and load from safetensors with their provenance.
 """
@@ -23,13 +23,13 @@ from workbench.attention import AttentionInputs, Mask
 from workbench.cache import KVCache
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import CaptureBudgetError, CaptureError, MissingHookError
-from workbench.hooks import PATTERN, SCORES, STREAMED, Site, Subscription, compute, layer_of, point_of
+from workbench.hooks import FROM_INPUTS, KEY_MASS, MAP, PATTERN, SCORES, Site, Subscription, compute, layer_of, point_of
+from workbench.streaming import STATS, map_side
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
 
 FORMAT = "workbench capture 1"
-_FROM_INPUTS = (SCORES, PATTERN, STREAMED)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Request:
         kept_inputs: set[int | None] = set()
         for name in self.names:
             point = point_of(name)
-            if name.endswith(_FROM_INPUTS):
+            if name.endswith(FROM_INPUTS):
                 heads = config.n_heads if self.heads is None else len(self.heads)
                 kv = self.kv_heads(config)
                 keys = (config.n_kv_heads if kv is None else len(kv)) * (past + seqlen)
@@ -132,7 +132,7 @@ class Capture:
         return name in self.request.names
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor at a hook point; a pattern, its scores or statistics are computed now.
+        """The tensor at a hook point; a pattern, its scores or a summary of it are computed now.
 
         Raises: MissingHookError if it was not captured (says what to add).
         """
@@ -266,6 +266,11 @@ class _Recorder:
         if isinstance(x, AttentionInputs):
             self._keep_inputs(site, x)
             return
+        if site.name.endswith((MAP, KEY_MASS)) and self.request.positions is not None:
+            raise CaptureError(
+                f"{site.name} sums over queries, and an intervention changes its pattern: capture it without "
+                "positions=, or capture attn.hook_pattern of those positions."
+            )
         for axis, name in enumerate(site.point.axes):
             index = self._kept(name, site, x.shape[axis])
             if index is not None:
@@ -359,8 +364,8 @@ def _check_budget(
         heads = model.config.n_heads if request.heads is None else len(request.heads)
         rows = seqlen if request.positions is None else len(request.positions)
         for name in sizes:
-            if name.endswith((SCORES, PATTERN)):
-                sizes[name] = batch * heads * rows * (past + seqlen) * 4
+            if name.endswith(FROM_INPUTS):
+                sizes[name] = batch * heads * 4 * _cells(name, rows, past + seqlen)
     needed = sum(sizes.values())
     budget = free_memory(model.device) // 2 if budget is None else budget
     if needed <= budget:
@@ -375,6 +380,15 @@ def _check_budget(
         f"this capture would hold {_readable(needed)}, over the budget of {_readable(budget)}: {named}.\n"
         "Narrow it with layers=, heads= or positions=, ask for fewer names, or raise budget= (bytes)."
     )
+
+
+def _cells(name: str, rows: int, keys: int) -> int:
+    """Numbers that one head's pattern, scores or summary holds."""
+    if name.endswith((SCORES, PATTERN)):
+        return rows * keys
+    if name.endswith(MAP):
+        return map_side(rows) * map_side(keys)
+    return keys if name.endswith(KEY_MASS) else rows * len(STATS)
 
 
 def _edited(model: Transformer, names: Sequence[str]) -> bool:

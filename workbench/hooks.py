@@ -19,10 +19,11 @@ from functools import lru_cache
 from torch import Tensor
 
 from workbench import parallel
-from workbench.attention import STATS, AttentionInputs
+from workbench.attention import AttentionInputs, OpenPattern
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError, UnknownHookError
 from workbench.rope import Rotary
+from workbench.streaming import STATS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ def _norm(prefix: str, of: str) -> tuple[HookPoint, ...]:
 
 
 _L = "blocks.{l}."
-SCORES, PATTERN, STREAMED = "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_stats"
+SCORES, PATTERN = "attn.hook_attn_scores", "attn.hook_pattern"
+STREAMED, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
+SUMMARIES = (STREAMED, MAP, KEY_MASS)  # of a pattern: computed from it, and not to be changed
+FROM_INPUTS = (SCORES, PATTERN, *SUMMARIES)
 
 HOOKS: tuple[HookPoint, ...] = (
     _row("hook_embed", "batch pos dim", "token embedding"),
@@ -75,6 +79,8 @@ HOOKS: tuple[HookPoint, ...] = (
     _row(_L + SCORES, "batch head query_pos key_pos", "scaled and masked scores, before softmax"),
     _row(_L + PATTERN, "batch head query_pos key_pos", "attention weights, after softmax"),
     _row(_L + STREAMED, "batch head query_pos stat", "statistics of each row of the pattern, which is never held"),
+    _row(_L + MAP, "batch head query_tile key_tile", "the pattern at up to 256 x 256: mean over a tile's rows"),
+    _row(_L + KEY_MASS, "batch head key_pos", "weight that each key receives, summed over the queries"),
     _row(_L + "attn.hook_z", "batch pos head head_dim", "per head, before the output projection"),
     _row(_L + "attn.hook_result", "batch pos head dim", "per head, after the output projection"),
     _row(_L + "hook_attn_out", "batch pos dim", "what attention adds to the stream"),
@@ -181,8 +187,8 @@ class Subscription:
     """Interest in some hook points: an observer looks, an editor returns what goes on instead.
 
     `turn` stands at no hook point: it says how the whole run turns q and k. An observer with `inputs` is given
-    `AttentionInputs` in place of scores, pattern and statistics where nothing changes them, and computes what it needs
-    later.
+    `AttentionInputs` in place of scores, pattern and its summaries where nothing changes them, and computes what it
+    needs later.
     """
 
     names: frozenset[str]
@@ -257,7 +263,7 @@ class Tap:
         return edited if axis is None else parallel.own(edited, axis)
 
     def inputs(self, name: str, inputs: AttentionInputs) -> None:
-        """Show observers a pattern, its scores or its statistics that the run itself does not compute."""
+        """Show observers a pattern, its scores or a summary of it that the run itself does not compute."""
         full = self._prefix + name
         if full not in self._names:
             return
@@ -292,10 +298,17 @@ class Tap:
 
 
 def compute(name: str, inputs: AttentionInputs) -> Tensor:
-    """Scores, pattern or statistics, whichever a hook name asks for."""
+    """Scores, pattern or a summary of it, whichever a hook name asks for."""
     if name.endswith(SCORES):
         return inputs.scores()
-    return inputs.pattern() if name.endswith(PATTERN) else inputs.stats()
+    return inputs.pattern() if name.endswith(PATTERN) else summarise(name, inputs)
+
+
+def summarise(name: str, pattern: AttentionInputs | OpenPattern) -> Tensor:
+    """The summary of a pattern that a hook name asks for."""
+    if name.endswith(STREAMED):
+        return pattern.stats()
+    return pattern.pooled_map() if name.endswith(MAP) else pattern.key_mass()
 
 
 def _show(observe: Observe, site: Site, x: Tensor) -> None:

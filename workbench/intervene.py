@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError
-from workbench.hooks import HookPoint, Site, Subscription, expand, point_of
+from workbench.hooks import SUMMARIES, HookPoint, Site, Subscription, expand, point_of
 
 if TYPE_CHECKING:
     from workbench.capture import Capture
@@ -97,7 +97,7 @@ class Targeted(Intervention):
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         heads = self.chosen_heads
-        if name.endswith("hook_stats"):
+        if name.endswith(SUMMARIES):
             raise InterventionError(f"{name} is a statistic; change attn.hook_pattern instead.")
         if heads is not None:
             width = point.width("head", config) if "head" in point.axes else None

@@ -257,7 +257,7 @@ class Attention(nn.Module):
             z = attention.fused(q, k, v, step.allowed)
             if tap:
                 inputs = attention.AttentionInputs.of(q, k, step.mask)
-                for name in (hooks.SCORES, hooks.PATTERN, hooks.STREAMED):
+                for name in hooks.FROM_INPUTS:
                     tap.inputs(name, inputs)
         z = z.transpose(1, 2)  # [batch, pos, head, head_dim]
         if tap:
@@ -273,8 +273,9 @@ class Attention(nn.Module):
         """Attention with scores and pattern in the open, because an intervention changes them."""
         scores = tap(hooks.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
         pattern = tap(hooks.PATTERN, scores.softmax(-1))
-        if tap.wants(hooks.STREAMED):
-            tap(hooks.STREAMED, attention.pattern_stats(pattern, step.mask))
+        for name in hooks.SUMMARIES:
+            if tap.wants(name):
+                tap(name, hooks.summarise(name, attention.OpenPattern(pattern, step.mask)))
         return attention.mix(pattern, v)
 
     def _per_head(self, z: Tensor) -> Tensor:

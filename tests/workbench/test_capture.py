@@ -5,6 +5,7 @@ import torch
 
 import workbench as wb
 from workbench.errors import CaptureBudgetError, CaptureError, MissingHookError
+from workbench.hooks import SUMMARIES
 
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
 PATTERNS = "blocks.*.attn.hook_pattern"
@@ -17,7 +18,7 @@ def _no_grad():
 
 
 def test_a_pattern_read_later_is_the_pattern_computed_in_the_run(tiny_model) -> None:
-    names = [PATTERNS, "blocks.*.attn.hook_attn_scores", "blocks.*.attn.hook_stats"]
+    names = [PATTERNS, "blocks.*.attn.hook_attn_scores", *(f"blocks.*.{name}" for name in SUMMARIES)]
     _, lazy = tiny_model.run_with_capture(TOKENS, names)
     _, dense = tiny_model.run_with_capture(TOKENS, names, materialize=True)
     assert lazy.inputs and not lazy.tensors and dense.tensors and not dense.inputs
