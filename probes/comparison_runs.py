@@ -32,7 +32,7 @@ def compare_runs(
     model_a: Transformer,
     model_b: Transformer,
     tokens: Tensor,
-    names: str | Iterable[str] = HOOKS,
+    names: str | Iterable[str] | None = None,
     *,
     changes: Sequence[Intervention] = (),
     budget: int | None = None,
@@ -40,12 +40,13 @@ def compare_runs(
     """Run both models on the same tokens, B under `changes`, and compare some layers at a time.
 
     Only as many layers as the budget allows are held of both at once, and the models run once for each such group.
+    names: hooks to compare; `HOOKS` where not given. budget: bytes that the captures of both may hold; None: half of
+    the memory that is free now.
     Shapes: tokens [batch, pos] int64
-    budget: bytes that the captures of both may hold; None: half of the memory that is free now.
     Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
     """
     budget = free_memory(model_a.device) // 2 if budget is None else budget
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(names or HOOKS)
     parts = []
     for group in _groups((model_a, model_b), tokens, names, budget):
         caps = []

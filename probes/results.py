@@ -68,7 +68,7 @@ class Result:
         rest = f"<p>{more:,} more rows in <code>.frame()</code></p>" if more > 0 else ""
         title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p>"
         touched = ", ".join(f"{len(at):,} of {html.escape(name)}" for name, at in self.touched().items())
-        title += f"<p>not finite: {touched} (<code>.touched()</code> lists them)</p>" if touched else ""
+        title += f"<p>not finite, if only because undefined: {touched}; <code>.touched()</code></p>" if touched else ""
         return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest
 
 
