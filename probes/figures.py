@@ -52,10 +52,21 @@ def _colours(values: np.ndarray, difference: bool) -> dict[str, Any]:
     return {"colorscale": DIVERGING, "zmin": -(most or 1.0), "zmax": most or 1.0}
 
 
-def _lines(fig: go.Figure, x: np.ndarray, series: Mapping[str, np.ndarray], *, mode: str = "lines") -> None:
+def _lines(
+    fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray], *, mode: str = "lines"
+) -> None:
     for i, (name, y) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
         fig.add_scatter(x=x, y=y, name=name, mode=mode, line={"color": colour, "width": 2}, marker={"size": 5})
+
+
+def _medians(fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Medians with quartiles of what varies along the last axes. Shapes: each series [x, ...]"""
+    _lines(fig, x, {name: np.nanmedian(y.reshape(len(y), -1), -1) for name, y in series.items()}, mode="lines+markers")
+    for line, y in zip(fig.data, series.values(), strict=True):
+        low, high = np.nanquantile(y.reshape(len(y), -1), [0.25, 0.75], -1)
+        bars = {"symmetric": False, "array": high - line.y, "arrayminus": line.y - low}
+        line.error_y = {"type": "data", "thickness": 1, "color": line.line.color, **bars}
 
 
 def _level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -> None:
@@ -252,10 +263,11 @@ def outlier_dimensions(found: OutlierDimensions, *, theme: Theme = "light", stam
 
 
 def contribution_ratios(found: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How much attention and MLP add against the stream they are added to: medians over tokens."""
+    """How much attention and MLP add against the stream they are added to: medians and quartiles over tokens."""
     fig = go.Figure()
-    middle = np.nanmedian(found.ratio, axis=(2, 3))  # [layer, sublayer]
-    _lines(fig, np.array(found.layers), dict(zip(found.sublayers, middle.T, strict=True)), mode="lines+markers")
+    _medians(fig, found.layers, dict(zip(found.sublayers, found.ratio.swapaxes(0, 1), strict=True)))
     fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
     fig.update_yaxes(title="norm added / norm of the stream", type="log")
-    return _finish(fig, "contribution_ratios", "What each sublayer adds: median over tokens", theme, stamp)
+    return _finish(
+        fig, "contribution_ratios", "What each sublayer adds: median and quartiles over tokens", theme, stamp
+    )

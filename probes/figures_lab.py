@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, RING, Stamp, Theme, _finish, _lines
+from probes.figures import COLOURS, RING, Stamp, Theme, _finish, _medians
 from probes.norm_lab import LinearisedNorm, NormTimes, Recentring
 from probes.positions import LossByPosition
 
@@ -41,31 +41,28 @@ def loss_by_position(
 
 
 def linearised_norm(found: LinearisedNorm, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Both errors of every part, medians over tokens: the frozen scale against the norm's derivative."""
+    """Both errors of every part, medians and quartiles over tokens: the frozen scale against the norm's derivative."""
     fig = go.Figure()
     order = sorted(range(len(found.parts)), key=lambda i: (found.parts[i][0], found.parts[i][1] != "attn"))
     names = ["embed" if found.parts[i][0] < 0 else f"L{found.parts[i][0]}.{found.parts[i][1]}" for i in order]
-    for i, (name, errors) in enumerate((("frozen scale", found.frozen_scale), ("derivative", found.derivative))):
-        y = np.nanmedian(errors[order], axis=(1, 2))
-        fig.add_scatter(x=names, y=y, name=name, mode="lines+markers", line={"color": COLOURS[i], "width": 2})
+    _medians(fig, names, {"frozen scale": found.frozen_scale[order], "derivative": found.derivative[order]})
     fig.update_xaxes(title="part taken away", type="category")
     fig.update_yaxes(title="error / true change", rangemode="tozero")
     reader = "the final norm" if len(set(found.norms)) == 1 else "the norm that reads it first"
-    title = f"How wrong a linear {reader.removeprefix('the ')} is: median over tokens"
+    title = f"How wrong a linear {reader.removeprefix('the ')} is: median and quartiles over tokens"
     return _finish(fig, "linearised_norm", title, theme, stamp)
 
 
 def recentring(found: Recentring, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The share of the mean in what each norm reads, and what re-centring would change: medians over tokens."""
+    """The share of the mean in what each norm reads, and what re-centring would change: medians, quartiles."""
     fig = go.Figure()
     names = [name if name == "ln_final" else f"L{layer}.{name}" for layer, name in found.norms]
-    series = {"|mean| / rms": found.share, "change by re-centring": found.change}
-    _lines(
-        fig, np.array(names), {name: np.nanmedian(x, axis=(1, 2)) for name, x in series.items()}, mode="lines+markers"
-    )
+    _medians(fig, names, {"|mean| / rms": found.share, "change by re-centring": found.change})
     fig.update_xaxes(title="norm", type="category")
     fig.update_yaxes(title="share", rangemode="tozero")
-    return _finish(fig, "recentring", "What LayerNorm would have changed: median over tokens", theme, stamp)
+    return _finish(
+        fig, "recentring", "What LayerNorm would have changed: median and quartiles over tokens", theme, stamp
+    )
 
 
 def norm_times(found: NormTimes, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

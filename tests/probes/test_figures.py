@@ -120,6 +120,14 @@ def test_dots_stand_at_the_means_with_their_intervals() -> None:
     assert dots.error_x.array[1] == 0 < dots.error_x.array[0] <= 1
 
 
+def test_medians_come_with_quartiles(captured: Capture) -> None:
+    found = norms.contribution_ratios(captured)
+    mlp = found.figure().data[1]
+    low, middle, high = np.quantile(found.ratio[:, 1], [0.25, 0.5, 0.75], axis=(1, 2))
+    assert mlp.name == "mlp" and mlp.y == pytest.approx(middle)
+    assert mlp.y + mlp.error_y.array == pytest.approx(high) and mlp.y - mlp.error_y.arrayminus == pytest.approx(low)
+
+
 def test_what_stands_out_is_drawn_apart(captured: Capture) -> None:
     found = norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1)
     others, outliers = found.figure().data
