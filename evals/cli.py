@@ -70,6 +70,21 @@ def run(
     print_run(finished, as_json=as_json)
 
 
+@app.command(epilog="Example: workbench eval resume 20261121-0930 --results results")
+def resume(
+    run: Annotated[str, typer.Argument(help="A run's name, or its beginning; `workbench eval list` shows them.")],
+    results: Annotated[Path, typer.Option("--results", help="The folder that the run writes to.")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped; what it has answered is not asked again."""
+    need_lm_eval()
+    from evals.run import resume as go_on
+
+    finished = go_on(results, run)
+    typer.echo(f"written to {finished.path}", err=True)
+    print_run(finished, as_json=as_json)
+
+
 @app.command(name="tasks", epilog="Example: workbench eval tasks")
 def list_tasks() -> None:
     """List the benchmarks that can be run."""

@@ -1,17 +1,20 @@
 """One evaluation from beginning to end: load tasks and model, let lm-eval ask its questions, write down
 what came.
 
-Offline throughout. Knows nothing of how tasks are worded or how the model computes.
+Every answer is kept in the output folder's store as soon as it is there, so a run that was stopped goes on where it
+was. Offline throughout. Knows nothing of how tasks are worded or how the model computes.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from evals import results, sandbox
-from workbench import provenance
+from evals.store import Store, StoredRun
+from workbench import intervene, provenance
 from workbench.errors import DataError, SandboxError
+from workbench.intervene import Intervention
 
 if TYPE_CHECKING:
     from evals.code import Judge
@@ -32,7 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is evaluated, on what, and how. `limit` takes the first questions of each task; None takes all."""
+    """What is evaluated, on what, and how. `limit` takes the first questions of each task; None takes all.
+
+    `interventions` change the model for the whole run.
+    """
 
     tasks: tuple[str, ...]
     output: Path
@@ -42,11 +50,49 @@ class Settings:
     batch_size: int | None = None
     seed: int = 1234
     chat: bool = False
+    interventions: tuple[Intervention, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` gives the same settings back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        paths = {"output": str(self.output), "data": None if self.data is None else str(self.data.absolute())}
+        return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        changes = intervene.from_json(json.dumps(values["interventions"]))
+        data = None if values["data"] is None else Path(values["data"])
+        given = {**values, "tasks": tuple(values["tasks"]), "output": Path(values["output"]), "data": data}
+        return cls(**{**given, "interventions": changes})
 
 
-def evaluate(model: str | Path | Transformer, settings: Settings, *, device: str = "auto", dtype: str = "auto") -> Run:
+def resume(root: Path, name: str) -> Run:
+    """Go on with a run of this store that was stopped, as it was asked for; what it has answered is not asked again.
+
+    Raises: DataError if there is no such run, it is finished, it is running, or its model was not loaded from a path.
+    """
+    with Store.open(root, create=False) as store:
+        found = store.run(name)
+    if found.status == "finished":
+        raise DataError(f"run {found.id} is finished; its results are in {root / str(found.results)}.")
+    if found.settings["model"] is None:
+        raise DataError(f"run {found.id} was made on a model in memory; evaluate that model again.")
+    settings = replace(Settings.from_dict(found.settings["settings"]), output=root)
+    arguments = {key: found.settings[key] for key in ("device", "dtype")}
+    return evaluate(found.settings["model"], settings, **arguments, again=found)
+
+
+def evaluate(
+    model: str | Path | Transformer,
+    settings: Settings,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    again: StoredRun | None = None,
+) -> Run:
     """Run the tasks on a checkpoint ("demo" for the embedded one) or a loaded model, and write the results.
 
+    again: the stopped run that this one takes up, which `resume` looks up.
     Raises: DataError for unknown tasks or missing data, SandboxError if all that was asked for needs a
     sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
     """
@@ -64,24 +110,79 @@ def evaluate(model: str | Path | Transformer, settings: Settings, *, device: str
     loaded = suites.load(asked, root=settings.data, judge=judge)
     from evals.lm import WorkbenchLM
 
-    lm = WorkbenchLM(
-        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed
-    )
+    lm = WorkbenchLM(model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed)
     _check_place(settings.output)
-    found = _ask(lm, loaded, settings)
-    samples = found.pop("samples")
-    written = {name: list(_written(name, rows, lm, judge)) for name, rows in samples.items()}
-    cut = {name: sum(bool(row["replay"].get("cut")) for row in rows) for name, rows in written.items()}
+    with Store.open(settings.output) as store, lm.model.intervene(*settings.interventions):
+        name = again.id if again else store.begin(_request(model, settings, device=device, dtype=dtype))
+        if again:
+            store.again(name)
+        with _told(store, name), _remembering(lm, store, name):
+            found = _ask(lm, loaded, settings)
+            samples = found.pop("samples")
+            written = {name: list(_written(name, rows, lm, judge)) for name, rows in samples.items()}
+            cut = {name: sum(bool(row["replay"].get("cut")) for row in rows) for name, rows in written.items()}
+            _say_cut(cut, lm.max_length)
+            found |= _account(lm, loaded, settings, started=started)
+            found[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
+            run = results.write(settings.output, found, written)
+            store.finish(name, results=run.path.name, metrics=_metrics(run), samples=_verdicts(written))
+    return run
+
+
+def _request(model: str | Path | Transformer, settings: Settings, *, device: str, dtype: str) -> dict[str, Any]:
+    """What was asked for, so that it can be asked for again."""
+    path: str | None = None
+    if isinstance(model, str | Path):
+        path = str(Path(model).absolute()) if Path(model).exists() else str(model)
+    return {"model": path, "device": device, "dtype": dtype, "settings": settings.to_dict()}
+
+
+@contextmanager
+def _told(store: Store, run: str) -> Iterator[None]:
+    """Enter in the store how a run ended that did not end well."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(DataError):  # the store may be what failed
+            store.fail(run, str(error) or type(error).__name__)
+        raise
+
+
+@contextmanager
+def _remembering(lm: WorkbenchLM, store: Store, run: str) -> Iterator[None]:
+    """Let the model's answers come from the store and go there, where it can be said whose answers they are."""
+    from evals import recall
+
+    who = recall.identity(lm.model)
+    writer = store.writer(run)
+    lm.recall = None if who is None else recall.Recall(store, writer, who)
+    try:
+        yield
+    finally:
+        writer.close()
+        lm.recall = None
+
+
+def _metrics(run: Run) -> Iterator[tuple[Any, ...]]:
+    for s in run.scores:
+        yield s.task, s.metric, s.filter, s.average, s.n, s.value, s.stderr, s.low, s.high
+
+
+def _verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:
+    for task, rows in written.items():
+        for row in rows:
+            metric = row["metrics"][0] if row.get("metrics") else None
+            correct = None if metric is None else float(row[metric])
+            yield task, row["doc_id"], row.get("filter", "none"), metric, correct
+
+
+def _say_cut(cut: Mapping[str, int], context: int) -> None:
     for name, number in cut.items():
         if number:
             print(
-                f"{name}: {number} prompts were longer than the context of {lm.max_length} tokens and lost their "
-                "beginning.",
+                f"{name}: {number} prompts were longer than the context of {context} tokens and lost their beginning.",
                 file=sys.stderr,
             )
-    found |= _account(lm, loaded, settings, started=started)
-    found[results.PROVENANCE] |= {"not_run": not_run, "cut_prompts": cut}
-    return results.write(settings.output, found, written)
 
 
 def _runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
@@ -171,9 +272,8 @@ def _account(lm: WorkbenchLM, loaded: Suites, settings: Settings, *, started: fl
             "seed": settings.seed,
             "limit": settings.limit,
             "tasks": list(settings.tasks),
-            "data_sha256": {
-                task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks
-            },
+            "interventions": [change.to_dict() for change in settings.interventions],
+            "data_sha256": {task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks},
             "sandbox": {"timeout_s": 10.0},
         },
     }

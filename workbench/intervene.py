@@ -19,10 +19,11 @@ from torch import Tensor
 
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError
-from workbench.hooks import SUMMARIES, HookPoint, Site, Subscription, expand, point_of
+from workbench.hooks import SUMMARIES, HookPoint, Site, Subscription, active, expand, point_of
 
 if TYPE_CHECKING:
     from workbench.capture import Capture
+    from workbench.model import Transformer
 
 _HEAD = re.compile(r"^L(\d+)H(\d+)$")
 _PART = re.compile(r"^L(\d+)\.(attn|mlp)$")
@@ -260,6 +261,12 @@ class Patch(_Valued):
 def position_axis(point: HookPoint) -> int:
     """Where a hook point's tokens are counted: `pos`, or `query_pos` for scores and pattern."""
     return point.axes.index("pos" if "pos" in point.axes else "query_pos")
+
+
+def acting(model: Transformer) -> tuple[Intervention | None, ...]:
+    """The changes in force on a model in this context, the outermost first; None for one that nothing describes."""
+    owners = [getattr(s.edit or s.turn, "__self__", None) for s in active(model) if s.edit or s.turn]
+    return tuple(owner if isinstance(owner, Intervention) else None for owner in owners)
 
 
 def to_json(interventions: Iterable[Intervention]) -> str:

@@ -1,0 +1,74 @@
+"""Between lm-eval and the model: what was answered before is not asked again.
+
+Questions are asked in units of fixed size, cut from the whole list in its order, and a unit's answers are kept
+together. A run that was killed therefore asks the same units as one left alone, and gets the same numbers to the last
+bit, although sums of a batch depend on who is in it. Knows nothing of what a question means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.store import Store, Writer, key_of
+from workbench import intervene
+from workbench.model import Transformer
+
+# Raised whenever the same weights would answer the same question otherwise: a mistake in scoring or generation mended.
+ENGINE = 1
+
+Ask = Callable[[Sequence[int]], list[Any]]
+
+
+def digest(ids: Sequence[int]) -> str:
+    """A list of token ids in 64 characters."""
+    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()
+
+
+def identity(model: Transformer) -> tuple[Any, ...] | None:
+    """Everything about a model that its answers depend on; None where that cannot be said.
+
+    That is: checkpoint, tokenizer, dtype, kind of device, context, interventions in force. Weights that came from no
+    file, and changes that no intervention describes, have no name to keep answers under.
+    """
+    changes = intervene.acting(model)
+    if model.source is None or None in changes:
+        return None
+    source = model.source
+    about = (str(model.dtype), model.device.type, model.config.max_seq_len)
+    described = [change.to_dict() for change in changes if change is not None]
+    return (ENGINE, source.checkpoint_sha256, source.tokenizer_sha256, *about, described)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The answers of one model in a store, and where new ones are put."""
+
+    store: Store
+    writer: Writer
+    model: tuple[Any, ...]
+
+    def answers(
+        self, questions: Sequence[Sequence[Any]], ask: Ask, *, unit: int, done: Callable[[int], Any]
+    ) -> list[Any]:
+        """The answers in the order of the questions; `ask` is given places in that list, a unit at a time.
+
+        Every question is a list of JSON values: all that decides its answer besides the model. `done` hears how many
+        questions of a unit are answered.
+        """
+        keys = [key_of(*self.model, *question) for question in questions]
+        found, problems = self.store.read(keys)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        for first in range(0, len(keys), unit):
+            places = range(first, min(first + unit, len(keys)))
+            if any(keys[i] not in found for i in places):
+                new = dict(zip((keys[i] for i in places), ask(places), strict=True))
+                self.writer.add({key: answer for key, answer in new.items() if key not in found})
+                found = new | found
+            done(len(places))
+        return [found[key] for key in keys]

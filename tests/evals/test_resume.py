@@ -1,0 +1,249 @@
+"""A killed run ends, resumed, with the results of one left alone; no answer is served for another question."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+
+import workbench as wb
+from evals import lm, recall, run
+from evals.results import Run, list_runs
+from evals.run import Settings, evaluate
+from evals.store import Store
+from workbench.cli import main
+from workbench.errors import DataError
+from workbench.model import Transformer
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(speaking_model: Transformer, tmp_path: Path) -> Save:
+    """Write the model as a checkpoint, changed in one respect."""
+
+    def save(name: str, *, scale: float = 1.0, tokenizer: bytes = b"", context: int = 640) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        assert speaking_model.tokenizer is not None
+        config = {**speaking_model.config.to_meta(), "max_seq_len": context}
+        (folder / "params.json").write_text(json.dumps(config))
+        (folder / "tokenizer.model").write_bytes(speaking_model.tokenizer.to_tiktoken() + tokenizer)
+        weights = {key: value * scale for key, value in speaking_model.state_dict().items()}
+        save_file(weights, folder / "consolidated.00.safetensors")
+        return folder
+
+    return save
+
+
+def comparable(run: Run) -> tuple[Any, ...]:
+    """All that a run wrote, but for times, its name, and the commit, which may move while a test runs."""
+    data = json.loads(run.path.read_text())
+    for key in ("date", "total_evaluation_time_seconds", "git_hash"):
+        data.pop(key)
+    for key in ("run", "commit"):
+        data["workbench"].pop(key)
+    samples = [path.read_text() for path in sorted(run.path.parent.glob(f"samples_*{run.stamp}.jsonl"))]
+    return data, [[json.loads(line) for line in text.splitlines()] for text in samples]
+
+
+ASKED = ["--tasks", "demo_mmlu,demo_gsm8k", "--limit", "60", "--device", "cpu", "--dtype", "float32"]
+# Units of a few questions, each of which takes a moment, so that a kill lies inside one or between two.
+SMALL_UNITS = """
+import sys, time
+import workbench as wb
+from evals import lm
+lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER = 8, 2
+def slowly(ask):
+    def asked(*given, **options):
+        time.sleep(0.1)
+        return ask(*given, **options)
+    return asked
+wb.score, wb.generate = slowly(wb.score), slowly(wb.generate)
+from workbench.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SMALL_UNITS, "eval", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+
+def answered(folder: Path) -> int:
+    with Store.open(folder, create=False) as store:
+        return int(store._index.execute("SELECT count(*) FROM responses").fetchone()[0])
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(saved: Save, tmp_path: Path) -> None:
+    model = str(saved("checkpoint"))
+    alone = tmp_path / "alone"
+    undisturbed = command("run", "--model", model, *ASKED, "--output", str(alone))
+    out, err = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, err
+    (expected,) = list_runs(alone)
+
+    killed, rng, progress = tmp_path / "killed", random.Random(5), [0]
+    process = command("run", "--model", model, *ASKED, "--output", str(killed))
+    total = answered(alone)
+    for kill in range(10):
+        # At a random moment behind the first answer that is new.
+        while process.poll() is None:
+            if (killed / "store.sqlite").exists() and answered(killed) > progress[-1]:
+                break
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.2)
+        assert process.poll() is None, f"the run ended before kill {kill}: {process.communicate()[1]}"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        progress.append(answered(killed))
+        with Store.open(killed) as store:
+            (row,) = store.runs()
+        assert row.status == "interrupted" and list_runs(killed) == []
+        process = command("resume", row.id, "--results", str(killed))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert all(later > earlier for earlier, later in zip(progress, progress[1:], strict=False)), progress
+    (found,) = list_runs(killed)
+    assert comparable(found) == comparable(expected)
+    assert answered(killed) == total
+    assert main(["eval", "resume", row.id, "--results", str(killed)]) == 2
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions were put to a model, one entry a batch."""
+    counts: list[int] = []
+    score, generate = wb.score, wb.generate
+
+    def scoring(model: Transformer, pairs: Any, **options: Any) -> Any:
+        counts.append(len(pairs))
+        return score(model, pairs, **options)
+
+    def generating(model: Transformer, prompts: Any, **options: Any) -> Any:
+        counts.append(len(prompts))
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr(wb, "score", scoring)
+    monkeypatch.setattr(wb, "generate", generating)
+    return counts
+
+
+SUITES = ("demo_mmlu", "demo_gsm8k")
+
+
+def test_a_second_run_asks_nothing_and_finds_the_same(saved: Save, tmp_path: Path, asked: list[int]) -> None:
+    settings = Settings(tasks=SUITES, output=tmp_path / "out", limit=3)
+    first = evaluate(saved("checkpoint"), settings, dtype="float32")
+    assert sum(asked) == 3 * 4 + 3
+    asked.clear()
+    second = evaluate(tmp_path / "checkpoint", settings, dtype="float32")
+    assert asked == [] and comparable(first) == comparable(second)
+    more = evaluate(tmp_path / "checkpoint", replace(settings, limit=5), dtype="float32")
+    assert sum(asked) == 5 * 4 + 5 and more.data["n-samples"]["demo_mmlu"]["effective"] == 5
+
+
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "dtype", "context", "prompt", "intervention", "engine"])
+def test_no_answer_is_served_for_anything_else(
+    saved: Save, tmp_path: Path, asked: list[int], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(tasks=SUITES, output=tmp_path / "out", limit=2)
+    evaluate(saved("one"), settings, dtype="float32")
+    asked.clear()
+    other, dtype = tmp_path / "one", "float32"
+    if what == "weights":
+        other = saved("other", scale=1.01)
+    elif what == "tokenizer":
+        other = saved("other", tokenizer=b"\n")
+    elif what == "context":
+        other = saved("other", context=512)
+    elif what == "dtype":
+        dtype = "bfloat16"
+    elif what == "prompt":
+        settings = replace(settings, num_fewshot=1)
+    elif what == "intervention":
+        settings = replace(settings, interventions=(wb.Ablate("L1H2"),))
+    elif what == "engine":
+        monkeypatch.setattr(recall, "ENGINE", recall.ENGINE + 1)
+    evaluate(other, settings, dtype=dtype)
+    assert sum(asked) == 2 * 4 + 2
+
+
+def test_decoding_arguments_are_part_of_the_question(
+    saved: Save, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "out", limit=2)
+    evaluate(saved("one"), settings, dtype="float32")
+    of = lm._Asked.of
+    monkeypatch.setattr(lm._Asked, "of", lambda *given: replace(of(*given), tokens=3))
+    assert len(evaluate(tmp_path / "one", settings, dtype="float32").samples("demo_gsm8k").generated_ids[0]) <= 3
+    assert sum(asked) == 4
+
+
+def test_a_model_in_memory_keeps_nothing(speaking_model: Transformer, tmp_path: Path, asked: list[int]) -> None:
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path, limit=2)
+    for _ in range(2):
+        asked.clear()
+        evaluate(speaking_model, settings)
+        assert sum(asked) == 8
+    assert answered(tmp_path) == 0
+
+
+def test_an_intervention_from_outside_is_part_of_the_question(saved: Save, tmp_path: Path, asked: list[int]) -> None:
+    model = wb.load_model(saved("one"), dtype="float32")
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path / "out", limit=2)
+    with model.intervene(wb.Ablate("L0H1")):
+        evaluate(model, settings)
+        assert sum(asked) == 8
+    evaluate(model, settings)
+    assert sum(asked) == 16
+    evaluate(model, replace(settings, interventions=(wb.Ablate("L0H1"),)))
+    assert sum(asked) == 16, "the same change, described in the settings, is the same question"
+
+
+def test_settings_survive_the_store() -> None:
+    settings = Settings(
+        tasks=("a", "b"), output=Path("x"), data=Path("/d"), limit=3, chat=True,
+        interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 0.5)),
+    )  # fmt: skip
+    back = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert back.to_dict() == settings.to_dict() and back.tasks == ("a", "b")
+
+
+def test_a_failed_run_says_why_and_goes_on(
+    saved: Save, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(tasks=SUITES, output=tmp_path / "out", limit=3)
+    generate = wb.generate
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(wb, "generate", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(saved("one"), settings, dtype="float32")
+    with Store.open(tmp_path / "out") as store:
+        (row,) = store.runs()
+    assert (row.status, row.error) == ("failed", "no memory left")
+    monkeypatch.setattr(wb, "generate", generate)
+    asked.clear()
+    finished = run.resume(tmp_path / "out", row.id)
+    assert asked == [3] and finished.provenance["run"] == row.id, "the scored half was kept"
+    with pytest.raises(DataError, match="is finished"):
+        run.resume(tmp_path / "out", row.id)
