@@ -150,9 +150,10 @@ def _of_hook(sides: Aligned, name: str) -> np.ndarray:
     sums: dict[str, Tensor] = {}
     count = 0
     for _, x, y in sides.blocks(name):
-        found = _of_pattern(x, y) if name.endswith(PATTERN) else {}
-        if found:
-            x, y = x.exp(), y.exp()
+        found: dict[str, Tensor] = {}
+        if name.endswith(PATTERN):
+            logs, x, y = x - y, x.exp(), y.exp()
+            found = _of_pattern(logs, x, y)
         apart, xx, yy, xy = (x - y).abs(), x.square().sum(-1), y.square().sum(-1), (x * y).sum(-1)
         by_token = [torch.cat([part, part.sum(2, keepdim=True)], 2) for part in (xx, yy, xy)]  # [batch, pos, head + 1]
         cosine = by_token[2] / (by_token[0] * by_token[1]).sqrt()
@@ -179,15 +180,13 @@ def _of_hook(sides: Aligned, name: str) -> np.ndarray:
     return placed
 
 
-def _of_pattern(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """KL in nats and total variation of patterns in logarithms, summed over tokens.
+def _of_pattern(logs: Tensor, p: Tensor, q: Tensor) -> dict[str, Tensor]:
+    """KL in nats and total variation of patterns p and q, summed over tokens; `logs` is ln p - ln q.
 
     Shapes: [batch, pos, head, key] -> [head + 1] each; the last is the mean over heads
     """
-    p = x.exp()
-    kl = (p * (x - y)).masked_fill(p == 0, 0.0).sum(-1).clamp(min=0)  # rounding may leave -1e-17
-    moved = 0.5 * (p - y.exp()).abs().sum(-1)
-    sums = {"kl": kl.sum((0, 1)), "moved": moved.sum((0, 1))}
+    kl = (p * logs).masked_fill(p == 0, 0.0).sum(-1).clamp(min=0)  # rounding may leave -1e-17
+    sums = {"kl": kl.sum((0, 1)), "moved": 0.5 * (p - q).abs().sum((0, 1, 3))}
     return {name: torch.cat([value, value.mean().unsqueeze(0)]) for name, value in sums.items()}
 
 

@@ -243,6 +243,15 @@ def test_nan_is_where_runs_part(tiny_model: Transformer, tokens: torch.Tensor) -
     assert (np.isnan(found.logits.kl) == spoilt_at).all()
 
 
+@pytest.mark.gpu
+def test_two_devices_run_the_same(tiny_model: Transformer, tokens: torch.Tensor) -> None:
+    """A capture on the CPU against one on a GPU, whose float32 products sum in another order."""
+    a = capture(tiny_model, tokens)
+    b = capture(tiny_model.to("cuda"), tokens.to("cuda"))
+    for found in (comparison.compare(a, b), comparison.compare(b, a)):
+        assert found.part(1e-4) is None and found.logits is not None and found.logits.agreement == 1
+
+
 # --- a port of the model --------------------------------------------------------------------------------------
 
 
