@@ -325,21 +325,19 @@ def run(
             raise CaptureError(f"this run is at positions {past} to {end - 1}, found {list(request.positions)[:8]}.")
     _check_budget(model, tokens, request, past, budget, materialize)
     recorder = _Recorder(request, model.config, cache is not None, materialize)
-    watching = hooks.active(model)
     with hooks.subscribe(model, recorder.subscription()):
         logits = model(tokens, cache)
     capture = Capture(
         model.config, tokens, request, past,
         MappingProxyType(recorder.tensors), MappingProxyType(recorder.inputs),
-        MappingProxyType(_provenance(model, watching)),
+        MappingProxyType(_provenance(model)),
     )  # fmt: skip
     return logits, capture
 
 
-def _provenance(model: Transformer, watching: Sequence[Subscription]) -> dict[str, Any]:
-    from workbench.intervene import Intervention
+def _provenance(model: Transformer) -> dict[str, Any]:
+    from workbench.intervene import acting
 
-    acting = [getattr(s.edit or s.turn, "__self__", None) for s in watching]
     return {
         "model": None if model.source is None else model.source.name,
         "tokenizer_sha256": None if model.source is None else model.source.tokenizer_sha256,
@@ -347,7 +345,7 @@ def _provenance(model: Transformer, watching: Sequence[Subscription]) -> dict[st
         "device": str(model.device),
         "processes": parallel.size(),
         "pair_order": "adjacent",  # q and k are in Meta's order
-        "interventions": [i.to_dict() for i in acting if isinstance(i, Intervention)],
+        "interventions": [i.to_dict() for i in acting(model) if i is not None],
         "commit": provenance.commit(),
         "versions": provenance.versions(),
     }
