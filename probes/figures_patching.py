@@ -9,7 +9,7 @@ from probes.ablation import label
 from probes.attribution_patching import GradientError
 from probes.figures import COLOURS, RING, SEQUENTIAL, Stamp, Theme, _bar, _colours, _finish, _names, atlas
 from probes.patching import Patching
-from probes.paths import Composition, PathPatching, Through
+from probes.paths import Composition, LogitPaths, PathPatching, Through
 
 NAMES = {
     "resid_pre": "the stream before a layer",
@@ -42,9 +42,7 @@ def patching(
     z = found.moved.reshape(-1, len(found.positions)).astype(np.float32)  # [layer * head, pos]
     rows: list[str] | list[int] = list(found.layers)
     if found.heads != (-1,):
-        rows = [f"L{layer}H{head}" for layer in found.layers for head in found.heads]
-        most = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
-        z, rows = z[most], [rows[i] for i in most]
+        z, rows = _strongest(z, [f"L{layer}H{head}" for layer in found.layers for head in found.heads])
     columns = _names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
@@ -57,6 +55,35 @@ def patching(
     fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
     fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
     return _finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
+
+
+def _strongest(z: np.ndarray, rows: list[str]) -> tuple[np.ndarray, list[str]]:
+    """The rows with the largest magnitudes, in their order. Shapes: z [row, pos]"""
+    most = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
+    return z[most], [rows[i] for i in most]
+
+
+def logit_paths(
+    found: LogitPaths, *, labels: Sequence[str] | None = None, theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """What heads carry to the logit from each token: a row per head, at most 40, those that carry most.
+
+    Shapes: labels [pos], unique and escaped; positions where not given
+    """
+    n_layers, n_heads, n_keys = found.values.shape
+    every = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
+    z, rows = _strongest(found.values.reshape(-1, n_keys).astype(np.float32), every)
+    fig = go.Figure(
+        go.Heatmap(
+            x=_names(labels, n_keys), y=rows, z=z, colorbar=_bar("logits"), **_colours(z, True),
+            hovertemplate="%{y} from %{x}<br>%{z:.4f} logits<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="token looked at", type="category", showgrid=False, tickangle=-60, nticks=40)
+    fig.update_yaxes(title="head", type="category", dtick=1, showgrid=False, autorange="reversed")
+    what = f"token {found.target}" if isinstance(found.target, int) else "token {} less token {}".format(*found.target)
+    title = f"What heads carry to the logit of {what}, at position {found.position}"
+    return _finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
 def path_patching(found: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

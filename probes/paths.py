@@ -1,4 +1,5 @@
-"""Paths between heads: by patching one head's output on its way to others alone, and by the weights on that way.
+"""Paths between heads and to the logits: by patching a head's output on its way to others alone, by attribution from
+every token that a head looks at, and by the weights on the way.
 
 Activation patching says that a head matters, not for whom. Here every other head is held at what it was, so that a
 change reaches the chosen receivers through the stream alone; and composition scores say, with no prompt at all, how
@@ -15,10 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probes.attribution import Target
 from probes.heads import Head
 from probes.pairs import Pair
 from probes.patching import BUDGET, SITES, Direction, Patching, Place, _mask, _result, _Runs
-from probes.results import Result, frozen
+from probes.results import Result, frozen, tidy
+from probes.within import source_attribution
 from workbench import hooks, parallel
 from workbench.capture import Capture
 from workbench.errors import HookError
@@ -145,6 +148,52 @@ def _where(chosen: Tensor, value: Tensor, _: Site, x: Tensor) -> Tensor:
 def _rows(x: Tensor, times: int) -> Tensor:
     """The prompts again for every place. Shapes: [prompt, ...] -> [place * prompt, ...]"""
     return x.repeat(times, *[1] * (x.dim() - 1))
+
+
+# --- from a pattern to the logits -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogitPaths(Result):
+    """What every head carries to a logit from every token that it looks at: `values` [layer, head, key_pos].
+
+    `weights` [layer, head, key_pos] is the attention of `position`; `error` the largest difference between a head's
+    keys together and its direct attribution.
+    """
+
+    position: int
+    target: Target
+    values: np.ndarray
+    weights: np.ndarray
+    error: float
+
+    AXES = dict.fromkeys(("values", "weights"), ("layer", "head", "key_pos"))
+    FIGURE = "figures_patching.logit_paths"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head and key, the strongest first: layer, head, key_pos, weight, contribution."""
+        axes = {name: range(size) for name, size in zip(("layer", "head", "key_pos"), self.values.shape, strict=True)}
+        table = tidy(axes, {"weight": self.weights, "contribution": self.values})
+        return table.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def logit_paths(model: Transformer, cap: Capture, target: Target, *, position: int = -1, row: int = 0) -> LogitPaths:
+    """`within.source_attribution` of every head: A_ij (v_j W_O * gain / r_final) . W_U[target], to rank them together.
+
+    Shapes: -> [layer, head, key_pos]
+    Units:  logits, computed in float32.
+    Raises: MissingHookError or HookError as `within.source_attribution`, for a capture of `within.SOURCE_HOOKS`.
+    Source: arXiv 2211.00593, 2004.10102.
+    Exact:  a head's keys sum to its direct attribution; `error` says how nearly.
+    """
+    config = model.config
+    heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    found = [source_attribution(model, cap, [target], head, position=position, row=row) for head in heads]
+    shape = (config.n_layers, config.n_heads, -1)
+    values = np.stack([one.values[0] for one in found]).reshape(shape)
+    weights = np.stack([one.weights for one in found]).reshape(shape)
+    error = max(one.error for one in found)
+    return LogitPaths(found[0].position, target, frozen(values), frozen(weights), error)
 
 
 # --- by the weights alone -------------------------------------------------------------------------------------

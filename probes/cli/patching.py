@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probes.cli.given import Device, Model, Output
-from probes.delivery import Origin, check, deliver, labels_of, load
+from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.delivery import Origin, capture, check, deliver, labels, labels_of, load
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from probes.pairs import Pair
     from probes.patching import Patching
     from workbench.model import Transformer
+    from workbench.tokenizer import Tokenizer
 
 Clean = Annotated[str, typer.Option("--prompt", help="The clean text; begin-of-text is put before it.")]
 Corrupted = Annotated[str, typer.Option(help="The same in as many tokens, with what matters changed.")]
@@ -96,6 +97,34 @@ def path(
     deliver(found, output, replace(origin, extra={**(origin.extra or {}), **extra}))
 
 
+def logit_paths(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    answer: Annotated[str, typer.Option(help="A token as in patch; the two likeliest where not given.")] = "",
+    wrong: Annotated[str, typer.Option(help="A token whose logit is subtracted.")] = "",
+    position: Annotated[int, typer.Option(help="The position whose next token is asked for; -1 is the last.")] = -1,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: what all carry to a logit from each token, ranked."""
+    check(output)
+    from probes import attribution, paths, within
+    from workbench.commands import tokenizer_of
+
+    if wrong and not answer:
+        raise DataError("--wrong goes with --answer.")
+    loaded, cap, origin = capture(model, prompt, file, {*within.SOURCE_HOOKS, "ln_final.hook_out"}, device)
+    target = attribution.likeliest(loaded, cap, position=position)[-1]
+    if answer:
+        tokenizer = tokenizer_of(loaded, model)
+        target = _token(tokenizer, "--answer", answer)
+        target = (target, _token(tokenizer, "--wrong", wrong)) if wrong else target
+    found = paths.logit_paths(loaded, cap, target, position=position)
+    origin = replace(origin, extra={**(origin.extra or {}), "target": target, "position": found.position})
+    deliver(found, output, origin, labels=labels(loaded, cap))
+
+
 def composition(
     model: Model = "demo",
     through: Annotated[Literal["q", "k", "v"], typer.Option(help="What the figure shows.")] = "k",
@@ -138,15 +167,7 @@ def _pair(
             f"--prompt is {len(both[0])} tokens and --corrupted {len(both[1])}; word them so that they have as many."
         )
 
-    def token(option: str, text: str) -> int:
-        pieces = [int(text)] if text.isdecimal() else tokenizer.encode(text)
-        if not pieces:
-            raise DataError(f"{option} is empty; give a token's text, as ' Paris', or its number.")
-        if len(pieces) > 1:
-            print(f"note: {option} {text!r} is {len(pieces)} tokens; its first stands for it", file=sys.stderr)
-        return pieces[0]
-
-    target = LogitDifference(token("--answer", answer), token("--wrong", wrong))
+    target = LogitDifference(_token(tokenizer, "--answer", answer), _token(tokenizer, "--wrong", wrong))
     if target.answer == target.wrong:
         raise DataError(f"--answer {answer!r} and --wrong {wrong!r} begin with the same token; name others.")
     pair = Pair(torch.tensor([both[0]]), torch.tensor([both[1]]), target)
@@ -154,8 +175,19 @@ def _pair(
     return loaded, pair, Origin(model, loaded, len(both[0]), extra)
 
 
+def _token(tokenizer: Tokenizer, option: str, text: str) -> int:
+    """The token that an option's text begins with, or whose number it is."""
+    pieces = [int(text)] if text.isdecimal() else tokenizer.encode(text)
+    if not pieces:
+        raise DataError(f"{option} is empty; give a token's text, as ' Paris', or its number.")
+    if len(pieces) > 1:
+        print(f"note: {option} {text!r} is {len(pieces)} tokens; its first stands for it", file=sys.stderr)
+    return pieces[0]
+
+
 COMMANDS = (
     (patch, EXAMPLE),
     (path, EXAMPLE),
+    (logit_paths, ON_A_PROMPT),
     (composition, ""),
 )

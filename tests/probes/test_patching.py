@@ -326,6 +326,16 @@ def test_the_paths_command(tmp_path: Path) -> None:
     assert (about["to"], about["through"]) == ("L2H1", "k")
 
 
+def test_the_logit_paths_command(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    run = ("logit_paths", *TEXTS[:2], "--device", "cpu")
+    assert command(*run, "--answer", "7", "--wrong", "11", "-o", str(file)) == 0
+    assert json.loads((tmp_path / "t.csv.json").read_text())["target"] == [7, 11]
+    table = pd.read_csv(file)
+    assert len(table) == 36 * table["key_pos"].nunique() and table["contribution"].abs().is_monotonic_decreasing
+    assert command(*run, "--wrong", "11") == 2
+
+
 def test_a_difference_that_the_dtype_rounds_away_is_noted(
     tiny_model: Transformer, pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:

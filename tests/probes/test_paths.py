@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import paths, specimen
+from probes import attribution, paths, specimen, within
 from probes.pairs import LogitDifference, Pair
 from workbench.errors import HookError
 from workbench.hooks import Subscription, subscribe
@@ -120,6 +120,41 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, pair: Pair) -> None:
         paths.path_patching(tiny_model, pair, [(0, 1)])
     with pytest.raises(HookError, match="found 'z'"):
         paths.path_patching(tiny_model, pair, [(1, 1)], through="z")  # type: ignore[arg-type]
+
+
+# --- from a pattern to the logits -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_keys_sum_to_every_heads_direct_attribution(tiny_model: Transformer, pair: Pair) -> None:
+    """For a difference of logits; the parts are those of another probe. Float32: 1e-5 for sums in another order."""
+    hooks = {*within.SOURCE_HOOKS, *attribution.HOOKS, "blocks.*.attn.hook_pattern"}
+    _, cap = tiny_model.run_with_capture(pair.clean, hooks)
+    found = paths.logit_paths(tiny_model, cap, (7, 11), position=5, row=1)
+    whole = attribution.logit_attribution(tiny_model, cap, [(7, 11)], position=5, row=1)
+    for layer in range(3):
+        for head in range(4):
+            part = whole.values[0, whole.parts.index(("head", layer, head))]
+            assert found.values[layer, head].sum() == pytest.approx(part, abs=1e-5)
+            pattern = cap[f"blocks.{layer}.attn.hook_pattern"][1, head, 5].numpy()
+            assert found.weights[layer, head] == pytest.approx(pattern, abs=1e-6)
+    assert found.error < 1e-5 and (found.values[..., 6] == 0).all()  # nobody sees what is to come
+    table = found.frame()
+    assert (table["contribution"].abs().diff().dropna() <= 0).all() and len(table) == 3 * 4 * 7
+    drawn = found.figure(labels=[f"{i} x" for i in range(7)])
+    assert drawn.data[0].z[1, 2] == pytest.approx(found.values[0, 1, 2]) and drawn.data[0].x[2] == "2 x"
+    assert "token 7 less token 11, at position 5" in drawn.layout.title.text
+
+
+@torch.no_grad()
+def test_the_hand_set_induction_head_carries_what_it_copies() -> None:
+    """Repeated tokens: the strongest path to the next token's logit is the induction head's, from where it stood."""
+    tokens = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    prompt = torch.cat([tokens[:12], tokens[5:6]])[None]
+    model = specimen.induction_model()
+    _, cap = model.run_with_capture(prompt, within.SOURCE_HOOKS)
+    first = paths.logit_paths(model, cap, int(tokens[6])).frame().iloc[0]
+    assert (first["layer"], first["head"], first["key_pos"]) == (*specimen.INDUCTION, 6)
 
 
 # --- composition ----------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "HeadMetrics": lambda m, cap: attention.head_metrics(cap),
     "InductionScores": lambda m, cap: attention.induction_scores(m, block=8),
     "HeadMap": lambda m, cap: maps.head_map(cap, 1, 2),
+    "KeyMass": lambda m, cap: received.key_mass(cap),
+    "MeanMap": lambda m, cap: received.mean_map(cap, 1, 2),
     "StrongestKeys": lambda m, cap: maps.strongest_keys(cap, 1, 2, 20),
     "HeadScores": lambda m, cap: heads.repeat_scores(m, blocks=(8,), batch=3),
     "Catalogue": lambda m, cap: heads.catalogue(
@@ -126,6 +128,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "NonFinite": lambda m, cap: _overflowing(m, cap),
     "PathPatching": lambda m, cap: paths.path_patching(m, _pair(cap), [(2, 1)]),
     "Composition": lambda m, cap: paths.composition(m),
+    "LogitPaths": lambda m, cap: paths.logit_paths(m, cap, (5, 9)),
     "Patching": lambda m, cap: patching.patching(m, _pair(cap), layers=[1, 2]),
     "GradientError": lambda m, cap: attribution_patching.gradient_error(
         patching.patching(m, _pair(cap), layers=[1, 2]),
