@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from probes import reading
@@ -64,9 +65,9 @@ class Aligned:
             rows = slice(start, min(start + step, len(self.positions)))
             x, y = _read(self.a, name, self.rows_a[rows]), _read(self.b, name, self.rows_b[rows])
             y = y.to(x.device)
-            if name.endswith((SCORES, PATTERN)):  # behind a common prefix both see nothing
-                keys = min(x.shape[-1], y.shape[-1])
-                x, y = x[..., :keys], y[..., :keys]
+            if name.endswith((SCORES, PATTERN)):  # keys that one side does not hold are masked there
+                keys = max(x.shape[-1], y.shape[-1])
+                x, y = (F.pad(side, (0, keys - side.shape[-1]), value=-torch.inf) for side in (x, y))
             if name.endswith(SCORES):
                 masked = x.isneginf() & y.isneginf()
                 x, y = x.masked_fill(masked, 0.0), y.masked_fill(masked, 0.0)
@@ -204,7 +205,8 @@ def _read(cap: Capture, name: str, rows: Tensor) -> Tensor:
     else:
         assert layer is not None
         inputs = cap.inputs[layer].narrow(None, rows)
-        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k.detach())
+        seen = int(inputs.mask.positions.max()) + 1  # no query of these sees a later key
+        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k[:, :, :seen].detach())
         x = compute(f"blocks.{layer}.{SCORES}", inputs).double()
         # In logarithms a weight too small for float32 keeps its size.
         x = x.log_softmax(-1) if name.endswith(PATTERN) else x

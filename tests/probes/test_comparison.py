@@ -130,7 +130,23 @@ def test_patterns_are_read_in_blocks(
     monkeypatch.setattr(alignment, "compute", lambda *given: sizes.append((x := compute(*given)).numel()) or x)
     compute = wb.hooks.compute
     comparison.compare(cap, cap)
-    assert max(sizes) <= 2000 and sum(sizes) == 2 * 3 * 2 * 4 * 24 * 24
+    assert max(sizes) <= 2000 and 0.5 < sum(sizes) / (2 * 3 * 2 * 4 * 24 * 24) < 0.7  # keys that nobody sees are left
+
+
+def test_weights_on_later_tokens_count(tiny_model: Transformer, tokens: torch.Tensor) -> None:
+    """An intervention may look ahead, which no pattern made from q and k does."""
+    ahead = torch.zeros(1, 1, 24, 24)
+    ahead[0, 0, 3, 20] = 0.5
+    name = "blocks.1.attn.hook_pattern"
+    a, b = (
+        capture(tiny_model, tokens, names=name),
+        capture(tiny_model, tokens, wb.Add(name, ahead, heads=[1]), names=name),
+    )
+    for found in (comparison.compare(a, b), comparison.compare(b, a)):
+        assert found.by_head is not None
+        assert found.by_head.largest[0] == pytest.approx([0, 0.5, 0, 0], abs=1e-6)
+        assert found.by_head.moved[0] == pytest.approx([0, 0.5 * 0.5 / 24, 0, 0], abs=1e-6)
+    assert np.isinf(found.by_head.kl[0, 1])  # from B, whose weight A thinks impossible
 
 
 def test_an_ablated_head_is_where_runs_part(tiny_model: Transformer, tokens: torch.Tensor) -> None:
