@@ -28,7 +28,7 @@ ALLOWED = {
     "datasets": ("evals/",),
     "pandas": ("evals/", "probes/", "dashboard/"),
     "pyarrow": ("evals/", "dashboard/"),
-    "typer": tuple(f"{layer}/cli.py" for layer in OURS) + ("probes/cli/", "workbench/commands.py"),
+    "typer": tuple(f"{layer}/cli.py" for layer in OURS) + ("evals/cli/", "probes/cli/", "workbench/commands.py"),
     "transformers": (),
 }
 

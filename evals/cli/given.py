@@ -1,0 +1,50 @@
+"""What the commands share: their options, and how a run is printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from evals.results import Run
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Results = Annotated[Path, typer.Option("--results", help="The folder that runs are looked for in, at any depth.")]
+Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of benchmark files: mmlu/{dev,test}/*.csv, gsm8k/*.jsonl, humaneval/*.jsonl.gz."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+
+
+def need_lm_eval() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError("lm_eval", "eval")
+
+
+def print_run(run: Run, *, as_json: bool) -> None:
+    from evals import table
+
+    if not as_json:
+        source = run.provenance
+        if source:
+            sha = str(source.get("checkpoint_sha256") or "no file")[:12]
+            typer.echo(f"model {run.model} ({sha}), {source.get('dtype')} on {source.get('device')}\n")
+        typer.echo(table.render(run))
+        return
+    report: dict[str, Any] = {
+        "path": str(run.path),
+        "model": run.model,
+        "scores": [vars(score) for score in run.scores],
+        "not_run": run.not_run,
+        "provenance": run.provenance,
+    }
+    typer.echo(json.dumps(report, indent=2, default=str))
