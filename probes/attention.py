@@ -17,10 +17,15 @@ from probes.results import Result, frozen, tidy
 from workbench.capture import Capture
 from workbench.errors import HookError
 from workbench.model import Transformer
+from workbench.streaming import STATS
 
 PATTERN = "attn.hook_pattern"
 HOOKS = (f"blocks.*.{PATTERN}",)
 """What to capture for `head_metrics` and `query_metrics`."""
+
+STREAMED = "attn.hook_stats"
+LONG_HOOKS = (f"blocks.*.{STREAMED}",)
+"""What to capture for them where patterns would take too long: `duplicate` is then NaN, all else the same."""
 
 SINK_THRESHOLD = 0.3
 """A head is a sink head when its mean attention to the first token exceeds this (arXiv 2410.10781)."""
@@ -165,11 +170,12 @@ class HeadMetrics(Result):
 def head_metrics(cap: Capture) -> HeadMetrics:
     """The metrics of every captured head, averaged over the capture's rows.
 
-    Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] -> [layer, head] per metric
+    Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] or hook_stats [layer, batch, head, query_pos, stat]
+            -> [layer, head] per metric
     Units:  entropy in nats, distance in tokens, all others probabilities; computed in float32.
-    Raises: MissingHookError if `hook_pattern` was captured for no layer; HookError for left-padded rows.
+    Raises: MissingHookError if neither was captured for any layer; HookError for left-padded rows.
     """
-    layers = reading.layers(cap, PATTERN)
+    layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STREAMED)})) or reading.layers(cap, PATTERN)
     means: list[dict[str, np.ndarray]] = []
     for layer in layers:
         rows = query_metrics(cap, layer).values
@@ -182,10 +188,13 @@ def head_metrics(cap: Capture) -> HeadMetrics:
 def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
     """The metrics of every query row of one layer.
 
-    Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [batch, head, query_pos] per metric
-    Raises: MissingHookError if `hook_pattern` of this layer was not captured.
+    Shapes: hook_pattern [batch, head, query_pos, key_pos] or hook_stats [batch, head, query_pos, stat]
+            -> [batch, head, query_pos] per metric
+    Raises: MissingHookError if neither of this layer was captured.
     """
     reading.unpadded(cap)
+    if layer not in cap.layers(PATTERN) and layer in cap.layers(STREAMED):
+        return _streamed_metrics(cap, layer)
     parts: list[dict[str, Tensor]] = []
     for queries, pattern in pattern_blocks(cap, layer):
         seen = int(queries[-1]) + 1  # later keys have no weight in any of these rows
@@ -204,6 +213,18 @@ def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
             }
         )
     values = {name: frozen(torch.cat([part[name] for part in parts], -1)) for name in parts[0]}
+    return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
+
+
+def _streamed_metrics(cap: Capture, layer: int) -> QueryMetrics:
+    """The metrics from the statistics of rows, which say all but whether a key is a copy of the query's token."""
+    stats = dict(zip(STATS, cap[f"blocks.{layer}.{STREAMED}"].detach().unbind(-1), strict=True))
+    queries = reading.positions(cap).to(stats["entropy"].device)
+    rows = {name: stats[name] for name in ("entropy", "sink_1", "sink_4", "distance")}
+    rows["entropy_norm"] = normalised_entropy(stats["entropy"], queries)
+    rows["previous"] = torch.where(queries > 0, stats["previous"], torch.nan)
+    rows["duplicate"] = torch.full_like(stats["entropy"], torch.nan)
+    values = {name: frozen(rows[name]) for name in METRICS}
     return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
 
 

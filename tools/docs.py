@@ -105,6 +105,7 @@ PROBES = (
     "groups",
     "flow",
     "weighted",
+    "received",
     "routes",
     "retrieval",
     "ablation",

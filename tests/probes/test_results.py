@@ -36,6 +36,7 @@ from probes import (
     patching,
     paths,
     positions,
+    received,
     retrieval,
     rope,
     rotation,
