@@ -60,15 +60,14 @@ class Origin:
         return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
 
 
-def check(output: Path | None, *, figure: bool = True) -> None:
-    """Everything that can be said about the output before a model is loaded; `figure`: the result has one."""
+def check(output: Path | None) -> None:
+    """Everything that can be said about the output before a model is loaded."""
     _need("pandas")
     if output is None:
         return
-    known = [*TABLES, *(FIGURES if figure else ())]
-    if output.suffix not in known:
-        reason = "this probe has no figure" if output.suffix in FIGURES else "the name's ending says the format"
-        raise DataError(f"--output {output}: {reason}; use {' or '.join(known)}.")
+    if output.suffix not in (*TABLES, *FIGURES):
+        known = " or ".join((*TABLES, *FIGURES))
+        raise DataError(f"--output {output}: the name's ending says the format; use {known}.")
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: there is no folder {output.parent}; make it first.")
     _need(PACKAGE.get(output.suffix, "pandas"))

@@ -22,12 +22,11 @@ class Result:
     """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
 
     `AXES` names every array's axes, in their order; `FIGURE` the function below `probes` that draws the result, as
-    `figures.head_map`; it is empty where a table says all. An array is a field, a property, or a dict of arrays with
-    the same axes.
+    `figures.head_map`. An array is a field, a property, or a dict of arrays with the same axes.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    FIGURE: ClassVar[str] = ""
+    FIGURE: ClassVar[str]
 
     def frame(self) -> pd.DataFrame:
         raise NotImplementedError
@@ -37,7 +36,6 @@ class Result:
 
         Raises: MissingExtraError if plotly is not installed.
         """
-        assert self.FIGURE, f"{type(self).__name__} has no figure"
         if importlib.util.find_spec("plotly") is None:
             raise MissingExtraError("plotly", "probe")
         module, _, function = self.FIGURE.rpartition(".")

@@ -30,7 +30,6 @@ from probes import (
     within,
 )
 from workbench.cli import main
-from workbench.errors import DataError
 
 PROMPT = "one two three. one two three."
 RUN = ("--prompt", PROMPT, "--device", "cpu")
@@ -271,12 +270,6 @@ def test_mistakes_end_with_two_lines_at_most(probe, argv: tuple[str, ...], say: 
     assert out == ""
     assert say in err and "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
-
-
-def test_a_result_without_a_figure_refuses_one_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no figure; use .csv or .parquet"):
-        delivery.check(tmp_path / "found.html", figure=False)
-    delivery.check(tmp_path / "found.html")
 
 
 def test_a_file_that_is_no_text(probe, tmp_path: Path) -> None:
