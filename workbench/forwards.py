@@ -23,6 +23,7 @@ from workbench.prefix_tree import Node, Row, Tree
 if TYPE_CHECKING:
     from workbench.model import Transformer
 
+FORWARD_COST = {"cpu": 64, "cuda": 512}  # tokens that take as long as what every forward costs beside its tokens
 LOGIT_BYTES = 1 << 26  # float32 logits held at once
 CALM = 8  # forwards that must go well before a budget that gave way grows again
 
@@ -44,8 +45,8 @@ class Answers:
     An input is a `prefix_tree.key`; its last positions predict the continuation.
     """
 
-    def __init__(self, pairs: Sequence[tuple[bytes, tuple[int, ...]]], *, pack: bool = True) -> None:
-        self.tree: Tree = prefix_tree.grow([text for text, _ in pairs], pack=pack)
+    def __init__(self, pairs: Sequence[tuple[bytes, tuple[int, ...]]], *, worth: int, pack: bool) -> None:
+        self.tree: Tree = prefix_tree.grow([text for text, _ in pairs], worth=worth, pack=pack)
         self.targets = torch.tensor([token for _, continuation in pairs for token in continuation], dtype=torch.int64)
         self.spans: dict[Node, list[Span]] = {}
         self.slots: list[slice] = []  # of each answer's tokens
@@ -107,11 +108,11 @@ class Forwards:
             cache.truncate(stem.node.start)
             while cache.length < stem.node.end:
                 yield from self._try(_part(stem.node, cache, self._budget, self._model.device))
-            rows = stem.rows
-            while rows:
-                few = rows[: max(1, self._budget // rows[0].total)]
-                for read in self._try(_side_by_side(few, cache, self._model.device)):
-                    rows = rows[len(few) :]
+            first = 0
+            while first < len(stem.rows):
+                rows = stem.batch(first, budget=self._budget, waste=forward_cost(self._model.device))
+                for read in self._try(_side_by_side(rows, cache, self._model.device)):
+                    first += len(rows)
                     yield read
 
     def _try(self, batch: Batch) -> Iterator[Read]:
@@ -155,6 +156,11 @@ class Forwards:
         targets = self._answers.targets[asked].to(hidden.device)
         logprobs, greedy = read_logits(self._model, hidden, torch.tensor(places, device=hidden.device), targets)
         return Read(batch.tokens.numel(), tuple(spans), asked, logprobs.cpu(), greedy.cpu())
+
+
+def forward_cost(device: torch.device) -> int:
+    """Tokens that are worth one forward less."""
+    return FORWARD_COST.get(device.type, FORWARD_COST["cuda"])
 
 
 def read_logits(model: Transformer, hidden: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

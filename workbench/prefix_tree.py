@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 PACKED = 512  # a fork of up to so many tokens is one row: attention is cheap there, another forward is not
-WORTH = 256  # tokens that a stem must save: it costs a forward, and cuts a batch in two
-WORTH_SHARE = 0.02  # and the share of the tokens below it
+WORTH_SHARE = 0.02  # length of a stem over that of what hangs off it, at least: attention pays for a stem, too
 ID_BYTES = 8  # of one id in a key
 
 
@@ -55,6 +54,17 @@ class Stem:
     node: Node
     rows: tuple[Row, ...]
 
+    def batch(self, first: int, *, budget: int, waste: int) -> tuple[Row, ...]:
+        """Rows from `first` on that run together: at least one, within a budget of tokens, of which few are padding."""
+        longest = self.rows[first].total
+        end, padding = first + 1, 0
+        while end < len(self.rows) and (end + 1 - first) * longest <= budget:
+            padding += longest - self.rows[end].total
+            if padding > waste:
+                break
+            end += 1
+        return self.rows[first:end]
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -92,14 +102,15 @@ def key(ids: Sequence[int] | Ids) -> bytes:
     return np.asarray(ids, dtype=">i8").tobytes()
 
 
-def grow(inputs: Sequence[bytes], *, pack: bool = True) -> Tree:
+def grow(inputs: Sequence[bytes], *, worth: int, pack: bool = True) -> Tree:
     """The tree of some inputs, given by `key`; they may repeat and be beginnings of each other.
 
-    pack: False keeps forks out of rows, so that each row is one unbroken sequence behind its stem.
+    worth: tokens that a stem must save, because it takes a forward of its own. pack: False keeps forks out of rows, so
+    that each row is one unbroken sequence behind its stem.
     """
     root, deepest = _fork(inputs)
     minimum = sum(node.end - node.start for node in _below(root))
-    _arrange(root, PACKED if pack else 0)
+    _arrange(root, PACKED if pack else 0, worth)
     return Tree(root, tuple(deepest[text] for text in inputs), minimum)
 
 
@@ -133,26 +144,34 @@ def _fork(inputs: Sequence[bytes]) -> tuple[Node, dict[bytes, Node]]:
     return root, deepest
 
 
-def _arrange(root: Node, packed: int) -> None:
+def _arrange(root: Node, packed: int, worth: int) -> None:
     """Choose what runs in one row, and take back the forks that are neither that nor worth a stem."""
     for node in reversed(list(_below(root))):
-        node.children = [kept for child in node.children for kept in _worth_it(child)]
         own = node.end - node.start
         node.total = own + sum(child.total for child in node.children)
         node.longest = own + max((child.longest for child in node.children), default=0)
         # In one row every token is masked against every other: a fork must be small, or little more than one branch.
-        node.is_row = not node.children or (packed > 0 and node.total <= max(packed, 2 * node.longest))
-
-
-def _worth_it(node: Node) -> list[Node]:
-    """The node, or its children with its tokens in front of each."""
-    own = node.end - node.start
-    if node.is_row or own * (len(node.children) - 1) >= max(WORTH, WORTH_SHARE * node.total):
-        return [node]
-    for child in node.children:
-        child.start, child.parent = node.start, node.parent
-        child.total, child.longest = child.total + own, child.longest + own
-    return node.children
+        node.is_row = not node.children or (packed > 0 and node.total <= max(packed, 1.5 * node.longest))
+    stems = [root]
+    while stems:
+        stem = stems.pop()
+        kept: list[Node] = []
+        waiting = list(reversed(stem.children))
+        while waiting:
+            node = waiting.pop()
+            own = node.end - node.start
+            saved = own * (len(node.children) - 1)
+            if node.is_row:
+                kept.append(node)
+            elif saved >= worth and own >= WORTH_SHARE * node.longest:
+                kept.append(node)
+                stems.append(node)
+            else:  # its tokens go in front of each child, which makes a stem of the child worth more
+                for child in node.children:
+                    child.start, child.parent = node.start, stem
+                    child.total, child.longest = child.total + own, child.longest + own
+                waiting.extend(reversed(node.children))
+        stem.children = kept
 
 
 def _shared(one: Ids, other: Ids) -> int:

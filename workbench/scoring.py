@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench import hooks, prefix_tree
 from workbench.errors import WorkbenchError
-from workbench.forwards import Answers, Forwards, Read
+from workbench.forwards import Answers, Forwards, Read, forward_cost
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -148,7 +148,7 @@ def _steps(
         seen = _input_of(context, continuation, model.config.max_seq_len)
         owners.setdefault((prefix_tree.key(seen), tuple(continuation)), []).append(i)
     # A hook knows a token by its position, and in a row with forks several stand at the same.
-    answers = Answers(list(owners), pack=not hooks.active(model))
+    answers = Answers(list(owners), worth=forward_cost(model.device), pack=not hooks.active(model))
     reads = Forwards(model, answers, batch_tokens).run() if owners else iter(())
     return answers, _finished(answers, list(owners.values()), reads)
 

@@ -10,8 +10,8 @@ from workbench.prefix_tree import Node, Tree
 few_letters = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 
 
-def grown(*inputs: tuple[int, ...], pack: bool = True) -> Tree:
-    return prefix_tree.grow([prefix_tree.key(ids) for ids in inputs], pack=pack)
+def grown(*inputs: tuple[int, ...], worth: int = 256, pack: bool = True) -> Tree:
+    return prefix_tree.grow([prefix_tree.key(ids) for ids in inputs], worth=worth, pack=pack)
 
 
 def all_nodes(tree: Tree) -> list[Node]:
@@ -59,20 +59,22 @@ def test_a_begin_token_alone_is_no_stem() -> None:
 
 def test_a_tree_may_be_deeper_than_the_interpreter_s_stack() -> None:
     inputs = [(*range(i), 9_999) for i in range(1, 1_500)]
-    tree = grown(*inputs)
+    tree = grown(*inputs, worth=16)
     assert tree.minimum == 2 * 1_499
-    assert sum(len(node.ids) for node in all_nodes(tree)) < 3 * tree.minimum
+    computed = sum(len(node.ids) for node in all_nodes(tree))
+    assert computed < 32 * 1_499, "a stem every thirty forks, which is worth it only after as many tokens"
+    assert sum(map(len, inputs)) > 20 * computed
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(few_letters, min_size=1, max_size=25), st.integers(0, 20), st.booleans())
 def test_every_position_of_every_input_is_where_the_tree_says(inputs, packed, pack) -> None:
-    before = prefix_tree.PACKED, prefix_tree.WORTH
-    prefix_tree.PACKED, prefix_tree.WORTH = packed, packed // 4  # small enough for every kind of node to occur
+    before = prefix_tree.PACKED
+    prefix_tree.PACKED = packed  # small enough for every kind of node to occur
     try:
-        tree = grown(*inputs, pack=pack)
+        tree = grown(*inputs, worth=packed // 4, pack=pack)
     finally:
-        prefix_tree.PACKED, prefix_tree.WORTH = before
+        prefix_tree.PACKED = before
     assert tree.minimum == len({ids[: n + 1] for ids in inputs for n in range(len(ids))})
     nodes = all_nodes(tree)
     assert len(set(map(id, nodes))) == len(nodes)
@@ -89,3 +91,12 @@ def test_every_position_of_every_input_is_where_the_tree_says(inputs, packed, pa
         assert [low for _, low, _ in parts] == [0, *(high for _, _, high in parts[:-1])] and parts[-1][2] == len(ids)
         assert np.concatenate([node.path[low:high] for node, low, high in parts]).tolist() == list(ids)
         assert all(node in nodes and node.start <= low and high <= node.end for node, low, high in parts)
+
+
+def test_a_batch_holds_little_padding_and_at_least_one_row() -> None:
+    tree = grown(*[(i, *range(length)) for i, length in enumerate((99, 98, 90, 49, 49, 9))], worth=0, pack=False)
+    (top,) = tree.plan()
+    assert [row.total for row in top.batch(0, budget=1000, waste=20)] == [100, 99, 91]
+    assert [row.total for row in top.batch(3, budget=1000, waste=20)] == [50, 50]
+    assert [row.total for row in top.batch(0, budget=200, waste=20)] == [100, 99]
+    assert [row.total for row in top.batch(5, budget=1, waste=0)] == [10]

@@ -101,7 +101,7 @@ def test_what_cannot_be_scored_is_said(tiny_model) -> None:
 def forks_everywhere(monkeypatch) -> None:
     """Stems that save a few tokens and rows of a few: on small inputs every kind of run occurs."""
     monkeypatch.setattr(prefix_tree, "PACKED", 12)
-    monkeypatch.setattr(prefix_tree, "WORTH", 4)
+    monkeypatch.setitem(forwards.FORWARD_COST, "cpu", 4)
 
 
 few_letters = st.lists(st.integers(0, 2), min_size=1, max_size=14)
