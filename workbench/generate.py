@@ -100,21 +100,26 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     stop: Sequence[str] = (),
     stop_tokens: Iterable[int] | None = None,
     batch_size: int = 16,
 ) -> list[Generation]:
     """Continue each prompt: text (a begin token is put before it) or token ids (taken as they are).
 
-    seed: row i draws from seed + i, so a row can be repeated alone. stop_tokens: default the tokenizer's.
+    seed: row i draws from seed + i, so a row can be repeated alone; or give each row's own in `seeds`.
+    stop_tokens: default the tokenizer's.
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
     """
     if isinstance(prompts, str):
         raise GenerationError("prompts must be a list; put the one prompt in brackets.")
     sampling = Sampling(temperature, top_p, top_k)
+    own = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
+    if len(own) != len(prompts):
+        raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(own)}.")
     rows = [
-        _Row.start(model, prompt, max_new_tokens, seed=seed + i, stop=stop, stop_tokens=stop_tokens)
-        for i, prompt in enumerate(prompts)
+        _Row.start(model, prompt, max_new_tokens, seed=each, stop=stop, stop_tokens=stop_tokens)
+        for prompt, each in zip(prompts, own, strict=True)
     ]
     # Like lengths together: less padding. The results keep the order of the prompts.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))

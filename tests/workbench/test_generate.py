@@ -71,6 +71,16 @@ def test_seeds_repeat_and_differ(pair) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
+def test_each_row_draws_from_its_own_seed(pair) -> None:
+    _, model = pair
+    options = {"temperature": 1.0, "max_new_tokens": 12}
+    seeds = [90, 4, 90, 31]
+    together = wb.generate(model, [PROMPTS[0]] * 4, seeds=seeds, batch_size=3, **options)
+    assert together[0].tokens == together[2].tokens != together[1].tokens
+    for seed, made in zip(seeds, together, strict=True):
+        assert wb.generate(model, [PROMPTS[0]], seed=seed, **options)[0].tokens == made.tokens
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
     n = 20_000
@@ -152,6 +162,7 @@ def test_what_cannot_be_generated_is_said(tiny_model) -> None:
         ([[1]], {"top_p": 0.0}, "top_p <= 1"),
         ([[1]], {"stop": "x"}, "list of strings"),
         ("x", {}, "must be a list"),
+        ([[1], [2]], {"seeds": [5]}, "2 prompts need as many seeds, found 1"),
     ]
     for prompts, options, message in wrong:
         with pytest.raises(GenerationError, match=message):
