@@ -1,11 +1,16 @@
-"""Intervals for scores. Pure functions of numbers; knows nothing of tasks or files."""
+"""Intervals for scores, and tests of their differences. Pure functions of numbers; knows nothing of tasks or files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 Z95 = 1.959963984540054
+Z80 = 0.8416212335729143  # a difference is seen in 80% of repetitions
+DRAWS = 10_000
+_CELLS = 4_000_000  # counts held at once by the bootstrap
 
 
 def wilson(successes: float, n: int, *, z: float = Z95) -> tuple[float, float]:
@@ -53,3 +58,143 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
+
+
+def half_width(p: float, n: int) -> float:
+    """Half of the 95% interval of a proportion p over n questions: what a single score leaves open.
+
+    Exact:  Wald's. Wilson's is not symmetric; at whole benchmarks the two agree to 0.1 points.
+    """
+    return Z95 * math.sqrt(p * (1 - p) / n)
+
+
+def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of a mean whose questions share something, as a passage; `clusters` names it for each.
+
+    Source: Miller 2024 (2411.00640), with G / (G - 1) for G clusters.
+    Exact:  equals `mean_stderr` where every question is a cluster of its own; 0 for fewer than two clusters.
+    """
+    sums, sizes = _clustered(values, clusters)
+    if len(sums) < 2:
+        return 0.0
+    residuals = sums - sizes * (sums.sum() / sizes.sum())
+    return float(math.sqrt((residuals**2).sum() * len(sums) / (len(sums) - 1)) / sizes.sum())
+
+
+def pass_at_k_score(counts: Sequence[tuple[int, int]], k: int, *, seed: int = 0) -> tuple[float, float, float, float]:
+    """Mean pass@k over problems from (samples, correct ones) of each: value, standard error and 95% interval.
+
+    Problems are drawn anew, with their samples: their estimates vary for both reasons, so the error has both.
+    """
+    values = np.array([pass_at_k(n, correct, k) for n, correct in counts])
+    low, high = percentiles(bootstrap([values], seed=seed))
+    return float(values.mean()), mean_stderr(values.tolist()), low, high
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p of the exact McNemar test: that of the questions only one of two got right, each was a fair coin.
+
+    Source: McNemar 1947, with the binomial distribution in integers.
+    Exact:  1 where there is no such question.
+    """
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    total = term = 1
+    for i in range(fewer):
+        term = term * (n - i) // (i + 1)
+        total += term
+    return min(1.0, 2 * total / 2**n)
+
+
+def paired_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95% interval of b's proportion less a's over the same n questions, from those only one of them got right.
+
+    Source: Bonett and Price 2012: Wald's with one question more in both; not empty where the two never differ.
+    """
+    a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    low, high = normal(b - a, math.sqrt((a + b - (b - a) ** 2) / (n + 2)))
+    return max(-1.0, low), min(1.0, high)
+
+
+def bootstrap(
+    strata: Sequence[Sequence[float] | np.ndarray],
+    *,
+    clusters: Sequence[Sequence[Hashable]] | None = None,
+    macro: bool = False,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> np.ndarray:
+    """Means of resampled questions, drawn with replacement within each stratum, as a subject is.
+
+    The mean over all questions, or with `macro` the unweighted mean of the strata's; `clusters` are drawn whole.
+    Shapes: each of strata and of clusters [question] -> [draw]
+    Source: Efron 1979. Equal values are drawn by their count, which is the same distribution.
+    """
+    random = np.random.default_rng(seed)
+    total, weight = np.zeros(draws), 0.0
+    for i, values in enumerate(strata):
+        names = range(len(values)) if clusters is None else clusters[i]
+        sums, sizes = _clustered(values, names)
+        units, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)  # [unit, sum and size]
+        share = 1.0 if macro else float(len(values))
+        step = max(1, _CELLS // len(units))
+        for first in range(0, draws, step):
+            some = slice(first, min(first + step, draws))
+            drawn = random.multinomial(len(sums), counts / counts.sum(), size=some.stop - first)  # [draw, unit]
+            total[some] += share * (drawn @ units[:, 0]) / (drawn @ units[:, 1])
+        weight += share
+    return total / weight
+
+
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of bootstrap draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_p(draws: np.ndarray, observed: float) -> float:
+    """Two-sided p that a mean is 0: how often the draws stray as far from the observed mean as that is from 0.
+
+    Source: Efron and Tibshirani 1993, chapter 16; one is added to both counts, so it is never 0.
+    """
+    far = np.abs(draws - observed) >= abs(observed) * (1 - 1e-12)
+    return float((1 + far.sum()) / (1 + len(draws)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values adjusted for their number, so that the chance of any false one stays what it is for one.
+
+    Source: Holm 1979.
+    """
+    adjusted, most = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = most
+    return adjusted
+
+
+def detectable_pairs(n: int, discordance: float) -> float | None:
+    """The smallest difference of two proportions over the same n questions that is seen with 80% power at 5%.
+
+    `discordance` is the share of questions that only one of them gets right. None where even a difference of all of
+    it could not be seen.
+    Source: Connor 1987, solved for the difference.
+    """
+    room = n - Z95**2 + Z80**2
+    if discordance <= 0 or room <= 0:
+        return None
+    root = math.sqrt(discordance)
+    found = root * (Z95 * math.sqrt(n) + Z80 * math.sqrt(room)) / (n + Z80**2)
+    return found if found <= discordance else None
+
+
+def detectable_mean(stderr: float) -> float:
+    """The smallest mean that is told from 0 with 80% power at 5%, from its standard error."""
+    return (Z95 + Z80) * stderr
+
+
+def _clustered(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each cluster. Shapes: [question] -> [cluster], [cluster]"""
+    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    at = [number[name] for name in clusters]
+    assert len(at) == len(values) > 0, "one cluster's name for every value"
+    return np.bincount(at, weights=np.asarray(values, dtype=float)), np.bincount(at).astype(float)
