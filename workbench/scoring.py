@@ -76,6 +76,8 @@ def score(
     """For each (context ids, continuation ids): the sum of log-probabilities in nats, and whether it is greedy.
 
     The order of the requests is kept. An input longer than the context loses tokens at its left, as in lm-eval.
+    batch_tokens: tokens of one forward, padding included; halved when memory runs out. It changes a float32 sum by no
+    more than 1e-4; in bfloat16 by its rounding of the logits, some hundredths where they are of size one to ten.
     Raises: WorkbenchError for an empty context or continuation, or a continuation longer than the context window.
     """
     return [(s.total, s.is_greedy) for s in score_tokens(model, requests, batch_tokens=batch_tokens)]

@@ -235,3 +235,12 @@ def test_bfloat16_changes_with_the_batch_by_its_rounding_only(tiny_model) -> Non
     alone, together = (score_tokens(model, asked, batch_tokens=n) for n in (1, 100_000))
     for one, other in zip(alone, together, strict=True):
         assert torch.allclose(one.logprobs, other.logprobs, atol=0.08)
+
+
+@pytest.mark.gpu
+def test_scores_on_cuda_are_those_of_the_cpu(tiny_model, forks_everywhere, monkeypatch) -> None:
+    monkeypatch.setitem(forwards.FORWARD_COST, "cuda", 4)
+    asked = requests(tiny_model)
+    expected = wb.score(tiny_model, asked)
+    found = wb.score(tiny_model.to("cuda"), asked, batch_tokens=64)
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-3)
