@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from probes.results import Result, frozen, tidy
-from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import DataError
 from workbench.intervene import Intervention
 from workbench.model import Transformer
-from workbench.rope_scaling import RopeScaling
 
 PLAIN = "plain"
 """Name of the run without interventions, with which the others are compared."""
@@ -151,26 +149,6 @@ def loss_by_position(
         n_windows=len(windows),
         context=context,
     )
-
-
-def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
-    """The scaling that `NAME=NUMBER` stands for; llama3 stretches the model's own context by that factor.
-
-    Raises: DataError for anything else; ConfigError for a factor below 1.
-    """
-    name, _, number = text.partition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        name = ""
-    if name == "llama3":
-        own = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
-        return RopeScaling(llama3=Llama3Scaling(value, original_context=own))
-    if name not in ("theta", "interpolation", "ntk", "yarn"):
-        raise DataError(
-            f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, as yarn=4, found {text!r}."
-        )
-    return RopeScaling(**{name: value})
 
 
 def _interval(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

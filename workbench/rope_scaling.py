@@ -13,7 +13,7 @@ import torch
 
 from workbench import rope
 from workbench.config import Llama3Scaling, ModelConfig
-from workbench.errors import ConfigError, InterventionError
+from workbench.errors import ConfigError, DataError, InterventionError
 from workbench.hooks import Subscription
 from workbench.intervene import Intervention
 
@@ -66,6 +66,27 @@ class RopeScaling(Intervention):
         if self.llama3 is not None:
             given["llama3"] = asdict(self.llama3)
         return {"kind": self.kind, **given}
+
+
+def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
+    """The scaling that `NAME=NUMBER` stands for; llama3 stretches the model's own context by that factor.
+
+    Raises: DataError for anything else; ConfigError for a factor below 1.
+    """
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        name = ""
+    if name == "llama3":
+        own = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
+        return RopeScaling(llama3=Llama3Scaling(value, original_context=own))
+    if name not in ("theta", "interpolation", "ntk", "yarn"):
+        raise DataError(
+            f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, as yarn=4, found {text!r}."
+        )
+    given: dict[str, Any] = {name: value}
+    return RopeScaling(**given)
 
 
 @lru_cache(maxsize=32)

@@ -32,10 +32,11 @@ def compare(
     check(output)
     import torch
 
-    from probes import ablation, comparison, comparison_runs, positions
+    from probes import ablation, comparison, comparison_runs
     from workbench.commands import tokenizer_of
     from workbench.errors import DataError
     from workbench.intervene import Ablate, Intervention
+    from workbench.rope_scaling import scaling_of
 
     given = text(prompt, file)
     heads = ablation.parse(ablate) if ablate else []
@@ -45,7 +46,7 @@ def compare(
         raise DataError("nothing differs; give --other, --other-dtype, --ablate, --scaling or --before.")
     b = a if same else load(other or model, device, other_dtype)
     changes: list[Intervention] = [Ablate(f"L{layer}H{head}") for layer, head in heads]
-    changes += [positions.scaling_of(scaling, b.config)] if scaling else []
+    changes += [scaling_of(scaling, b.config)] if scaling else []
     tokenizer = tokenizer_of(a, model)
     if b.tokenizer is not None and b.tokenizer.sha256 != tokenizer.sha256:
         print("note: the models have different tokenizers; both read the first one's tokens", file=sys.stderr)

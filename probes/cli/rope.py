@@ -45,13 +45,14 @@ def positions(
     """RoPE: loss by position, plain and under other scalings."""
     check(output)
     from probes import positions as probe
+    from workbench.rope_scaling import scaling_of
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     bos, context = ids[0], loaded.config.max_seq_len
     length = min(len(ids), 4 * context) if length is None else length
     factor = max(1.0, length / context)
     given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
-    runs = {text: [probe.scaling_of(text, loaded.config)] for text in given}
+    runs = {text: [scaling_of(text, loaded.config)] for text in given}
     found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
     deliver(found, output, origin)
 
@@ -68,9 +69,10 @@ def turned(
 ) -> None:
     """RoPE: how each head's pattern would move under another."""
     check(output)
-    from probes import positions, rope, turning
+    from probes import rope, turning
+    from workbench.rope_scaling import scaling_of
 
-    other = positions.scaling_of(scaling, config(model)).rotary(config(model))
+    other = scaling_of(scaling, config(model)).rotary(config(model))
     _, cap, origin = capture(model, prompt, file, rope.HOOKS, device)
     found = turning.what_if_heads(cap, other.frequencies, temperature=other.temperature)
 

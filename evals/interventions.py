@@ -1,0 +1,94 @@
+"""The options that change a model for a whole run, as interventions; each is checked before anything is asked.
+
+Knows nothing of tasks, and needs a model's shape alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import intervene
+from workbench.config import ModelConfig
+from workbench.errors import DataError, InterventionError, WorkbenchError
+from workbench.intervene import Ablate, Intervention, Scale, Targeted
+from workbench.rope_scaling import scaling_of
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the command line was given: a file, and texts such as "L5H3,L2.mlp", "L5H3=0.5" and "yarn=4"."""
+
+    file: Path | None = None
+    ablate: str = ""
+    scale: str = ""
+    rope_scaling: str = ""
+
+    def interventions(self, config: ModelConfig) -> tuple[Intervention, ...]:
+        """The file's first, then what is ablated, what is scaled, and the rotation.
+
+        Raises: DataError, InterventionError, UnknownHookError or ConfigError, with the option's name, for anything
+                that is no intervention or does not fit a model of this shape.
+        """
+        asked: tuple[tuple[str, Any, Callable[[Any], Iterable[Intervention]]], ...] = (
+            ("--intervene", self.file, read),
+            ("--ablate", self.ablate, lambda text: map(Ablate, _parts(text))),
+            ("--scale", self.scale, lambda text: map(_scaled, _parts(text))),
+            ("--rope-scaling", self.rope_scaling, lambda text: [scaling_of(text, config)]),
+        )
+        found: list[Intervention] = []
+        for option, given, made in asked:
+            if not given:
+                continue
+            try:
+                new = list(made(given))
+                for change in new:
+                    change.subscription(config)
+            except WorkbenchError as error:
+                raise type(error)(f"{option} {given}: {error}") from error
+            found += new
+        return tuple(found)
+
+
+def read(path: Path) -> tuple[Intervention, ...]:
+    """The interventions of a JSON file, as `workbench.intervene.to_json` writes them.
+
+    Raises: DataError if it cannot be read, InterventionError if it describes none.
+    """
+    try:
+        return intervene.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError("not text, so it holds no JSON.") from error
+
+
+def described(changes: Iterable[Intervention]) -> str:
+    """Interventions in a few words each, as "ablate L5H3, yarn=4"."""
+    return ", ".join(map(_words, changes)) or "none"
+
+
+def _words(change: Intervention) -> str:
+    if not isinstance(change, Targeted):
+        given = {key: value for key, value in change.to_dict().items() if key != "kind"}
+        return ", ".join(f"{key}={value}" for key, value in given.items())
+    where = f" heads {','.join(map(str, change.heads))}" if change.heads is not None else ""
+    where += f" positions {','.join(map(str, change.positions))}" if change.positions is not None else ""
+    return f"{change.kind} {change.target}{where}" + (f" x {change.factor:g}" if isinstance(change, Scale) else "")
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InterventionError("a name is empty; give heads and sublayers with commas between, as L5H3,L2.mlp.")
+    return parts
+
+
+def _scaled(text: str) -> Scale:
+    target, _, number = text.partition("=")
+    try:
+        return Scale(target, float(number))
+    except ValueError as error:
+        raise InterventionError(f"{text!r} is not NAME=NUMBER, as L5H3=0.5.") from error
