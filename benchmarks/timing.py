@@ -27,16 +27,16 @@ class Timing:
         return middle, low, high
 
 
-def interleaved(runs: dict[str, Callable[[], object]], *, rounds: int, device: str = "cpu") -> Timing:
-    """Time each run once a round, the order reversed every other round; the first two rounds warm up."""
+def interleaved(runs: dict[str, Callable[[], object]], *, rounds: int, device: str = "cpu", warm_up: int = 2) -> Timing:
+    """Time each run once a round, the order reversed every other round; `warm_up` rounds before do not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(rounds + 2):
+    for i in range(rounds + warm_up):
         for name in list(runs) if i % 2 else list(reversed(runs)):
             _wait(device)
             begin = time.perf_counter()
             runs[name]()
             _wait(device)
-            if i >= 2:
+            if i >= warm_up:
                 times[name].append(time.perf_counter() - begin)
     return Timing({name: statistics.median(taken) for name, taken in times.items()}, times)
 

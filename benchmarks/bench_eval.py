@@ -1,0 +1,165 @@
+"""Scoring MMLU against lm-eval's own Hugging Face backend: python -m benchmarks.bench_eval
+
+Real questions under lm-eval's 5-shot prompts, Llama 3's tokenizer, one model with random weights and 128,256 tokens
+behind both. Both get the same token ids, and HFLM the batch size that suits it best. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+import workbench as wb
+from benchmarks.timing import interleaved, machine
+from evals import suites
+from evals.code import Judge
+from evals.lm import WorkbenchLM
+from workbench.checkpoint import load_model
+from workbench.scoring import Counted, score_counted
+from workbench.tokenizer import Tokenizer
+
+SHAPE = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4,
+    "intermediate_size": 2048, "vocab_size": 128_256, "max_position_embeddings": 4096,
+}  # fmt: skip
+GPU_SHAPE = {**SHAPE, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+             "intermediate_size": 8192}  # fmt: skip
+BATCH_SIZES = (1, 2, 4, 8)
+GPU_BATCH_SIZES = (8, 32, 128)
+
+Request = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One type's figures: seconds of each round by backend, and how far the answers are apart."""
+
+    ours: list[float]
+    theirs: list[float]
+    ratio: tuple[float, float, float]
+    batch_size: int
+    counted: Counted
+    their_tokens: int
+    largest_difference: float
+    changed: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of mmlu/ and tokenizers/")
+    parser.add_argument("--subjects", nargs="+", default=["high_school_biology", "astronomy"])
+    parser.add_argument("--questions", type=int, default=24, help="of each subject")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", help="of HFLM; the fastest is used")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    gpu = options.device.startswith("cuda")
+    shape, batch_sizes = (GPU_SHAPE, GPU_BATCH_SIZES) if gpu else (SHAPE, BATCH_SIZES)
+    print(f"Shape: {shape}, output tied; random weights, the same for both.\n\nMachine: {machine(options.device)}\n")
+    print("| type | questions | HFLM batch | ours, questions/s (quartiles) | HFLM, questions/s (quartiles) "
+          "| ours / HFLM (median, quartiles) | tokens ours | of the least possible | tokens HFLM "
+          "| largest difference, nats | answers changed |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for dtype in options.dtypes:
+        reference, model = _pair(shape, getattr(torch, dtype), options.device)
+        model.tokenizer = Tokenizer.from_file(options.data / "tokenizers" / "llama3" / "tokenizer.model")
+        requests = questions(model, options.data, options.subjects, options.questions)
+        found = compare(reference, model, requests, options.batch_sizes or batch_sizes, options.rounds)
+        _row(dtype, len(requests) // 4, found)
+
+
+def questions(model: wb.Transformer, data: Path, subjects: list[str], limit: int) -> list[Request]:
+    """Four requests a question, with lm-eval's prompts and our token ids (which equal its own: see tests/evals)."""
+    lm = WorkbenchLM(model, progress=False)
+    loaded = suites.load(tuple(f"mmlu_{subject}" for subject in subjects), root=data, judge=Judge())
+    requests: list[Request] = []
+    for task in loaded.tasks.values():
+        task.set_config("num_fewshot", 5)
+        task.set_fewshot_seed(1234)
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        requests += [lm._encode_pair(*instance.args) for instance in task.instances]
+    return requests
+
+
+def compare(
+    reference: LlamaForCausalLM, model: wb.Transformer, requests: list[Request], batch_sizes: Sequence[int],
+    rounds: int,
+) -> Compared:  # fmt: skip
+    hflm = HFLM(pretrained=reference, tokenizer=_no_words(), batch_size=1)
+    asked = [(("", ""), context, continuation) for context, continuation in requests]
+    device = str(model.device)
+
+    def theirs(size: int, some: list[Any] = asked) -> list[tuple[float, bool]]:
+        hflm.batch_size_per_gpu = size
+        return hflm._loglikelihood_tokens(some, disable_tqdm=True)
+
+    # The best size is chosen on a part: the first questions, one batch of the largest size.
+    few = asked[: 4 * max(batch_sizes)]
+    theirs(max(batch_sizes), few)
+    trial = interleaved({str(n): lambda n=n: theirs(n, few) for n in batch_sizes}, rounds=1, device=device, warm_up=0)
+    best = int(min(trial.seconds, key=trial.seconds.__getitem__))
+
+    tokens = [0]
+    count = reference.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+    )
+    expected = theirs(best)
+    count.remove()
+    scored, counted = score_counted(model, requests)
+    runs = {"ours": lambda: wb.score(model, requests), "HFLM": lambda: theirs(best)}
+    timing = interleaved(runs, rounds=rounds, device=device, warm_up=0)  # both have just run
+    values = torch.tensor([one.total for one in scored]), torch.tensor([value for value, _ in expected])
+    changed = values[0].view(-1, 4).argmax(-1) != values[1].view(-1, 4).argmax(-1)
+    return Compared(
+        ours=timing.rounds["ours"],
+        theirs=timing.rounds["HFLM"],
+        ratio=timing.ratio("HFLM", "ours"),
+        batch_size=best,
+        counted=counted,
+        their_tokens=sum(tokens),
+        largest_difference=float((values[0] - values[1]).abs().max()),
+        changed=int(changed.sum()),
+    )
+
+
+def _no_words() -> PreTrainedTokenizerFast:
+    """A tokenizer for a constructor that wants one: no text is given to it."""
+    words = FastTokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<eos>")
+
+
+def _pair(shape: dict[str, int], dtype: torch.dtype, device: str) -> tuple[LlamaForCausalLM, wb.Transformer]:
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, attn_implementation="sdpa")
+    reference = LlamaForCausalLM(config).to(dtype).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        model = load_model(Path(folder), device=device)
+    return reference.to(device), model
+
+
+def _row(name: str, n: int, found: Compared) -> None:
+    def rate(seconds: list[float]) -> str:
+        low, middle, high = torch.quantile(n / torch.tensor(seconds), torch.tensor([0.25, 0.5, 0.75])).tolist()
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+    middle, low, high = found.ratio
+    print(f"| {name} | {n} | {found.batch_size} | {rate(found.ours)} | {rate(found.theirs)} "
+          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {found.counted.computed:,} | {found.counted.fraction:.3f} "
+          f"| {found.their_tokens:,} | {found.largest_difference:.1e} | {found.changed} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
