@@ -1,5 +1,5 @@
 """Benchmark questions from local files, as rows: MMLU's CSVs, GSM8K's JSONL, HumanEval's JSONL.gz, our own
-suites.
+suites; and which folder they are looked for in.
 
 Nothing is fetched, copied or cached. Knows nothing of prompts or models.
 """
@@ -10,6 +10,8 @@ import csv
 import gzip
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,31 @@ Row = dict[str, Any]
 Splits = dict[str, list[Row]]
 
 
+def home() -> Path:
+    """The data folder where none is named: $WORKBENCH_DATA, else the platform's place for a user's data.
+
+    That is ~/Library/Application Support/llama-workbench on macOS, %LOCALAPPDATA%\\llama-workbench on Windows, and
+    $XDG_DATA_HOME/llama-workbench (~/.local/share/llama-workbench) elsewhere.
+    """
+    if named := os.environ.get("WORKBENCH_DATA"):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "llama-workbench"
+
+
+def folder(given: Path | None) -> Path | None:
+    """The data folder to read: the given one, else `home()` if it is there."""
+    if given is not None:
+        return given
+    found = home()
+    return found if found.is_dir() or "WORKBENCH_DATA" in os.environ else None
+
+
 def mmlu(root: Path, subject: str) -> Splits:
     """One subject in Hendrycks' layout: `{test,dev}/<subject>_{test,dev}.csv`, no header, the answer a
     letter.
@@ -28,9 +55,7 @@ def mmlu(root: Path, subject: str) -> Splits:
     Raises: DataError if a file is missing or a line is not question, four choices, letter.
     """
     folder = _folder(root, "mmlu", Path("test") / f"{subject}_test.csv", "MMLU", ("", "data"))
-    return {
-        split: _mmlu_rows(folder / split / f"{subject}_{split}.csv", subject) for split in ("test", "dev")
-    }
+    return {split: _mmlu_rows(folder / split / f"{subject}_{split}.csv", subject) for split in ("test", "dev")}
 
 
 def _mmlu_rows(path: Path, subject: str) -> list[Row]:
@@ -57,8 +82,7 @@ def gsm8k(root: Path, name: str | None = None) -> Splits:
     """GSM8K's `{train,test}.jsonl`: question and worked answer."""
     folder = _folder(root, "gsm8k", Path("test.jsonl"), "GSM8K")
     return {
-        split: read_jsonl(folder / f"{split}.jsonl", {"question": str, "answer": str}) for split in ("test",
-        "train")
+        split: read_jsonl(folder / f"{split}.jsonl", {"question": str, "answer": str}) for split in ("test", "train")
     }
 
 
@@ -72,6 +96,18 @@ def humaneval(root: Path, name: str | None = None) -> Splits:
         if path.is_file():
             return {"test": read_jsonl(path, _PROGRAM)}
     raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of one of the three benchmarks' files, told by its name.
+
+    Raises: DataError if a line is malformed.
+    """
+    if path.suffix == ".csv":
+        return _mmlu_rows(path, path.stem.rpartition("_")[0])
+    if path.name.startswith("HumanEval"):
+        return read_jsonl(path, _PROGRAM)
+    return read_jsonl(path, {"question": str, "answer": str})
 
 
 _EMBEDDED: dict[str, dict[str, type]] = {
@@ -89,11 +125,18 @@ def embedded(name: str) -> Splits:
     return splits
 
 
+# By the names that lm-eval's definitions have for them; two copies of MMLU hold the same questions.
 _READERS: dict[str, Callable[[Path, str], Splits]] = {
     "cais/mmlu": mmlu,
+    "hails/mmlu_no_train": mmlu,
     "openai/gsm8k": gsm8k,
     "openai/openai_humaneval": humaneval,
 }
+
+
+def readable(dataset: str) -> bool:
+    """Whether a data set is one that this module reads."""
+    return dataset in _EMBEDDED or dataset in _READERS
 
 
 def load(dataset: str, name: str | None, root: Path | None) -> Splits:
@@ -107,8 +150,8 @@ def load(dataset: str, name: str | None, root: Path | None) -> Splits:
         raise DataError(f"no local files are known for the data set {dataset!r}.")
     if root is None:
         raise DataError(
-            "this benchmark reads its questions from local files: give their folder with --data. It holds "
-            "mmlu/{dev,test}/*.csv, gsm8k/{train,test}.jsonl or humaneval/HumanEval.jsonl.gz."
+            f"this benchmark reads its questions from local files, and {home()} does not exist: give their folder "
+            "with --data, or make one with `workbench eval prepare`. --online fetches them from the hub."
         )
     return _READERS[dataset](root, name or "")
 
