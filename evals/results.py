@@ -115,8 +115,8 @@ class Run:
         return pd.DataFrame(rows, columns=columns).astype({"shots": "Int64"})
 
     def samples(self, task: str) -> pd.DataFrame:
-        """One row a question and filter: doc, prompt, target, answer, correct, and the token ids that
-        replay it.
+        """One row a question and filter: doc, prompt, target, answer, correct (by its first metric), scores (by
+        all), and the token ids that replay it.
 
         Columns of multiple choice: choices, logprobs (nats), answer (its index); of generation: answer (the
         text after the filter), response (before it), generated_ids; of code besides: verdict, message,
@@ -175,6 +175,12 @@ def list_runs(root: str | Path) -> list[Run]:
     return scan(root)[0]
 
 
+def leaves_of(name: str, children: Mapping[str, Iterable[str]]) -> list[str]:
+    """The tasks of a group, those of its groups among them; a task is its own."""
+    under = list(children.get(name, ()))
+    return [leaf for child in under for leaf in leaves_of(child, children)] if under else [name]
+
+
 def write(folder: Path, data: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> Run:
     """Write a run's files: samples first, so that a results file never lacks them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +211,7 @@ def _scores(data: dict[str, Any]) -> list[Score]:
     groups = [name for name in reversed(results) if children.get(name)]
     found: list[Score] = []
     for name in [*groups, *(name for name in results if name not in groups)]:
-        leaves = _leaves(name, children)
+        leaves = leaves_of(name, children)
         n = sum(effective.get(leaf, int(results[leaf].get("sample_len", 0))) for leaf in leaves)
         for key, value in results[name].items():
             metric, comma, rest = key.partition(",")
@@ -235,21 +241,24 @@ def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
     return [replace(micro, average="macro", value=value, stderr=stderr, low=low, high=high)]
 
 
-def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:
-    if not children.get(name):
-        return [name]
-    return [leaf for child in children[name] for leaf in _leaves(child, children)]
-
-
 def _interval(metric: str, value: float, stderr: float | None, n: int) -> tuple[float | None, float | None]:
     if metric in _PROPORTIONS and 0 <= value <= 1 and n > 0:
         return stats.wilson(value * n, n)
     return (None, None) if stderr is None else stats.normal(value, stderr)
 
 
+def _number(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
 def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
     arguments = list(sample["arguments"].values())
-    metric = sample["metrics"][0] if sample.get("metrics") else None
+    # A metric that is no mean over questions, as BLEU, has something else than a number here.
+    scores = {name: value for name in sample.get("metrics") or () if (value := _number(sample[name])) is not None}
+    metric = next(iter(scores), None)
     row: dict[str, Any] = {
         "doc_id": sample["doc_id"],
         "filter": sample.get("filter", "none"),
@@ -257,7 +266,8 @@ def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
         "prompt": arguments[0]["arg_0"],
         "target": sample["target"],
         "metric": metric,
-        "correct": None if metric is None else float(sample[metric]),
+        "correct": None if metric is None else scores[metric],
+        "scores": scores,
     }
     replay = sample.get("replay") or {}
     row |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
