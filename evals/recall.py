@@ -1,4 +1,4 @@
-"""Between lm-eval and the model: what was answered before is not asked again.
+"""Between lm-eval and the model: what was answered before is not asked again, and processes share what is asked.
 
 Questions are asked in units of fixed size, cut from the whole list in its order, and a unit's answers are kept
 together. A run that was killed therefore asks the same units as one left alone, and gets the same numbers to the last
@@ -8,12 +8,14 @@ bit, although sums of a batch depend on who is in it. Knows nothing of what a qu
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evals.processes import ALONE, Team
 from evals.store import Store, Writer, key_of
 from workbench import intervene
 from workbench.model import Transformer
@@ -45,12 +47,26 @@ def identity(model: Transformer) -> tuple[Any, ...] | None:
 
 
 @dataclass(frozen=True)
-class Recall:
-    """The answers of one model in a store, and where new ones are put."""
+class Kept:
+    """The answers of one model in a store, and where new ones are put: None in a process that puts none."""
 
     store: Store
-    writer: Writer
+    writer: Writer | None
     model: tuple[Any, ...]
+
+    def read(self, keys: Sequence[bytes]) -> dict[Any, Any]:
+        found, problems = self.store.read(keys)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return dict(found)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Who answers: what is kept, and this process with its team. With nothing kept, every question is asked."""
+
+    kept: Kept | None = None
+    team: Team = ALONE
 
     def answers(
         self, questions: Sequence[Sequence[Any]], ask: Ask, *, unit: int, done: Callable[[int], Any]
@@ -58,17 +74,29 @@ class Recall:
         """The answers in the order of the questions; `ask` is given places in that list, a unit at a time.
 
         Every question is a list of JSON values: all that decides its answer besides the model. `done` hears how many
-        questions of a unit are answered.
+        questions of a unit are answered. Every process of a team has to be asked the same, and gets all answers.
         """
-        keys = [key_of(*self.model, *question) for question in questions]
-        found, problems = self.store.read(keys)
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        for first in range(0, len(keys), unit):
-            places = range(first, min(first + unit, len(keys)))
-            if any(keys[i] not in found for i in places):
+        team, kept = self.team, self.kept
+        # Without a name for the model, a question is only itself.
+        keys: list[Hashable] = [key_of(*kept.model, *question) if kept else i for i, question in enumerate(questions)]
+        # One process reads: others, a moment later, might find more, and then ask other units.
+        found: dict[Hashable, Any] = team.tell(lambda: kept.read(keys)) if kept else {}  # type: ignore[arg-type]
+        if team.size > 1:
+            unit = min(unit, math.ceil(len(keys) / team.size))
+        units = [range(first, min(first + unit, len(keys))) for first in range(0, len(keys), max(1, unit))]
+        missing = [places for places in units if any(keys[i] not in found for i in places)]
+        done(sum(map(len, units)) - sum(map(len, missing)))
+        own: dict[Hashable, Any] = {}
+        for first in range(0, len(missing), team.size):
+            turn = missing[first : first + team.size]
+            if team.rank < len(turn):
+                places = turn[team.rank]
                 new = dict(zip((keys[i] for i in places), ask(places), strict=True))
-                self.writer.add({key: answer for key, answer in new.items() if key not in found})
-                found = new | found
-            done(len(places))
+                new = {key: answer for key, answer in new.items() if key not in found and key not in own}
+                if kept and kept.writer:
+                    kept.writer.add(new)  # type: ignore[arg-type]
+                own |= new
+            done(sum(map(len, turn)))
+        for theirs in reversed(team.gather(own)):
+            found = {**found, **theirs}
         return [found[key] for key in keys]

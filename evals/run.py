@@ -2,7 +2,8 @@
 what came.
 
 Every answer is kept in the output folder's store as soon as it is there, so a run that was stopped goes on where it
-was. Offline throughout. Knows nothing of how tasks are worded or how the model computes.
+was; processes that torchrun started share the questions. Offline throughout. Knows nothing of how tasks are worded or
+how the model computes.
 """
 
 from __future__ import annotations
@@ -14,43 +15,66 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from evals import results, sandbox
+from evals import account, processes, results, sandbox
+from evals.processes import Team
 from evals.store import Store, StoredRun
-from workbench import intervene, provenance
+from workbench import intervene
 from workbench.errors import DataError, SandboxError
 from workbench.intervene import Intervention
 
 if TYPE_CHECKING:
-    from evals.code import Judge
+    from evals.backend import Backend
     from evals.lm import WorkbenchLM
     from evals.results import Run
     from evals.suites import Suites
     from workbench import Transformer
 
+OURS = "workbench"
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What is evaluated, on what, and how. `limit` takes the first questions of each task; None takes all.
+    """What is evaluated, on what, and how.
 
-    `interventions` change the model for the whole run.
+    `limit` takes the first questions of each task, or that fraction of them where it is below 1; None takes all.
+    `chat` asks in the model's chat format, the examples as turns of their own unless `multiturn` is False; `system` is
+    the system prompt. `gen_kwargs` change how every task's text is generated, by lm-eval's names. `interventions`
+    change the model for the whole run. `backend` is one of lm-eval's models instead of ours, made with `model_args`.
     """
 
     tasks: tuple[str, ...]
     output: Path
     data: Path | None = None
-    limit: int | None = None
+    limit: float | None = None
     num_fewshot: int | None = None
     batch_size: int | None = None
     seed: int = 1234
     chat: bool = False
+    multiturn: bool | None = None
+    system: str | None = None
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     interventions: tuple[Intervention, ...] = ()
+    backend: str = OURS
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and (self.limit <= 0 or (self.limit > 1 and self.limit != int(self.limit))):
+            raise DataError(f"--limit is a number of questions, or a fraction below 1; found {self.limit}.")
+        if self.backend != OURS and self.interventions:
+            raise DataError(f"interventions change the workbench's own model; {self.backend!r} cannot have any.")
+        if self.multiturn and not self.chat:
+            raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
+
+    @property
+    def chats_in_turns(self) -> bool:
+        return self.chat if self.multiturn is None else self.multiturn
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` gives the same settings back."""
@@ -66,20 +90,27 @@ class Settings:
         return cls(**{**given, "interventions": changes})
 
 
-def resume(root: Path, name: str) -> Run:
+def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
     """Go on with a run of this store that was stopped, as it was asked for; what it has answered is not asked again.
+
+    team: as in `evaluate`; they need not be as many as before.
 
     Raises: DataError if there is no such run, it is finished, it is running, or its model was not loaded from a path.
     """
-    with Store.open(root, create=False) as store:
-        found = store.run(name)
+    team = processes.join() if team is None else team
+
+    def look() -> StoredRun:
+        with Store.open(root, create=False) as store:
+            return store.run(name)
+
+    found = team.tell(look)
     if found.status == "finished":
         raise DataError(f"run {found.id} is finished; its results are in {root / str(found.results)}.")
     if found.settings["model"] is None:
         raise DataError(f"run {found.id} was made on a model in memory; evaluate that model again.")
     settings = replace(Settings.from_dict(found.settings["settings"]), output=root)
     arguments = {key: found.settings[key] for key in ("device", "dtype")}
-    return evaluate(found.settings["model"], settings, **arguments, again=found)
+    return evaluate(found.settings["model"], settings, **arguments, again=found, team=team)
 
 
 def evaluate(
@@ -89,10 +120,12 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     again: StoredRun | None = None,
+    team: Team | None = None,
 ) -> Run:
     """Run the tasks on a checkpoint ("demo" for the embedded one) or a loaded model, and write the results.
 
     again: the stopped run that this one takes up, which `resume` looks up.
+    team: the processes that share the work; by default all that torchrun started, each with the whole model.
     Raises: DataError for unknown tasks or missing data, SandboxError if all that was asked for needs a
     sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
     """
@@ -100,6 +133,7 @@ def evaluate(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     started = time.time()
+    team = processes.join() if team is None else team
     from evals import suites
     from evals.code import Judge
 
@@ -108,72 +142,92 @@ def evaluate(
     asked, not_run = _runnable(settings.tasks)
     judge = Judge()
     loaded = suites.load(asked, root=settings.data, judge=judge)
-    from evals.lm import WorkbenchLM
-
-    lm = WorkbenchLM(model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed)
+    lm = _model(model, settings, device=device, dtype=dtype, team=team)
     _check_place(settings.output)
-    with Store.open(settings.output) as store, lm.model.intervene(*settings.interventions):
-        name = again.id if again else store.begin(_request(model, settings, device=device, dtype=dtype))
-        if again:
-            store.again(name)
-        with _told(store, name), _remembering(lm, store, name):
-            found = _ask(lm, loaded, settings)
-            samples = found.pop("samples")
-            written = {name: list(_written(name, rows, lm, judge)) for name, rows in samples.items()}
-            cut = {name: sum(bool(row["replay"].get("cut")) for row in rows) for name, rows in written.items()}
-            _say_cut(cut, lm.max_length)
-            found |= _account(lm, loaded, settings, started=started)
-            found[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
-            run = results.write(settings.output, found, written)
-            store.finish(name, results=run.path.name, metrics=_metrics(run), samples=_verdicts(written))
-    return run
+    request = request_of(model, settings, device=device, dtype=dtype)
+    with Store.open(settings.output) as store, lm.changed(settings.interventions):
+        name = team.tell(lambda: _enter(store, request, again))
+        with _told(store, name, settings.output, team), _remembering(lm, store, name, team):
+            found = _ask(lm, loaded, settings, team)
+
+            def write() -> Run:
+                rows = found.pop("samples")
+                written = {task: list(account.samples(task, these, lm, judge)) for task, these in rows.items()}
+                cut = {task: sum(bool(row["replay"].get("cut")) for row in these) for task, these in written.items()}
+                _say_cut(cut, lm.max_length)
+                about = account.account(lm, loaded, settings, started=started)
+                about[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
+                run = results.write(settings.output, found | about, written)
+                metrics, verdicts = account.metrics(run), account.verdicts(written)
+                store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)
+                return run
+
+            return team.tell(write)
 
 
-def _request(model: str | Path | Transformer, settings: Settings, *, device: str, dtype: str) -> dict[str, Any]:
+def _model(
+    model: str | Path | Transformer, settings: Settings, *, device: str, dtype: str, team: Team
+) -> WorkbenchLM | Backend:
+    if settings.backend != OURS:
+        from evals.backend import Backend
+
+        return Backend.of(model, settings, device=device, dtype=dtype)
+    from evals.lm import WorkbenchLM, decoding
+
+    decoding(settings.gen_kwargs)  # what it does not have, it says before the work
+    if settings.model_args:
+        raise DataError("--model_args are for another --backend; the workbench's model has --device and --dtype.")
+    return WorkbenchLM(
+        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed, progress=team.first
+    )
+
+
+def request_of(
+    model: str | Path | Transformer, settings: Settings, *, device: str = "auto", dtype: str = "auto"
+) -> dict[str, Any]:
     """What was asked for, so that it can be asked for again."""
     path: str | None = None
     if isinstance(model, str | Path):
-        path = str(Path(model).absolute()) if Path(model).exists() else str(model)
+        path = str(Path(model).absolute()) if str(model) and Path(model).exists() else str(model)
     return {"model": path, "device": device, "dtype": dtype, "settings": settings.to_dict()}
 
 
+def _enter(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:
+    if again is None:
+        return store.begin(request)
+    store.again(again.id)
+    return again.id
+
+
 @contextmanager
-def _told(store: Store, run: str) -> Iterator[None]:
-    """Enter in the store how a run ended that did not end well."""
+def _told(store: Store, run: str, output: Path, team: Team) -> Iterator[None]:
+    """Enter in the store how a run ended that did not end well, and say how it goes on."""
     try:
         yield
     except BaseException as error:
-        with suppress(DataError):  # the store may be what failed
-            store.fail(run, str(error) or type(error).__name__)
+        if team.first:
+            with suppress(DataError):  # the store may be what failed
+                interrupted = isinstance(error, KeyboardInterrupt)
+                store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
+            go_on = f"workbench eval resume {run} --results {output}"
+            print(f"run {run} was stopped, its answers are kept; `{go_on}` goes on.", file=sys.stderr)
         raise
 
 
 @contextmanager
-def _remembering(lm: WorkbenchLM, store: Store, run: str) -> Iterator[None]:
+def _remembering(lm: WorkbenchLM | Backend, store: Store, run: str, team: Team) -> Iterator[None]:
     """Let the model's answers come from the store and go there, where it can be said whose answers they are."""
-    from evals import recall
+    from evals.recall import Kept, Recall
 
-    who = recall.identity(lm.model)
-    writer = store.writer(run)
-    lm.recall = None if who is None else recall.Recall(store, writer, who)
+    who = lm.identity(run)
+    writer = store.writer(run, rank=team.rank) if team.keeps else None
+    lm.recall = Recall(None if who is None else Kept(store, writer, who), team)
     try:
         yield
     finally:
-        writer.close()
-        lm.recall = None
-
-
-def _metrics(run: Run) -> Iterator[tuple[Any, ...]]:
-    for s in run.scores:
-        yield s.task, s.metric, s.filter, s.average, s.n, s.value, s.stderr, s.low, s.high
-
-
-def _verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:
-    for task, rows in written.items():
-        for row in rows:
-            metric = row["metrics"][0] if row.get("metrics") else None
-            correct = None if metric is None else float(row[metric])
-            yield task, row["doc_id"], row.get("filter", "none"), metric, correct
+        if writer:
+            writer.close()
+        lm.recall = Recall()
 
 
 def _say_cut(cut: Mapping[str, int], context: int) -> None:
@@ -208,7 +262,7 @@ def _check_place(folder: Path) -> None:
         raise DataError(f"results cannot be written to {folder}: {nearest} {what}; choose another --output.")
 
 
-def _ask(lm: WorkbenchLM, loaded: Suites, settings: Settings) -> dict[str, Any]:
+def _ask(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, team: Team) -> dict[str, Any]:
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
@@ -224,100 +278,21 @@ def _ask(lm: WorkbenchLM, loaded: Suites, settings: Settings) -> dict[str, Any]:
         else:
             task.set_config("num_fewshot", settings.num_fewshot)
         task.set_fewshot_seed(settings.seed)
+        if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
+        if not team.first:
+            # Answers are all that the others owe; filters would run the generated programs in every process.
+            task.apply_filters = lambda: None
+    # To lm-eval this is one process: it would draw other examples for the questions of each.
     found = lm_eval_evaluate(
         lm=lm,
         task_dict=loaded.as_dict(),
         limit=settings.limit,
         log_samples=True,
         apply_chat_template=settings.chat,
-        fewshot_as_multiturn=settings.chat,
+        fewshot_as_multiturn=settings.chats_in_turns,
+        system_instruction=settings.system,
         confirm_run_unsafe_code=True,
     )
-    assert found is not None, "only the first of several processes gets results"
+    assert found is not None, "only a process of a higher rank gets none"
     return dict(found)
-
-
-def _account(lm: WorkbenchLM, loaded: Suites, settings: Settings, *, started: float) -> dict[str, Any]:
-    """Where the numbers come from: lm-eval's own keys, and ours."""
-    versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench")
-    origin = provenance.describe(lm.model.source)
-    dtype = str(lm.model.dtype).removeprefix("torch.")
-    name = str(origin["path"] or "unnamed")
-    return {
-        "config": {
-            "model": "workbench",
-            "model_args": {"pretrained": name, "dtype": dtype},
-            "model_dtype": dtype,
-            "model_num_parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
-            "batch_size": settings.batch_size,
-            "device": str(lm.device),
-            "limit": settings.limit,
-            "fewshot_seed": settings.seed,
-        },
-        "git_hash": origin["commit"],
-        "date": started,
-        "lm_eval_version": versions.get("lm-eval"),
-        "model_source": "workbench",
-        "model_name": name,
-        "model_name_sanitized": "".join(c if c.isalnum() or c in "-_." else "_" for c in name),
-        "max_length": lm.max_length,
-        "eot_token_id": lm.eot_token_id,
-        "chat_template": lm.chat_template(settings.chat),
-        "total_evaluation_time_seconds": str(time.time() - started),
-        results.PROVENANCE: {
-            **origin,
-            "versions": versions,
-            "dtype": dtype,
-            "device": str(lm.device),
-            "seed": settings.seed,
-            "limit": settings.limit,
-            "tasks": list(settings.tasks),
-            "interventions": [change.to_dict() for change in settings.interventions],
-            "data_sha256": {task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks},
-            "sandbox": {"timeout_s": 10.0},
-        },
-    }
-
-
-def _written(task: str, rows: list[dict[str, Any]], lm: WorkbenchLM, judge: Judge) -> Iterator[dict[str, Any]]:
-    """Samples in the form of lm-eval's own file, each with the ids that replay it and what became of its code."""
-    from lm_eval.utils import sanitize_list
-
-    for row in sorted(rows, key=lambda row: row["doc_id"]):
-        arguments = row["arguments"]
-        extra: dict[str, Any] = {"replay": _replay(task, row, lm)}
-        runs = [judge.runs.get((code, str(row["target"]))) for code in _programs(row)]
-        if any(run is not None for run in runs):
-            extra["execution"] = [asdict(run) for run in runs if run is not None]
-        yield {
-            **row,
-            "resps": sanitize_list(row["resps"]),
-            "filtered_resps": sanitize_list(row["filtered_resps"]),
-            "arguments": {
-                f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(argument)}
-                for i, argument in enumerate(arguments)
-            },
-            "target": str(row["target"]),
-            **extra,
-        }
-
-
-def _programs(row: Mapping[str, Any]) -> list[str]:
-    """The programs of a sample whose filter made some: a list of texts a request."""
-    return [code for codes in row["filtered_resps"] if isinstance(codes, list) for code in codes]
-
-
-def _replay(task: str, row: Mapping[str, Any], lm: WorkbenchLM) -> dict[str, Any]:
-    arguments = row["arguments"]
-    if isinstance(arguments[0][1], str):
-        context = lm.contexts[arguments[0][0]]
-        ids = [lm.answers[context_text, answer] for context_text, answer in arguments]
-        return {"prompt_ids": list(context.ids), "choice_ids": [list(answer) for answer in ids], "cut": context.cut}
-    done = lm.continued[task, row["doc_id"]]
-    return {
-        "prompt_ids": list(done[0].prompt),
-        "generated_ids": [list(one.tokens) for one in done],
-        "logprobs": [[round(value, 6) for value in one.logprobs] for one in done],
-        "finish_reason": [one.finish_reason for one in done],
-        "cut": done[0].cut,
-    }

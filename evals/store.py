@@ -159,12 +159,11 @@ class Store:
                 (time.time(), results, run),
             )
 
-    def fail(self, run: str, error: str) -> None:
-        """Enter that a run ended with an error; what it answered stays."""
+    def fail(self, run: str, error: str, *, interrupted: bool = False) -> None:
+        """Enter that a run ended with an error, or because somebody stopped it; what it answered stays."""
+        row = ("interrupted" if interrupted else "failed", time.time(), error, run)
         with self._writing() as index:
-            index.execute(
-                "UPDATE runs SET status = 'failed', finished = ?, error = ? WHERE id = ?", (time.time(), error, run)
-            )
+            index.execute("UPDATE runs SET status = ?, finished = ?, error = ? WHERE id = ?", row)
 
     def runs(self) -> list[StoredRun]:
         """Every run, newest first; one whose process is gone is "interrupted"."""
@@ -187,6 +186,11 @@ class Store:
             known = ", ".join(run.id for run in (found or self.runs())[:5]) or "none"
             raise DataError(f"{what} {name!r} in {self.root}; found {known}.")
         return (exact or found)[0]
+
+    def answered(self) -> dict[str, int]:
+        """How many of the kept responses each run made."""
+        with _explained(self.root):
+            return dict(self._index.execute("SELECT run, count(*) FROM responses GROUP BY run").fetchall())
 
     # --- responses
 
@@ -236,17 +240,19 @@ class Store:
         with self._writing() as index:
             index.execute("DELETE FROM runs WHERE id = ?", (self.run(run).id,))
 
-    def gc(self) -> tuple[int, int]:
+    def gc(self, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete the responses that no run in the index made: their number, and the bytes freed.
 
-        A run's file goes whole, when the run is gone; files of running ones are never touched.
+        A run's file goes whole, when the run is gone; files of running ones are never touched. dry_run: only count.
         """
         with self._writing() as index:
             kept = {row[0] for row in index.execute("SELECT id FROM runs")}
             gone = [path for path in (self.root / RESPONSES).glob("*.zz") if path.name.partition(".")[0] not in kept]
-            counts = [index.execute("DELETE FROM responses WHERE file = ?", (path.name,)).rowcount for path in gone]
+            what = "SELECT count(*)" if dry_run else "DELETE"
+            done = [index.execute(f"{what} FROM responses WHERE file = ?", (path.name,)) for path in gone]
+            counts = [cursor.fetchone()[0] if dry_run else cursor.rowcount for cursor in done]
         freed = sum(path.stat().st_size for path in gone)
-        for path in gone:
+        for path in [] if dry_run else gone:
             path.unlink(missing_ok=True)
         return sum(counts), freed
 
