@@ -126,6 +126,7 @@ PROBES = (
     "tuned",
     "attribution",
     "within",
+    "explain",
     "neurons",
     "comparison",
     "comparison_runs",
