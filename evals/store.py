@@ -82,6 +82,30 @@ class StoredRun:
     host: str
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that is running or was stopped, the store it is in, and how many answers it has left there."""
+
+    run: StoredRun
+    root: Path
+    answers: int
+
+
+def unfinished(root: str | Path) -> tuple[list[Unfinished], list[str]]:
+    """Every run below a folder that is not finished, newest first, and what was wrong with each store."""
+    found, problems = [], []
+    for path in Path(root).rglob(INDEX):
+        try:
+            with Store.open(path.parent, create=False) as store:
+                counts = store.answered()
+                runs = [run for run in store.runs() if run.status != "finished"]
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        found += [Unfinished(run, path.parent, counts.get(run.id, 0)) for run in runs]
+    return sorted(found, key=lambda one: one.run.started, reverse=True), problems
+
+
 class Store:
     """An open store. Several processes may have one open at once."""
 
@@ -240,13 +264,20 @@ class Store:
         with self._writing() as index:
             index.execute("DELETE FROM runs WHERE id = ?", (self.run(run).id,))
 
-    def gc(self, *, dry_run: bool = False) -> tuple[int, int]:
+    def gc(self, *, without: Sequence[str] = (), dry_run: bool = False) -> tuple[int, int]:
         """Delete the responses that no run in the index made: their number, and the bytes freed.
 
-        A run's file goes whole, when the run is gone; files of running ones are never touched. dry_run: only count.
+        A run's file goes whole, when the run is gone; files of running ones are never touched. without: runs to take
+        out of the index first. dry_run: only count.
+        Raises: DataError if one of these runs is running.
         """
+        running = [run.id for run in self.runs() if run.id in without and run.status == "running"]
+        if running:
+            raise DataError(f"run {running[0]} is running still; wait for it, or stop its process first.")
         with self._writing() as index:
-            kept = {row[0] for row in index.execute("SELECT id FROM runs")}
+            if not dry_run:
+                index.executemany("DELETE FROM runs WHERE id = ?", [(name,) for name in without])
+            kept = {row[0] for row in index.execute("SELECT id FROM runs")} - set(without)
             gone = [path for path in (self.root / RESPONSES).glob("*.zz") if path.name.partition(".")[0] not in kept]
             what = "SELECT count(*)" if dry_run else "DELETE"
             done = [index.execute(f"{what} FROM responses WHERE file = ?", (path.name,)) for path in gone]

@@ -12,6 +12,7 @@ import typer
 from workbench.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from evals.processes import Team
     from evals.results import Run
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -23,6 +24,9 @@ Data = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+TensorParallel = Annotated[
+    int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: processes that share one model's layers.")
+]
 
 
 def need_lm_eval() -> None:
@@ -48,3 +52,10 @@ def print_run(run: Run, *, as_json: bool) -> None:
         "provenance": run.provenance,
     }
     typer.echo(json.dumps(report, indent=2, default=str))
+
+
+def team_of(tensor_parallel: int) -> Team:
+    """This process's place among those that torchrun started."""
+    from evals.processes import join
+
+    return join(tensor_parallel)

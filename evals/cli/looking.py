@@ -1,15 +1,24 @@
-"""Commands that look at what there is: tasks, list, show."""
+"""Commands that look at what there is, and tidy it: tasks, list, show, export, gc."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evals.cli.given import AsJson, Results, need_lm_eval, print_run
 from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from evals.results import Run
+    from evals.store import Unfinished
+
+RunName = Annotated[
+    str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default the newest.")
+]
 
 
 def list_tasks() -> None:
@@ -22,46 +31,135 @@ def list_tasks() -> None:
 
 
 def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
-    """List finished runs, newest first."""
+    """List runs, newest first: those that were stopped or are running, then those that are finished."""
     from evals.results import scan
+    from evals.store import unfinished
 
+    open_runs, troubles = unfinished(results)
     runs, problems = scan(results)
+    problems += troubles
     for problem in problems:
         typer.echo(problem, err=True)
-    if not runs and not problems:
+    if not runs and not open_runs and not problems:
         raise DataError(f"no runs in {results}; `workbench eval run` makes some, --results looks elsewhere.")
     if as_json:
-        rows = [{"run": r.name, "path": str(r.path), "model": r.model, "tasks": r.tasks} for r in runs]
+        rows: list[dict[str, Any]] = [_told(one) for one in open_runs]
+        for r in runs:
+            own = r.provenance.get("run")
+            rows.append({"run": own or r.name, "status": "finished", "path": str(r.path), "model": r.model})
+            rows[-1]["tasks"] = r.tasks
         typer.echo(json.dumps(rows, indent=2))
         return
+    for one in open_runs:
+        _print_open(one)
     for r in runs:
         typer.echo(f"{r.name}  {r.model}  {', '.join(r.tasks) if len(r.tasks) < 6 else f'{len(r.tasks)} tasks'}")
 
 
-def show(
-    run: Annotated[
-        str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default the newest.")
-    ] = None,
+def show(run: RunName = None, results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """Print the scores of one run; of one that is not finished, how far it is, and no scores."""
+    if run is not None and not Path(run).exists() and (one := _open_run(run, results)):
+        if as_json:
+            typer.echo(json.dumps(_told(one), indent=2))
+        else:
+            _print_open(one)
+            typer.echo("It is not finished: there are no scores, an average over its part would be none of the whole.")
+        return
+    print_run(find(run, results), as_json=as_json)
+
+
+def export(
+    run: RunName = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("exported"),
     results: Results = Path("results"),
-    as_json: AsJson = False,
 ) -> None:
-    """Print the scores of one run."""
+    """Write a run's files elsewhere as lm-eval has them, and its samples as CSV and Parquet."""
+    from evals.export import export as write
+
+    if run is not None and not Path(run).exists() and (one := _open_run(run, results)):
+        raise DataError(
+            f"run {one.run.id} is {one.run.status}: there is nothing whole to export; {_resume(one)} first."
+        )
+    for path in write(find(run, results), output):
+        typer.echo(path)
+
+
+def gc(
+    results: Annotated[Path, typer.Option("--results", help="The folder of the store.")] = Path("results"),
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", help="First forget this run; may be repeated. Its results files stay.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete the kept answers of runs that the store has forgotten."""
+    from evals.store import Store
+
+    with Store.open(results, create=False) as store:
+        names = [store.run(name).id for name in drop or []]
+        count, size = store.gc(without=names, dry_run=dry_run)
+    said = f"{count:,} answers of {len(names)} dropped runs and of runs that are gone, {size / 2**20:.1f} MiB"
+    typer.echo(f"would delete {said}" if dry_run else f"deleted {said}")
+
+
+def find(run: str | None, results: Path) -> Run:
+    """The finished run of a file, a folder, part of a name, or the name it has in its store; the newest of several.
+
+    Raises: DataError if there is none.
+    """
     from evals.results import read_run, scan
 
     if run is not None and Path(run).is_file():
-        print_run(read_run(Path(run)), as_json=as_json)
-        return
+        return read_run(Path(run))
     folder = Path(run) if run is not None and Path(run).is_dir() else results
     runs, problems = scan(folder)
-    wanted = [r for r in runs if run is None or folder != results or run in r.name]
+    named = run is not None and folder == results
+    wanted = [r for r in runs if not named or run in r.name or str(r.provenance.get("run", "")).startswith(str(run))]
     if not wanted:
         found = f"found {', '.join(r.name for r in runs[:5])}" if runs else "found none"
         raise DataError(problems[0] if problems else f"no run matches {run or 'anything'!r} in {folder}; {found}.")
-    print_run(wanted[0], as_json=as_json)
+    return wanted[0]
+
+
+def _open_run(name: str, results: Path) -> Unfinished | None:
+    from evals.store import unfinished
+
+    found = [one for one in unfinished(results)[0] if one.run.id.startswith(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _resume(one: Unfinished) -> str:
+    return f"`workbench eval resume {one.run.id} --results {one.root}`"
+
+
+def _told(one: Unfinished) -> dict[str, Any]:
+    asked = one.run.settings
+    return {
+        "run": one.run.id,
+        "status": one.run.status,
+        "model": asked.get("model"),
+        "tasks": asked.get("settings", {}).get("tasks", []),
+        "answers_kept": one.answers,
+        "error": one.run.error,
+        "started": one.run.started,
+        "resume": None if one.run.status == "running" else _resume(one).strip("`"),
+    }
+
+
+def _print_open(one: Unfinished) -> None:
+    told = _told(one)
+    tasks = told["tasks"]
+    about = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.run.started))
+    typer.echo(f"[{one.run.status}] {one.run.id}  {told['model']}  {about}  started {started}")
+    error = f"{one.run.error.splitlines()[0]}; " if one.run.error else ""
+    go_on = "" if one.run.status == "running" else f"; {_resume(one)} goes on"
+    typer.echo(f"    {error}{one.answers:,} answers kept{go_on}")
 
 
 COMMANDS = (
     ("tasks", list_tasks, ""),
     ("list", list_runs, "--results results"),
     ("show", show, "results/demo"),
+    ("export", export, "20261121-0930 --output exported"),
+    ("gc", gc, "--results results --dry-run"),
 )
