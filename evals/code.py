@@ -6,14 +6,12 @@ nothing of models.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from evals import sandbox, stats
-from evals.sandbox import ProgramRun
+from evals.sandbox import Engine, Limits, Program, ProgramRun
 
 
 def tests_of(doc: dict[str, Any]) -> str:
@@ -25,20 +23,22 @@ def tests_of(doc: dict[str, Any]) -> str:
 class Judge:
     """Runs the programs of one evaluation, several at a time, and remembers what became of each.
 
-    Units: timeout in seconds a program.
+    All of them run after the last was generated, so model and programs never share the machine. The same program is
+    run once. `engine` None is the sandbox that is found here, `workers` None one a core; `k` stands in for the task's
+    own numbers of samples.
     """
 
-    timeout: float = 10.0
-    workers: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
+    limits: Limits = Limits(seconds=10.0)
+    engine: Engine | None = None
+    workers: int | None = None
+    k: tuple[int, ...] = ()
     runs: dict[tuple[str, str], ProgramRun] = field(default_factory=dict, repr=False)
 
     def build_predictions(self, resps: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
         """lm-eval's filter: prompt and answer joined to programs, which are run here, all of them at once."""
         return self._run_all([[doc["prompt"] + r for r in resp] for resp, doc in zip(resps, docs, strict=True)], docs)
 
-    def build_predictions_instruct(
-        self, resps: list[list[str]], docs: Sequence[dict[str, Any]]
-    ) -> list[list[str]]:
+    def build_predictions_instruct(self, resps: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
         """The same for answers in a chat, which end where their block of code does."""
         programs = [
             [doc["prompt"] + r.partition("```")[0] for r in resp] for resp, doc in zip(resps, docs, strict=True)
@@ -47,15 +47,11 @@ class Judge:
 
     def _run_all(self, programs: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
         jobs = {(code, tests_of(doc)): doc for codes, doc in zip(programs, docs, strict=True) for code in codes}
-        with ThreadPoolExecutor(self.workers) as pool:
-            self.runs.update(zip(jobs, pool.map(self._run, jobs, jobs.values()), strict=True))
+        keys = [key for key in jobs if key not in self.runs]
+        given = (Program(*key, entry_point=jobs[key]["entry_point"], context=jobs[key]["prompt"]) for key in keys)
+        for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
+            self.runs[keys[place]] = run
         return programs
-
-    def _run(self, job: tuple[str, str], doc: dict[str, Any]) -> ProgramRun:
-        code, tests = job
-        return sandbox.run_tests(
-            code, tests, entry_point=doc["entry_point"], context=doc["prompt"], timeout=self.timeout
-        )
 
     def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
         """lm-eval's metric: the unbiased estimate over each problem's programs, which were run before."""
@@ -63,4 +59,4 @@ class Judge:
             (len(codes), sum(self.runs[code, tests].passed for code in codes))
             for codes, tests in zip(predictions, references, strict=True)
         ]
-        return {f"pass@{n}": sum(stats.pass_at_k(*count, n) for count in counts) / len(counts) for n in k}
+        return {f"pass@{n}": sum(stats.pass_at_k(*count, n) for count in counts) / len(counts) for n in self.k or k}

@@ -1,5 +1,24 @@
 """Generated code runs here and nowhere else: `host` makes the promise, `inside` is what the sandbox holds."""
 
-from evals.sandbox.host import ProgramRun, Verdict, require, run_program, run_tests, why_unavailable
+from evals.sandbox.engines import Bubblewrap, Docker, Engine, Unsafe
+from evals.sandbox.host import Program, cores, find, require, run_all, run_program, run_tests, why_unavailable
+from evals.sandbox.limits import Limits
+from evals.sandbox.watch import ProgramRun, Verdict
 
-__all__ = ["ProgramRun", "Verdict", "require", "run_program", "run_tests", "why_unavailable"]
+__all__ = [
+    "Bubblewrap",
+    "Docker",
+    "Engine",
+    "Limits",
+    "Program",
+    "ProgramRun",
+    "Unsafe",
+    "Verdict",
+    "cores",
+    "find",
+    "require",
+    "run_all",
+    "run_program",
+    "run_tests",
+    "why_unavailable",
+]

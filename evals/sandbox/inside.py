@@ -1,9 +1,10 @@
 """What runs inside the sandbox: one process holds the program, another holds the tests and judges it.
 
-Started by `host` as a script, once in each role, with its job as JSON on standard input and one end of a
-socket pair. The two processes are in sandboxes of their own and exchange lines of JSON that carry plain
-values only, so that the program can neither see the tests nor hand them an object that compares as it
-pleases. Standard library only.
+Started by `engines` as a script, once in each role, with its job as JSON on standard input and one end of a
+socket pair; or, where nothing but three streams can be handed in, with "stdio" as its argument: the channel is then
+standard input and output, the job the first line that comes. The two processes are in sandboxes of their own and
+exchange lines of JSON that carry plain values only, so that the program can neither see the tests nor hand them an
+object that compares as it pleases. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from __future__ import annotations
 import builtins
 import errno
 import json
-import linecache
 import os
 import resource
 import sys
-import traceback
 import types
 from contextlib import suppress as quiet
 from os import _exit, read, write
-from typing import Any
+
+TYPE_CHECKING = False  # typing and traceback are not imported: a start takes half as long without them
+if TYPE_CHECKING:
+    from typing import Any
 
 _LONGEST_LINE = 8 << 20
+_LONGEST_MESSAGE = 2000
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, errno.EMFILE}
+
+
+SOURCES: dict[str, str] = {}
 
 
 class Ended(BaseException):
@@ -46,14 +52,15 @@ class Opaque:
 class Channel:
     """Lines of JSON over a socket, with a limit on their length."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, out: int | None = None) -> None:
         self.fd = fd
+        self.out = fd if out is None else out
         self.buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
         while data:
-            data = data[write(self.fd, data) :]
+            data = data[write(self.out, data) :]
 
     def receive(self) -> dict[str, Any]:
         while b"\n" not in self.buffer:
@@ -113,7 +120,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     """Name, message and error number of an exception, as data."""
     code = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else None
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    name, message = type(error).__name__, str(error)[:2000]
+    name, message = type(error).__name__, str(error)[:_LONGEST_MESSAGE]
     return {"raised": name, "kinds": kinds, "message": message, "errno": code, "refused": refused(error)}
 
 
@@ -158,8 +165,34 @@ def rebuild(error: dict[str, Any]) -> BaseException:
 
 
 def compile_as(source: str, filename: str) -> types.CodeType:
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    SOURCES[filename] = source
     return compile(source, filename, "exec", dont_inherit=True)
+
+
+def traceback_of(error: BaseException, shown: types.TracebackType | None, limit: int) -> str:
+    """Its trace with the lines of the source, which no file holds."""
+    import linecache
+    import traceback
+
+    for name, source in SOURCES.items():
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    return "".join(traceback.format_exception(type(error), error, shown, limit=limit))
+
+
+def refuse_calls(bpf: bytes) -> None:
+    """Put this process under a system-call filter, where what started it could not."""
+    import ctypes
+
+    class Filter(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+    code = ctypes.create_string_buffer(bpf, len(bpf))
+    given = Filter(len(bpf) // 8, ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    zero = ctypes.c_ulong(0)
+    # PR_SET_NO_NEW_PRIVS, then PR_SET_SECCOMP with SECCOMP_MODE_FILTER.
+    if prctl(38, ctypes.c_ulong(1), zero, zero, zero) or prctl(22, ctypes.c_ulong(2), ctypes.byref(given), zero, zero):
+        raise OSError(ctypes.get_errno(), "the system-call filter was not accepted")
 
 
 # --- the process that holds the program
@@ -169,7 +202,7 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
     """Run the program, then answer the tests' calls until they are over."""
     # Taken now: the program may replace any of them.
     pristine = dict(vars(builtins))
-    show, flush, tracing = traceback.print_exception, sys.stdout.flush, (sys.gettrace, sys.getprofile)
+    flush, tracing = sys.stdout.flush, (sys.gettrace, sys.getprofile)
     module = types.ModuleType(job["name"])
     sys.modules[job["name"]] = module
     names = vars(module)
@@ -186,7 +219,8 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
         while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
             shown = shown.tb_next
         with quiet(BaseException):  # a program may have broken anything that printing needs
-            show(type(error), error, shown, limit=-20)
+            sys.stderr.write(traceback_of(error, shown, -20))
+            sys.stderr.flush()
         return describe(error)
 
     def flush_quietly() -> None:
@@ -289,7 +323,7 @@ class Judge:
         except BaseException as error:  # whatever ends the tests is their result
             if self.ended:
                 raise self.ended from error
-            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-2))
+            trace = traceback_of(error, error.__traceback__, -2)
             what = describe(error)
             message = say(what, otherwise=failing_line(error))
             return {"verdict": classify(what), "message": message, "trace": trace[-8000:]}
@@ -325,30 +359,44 @@ def used_names(code: types.CodeType) -> set[str]:
 
 
 def failing_line(error: BaseException) -> str:
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     return (frames[-1].line or "") if frames else ""
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if sys.argv[1:] == ["stdio"]:
+        channel = Channel(os.dup(0), os.dup(1))
+        job = channel.receive()
+        os.dup2(2, 1)  # what a program prints goes with its stderr
+    else:
+        job = json.load(sys.stdin)
+        channel = Channel(job["channel"])
+    os.dup2(nothing, 0)
     sys.set_int_max_str_digits(0)
     for name, limit in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    channel = Channel(job["channel"])
+        # At equal limits of time the kernel kills outright, and nobody knows why.
+        resource.setrlimit(getattr(resource, name), (limit, limit + (name == "RLIMIT_CPU")))
+    if "filter" in job:
+        refuse_calls(bytes.fromhex(job["filter"]))
     if job["role"] == "program":
         hold_program(job, channel)
         return
     out = os.dup(1)
     os.dup2(nothing, 1)  # what tests print is no verdict
+    os.dup2(nothing, 2)
     judge = Judge(channel, job["nonce"])
     try:
         judge.receive()
         write(out, b'{"ready": true}\n')
         verdict = judge.judge(job)
+        verdict["message"] = verdict["message"][:_LONGEST_MESSAGE]
     except Ended as error:
         verdict = {"ended": str(error)}
+    except BaseException as error:  # the tests are at fault, or the judge
+        verdict = {"broken": f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]}
     data = json.dumps(verdict).encode() + b"\n"
     while data:
         data = data[write(out, data) :]

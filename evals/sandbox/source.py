@@ -60,3 +60,13 @@ def has_code(source: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return bool(source.strip())
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def adds_code(source: str, context: str) -> bool:
+    """Whether there is a statement in it that its context, with which it may begin, does not have already."""
+    if not has_code(source):
+        return False
+    try:
+        return not context or ast.dump(ast.parse(source)) != ast.dump(ast.parse(context))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True

@@ -4,6 +4,7 @@ import pytest
 
 from evals import code, sandbox
 from evals.code import Judge
+from evals.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(
     sandbox.why_unavailable() is not None, reason=f"no sandbox here: {sandbox.why_unavailable()}"
@@ -22,7 +23,7 @@ def pass_at(judge: Judge, answers: list[str], k: list[int]) -> dict[str, float]:
 
 
 def test_right_and_wrong_answers() -> None:
-    judge = Judge(timeout=5.0, workers=2)
+    judge = Judge(limits=Limits(seconds=5.0), workers=2)
     right, wrong = "    return 2 * helper(x)\n", "    return 3 * helper(x)\n"
     assert pass_at(judge, [right], [1]) == {"pass@1": 1.0}
     assert pass_at(judge, [wrong], [1]) == {"pass@1": 0.0}
@@ -40,3 +41,9 @@ def test_answers_in_a_chat_end_with_their_block() -> None:
     judge = Judge()
     (programs,) = judge.build_predictions_instruct([["    return 2 * helper(x)\n```\nThis works because"]], [DOC])
     assert judge.pass_at_k(references=[code.tests_of(DOC)], predictions=[programs], k=[1]) == {"pass@1": 1.0}
+
+
+def test_an_answer_without_code_is_called_so() -> None:
+    judge = Judge()
+    pass_at(judge, ["", "    # to do\n", "    return 2 * helper(x)\n"], [1])
+    assert [run.verdict for run in judge.runs.values()] == ["no code", "no code", "passed"]

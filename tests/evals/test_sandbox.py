@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from evals import sandbox
-from evals.sandbox import host, run_program, run_tests, seccomp
+from evals.sandbox import Limits, engines, run_program, run_tests, seccomp
 from workbench.errors import SandboxError
 
 needs_sandbox = pytest.mark.skipif(
@@ -33,8 +34,9 @@ check(add)
 def judged(body: str, timeout: float = 20.0) -> sandbox.ProgramRun:
     """The verdict on a program that is to define `add`, both ways of asking; they must agree."""
     body = textwrap.dedent(body)
-    apart = run_tests(body, TESTS, entry_point="add", timeout=timeout)
-    whole = run_program(f"{body}\n{TESTS}", timeout=timeout)
+    limits = Limits(seconds=timeout)
+    apart = run_tests(body, TESTS, entry_point="add", limits=limits)
+    whole = run_program(f"{body}\n{TESTS}", limits=limits)
     assert apart.verdict == whole.verdict
     return apart
 
@@ -88,7 +90,7 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_whole_program_is_reported_as_what_it_was(name: str) -> None:
     source, verdict = ALONE[name]
-    run = run_program(source, timeout=1.0 if verdict == "timeout" else 20.0)
+    run = run_program(source, limits=Limits(seconds=1.0 if verdict == "timeout" else 20.0))
     assert (run.verdict, run.passed) == (verdict, False), run
     assert run.message
 
@@ -291,9 +293,55 @@ def test_context_is_trusted_over_the_program() -> None:
 
 
 @needs_sandbox
-def test_output_is_capped() -> None:
-    run = run_program("print('x' * 10_000_000)")
-    assert run.passed and 1000 < len(run.stdout) <= 1 << 16
+def test_output_is_capped_and_says_where() -> None:
+    run = run_program("print('first')\nprint('x' * 10_000_000)\nprint('last')", limits=Limits(output_bytes=1000))
+    assert run.passed and len(run.stdout) < 1100
+    assert run.stdout.startswith("first\nxxx") and run.stdout.endswith("xxx\nlast\n")
+    cut = 6 + 10_000_001 + 5 - 1000
+    assert f"\n[... {cut} bytes were cut here ...]\n" in run.stdout
+    assert "cut here" not in run_program("print('x' * 998)", limits=Limits(output_bytes=1000)).stdout
+
+
+@needs_sandbox
+def test_a_long_message_is_no_longer_than_it_may_be() -> None:
+    # Characters beyond the first plane take twelve bytes each on the judge's channel.
+    run = run_tests("def f(): raise ValueError('\U0001f600' * 10**6)", "f()", entry_point="f")
+    assert run.verdict == "failed" and run.message.startswith("ValueError: \U0001f600") and len(run.message) <= 2000
+    assert "ValueError" in run.stderr
+
+
+@needs_sandbox
+def test_each_limit_is_kept() -> None:
+    spin = "import time\nend = time.process_time() + 30\nwhile time.process_time() < end: pass"
+    run = run_program(spin, limits=Limits(seconds=20.0, cpu_seconds=1))
+    assert (run.verdict, run.message) == ("timeout", "used more than 1 s of processor time")
+    some = "x = bytearray(200 << 20)"
+    assert run_program(some, limits=Limits(seconds=20.0)).passed
+    assert run_program(some, limits=Limits(seconds=20.0, memory=128 << 20)).verdict == "memory"
+    writing = "open('x', 'wb').write(bytes(2 << 20))"
+    assert run_program(writing, limits=Limits(seconds=20.0)).passed
+    assert run_program(writing, limits=Limits(seconds=20.0, file_bytes=1 << 20)).verdict == "forbidden"
+    opening = "kept = [open('/dev/null') for _ in range(30)]"
+    assert run_program(opening, limits=Limits(seconds=20.0)).passed
+    assert run_program(opening, limits=Limits(seconds=20.0, open_files=20)).verdict == "forbidden"
+    threads = "import threading, time\nfor _ in range(20): threading.Thread(target=time.sleep, args=[1]).start()"
+    roomy = 8 << 30  # each thread reserves address space that it does not use
+    assert run_program(threads, limits=Limits(seconds=20.0, memory=roomy)).passed
+    if os.geteuid() != 0:  # the kernel counts no processes of the superuser
+        assert run_program(threads, limits=Limits(seconds=20.0, memory=roomy, processes=10)).verdict == "failed"
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"memory": 1 << 20}, {"output_bytes": 10}, {"cpu_seconds": 0}])
+def test_limits_without_room_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(SandboxError, match=next(iter(wrong))):
+        Limits(**wrong)
+
+
+@needs_sandbox
+def test_what_adds_nothing_to_its_context_is_no_code() -> None:
+    context = 'def f(x):\n    """Doc."""\n'
+    assert run_tests(context + "    # to do\n", "f(1)", entry_point="f", context=context).verdict == "no code"
+    assert run_tests(context + "    pass\n", "f(1)", entry_point="f", context=context).verdict == "passed"
 
 
 @needs_sandbox
@@ -305,7 +353,7 @@ def test_humaneval_canonical_solutions_pass_and_empty_ones_do_not(shared_data: P
     def solved(problem: dict[str, str], solution: str) -> bool:
         tests = f"{problem['test']}\ncheck({problem['entry_point']})"
         program = f"{problem['prompt']}{solution}\n{tests}"
-        return run_program(program, timeout=20.0).passed
+        return run_program(program, limits=Limits(seconds=20.0)).passed
 
     with ThreadPoolExecutor(2) as pool:
         right = list(pool.map(lambda p: solved(p, p["canonical_solution"]), problems))
@@ -314,28 +362,31 @@ def test_humaneval_canonical_solutions_pass_and_empty_ones_do_not(shared_data: P
     assert not any(empty)
 
 
-def test_missing_bubblewrap_is_refused_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def found_anew() -> Iterator[None]:
+    """Sandboxes are looked for in the test, and again after it."""
+    sandbox.find.cache_clear()
+    yield
+    sandbox.find.cache_clear()
+
+
+def test_missing_sandboxes_are_refused_with_their_cure(monkeypatch: pytest.MonkeyPatch, found_anew: None) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    sandbox.why_unavailable.cache_clear()
-    try:
-        with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
-            run_program("pass")
-    finally:
-        sandbox.why_unavailable.cache_clear()
+    with pytest.raises(SandboxError, match="apt-get install bubblewrap; docker: docker is not installed"):
+        run_program("pass")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bubblewrap is for Linux")
-def test_a_bubblewrap_that_may_not_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    fake.chmod(0o755)
+def test_a_bubblewrap_that_may_not_is_refused_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found_anew: None
+) -> None:
+    for name, words in (("bwrap", "No permissions to create new namespace"), ("docker", "Cannot connect")):
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/sh\necho '{name}: {words}' >&2\nexit 1\n")
+        fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    sandbox.why_unavailable.cache_clear()
-    try:
-        with pytest.raises(SandboxError, match="No permissions to create new namespace"):
-            run_program("pass")
-    finally:
-        sandbox.why_unavailable.cache_clear()
+    with pytest.raises(SandboxError, match="No permissions to create new namespace.*docker: Cannot connect"):
+        run_program("pass")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the filter is for Linux")
@@ -351,7 +402,6 @@ def test_call_numbers_are_those_of_the_kernel_headers() -> None:
 @needs_sandbox
 def test_no_process_outlives_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = f"mark-{os.getpid()}"
-    command = [*host._python_command(), mark]
-    monkeypatch.setattr(host, "_python_command", lambda: command)
-    assert run_program("import time\ntime.sleep(60)", timeout=0.5).verdict == "timeout"
+    monkeypatch.setattr(engines, "_PYTHON", (*engines._PYTHON, "-X", mark))
+    assert run_program("import time\ntime.sleep(60)", limits=Limits(seconds=0.5)).verdict == "timeout"
     assert not any(mark in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
