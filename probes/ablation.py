@@ -63,7 +63,7 @@ class AblationEffect(Result):
     """A target without each set of heads, prompt by prompt: `base` [prompt], `without` [set, prompt]."""
 
     AXES = {"base": ("prompt",), "without": ("set", "prompt"), "effect": ("set", "prompt")}
-    FIGURE = "figures_heads.ablation_effect"
+    FIGURE = "figures.heads.ablation_effect"
 
     sets: tuple[tuple[Head, ...], ...]
     base: np.ndarray
@@ -157,7 +157,7 @@ class InductionAblation(Result):
     """
 
     AXES = {"base": ("prompt",), "effect": ("prompt",), "random": ("draw", "prompt")}
-    FIGURE = "figures_heads.induction_ablation"
+    FIGURE = "figures.heads.induction_ablation"
 
     heads: tuple[Head, ...]
     others: tuple[tuple[Head, ...], ...]

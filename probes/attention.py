@@ -121,7 +121,7 @@ class QueryMetrics(Result):
     """Every metric of every query row of one layer. Arrays are [batch, head, query_pos], NaN where undefined."""
 
     AXES = {"queries": ("query_pos",), "values": ("batch", "head", "query_pos")}
-    FIGURE = "figures_heads.query_metrics"
+    FIGURE = "figures.heads.query_metrics"
 
     layer: int
     heads: tuple[int, ...]
@@ -144,7 +144,7 @@ class HeadMetrics(Result):
     """
 
     AXES = {"values": ("layer", "head")}
-    FIGURE = "figures.head_metric"
+    FIGURE = "figures.heads.head_metric"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -263,7 +263,7 @@ class InductionScores(Result):
     """
 
     AXES = dict.fromkeys(("induction", "duplicate", "induction_stderr", "duplicate_stderr"), ("layer", "head"))
-    FIGURE = "figures_heads.induction_scores"
+    FIGURE = "figures.heads.induction_scores"
 
     induction: np.ndarray
     duplicate: np.ndarray

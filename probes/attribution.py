@@ -67,7 +67,7 @@ class LogitAttribution(Result):
         "frozen_error": ("part",),
         "logits": ("token",),
     }
-    FIGURE = "figures_residual.attribution"
+    FIGURE = "figures.residual.attribution"
 
     def frame(self) -> pd.DataFrame:
         """One row per token and part: token, minus, kind, layer, head, contribution, removed, frozen_error.

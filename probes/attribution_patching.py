@@ -75,7 +75,7 @@ class GradientError(Result):
     correlation: float
 
     AXES = {"exact": ("layer", "head", "pos"), "estimate": ("layer", "head", "pos")}
-    FIGURE = "figures_patching.gradient_error"
+    FIGURE = "figures.patching.gradient_error"
 
     def frame(self) -> pd.DataFrame:
         """One row per patch: layer, head, pos, exact, estimate, error."""

@@ -34,7 +34,7 @@ class HeadDifferences(Result):
         **dict.fromkeys(("held", *MEASURES), ("hook", "head")),
         **dict.fromkeys(("kl", "moved"), ("layer", "head")),
     }
-    FIGURE: ClassVar[str] = "figures_comparison.heads"
+    FIGURE: ClassVar[str] = "figures.comparison.heads"
 
     hooks: tuple[str, ...]
     layers: tuple[int, ...]  # those with patterns
@@ -70,7 +70,7 @@ class LogitDifferences(Result):
         **dict.fromkeys(("kl", "rank", "agree"), ("batch", "pos")),
         "positions": ("pos",),
     }
-    FIGURE: ClassVar[str] = "figures_comparison.logits"
+    FIGURE: ClassVar[str] = "figures.comparison.logits"
 
     positions: np.ndarray  # [pos], absolute, in A
     kl: np.ndarray
@@ -98,7 +98,7 @@ class Comparison(Result):
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(MEASURES, ("hook",))
-    FIGURE: ClassVar[str] = "figures_comparison.comparison"
+    FIGURE: ClassVar[str] = "figures.comparison.comparison"
 
     hooks: tuple[str, ...]
     largest: np.ndarray

@@ -60,7 +60,7 @@ class NonFinite(Result):
         **dict.fromkeys(KINDS, ("hook",)),
         "spoilt": ("hook", "batch", "pos"),
     }
-    FIGURE: ClassVar[str] = "figures_comparison.non_finite"
+    FIGURE: ClassVar[str] = "figures.comparison.non_finite"
 
     hooks: tuple[str, ...]
     nan: np.ndarray

@@ -33,7 +33,7 @@ class Rollout(Result):
     shares: np.ndarray
 
     AXES = {"shares": ("layer", "batch", "query_pos", "key_pos")}
-    FIGURE = "figures_flow.rollout"
+    FIGURE = "figures.flow.rollout"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, batch row, query and key that it may see: layer, batch, query, key, share."""
@@ -59,7 +59,7 @@ class AttentionFlow(Result):
     error: float
 
     AXES = {"flow": ("key",), "share": ("key",), "rollout": ("key",)}
-    FIGURE = "figures_flow.attention_flow"
+    FIGURE = "figures.flow.attention_flow"
 
     def frame(self) -> pd.DataFrame:
         """One row per token up to the position: key, flow, share, rollout."""

@@ -38,7 +38,7 @@ class GeneratedNorms(Result):
     contributions: ContributionRatios
 
     AXES = {"steps": ("pos",)}
-    FIGURE = "figures_generated.generated_norms"
+    FIGURE = "figures.generated.generated_norms"
 
     @property
     def steps(self) -> np.ndarray:
@@ -77,7 +77,7 @@ class GeneratedStream(Result):
         **{name: ("layer", "pos") for name in ("largest", "median", "massive", "large", "attn", "mlp")},
         "outliers": ("pos",),
     }
-    FIGURE = "figures_generated.generated_stream"
+    FIGURE = "figures.generated.generated_stream"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer and position: layer, pos, step (0 for the prompt), token, then a column per array."""

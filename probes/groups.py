@@ -22,7 +22,7 @@ class GroupSimilarity(Result):
     """
 
     AXES = {"distance": ("layer", "head", "other_head"), "within": ("layer",), "across": ("layer",)}
-    FIGURE = "figures_heads.group_similarity"
+    FIGURE = "figures.heads.group_similarity"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]

@@ -83,7 +83,7 @@ class HeadScores(Result):
     """
 
     AXES = {"values": ("prompt", "layer", "head")}
-    FIGURE = "figures_heads.head_scores"
+    FIGURE = "figures.heads.head_scores"
 
     values: dict[str, np.ndarray]
     resamples: int = 1000
@@ -217,7 +217,7 @@ class Catalogue(Result):
     """Which heads are of which type, and how surely. `mean`, `low` and `high` are [layer, head] by type."""
 
     AXES = {"mean": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
-    FIGURE = "figures_heads.catalogue"
+    FIGURE = "figures.heads.catalogue"
 
     rules: Mapping[str, Rule]
     mean: dict[str, np.ndarray]

@@ -41,7 +41,7 @@ class TokenCurves(Result):
     text: dict[int, str]
 
     AXES = {"logprobs": ("layer", "pos", "token"), "ranks": ("layer", "pos", "token")}
-    FIGURE = "figures_residual.token_curves"
+    FIGURE = "figures.residual.token_curves"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, position and token: layer, pos, token, logprob, rank, text."""
@@ -76,7 +76,7 @@ class LogitLens(Result):
         "kl": ("layer", "pos"),
         "rank": ("layer", "pos"),
     }
-    FIGURE = "figures_residual.lens_grid"
+    FIGURE = "figures.residual.lens_grid"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer and position: layer, pos, token (the likeliest), logprob, kl, rank, text."""

@@ -27,7 +27,7 @@ class HeadMap(Result):
     """
 
     AXES = {"weights": ("query_tile", "key_tile")}
-    FIGURE = "figures.head_map"
+    FIGURE = "figures.maps.head_map"
 
     layer: int
     head: int
@@ -124,7 +124,7 @@ class StrongestKeys(Result):
     """The keys that one query of one head looks at most. Arrays are [rank], the strongest first."""
 
     AXES = {"keys": ("rank",), "weights": ("rank",)}
-    FIGURE = "figures_heads.strongest_keys"
+    FIGURE = "figures.heads.strongest_keys"
 
     layer: int
     head: int

@@ -47,7 +47,7 @@ class NeuronStatistics(Result):
         "nonfinite": ("layer",),
         **dict.fromkeys(("top_batch", "top_pos", "top_value"), ("layer", "neuron", "k")),
     }
-    FIGURE = "figures_neurons.neuron_statistics"
+    FIGURE = "figures.neurons.neuron_statistics"
 
     layers: tuple[int, ...]
     open_share: np.ndarray
@@ -132,7 +132,7 @@ class NeuronTokens(Result):
     """
 
     AXES = dict.fromkeys(("promoted", "promoted_effect", "suppressed", "suppressed_effect"), ("neuron", "k"))
-    FIGURE = "figures_neurons.neuron_tokens"
+    FIGURE = "figures.neurons.neuron_tokens"
 
     layer: int
     neurons: tuple[int, ...]
@@ -194,7 +194,7 @@ class EntropyNeurons(Result):
     """
 
     AXES = {"norm": ("layer", "neuron"), "logit_variance": ("layer", "neuron"), "chosen": ("layer", "neuron")}
-    FIGURE = "figures_neurons.entropy_neurons"
+    FIGURE = "figures.neurons.entropy_neurons"
 
     layers: tuple[int, ...]
     norm: np.ndarray

@@ -69,7 +69,7 @@ class LinearisedNorm(Result):
     """
 
     AXES = {**dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos"))}
-    FIGURE = "figures_lab.linearised_norm"
+    FIGURE = "figures.lab.linearised_norm"
 
     parts: tuple[tuple[int, str], ...]
     norms: tuple[tuple[int, str], ...]
@@ -149,7 +149,7 @@ class Recentring(Result):
     """
 
     AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos")}
-    FIGURE = "figures_lab.recentring"
+    FIGURE = "figures.lab.recentring"
 
     norms: tuple[tuple[int, str], ...]
     share: np.ndarray
@@ -221,7 +221,7 @@ class NormTimes(Result):
     """How long each norm took on this machine, in seconds a call. Arrays are [norm, repeat]."""
 
     AXES = {"seconds": ("norm", "repeat")}
-    FIGURE = "figures_lab.norm_times"
+    FIGURE = "figures.lab.norm_times"
 
     norms: tuple[str, ...]
     seconds: np.ndarray

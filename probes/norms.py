@@ -45,7 +45,7 @@ class InputRms(Result):
     """
 
     AXES = {"rms": ("norm", "batch", "pos")}
-    FIGURE = "figures.input_rms"
+    FIGURE = "figures.norms.input_rms"
 
     norms: tuple[tuple[int, str], ...]
     rms: np.ndarray
@@ -103,7 +103,7 @@ class GainStatistics(Result):
         "top_dims": ("norm", "k"),
         "top_values": ("norm", "k"),
     }
-    FIGURE = "figures.gain_quantiles"
+    FIGURE = "figures.norms.gain_quantiles"
 
     norms: tuple[tuple[int, str], ...]
     quantiles: np.ndarray
@@ -165,7 +165,7 @@ class MassiveActivations(Result):
     """
 
     AXES = {"top": ("layer", "rank"), "median": ("layer",)}
-    FIGURE = "figures.massive_activations"
+    FIGURE = "figures.norms.massive_activations"
 
     layers: tuple[int, ...]
     table: pd.DataFrame
@@ -247,7 +247,7 @@ class OutlierDimensions(Result):
     """
 
     AXES = {"layer_share": ("dim",), "position_share": ("dim",), "largest": ("dim",), "outlier": ("dim",)}
-    FIGURE = "figures.outlier_dimensions"
+    FIGURE = "figures.norms.outlier_dimensions"
 
     layer_share: np.ndarray
     position_share: np.ndarray
@@ -293,7 +293,7 @@ class ContributionRatios(Result):
     """How much each sublayer adds, against the stream that it is added to. Arrays are [layer, sublayer, batch, pos]."""
 
     AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
-    FIGURE = "figures.contribution_ratios"
+    FIGURE = "figures.norms.contribution_ratios"
 
     layers: tuple[int, ...]
     ratio: np.ndarray

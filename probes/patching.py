@@ -67,7 +67,7 @@ class Patching(Result):
         "restored": ("layer", "head", "pos"),
         "moved": ("layer", "head", "pos"),
     }
-    FIGURE = "figures_patching.patching"
+    FIGURE = "figures.patching.patching"
 
     @property
     def restored(self) -> np.ndarray:

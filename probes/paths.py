@@ -44,7 +44,7 @@ class PathPatching(Patching):
     through: Through
     mlps_frozen: bool
 
-    FIGURE = "figures_patching.path_patching"
+    FIGURE = "figures.patching.path_patching"
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ class LogitPaths(Result):
     error: float
 
     AXES = dict.fromkeys(("values", "weights"), ("layer", "head", "key_pos"))
-    FIGURE = "figures_patching.logit_paths"
+    FIGURE = "figures.patching.logit_paths"
 
     def frame(self) -> pd.DataFrame:
         """One row per head and key, the strongest first: layer, head, key_pos, weight, contribution."""
@@ -213,7 +213,7 @@ class Composition(Result):
     chance: float
 
     AXES = dict.fromkeys(("q", "k", "v"), ("layer", "head", "to_layer", "to_head"))
-    FIGURE = "figures_patching.composition"
+    FIGURE = "figures.patching.composition"
 
     def frame(self) -> pd.DataFrame:
         """One row per writer and reader above it: layer, head, to_layer, to_head, q, k, v."""

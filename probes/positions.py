@@ -38,7 +38,7 @@ class LossByPosition(Result):
         "end": ("stretch",),
         **dict.fromkeys(("loss", "low", "high", "change", "change_low", "change_high"), ("run", "stretch")),
     }
-    FIGURE = "figures_lab.loss_by_position"
+    FIGURE = "figures.lab.loss_by_position"
 
     runs: tuple[str, ...]
     start: np.ndarray  # [stretch]

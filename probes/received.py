@@ -28,7 +28,7 @@ class KeyMass(Result):
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("mass", "mean"), ("layer", "head", "key"))
-    FIGURE = "figures_received.key_mass"
+    FIGURE = "figures.received.key_mass"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -66,7 +66,7 @@ class MeanMap(Result):
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {"weights": ("query_tile", "key_tile")}
-    FIGURE = "figures_received.mean_map"
+    FIGURE = "figures.received.mean_map"
 
     layer: int
     head: int

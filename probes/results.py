@@ -22,7 +22,7 @@ class Result:
     """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
 
     `AXES` names every array's axes, in their order; `FIGURE` the function below `probes` that draws the result, as
-    `figures.head_map`. An array is a field, a property, or a dict of arrays with the same axes.
+    `figures.maps.head_map`. An array is a field, a property, or a dict of arrays with the same axes.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}

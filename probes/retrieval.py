@@ -48,7 +48,7 @@ class RetrievalScores(Result):
     group_size: int
 
     AXES = {"scores": ("prompt", "layer", "head"), "recall": ("prompt",)}
-    FIGURE = "figures_flow.retrieval_scores"
+    FIGURE = "figures.flow.retrieval_scores"
 
     @property
     def as_head_scores(self) -> HeadScores:

@@ -123,7 +123,7 @@ class BandContribution(Result):
     """
 
     AXES = {"wavelength": ("pair",), "signed": ("pair",), "absolute": ("pair",), "share": ("pair",)}
-    FIGURE = "figures_rope.band_contribution"
+    FIGURE = "figures.rope.band_contribution"
 
     layer: int
     head: int
@@ -199,7 +199,7 @@ class RelativeInvariance(Result):
     """
 
     AXES = {"shift": ("shift",), "largest": ("arithmetic", "shift"), "mean": ("arithmetic", "shift")}
-    FIGURE = "figures_rope.relative_invariance"
+    FIGURE = "figures.rope.relative_invariance"
 
     layer: int
     head: int
@@ -271,7 +271,7 @@ class ScoreByDistance(Result):
     """
 
     AXES = dict.fromkeys(("distance", "count", "mean", "low", "high", "expected"), ("distance",))
-    FIGURE = "figures_rope.score_by_distance"
+    FIGURE = "figures.rope.score_by_distance"
 
     layer: int
     head: int
@@ -330,7 +330,7 @@ class WhatIf(Result):
     """One head's pattern as it is and as another rotation would make it. Patterns are [query_pos, key_pos]."""
 
     AXES = {"before": ("query_pos", "key_pos"), "after": ("query_pos", "key_pos"), "moved": ("query_pos",)}
-    FIGURE = "figures_rope.what_if"
+    FIGURE = "figures.rope.what_if"
 
     layer: int
     head: int

@@ -50,7 +50,7 @@ class Wavelengths(Result):
     """How far each pair turns. Arrays are [pair], fastest first."""
 
     AXES = {"frequency": ("pair",), "wavelength": ("pair",), "unscaled": ("pair",)}
-    FIGURE = "figures_rope.wavelengths"
+    FIGURE = "figures.rope.wavelengths"
 
     frequency: np.ndarray  # radians per token
     wavelength: np.ndarray  # tokens per turn
@@ -113,7 +113,7 @@ class Decay(Result):
     """How attention between like vectors would fade with distance by position alone. Arrays are [distance]."""
 
     AXES = {"distance": ("distance",), "bound": ("distance",), "cosine": ("distance",)}
-    FIGURE = "figures_rope.decay"
+    FIGURE = "figures.rope.decay"
 
     distance: np.ndarray
     bound: np.ndarray  # (2 / head_dim) sum_j |sum_{m < j} e^{i r theta_m}|

@@ -42,7 +42,7 @@ class AttentionContributions(Result):
     error: float
 
     AXES = {"heads": ("head", "query_pos", "key_pos"), "residual": ("query_pos",)}
-    FIGURE = "figures_routes.attention_contributions"
+    FIGURE = "figures.routes.attention_contributions"
 
     @property
     def tokens(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class StreamContributions(Result):
     error: float
 
     AXES = {"heads": ("layer", "head", "pos"), "past_attn": ("layer", "pos"), "mlp": ("layer", "pos")}
-    FIGURE = "figures_routes.stream_contributions"
+    FIGURE = "figures.routes.stream_contributions"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, part and position: layer, part (h0, ..., past_attn, mlp), pos, share."""
@@ -96,7 +96,7 @@ class Routes(Result):
     reached: np.ndarray
 
     AXES = {"reached": ("layer", "pos")}
-    FIGURE = "figures_routes.routes"
+    FIGURE = "figures.routes.routes"
 
     def frame(self) -> pd.DataFrame:
         """One row per edge, the last layer's first: layer, kind, head, source, target, share.

@@ -195,7 +195,7 @@ class LensDivergence(Result):
     tuned: np.ndarray
 
     AXES = {"logit": ("layer", "window"), "tuned": ("layer", "window")}
-    FIGURE = "figures_residual.lens_divergence"
+    FIGURE = "figures.residual.lens_divergence"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer: layer, logit, tuned, change, and the change's 95% interval over windows, low to high."""

@@ -26,7 +26,7 @@ class Turned(Result):
     """
 
     AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
-    FIGURE = "figures_rope.turned"
+    FIGURE = "figures.rope.turned"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]

@@ -46,7 +46,7 @@ class WeightedPattern(Result):
     norm: np.ndarray
 
     AXES = {"attention": ("query_pos", "key_pos"), "norm": ("query_pos", "key_pos")}
-    FIGURE = "figures_weighted.weighted_pattern"
+    FIGURE = "figures.weighted.weighted_pattern"
 
     @property
     def share(self) -> np.ndarray:
@@ -75,7 +75,7 @@ class FirstToken(Result):
     value: np.ndarray
 
     AXES = {name: ("layer", "head") for name in ("attention", "weighted", "value")}
-    FIGURE = "figures_weighted.first_token"
+    FIGURE = "figures.weighted.first_token"
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, attention, weighted, value."""
@@ -91,7 +91,7 @@ class ContextMixing(Result):
     ratio: np.ndarray
 
     AXES = {"ratio": ("layer", "batch", "pos")}
-    FIGURE = "figures_weighted.context_mixing"
+    FIGURE = "figures.weighted.context_mixing"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, batch row and position: layer, batch, pos, ratio."""

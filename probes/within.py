@@ -64,7 +64,7 @@ class NeuronAttribution(Result):
         "mlp": ("token", "layer"),
         "rest": ("token", "layer"),
     }
-    FIGURE = "figures_residual.neuron_attribution"
+    FIGURE = "figures.residual.neuron_attribution"
 
     def frame(self) -> pd.DataFrame:
         """One row per token, layer and rank: token, minus, layer, rank, neuron, contribution, removed, mlp, rest."""
@@ -133,7 +133,7 @@ class SourceAttribution(Result):
     text: dict[int, str]
 
     AXES = {"values": ("token", "key_pos"), "weights": ("key_pos",), "head_value": ("token",)}
-    FIGURE = "figures_residual.source_attribution"
+    FIGURE = "figures.residual.source_attribution"
 
     def frame(self) -> pd.DataFrame:
         """One row per token and key: token, minus, key_pos, weight, contribution."""

@@ -23,7 +23,8 @@ BELOW = {
 ALLOWED = {
     "fairscale": ("workbench/parallel.py",),
     "streamlit": ("app.py", "dashboard/"),
-    "plotly": ("probes/figures", "probes/results.py", "dashboard/"),  # results.py for a type annotation alone
+    # results.py for a type annotation alone
+    "plotly": ("evals/figures.py", "probes/figures/", "probes/results.py", "dashboard/"),
     "lm_eval": ("evals/",),
     "datasets": ("evals/",),
     "pandas": ("evals/", "probes/", "dashboard/"),

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from probes import figures
+from probes.figures import drawing
 from workbench.config import ModelConfig
 
 Cell = tuple[int, int]
@@ -65,7 +65,7 @@ def _cell(state: Any, n_heads: int) -> Cell | None:
 
 
 def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: str) -> go.Figure:
-    fig = figures.atlas(
+    fig = drawing.atlas(
         values,
         title="",
         unit=unit,

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import ablation, attention, figures_heads, heads, specimen
+from probes import ablation, attention, heads, specimen
+from probes.figures import heads as figures_heads
 from workbench.errors import HookError, InterventionError
 from workbench.model import Transformer
 

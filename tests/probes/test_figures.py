@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes import ablation, attention, figures, groups, heads, maps, norms, rope
+from probes import ablation, attention, groups, heads, maps, norms, rope
+from probes.figures import drawing as figures
 from workbench.capture import Capture
 
 BUDGET = 1_500_000

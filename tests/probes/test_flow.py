@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_flow, flow, generated, routes, weighted
+from probes import flow, generated, routes, weighted
 from probes.attention import HOOKS
+from probes.figures import flow as figures_flow
 from workbench.capture import Capture
 from workbench.cli import main
 from workbench.errors import HookError

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import figures_neurons, residual
 from probes import neurons as probe
+from probes import residual
+from probes.figures import neurons as figures_neurons
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer

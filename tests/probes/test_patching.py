@@ -276,7 +276,7 @@ def test_figures_show_the_shares(tiny_model: Transformer, pair: Pair) -> None:
 def test_only_the_strongest_heads_are_rows(
     tiny_model: Transformer, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from probes import figures_patching
+    from probes.figures import patching as figures_patching
 
     monkeypatch.setattr(figures_patching, "MOST_ROWS", 2)
     found = patching.patching(tiny_model, pair, "heads_by_position")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes import attention, figures_received, received
+from probes import attention, received
+from probes.figures import received as figures_received
 from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer
 

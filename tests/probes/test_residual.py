@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attribution, figures_residual, lens, norm_lab, residual, within
+from probes import attribution, lens, norm_lab, residual, within
+from probes.figures import residual as figures_residual
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.intervene import Ablate

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
-from probes.figures_flow import _token_map
+from probes.figures.drawing import SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish, position_names
+from probes.figures.flow import token_map
 from probes.weighted import ContextMixing, FirstToken, WeightedPattern
 
 
@@ -15,10 +15,10 @@ def weighted_pattern(
     found: WeightedPattern, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
     """What every query receives from every key, as shares of its row's norms. Shapes: labels [pos], unique, escaped"""
-    fig = _token_map(found.share, labels, "share of the norms")
+    fig = token_map(found.share, labels, "share of the norms")
     who = "all heads and the residual" if found.head is None else f"head {found.head}"
     title = f"Norms of what is moved: layer {found.layer}, {who}"
-    return _finish(fig, "weighted_pattern", title, theme, stamp, height=560)
+    return finish(fig, "weighted_pattern", title, theme, stamp, height=560)
 
 
 def first_token(
@@ -52,13 +52,13 @@ def context_mixing(
 ) -> go.Figure:
     """How much came from other positions, layer by layer and token by token. Shapes: labels [pos], unique, escaped"""
     z = found.ratio[:, row].astype(np.float32)  # [layer, pos]
-    names = _names(labels, z.shape[1])
+    names = position_names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
-            x=names, y=np.arange(len(z)), z=z, zmin=0, zmax=1, colorscale=SEQUENTIAL, colorbar=_bar("share"),
+            x=names, y=np.arange(len(z)), z=z, zmin=0, zmax=1, colorscale=SEQUENTIAL, colorbar=colour_bar("share"),
             hovertemplate="layer %{y}<br>%{x}<br>%{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    return _finish(fig, "context_mixing", "What attention brought from other positions", theme, stamp)
+    return finish(fig, "context_mixing", "What attention brought from other positions", theme, stamp)

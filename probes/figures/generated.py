@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, input_rms
+from probes.figures.drawing import SEQUENTIAL, Stamp, Theme, colour_bar, finish, position_names
+from probes.figures.norms import input_rms
 from probes.generated import GeneratedNorms, GeneratedStream
 
 SHOWN = {
@@ -45,12 +46,12 @@ def generated_stream(
     Shapes: labels [pos], unique and escaped; positions where they are not given
     """
     values = getattr(found, show).astype(np.float32)  # [layer, pos]
-    names = _names(labels, values.shape[1])
+    names = position_names(labels, values.shape[1])
     unit = "entries" if show in COUNTS else "log10"
     z = values if show in COUNTS else np.log10(np.where(values > 0, values, np.nan))
     fig = go.Figure(
         go.Heatmap(
-            x=names, y=list(range(len(z))), z=z, customdata=values, colorscale=SEQUENTIAL, colorbar=_bar(unit),
+            x=names, y=list(range(len(z))), z=z, customdata=values, colorscale=SEQUENTIAL, colorbar=colour_bar(unit),
             hovertemplate="layer %{y}<br>%{x}<br>%{customdata:.4g}<extra></extra>",
         )
     )  # fmt: skip
@@ -59,4 +60,4 @@ def generated_stream(
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
     said = f"{SHOWN[show]}: {found.n_prompt} prompt tokens, {len(names) - found.n_prompt} generated ones"
-    return _finish(fig, "generated_stream", f"{said}; {found.outliers[-1]} outlier dimensions", theme, stamp)
+    return finish(fig, "generated_stream", f"{said}; {found.outliers[-1]} outlier dimensions", theme, stamp)

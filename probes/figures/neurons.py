@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, Stamp, Theme, _finish, _lines
+from probes.figures.drawing import COLOURS, Stamp, Theme, add_lines, finish
 from probes.neurons import EntropyNeurons, NeuronStatistics, NeuronTokens
 
 MAX_POINTS = 20_000  # markers keep within a figure's budget
@@ -18,10 +18,10 @@ def neuron_statistics(found: NeuronStatistics, *, theme: Theme = "light", stamp:
         "sparsity over neurons, mean token": found.token_sparsity,
     }
     fig = go.Figure()
-    _lines(fig, layers, series, mode="lines+markers")
+    add_lines(fig, layers, series, mode="lines+markers")
     fig.update_xaxes(title="layer", dtick=max(1, len(layers) // 8))
     fig.update_yaxes(title="share, or sparsity (0 to 1)", range=[0, 1])
-    return _finish(fig, "neuron_statistics", "Neurons: open gates and sparsity by layer", theme, stamp)
+    return finish(fig, "neuron_statistics", "Neurons: open gates and sparsity by layer", theme, stamp)
 
 
 def neuron_tokens(found: NeuronTokens, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -37,7 +37,7 @@ def neuron_tokens(found: NeuronTokens, *, theme: Theme = "light", stamp: Stamp |
     fig.update_yaxes(title="token", type="category", automargin=True, dtick=1)
     title = f"Layer {found.layer}, neuron {found.neurons[0]}: promoted and suppressed tokens"
     height = max(440, 120 + 20 * len(labels))
-    return _finish(fig, "neuron_tokens", title, theme, stamp, height=height)
+    return finish(fig, "neuron_tokens", title, theme, stamp, height=height)
 
 
 def entropy_neurons(found: EntropyNeurons, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -59,4 +59,4 @@ def entropy_neurons(found: EntropyNeurons, *, theme: Theme = "light", stamp: Sta
     fig.update_xaxes(title="norm of w2's column", type="log")
     fig.update_yaxes(title="variance of the cosine with W_U's rows", type="log", exponentformat="e")
     title = f"Entropy neurons: {int(found.chosen.sum())} candidates of {found.chosen.size}"
-    return _finish(fig, "entropy_neurons", title, theme, stamp)
+    return finish(fig, "entropy_neurons", title, theme, stamp)

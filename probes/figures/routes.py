@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names
+from probes.figures.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, colour_bar, finish, position_names
 from probes.routes import AttentionContributions, Routes, StreamContributions
 
 KINDS = {"head": "through a head", "past_attn": "past attention", "mlp": "through the MLP", "past_mlp": "past the MLP"}
@@ -19,12 +19,13 @@ def attention_contributions(
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """What every token contributes to every query's stream, through all heads. Shapes: labels [pos], unique, escaped"""
-    keys = _names(labels, found.heads.shape[2])
+    keys = position_names(labels, found.heads.shape[2])
     future = np.arange(len(keys)) > np.array(found.queries)[:, None]
     z = np.where(future, np.nan, found.tokens).astype(np.float32)
     fig = go.Figure(
         go.Heatmap(
-            x=keys, y=[keys[query] for query in found.queries], z=z, colorscale=SEQUENTIAL, colorbar=_bar("share"),
+            x=keys, y=[keys[query] for query in found.queries], z=z, colorscale=SEQUENTIAL,
+            colorbar=colour_bar("share"),
             customdata=np.broadcast_to(found.residual[:, None], z.shape),
             hovertemplate="query %{y}<br>key %{x}<br>share %{z:.4f}, residual %{customdata:.4f}<extra></extra>",
         )
@@ -32,7 +33,7 @@ def attention_contributions(
     fig.update_xaxes(title="key", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="query", type="category", showgrid=False, autorange="reversed", nticks=24)
     title = f"What tokens contribute through attention, layer {found.layer}: residual {found.residual.mean():.1%}"
-    return _finish(fig, "attention_contributions", title, theme, stamp, height=560)
+    return finish(fig, "attention_contributions", title, theme, stamp, height=560)
 
 
 def stream_contributions(
@@ -44,7 +45,7 @@ def stream_contributions(
     names = [*(f"h{head}" for head in range(n_heads)), "mlp"]
     fig = go.Figure(
         go.Heatmap(
-            x=names, y=list(range(n_layers)), z=z, xgap=1, ygap=1, colorscale=SEQUENTIAL, colorbar=_bar("share"),
+            x=names, y=list(range(n_layers)), z=z, xgap=1, ygap=1, colorscale=SEQUENTIAL, colorbar=colour_bar("share"),
             hovertemplate="layer %{y} · %{x}<br>share %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
@@ -52,7 +53,7 @@ def stream_contributions(
     step = max(1, n_layers // 8)
     fig.update_yaxes(title="layer", autorange="reversed", showgrid=False, zeroline=False, dtick=step)
     title = f"Shares of the stream they add to: past attention {found.past_attn.mean():.1%} on average"
-    return _finish(fig, "stream_contributions", title, theme, stamp)
+    return finish(fig, "stream_contributions", title, theme, stamp)
 
 
 def routes(
@@ -63,7 +64,7 @@ def routes(
     Shapes: labels [pos], unique and escaped
     """
     n_layers, seqlen = len(found.reached) - 1, found.reached.shape[1]
-    names = _names(labels, seqlen)
+    names = position_names(labels, seqlen)
     fig = go.Figure()
     for i, (kind, said) in enumerate(KINDS.items()):
         edges = found.edges[found.edges["kind"] == kind]
@@ -87,4 +88,4 @@ def routes(
     fig.update_xaxes(title="token", tickvals=shown, ticktext=[names[pos] for pos in shown], tickangle=-60)
     fig.update_yaxes(title="stream before layer", dtick=max(1, n_layers // 8))
     title = f"Routes to position {found.position}: {len(found.edges)} edges of at least {found.threshold:.1%}"
-    return _finish(fig, "routes", title, theme, stamp, height=560)
+    return finish(fig, "routes", title, theme, stamp, height=560)

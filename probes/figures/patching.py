@@ -7,7 +7,18 @@ import plotly.graph_objects as go
 
 from probes.ablation import label
 from probes.attribution_patching import GradientError
-from probes.figures import COLOURS, RING, SEQUENTIAL, Stamp, Theme, _bar, _colours, _finish, _names, atlas
+from probes.figures.drawing import (
+    COLOURS,
+    RING,
+    SEQUENTIAL,
+    Stamp,
+    Theme,
+    atlas,
+    colour_bar,
+    colour_scale,
+    finish,
+    position_names,
+)
 from probes.patching import Patching
 from probes.paths import Composition, LogitPaths, PathPatching, Through
 
@@ -43,10 +54,10 @@ def patching(
     rows: list[str] | list[int] = list(found.layers)
     if found.heads != (-1,):
         z, rows = _strongest(z, [f"L{layer}H{head}" for layer in found.layers for head in found.heads])
-    columns = _names(labels, z.shape[1])
+    columns = position_names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
-            x=columns, y=rows, z=z, colorbar=_bar(UNIT), **_colours(z, True),
+            x=columns, y=rows, z=z, colorbar=colour_bar(UNIT), **colour_scale(z, True),
             hovertemplate="%{y}<br>%{x}<br>share %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
@@ -54,7 +65,7 @@ def patching(
     by_head = found.heads != (-1,)
     fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
     fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
-    return _finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
+    return finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
 def _strongest(z: np.ndarray, rows: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -75,7 +86,7 @@ def logit_paths(
     z, rows = _strongest(found.values.reshape(-1, n_keys).astype(np.float32), every)
     fig = go.Figure(
         go.Heatmap(
-            x=_names(labels, n_keys), y=rows, z=z, colorbar=_bar("logits"), **_colours(z, True),
+            x=position_names(labels, n_keys), y=rows, z=z, colorbar=colour_bar("logits"), **colour_scale(z, True),
             hovertemplate="%{y} from %{x}<br>%{z:.4f} logits<extra></extra>",
         )
     )  # fmt: skip
@@ -83,7 +94,7 @@ def logit_paths(
     fig.update_yaxes(title="head", type="category", dtick=1, showgrid=False, autorange="reversed")
     what = f"token {found.target}" if isinstance(found.target, int) else "token {} less token {}".format(*found.target)
     title = f"What heads carry to the logit of {what}, at position {found.position}"
-    return _finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
+    return finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
 def path_patching(found: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -108,14 +119,14 @@ def composition(
     z = score.reshape(len(names), len(names)).T.astype(np.float32)  # [reader, writer]
     fig = go.Figure(
         go.Heatmap(
-            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=_bar("score"),
+            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=colour_bar("score"),
             hovertemplate="%{x} writes, %{y} reads<br>score %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="head that writes", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="head that reads", type="category", showgrid=False, autorange="reversed", nticks=24)
     title = f"{through.upper()}-composition: a random direction would give {found.chance:.3f}"
-    return _finish(fig, "composition", title, theme, stamp, height=560)
+    return finish(fig, "composition", title, theme, stamp, height=560)
 
 
 def _title(found: Patching) -> str:
@@ -145,4 +156,4 @@ def gradient_error(found: GradientError, *, theme: Theme = "light", stamp: Stamp
     fig.update_xaxes(title="share restored, patch run")
     fig.update_yaxes(title="share restored, estimated from a gradient")
     said = f"largest error {found.largest:.3g}, mean {found.mean:.3g}, correlation {found.correlation:.3f}"
-    return _finish(fig, "gradient_error", f"Attribution patching of {NAMES[found.what]}: {said}", theme, stamp)
+    return finish(fig, "gradient_error", f"Attribution patching of {NAMES[found.what]}: {said}", theme, stamp)

@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, RING, Stamp, Theme, _finish, _medians
+from probes.figures.drawing import COLOURS, RING, Stamp, Theme, add_medians, finish
 from probes.norm_lab import LinearisedNorm, NormTimes, Recentring
 from probes.positions import LossByPosition
 
@@ -37,7 +37,7 @@ def loss_by_position(
     count = found.n_windows
     title = "Change of the loss by position" if change else "Loss by position"
     title += f": {count} window{'s' if count != 1 else ''}" + (", 95% intervals" if count > 1 else ", no interval")
-    return _finish(fig, "loss_by_position", title, theme, stamp)
+    return finish(fig, "loss_by_position", title, theme, stamp)
 
 
 def linearised_norm(found: LinearisedNorm, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -45,22 +45,22 @@ def linearised_norm(found: LinearisedNorm, *, theme: Theme = "light", stamp: Sta
     fig = go.Figure()
     order = sorted(range(len(found.parts)), key=lambda i: (found.parts[i][0], found.parts[i][1] != "attn"))
     names = ["embed" if found.parts[i][0] < 0 else f"L{found.parts[i][0]}.{found.parts[i][1]}" for i in order]
-    _medians(fig, names, {"frozen scale": found.frozen_scale[order], "derivative": found.derivative[order]})
+    add_medians(fig, names, {"frozen scale": found.frozen_scale[order], "derivative": found.derivative[order]})
     fig.update_xaxes(title="part taken away", type="category")
     fig.update_yaxes(title="error / true change", rangemode="tozero")
     reader = "the final norm" if len(set(found.norms)) == 1 else "the norm that reads it first"
     title = f"How wrong a linear {reader.removeprefix('the ')} is: median and quartiles over tokens"
-    return _finish(fig, "linearised_norm", title, theme, stamp)
+    return finish(fig, "linearised_norm", title, theme, stamp)
 
 
 def recentring(found: Recentring, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
     """The share of the mean in what each norm reads, and what re-centring would change: medians, quartiles."""
     fig = go.Figure()
     names = [name if name == "ln_final" else f"L{layer}.{name}" for layer, name in found.norms]
-    _medians(fig, names, {"|mean| / rms": found.share, "change by re-centring": found.change})
+    add_medians(fig, names, {"|mean| / rms": found.share, "change by re-centring": found.change})
     fig.update_xaxes(title="norm", type="category")
     fig.update_yaxes(title="share", rangemode="tozero")
-    return _finish(
+    return finish(
         fig, "recentring", "What LayerNorm would have changed: median and quartiles over tokens", theme, stamp
     )
 
@@ -73,4 +73,4 @@ def norm_times(found: NormTimes, *, theme: Theme = "light", stamp: Stamp | None 
     fig.update_xaxes(title="norm", type="category")
     fig.update_yaxes(title="microseconds a call", rangemode="tozero")
     title = f"Time of a norm over {found.tokens:,} tokens of {found.dim:,} dimensions, {found.dtype} on {found.device}"
-    return _finish(fig, "norm_times", title, theme, stamp)
+    return finish(fig, "norm_times", title, theme, stamp)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, Stamp, Theme, _finish, _level, _lines, atlas, head_map
+from probes.figures.drawing import COLOURS, Stamp, Theme, add_level, add_lines, atlas, finish
+from probes.figures.maps import head_map
 from probes.maps import MAX_CELLS, HeadMap, pool
 from probes.rope import BandContribution, RelativeInvariance, ScoreByDistance, WhatIf
 from probes.rotation import Decay, Wavelengths
@@ -20,24 +21,24 @@ def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | No
     series = {"wavelength": found.wavelength}
     if not np.allclose(found.unscaled, found.wavelength):
         series = {"as scaled": found.wavelength, "before scaling": found.unscaled}
-    _lines(fig, pairs, series, mode="lines+markers")
-    _level(fig, pairs, found.context, f"context: {found.context:,} tokens")
+    add_lines(fig, pairs, series, mode="lines+markers")
+    add_level(fig, pairs, found.context, f"context: {found.context:,} tokens")
     fig.update_xaxes(title="frequency pair")
     fig.update_yaxes(title="wavelength (tokens)", type="log")
     title = f"Wavelengths: {found.longer_than_context} of {len(pairs)} pairs are longer than the context"
-    return _finish(fig, "wavelengths", title, theme, stamp)
+    return finish(fig, "wavelengths", title, theme, stamp)
 
 
 def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
     """How the weight of a like key fades by position alone."""
     fig = go.Figure()
-    _lines(fig, found.distance, {"mean size of the partial sums": found.bound, "sum of cosines": found.cosine})
+    add_lines(fig, found.distance, {"mean size of the partial sums": found.bound, "sum of cosines": found.cosine})
     fig.add_hline(y=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="distance (tokens)", type="log")
     fig.update_yaxes(title="sum over pairs")
     at = found.first_negative
     title = "Decay with distance" + ("" if at is None else f": the sum of cosines is below 0 at {at:,} tokens")
-    return _finish(fig, "decay", title, theme, stamp)
+    return finish(fig, "decay", title, theme, stamp)
 
 
 def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -57,7 +58,7 @@ def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp:
     fig.update_yaxes(title="contribution to the score")
     second = {"title": "share", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
     title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}"
-    return _finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
+    return finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
 
 
 def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -69,11 +70,11 @@ def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: 
         x=found.distance, y=found.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
         name="10% to 90%", hoverinfo="skip",
     )  # fmt: skip
-    _lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
+    add_lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
     fig.update_xaxes(title="distance (tokens)")
     fig.update_yaxes(title="score (before softmax)")
     title = f"Layer {found.layer}, head {found.head}: score against distance"
-    return _finish(fig, "score_by_distance", title, theme, stamp)
+    return finish(fig, "score_by_distance", title, theme, stamp)
 
 
 def relative_invariance(found: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -83,11 +84,11 @@ def relative_invariance(found: RelativeInvariance, *, theme: Theme = "light", st
     errors = {
         name: np.where(found.largest[i] > floor, found.largest[i], np.nan) for i, name in enumerate(found.arithmetic)
     }
-    _lines(fig, found.shift, errors, mode="lines+markers")
+    add_lines(fig, found.shift, errors, mode="lines+markers")
     fig.update_xaxes(title="common shift (tokens)", type="log")
     fig.update_yaxes(title="largest change of a score", type="log", exponentformat="e")
     title = f"Layer {found.layer}, head {found.head}: scores up to {found.score_size:.3g} should not move"
-    return _finish(fig, "relative_invariance", title, theme, stamp)
+    return finish(fig, "relative_invariance", title, theme, stamp)
 
 
 def what_if(
@@ -105,7 +106,7 @@ def what_if(
     fig = head_map(cells, labels, difference=True)
     where = f"Layer {found.layer}, head {found.head}"
     title = f"{where}: {found.moved.mean():.1%} of its attention would move" + (" · pooled" if factor > 1 else "")
-    return _finish(fig, "what_if", title, theme, stamp, height=560)
+    return finish(fig, "what_if", title, theme, stamp, height=560)
 
 
 def turned(found: Turned, *, other: str = "another rotation", **options: Any) -> go.Figure:

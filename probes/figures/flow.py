@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
+from probes.figures.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish, position_names
 from probes.flow import AttentionFlow, Rollout
 from probes.retrieval import THRESHOLD, RetrievalScores
 
@@ -24,22 +24,22 @@ def rollout(
     Shapes: labels [pos], unique and escaped; positions where they are not given
     """
     n_layers = len(found.shares)
-    fig = _token_map(found.shares[layer, row], labels, "share of the stream")
-    return _finish(fig, "rollout", f"Attention rolled out to layer {layer % n_layers}", theme, stamp, height=560)
+    fig = token_map(found.shares[layer, row], labels, "share of the stream")
+    return finish(fig, "rollout", f"Attention rolled out to layer {layer % n_layers}", theme, stamp, height=560)
 
 
 def attention_flow(
     found: AttentionFlow, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
     """The largest flow to each input token, and the rollout beside it. Shapes: labels as `rollout`'s"""
-    names = _names(labels, len(found.flow))
+    names = position_names(labels, len(found.flow))
     fig = go.Figure()
     for name, values, colour in (("largest flow", found.flow, COLOURS[0]), ("rollout", found.rollout, COLOURS[1])):
         fig.add_bar(x=names, y=values, name=name, marker={"color": colour}, hovertemplate="%{x}<br>%{y:.4f}")
     fig.update_xaxes(title="input token", type="category", tickangle=-60, nticks=40)
     fig.update_yaxes(title="share of the position's stream", rangemode="tozero")
     title = f"Attention flow from position {found.position} to each input token"
-    return _finish(fig, "attention_flow", title, theme, stamp, barmode="group")
+    return finish(fig, "attention_flow", title, theme, stamp, barmode="group")
 
 
 def retrieval_scores(found: RetrievalScores, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -56,13 +56,13 @@ def retrieval_scores(found: RetrievalScores, *, theme: Theme = "light", stamp: S
     )  # fmt: skip
 
 
-def _token_map(values: np.ndarray, labels: Sequence[str] | None, unit: str) -> go.Figure:
+def token_map(values: np.ndarray, labels: Sequence[str] | None, unit: str) -> go.Figure:
     """A square of queries and keys, the future blank. Shapes: values [query_pos, key_pos]"""
-    names = _names(labels, len(values))
+    names = position_names(labels, len(values))
     z = np.where(np.tri(len(values), dtype=bool), values, np.nan).astype(np.float32)
     fig = go.Figure(
         go.Heatmap(
-            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=_bar(unit),
+            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=colour_bar(unit),
             hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{unit} %{{z:.4f}}<extra></extra>",
         )
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.attribution import LogitAttribution, Target
-from probes.figures import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, _bar, _finish, _lines
+from probes.figures.drawing import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, add_lines, colour_bar, finish
 from probes.lens import EMBED, LogitLens, TokenCurves
 from probes.tuned import LensDivergence
 from probes.within import NeuronAttribution, SourceAttribution
@@ -35,7 +35,7 @@ def lens_grid(
 
     Shapes: labels [pos], unique and escaped; names: escaped text by token
     """
-    names = _names(found.text) if names is None else names
+    names = position_names(found.text) if names is None else names
     if labels is None:
         labels = [f"{at} {_name(names, token)}" for at, token in zip(found.positions, found.tokens, strict=True)]
     assert len(set(labels)) == len(labels) == len(found.positions), "one unique label for every position"
@@ -51,7 +51,7 @@ def lens_grid(
     layers = _layer_names(found.layers)
     fig = go.Figure(
         go.Heatmap(
-            x=list(labels[first:]), y=layers, z=z, text=text, customdata=seen, colorbar=_bar(unit),
+            x=list(labels[first:]), y=layers, z=z, text=text, customdata=seen, colorbar=colour_bar(unit),
             colorscale=SEQUENTIAL if by == "probability" else f"{SEQUENTIAL}_r", **scale,
             texttemplate="%{text}" if len(labels) - first <= MAX_WRITTEN else None, textfont={"size": 11},
             hovertemplate="layer %{y}<br>after %{x}<br>predicts %{text}, probability %{customdata[0]:.3f}<br>"
@@ -62,7 +62,7 @@ def lens_grid(
     fig.update_yaxes(title="layer", type="category", showgrid=False)
     title = "What the stream would predict, layer by layer"
     title += f" · the last {len(labels) - first} of {len(labels)} positions" if first else ""
-    return _finish(fig, "lens_grid", title, theme, stamp, height=max(HEIGHT, 160 + 24 * len(layers)))
+    return finish(fig, "lens_grid", title, theme, stamp, height=max(HEIGHT, 160 + 24 * len(layers)))
 
 
 def token_curves(
@@ -75,7 +75,7 @@ def token_curves(
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """How the tokens rise through the layers at one position: absolute, or negative from the last captured one."""
-    names = _names(found.text) if names is None else names
+    names = position_names(found.text) if names is None else names
     at = len(found.positions) + position if position < 0 else found.positions.index(position)
     values = found.logprobs if by == "logprob" else found.ranks + 1
     fig = go.Figure()
@@ -90,18 +90,18 @@ def token_curves(
     else:
         fig.update_yaxes(title="place in the order (1 is the likeliest)", type="log", autorange="reversed")
     title = f"Tokens through the layers, after position {found.positions[at]}"
-    return _finish(fig, "token_curves", title, theme, stamp, showlegend=True)
+    return finish(fig, "token_curves", title, theme, stamp, showlegend=True)
 
 
 def lens_divergence(found: LensDivergence, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
     """How far each layer's prediction is from the output, by the logit lens and by the tuned one."""
     fig = go.Figure()
     series = {"logit lens": found.logit.mean(1), "tuned lens": found.tuned.mean(1)}
-    _lines(fig, np.array(_layer_names(found.layers)), series, mode="lines+markers")
+    add_lines(fig, np.array(_layer_names(found.layers)), series, mode="lines+markers")
     fig.update_xaxes(title="layer", type="category")
     fig.update_yaxes(title="KL to the output (nats per token)", rangemode="tozero")
     title = f"Both lenses on {found.logit.shape[1]} windows"
-    return _finish(fig, "lens_divergence", title, theme, stamp)
+    return finish(fig, "lens_divergence", title, theme, stamp)
 
 
 # --- attribution ----------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def attribution(
     fig.update_xaxes(title="part of the model", type="category", tickangle=-60)
     fig.update_yaxes(title="logit")
     title = f"{_target(found, token, names)} after position {found.position}: parts sum to the logit within "
-    return _finish(fig, "attribution", f"{title}{found.error:.1g}", theme, stamp, showlegend=True)
+    return finish(fig, "attribution", f"{title}{found.error:.1g}", theme, stamp, showlegend=True)
 
 
 def neuron_attribution(
@@ -165,7 +165,7 @@ def neuron_attribution(
     fig.update_xaxes(title="logit")
     fig.update_yaxes(title="neuron", type="category", automargin=True, dtick=1)
     title = f"{_target(found, token, names)} after position {found.position}: neurons that add most"
-    return _finish(fig, "neuron_attribution", title, theme, stamp, height=max(HEIGHT, 120 + 20 * len(labels)))
+    return finish(fig, "neuron_attribution", title, theme, stamp, height=max(HEIGHT, 120 + 20 * len(labels)))
 
 
 def source_attribution(
@@ -181,7 +181,7 @@ def source_attribution(
 
     Shapes: labels [key_pos], unique and escaped
     """
-    own = _names(found.text) if names is None else names
+    own = position_names(found.text) if names is None else names
     if labels is None:
         labels = [f"{at} {_name(own, key)}" for at, key in enumerate(found.prompt)]
     seen = slice(0, found.position + 1)
@@ -194,7 +194,7 @@ def source_attribution(
     fig.update_yaxes(title="logit", domain=[0.4, 1])
     second = {"title": "attention", "domain": [0, 0.3], "range": [0, 1]}
     title = f"Layer {found.layer}, head {found.head}: {found.head_value[token]:.3f} to {_target(found, token, names)}"
-    return _finish(fig, "source_attribution", title, theme, stamp, yaxis2=second, showlegend=False)
+    return finish(fig, "source_attribution", title, theme, stamp, yaxis2=second, showlegend=False)
 
 
 def _signed(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:
@@ -214,13 +214,13 @@ def _layer_names(layers: Sequence[int]) -> list[str]:
 
 
 def _target(found: Any, row: int, names: Mapping[int, str] | None) -> str:
-    names = _names(found.text) if names is None else names
+    names = position_names(found.text) if names is None else names
     target: Target = found.tokens[row]
     pair = (target,) if isinstance(target, int) else target
     return " less ".join(f"“{_name(names, token)}”" for token in pair)
 
 
-def _names(text: Mapping[int, str]) -> dict[int, str]:
+def position_names(text: Mapping[int, str]) -> dict[int, str]:
     """Nothing in a token may be taken for markup."""
     return {token: name.replace("&", "&amp;").replace("<", "&lt;") for token, name in text.items()}
 

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.comparison import Comparison, HeadDifferences, LogitDifferences
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, atlas
+from probes.figures.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish
 from probes.finite import NonFinite
 from workbench.hooks import HOOKS, PATTERN, layer_of, point_of
 
@@ -30,7 +30,7 @@ def comparison(
     said = (
         f"no hook differs by more than {threshold:g}" if at is None else f"the runs part at {at} (above {threshold:g})"
     )
-    return _finish(fig, "comparison", f"Relative difference by hook: {said}", theme, stamp, height=560)
+    return finish(fig, "comparison", f"Relative difference by hook: {said}", theme, stamp, height=560)
 
 
 def heads(
@@ -87,7 +87,7 @@ def logits(found: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | No
     title = f"Predictions: the same first choice at {found.agreement:.1%} of {found.agree.size:,} positions"
     if len(found.kl) > len(rows):
         title += f"; the first {len(rows)} of {len(found.kl)} batch rows"
-    return _finish(fig, "logit_differences", title, theme, stamp)
+    return finish(fig, "logit_differences", title, theme, stamp)
 
 
 def non_finite(found: NonFinite, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -97,7 +97,7 @@ def non_finite(found: NonFinite, *, theme: Theme = "light", stamp: Stamp | None 
     fig = _by_layer(values, texts, "share of tokens")
     first = found.first
     title = f"No NaN or infinity at {found.n_checked:,} hooks" if first is None else f"Not finite from {first}"
-    return _finish(fig, "non_finite", title, theme, stamp, height=560)
+    return finish(fig, "non_finite", title, theme, stamp, height=560)
 
 
 def _by_layer(values: Mapping[str, float], texts: Mapping[str, str], unit: str) -> go.Figure:
@@ -114,7 +114,7 @@ def _by_layer(values: Mapping[str, float], texts: Mapping[str, str], unit: str) 
     fig = go.Figure(
         go.Heatmap(
             x=list(columns), y=[point.name.removeprefix("blocks.{l}.") for point in points], z=z, customdata=said,
-            colorscale=SEQUENTIAL, colorbar=_bar(unit), xgap=1, ygap=1, hoverongaps=False,
+            colorscale=SEQUENTIAL, colorbar=colour_bar(unit), xgap=1, ygap=1, hoverongaps=False,
             hovertemplate="%{y}, layer %{x}<br>%{customdata}<extra></extra>",
         )
     )  # fmt: skip

@@ -7,8 +7,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.ablation import AblationEffect, InductionAblation
-from probes.attention import METRICS, InductionScores, QueryMetrics
-from probes.figures import COLOURS, SEQUENTIAL, Stamp, Theme, _bar, _finish, _names, atlas
+from probes.attention import METRICS, HeadMetrics, InductionScores, QueryMetrics
+from probes.figures.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish, position_names
 from probes.groups import GroupSimilarity
 from probes.heads import Catalogue, HeadScores
 from probes.maps import StrongestKeys
@@ -24,13 +24,13 @@ def query_metrics(
     fig = go.Figure(
         go.Heatmap(
             x=found.queries, y=list(found.heads), z=found.values[name][row].astype(np.float32), colorscale=SEQUENTIAL,
-            colorbar=_bar(unit), hovertemplate="head %{y} · query %{x}<br>%{z:.4g}<extra></extra>",
+            colorbar=colour_bar(unit), hovertemplate="head %{y} · query %{x}<br>%{z:.4g}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="query (position)", showgrid=False)
     fig.update_yaxes(title="head", autorange="reversed", showgrid=False, dtick=max(1, len(found.heads) // 8))
     title = f"Layer {found.layer}: {unit} by head and query"
-    return _finish(fig, "query_metrics", title, theme, stamp)
+    return finish(fig, "query_metrics", title, theme, stamp)
 
 
 def induction_scores(found: InductionScores, **options: Any) -> go.Figure:
@@ -48,14 +48,14 @@ def strongest_keys(
 
     Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
     """
-    words = _names(labels, found.query + 1)
+    words = position_names(labels, found.query + 1)
     names = [words[key] for key in found.keys]
     hover = "key %{x}: %{y:.4f}<extra></extra>"
     fig = go.Figure(go.Bar(x=names, y=found.weights, marker={"color": COLOURS[0]}, hovertemplate=hover))
     fig.update_xaxes(title="key, the strongest first", type="category")
     fig.update_yaxes(title="attention weight", rangemode="tozero")
     title = f"Layer {found.layer}, head {found.head}: the keys of query {found.query}"
-    return _finish(fig, "strongest_keys", title, theme, stamp)
+    return finish(fig, "strongest_keys", title, theme, stamp)
 
 
 def head_scores(found: HeadScores, name: str = "", *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -72,7 +72,7 @@ def head_scores(found: HeadScores, name: str = "", *, theme: Theme = "light", st
     how = f"{found.n_prompts} prompts, {found.level:.0%} intervals" if many else "one prompt, no interval"
     shown = f"the {len(names)} highest" if len(names) < mean.size else "every head"
     title = f"Score {name!r}, {shown}: {how}"
-    return _finish(fig, "head_scores", title, theme, stamp, height=max(320, 130 + 18 * len(names)))
+    return finish(fig, "head_scores", title, theme, stamp, height=max(320, 130 + 18 * len(names)))
 
 
 def _dots(names: Sequence[str], middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> go.Figure:
@@ -98,7 +98,7 @@ def group_similarity(found: GroupSimilarity, *, theme: Theme = "light", stamp: S
         fig.add_bar(x=list(found.layers), y=values, name=name, marker={"color": COLOURS[i]}, hovertemplate=hover)
     fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
     fig.update_yaxes(title="Jensen-Shannon distance (0 to 1)", rangemode="tozero")
-    return _finish(fig, "group_similarity", "How differently heads look: mean over pairs and queries", theme, stamp)
+    return finish(fig, "group_similarity", "How differently heads look: mean over pairs and queries", theme, stamp)
 
 
 def catalogue(found: Catalogue, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -127,7 +127,7 @@ def catalogue(found: Catalogue, *, theme: Theme = "light", stamp: Stamp | None =
     step = max(1, n_layers // 8)
     fig.update_yaxes(title="layer", autorange="reversed", showgrid=False, zeroline=False, dtick=step)
     counts = ", ".join(f"{int(held.sum())} {kind}" for kind, held in zip(kinds, of_type, strict=True))
-    return _finish(fig, "catalogue", f"Heads by type: {counts}", theme, stamp)
+    return finish(fig, "catalogue", f"Heads by type: {counts}", theme, stamp)
 
 
 def induction_ablation(found: InductionAblation, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -145,7 +145,7 @@ def induction_ablation(found: InductionAblation, *, theme: Theme = "light", stam
     fig.update_yaxes(title="rise of the loss on the second copy (nats / token)", zeroline=True)
     said = f"{found.ratio:.3g} times random heads (95%: {found.low:.3g} to {found.high:.3g})"
     title = f"Without the chosen heads: {said}; loss {found.base.mean():.2f} before"
-    return _finish(fig, "induction_ablation", title, theme, stamp)
+    return finish(fig, "induction_ablation", title, theme, stamp)
 
 
 def ablation_effect(found: AblationEffect, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -159,4 +159,12 @@ def ablation_effect(found: AblationEffect, *, theme: Theme = "light", stamp: Sta
     fig.update_yaxes(title="heads taken away")
     how = f"{len(found.base)} prompts, 95% intervals" if len(found.base) > 1 else "one prompt, no interval"
     title = f"Without some heads ({found.replacement} instead), against {found.base.mean():.4g}: {how}"
-    return _finish(fig, "ablation_effect", title, theme, stamp, height=max(320, 130 + 24 * len(names)))
+    return finish(fig, "ablation_effect", title, theme, stamp, height=max(320, 130 + 24 * len(names)))
+
+
+def head_metric(found: HeadMetrics, name: str = "entropy", **options: Any) -> go.Figure:
+    """The atlas of one column of `HeadMetrics.frame()`; `options` are `selected`, `theme` and `stamp`."""
+    unit = METRICS[name]
+    title = f"{unit[0].upper()}{unit[1:]}, mean over {found.n_queries} queries"
+    places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
+    return atlas(found.values[name], title=title, unit=unit, **places, **options)

@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures import SEQUENTIAL, Stamp, Theme, _bar, _finish
+from probes.figures.drawing import SEQUENTIAL, Stamp, Theme, colour_bar, finish
 from probes.received import KeyMass, MeanMap
 
 MAX_CELLS = 100_000  # of a heat map, within a figure's budget
@@ -20,13 +20,13 @@ def key_mass(found: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = No
     shown = np.log10(np.maximum(z, 1e-6))
     fig = go.Figure(
         go.Heatmap(
-            x=starts, y=names, z=shown, colorscale=SEQUENTIAL, colorbar=_bar("log10 of the mean weight received"),
+            x=starts, y=names, z=shown, colorscale=SEQUENTIAL, colorbar=colour_bar("log10 of the mean weight received"),
             hovertemplate="%{y}, key %{x}<br>log10 of the mean weight %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="key" if factor == 1 else f"key (largest of {factor})", showgrid=False)
     fig.update_yaxes(title="head", type="category", autorange="reversed", showgrid=False, nticks=24)
-    return _finish(fig, "key_mass", "Attention received, by head and key", theme, stamp, height=560)
+    return finish(fig, "key_mass", "Attention received, by head and key", theme, stamp, height=560)
 
 
 def mean_map(found: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -35,7 +35,7 @@ def mean_map(found: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = No
     fig = go.Figure(
         go.Heatmap(
             x=starts, y=starts, z=np.log10(np.maximum(found.weights, 1e-6)).astype(np.float32), colorscale=SEQUENTIAL,
-            colorbar=_bar("log10 of the mass"),
+            colorbar=colour_bar("log10 of the mass"),
             hovertemplate="query %{y}<br>key %{x}<br>log10 of the mass %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
@@ -43,4 +43,4 @@ def mean_map(found: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = No
     fig.update_yaxes(title="query", autorange="reversed", showgrid=False)
     tile = f" · mean of {found.factor} queries, sum of {found.factor} keys" if found.factor > 1 else ""
     title = f"Layer {found.layer}, head {found.head}{tile}"
-    return _finish(fig, "mean_map", title, theme, stamp, height=560, dragmode="zoom")
+    return finish(fig, "mean_map", title, theme, stamp, height=560, dragmode="zoom")

@@ -1,0 +1,136 @@
+"""What all figures are drawn with: titles, colours, lines, and the atlas of heads. Knows nothing of results.
+
+Every figure has a title, units on its axes, a colour bar that says what it shows, and `layout.meta`: a dict with the
+figure's `kind` and whatever `stamp` adds, so that a page or a test knows which result it is looking at. Colour scales
+are colour-blind safe: viridis for amounts, a blue-red scale centred on 0 for differences. Token labels come in
+already escaped for plotly's pseudo-HTML. Budget: 1.5 MB a figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+Theme = Literal["light", "dark"]
+Stamp = Mapping[str, Any]
+
+SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+RING = "#E8384F"
+HEIGHT = 440
+
+
+def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
+    """Title, neutral template and identity: the same for every figure."""
+    fig.update_layout(
+        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        template="plotly_dark" if theme == "dark" else "plotly_white",
+        meta={"kind": kind, **(stamp or {})},
+        margin={"l": 60, "r": 20, "t": 80, "b": 55},
+        height=layout.pop("height", HEIGHT),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **layout,
+    )
+    return fig
+
+
+def colour_bar(title: str) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "thickness": 12}
+
+
+def colour_scale(values: np.ndarray, difference: bool) -> dict[str, Any]:
+    """Colour scale of amounts, or of differences: centred on 0 and symmetric."""
+    if not difference:
+        return {"colorscale": SEQUENTIAL}
+    finite = values[np.isfinite(values)]
+    most = float(np.abs(finite).max()) if finite.size else 1.0
+    return {"colorscale": DIVERGING, "zmin": -(most or 1.0), "zmax": most or 1.0}
+
+
+def add_lines(
+    fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray], *, mode: str = "lines"
+) -> None:
+    for i, (name, y) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        fig.add_scatter(x=x, y=y, name=name, mode=mode, line={"color": colour, "width": 2}, marker={"size": 5})
+
+
+def add_medians(fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Medians with quartiles of what varies along the last axes. Shapes: each series [x, ...]"""
+    add_lines(
+        fig, x, {name: np.nanmedian(y.reshape(len(y), -1), -1) for name, y in series.items()}, mode="lines+markers"
+    )
+    for line, y in zip(fig.data, series.values(), strict=True):
+        low, high = np.nanquantile(y.reshape(len(y), -1), [0.25, 0.75], -1)
+        bars = {"symmetric": False, "array": high - line.y, "arrayminus": line.y - low}
+        line.error_y = {"type": "data", "thickness": 1, "color": line.line.color, **bars}
+
+
+def add_level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -> None:
+    """A dashed line at one height, named in the legend."""
+    line = {"dash": "dash", "color": RING, "width": 2}
+    fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
+
+
+def position_names(labels: Sequence[str] | None, count: int) -> list[str]:
+    """One unique label for each of the first `count` positions: their numbers, where none are given."""
+    names = [str(i) for i in range(count)] if labels is None else list(labels[:count])
+    assert len(set(names)) == len(names) == count, "one unique label for every position"
+    return names
+
+
+def atlas(
+    values: np.ndarray,
+    *,
+    title: str,
+    unit: str,
+    heads: Sequence[int],
+    layers: Sequence[int],
+    group_size: int = 1,
+    difference: bool = False,
+    selected: tuple[int, int] | None = None,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """One square per head, with brackets over the query heads that share a key/value head.
+
+    A heatmap has no click events, so an invisible square stands over each cell with customdata [layer, head]; the
+    browser draws the selected one as a ring by opacity alone, and the figure need not change when it moves.
+    Shapes: values [layer, head]
+    """
+    z = np.asarray(values, dtype=np.float32)
+    layer_of, head_of = np.meshgrid(layers, heads, indexing="ij")
+    cells = np.stack([layer_of.ravel(), head_of.ravel()], 1)
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverinfo="skip", colorbar=colour_bar(unit),
+            **colour_scale(z, difference),
+        )
+    )  # fmt: skip
+    chosen = None if selected is None else [i for i, cell in enumerate(cells) if tuple(cell) == selected]
+    size = float(np.clip(300 / max(z.shape), 6, 44))
+    fig.add_scatter(
+        x=cells[:, 1],
+        y=cells[:, 0],
+        mode="markers",
+        customdata=cells,
+        text=[f"{value:.4g}" for value in z.ravel()],
+        hovertemplate=f"layer %{{customdata[0]}} · head %{{customdata[1]}}<br>{unit}: %{{text}}<extra></extra>",
+        marker={"symbol": "square-open", "size": size, "color": RING, "line": {"width": 3}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
+        selectedpoints=chosen or [],
+        showlegend=False,
+    )
+    if group_size > 1:
+        groups = sorted({head // group_size for head in heads})
+        for kv in groups:
+            mine = [head for head in heads if head // group_size == kv]
+            label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
+            ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
+            fig.add_shape(type="line", yref="paper", line={"width": 2, "color": "#888888"}, label=label, **ends)
+    fig.update_xaxes(title="head", showgrid=False, zeroline=False, dtick=max(1, len(heads) // 8))
+    step = max(1, len(layers) // 8)
+    fig.update_yaxes(title="layer", autorange="reversed", showgrid=False, zeroline=False, dtick=step)
+    return finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
