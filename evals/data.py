@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,6 @@ def folder(given: Path | None) -> Path | None:
     return found if found.is_dir() or "WORKBENCH_DATA" in os.environ else None
 
 
-def mmlu(root: Path, subject: str) -> Splits:
-    """One subject in Hendrycks' layout: `{test,dev}/<subject>_{test,dev}.csv`, no header, the answer a
-    letter.
-
-    Raises: DataError if a file is missing or a line is not question, four choices, letter.
-    """
-    folder = _folder(root, "mmlu", Path("test") / f"{subject}_test.csv", "MMLU", ("", "data"))
-    return {split: _mmlu_rows(folder / split / f"{subject}_{split}.csv", subject) for split in ("test", "dev")}
-
-
 def _mmlu_rows(path: Path, subject: str) -> list[Row]:
     rows = []
     with _opened(path, newline="") as file:
@@ -78,24 +68,7 @@ def _mmlu_rows(path: Path, subject: str) -> list[Row]:
     return rows
 
 
-def gsm8k(root: Path, name: str | None = None) -> Splits:
-    """GSM8K's `{train,test}.jsonl`: question and worked answer."""
-    folder = _folder(root, "gsm8k", Path("test.jsonl"), "GSM8K")
-    return {
-        split: read_jsonl(folder / f"{split}.jsonl", {"question": str, "answer": str}) for split in ("test", "train")
-    }
-
-
 _PROGRAM = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
-
-
-def humaneval(root: Path, name: str | None = None) -> Splits:
-    """HumanEval's `HumanEval.jsonl.gz`, or the same unpacked."""
-    places = [folder / f"HumanEval.jsonl{end}" for folder in (root / "humaneval", root) for end in (".gz", "")]
-    for path in places:
-        if path.is_file():
-            return {"test": read_jsonl(path, _PROGRAM)}
-    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
 
 
 def read_file(path: Path) -> list[Row]:
@@ -125,18 +98,47 @@ def embedded(name: str) -> Splits:
     return splits
 
 
+def _mmlu(root: Path, subject: str) -> dict[str, Path]:
+    """Hendrycks' layout: `{test,dev}/<subject>_{test,dev}.csv`, no header, the answer a letter."""
+    folder = _folder(root, "mmlu", Path("test") / f"{subject}_test.csv", "MMLU", ("", "data"))
+    return {split: folder / split / f"{subject}_{split}.csv" for split in ("test", "dev")}
+
+
+def _gsm8k(root: Path, name: str) -> dict[str, Path]:
+    folder = _folder(root, "gsm8k", Path("test.jsonl"), "GSM8K")
+    return {split: folder / f"{split}.jsonl" for split in ("test", "train")}
+
+
+def _humaneval(root: Path, name: str) -> dict[str, Path]:
+    places = [folder / f"HumanEval.jsonl{end}" for folder in (root / "humaneval", root) for end in (".gz", "")]
+    for path in places:
+        if path.is_file():
+            return {"test": path}
+    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
+
+
 # By the names that lm-eval's definitions have for them; two copies of MMLU hold the same questions.
-_READERS: dict[str, Callable[[Path, str], Splits]] = {
-    "cais/mmlu": mmlu,
-    "hails/mmlu_no_train": mmlu,
-    "openai/gsm8k": gsm8k,
-    "openai/openai_humaneval": humaneval,
+_PLACES: dict[str, Callable[[Path, str], dict[str, Path]]] = {
+    "cais/mmlu": _mmlu,
+    "hails/mmlu_no_train": _mmlu,
+    "openai/gsm8k": _gsm8k,
+    "openai/openai_humaneval": _humaneval,
 }
 
 
 def readable(dataset: str) -> bool:
     """Whether a data set is one that this module reads."""
-    return dataset in _EMBEDDED or dataset in _READERS
+    return dataset in _EMBEDDED or dataset in _PLACES
+
+
+def present(dataset: str, name: str | None, root: Path | None) -> bool:
+    """Whether `load` would find its files; they are not read."""
+    if dataset in _EMBEDDED or dataset not in _PLACES or root is None:
+        return dataset in _EMBEDDED
+    try:
+        return all(path.is_file() for path in _PLACES[dataset](root, name or "").values())
+    except DataError:
+        return False
 
 
 def load(dataset: str, name: str | None, root: Path | None) -> Splits:
@@ -146,14 +148,14 @@ def load(dataset: str, name: str | None, root: Path | None) -> Splits:
     """
     if dataset in _EMBEDDED:
         return embedded(dataset)
-    if dataset not in _READERS:
+    if dataset not in _PLACES:
         raise DataError(f"no local files are known for the data set {dataset!r}.")
     if root is None:
         raise DataError(
             f"this benchmark reads its questions from local files, and {home()} does not exist: give their folder "
             "with --data, or make one with `workbench eval prepare`. --online fetches them from the hub."
         )
-    return _READERS[dataset](root, name or "")
+    return {split: read_file(path) for split, path in _PLACES[dataset](root, name or "").items()}
 
 
 def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
@@ -162,28 +164,44 @@ def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
     Raises: DataError with the line's number.
     """
     rows = []
-    with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
-            for name, kind in fields.items():
-                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-                    raise DataError(f"{path}: line {number} has no field {name!r} of type {kind.__name__}.")
-            rows.append({name: row[name] for name in fields})
-    if not rows:
-        raise DataError(f"{path} is empty.")
+    for number, row in objects(path):
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind):
+                raise DataError(f"{path}: line {number} has no field {name!r} of type {kind.__name__}.")
+        rows.append({name: row[name] for name in fields})
     return rows
+
+
+def objects(path: Path) -> Iterator[tuple[int, Row]]:
+    """The objects of a JSON-lines file, gzipped or not, each with its line's number.
+
+    Raises: DataError with the line's number, or if there are none.
+    """
+    number, some = 0, False
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{path}: line {number} has no fields: it is no JSON object.")
+                    some = True
+                    yield number, row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 behind line {number} ({error.reason}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: cut short or damaged behind line {number} ({error}).") from error
+    if not some:
+        raise DataError(f"{path} is empty.")
 
 
 def digest(rows: Iterable[Row]) -> str:
     """SHA-256 of rows, which says whether two runs had the same questions."""
     sha = hashlib.sha256()
     for row in rows:
-        sha.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        sha.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()
 
 

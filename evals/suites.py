@@ -7,42 +7,84 @@ questions come from, and what runs generated code. Knows nothing of models.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import lm_eval.tasks
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
 
-from evals import data
+from evals import custom, data, hub, presets
 from evals.code import Judge
 from workbench.errors import DataError
 
 OWN = Path(__file__).parent / "tasks"
+THEIRS = Path(lm_eval.tasks.__file__).parent
 # Indexing all of lm-eval's tasks takes seconds; these are the ones whose data can be read here.
-_FOLDERS = ("mmlu/default", "gsm8k", "humaneval")
-# Sampled many times over, or with other data.
-_LEFT_OUT = {"humaneval_64", "humaneval_64_instruct", "humaneval_plus", "gsm8k_cot_self_consistency"}
-_LEFT_OUT |= {"chain_of_thought", "self_consistency", "math_word_problems"}
+_LLAMA = ("gsm8k", "mmlu", "mmlu_cot", "arc_challenge")
+_FOLDERS = ("mmlu/default", "gsm8k", "humaneval", *(f"llama3/instruct/{name}" for name in _LLAMA))
+# Names of kinds of tasks, over many benchmarks: these few folders do not hold all that they mean.
+_LEFT_OUT = {"chain_of_thought", "self_consistency", "math_word_problems"}
+_SAMPLED = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}  # as lm-eval's humaneval_64
 
 
-class LocalTask(ConfigurableTask):
+@dataclass(frozen=True)
+class Place:
+    """Where questions may come from: the user's data folder, and the hub where that is allowed."""
+
+    root: Path | None = None
+    online: bool = False
+
+
+class Local:
+    """Lets a task of lm-eval read its questions from local files."""
+
+    place: ClassVar[Place] = Place()
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        name, part = str(self.DATASET_PATH or ""), self.DATASET_NAME  # type: ignore[attr-defined]
+        root, there = self.place.root, hub.copy(self.place.root, name)
+        if data.present(name, part, root):
+            self.dataset = _tables(data.load(name, part, root))
+        elif custom.is_path(name) and name.endswith(".jsonl"):
+            self.dataset = _tables(custom.read(Path(name)))
+        elif there is not None:
+            self.dataset = hub.load(there, part, dataset_kwargs or {})
+        elif self.place.online:
+            super().download(dataset_kwargs, **kwargs)  # type: ignore[misc]
+        elif data.readable(name):
+            data.load(name, part, root)  # which says what it misses
+        else:
+            where = (root or data.home()) / "hub" / name
+            raise DataError(
+                f"the data set {name or 'of this task'!r} is not in {where}: bring a copy in with `workbench eval "
+                f"prepare {name or 'ORG/NAME'}=FOLDER`, or allow its download with --online."
+            )
+        config = self.config  # type: ignore[attr-defined]
+        asked = config.test_split or config.validation_split
+        self.data_sha256 = data.digest(self.dataset[asked]) if self.dataset and asked in self.dataset else None
+
+
+def _tables(rows: data.Splits) -> dict[str, datasets.Dataset]:
+    return {split: datasets.Dataset.from_list(these) for split, these in rows.items()}
+
+
+class LocalTask(Local, ConfigurableTask):
     """A task as lm-eval defines it, whose questions come from local files."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
-
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        root = (dataset_kwargs or {}).get("data_root")
-        rows = data.load(self.DATASET_PATH or "", self.DATASET_NAME, Path(root) if root else None)
-        self.dataset = {split: datasets.Dataset.from_list(these) for split, these in rows.items()}
-        self.data_sha256 = data.digest(rows["test"])
 
 
 @dataclass(frozen=True)
@@ -63,24 +105,43 @@ class Suites:
 @cache
 def manager() -> TaskManager:
     """lm-eval's index over the few folders that are ours."""
-    theirs = Path(lm_eval.tasks.__file__).parent
-    return TaskManager(include_defaults=False, include_path=[*(theirs / name for name in _FOLDERS), OWN])
+    with _quiet():
+        return TaskManager(include_defaults=False, include_path=[*(THEIRS / name for name in _FOLDERS), OWN])
+
+
+@cache
+def _everything() -> TaskManager:
+    """lm-eval's index over all of its tasks; takes seconds."""
+    with _quiet():
+        return TaskManager(include_path=[OWN])
+
+
+def _index(name: str) -> dict[str, Entry]:
+    """The index that has a name: ours, or where ours has it not the whole one; an index without it if none has."""
+    ours = manager().task_index
+    if name in ours and name not in _LEFT_OUT:
+        return ours
+    # Looking into its files takes a tenth of the time of reading them, and is enough for a slip of the pen.
+    if not any(name.encode() in path.read_bytes() for path in THEIRS.rglob("*.yaml")):
+        return ours
+    return _everything().task_index
 
 
 def names() -> list[str]:
-    """Every benchmark that can be asked for: tasks, groups and tags."""
+    """Every benchmark whose data can be prepared: tasks, groups and tags."""
     return [name for name in manager().all_tasks if name not in _LEFT_OUT]
 
 
 def check(asked: Sequence[str]) -> None:
-    """Return if each name is a benchmark's.
+    """Return if each name is a benchmark's, or the path of the user's own.
 
     Raises: DataError with near matches.
     """
-    known = names()
     for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
+        if custom.is_path(name):
+            custom.files(name)
+        elif not name or name not in _index(name):
+            near = difflib.get_close_matches(name, names(), n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "see `workbench eval tasks`."
             raise DataError(f"unknown task {name!r}; {hint}")
     if not asked:
@@ -89,44 +150,131 @@ def check(asked: Sequence[str]) -> None:
 
 def runs_code(name: str) -> bool:
     """Whether a task has generated programs run; told from its definition, without its data."""
-    return bool((manager().task_index[name].cfg or {}).get("unsafe_code"))
+    if custom.is_path(name):
+        return any(custom.form_of(file) == "demo_humaneval" for file in custom.files(name))
+    return bool((_index(name)[name].cfg or {}).get("unsafe_code"))
 
 
-def load(asked: Sequence[str], *, root: Path | None, judge: Judge) -> Suites:
+def load(
+    asked: Sequence[str],
+    *,
+    root: Path | None,
+    judge: Judge,
+    preset: str = "lm-eval",
+    chat: bool = False,
+    samples: int | None = None,
+    online: bool = False,
+) -> Suites:
     """Task objects for these names, with their questions.
 
+    root: the data folder; None takes `data.folder`'s. preset, chat: whose examples and lengths of answers a task has,
+    see `presets`. samples: how many programs are generated for each problem. online: what is not there may be fetched.
     Raises: DataError for an unknown name, missing data, or a task that is asked for twice.
     """
     check(asked)
+    factory = _Factory(Place(data.folder(root), online), judge, samples)
     built: list[Task | Group] = []
     for name in dict.fromkeys(asked):
-        made = _build(name, root, judge)
+        made = factory.make(name)
         built += made if isinstance(made, list) else [made]
     try:
         loaded = manager().load(built)
     except ValueError as error:
         raise DataError(f"the tasks overlap: {error}") from error
-    return Suites(loaded["tasks"], loaded.get("groups", {}), loaded.get("group_map", {}))
+    found = Suites(loaded["tasks"], loaded.get("groups", {}), loaded.get("group_map", {}))
+    if samples is not None and not found.runs_code():
+        raise DataError(f"--samples is for tasks whose answers are programs; none of {', '.join(asked)} is one.")
+    for name, task in found.tasks.items():
+        _follow(task, presets.rule(preset, name, chat=chat))
+    return found
 
 
-def _build(name: str, root: Path | None, judge: Judge) -> Task | Group | list[Task]:
-    index = manager().task_index
-    entry = index[name]
-    local: dict[str, Any] = {"class": LocalTask}
-    if root is not None:
-        local["dataset_kwargs"] = {"data_root": str(root)}
-    if runs_code(name):
-        # Not through the factory: it would import lm-eval's own metric, which calls the hub.
-        return LocalTask(config={**deepcopy(entry.cfg or {}), **local, **_judged(entry.cfg or {}, judge)})
-    return manager()._factory.build(entry, overrides=local, registry=index)
+def _follow(task: Task, rule: presets.Rule | None) -> None:
+    """Set a task to a preset's examples and length of answers."""
+    if rule is not None and rule.shots is not None:
+        task.set_config("num_fewshot", rule.shots)
+    if rule is not None and rule.tokens is not None:
+        task.set_config("generation_kwargs", {"max_gen_toks": rule.tokens}, update=True)
 
 
-def _judged(config: dict[str, Any], judge: Judge) -> dict[str, Any]:
-    """The filter and the metric of a task whose answers are programs, with the sandbox behind them."""
-    instruct = "build_predictions_instruct" in str(config.get("filter_list"))
-    join = judge.build_predictions_instruct if instruct else judge.build_predictions
-    metric = {"metric": judge.pass_at_k, "aggregation": "mean", "higher_is_better": True, "k": [1]}
-    return {
-        "metric_list": [metric],
-        "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": join}]}],
-    }
+class _Factory(TaskFactory):
+    """lm-eval's factory, whose tasks read local files and have their programs run in the sandbox."""
+
+    def __init__(self, place: Place, judge: Judge, samples: int | None) -> None:
+        super().__init__()
+        self.place, self.judge, self.samples = place, judge, samples
+
+    def make(self, name: str) -> Task | Group | list[Task]:
+        if custom.is_path(name):
+            return [self._custom(file) for file in custom.files(name)]
+        index = dict(_index(name))
+        try:
+            with _quiet():
+                made: Task | Group | list[Task] = self.build(index[name], registry=index)
+        except ImportError as error:
+            raise DataError(f"{name} needs a package that is not installed: {error}.") from error
+        except OSError as error:
+            raise DataError(f"the data of {name} could not be had: {' '.join(str(error).split())}") from error
+        return made
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
+        if (entry.cfg or {}).get("unsafe_code"):
+            # Not through the factory: it would import lm-eval's own metric, which calls the hub.
+            config = {**deepcopy(entry.cfg or {}), **(overrides or {})}
+            return self._local({**config, **self._judged(entry.name, config)})
+        theirs = self._load_full_config(entry, overrides)
+        for key in ("tag", "group", "task_list"):
+            theirs.pop(key, None)
+        base = theirs.get("class", LocalTask)
+        if issubclass(base, LocalTask):
+            return self._local(theirs)
+        # A task that is a program: what it does with its questions is its own, where they come from is not.
+        made = type(base.__name__, (Local, base), {"place": self.place})
+        task: Task = made(config=theirs) if "config" in inspect.signature(base.__init__).parameters else made()
+        if getattr(task, "config", None) is not None:
+            task.config.task = theirs["task"]
+        return task
+
+    def _local(self, config: dict[str, Any]) -> LocalTask:
+        made: LocalTask = type("LocalTask", (LocalTask,), {"place": self.place})(config=config)
+        return made
+
+    def _custom(self, file: Path) -> LocalTask:
+        if file.stem in manager().task_index:
+            raise DataError(f"{file} has the name of a benchmark, {file.stem}; give the file another.")
+        ours = manager().task_index
+        like = ours[custom.form_of(file)].cfg or {}
+        config = custom.config(file, like, program=ours["humaneval"].cfg or {})
+        if config.get("unsafe_code"):
+            config |= self._judged(file.stem, config)
+        return self._local(config)
+
+    def _judged(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        """The filter and the metric of a task whose answers are programs, with the sandbox behind them."""
+        if config.get("doc_to_target") != manager().task_index["humaneval"].cfg["doc_to_target"]:
+            raise DataError(f"{name} has generated code run in a way of its own, for which there is no sandbox here.")
+        instruct = "build_predictions_instruct" in str(config.get("filter_list"))
+        join = self.judge.build_predictions_instruct if instruct else self.judge.build_predictions
+        changes: dict[str, Any] = {}
+        shots = [k for metric in config.get("metric_list") or [{}] for k in metric.get("k", [1])]
+        if self.samples is not None:
+            shots = [k for k in (1, 10, 100) if k <= self.samples]
+            drawn = {} if self.samples == 1 else _SAMPLED
+            changes = {"repeats": self.samples, "generation_kwargs": {**config["generation_kwargs"], **drawn}}
+        metric = {"metric": self.judge.pass_at_k, "aggregation": "mean", "higher_is_better": True, "k": shots}
+        return changes | {
+            "metric_list": [metric],
+            "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": join}]}],
+        }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's remarks on names that several of its files have."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
