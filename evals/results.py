@@ -119,8 +119,8 @@ class Run:
         all), and the token ids that replay it.
 
         Columns of multiple choice: choices, logprobs (nats), answer (its index); of generation: answer (the
-        text after the filter), response (before it), generated_ids; of code besides: verdict, message,
-        stderr. `prompt_ids` and `choice_ids` are None in runs that did not record them.
+        text after the filter), response (before it), generated_ids, generated_logprobs (nats); of code besides:
+        verdict, message, stderr. `prompt_ids` and `choice_ids` are None in runs that did not record them.
 
         Raises: DataError if there are no samples of this task, or a line is damaged (its number is named).
         """
@@ -284,6 +284,7 @@ def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
         answer = answer[0]
     row |= {"answer": answer, "response": response}
     row |= {key: (replay.get(key) or [None])[0] for key in ("generated_ids", "finish_reason")}
+    row |= {"generated_logprobs": (replay.get("logprobs") or [None])[0]}
     if execution := sample.get("execution"):
         row |= {key: execution[0].get(key) for key in ("verdict", "message", "stderr", "seconds")}
     return row
