@@ -1,0 +1,148 @@
+"""Presets ask as their sources say, and several programs a problem give the unbiased estimate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+
+from lm_eval.api.model import LM
+from lm_eval.evaluator import evaluate
+
+from evals import presets, sandbox, suites
+from evals.code import Judge
+from workbench.errors import DataError
+
+
+def test_names_in_metas_two_ways() -> None:
+    asked = ["mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k", "humaneval", "demo_mmlu", "mmlu_pro"]
+    plain = ("mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k_cot", "humaneval", "demo_mmlu", "mmlu_pro")
+    chat = (
+        "mmlu_llama",
+        "mmlu_llama_anatomy",
+        "mmlu_llama_stem",
+        "gsm8k_llama",
+        "humaneval_instruct",
+        "demo_mmlu",
+        "mmlu_pro",
+    )
+    assert presets.preset("meta", asked) == {"preset": "meta", "tasks": plain}
+    assert presets.tasks("meta", asked, chat=True) == chat
+    assert presets.tasks("meta", ["mmlu_cot", "mmlu_cot_virology"], chat=True) == (
+        "mmlu_cot_llama",
+        "mmlu_cot_llama_virology",
+    )
+    assert presets.tasks("lm-eval", asked, chat=True) == tuple(asked)
+    with pytest.raises(DataError, match="no preset 'mega'; there are lm-eval and meta"):
+        presets.preset("mega", asked)
+
+
+def config(task: Any) -> tuple[int, int | None]:
+    arguments = task.config.generation_kwargs or {}
+    return task.get_config("num_fewshot") or 0, arguments.get("max_gen_toks")
+
+
+@pytest.mark.parametrize(
+    ("name", "chat", "expected"),
+    [
+        ("mmlu_anatomy", False, (5, None)),
+        ("gsm8k", False, (8, 1024)),
+        ("humaneval", False, (0, 1024)),
+        ("mmlu_anatomy", True, (5, 10)),
+        ("mmlu_cot_anatomy", True, (0, 1024)),
+        ("gsm8k", True, (8, 1024)),
+        ("humaneval", True, (0, 1024)),
+    ],
+)
+def test_shots_and_lengths(shared_data: Path, name: str, chat: bool, expected: tuple[int, int | None]) -> None:
+    (task,) = presets.tasks("meta", [name], chat=chat)
+    loaded = suites.load([task], root=shared_data, judge=Judge(), preset="meta", chat=chat).tasks[task]
+    assert config(loaded) == expected
+    loaded.build_all_requests(limit=1)
+    counted = {"gsm8k_cot": ("\nA:", 9), "mmlu_anatomy": ("\nAnswer:", 6)}
+    if task in counted:
+        mark, times = counted[task]
+        assert loaded.instances[0].args[0].count(mark) == times
+
+
+def test_lm_evals_preset_changes_nothing(shared_data: Path) -> None:
+    plain = suites.load(["mmlu_anatomy", "gsm8k"], root=shared_data, judge=Judge()).tasks
+    for name, task in suites.load(
+        ["mmlu_anatomy", "gsm8k"], root=shared_data, judge=Judge(), preset="lm-eval"
+    ).tasks.items():
+        assert config(task) == config(plain[name])
+
+
+@dataclass
+class Score:
+    task: str
+    metric: str
+    filter: str
+    average: str
+
+
+def test_the_headline_is_metas_macro_average_and_lm_evals_micro() -> None:
+    micro, macro = (Score("mmlu", "acc", "none", average) for average in ("micro", "macro"))
+    part = Score("mmlu_anatomy", "acc", "none", "")
+    scores = [micro, macro, part, Score("mmlu_llama", "exact_match", "strict_match", "macro")]
+    assert presets.headline("meta", "mmlu", scores, chat=False) is macro
+    assert presets.headline("lm-eval", "mmlu", scores, chat=False) is micro
+    assert presets.headline("meta", "mmlu_anatomy", scores, chat=False) is part
+    assert presets.headline("meta", "mmlu_llama", scores, chat=True) is scores[3]
+    assert presets.headline("meta", "demo_mmlu", scores, chat=False) is None
+
+
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_instruct"])
+def test_samples_are_drawn_and_pass_at_k_follows(shared_data: Path, name: str) -> None:
+    task = suites.load([name], root=shared_data, judge=Judge(), samples=20).tasks[name]
+    assert task.config.repeats == 20 and task.config.generation_kwargs["do_sample"] is True
+    assert task.config.generation_kwargs["max_gen_toks"] == 1024
+    assert task.config.metric_list[0]["k"] == [1, 10]
+    for samples, expected in ((1, [1]), (9, [1]), (10, [1, 10]), (200, [1, 10, 100])):
+        task = suites.load([name], root=shared_data, judge=Judge(), samples=samples).tasks[name]
+        assert task.config.metric_list[0]["k"] == expected
+    assert task.config.generation_kwargs["temperature"] == 0.2
+    one = suites.load([name], root=shared_data, judge=Judge(), samples=1).tasks[name]
+    assert one.config.generation_kwargs["do_sample"] is False
+    with pytest.raises(DataError, match="--samples is for tasks whose answers are programs"):
+        suites.load(["gsm8k"], root=shared_data, judge=Judge(), samples=2)
+
+
+def test_lm_evals_own_sampled_task_keeps_its_settings(shared_data: Path) -> None:
+    task = suites.load(["humaneval_64"], root=shared_data, judge=Judge()).tasks["humaneval_64"]
+    assert task.config.repeats == 64 and task.config.metric_list[0]["k"] == [2, 8, 16, 32, 64]
+    assert task.config.generation_kwargs["temperature"] == 0.2
+
+
+class Seldom(LM):
+    """Writes a right program every third time that it is asked for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        answers = []
+        for request in requests:
+            self.asked += 1
+            answers.append(request.doc["canonical_solution"] if self.asked % 3 == 0 else "    return None\n")
+        return answers
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+
+@pytest.mark.skipif(sandbox.why_unavailable() is not None, reason=f"no sandbox here: {sandbox.why_unavailable()}")
+def test_several_programs_give_the_unbiased_estimate(shared_data: Path) -> None:
+    """Of each problem's 11 programs, 3 or 4 are right: pass@10 is 1, for no ten are all among the 7 or 8 wrong ones."""
+    loaded = suites.load(["humaneval"], root=shared_data, judge=Judge(workers=2), samples=11)
+    found = evaluate(lm=Seldom(), task_dict=loaded.as_dict(), limit=3, confirm_run_unsafe_code=True)
+    scores = found["results"]["humaneval"]
+    assert scores["pass@10,create_test"] == 1.0
+    # Programs are asked for one problem after the other: the 33 have their eleven right ones at every third place.
+    assert scores["pass@1,create_test"] == pytest.approx((3 + 4 + 4) / 33, abs=1e-12)
+    assert [len(sample["resps"][0]) for sample in found["samples"]["humaneval"]] == [11] * 3
