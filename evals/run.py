@@ -143,12 +143,12 @@ def evaluate(
     judge = Judge()
     loaded = suites.load(asked, root=settings.data, judge=judge)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
-    _check_place(settings.output)
+    check_place(settings.output)
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(settings.output) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
         with _told(store, name, settings.output, team), _remembering(lm, store, name, team):
-            found = _ask(lm, loaded, settings, team)
+            found = ask(lm, loaded, settings, team)
 
             def write() -> Run:
                 rows = found.pop("samples")
@@ -253,7 +253,7 @@ def _runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
     return rest, dict.fromkeys(needs, reason)
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Find out before the work, not after it, that the results have no place; make nothing yet."""
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
@@ -262,7 +262,15 @@ def _check_place(folder: Path) -> None:
         raise DataError(f"results cannot be written to {folder}: {nearest} {what}; choose another --output.")
 
 
-def _ask(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, team: Team) -> dict[str, Any]:
+def ask(
+    lm: WorkbenchLM | Backend,
+    loaded: Suites,
+    settings: Settings,
+    team: Team,
+    *,
+    questions: Mapping[str, list[int]] | None = None,
+) -> dict[str, Any]:
+    """What lm-eval finds by asking, of each task these questions alone if they are given."""
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
@@ -288,6 +296,7 @@ def _ask(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, team: Te
         lm=lm,
         task_dict=loaded.as_dict(),
         limit=settings.limit,
+        samples=None if questions is None else dict(questions),
         log_samples=True,
         apply_chat_template=settings.chat,
         fewshot_as_multiturn=settings.chats_in_turns,
