@@ -126,6 +126,11 @@ _PLACES: dict[str, Callable[[Path, str], dict[str, Path]]] = {
 }
 
 
+def is_embedded(dataset: str) -> bool:
+    """Whether a data set comes with the package."""
+    return dataset in _EMBEDDED
+
+
 def readable(dataset: str) -> bool:
     """Whether a data set is one that this module reads."""
     return dataset in _EMBEDDED or dataset in _PLACES

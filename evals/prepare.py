@@ -18,6 +18,7 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,6 +67,9 @@ def prepare(sources: Sequence[str | Path], target: Path) -> dict[str, Any]:
             _take_in(staged, target, manifest, entries)
     except OSError as error:
         raise DataError(f"{target} cannot be prepared: {error}.") from error
+    finally:
+        with suppress(OSError):  # a folder that has become one of data is not empty
+            target.rmdir()
     return manifest
 
 

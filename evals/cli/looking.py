@@ -1,4 +1,4 @@
-"""Commands that look at what there is, and tidy it: tasks, list, show, export, gc."""
+"""Commands that look at what there is, and tidy it: list, show, export, gc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.given import AsJson, Results, need_lm_eval, print_run
+from evals.cli.given import AsJson, Results, print_run
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 RunName = Annotated[
     str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default the newest.")
 ]
-
-
-def list_tasks() -> None:
-    """List the benchmarks that can be run."""
-    need_lm_eval()
-    from evals import suites
-
-    for name in suites.names():
-        typer.echo(name)
 
 
 def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
@@ -157,7 +148,6 @@ def _print_open(one: Unfinished) -> None:
 
 
 COMMANDS = (
-    ("tasks", list_tasks, ""),
     ("list", list_runs, "--results results"),
     ("show", show, "results/demo"),
     ("export", export, "20261121-0930 --output exported"),
