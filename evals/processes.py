@@ -51,6 +51,13 @@ class Team:
         dist.all_gather_object(every, own, group=self.group)
         return every
 
+    def leave(self) -> None:
+        """Part from the others at the end of a program."""
+        if self.group is not None:
+            from workbench import parallel
+
+            parallel.close()
+
 
 ALONE = Team()
 

@@ -6,7 +6,9 @@ row-parallel wo and w2 (columns of the weight), the embedding by vocabulary. One
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -34,7 +36,8 @@ def init(size: int | None = None, *, backend: str | None = None) -> None:
     size = world if size is None else size
     if size < 1 or world % size:
         raise ParallelError(f"tensor-parallel size {size} does not divide the {world} processes of this run.")
-    mpu.initialize_model_parallel(size)
+    with contextlib.redirect_stdout(sys.stderr):  # where it says so, as progress does; stdout is for results
+        mpu.initialize_model_parallel(size)
 
 
 def close() -> None:
@@ -135,6 +138,16 @@ def total(x: Tensor) -> Tensor:
 
     summed: Tensor = reduce_from_model_parallel_region(x)
     return summed
+
+
+def agreed(x: Tensor) -> Tensor:
+    """The first process's x, on every process: what they must decide alike, whatever the last bit of a sum was."""
+    if size() == 1:
+        return x
+    from fairscale.nn.model_parallel import initialize as mpu
+
+    dist.broadcast(x, mpu.get_model_parallel_src_rank(), group=mpu.get_model_parallel_group())
+    return x
 
 
 def spread(x: Tensor) -> Tensor:

@@ -132,11 +132,14 @@ def batch(
     need_lm_eval()
     from evals import sweep
 
+    team = team_of(1)
     done = sweep.run(sweep.read(file), dry_run=dry_run)
-    typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))
     failed = [one for one in done if one.error]
-    for one in failed:
-        typer.echo(f"{one.name} failed: {one.error}", err=True)
+    if team.first:
+        typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))
+        for one in failed:
+            typer.echo(f"{one.name} failed: {one.error}", err=True)
+    team.leave()
     if failed:
         raise typer.Exit(1)
     if any(one.not_run for one in done):
@@ -148,6 +151,7 @@ def deliver(finished: Run, team: Any, *, as_json: bool) -> None:
     if team.first:
         typer.echo(f"written to {finished.path}", err=True)
         print_run(finished, as_json=as_json)
+    team.leave()
     if finished.not_run:
         raise typer.Exit(NOT_ALL)
 

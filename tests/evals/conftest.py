@@ -1,7 +1,11 @@
 """A small random model that reads and writes text, byte by byte."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from workbench.config import ModelConfig
 from workbench.model import Transformer
@@ -34,3 +38,15 @@ def speaking_model() -> Transformer:
             parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 else 0.3 * noise)
     model.tokenizer = tokenizer
     return model
+
+
+@pytest.fixture
+def checkpoint(speaking_model: Transformer, tmp_path: Path) -> Path:
+    """The speaking model as a folder in Meta's layout."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    assert speaking_model.tokenizer is not None
+    (folder / "params.json").write_text(json.dumps(speaking_model.config.to_meta()))
+    (folder / "tokenizer.model").write_bytes(speaking_model.tokenizer.to_tiktoken())
+    save_file(speaking_model.state_dict(), folder / "consolidated.00.safetensors")
+    return folder

@@ -1,0 +1,130 @@
+"""A sweep runs what is not run yet, says what became of each, and refuses a file it cannot read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+
+import workbench as wb
+from evals import sweep
+from evals.results import list_runs
+from evals.store import Store
+from workbench.cli import main
+from workbench.errors import DataError, WorkbenchError
+
+
+@pytest.fixture
+def file(checkpoint: Path, tmp_path: Path) -> Path:
+    text = f"""
+output: {tmp_path / "out"}
+defaults: {{limit: 2, seed: 3}}
+models:
+  - {{path: {checkpoint}, name: small, dtype: float32}}
+tasks:
+  - demo_mmlu
+  - {{tasks: [demo_gsm8k], num_fewshot: 1, gen_kwargs: {{max_gen_toks: 4}}}}
+interventions:
+  - none
+  - {{name: no head, ablate: L1H2}}
+"""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_every_combination(file: Path, checkpoint: Path) -> None:
+    planned = sweep.read(file)
+    assert [one.name for one in planned] == [
+        "small on demo_mmlu",
+        "small on demo_mmlu, no head",
+        "small on demo_gsm8k",
+        "small on demo_gsm8k, no head",
+    ]
+    last = planned[-1]
+    assert (last.model, last.dtype, last.settings.limit, last.settings.seed) == (str(checkpoint), "float32", 2, 3)
+    assert last.settings.num_fewshot == 1 and last.settings.gen_kwargs == {"max_gen_toks": 4}
+    assert [change.to_dict() for change in last.settings.interventions] == [wb.Ablate("L1H2").to_dict()]
+
+
+def test_what_failed_does_not_stop_the_rest_and_what_is_done_is_not_run_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate, calls = wb.generate, []
+
+    def once_broken(model: Any, *given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no luck")
+        return generate(model, *given, **options)
+
+    monkeypatch.setattr(wb, "generate", once_broken)
+    assert main(["eval", "batch", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert "small on demo_gsm8k failed: RuntimeError: no luck" in err
+    lines = [line.split() for line in out.splitlines()[2:]]
+    assert [line[-1] for line in lines] == ["finished", "finished", "failed", "finished", "finished"]
+    assert len(list_runs(tmp_path / "out")) == 3
+
+    assert main(["eval", "batch", str(file), "--dry-run", "--json"]) == 0
+    states = [one["status"] for one in json.loads(capsys.readouterr().out)]
+    assert states == ["finished before", "finished before", "stopped", "finished before"]
+
+    assert main(["eval", "batch", str(file), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [one["status"] for one in again] == [*["finished before"] * 2, "finished", "finished before"]
+    assert all(one["scores"] for one in again) and len(list_runs(tmp_path / "out")) == 4
+    with Store.open(tmp_path / "out") as store:
+        assert len(store.runs()) == 4, "the failed run was taken up, not made anew"
+
+
+def test_other_weights_are_another_run(file: Path, checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (first, *_) = sweep.read(file)
+    assert [one.status for one in sweep.run([first])] == ["finished"]
+    assert [one.status for one in sweep.run([first])] == ["finished before"]
+    weights = checkpoint / "consolidated.00.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    assert [one.status for one in sweep.run([first])] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modles": ["demo"]}, "unknown key 'modles'; did you mean models?"),
+        ({"output": None}, "output is missing"),
+        ({"models": []}, "models is missing"),
+        ({"models": "demo"}, "models should be list"),
+        (
+            {"models": [{"path": "demo", "dtpye": "float32"}]},
+            r"models\[0\] has an unknown key 'dtpye'; did you mean dtype",
+        ),
+        ({"models": [{"name": "x"}]}, "neither path nor model_args"),
+        ({"models": ["/nowhere"], "interventions": [{"ablate": "L0H0"}]}, "/nowhere"),
+        ({"tasks": [{"tasks": "demo_mmlu", "limit": "ten"}]}, r"tasks\[0\]: limit should be int or float; found 'ten'"),
+        ({"tasks": [{"tasks": "demo_mmlu", "seed": True}]}, "seed should be int"),
+        ({"tasks": [{"num_fewshot": 3}]}, r"tasks\[0\] names no tasks"),
+        ({"defaults": {"limit": 1.5}}, "--limit"),
+        ({"interventions": [{"ablate": "L99H0"}]}, "--ablate L99H0"),
+        ({"interventions": [{"delete": "L0H0"}]}, "unknown key 'delete'"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkbenchError, match=message):
+        sweep.expand({"output": "out", "models": ["demo"], "tasks": ["demo_mmlu"], **change})
+
+
+def test_what_is_no_yaml_or_names_no_task_is_said_before_the_first_run(file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("output: [")
+    with pytest.raises(DataError, match="broken.yaml is not YAML.*line 1"):
+        sweep.read(broken)
+    with pytest.raises(DataError, match="cannot be read"):
+        sweep.read(tmp_path / "absent.yaml")
+    file.write_text(file.read_text().replace("[demo_gsm8k]", "[demo_gsm9k]"))
+    with pytest.raises(DataError, match="did you mean demo_gsm8k"):
+        sweep.run(sweep.read(file))
+    assert not (tmp_path / "out").exists()
