@@ -47,8 +47,28 @@ def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> No
         typer.echo(f"{r.name}  {r.model}  {', '.join(r.tasks) if len(r.tasks) < 6 else f'{len(r.tasks)} tasks'}")
 
 
-def show(run: RunName = None, results: Results = Path("results"), as_json: AsJson = False) -> None:
-    """Print the scores of one run; of one that is not finished, how far it is, and no scores."""
+def show(
+    run: RunName = None,
+    sample: SampleName = None,
+    explain: Explain = False,
+    top: Top = 5,
+    position: Position = None,
+    model: Checkpoint = None,
+    device: Device = "auto",
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Print the scores of one run, or one sample; of a run that is not finished, how far it is, and no scores.
+
+    With --explain the sample is run again under the interventions that the run had: where its answer parts from the
+    right one, by layer and by part of the model, and whether the log-probabilities are still the stored ones.
+    """
+    if sample is not None:
+        asked = {"explained": explain, "top": top, "position": position, "model": model, "device": device}
+        show_sample(find(run, results), sample, **asked, as_json=as_json)  # type: ignore[arg-type]
+        return
+    if explain or position is not None or model is not None:
+        raise DataError("--explain, --position and --model go with --sample TASK/ID.")
     if run is not None and not Path(run).exists() and (one := _open_run(run, results)):
         if as_json:
             typer.echo(json.dumps(_told(one), indent=2))
@@ -149,7 +169,7 @@ def _print_open(one: Unfinished) -> None:
 
 COMMANDS = (
     ("list", list_runs, "--results results"),
-    ("show", show, "results/demo"),
+    ("show", show, "results/demo --sample demo_mmlu/17 --explain"),
     ("export", export, "20261121-0930 --output exported"),
     ("gc", gc, "--results results --dry-run"),
 )
