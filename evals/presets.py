@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals import known
 from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from evals.results import Run, Score
 
 _DETAILS = "Meta, llama-models, models/llama3_1/eval_details.md"
 
@@ -157,17 +160,28 @@ def rule(preset: str, task: str, *, chat: bool) -> Rule | None:
     return by_task.get(_split(task, by_task)[0])
 
 
-def headline(preset: str, task: str, scores: Sequence[Any], *, chat: bool) -> Any | None:
-    """That of a run's scores which the preset calls the task's result; None where it names none of them.
-
-    scores: objects with `task`, `metric`, `filter` and `average`, as in `results.Run.scores`.
-    """
+def headline(preset: str, task: str, scores: Sequence[Score], *, chat: bool) -> Score | None:
+    """That of a run's scores which the preset calls the task's result; None where it names none of them."""
     said = rule(preset, task, chat=chat)
     if said is None:
         return None
     # A single subject has no average.
     named = {(said.metric, said.filter, said.average), (said.metric, said.filter, "")}
     return next((s for s in scores if s.task == task and (s.metric, s.filter, s.average) in named), None)
+
+
+def headlines(run: Run) -> list[tuple[Score, Rule]]:
+    """The results of a run's benchmarks by the preset that it was made with."""
+    about = run.provenance
+    name, chat = about.get("preset"), bool(about.get("chat"))
+    if name not in PRESETS:
+        return []
+    found = []
+    for task in dict.fromkeys(score.task for score in run.scores):
+        said, score = rule(name, task, chat=chat), headline(name, task, run.scores, chat=chat)
+        if said is not None and score is not None:
+            found.append((score, said))
+    return found
 
 
 def preset(name: str, asked: Sequence[str], *, chat: bool = False) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 what came.
 
 Every answer is kept in the output folder's store as soon as it is there, so a run that was stopped goes on where it
-was; processes that torchrun started share the questions. Offline throughout. Knows nothing of how tasks are worded or
-how the model computes.
+was; processes that torchrun started share the questions. Offline unless it is told otherwise. Knows nothing of how
+tasks are worded or how the model computes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from evals import account, processes, results, sandbox
+from evals import account, hub, presets, processes, results, sandbox
 from evals.processes import Team
 from evals.store import Store, StoredRun
 from workbench import intervene
@@ -45,8 +46,10 @@ class Settings:
 
     `limit` takes the first questions of each task, or that fraction of them where it is below 1; None takes all.
     `chat` asks in the model's chat format, the examples as turns of their own unless `multiturn` is False; `system` is
-    the system prompt. `gen_kwargs` change how every task's text is generated, by lm-eval's names. `interventions`
-    change the model for the whole run. `backend` is one of lm-eval's models instead of ours, made with `model_args`.
+    the system prompt. `gen_kwargs` change how every task's text is generated, by lm-eval's names. `preset` is whose way
+    of asking, see `presets`; `samples` how many programs a problem gets; `online` lets the hub give what the data
+    folder has not. `interventions` change the model for the whole run. `backend` is one of lm-eval's models instead of
+    ours, made with `model_args`.
     """
 
     tasks: tuple[str, ...]
@@ -60,6 +63,9 @@ class Settings:
     multiturn: bool | None = None
     system: str | None = None
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = "lm-eval"
+    samples: int | None = None
+    online: bool = False
     interventions: tuple[Intervention, ...] = ()
     backend: str = OURS
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -129,23 +135,23 @@ def evaluate(
     Raises: DataError for unknown tasks or missing data, SandboxError if all that was asked for needs a
     sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
     """
-    # Read by the libraries when they are first imported: nothing here may ask a hub.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    hub.network(settings.online)
     started = time.time()
     team = processes.join() if team is None else team
     from evals import suites
     from evals.code import Judge
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    suites.check(settings.tasks)
-    asked, not_run = _runnable(settings.tasks)
+    tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
+    suites.check(tasks)
+    asked, not_run = _runnable(tasks)
     judge = Judge()
-    loaded = suites.load(asked, root=settings.data, judge=judge)
+    how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
+    loaded = suites.load(asked, root=settings.data, judge=judge, **how)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     check_place(settings.output)
     request = request_of(model, settings, device=device, dtype=dtype)
-    with Store.open(settings.output) as store, lm.changed(settings.interventions):
+    with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
         with _told(store, name, settings.output, team), _remembering(lm, store, name, team):
             found = ask(lm, loaded, settings, team)
@@ -190,6 +196,11 @@ def request_of(
     if isinstance(model, str | Path):
         path = str(Path(model).absolute()) if str(model) and Path(model).exists() else str(model)
     return {"model": path, "device": device, "dtype": dtype, "settings": settings.to_dict()}
+
+
+def _place(output: Path, team: Team) -> Path:
+    """Where this process's store is. SQLite's log is for the processes of one machine: each other one has its own."""
+    return output / "machines" / socket.gethostname() if team.away else output
 
 
 def _enter(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:

@@ -145,7 +145,7 @@ def check(asked: Sequence[str]) -> None:
             hint = f"did you mean {', '.join(near)}?" if near else "see `workbench eval tasks`."
             raise DataError(f"unknown task {name!r}; {hint}")
     if not asked:
-        raise DataError("no task was named; see `workbench eval tasks`.")
+        raise DataError("no task was named; give --tasks or --suite, see `workbench eval tasks`.")
 
 
 def runs_code(name: str) -> bool:

@@ -32,6 +32,9 @@ _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {
     "fewshot_as_multiturn": ((bool,), "multiturn"),
     "system_instruction": ((str,), "system"),
     "gen_kwargs": ((dict,), "gen_kwargs"),
+    "preset": ((str,), "preset"),
+    "samples": ((int,), "samples"),
+    "online": ((bool,), "online"),
 }
 _MODEL: dict[str, tuple[type, ...]] = {
     "name": (str,),

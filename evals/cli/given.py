@@ -20,7 +20,10 @@ Results = Annotated[Path, typer.Option("--results", help="The folder that runs a
 Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of benchmark files: mmlu/{dev,test}/*.csv, gsm8k/*.jsonl, humaneval/*.jsonl.gz."),
+    typer.Option(
+        help="Folder of benchmark files, as `workbench eval prepare` makes it; default $WORKBENCH_DATA, else the "
+        "platform's folder for a user's data."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
@@ -35,7 +38,7 @@ def need_lm_eval() -> None:
 
 
 def print_run(run: Run, *, as_json: bool) -> None:
-    from evals import table
+    from evals import presets, table
 
     if not as_json:
         source = run.provenance
@@ -43,11 +46,15 @@ def print_run(run: Run, *, as_json: bool) -> None:
             sha = str(source.get("checkpoint_sha256") or "no file")[:12]
             typer.echo(f"model {run.model} ({sha}), {source.get('dtype')} on {source.get('device')}\n")
         typer.echo(table.render(run))
+        if source.get("preset") == "meta":
+            for score, rule in presets.headlines(run):
+                typer.echo(f"{score.task}, as Meta reports it: {score.value:.1%} ({rule.source})")
         return
     report: dict[str, Any] = {
         "path": str(run.path),
         "model": run.model,
         "scores": [vars(score) for score in run.scores],
+        "headlines": {score.task: vars(score) for score, _ in presets.headlines(run)},
         "not_run": run.not_run,
         "provenance": run.provenance,
     }

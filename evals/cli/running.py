@@ -18,7 +18,13 @@ NOT_ALL = 3
 
 
 def run(
-    tasks: Annotated[str, typer.Option(help="Benchmarks, with commas between; `workbench eval tasks` lists them.")],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Benchmarks, with commas between; `workbench eval tasks` lists them. Or a file of your own."),
+    ] = "",
+    suite: Annotated[
+        list[Path] | None, typer.Option(help="A folder of your own suites as JSON lines, or one such file.")
+    ] = None,
     model: Model = "demo",
     output: Annotated[
         Path, typer.Option("--output", "--output_path", help="The folder that results are written to.")
@@ -27,6 +33,15 @@ def run(
         float | None, typer.Option(help="Only this many questions of each task; below 1, that fraction of them.")
     ] = None,
     data: Data = None,
+    online: Annotated[
+        bool, typer.Option("--online/--offline", help="Let the hub give the data sets that the data folder has not.")
+    ] = False,
+    preset: Annotated[
+        str, typer.Option(help="Whose way of asking: lm-eval's, or meta's, for the figures of the model cards.")
+    ] = "lm-eval",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Programs for each problem; pass@1, 10 and 100 follow, unbiased.")
+    ] = None,
     num_fewshot: Annotated[
         int | None,
         typer.Option("--num_fewshot", "--num-fewshot", min=0, help="Examples in each prompt; default the task's."),
@@ -76,7 +91,13 @@ def run(
     processes share the questions.
     """
     settings: dict[str, Any] = {
-        "tasks": tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        "tasks": (
+            *(name.strip() for name in tasks.split(",") if name.strip()),
+            *(str(path.expanduser().absolute()) for path in suite or ()),
+        ),
+        "preset": preset,
+        "samples": samples,
+        "online": online,
         "output": output,
         "data": data,
         "limit": limit if limit is None or limit < 1 else _whole(limit),
