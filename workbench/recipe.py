@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,10 +58,11 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training on one mix of text."""
+    """A stretch of training on one mix of text; with a `rate` the learning rate starts anew: up to it, and down."""
 
     steps: int
     mix: Mix
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,22 @@ class Recipe:
     def digest(self) -> str:
         """SHA-256 of the recipe's content: what a half-finished training is recognised by."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine to `final_rate` of the peak; again from each stage
+        that states a rate."""
+        settings, start, length, peak = self.optimisation, 0, 0, self.optimisation.rate
+        for stage in self.stages:
+            if stage.rate is not None:
+                if step < start + length:
+                    break
+                start, length, peak = start + length, 0, stage.rate
+            length += stage.steps
+        step -= start
+        if step < settings.warmup:
+            return peak * (step + 1) / settings.warmup
+        progress = min(1.0, (step - settings.warmup) / max(1, length - settings.warmup))
+        return peak * (settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def stage_at(self, step: int) -> Stage:
         for stage in self.stages:
@@ -106,8 +124,9 @@ class Recipe:
         stages = []
         for i, entry in enumerate(data["stages"]):
             where = f"{source}, stage {i + 1}"
-            mix = {key: value for key, value in entry.items() if key != "steps"}
-            stages.append(_make(Stage, {"steps": entry.get("steps", 0), "mix": _make(Mix, mix, where)}, where))
+            own = {key: entry[key] for key in ("steps", "rate") if key in entry}
+            mix = {key: value for key, value in entry.items() if key not in own}
+            stages.append(_make(Stage, {**own, "mix": _make(Mix, mix, where)}, where))
             if unknown := set(entry["shares"]) - set(KINDS):
                 raise TrainingError(
                     f"{where}: unknown kinds of document {sorted(unknown)}; there are {', '.join(KINDS)}."

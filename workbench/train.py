@@ -75,15 +75,6 @@ def initialise(model: Transformer, std: float) -> Transformer:
     return model
 
 
-def rate_at(step: int, steps: int, settings: Optimisation) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to `final_rate` of the peak."""
-    if step < settings.warmup:
-        return settings.rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, steps - settings.warmup)
-    low = settings.final_rate
-    return settings.rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 def losses(model: Transformer, tokens: Tensor, answer: Tensor, prompt_weight: float) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of a batch, and the plain one over its answers alone.
 
@@ -122,7 +113,7 @@ def _run(
             began = time.perf_counter()
             rows = packer.rows(corpora[id(recipe.stage_at(step))], batch_rng(settings.seed, step), settings.batch)
             tokens, answer = torch.from_numpy(rows.tokens).to(device), torch.from_numpy(rows.answer).to(device)
-            rate = rate_at(step, steps, settings)
+            rate = recipe.rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):

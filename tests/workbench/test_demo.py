@@ -14,7 +14,7 @@ import workbench as wb
 from workbench.demo.quizzes import Quiz, header
 from workbench.model import Transformer
 from workbench.recipe import Recipe
-from workbench.train import LOG, rate_at, tokenizer_for
+from workbench.train import LOG, tokenizer_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "workbench" / "assets" / "demo"
@@ -52,7 +52,7 @@ def test_the_log_is_the_recipes() -> None:
     for row in rows:
         step = int(row["step"])
         assert int(row["tokens"]) == step * per_step
-        assert float(row["rate"]) == pytest.approx(rate_at(step - 1, recipe.steps, recipe.optimisation), abs=1e-6)
+        assert float(row["rate"]) == pytest.approx(recipe.rate_at(step - 1), abs=1e-6)
 
 
 def test_it_answers_quizzes(model: Transformer) -> None:

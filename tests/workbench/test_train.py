@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from workbench.config import ModelConfig
 from workbench.errors import TrainingError
 from workbench.model import Transformer
-from workbench.recipe import Optimisation, Recipe
+from workbench.recipe import Recipe
 from workbench.tokenizer import Tokenizer
-from workbench.train import LOG, STATE, WEIGHTS, initialise, losses, rate_at, train
+from workbench.train import LOG, STATE, WEIGHTS, initialise, losses, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,11 +141,23 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path) -> None:
 
 
 def test_rates_by_hand() -> None:
-    settings = Optimisation(seed=0, batch=1, length=1, rate=1.0, warmup=4, save_every=1)
-    assert [rate_at(step, 104, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert rate_at(4, 104, settings) == 1.0
-    assert rate_at(54, 104, settings) == pytest.approx(0.55)  # half way between 1 and 0.1
-    assert rate_at(104, 104, settings) == pytest.approx(0.1)
+    one = changed(optimisation={"rate": 1.0, "warmup": 4, "final_rate": 0.1})
+    one["stages"][0]["steps"], one["stages"][1]["steps"] = 50, 54
+    rate_at = Recipe.from_dict(one).rate_at
+    assert [rate_at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate_at(4) == 1.0
+    assert rate_at(54) == pytest.approx(0.55)  # half way between 1 and 0.1
+    assert rate_at(104) == pytest.approx(0.1)
+
+
+def test_a_stage_with_a_rate_starts_anew() -> None:
+    two = changed(optimisation={"rate": 1.0, "warmup": 4, "final_rate": 0.1})
+    two["stages"][0]["steps"], two["stages"][1] = 54, {**two["stages"][1], "steps": 24, "rate": 0.5}
+    two["stages"].append({**two["stages"][0], "steps": 30})
+    rate_at = Recipe.from_dict(two).rate_at
+    assert rate_at(29) == pytest.approx(0.55) and rate_at(53) == pytest.approx(0.1, abs=0.01)
+    assert [rate_at(step) for step in range(54, 58)] == [0.125, 0.25, 0.375, 0.5]
+    assert rate_at(54 + 29) == pytest.approx(0.275) and rate_at(54 + 54) == pytest.approx(0.05)
 
 
 def test_loss_weights_by_hand(tiny_config: ModelConfig) -> None:
