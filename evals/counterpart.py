@@ -75,8 +75,14 @@ def command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
 
 
 def without(run: Run, *heads: tuple[int, int]) -> str | None:
-    """The command that asks the same with these heads (layer, head) ablated besides the run's own interventions."""
-    return command(run, (*changes_of(run), *(Ablate(f"L{layer}H{head}") for layer, head in heads)))
+    """The command that asks the same with these heads (layer, head) ablated besides the run's own interventions.
+
+    It compares the two: with a plain run by itself, with any other because it names it.
+    """
+    own = changes_of(run)
+    made = command(run, (*own, *(Ablate(f"L{layer}H{head}") for layer, head in heads)))
+    against = ["--against", str(run.provenance["run"])] if own else []
+    return None if made is None else " ".join([made, *against])
 
 
 def _options(changes: Sequence[Intervention]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.given import AsJson, Results, print_run
+from evals.cli.given import AsJson, Device, Results, print_run
+from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def show(
     right one, by layer and by part of the model, and whether the log-probabilities are still the stored ones.
     """
     if sample is not None:
-        asked = {"explained": explain, "top": top, "position": position, "model": model, "device": device}
-        show_sample(find(run, results), sample, **asked, as_json=as_json)  # type: ignore[arg-type]
+        show_sample(
+            find(run, results), sample,
+            explained=explain, top=top, position=position, model=model, device=device, as_json=as_json,
+        )  # fmt: skip
         return
     if explain or position is not None or model is not None:
         raise DataError("--explain, --position and --model go with --sample TASK/ID.")

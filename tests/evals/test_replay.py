@@ -172,7 +172,8 @@ def test_the_plain_run_and_the_commands(made: tuple[Transformer, Run, Run], tmp_
     ours += " --device cpu --dtype float32 --limit 4"
     assert counterpart.command(plain) == ours
     assert counterpart.without(plain, (0, 3)) == f"{ours} --ablate L0H3"
-    assert counterpart.without(changed, (0, 3)) == f"{ours} --ablate L1H2,L0H3 --rope-scaling yarn=2"
+    both = f"{ours} --ablate L1H2,L0H3 --rope-scaling yarn=2 --against {changed.provenance['run']}"
+    assert counterpart.without(changed, (0, 3)) == both
     assert counterpart.command(plain, [wb.Add("blocks.0.hook_resid_post", [0.0] * 32)]) is None
     assert counterpart.command(plain, [wb.Ablate("blocks.0.attn.hook_z", heads=[1])]) is None
 
