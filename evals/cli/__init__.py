@@ -6,9 +6,9 @@ name and the arguments of an example. lm_eval and pandas are imported only when 
 
 import typer
 
-from evals.cli import data, looking, running
+from evals.cli import answers, data, looking, running
 
-TOPICS = (running, looking, data)
+TOPICS = (running, looking, data, answers)
 
 app = typer.Typer(
     help="Run benchmarks on a checkpoint, and read what they found.",

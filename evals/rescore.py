@@ -1,0 +1,270 @@
+"""Scores for answers that were made elsewhere, by what a run of our own goes through: the task's filters and metrics,
+the sandbox, the store, the same files.
+
+Of the model nothing is known but what it answered. Prompts are not known either: a sample shows its question as the
+task puts it without examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals import account, answers, results, run, sandbox
+from evals.answers import Answers, Place
+from evals.processes import ALONE
+from evals.results import Run
+from evals.store import Store
+from workbench import provenance
+from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from evals.code import Judge
+    from evals.sandbox import Engine, Limits
+    from evals.suites import Suites
+
+_KS = (1, 2, 5, 10, 20, 50, 100, 200)
+_LETTERS = "ABCDEFGHIJ"
+# How lm-eval takes a letter out of text: as its `mmlu_generative` does, and as its `mmlu_pro`.
+_LETTER_FILTERS = [
+    {
+        "name": "get_response",
+        "filter": [
+            {"function": "regex", "regex_pattern": r"^(.*?)(?=\n|$)"},
+            {"function": "remove_whitespace"},
+            {"function": "regex", "regex_pattern": r"^(.*?)\s*$"},
+            {"function": "take_first"},
+        ],
+    },
+    {
+        "name": "custom-extract",
+        "filter": [
+            {"function": "regex", "regex_pattern": r"answer is \(?([ABCDEFGHIJ])\)?"},
+            {"function": "take_first"},
+        ],
+    },
+]
+
+
+def score(
+    task: str,
+    samples: Path,
+    *,
+    output: Path,
+    data: Path | None = None,
+    model_name: str | None = None,
+    missing_wrong: bool = False,
+    limits: Limits | None = None,
+    engine: Engine | None = None,
+) -> Run:
+    """Score a file of answers, or a folder of lm-eval's sample logs, and write results as a run does.
+
+    A program's several answers are samples: pass@k for every k that the least sampled problem allows. Letters for
+    multiple choice are taken from text by two of lm-eval's own rules, each a score: `get_response` of mmlu_generative,
+    the first line less blanks, case and punctuation; `custom-extract` of mmlu_pro, the first letter after "answer is".
+    Text is taken as it is: a task's stop strings are for whoever generates.
+
+    missing_wrong: questions without an answer count as wrong; otherwise they are left out, and n says how many were
+    answered. engine: what holds programs, by default the sandbox that is found here.
+    Raises: DataError for an unknown task, missing data, or a line that is no answer; SandboxError without a sandbox.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    started = time.time()
+    paths = answers.files(samples)
+    from evals import suites
+    from evals.code import Judge
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    judge = Judge(engine=engine) if limits is None else Judge(limits=limits, engine=engine)
+    loaded = suites.load([task], root=data, judge=judge)
+    code = bool(loaded.runs_code())
+    engine = sandbox.require() if code and engine is None else engine
+    docs = {name: [dict(doc) for doc in one.eval_docs] for name, one in loaded.tasks.items()}
+    read = (answer for path in paths for answer in answers.read(path))
+    found = answers.match(read, docs, sampled=code, choices=lambda name, doc: _choices(loaded.tasks[name], doc))
+    if found.texts and not code:
+        _ask_for_text(loaded)
+    every = {(name, number) for name, rows in docs.items() for number in range(len(rows))}
+    absent = every - found.places
+    asked = every if missing_wrong else found.places
+    least = min(map(len, found.texts.values()), default=1)
+    judge.k = tuple(k for k in _KS if k <= least)
+    given = Given(found, _only(loaded, asked), asked, least=least)
+    about = {
+        "file": str(samples.absolute()),
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+        "lines": found.lines,
+        "questions": len(every),
+        "answered": len(found.places),
+        "missing": len(absent),
+        "missing_counted": "as wrong" if missing_wrong else "not at all",
+        "unknown": len(found.unknown),
+        "duplicates": len(found.duplicates),
+        "partial": bool(absent) and not missing_wrong,
+    }
+    _say(about, found)
+    own = {
+        "path": None,
+        "checkpoint_sha256": None,
+        "dtype": "unknown",
+        "device": "unknown",
+        "versions": provenance.versions("lm-eval", "datasets", "llama-workbench"),
+        "tasks": [task],
+        "answers": about,
+        "data_sha256": {name: getattr(one, "data_sha256", None) for name, one in given.loaded.tasks.items()},
+        "sandbox": {"engine": engine.name, **judge.limits.to_dict()} if code and engine else None,
+    }
+    name = model_name or samples.name.split(".")[0]
+    settings = run.Settings(tasks=(task,), output=output, data=data, num_fewshot=0)
+    return _written(given, judge, settings, name, own, started)
+
+
+class Given:
+    """Stands where lm-eval expects a model, and gives the answers of a file."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, found: Answers, loaded: Suites, asked: set[Place], *, least: int) -> None:
+        self.found, self.loaded, self.least = found, loaded, least
+        self.questions: dict[str, list[int]] = {name: [] for name in loaded.tasks}
+        for name, number in sorted(asked):
+            self.questions[name].append(number)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        last = []
+        for request in requests:
+            # Questions without an answer are as often wrong as the others were answered.
+            texts = self.found.texts.get(self._place(request), [""] * self.least)
+            # lm-eval adds one answer a request; the task's filter takes as many as there are.
+            request.resps.extend(texts[:-1])
+            last.append(texts[-1])
+        return last
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        found = []
+        for request in requests:
+            choices = self.found.choices.get(self._place(request))
+            if choices is None:
+                # No choice was made: the right one is the least of all, so that it is no answer by chance.
+                gold = self.loaded.tasks[request.task_name].doc_to_target(request.doc)
+                choices = tuple((-1.0 if number == gold else 0.0, False) for number in range(request.idx + 1))
+            found.append(choices[request.idx])
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        raise DataError("answers to a task that scores whole texts cannot be given in a file.")
+
+    def replay(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: what was read and written elsewhere is not known as tokens."""
+        return {}
+
+    def _place(self, request: Any) -> Place:
+        return request.task_name, self.questions[request.task_name][request.doc_id]
+
+
+def _choices(task: Any, doc: Mapping[str, Any]) -> int:
+    """How many choices a question has; 0 where it has none."""
+    return len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 0
+
+
+def _only(loaded: Suites, asked: set[Place]) -> Suites:
+    """The tasks that have a question to score; a group is left out where a part of it has none."""
+    names = {name for name, _ in asked}
+    if names == set(loaded.tasks):
+        return loaded
+    return replace(loaded, tasks={name: loaded.tasks[name] for name in sorted(names)}, groups={}, group_map={})
+
+
+def _ask_for_text(loaded: Suites) -> None:
+    """Let multiple choice with lettered choices take its letter from text."""
+    for name, task in loaded.tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            continue
+        letters = task.get_config("doc_to_choice")
+        if task.OUTPUT_TYPE != "multiple_choice" or letters != list(_LETTERS[: len(letters or "")]):
+            raise DataError(f"the answers of {name} are no letters; give a log-probability for each choice.")
+        config = task.config.to_dict(keep_callable=True) | {
+            "output_type": "generate_until",
+            "doc_to_choice": None,
+            "doc_to_target": f"{{{{{letters}[{task.get_config('doc_to_target')}]}}}}",
+            "generation_kwargs": {"until": []},
+            "metric_list": [_exact_match()],
+            "filter_list": _LETTER_FILTERS,
+        }
+        loaded.tasks[name] = made = type(task)(config=config)
+        for group in loaded.groups.values():
+            if name in group:
+                group.add(made)
+    for group in loaded.groups.values():
+        metrics = group.aggregate_metric_list or []
+        group.aggregate_metric_list = [replace(one, metric="exact_match", filter_list=None) for one in metrics]
+
+
+def _exact_match() -> dict[str, Any]:
+    return {
+        "metric": "exact_match",
+        "aggregation": "mean",
+        "higher_is_better": True,
+        "ignore_case": True,
+        "ignore_punctuation": True,
+    }
+
+
+def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own: dict[str, Any], started: float) -> Run:
+    """Score, write the files, and enter the run in the store."""
+    run.check_place(settings.output)
+    request = {"model": None, "device": "", "dtype": "", "settings": settings.to_dict(), "answers": own["answers"]}
+    with Store.open(settings.output) as store:
+        entered = store.begin(request)
+        try:
+            lm: Any = given
+            found = run.ask(lm, given.loaded, settings, ALONE, questions=given.questions)
+            logged = found.pop("samples")
+            rows = {task: list(_samples(task, some, given, judge)) for task, some in logged.items()}
+            for task, numbers in given.questions.items():
+                found["n-samples"][task]["effective"] = len(numbers)
+            found |= {
+                "config": {"model": name, "model_args": {"answers": own["answers"]["file"]}},
+                "n-shot": {},  # not known
+                "date": started,
+                "lm_eval_version": own["versions"].get("lm-eval"),
+                "model_source": "answers",
+                "model_name": name,
+                "total_evaluation_time_seconds": str(time.time() - started),
+                results.PROVENANCE: {**own, "run": entered, "not_run": {}},
+            }
+            finished = results.write(settings.output, found, rows)
+            metrics, verdicts = account.metrics(finished), account.verdicts(rows)
+            store.finish(entered, results=finished.path.name, metrics=metrics, samples=verdicts)
+        except BaseException as error:
+            with suppress(DataError):  # the store may be what failed
+                store.fail(entered, str(error) or type(error).__name__)
+            raise
+    return finished
+
+
+def _samples(task: str, rows: list[dict[str, Any]], given: Given, judge: Judge) -> Iterator[dict[str, Any]]:
+    lm: Any = given
+    for row in account.samples(task, rows, lm, judge):
+        place = (task, row["doc_id"])
+        yield row if place in given.found.places else {**row, "missing": True}
+
+
+def _say(about: Mapping[str, Any], found: Answers) -> None:
+    parts = [f"answers to {about['answered']} of {about['questions']} questions, from {about['lines']} lines"]
+    if about["missing"]:
+        parts.append(f"{about['missing']} without an answer count {about['missing_counted']}")
+    for kind, where in (("unknown questions", found.unknown), ("further answers, not used", found.duplicates)):
+        if where:
+            more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+            parts.append(f"{len(where)} {kind} ({', '.join(where[:3])}{more})")
+    print("; ".join(parts), file=sys.stderr)
