@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.cli.given import AsJson, Data, Device, Dtype, Model, TensorParallel, need_lm_eval, print_run, team_of
+from evals.cli.looking import find
+from evals.cli.samples import print_difference
 
 if TYPE_CHECKING:
     from evals.results import Run
@@ -81,6 +83,10 @@ def run(
         str,
         typer.Option("--rope_scaling", "--rope-scaling", help="Another rotation: interpolation=2, ntk=4, yarn=4, ..."),
     ] = "",
+    against: Annotated[
+        str | None,
+        typer.Option(help="A run to compare with; under interventions, by default the plain one in --output."),
+    ] = None,
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -120,10 +126,12 @@ def run(
 
         changes = Changes(intervene, ablate, scale, rope_scaling)
         settings["interventions"] = changes.interventions(read_config(model))
+    other = None if against is None else find(against, output)
     # lm-eval's models know no demo; theirs stands in --model_args
     path = "" if backend != OURS and model == "demo" else model
     team = team_of(tensor_parallel)
-    deliver(evaluate(path, Settings(**settings), device=device, dtype=dtype, team=team), team, as_json=as_json)
+    finished = evaluate(path, Settings(**settings), device=device, dtype=dtype, team=team)
+    deliver(finished, team, as_json=as_json, against=other)
 
 
 def resume(
@@ -167,11 +175,12 @@ def batch(
         raise typer.Exit(NOT_ALL)
 
 
-def deliver(finished: Run, team: Any, *, as_json: bool) -> None:
-    """Say what a run found, in the one process that speaks."""
+def deliver(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
+    """Say what a run found, in the one process that speaks; of one under interventions, also what they changed."""
     if team.first:
         typer.echo(f"written to {finished.path}", err=True)
         print_run(finished, as_json=as_json)
+        print_difference(finished, against, err=as_json)
     team.leave()
     if finished.not_run:
         raise typer.Exit(NOT_ALL)
