@@ -8,6 +8,7 @@ Knows nothing of questions or models.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,12 +23,15 @@ PATIENCE = timedelta(days=7)
 @dataclass(frozen=True)
 class Team:
     """This process's place: member `rank` of `size`. `first` is true in one process, which speaks and writes results;
-    `keeps` in one process of each member, which writes down its answers."""
+    `keeps` in one process of each member, which writes down its answers; `reads` in one process of each machine;
+    `away` on every machine but the first one's."""
 
     rank: int = 0
     size: int = 1
     first: bool = True
     keeps: bool = True
+    reads: bool = True
+    away: bool = False
     group: Any = None
 
     def tell(self, make: Callable[[], T]) -> T:
@@ -82,4 +86,14 @@ def join(tensor_parallel: int = 1) -> Team:
     # Objects go by the processors, whatever the tensors take.
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     member, members = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    return Team(member, members, dist.get_rank() == 0, parallel.rank() == 0, group)
+    everyone = Team(group=group).gather(socket.gethostname())
+    rank, own = dist.get_rank(), socket.gethostname()
+    return Team(
+        rank=member,
+        size=members,
+        first=rank == 0,
+        keeps=parallel.rank() == 0,
+        reads=everyone.index(own) == rank,
+        away=own != everyone[0],
+        group=group,
+    )

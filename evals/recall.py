@@ -79,8 +79,11 @@ class Recall:
         team, kept = self.team, self.kept
         # Without a name for the model, a question is only itself.
         keys: list[Hashable] = [key_of(*kept.model, *question) if kept else i for i, question in enumerate(questions)]
-        # One process reads: others, a moment later, might find more, and then ask other units.
-        found: dict[Hashable, Any] = team.tell(lambda: kept.read(keys)) if kept else {}  # type: ignore[arg-type]
+        # What is read is shared: a process that read a moment later might find more, and then ask other units.
+        found: dict[Hashable, Any] = {}
+        if kept:
+            for known in team.gather(kept.read(keys) if team.reads else {}):  # type: ignore[arg-type]
+                found |= known
         if team.size > 1:
             unit = min(unit, math.ceil(len(keys) / team.size))
         units = [range(first, min(first + unit, len(keys))) for first in range(0, len(keys), max(1, unit))]

@@ -1,6 +1,7 @@
 """One of the processes of test_processes.py, started by torchrun: the command, in units of a few questions."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,5 +26,7 @@ def slowly(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
+    if "MACHINES" in os.environ:
+        socket.gethostname = lambda: f"machine{os.environ['RANK']}"  # type: ignore[assignment]
     wb.score, wb.generate = slowly(wb.score), slowly(wb.generate)
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,11 @@ WORKER = Path(__file__).with_name("team_worker.py")
 TASKS = "demo_mmlu,demo_gsm8k"
 
 
-def command(processes: int, *arguments: str, slowly: float = 0.0) -> subprocess.Popen[str]:
+def command(processes: int, *arguments: str, slowly: float = 0.0, **more: str) -> subprocess.Popen[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "SLOWLY": str(slowly), "PYTHONPATH": str(Path(__file__).parents[2]),
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": "", **more,
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *torchrun, str(WORKER), "eval", *arguments],
@@ -84,6 +85,24 @@ def test_two_processes_find_what_one_finds(checkpoint: Path, tmp_path: Path) -> 
     with Store.open(tmp_path / "two") as store:
         (row,) = store.runs()
     assert row.status == "finished"
+
+
+@pytest.mark.slow
+def test_every_machine_has_a_store_of_its_own_and_all_are_read(checkpoint: Path, tmp_path: Path) -> None:
+    questions = asked(checkpoint, tmp_path / "out")
+    _, err = ended(command(2, *questions, MACHINES="2"))
+    assert askers(err) == {0: 50, 1: 50}
+    other = tmp_path / "out" / "machines" / "machine1"
+    for folder in (tmp_path / "out", other):
+        with Store.open(folder) as store:
+            assert store._index.execute("SELECT count(*) FROM responses").fetchone() == (50,)
+    _, err = ended(command(2, *questions, MACHINES="2"))
+    assert askers(err) == {}
+    second, first = list_runs(tmp_path / "out")
+    compare(second, first)
+    shutil.rmtree(other)
+    _, err = ended(command(1, *questions))
+    assert askers(err) == {0: 50}
 
 
 @pytest.mark.slow
