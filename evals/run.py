@@ -153,7 +153,7 @@ def evaluate(
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
-        with _told(store, name, settings.output, team), _remembering(lm, store, name, team):
+        with _told(store, name, settings.output, team, request), _remembering(lm, store, name, team):
             found = ask(lm, loaded, settings, team)
 
             def write() -> Run:
@@ -211,7 +211,7 @@ def _enter(store: Store, request: dict[str, Any], again: StoredRun | None) -> st
 
 
 @contextmanager
-def _told(store: Store, run: str, output: Path, team: Team) -> Iterator[None]:
+def _told(store: Store, run: str, output: Path, team: Team, request: Mapping[str, Any]) -> Iterator[None]:
     """Enter in the store how a run ended that did not end well, and say how it goes on."""
     try:
         yield
@@ -220,8 +220,9 @@ def _told(store: Store, run: str, output: Path, team: Team) -> Iterator[None]:
             with suppress(DataError):  # the store may be what failed
                 interrupted = isinstance(error, KeyboardInterrupt)
                 store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
-            go_on = f"workbench eval resume {run} --results {output}"
-            print(f"run {run} was stopped, its answers are kept; `{go_on}` goes on.", file=sys.stderr)
+            if request["model"] is not None:
+                go_on = f"workbench eval resume {run} --results {output}"
+                print(f"run {run} was stopped, its answers are kept; `{go_on}` goes on.", file=sys.stderr)
         raise
 
 

@@ -1,5 +1,17 @@
 """Many evaluations from one YAML file: every model, on every group of tasks, under every intervention.
 
+    output: results/sweep
+    defaults: {limit: 200, seed: 1}
+    models:
+      - demo
+      - {path: checkpoints/Llama-3.2-1B, name: 1B, dtype: bfloat16, device: cuda}
+    tasks:
+      - mmlu
+      - {tasks: [gsm8k_cot], num_fewshot: 8, gen_kwargs: {max_gen_toks: 256}}
+    interventions:
+      - none
+      - {name: without the head, ablate: L5H3}
+
 What is finished is not run again, what was stopped is taken up, and a run that fails does not stop the others. Options
 bear the names of `workbench eval run`. Knows nothing of how one evaluation is made.
 """

@@ -155,6 +155,10 @@ def batch(
 ) -> None:
     """Run every model on every group of tasks under every intervention that a file names.
 
+    The file has an output folder and lists of models and tasks, and may have interventions and defaults: {output:
+    results/sweep, models: [demo, {path: FOLDER, dtype: float32}], tasks: [mmlu, {tasks: [gsm8k_cot], num_fewshot: 8}],
+    interventions: [none, {ablate: L5H3}], defaults: {limit: 200}}. Options bear the names that `run` gives them.
+
     What is finished is not run again, what was stopped is taken up, and a run that fails does not stop the others; the
     exit code is then 1.
     """

@@ -196,6 +196,43 @@ def test_decoding_arguments_are_part_of_the_question(
     assert sum(asked) == 4
 
 
+def test_generation_arguments_of_the_run_are_part_of_the_question(
+    saved: Save, tmp_path: Path, asked: list[int]
+) -> None:
+    settings = Settings(tasks=SUITES, output=tmp_path / "out", limit=2, gen_kwargs={"max_gen_toks": 4})
+    first = evaluate(saved("one"), settings, dtype="float32")
+    assert all(len(ids) <= 4 for ids in first.samples("demo_gsm8k").generated_ids)
+    drawn = {"max_gen_toks": 4, "do_sample": True, "temperature": 1.0}
+    for changes, number in (
+        ({}, 0),
+        ({"gen_kwargs": {"max_gen_toks": 5}}, 2),
+        ({"gen_kwargs": drawn}, 2),
+        ({"gen_kwargs": drawn}, 0),
+        ({"gen_kwargs": drawn, "seed": 99}, 2),
+        ({"gen_kwargs": {**drawn, "top_p": 0.9}}, 2),
+        ({"system": "Be brief."}, 10),
+    ):
+        asked.clear()
+        evaluate(tmp_path / "one", replace(settings, **changes), dtype="float32")
+        assert sum(asked) == number, changes
+
+
+def test_what_is_drawn_goes_by_the_question_not_by_its_place(speaking_model: Transformer) -> None:
+    from lm_eval.api.instance import Instance
+
+    def request(doc: int) -> Instance:
+        arguments = ("Say something.", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 6})
+        return Instance("generate_until", {}, arguments, 0, metadata=("task", doc, 1))
+
+    def drawn(docs: list[int]) -> list[str]:
+        return lm.WorkbenchLM(speaking_model, seed=5, progress=False).generate_until([request(doc) for doc in docs])
+
+    first = drawn([0, 1, 2, 2])
+    assert len(set(first)) == 4, "questions differ, and so do repeats of one"
+    assert drawn([2, 7, 0, 2, 1])[::2] == [first[2], first[0], first[1]]
+    assert drawn([2, 7, 0, 2, 1])[3] == first[3]
+
+
 def test_a_model_in_memory_keeps_nothing(speaking_model: Transformer, tmp_path: Path, asked: list[int]) -> None:
     settings = Settings(tasks=("demo_mmlu",), output=tmp_path, limit=2)
     for _ in range(2):

@@ -1,6 +1,7 @@
 """A sweep runs what is not run yet, says what became of each, and refuses a file it cannot read."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,12 @@ def test_what_is_no_yaml_or_names_no_task_is_said_before_the_first_run(file: Pat
     with pytest.raises(DataError, match="did you mean demo_gsm8k"):
         sweep.run(sweep.read(file))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_in_the_docstring_is_a_sweep(tmp_path: Path, checkpoint: Path) -> None:
+    text = (sweep.__doc__ or "").partition("\n\n")[2].partition("\n\n")[0]
+    path = tmp_path / "example.yaml"
+    path.write_text(textwrap.dedent(text).replace("checkpoints/Llama-3.2-1B", str(checkpoint)).replace("L5H3", "L1H3"))
+    planned = sweep.read(path)
+    assert len(planned) == 8 and {one.settings.limit for one in planned} == {200}
+    assert {one.change_name for one in planned} == {"", "without the head"}
