@@ -276,3 +276,32 @@ def test_a_run_without_a_sandbox_says_so_loudly(tmp_path: Path, capsys: pytest.C
     assert "WARNING: --unsafe-exec" in told.err
     report = json.loads(told.out)
     assert report["provenance"]["sandbox"]["engine"] == "none (unsafe)" and report["scores"][0]["value"] == 1.0
+
+
+def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
+    from lm_eval.evaluator import evaluate as lm_eval_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.dummy import DummyLM
+
+    from evals import suites
+    from evals.code import Judge
+
+    random.seed(0)
+    loaded = suites.load(["demo_mmlu", "demo_gsm8k"], root=None, judge=Judge())
+    theirs = lm_eval_evaluate(lm=DummyLM(), task_dict=loaded.as_dict(), limit=40, log_samples=True)
+    tracker = EvaluationTracker(output_path=str(tmp_path / "log"))
+    samples = theirs.pop("samples")
+    tracker.save_results_aggregated(results=theirs, samples=samples)
+    for task in loaded.tasks:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+    (folder,) = {path.parent for path in (tmp_path / "log").rglob("samples_*.jsonl")}
+    for task in loaded.tasks:
+        (log,) = folder.glob(f"samples_{task}_*.jsonl")
+        run = score(task, log, output=tmp_path / "again")
+        for found in run.scores:
+            assert found.n == 40
+            assert found.value == theirs["results"][task][f"{found.metric},{found.filter}"]
+            assert found.stderr == pytest.approx(theirs["results"][task][f"{found.metric}_stderr,{found.filter}"])
+    assert 0 < theirs["results"]["demo_mmlu"]["acc,none"] < 1, "guesses, some of them right"
+    everything = score("demo_mmlu", folder, output=tmp_path / "again")
+    assert everything.provenance["answers"]["unknown"] == 80, "the other task's lines, one for each filter"
