@@ -117,6 +117,11 @@ def _of_number(model: Transformer, tokenizer: Tokenizer, replayed: Replay) -> De
     ids = (*replayed.prompt_ids, *generated[: here + at])
     token, minus = wanted[at], generated[here + at]
     words = f"right is {target!r}, and given was {said!r}: {_text(tokenizer, token)} against {_text(tokenizer, minus)}"
+    first = re.search(rf"(?<![\d.,]){re.escape(said)}(?![\d])", response)
+    if first is not None and first.start() < start:
+        # The last one may be a copy, and the mistake lie here.
+        earlier = next(i for i, end in enumerate(ends) if end > len(response[: first.start()].encode()))
+        words += f"; {said!r} is first written behind position {len(replayed.prompt_ids) + earlier - 1}"
     return Decision(ids, token, minus, (), words)
 
 

@@ -84,7 +84,6 @@ def heads(
     """
     from evals import counterpart, explain
     from evals.cli.looking import find
-    from evals.interventions import described
     from evals.replay import changes_of, model_of
 
     found_run = find(run, results)
@@ -107,7 +106,7 @@ def heads(
         }  # fmt: skip
         typer.echo(json.dumps(told, indent=2))
         return
-    typer.echo(f"{task}: {len(found.doc_ids)} of {len(asked)} wrong answers, under {described(changes_of(found_run))};")
+    typer.echo(f"{task}: {len(found.doc_ids)} of {len(asked)} wrong answers{_under(found_run)};")
     typer.echo(
         f"the right token's logit is {-found.difference:.3f} below the given one's on average. Of that, by head:\n"
     )
@@ -126,7 +125,7 @@ def heads(
 def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
     """After a run under interventions: how it differs from the plain one of its store, or how to find out.
 
-    against: another run to compare with, whatever the interventions. err: print on stderr.
+    against: another run to compare with, whatever the interventions. err: print on stderr, beside JSON.
     """
     from evals import counterpart
     from evals.interventions import described
@@ -135,8 +134,13 @@ def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
     changes = changes_of(run)
     other = against or (counterpart.plain_of(run) if changes else None)
     if other is not None:
+        try:
+            lines = counterpart.compared(other, run)
+        except DataError as error:  # the run itself is made, and whole
+            typer.echo(f"not compared with {other.name}: {error}", err=True)
+            return
         typer.echo(f"\n{described(changes)}, compared with {other.name} question by question:", err=err)
-        typer.echo("\n".join(counterpart.compared(other, run)), err=err)
+        typer.echo("\n".join(lines), err=err)
     elif changes and (command := counterpart.command(run)):
         said = f"The plain run is not in {run.path.parent}. This makes it; then make the same run again:"
         typer.echo(f"\n{said}\n  {command}", err=err)
@@ -193,11 +197,9 @@ def _first(found: Explanation) -> tuple[int, int] | None:
 
 def _explained(found: Explanation, run: Run, top: int) -> list[str]:
     from evals import counterpart
-    from evals.interventions import described
-    from evals.replay import changes_of
 
     replayed, what = found.replayed, found.found
-    lines = ["", f"replayed under {described(changes_of(run))}: {replayed}"]
+    lines = ["", f"replayed{_under(run)}: {replayed}"]
     lines += [f"{found.decision.says}; decided behind position {found.decision.position}.", ""]
     lines += ["Log-probability of each by layer, -1 being the embedding (logit lens, nats):", *_lens(what.lens()), ""]
     parts = what.frame()
@@ -234,6 +236,14 @@ def _check(head: tuple[int, int], command: str | None) -> str:
     if command is None:
         return f"To check it, make the run again with wb.Ablate({name!r}) among its interventions."
     return f"A contribution is no cause. Without {name}, compared with this run:\n  {command}"
+
+
+def _under(run: Run) -> str:
+    from evals.interventions import described
+    from evals.replay import changes_of
+
+    changes = changes_of(run)
+    return f" under {described(changes)}" if changes else ""
 
 
 def _interval(low: float, high: float) -> str:

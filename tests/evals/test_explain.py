@@ -94,6 +94,14 @@ def test_a_number_is_decided_at_its_first_wrong_token(
     assert repr(right) in found.says
 
 
+def test_a_number_that_is_copied_is_followed_to_where_it_came_from(speaking_model: Transformer) -> None:
+    row = {"response": "1552 + 552 is 552\n#### 552", "answer": "552", "target": "553"}
+    replayed = made_up(speaking_model, row)
+    found = decision(speaking_model, replayed)
+    # Seven bytes stand before it, and the first byte follows the prompt's last token.
+    assert found.says.endswith(f"'552' is first written behind position {len(replayed.prompt_ids) - 1 + 7}")
+
+
 def test_a_right_number_stands_against_the_likeliest_other(speaking_model: Transformer) -> None:
     row = {"response": "#### 1,552", "answer": "1,552", "target": "1552"}
     found = decision(speaking_model, made_up(speaking_model, row))
