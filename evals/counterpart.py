@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _FREE = ("output", "batch_size", "interventions")  # of the settings, what makes no other questions of them
 
+_DEFAULTS = {"seed": 1234, "preset": "lm-eval"}
+
 
 def plain_of(run: Run) -> Run | None:
     """The newest finished run of the same store that asked the same of the same checkpoint without interventions."""
@@ -63,9 +65,10 @@ def command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
     words = ["--model", asked["model"], "--tasks", ",".join(settings["tasks"]), "--output", str(run.path.parent)]
     for name in ("device", "dtype"):
         words += [f"--{name}", asked[name]] if asked[name] != "auto" else []
-    for name in ("data", "limit", "num_fewshot", "batch_size", "seed"):
+    for name in ("data", "limit", "num_fewshot", "batch_size", "seed", "preset", "samples"):
         given = settings.get(name)
-        words += [f"--{name}", f"{given}"] if given is not None and (name, given) != ("seed", 1234) else []
+        words += [f"--{name}", f"{given}"] if given is not None and given != _DEFAULTS.get(name) else []
+    words += ["--online"] if settings.get("online") else []
     words += ["--apply_chat_template"] if settings.get("chat") else []
     if settings.get("multiturn") is not None:
         words.append("--fewshot_as_multiturn" if settings["multiturn"] else "--no_fewshot_as_multiturn")

@@ -201,6 +201,13 @@ def test_answers_that_are_not_the_stored_ones_are_left_out(
     assert found.doc_ids == (1, 2, 3) and "demo_mmlu/0: this explains something else" in found.left_out[0]
 
 
+def test_a_group_s_wrong_answers_are_those_of_its_tasks(speaking_model: Transformer, runs: list[Run]) -> None:
+    group = Run(runs[0].path, {**runs[0].data, "group_subtasks": {"quiz": ["demo_mmlu"]}})
+    expected = explain.blame(speaking_model, runs[0], "demo_mmlu", limit=2).table
+    found = explain.blame(speaking_model, group, "quiz", limit=2)
+    assert found.task == "quiz" and found.table.equals(expected)
+
+
 def test_tasks_that_are_not_there(runs: list[Run]) -> None:
     with pytest.raises(DataError, match="has no task 'mmlu'; it has demo_gsm8k, demo_mmlu"):
         explain.wrong(runs[0], "mmlu")

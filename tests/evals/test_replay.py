@@ -1,9 +1,10 @@
 """Stored samples run again: the same numbers from the same model, and a refusal or a warning from anything else."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import workbench as wb
 from evals import counterpart
 from evals.replay import model_of, replay, sample
 from evals.results import Run, read_run
-from evals.run import Settings, evaluate
+from evals.run import Settings, evaluate, request_of
+from evals.store import Store
+from workbench.cli import main
 from workbench.errors import DataError
 from workbench.model import Transformer
 
@@ -176,6 +179,33 @@ def test_the_plain_run_and_the_commands(made: tuple[Transformer, Run, Run], tmp_
     assert counterpart.without(changed, (0, 3)) == both
     assert counterpart.command(plain, [wb.Add("blocks.0.hook_resid_post", [0.0] * 32)]) is None
     assert counterpart.command(plain, [wb.Ablate("blocks.0.attn.hook_z", heads=[1])]) is None
+
+
+def test_a_command_asks_for_the_settings_that_it_was_made_of(
+    made: tuple[Transformer, Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Settings(
+        tasks=("demo_mmlu", "demo_gsm8k"), output=tmp_path, data=tmp_path / "my data", limit=0.5,
+        num_fewshot=2, batch_size=3, seed=7, chat=True, multiturn=False, system="Say 'A'.", gen_kwargs={"temperature": 0.5, "until": ["a b"]},
+        preset="meta", samples=20, online=True, interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 0.25)),
+    )  # fmt: skip
+    same = {"backend", "model_args"}  # no run of another backend has ids to replay
+    assert all(getattr(asked, f.name) != f.default for f in fields(Settings) if f.name not in same), "a new field"
+    model = str(made[0].source.path) if made[0].source else ""
+    with Store.open(tmp_path) as store:
+        name = store.begin(request_of(model, asked, device="cpu", dtype="float32"))
+    run = Run(tmp_path / "results_1.json", {"results": {}, "workbench": {"run": name}})
+    command = counterpart.command(run, asked.interventions)
+    assert command is not None
+    seen: list[tuple[Any, ...]] = []
+
+    def evaluate(path: str, settings: Settings, **given: Any) -> Run:
+        seen.append((path, settings.to_dict(), given["device"], given["dtype"]))
+        raise DataError("enough")
+
+    monkeypatch.setattr("evals.run.evaluate", evaluate)
+    assert main(shlex.split(command)[1:]) == 2
+    assert seen == [(model, asked.to_dict(), "cpu", "float32")]
 
 
 def test_the_difference_is_paired(made: tuple[Transformer, Run, Run]) -> None:
