@@ -188,11 +188,14 @@ def induction_ablation(
     n_draws: int = 20,
     seed: int = 0,
     replacement: Replacement = "zero",
+    apart_from: Sequence[Head] = (),
 ) -> InductionAblation:
     """How much more the second copy of random blocks loses without the induction heads than without as many others.
 
     With heads=None they are those of the catalogue's induction rule, found on other random blocks than the loss is
-    measured on. The others are drawn without replacement among all heads that were not chosen.
+    measured on. The others are drawn without replacement among all heads that were not chosen, nor named by
+    `apart_from`: a draw with the previous-token head, the circuit's other half, costs as much as the chosen heads, so
+    that a few such draws can decide the mean of all.
     Shapes: -> effect [prompt], random [draw, prompt]
     Units:  nats per token of the second copy.
     Raises: HookError if no head passes the rule (names the strongest), if there are not enough others, or if two
@@ -203,7 +206,7 @@ def induction_ablation(
         raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
     chosen = _found(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
-    rest = [(i, j) for i in range(config.n_layers) for j in range(config.n_heads) if (i, j) not in chosen]
+    rest = [(i, j) for i in range(config.n_layers) for j in range(config.n_heads) if (i, j) not in {*chosen, *apart_from}]
     if len(rest) < len(chosen):
         raise HookError(f"{len(chosen)} heads were chosen and only {len(rest)} are left to compare with; choose fewer.")
     rng = np.random.default_rng(seed)

@@ -157,8 +157,9 @@ def demo_prompts(model: Transformer, count: int = 12) -> list[list[int]]:
 
 def test_the_demo_has_a_previous_token_head_and_sinks() -> None:
     model = wb.load_model("demo", device="cpu").eval()
+    prompts = demo_prompts(model, 24)
     rules = {kind: heads.RULES[kind] for kind in ("previous", "sink")}
-    found = heads.catalogue(heads.text_scores(model, demo_prompts(model)), rules=rules)
-    assert found.of("previous") == [(2, 3)]
-    assert found.mean["previous"][2, 3] > 1.3 * np.sort(found.mean["previous"].ravel())[-2]
-    assert found.of("sink") and found.is_sure("sink").any()
+    found, again = (heads.catalogue(heads.text_scores(model, half), rules=rules) for half in (prompts[:12], prompts[12:]))
+    strongest = found.of("previous")[:1]
+    assert strongest and strongest == again.of("previous")[:1]  # on other text too
+    assert (found.is_sure("sink") & again.is_sure("sink")).any()
