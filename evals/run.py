@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,11 +283,13 @@ def ask(
     questions: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """What lm-eval finds by asking, of each task these questions alone if they are given."""
+    from lm_eval import utils as lm_eval_utils
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
     # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
     lm_eval_task.tqdm = partial(tqdm, disable=True)
+    _compile_once(lm_eval_utils.env)
     for name, task in loaded.tasks.items():
         fixed = task.get_config("num_fewshot")
         if settings.num_fewshot is None:
@@ -317,3 +319,10 @@ def ask(
     )
     assert found is not None, "only a process of a higher rank gets none"
     return dict(found)
+
+
+def _compile_once(env: Any) -> None:
+    """Let lm-eval keep its compiled templates: it compiles each anew for every question and every example, which for
+    five examples takes longer than a small model's answer."""
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = lru_cache(maxsize=4096)(env.from_string)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,24 @@ def test_a_run_on_an_embedded_suite_begins_at_once(checkpoint: Path, tmp_path: P
     assert json.loads(done.stdout.splitlines()[-1]) == [0, [False], []]
     # 2.3 s on two quiet cores, the run included; the bound is for a busy machine.
     assert seconds < 30
+
+
+def test_a_template_is_compiled_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jinja2 import Environment
+
+    from evals.run import Settings, evaluate
+
+    compiled: list[str] = []
+    compile_ = Environment.compile
+
+    def counted(self: Environment, source: Any, *given: Any, **options: Any) -> Any:
+        compiled.append(str(source))
+        return compile_(self, source, *given, **options)
+
+    monkeypatch.setattr(Environment, "compile", counted)
+    prompts = []
+    for _ in range(2):
+        run = evaluate(checkpoint, Settings(tasks=("demo_mmlu",), output=tmp_path / "out", limit=5, num_fewshot=2))
+        prompts.append(list(run.samples("demo_mmlu").prompt))
+    assert len(compiled) == len(set(compiled)) <= 4
+    assert prompts[0] == prompts[1] and len(set(prompts[0])) == 5
