@@ -254,9 +254,9 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
 
 def _samples(task: str, rows: list[dict[str, Any]], given: Given, judge: Judge) -> Iterator[dict[str, Any]]:
     lm: Any = given
+    answered = given.found.places
     for row in account.samples(task, rows, lm, judge):
-        place = (task, row["doc_id"])
-        yield row if place in given.found.places else {**row, "missing": True}
+        yield row if (task, row["doc_id"]) in answered else {**row, "missing": True}
 
 
 def _say(about: Mapping[str, Any], found: Answers) -> None:

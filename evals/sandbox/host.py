@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from evals.sandbox.watch import ProgramRun, watch
 from workbench.errors import SandboxError
 
 _DEFAULT = Limits()
+_PAUSE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -166,5 +168,15 @@ def _run(program: Program, limits: Limits, engine: Engine | None, cancel: int | 
         return ProgramRun("no code", "there is no statement in it", "", "", 0.0, None)
     held: Job = {"role": "program", "source": program.code, "name": program.name}
     judge: Job = {"role": "judge", "tests": program.tests, "context": context, "entry_point": program.entry_point}
-    with engine.start(held, judge | {"nonce": secrets.token_hex(16)}, limits) as processes:
+    judge["nonce"] = secrets.token_hex(16)
+    try:
+        return _once(held, judge, limits, engine, cancel)
+    except (SandboxError, OSError):
+        # A machine that is short of processes for a moment must not end a run of thousands.
+        time.sleep(_PAUSE)
+        return _once(held, judge, limits, engine, cancel)
+
+
+def _once(held: Job, judge: Job, limits: Limits, engine: Engine, cancel: int | None) -> ProgramRun:
+    with engine.start(held, judge, limits) as processes:
         return watch(*processes, limits, cancel=cancel)

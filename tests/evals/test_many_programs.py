@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from evals import sandbox
-from evals.sandbox import Limits, Program, run_all
+from evals.sandbox import Bubblewrap, Limits, Program, run_all
 
 pytestmark = pytest.mark.skipif(
     sandbox.why_unavailable() is not None, reason=f"no sandbox here: {sandbox.why_unavailable()}"
@@ -86,6 +87,20 @@ def test_a_sandbox_that_fails_in_the_middle_stops_the_rest() -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         list(run_all(programs(), limits=Limits(seconds=50.0), workers=2))
     assert left_over() == before
+
+
+def test_a_sandbox_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = shutil.which("bwrap"), tmp_path / "bin" / "bwrap"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\nmkdir {fake.parent}/once 2>/dev/null && exit 1\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    sandbox.require()
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    assert [run.verdict for _, run in run_all([tiny(0), tiny(1)], engine=Bubblewrap(), workers=1)] == [
+        "passed",
+        "failed",
+    ]
+    assert (fake.parent / "once").is_dir()
 
 
 def test_a_killed_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
