@@ -6,7 +6,7 @@ model once, under whatever intervenes just now; knows nothing of benchmarks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,6 @@ from workbench.errors import HookError
 from workbench.hooks import expand, layer_of
 from workbench.intervene import Targeted, acting
 from workbench.model import Transformer
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 HOOKS = (*dict.fromkeys((*attribution.HOOKS, *lens.HOOKS, "blocks.*.hook_attn_out")),)
 """What `explain` captures, at one position."""
@@ -68,7 +65,8 @@ class Explanation:
         """One row per layer, -1 being the embedding, and token: layer, token, logprob, rank, text."""
         return self.curves.frame().drop(columns="pos")
 
-    def figure(self, **options: Any) -> "go.Figure":
+    def figure(self, **options: Any) -> Any:
+        """The attribution's figure. `curves.figure()` is that of the lens."""
         return self.attribution.figure(**options)
 
 
