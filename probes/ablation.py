@@ -206,7 +206,8 @@ def induction_ablation(
         raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
     chosen = _found(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
-    rest = [(i, j) for i in range(config.n_layers) for j in range(config.n_heads) if (i, j) not in {*chosen, *apart_from}]
+    every = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    rest = [head for head in every if head not in {*chosen, *apart_from}]
     if len(rest) < len(chosen):
         raise HookError(f"{len(chosen)} heads were chosen and only {len(rest)} are left to compare with; choose fewer.")
     rng = np.random.default_rng(seed)

@@ -149,13 +149,17 @@ def _warned(table: pd.DataFrame, origin: Origin) -> Origin:
 def text(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise DataError("say what to run with --prompt TEXT or --file PATH, one of them.")
-    if prompt is not None:
-        return prompt
-    assert file is not None
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    if file is None:
+        given, name = prompt, "--prompt"
+    else:
+        name = str(file)
+        try:
+            given = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    if not given:
+        raise DataError(f"{name} is empty; there is nothing to run.")
+    return given
 
 
 def labels(model: Transformer, cap: Capture) -> list[str]:

@@ -5,6 +5,8 @@ it, or .html for the figure. Every topic is a module with its commands, and list
 example of each needs. Torch, pandas and plotly are imported only when a command needs them.
 """
 
+from collections.abc import Callable
+
 import typer
 
 from probes.cli import comparison, flow, heads, logits, neurons, norms, patching, rope, stream
@@ -19,7 +21,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
+
+def name_of(command: Callable[..., None]) -> str:
+    """A command's name on the command line."""
+    return command.__name__.replace("_", "-")
+
+
 for _topic in TOPICS:
     for _command, _example in _topic.COMMANDS:
-        _name = _command.__name__
+        _name = name_of(_command)
         app.command(_name, epilog=f"Example: workbench probe {_name} --model demo{_example}")(_command)

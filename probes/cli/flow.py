@@ -1,4 +1,4 @@
-"""Commands on what reaches a position and from where: rollout, flow, what is moved, routes, retrieval, generation."""
+"""Commands on what reaches a position and from where: rollout, flow, what is moved, routes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Layer, Model, Output, Prompt
-from probes.delivery import Origin, capture, check, deliver, labels, labels_of, load, text, tokens
+from probes.delivery import capture, check, deliver, labels
 from workbench.errors import DataError
 
 Position = Annotated[int, typer.Option(help="The position asked about; negative ones count from the last.")]
@@ -124,59 +124,6 @@ def routes(
     deliver(found, output, origin, labels=labels(loaded, cap))
 
 
-def retrieval(
-    needle: Annotated[str, typer.Option(help="What is hidden in the text, between two sentences.")],
-    question: Annotated[str, typer.Option(help="What is put after the text, so that the needle is written.")],
-    model: Model = "demo",
-    prompt: Annotated[str | None, typer.Option(help="The text that hides the needle.")] = None,
-    file: File = None,
-    depth: Annotated[
-        list[float] | None, typer.Option(help="Where, from 0 to 1; may be repeated. 0, 0.5 and 1 where not given.")
-    ] = None,
-    least_recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out a prompt on which less of the needle is written.")
-    ] = 0.5,
-    output: Output = None,
-    device: Device = "auto",
-) -> None:
-    """Heads: which look at a needle while they copy it."""
-    check(output)
-    from probes import retrieval as probe
-    from workbench.commands import tokenizer_of
-
-    given = text(prompt, file)
-    loaded = load(model, device)
-    tokenizer, depths = tokenizer_of(loaded, model), depth or [0.0, 0.5, 1.0]
-    hays = [probe.haystack(tokenizer, given, needle, question, depth=at) for at in depths]
-    found = probe.retrieval_scores(loaded, hays, least_recall=least_recall)
-    extra = {"depths": depths, "least_recall": least_recall, "recall": found.recall.tolist()}
-    deliver(found, output, Origin(model, loaded, sum(len(hay.tokens) for hay in hays), extra))
-
-
-def generated_stream(
-    model: Model = "demo",
-    prompt: Prompt = None,
-    file: File = None,
-    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
-    show: Annotated[
-        Literal["largest", "median", "massive", "large", "attn", "mlp"], typer.Option(help="What the figure shows.")
-    ] = "largest",
-    threshold: Annotated[float, typer.Option(help="Least magnitude of a massive activation.")] = 100.0,
-    ratio: Annotated[float, typer.Option(help="Least multiple of the position's median magnitude.")] = 1000.0,
-    magnitude: Annotated[float, typer.Option(help="Least magnitude of an outlier dimension's entry.")] = 6.0,
-    output: Output = None,
-    device: Device = "auto",
-) -> None:
-    """Stream: what grows in it while the model writes."""
-    check(output)
-    from probes import generated as probe
-
-    loaded, ids, origin = tokens(model, prompt, file, device)
-    limits = {"threshold": threshold, "ratio": ratio, "magnitude": magnitude}
-    found = probe.generated_stream(loaded, ids, steps=steps, **limits)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens), show=show)
-
-
 COMMANDS = (
     (rollout, ON_A_PROMPT),
     (flow, ON_A_PROMPT),
@@ -185,6 +132,4 @@ COMMANDS = (
     (mixing, ON_A_PROMPT),
     (shares, ON_A_PROMPT),
     (routes, ON_A_PROMPT),
-    (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),
-    (generated_stream, ON_A_PROMPT),
 )

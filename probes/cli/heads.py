@@ -101,6 +101,35 @@ def ablation(
     deliver(found, output, Origin(model, loaded, extra=extra))
 
 
+def retrieval(
+    needle: Annotated[str, typer.Option(help="What is hidden in the text, between two sentences.")],
+    question: Annotated[str, typer.Option(help="What is put after the text, so that the needle is written.")],
+    model: Model = "demo",
+    prompt: Annotated[str | None, typer.Option(help="The text that hides the needle.")] = None,
+    file: File = None,
+    depth: Annotated[
+        list[float] | None, typer.Option(help="Where, from 0 to 1; may be repeated. 0, 0.5 and 1 where not given.")
+    ] = None,
+    least_recall: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out a prompt on which less of the needle is written.")
+    ] = 0.5,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: which look at a needle while they copy it."""
+    check(output)
+    from probes import retrieval as probe
+    from workbench.commands import tokenizer_of
+
+    given = text(prompt, file)
+    loaded = load(model, device)
+    tokenizer, depths = tokenizer_of(loaded, model), depth or [0.0, 0.5, 1.0]
+    hays = [probe.haystack(tokenizer, given, needle, question, depth=at) for at in depths]
+    found = probe.retrieval_scores(loaded, hays, least_recall=least_recall)
+    extra = {"depths": depths, "least_recall": least_recall, "recall": found.recall.tolist()}
+    deliver(found, output, Origin(model, loaded, sum(len(hay.tokens) for hay in hays), extra))
+
+
 one_map = of_head("map", "maps", "head_map", "Heads: where one head looks, query by query.")
 
 COMMANDS = (
@@ -110,4 +139,5 @@ COMMANDS = (
     (one_map, ON_A_HEAD),
     (induction, ""),
     (ablation, " --heads L2H3,L5H0"),
+    (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),
 )

@@ -72,7 +72,7 @@ def recentring(
     deliver(norm_lab.recentring(cap), output, origin)
 
 
-def generated(
+def generated_norms(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
@@ -92,7 +92,7 @@ def generated(
 COMMANDS = (
     (gains, ""),
     (rms, ON_A_PROMPT),
-    (generated, ON_A_PROMPT),
+    (generated_norms, ON_A_PROMPT),
     (linear, ON_A_PROMPT),
     (recentring, ON_A_PROMPT),
     (norm_times, ""),

@@ -37,9 +37,9 @@ def patch(
     wrong: Wrong,
     model: Model = "demo",
     what: Annotated[
-        Literal["resid", "mid", "attn", "mlp", "heads", "heads_by_position"],
-        typer.Option(help="The stream before or amid layers, what a sublayer adds, or heads."),
-    ] = "resid",
+        Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"],
+        typer.Option(help="The stream before, amid or after layers, what a sublayer adds, or heads."),
+    ] = "resid_pre",
     noise: Noise = False,
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Estimate from one gradient too, and show how wrong that is.")
@@ -53,16 +53,12 @@ def patch(
     from probes import attribution_patching, patching
 
     loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
-    names: dict[str, patching.What] = {
-        "resid": "resid_pre", "mid": "resid_mid", "attn": "attn_out", "mlp": "mlp_out", "heads": "heads",
-        "heads_by_position": "heads_by_position",
-    }  # fmt: skip
     direction: patching.Direction = "noise" if noise else "denoise"
-    found = patching.patching(loaded, pair, names[what], direction=direction)
+    found = patching.patching(loaded, pair, what, direction=direction)
     _note(found, loaded)
     origin = replace(origin, extra={**(origin.extra or {}), "what": found.what, "direction": direction})
     if gradient:
-        estimate = attribution_patching.attribution_patching(loaded, pair, names[what], direction=direction)
+        estimate = attribution_patching.attribution_patching(loaded, pair, what, direction=direction)
         deliver(attribution_patching.gradient_error(found, estimate), output, origin)
         return
     deliver(found, output, origin, labels=labels_of(loaded, pair.clean[0].tolist()))
@@ -82,7 +78,7 @@ def path(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Patching: what each head sends to others, or to the logits."""
+    """Paths: what each head sends to others, or to the logits."""
     check(output)
     from probes import paths
     from probes.ablation import parse
@@ -107,7 +103,7 @@ def logit_paths(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: what all carry to a logit from each token, ranked."""
+    """Paths: what all heads carry to a logit from each token."""
     check(output)
     from probes import attribution, paths, within
     from workbench.commands import tokenizer_of
@@ -131,7 +127,7 @@ def composition(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: how much of what one reads another can write."""
+    """Paths: how much of what one head reads another can write."""
     check(output)
     from probes import paths
 

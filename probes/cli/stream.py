@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from probes.cli.given import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.delivery import capture, check, deliver
+from probes.delivery import capture, check, deliver, labels_of, tokens
 
 
 def contributions(
@@ -55,8 +55,33 @@ def outliers(
     deliver(norms.outlier_dimensions(cap, magnitude=magnitude), output, origin)
 
 
+def generated_stream(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    show: Annotated[
+        Literal["largest", "median", "massive", "large", "attn", "mlp"], typer.Option(help="What the figure shows.")
+    ] = "largest",
+    threshold: Annotated[float, typer.Option(help="Least magnitude of a massive activation.")] = 100.0,
+    ratio: Annotated[float, typer.Option(help="Least multiple of the position's median magnitude.")] = 1000.0,
+    magnitude: Annotated[float, typer.Option(help="Least magnitude of an outlier dimension's entry.")] = 6.0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Stream: what grows in it while the model writes."""
+    check(output)
+    from probes import generated as probe
+
+    loaded, ids, origin = tokens(model, prompt, file, device)
+    limits = {"threshold": threshold, "ratio": ratio, "magnitude": magnitude}
+    found = probe.generated_stream(loaded, ids, steps=steps, **limits)
+    deliver(found, output, origin, labels=labels_of(loaded, found.tokens), show=show)
+
+
 COMMANDS = (
     (contributions, ON_A_PROMPT),
     (massive, ON_A_PROMPT),
     (outliers, ON_A_PROMPT),
+    (generated_stream, ON_A_PROMPT),
 )

@@ -59,7 +59,7 @@ COMMANDS = [
 ]
 SHORTENED = {  # what keeps a command short enough for a test
     "ablation": ["--draws", "3"],
-    "tuned_lens": ["--steps", "1", "--length", "16"],
+    "tuned-lens": ["--steps", "1", "--length", "16"],
 }
 
 
@@ -68,7 +68,8 @@ def test_every_probe_prints_a_table_and_writes_its_files(
     probe, tmp_path: Path, command: Any, example: list[str]
 ) -> None:
     device = ["--device", "cpu"] if "device" in inspect.signature(command).parameters else []
-    argv = [command.__name__, *example, *device, *SHORTENED.get(command.__name__, [])]
+    name = cli.name_of(command)
+    argv = [name, *example, *device, *SHORTENED.get(name, [])]
     code, out, err = probe(*argv)
     assert code == 0, err
     assert len(out.splitlines()) > 2 or out == "none found\n"
@@ -162,7 +163,7 @@ def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) ->
     assert code == 0 and pd.read_csv(io.StringIO(out), sep=r"\s+")["moved"].max() < 1e-5
     assert pd.read_csv(io.StringIO(probe("turned", *RUN)[1]), sep=r"\s+")["moved"].min() > 1e-3
     assert probe("turned", *RUN, "--scaling", "yarn")[0] == 2
-    code, out, _ = probe("generated", *RUN, "--steps", "2")
+    code, out, _ = probe("generated-norms", *RUN, "--steps", "2")
     n_tokens = len(demo.tokenizer.encode(PROMPT, bos=True))
     shown = pd.read_csv(io.StringIO(out), sep=r"\s+")
     assert code == 0 and shown["step"].tolist()[: n_tokens + 1] == [0] * n_tokens + [1]
@@ -186,7 +187,7 @@ def test_the_lens_follows_tokens_and_uses_a_trained_lens(probe, tmp_path: Path, 
     text, saved, file = tmp_path / "text.txt", tmp_path / tuned.FILE, tmp_path / "found.csv"
     text.write_text("One cat sat. Two cats sat. " * 20, encoding="utf-8")
     options = ("--file", text, "--device", "cpu", "--length", "16")
-    code, out, err = probe("tuned_lens", "--train", *options, "--steps", "2", "--seed", "3", "--save", tmp_path)
+    code, out, err = probe("tuned-lens", "--train", *options, "--steps", "2", "--seed", "3", "--save", tmp_path)
     assert code == 0 and f"saved as {saved}" in err
     ids = demo.tokenizer.encode(text.read_text(), bos=True)
     windows = positions.windows(ids[1:], 16, bos=ids[0])
@@ -194,7 +195,7 @@ def test_the_lens_follows_tokens_and_uses_a_trained_lens(probe, tmp_path: Path, 
     made = tuned.train_tuned_lens(demo, windows[:-held], steps=2, seed=3)
     expected = tuned.lens_divergence(demo, windows[-held:], made).frame()
     assert out.strip() == expected.to_string(index=False).strip()
-    code, out, _ = probe("tuned_lens", "--use", saved, *options)
+    code, out, _ = probe("tuned-lens", "--use", saved, *options)
     assert out.strip() == tuned.lens_divergence(demo, windows, made).frame().to_string(index=False).strip()
     word = demo.tokenizer.decode([300])
     assert demo.tokenizer.encode(word) == [300], "a token whose text gives it again"
@@ -239,15 +240,16 @@ def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, d
         (("lens", *RUN, "--id", "99999"), "0 to 1279"),
         (("lens", *RUN, "--id", "7", "--position", "99"), "not 99"),
         (("lens", *RUN, "--tuned", "no-such-lens"), "cannot be read"),
-        (("tuned_lens", *RUN), "--train"),
-        (("tuned_lens", *RUN, "--use", "a", "--save", "b"), "goes with --train"),
-        (("tuned_lens", "--prompt", "a", "--train", "--length", "2", "--device", "cpu"), "give more text"),
-        (("tuned_lens", *RUN, "--train", "--length", "99"), "longer text"),
+        (("tuned-lens", *RUN), "--train"),
+        (("tuned-lens", *RUN, "--use", "a", "--save", "b"), "goes with --train"),
+        (("tuned-lens", "--prompt", "a", "--train", "--length", "2", "--device", "cpu"), "give more text"),
+        (("tuned-lens", *RUN, "--train", "--length", "99"), "longer text"),
         (("attribution", *RUN, "--neurons", "--head", "L0H0"), "one of them"),
         (("attribution", *RUN, "--head", "L0H9"), "not 9"),
         (("attribution", *RUN, "--head", "L9H0"), "layers 0 to 5"),
         (("attribution", *RUN, "--head", "nine"), "L2H3"),
         (("heads",), "--prompt"),
+        (("heads", "--prompt", ""), "--prompt is empty"),
         (("heads", "--prompt", "a", "--file", "b"), "one of them"),
         (("heads", *RUN, "--output", "x.xlsx"), ".csv or .parquet or .html"),
         (("heads", *RUN, "--output", "no/such/folder/x.csv"), "no folder"),

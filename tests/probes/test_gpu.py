@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from probes import attention, maps, norms, residual, rope, tuned, within
+from probes import attention, attribution, lens, maps, norms, rope, tuned, within
 from workbench.capture import Capture
 from workbench.model import Transformer
 
@@ -22,9 +22,9 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     "massive_activations": lambda model, cap: norms.massive_activations(cap, threshold=2, ratio=3),
     "outlier_dimensions": lambda model, cap: norms.outlier_dimensions(cap, magnitude=2),
     "contribution_ratios": lambda model, cap: norms.contribution_ratios(cap),
-    "logit_attribution": lambda model, cap: residual.logit_attribution(model, cap, [3, 7]),
-    "logit_lens": lambda model, cap: residual.logit_lens(model, cap),
-    "token_curves": lambda model, cap: residual.logit_lens(model, cap, targets=[3, 7]).curves,
+    "logit_attribution": lambda model, cap: attribution.logit_attribution(model, cap, [3, 7]),
+    "logit_lens": lambda model, cap: lens.logit_lens(model, cap),
+    "token_curves": lambda model, cap: lens.logit_lens(model, cap, targets=[3, 7]).curves,
     "tuned_lens": lambda model, cap: tuned.tuned_lens(
         model, cap, tuned.train_tuned_lens(model, cap.tokens.cpu(), steps=2, batch=1)
     ),
@@ -37,7 +37,7 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_A_CAPTURE)
 def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tensor, name: str) -> None:
-    hooks = {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *residual.HOOKS, *within.HOOKS}
+    hooks = {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *attribution.HOOKS, *lens.HOOKS, *within.HOOKS}
     tables = []
     for device in ("cpu", "cuda"):
         model = tiny_model.to(device)
@@ -50,5 +50,5 @@ def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tenso
 def test_the_probes_of_this_list_run(tiny_model: Transformer, captured: Capture, tokens: torch.Tensor) -> None:
     """The list itself, where there is no device: every probe gives a table with rows."""
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*captured.names, *residual.HOOKS, *within.HOOKS})
+        _, cap = tiny_model.run_with_capture(tokens, {*captured.names, *attribution.HOOKS, *lens.HOOKS, *within.HOOKS})
     assert [name for name, probe in ON_A_CAPTURE.items() if probe(tiny_model, cap).frame().empty] == []

@@ -159,7 +159,8 @@ def test_the_demo_has_a_previous_token_head_and_sinks() -> None:
     model = wb.load_model("demo", device="cpu").eval()
     prompts = demo_prompts(model, 24)
     rules = {kind: heads.RULES[kind] for kind in ("previous", "sink")}
-    found, again = (heads.catalogue(heads.text_scores(model, half), rules=rules) for half in (prompts[:12], prompts[12:]))
+    halves = prompts[:12], prompts[12:]
+    found, again = (heads.catalogue(heads.text_scores(model, half), rules=rules) for half in halves)
     strongest = found.of("previous")[:1]
     assert strongest and strongest == again.of("previous")[:1]  # on other text too
     assert (found.is_sure("sink") & again.is_sure("sink")).any()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import workbench as wb
+from probes import attribution
 from probes import neurons as probe
-from probes import residual
 from probes.figures import neurons as figures_neurons
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
@@ -100,9 +100,9 @@ def test_tokens_by_hand(tiny_model: Transformer) -> None:
 
 def test_neurons_sum_to_the_mlp_s_attribution(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*probe.HOOKS, *residual.HOOKS})
+        _, cap = tiny_model.run_with_capture(tokens, {*probe.HOOKS, *attribution.HOOKS})
     wanted = (5, 71)
-    expected = residual.logit_attribution(tiny_model, cap, wanted, position=-1, row=1)
+    expected = attribution.logit_attribution(tiny_model, cap, wanted, position=-1, row=1)
     for layer in range(3):
         found = probe.neuron_tokens(tiny_model, layer, range(64), k=96)
         effect = np.zeros((64, 96))

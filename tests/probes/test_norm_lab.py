@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import norm_lab, norms, residual
+from probes import attribution, norm_lab, norms
 from workbench.capture import Capture
 from workbench.errors import MissingHookError
 from workbench.model import Transformer
@@ -15,7 +15,7 @@ from workbench.model import Transformer
 @pytest.fixture
 def lab(tiny_model: Transformer, tokens: torch.Tensor) -> Capture:
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*norm_lab.HOOKS, *residual.HOOKS, *norms.HOOKS})
+        _, cap = tiny_model.run_with_capture(tokens, {*norm_lab.HOOKS, *attribution.HOOKS, *norms.HOOKS})
     return cap
 
 
@@ -93,8 +93,8 @@ def test_the_final_norm_is_judged_as_attribution_uses_it(lab: Capture, tiny_mode
         said = -tiny_model.norm.weight * part / lab["ln_final.hook_scale"][0, 7]
         logits = tiny_model.unembed(said[None, None])[0, 0]
     token = 5
-    attribution = residual.logit_attribution(tiny_model, lab, [token], position=7)
-    assert logits[token] == pytest.approx(-attribution.values[0, attribution.parts.index(("mlp", 0, -1))], abs=1e-4)
+    parts = attribution.logit_attribution(tiny_model, lab, [token], position=7)
+    assert logits[token] == pytest.approx(-parts.values[0, parts.parts.index(("mlp", 0, -1))], abs=1e-4)
     row = found.parts.index((0, "mlp"))
     assert found.frozen_scale[row, 0, 7] == pytest.approx(float((change - said).norm() / change.norm()), rel=1e-3)
 

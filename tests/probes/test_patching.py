@@ -294,7 +294,7 @@ def command(*argv: str) -> int:
     return main(["probe", *argv])
 
 
-@pytest.mark.parametrize("options", [[], ["--what", "heads", "--noise"], ["--what", "attn", "--gradient"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--what", "heads", "--noise"], ["--what", "attn_out", "--gradient"]], ids=str)
 def test_the_sweeps_command(tmp_path: Path, options: list[str]) -> None:
     """The table is the function's, its origin says what was patched, and the figure has the prompt's tokens."""
     assert command("patch", *TEXTS, *options, "-o", str(tmp_path / "t.csv")) == 0
@@ -328,7 +328,7 @@ def test_the_paths_command(tmp_path: Path) -> None:
 
 def test_the_logit_paths_command(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
-    run = ("logit_paths", *TEXTS[:2], "--device", "cpu")
+    run = ("logit-paths", *TEXTS[:2], "--device", "cpu")
     assert command(*run, "--answer", "7", "--wrong", "11", "-o", str(file)) == 0
     assert json.loads((tmp_path / "t.csv.json").read_text())["target"] == [7, 11]
     table = pd.read_csv(file)

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attribution, lens, norm_lab, residual, within
+from probes import attribution, lens, norm_lab, within
 from probes.figures import residual as figures_residual
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.intervene import Ablate
 from workbench.model import Transformer
 
-EVERYTHING = {*residual.HOOKS, *within.NEURON_HOOKS, *within.SOURCE_HOOKS}
+HOOKS = {*attribution.HOOKS, *lens.HOOKS}
+EVERYTHING = {*HOOKS, *within.NEURON_HOOKS, *within.SOURCE_HOOKS}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def run(tiny_model: Transformer, tokens: torch.Tensor) -> tuple[torch.Tensor, Ca
 @pytest.mark.parametrize("position", [0, 7, -1])
 def test_parts_sum_to_the_logit(tiny_model: Transformer, run: tuple[torch.Tensor, Capture], position: int) -> None:
     logits, cap = run
-    found = residual.logit_attribution(tiny_model, cap, [3, 50, (95, 3)], position=position, row=1)
+    found = attribution.logit_attribution(tiny_model, cap, [3, 50, (95, 3)], position=position, row=1)
     expected = logits[1, position, [3, 50, 95]].numpy()
     expected[2] -= expected[0]
     # Float32 sums of some fifty terms of order 1.
@@ -61,23 +62,23 @@ def test_a_model_small_enough_to_work_out_by_hand() -> None:
             norm.weight.fill_(1.0)
         model.tok_embeddings.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         model.output.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
-        _, cap = model.run_with_capture(torch.tensor([[0]]), residual.HOOKS)
+        _, cap = model.run_with_capture(torch.tensor([[0]]), HOOKS)
     r = math.sqrt(12.5)
-    found = residual.logit_attribution(model, cap, [0, 1, (1, 0)])
+    found = attribution.logit_attribution(model, cap, [0, 1, (1, 0)])
     assert found.values[:, 0] == pytest.approx([3 / r, 8 / r, 5 / r])
     assert not found.values[:, 1:].any() and not found.removed[:, 1:].any()
-    seen = residual.logit_lens(model, cap, k=2, targets=[0])
+    seen = lens.logit_lens(model, cap, k=2, targets=[0])
     gap = math.log1p(math.exp(5 / r))  # of token 0: ln(1 + e^(8/r - 3/r))
     assert seen.layers == (-1, 0) and seen.ids[:, 0].tolist() == [[1, 0], [1, 0]]
     assert seen.curves.logprobs[:, 0, 0] == pytest.approx([-gap, -gap]) and (seen.curves.ranks == 1).all()
     assert np.abs(seen.kl).max() < 1e-6
     with torch.no_grad():  # an MLP that takes half of the second dimension away: the stream is (3, 2), r = sqrt(6.5)
-        _, cap = model.run_with_capture(torch.tensor([[0]]), residual.HOOKS)
+        _, cap = model.run_with_capture(torch.tensor([[0]]), HOOKS)
         cap.tensors["blocks.0.hook_mlp_out"][0, 0] = torch.tensor([0.0, -2.0])
         cap.tensors["blocks.0.hook_resid_post"][0, 0] = torch.tensor([3.0, 2.0])
         cap.tensors["ln_final.hook_scale"][0, 0] = math.sqrt(6.5)
         cap.tensors["ln_final.hook_out"][0, 0] = torch.tensor([3.0, 2.0]) / math.sqrt(6.5)
-    found = residual.logit_attribution(model, cap, [1])
+    found = attribution.logit_attribution(model, cap, [1])
     mlp = found.parts.index(("mlp", 0, -1))
     assert found.values[0, [0, mlp]] == pytest.approx([8 / math.sqrt(6.5), -4 / math.sqrt(6.5)])
     assert found.removed[0, mlp] == pytest.approx(4 / math.sqrt(6.5) - 8 / math.sqrt(12.5))
@@ -89,8 +90,8 @@ def test_tied_outputs_are_attributed_too(tiny_model: Transformer, tokens: torch.
     weights = {name: weight for name, weight in tiny_model.state_dict().items() if name != "output.weight"}
     tied.load_state_dict(weights)
     with torch.no_grad():
-        logits, cap = tied.run_with_capture(tokens, residual.HOOKS)
-    found = residual.logit_attribution(tied, cap, [5])
+        logits, cap = tied.run_with_capture(tokens, HOOKS)
+    found = attribution.logit_attribution(tied, cap, [5])
     assert found.values.sum() == pytest.approx(float(logits[0, -1, 5]), abs=1e-4)
 
 
@@ -102,10 +103,10 @@ def test_what_is_removed_is_what_an_ablation_takes_away(
     with torch.no_grad():
         if name != "mlp":
             tiny_model.layers[2].feed_forward.w2.weight.zero_()  # nothing after the head may react to it
-        logits, cap = tiny_model.run_with_capture(tokens, residual.HOOKS)
+        logits, cap = tiny_model.run_with_capture(tokens, HOOKS)
         with tiny_model.intervene(Ablate("blocks.2.hook_mlp_out" if name == "mlp" else name)):
-            ablated, without = tiny_model.run_with_capture(tokens, residual.HOOKS)
-    found = residual.logit_attribution(tiny_model, cap, [9, (9, 4)])
+            ablated, without = tiny_model.run_with_capture(tokens, HOOKS)
+    found = attribution.logit_attribution(tiny_model, cap, [9, (9, 4)])
     part = found.parts.index(("mlp", 2, -1) if name == "mlp" else ("head", 2, 2))
     change = (logits - ablated)[0, -1].numpy()
     assert found.removed[:, part] == pytest.approx([change[9], change[9] - change[4]], abs=1e-5)
@@ -117,8 +118,8 @@ def test_what_is_removed_is_what_an_ablation_takes_away(
 
 def test_the_frozen_scale_s_error_is_the_norm_lab_s(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*residual.HOOKS, *norm_lab.HOOKS})
-    found = residual.logit_attribution(tiny_model, cap, [9], position=7, row=1)
+        _, cap = tiny_model.run_with_capture(tokens, {*HOOKS, *norm_lab.HOOKS})
+    found = attribution.logit_attribution(tiny_model, cap, [9], position=7, row=1)
     lab = norm_lab.linearised_norm(tiny_model, cap, final=True)
     for layer in range(3):
         mine = found.frozen_error[found.parts.index(("mlp", layer, -1))]
@@ -131,7 +132,7 @@ def test_the_likeliest_are_the_model_s_own(tiny_model: Transformer, run: tuple[t
     first, second = logits[1, 5].topk(2).indices.tolist()
     found = attribution.likeliest(tiny_model, cap, position=5, row=1)
     assert found == [(first, second), first, second]
-    assert residual.logit_attribution(tiny_model, cap, found, position=5, row=1).logits[0] > 0
+    assert attribution.logit_attribution(tiny_model, cap, found, position=5, row=1).logits[0] > 0
 
 
 # --- by neuron and by key -------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_neurons_sum_to_their_mlp(tiny_model: Transformer, run: tuple[Any, Captu
     _, cap = run
     wanted = [5, (71, 5)]
     found = within.neuron_attribution(tiny_model, cap, wanted, k=k, position=9, row=1)
-    parts = residual.logit_attribution(tiny_model, cap, wanted, position=9, row=1)
+    parts = attribution.logit_attribution(tiny_model, cap, wanted, position=9, row=1)
     for layer in range(3):
         part = parts.parts.index(("mlp", layer, -1))
         assert found.mlp[:, layer] == pytest.approx(parts.values[:, part], abs=1e-6)
@@ -173,7 +174,7 @@ def test_neurons_sum_to_their_mlp(tiny_model: Transformer, run: tuple[Any, Captu
 def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture], reference: Any) -> None:
     """The weights are transformers' own attention; a value that is not looked at carries nothing."""
     _, cap = run
-    parts = residual.logit_attribution(tiny_model, cap, [5, (7, 5)], position=9)
+    parts = attribution.logit_attribution(tiny_model, cap, [5, (7, 5)], position=9)
     for layer, head in ((0, 1), (2, 3)):
         found = within.source_attribution(tiny_model, cap, [5, (7, 5)], (layer, head), position=9)
         whole = parts.values[:, parts.parts.index(("head", layer, head))]
@@ -189,7 +190,7 @@ def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture
 
 def test_the_lens_ends_at_the_models_output(tiny_model: Transformer, run: tuple[torch.Tensor, Capture]) -> None:
     logits, cap = run
-    found = residual.logit_lens(tiny_model, cap, k=3, targets=[4, 90], row=1)
+    found = lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], row=1)
     final = logits[1].log_softmax(-1)
     assert found.layers == (-1, 0, 1, 2) and found.ids.shape == (4, 24, 3)
     assert np.array_equal(found.ids[-1], final.topk(3, -1).indices.numpy())
@@ -208,7 +209,7 @@ def test_the_lens_agrees_with_hugging_face(
 ) -> None:
     """transformers' hidden states, the embedding's too, through its own final norm and head; KL and rank by numpy."""
     _, cap = run
-    found = residual.logit_lens(tiny_model, cap, targets=[11])
+    found = lens.logit_lens(tiny_model, cap, targets=[11])
     final = reference.logits[0].double().log_softmax(-1).numpy()
     for at, state in enumerate(reference.hidden_states[:3]):  # the last one is normed already
         with torch.no_grad():
@@ -227,12 +228,12 @@ def test_blocks_of_positions_change_nothing(
 ) -> None:
     """Five positions at a time, which do not divide 24: other shapes of a product may round differently."""
     _, cap = run
-    expected = residual.logit_lens(tiny_model, cap, targets=[3])
+    expected = lens.logit_lens(tiny_model, cap, targets=[3])
     held = []
     unembed = tiny_model.unembed
     monkeypatch.setattr(tiny_model, "unembed", lambda x: held.append(len(x)) or unembed(x))
     monkeypatch.setattr(lens, "LOGITS", 5 * 96 + 10)
-    found = residual.logit_lens(tiny_model, cap, targets=[3])
+    found = lens.logit_lens(tiny_model, cap, targets=[3])
     assert max(held) == 5 and len(held) == 5 * (1 + 4)
     assert found.kl == pytest.approx(expected.kl, abs=1e-5) and (found.ids == expected.ids).all()
     assert found.curves.logprobs == pytest.approx(expected.curves.logprobs, abs=1e-5)
@@ -240,36 +241,36 @@ def test_blocks_of_positions_change_nothing(
 
 def test_the_lens_keeps_absolute_positions(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
-        _, some = tiny_model.run_with_capture(tokens, residual.HOOKS, positions=[4, 20])
+        _, some = tiny_model.run_with_capture(tokens, HOOKS, positions=[4, 20])
         _, few = tiny_model.run_with_capture(tokens, ["blocks.1.hook_resid_post", "ln_final.hook_out"])
-    found = residual.logit_lens(tiny_model, some)
+    found = lens.logit_lens(tiny_model, some)
     assert found.positions == (4, 20) and found.tokens == tuple(tokens[0, [4, 20]].tolist())
-    assert residual.logit_lens(tiny_model, few).layers == (1,)
+    assert lens.logit_lens(tiny_model, few).layers == (1,)
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor, run: tuple[Any, Capture]) -> None:
     _, cap = run
     for wrong in (96, (3, 96), (-1, 3)):
         with pytest.raises(HookError, match="0 to 95"):
-            residual.logit_attribution(tiny_model, cap, [wrong])
+            attribution.logit_attribution(tiny_model, cap, [wrong])
     with pytest.raises(HookError, match="0 to 95"):
-        residual.logit_lens(tiny_model, cap, targets=[96])
+        lens.logit_lens(tiny_model, cap, targets=[96])
     with pytest.raises(HookError, match="no token"):
         within.neuron_attribution(tiny_model, cap, [])
     with pytest.raises(HookError, match="not 24"):
-        residual.logit_attribution(tiny_model, cap, [1], position=24)
+        attribution.logit_attribution(tiny_model, cap, [1], position=24)
     with pytest.raises(MissingHookError, match="not 4"):
         within.source_attribution(tiny_model, cap, [1], (0, 4))
     with torch.no_grad():
-        _, some = tiny_model.run_with_capture(tokens, residual.HOOKS, heads=[1])
+        _, some = tiny_model.run_with_capture(tokens, HOOKS, heads=[1])
         _, none = tiny_model.run_with_capture(tokens, "hook_embed")
         _, cut = tiny_model.run_with_capture(tokens, within.SOURCE_HOOKS, positions=[3])
     with pytest.raises(HookError, match="every head"):
-        residual.logit_attribution(tiny_model, some, [1])
+        attribution.logit_attribution(tiny_model, some, [1])
     with pytest.raises(HookError, match="every position"):
         within.source_attribution(tiny_model, cut, [1], (0, 1))
     with pytest.raises(MissingHookError, match="hook_resid_post"):
-        residual.logit_lens(tiny_model, none)
+        lens.logit_lens(tiny_model, none)
 
 
 # --- figures --------------------------------------------------------------------------------------------------
@@ -280,8 +281,8 @@ def test_figures_show_what_was_found(
 ) -> None:
     _, cap = run
     stamp = {"capture": "abc"}
-    seen = residual.logit_lens(tiny_model, cap, targets=[4, 90])
-    parts = residual.logit_attribution(tiny_model, cap, [5, (7, 5)])
+    seen = lens.logit_lens(tiny_model, cap, targets=[4, 90])
+    parts = attribution.logit_attribution(tiny_model, cap, [5, (7, 5)])
     neurons = within.neuron_attribution(tiny_model, cap, [5, (7, 5)], k=3)
     keys = within.source_attribution(tiny_model, cap, [5, (7, 5)], (1, 2), position=9)
     drawn = {
@@ -323,8 +324,8 @@ def test_figures_show_what_was_found(
 def test_hostile_tokens_are_no_markup(tiny_model: Transformer, run: tuple[Any, Capture]) -> None:
     _, cap = run
     text = dict.fromkeys(range(96), "<b>&x")
-    seen = replace(residual.logit_lens(tiny_model, cap, targets=[4]), text=text)
-    parts = replace(residual.logit_attribution(tiny_model, cap, [5]), text=text)
+    seen = replace(lens.logit_lens(tiny_model, cap, targets=[4]), text=text)
+    parts = replace(attribution.logit_attribution(tiny_model, cap, [5]), text=text)
     curves = replace(seen.curves, text=text)
     for fig in (seen.figure(), parts.figure(), curves.figure()):
         shown = fig.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
