@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from workbench import provenance
 from workbench.chat import encode_chat
 from workbench.checkpoint import load_model
 from workbench.errors import DataError, TokenizerError
+from workbench.vocabulary import LLAMA3_PATTERN
 
 if TYPE_CHECKING:
     from workbench import Transformer
@@ -41,6 +44,11 @@ _GENERATED_AT_MOST = 256  # where a task sets no limit; lm-eval's own default
 _ROWS_AT_ONCE = 16
 # What is asked together and kept together: many enough for full batches, few enough to lose little by a kill.
 _SCORED_TOGETHER, _TEXTS_TOGETHER, _CONTINUED_TOGETHER = 512, 16, 64
+
+
+# Behind a line break and before a letter, Llama 3's pattern splits whatever else there is: lines may be encoded one by
+# one. Prompts have most of them in common: those of a task its examples, the four of a question all but one.
+_LINES = re.compile(r"(?<=\n)(?=[A-Za-z])")
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class WorkbenchLM(TemplateLM):
         # "auto" is lm-eval's word for: you decide.
         given = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self.batch_size = min(filter(None, (given, max_batch_size)), default=None)
+        self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
         self._device = self.model.device
         self._seed = seed
         self._quiet = not progress
@@ -168,7 +177,10 @@ class WorkbenchLM(TemplateLM):
         """
         begins = string.startswith("<|begin_of_text|>")
         bos = not begins if add_special_tokens is None else add_special_tokens
-        return self._tokenizer.encode(string, bos=bos, allow_special=begins)
+        ids = [self._tokenizer.bos_id] if bos else []
+        for part in _LINES.split(string) if self._tokenizer.pattern == LLAMA3_PATTERN else (string,):
+            ids += self._line(part, begins)
+        return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text, special tokens by name; without a generation prompt its last message is
@@ -301,6 +313,10 @@ class WorkbenchLM(TemplateLM):
 
     def _bar(self, total: int, what: str, disable: bool) -> tqdm[Any]:
         return bar(total, what, disable or self._quiet)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, allow_special=special))
 
 
 def bar(total: int, what: str, disable: bool) -> tqdm[Any]:

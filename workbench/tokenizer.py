@@ -138,6 +138,11 @@ class Tokenizer:
         found = (self._special.get(name, self._alias.get(name)) for name in names)
         return frozenset(token for token in found if token is not None)
 
+    @property
+    def pattern(self) -> str:
+        """The regular expression that splits a text before anything is merged."""
+        return self._pattern
+
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
         """Token ids of a text; the text of a special token is plain text unless `allow_special`.
 
