@@ -96,11 +96,12 @@ def run_all(
 
     The programs are taken as they are needed, and few are held at once, so there may be any number. A caller that
     stops early stops those that run.
-    workers: how many at a time, by default one for each core that this process may use.
+    workers: how many at a time, by default three for every two cores that this process may use, since part of a
+    program's time goes by while the kernel makes its sandboxes.
     Raises: SandboxError if there is no sandbox here.
     """
     engine = engine or require()
-    workers = cores() if workers is None else workers
+    workers = -(-3 * cores() // 2) if workers is None else workers
     awake, cancel = os.pipe()
     waiting: dict[Future[ProgramRun], int] = {}
     with ThreadPoolExecutor(workers) as pool:

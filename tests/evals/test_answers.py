@@ -17,6 +17,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 from evals import answers, data, sandbox
 from evals.answers import Answer, match
+from evals.compare import compare
 from evals.rescore import score
 from evals.results import Run, list_runs
 from evals.run import Settings, evaluate
@@ -305,3 +306,12 @@ def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
     assert 0 < theirs["results"]["demo_mmlu"]["acc,none"] < 1, "guesses, some of them right"
     everything = score("demo_mmlu", folder, output=tmp_path / "again")
     assert everything.provenance["answers"]["unknown"] == 80, "the other task's lines, one for each filter"
+
+
+def test_runs_of_answers_are_compared_on_what_both_answered(tmp_path: Path) -> None:
+    right = [{"doc_id": i, "response": row["answer"]} for i, row in enumerate(SUMS)]
+    wrong = [{**row, "response": "#### 123456789"} if row["doc_id"] < 3 else row for row in right[:10]]
+    first = score("demo_gsm8k", written(tmp_path / "a.jsonl", right), output=tmp_path / "a")
+    second = score("demo_gsm8k", written(tmp_path / "b.jsonl", wrong), output=tmp_path / "b")
+    frame = compare(first, second).frame()
+    assert set(frame.n) == {10} and set(frame.difference.round(9)) == {-0.3}
