@@ -24,8 +24,8 @@ class Judge:
     """Runs the programs of one evaluation, several at a time, and remembers what became of each.
 
     All of them run after the last was generated, so model and programs never share the machine. The same program is
-    run once. `engine` None is the sandbox that is found here, `workers` None what suits the cores; `k` stands in for the
-    task's own numbers of samples.
+    run once. `engine` None is the sandbox that is found here, `workers` None what suits the cores; `k` stands in for
+    the task's own numbers of samples.
     """
 
     limits: Limits = Limits(seconds=10.0)
