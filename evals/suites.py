@@ -36,6 +36,7 @@ _LLAMA = ("gsm8k", "mmlu", "mmlu_cot", "arc_challenge")
 _FOLDERS = ("mmlu/default", "gsm8k", "humaneval", *(f"llama3/instruct/{name}" for name in _LLAMA))
 # Names of kinds of tasks, over many benchmarks: these few folders do not hold all that they mean.
 _LEFT_OUT = {"chain_of_thought", "self_consistency", "math_word_problems"}
+_FORMATS = {"json", "csv", "parquet", "text"}
 _SAMPLED = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}  # as lm-eval's humaneval_64
 
 
@@ -61,7 +62,7 @@ class Local:
             self.dataset = _tables(custom.read(Path(name)))
         elif there is not None:
             self.dataset = hub.load(there, part, dataset_kwargs or {})
-        elif self.place.online:
+        elif self.place.online or self._needs_no_hub(name):
             super().download(dataset_kwargs, **kwargs)  # type: ignore[misc]
         elif data.readable(name):
             data.load(name, part, root)  # which says what it misses
@@ -74,6 +75,10 @@ class Local:
         config = self.config  # type: ignore[attr-defined]
         asked = config.test_split or config.validation_split
         self.data_sha256 = data.digest(self.dataset[asked]) if self.dataset and asked in self.dataset else None
+
+    def _needs_no_hub(self, name: str) -> bool:
+        """Whether a task makes its questions, or reads files that its definition names by their format."""
+        return name in _FORMATS or callable(self.config.custom_dataset)  # type: ignore[attr-defined]
 
 
 def _tables(rows: data.Splits) -> dict[str, datasets.Dataset]:
@@ -212,7 +217,7 @@ class _Factory(TaskFactory):
             with _quiet():
                 made: Task | Group | list[Task] = self.build(index[name], registry=index)
         except ImportError as error:
-            raise DataError(f"{name} needs a package that is not installed: {error}.") from error
+            raise DataError(f"{name} needs a package that is not installed: {str(error).rstrip('.')}.") from error
         except OSError as error:
             raise DataError(f"the data of {name} could not be had: {' '.join(str(error).split())}") from error
         return made

@@ -1,5 +1,6 @@
 """Presets ask as their sources say, and several programs a problem give the unbiased estimate."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from lm_eval.evaluator import evaluate
 
 from evals import presets, sandbox, suites
 from evals.code import Judge
+from evals.run import Settings
+from evals.run import evaluate as run_evaluation
+from workbench.cli import main
 from workbench.errors import DataError
+from workbench.model import Transformer
 
 
 def test_names_in_metas_two_ways() -> None:
@@ -146,3 +151,38 @@ def test_several_programs_give_the_unbiased_estimate(shared_data: Path) -> None:
     # Programs are asked for one problem after the other: the 33 have their eleven right ones at every third place.
     assert scores["pass@1,create_test"] == pytest.approx((3 + 4 + 4) / 33, abs=1e-12)
     assert [len(sample["resps"][0]) for sample in found["samples"]["humaneval"]] == [11] * 3
+
+
+def test_a_run_by_metas_preset_in_a_chat(speaking_model: Transformer, shared_data: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        tasks=("mmlu_anatomy",), output=tmp_path, data=shared_data, limit=2, preset="meta", chat=True, seed=3
+    )
+    assert Settings.from_dict(settings.to_dict()) == settings
+    run = run_evaluation(speaking_model, settings)
+    assert run.tasks == ["mmlu_llama_anatomy"]
+    (row, _) = (prompt for prompt in run.samples("mmlu_llama_anatomy").prompt)
+    # A context of 640 bytes holds the end of the chat alone: the question, and the answer that is begun for the model.
+    assert row.endswith("<|start_header_id|>assistant<|end_header_id|>\n\nThe best answer is")
+    assert run.data["n-shot"]["mmlu_llama_anatomy"] == 5
+    ((score, rule),) = presets.headlines(run)
+    assert (score.task, score.metric, score.filter, score.n) == ("mmlu_llama_anatomy", "exact_match", "strict_match", 2)
+    assert "macro average" in rule.source and run.provenance["preset"] == "meta"
+
+
+def test_a_command_by_the_preset(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(shared_data))
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text('{"question": "1 + 1?", "answer": 2}\n')
+    asked = ["--tasks", "mmlu_abstract_algebra", "--suite", str(suite), "--limit", "1", "--preset", "meta"]
+    assert main(["eval", "run", *asked, "--output", str(tmp_path / "out"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {score["task"] for score in shown["scores"]} == {"mmlu_abstract_algebra", "mine"}
+    assert shown["headlines"]["mmlu_abstract_algebra"]["shots"] == 5
+    assert main(["eval", "show", str(tmp_path / "out")]) == 0
+    assert "mmlu_abstract_algebra, as Meta reports it: " in capsys.readouterr().out
+    for more, message in ((["--preset", "mega"], "no preset"), (["--samples", "4"], "--samples is for tasks")):
+        assert main(["eval", "run", "--tasks", "gsm8k", *more, "--output", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -129,6 +129,32 @@ def test_a_task_that_is_not_ours_reads_a_local_copy(tmp_path: Path, readme: bool
     assert no_network == []
 
 
+def test_a_task_that_is_a_program_reads_a_local_copy(tmp_path: Path, no_network: list[str]) -> None:
+    row = {"id": "1", "title": "Iron", "context": "It rusts.", "question": "Does what?"}
+    row["answers"] = {"text": ["rusts"], "answer_start": [3]}
+    for split in ("train", "validation"):
+        write(tmp_path / "hub" / "lighteval" / "squad_v2" / "squad_v2" / f"{split}-0.parquet", [row] * 2)
+    task = suites.load(["squadv2"], root=tmp_path, judge=Judge()).tasks["squadv2"]
+    task.set_config("num_fewshot", 0)
+    task.build_all_requests(limit=1)
+    expected = "Title: Iron\n\nBackground: It rusts.\n\nQuestion: Does what?\n\nAnswer:"
+    assert task.instances[0].args[0] == expected and no_network == []
+
+
+def test_a_group_of_others_reads_one_copy(tmp_path: Path) -> None:
+    asked = {"question": "q?", "options": ["a", "b"], "answer": "A", "cot_content": "A: Let's think step by step. x"}
+    names = ("biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history")
+    names += ("law", "math", "other", "philosophy", "physics", "psychology")
+    rows = [{**asked, "category": name} for name in names]
+    for split in ("test", "validation"):
+        write(tmp_path / "hub" / "TIGER-Lab" / "MMLU-Pro" / "data" / f"{split}-00000-of-00001.parquet", rows)
+    loaded = suites.load(["mmlu_pro_llama"], root=tmp_path, judge=Judge())
+    assert {name: task.eval_docs[0]["category"] for name, task in loaded.tasks.items()} == {
+        f"mmlu_pro_llama_{name.replace(' ', '_')}": name for name in names
+    }
+    assert loaded.group_map == {"mmlu_pro_llama": list(loaded.tasks)}
+
+
 def test_offline_nothing_is_asked_for_and_what_to_do_is_said(tmp_path: Path, no_network: list[str]) -> None:
     hub.network(False)
     for name, message in (
