@@ -64,6 +64,7 @@ class AblationEffect(Result):
 
     AXES = {"base": ("prompt",), "without": ("set", "prompt"), "effect": ("set", "prompt")}
     FIGURE = "figures.heads.ablation_effect"
+    UNITS = "those of the target, a mean over prompts"
 
     sets: tuple[tuple[Head, ...], ...]
     base: np.ndarray
@@ -158,6 +159,7 @@ class InductionAblation(Result):
 
     AXES = {"base": ("prompt",), "effect": ("prompt",), "random": ("draw", "prompt")}
     FIGURE = "figures.heads.induction_ablation"
+    UNITS = "loss and effect in nats per token; ratio to the mean random effect"
 
     heads: tuple[Head, ...]
     others: tuple[tuple[Head, ...], ...]

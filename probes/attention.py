@@ -122,6 +122,7 @@ class QueryMetrics(Result):
 
     AXES = {"queries": ("query_pos",), "values": ("batch", "head", "query_pos")}
     FIGURE = "figures.heads.query_metrics"
+    UNITS = "entropy in nats, distance in tokens, all else shares from 0 to 1"
 
     layer: int
     heads: tuple[int, ...]
@@ -145,6 +146,7 @@ class HeadMetrics(Result):
 
     AXES = {"values": ("layer", "head")}
     FIGURE = "figures.heads.head_metric"
+    UNITS = "entropy in nats, distance in tokens, all else shares from 0 to 1; means over queries"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -264,6 +266,7 @@ class InductionScores(Result):
 
     AXES = dict.fromkeys(("induction", "duplicate", "induction_stderr", "duplicate_stderr"), ("layer", "head"))
     FIGURE = "figures.heads.induction_scores"
+    UNITS = "attention, 0 to 1, mean over the second copy; stderr over prompts"
 
     induction: np.ndarray
     duplicate: np.ndarray

@@ -68,6 +68,7 @@ class LogitAttribution(Result):
         "logits": ("token",),
     }
     FIGURE = "figures.residual.attribution"
+    UNITS = "logits; frozen_error a share of the true change"
 
     def frame(self) -> pd.DataFrame:
         """One row per token and part: token, minus, kind, layer, head, contribution, removed, frozen_error.

@@ -76,6 +76,7 @@ class GradientError(Result):
 
     AXES = {"exact": ("layer", "head", "pos"), "estimate": ("layer", "head", "pos")}
     FIGURE = "figures.patching.gradient_error"
+    UNITS = "shares of the clean run's difference"
 
     def frame(self) -> pd.DataFrame:
         """One row per patch: layer, head, pos, exact, estimate, error."""

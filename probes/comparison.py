@@ -35,6 +35,7 @@ class HeadDifferences(Result):
         **dict.fromkeys(("kl", "moved"), ("layer", "head")),
     }
     FIGURE: ClassVar[str] = "figures.comparison.heads"
+    UNITS = "largest as the hook's own; relative and moved are shares, kl in nats"
 
     hooks: tuple[str, ...]
     layers: tuple[int, ...]  # those with patterns
@@ -71,6 +72,7 @@ class LogitDifferences(Result):
         "positions": ("pos",),
     }
     FIGURE: ClassVar[str] = "figures.comparison.logits"
+    UNITS = "kl in nats; rank from 0"
 
     positions: np.ndarray  # [pos], absolute, in A
     kl: np.ndarray
@@ -99,6 +101,7 @@ class Comparison(Result):
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(MEASURES, ("hook",))
     FIGURE: ClassVar[str] = "figures.comparison.comparison"
+    UNITS = "largest as the hook's own; relative is norm(a - b) / norm(a)"
 
     hooks: tuple[str, ...]
     largest: np.ndarray

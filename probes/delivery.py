@@ -180,6 +180,7 @@ def deliver(found: Result, output: Path | None, origin: Origin, **drawn: Any) ->
     origin = _warned(table, origin)
     if output is None:
         print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
+        print(f"units: {found.UNITS}", file=sys.stderr)
         if len(table) > SHOWN_ROWS:
             print(f"{len(table) - SHOWN_ROWS} more rows; --output FILE.csv keeps all", file=sys.stderr)
         return

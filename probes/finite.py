@@ -61,6 +61,7 @@ class NonFinite(Result):
         "spoilt": ("hook", "batch", "pos"),
     }
     FIGURE: ClassVar[str] = "figures.comparison.non_finite"
+    UNITS = "entries that are NaN, plus and minus infinity"
 
     hooks: tuple[str, ...]
     nan: np.ndarray

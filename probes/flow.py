@@ -34,6 +34,7 @@ class Rollout(Result):
 
     AXES = {"shares": ("layer", "batch", "query_pos", "key_pos")}
     FIGURE = "figures.flow.rollout"
+    UNITS = "shares of a position's stream, 0 to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, batch row, query and key that it may see: layer, batch, query, key, share."""
@@ -60,6 +61,7 @@ class AttentionFlow(Result):
 
     AXES = {"flow": ("key",), "share": ("key",), "rollout": ("key",)}
     FIGURE = "figures.flow.attention_flow"
+    UNITS = "flow from 0 to 1; share and rollout each sum to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per token up to the position: key, flow, share, rollout."""
@@ -81,14 +83,22 @@ def mixing(cap: Capture) -> Tensor:
     return (torch.stack(means) + torch.eye(cap.tokens.shape[1], dtype=torch.float64)) / 2
 
 
-def rollout(cap: Capture) -> Rollout:
+def rollout(cap: Capture, *, max_bytes: int = 1 << 29) -> Rollout:
     """Attention followed back through the layers: R_l = (A_l / 2 + I / 2) R_{l-1}, A_l the mean over heads.
 
     Shapes: hook_pattern of every layer -> [layer, batch, query_pos, key_pos], float64; every row sums to 1
     Units:  share of a position's stream that comes from each input token, if values and MLPs changed nothing.
-    Raises: HookError if a layer or a head is missing, or the capture is narrowed; the whole product is held in memory.
+    Raises: HookError if a layer or a head is missing, the capture is narrowed, or the products of all layers, which
+            are held in memory, take more than `max_bytes`.
     Source: arXiv 2005.00928.
     """
+    batch, seqlen = cap.tokens.shape
+    size = 8 * cap.config.n_layers * batch * seqlen**2
+    if size > max_bytes:
+        raise HookError(
+            f"the rollout of {seqlen:,} tokens takes {size / 2**30:.1f} GiB, the limit is max_bytes={max_bytes:,}; "
+            "capture a shorter prompt."
+        )
     return Rollout(frozen(_products(mixing(cap))))
 
 

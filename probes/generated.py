@@ -39,6 +39,7 @@ class GeneratedNorms(Result):
 
     AXES = {"steps": ("pos",)}
     FIGURE = "figures.generated.generated_norms"
+    UNITS = "rms as the stream's entries"
 
     @property
     def steps(self) -> np.ndarray:
@@ -78,6 +79,10 @@ class GeneratedStream(Result):
         "outliers": ("pos",),
     }
     FIGURE = "figures.generated.generated_stream"
+    UNITS = (
+        "largest and median as the stream's entries; massive, large and outliers are counts; attn and mlp "
+        "over the stream's norm"
+    )
 
     def frame(self) -> pd.DataFrame:
         """One row per layer and position: layer, pos, step (0 for the prompt), token, then a column per array."""

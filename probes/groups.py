@@ -23,6 +23,7 @@ class GroupSimilarity(Result):
 
     AXES = {"distance": ("layer", "head", "other_head"), "within": ("layer",), "across": ("layer",)}
     FIGURE = "figures.heads.group_similarity"
+    UNITS = "Jensen-Shannon distance, 0 (alike) to 1; ratio is within / across"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]

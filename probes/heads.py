@@ -84,6 +84,7 @@ class HeadScores(Result):
 
     AXES = {"values": ("prompt", "layer", "head")}
     FIGURE = "figures.heads.head_scores"
+    UNITS = "distance in tokens, all else shares from 0 to 1"
 
     values: dict[str, np.ndarray]
     resamples: int = 1000
@@ -218,6 +219,7 @@ class Catalogue(Result):
 
     AXES = {"mean": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
     FIGURE = "figures.heads.catalogue"
+    UNITS = "those of the score: distance in tokens, all else shares from 0 to 1"
 
     rules: Mapping[str, Rule]
     mean: dict[str, np.ndarray]

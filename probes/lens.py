@@ -42,6 +42,7 @@ class TokenCurves(Result):
 
     AXES = {"logprobs": ("layer", "pos", "token"), "ranks": ("layer", "pos", "token")}
     FIGURE = "figures.residual.token_curves"
+    UNITS = "logprob in nats; rank from 0"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, position and token: layer, pos, token, logprob, rank, text."""
@@ -77,6 +78,7 @@ class LogitLens(Result):
         "rank": ("layer", "pos"),
     }
     FIGURE = "figures.residual.lens_grid"
+    UNITS = "logprob and kl in nats; rank of the final top token from 0; layer -1 is the embedding"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer and position: layer, pos, token (the likeliest), logprob, kl, rank, text."""

@@ -28,6 +28,7 @@ class HeadMap(Result):
 
     AXES = {"weights": ("query_tile", "key_tile")}
     FIGURE = "figures.maps.head_map"
+    UNITS = "attention, 0 to 1"
 
     layer: int
     head: int
@@ -125,6 +126,7 @@ class StrongestKeys(Result):
 
     AXES = {"keys": ("rank",), "weights": ("rank",)}
     FIGURE = "figures.heads.strongest_keys"
+    UNITS = "attention, 0 to 1; distance in tokens"
 
     layer: int
     head: int

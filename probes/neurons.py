@@ -48,6 +48,7 @@ class NeuronStatistics(Result):
         **dict.fromkeys(("top_batch", "top_pos", "top_value"), ("layer", "neuron", "k")),
     }
     FIGURE = "figures.neurons.neuron_statistics"
+    UNITS = "mean, rms and top_value as activations; open_share and sparsity from 0 to 1; kurtosis 3 if normal"
 
     layers: tuple[int, ...]
     open_share: np.ndarray
@@ -133,6 +134,7 @@ class NeuronTokens(Result):
 
     AXES = dict.fromkeys(("promoted", "promoted_effect", "suppressed", "suppressed_effect"), ("neuron", "k"))
     FIGURE = "figures.neurons.neuron_tokens"
+    UNITS = "logits for an activation of 1, times the final norm's scale"
 
     layer: int
     neurons: tuple[int, ...]
@@ -195,6 +197,7 @@ class EntropyNeurons(Result):
 
     AXES = {"norm": ("layer", "neuron"), "logit_variance": ("layer", "neuron"), "chosen": ("layer", "neuron")}
     FIGURE = "figures.neurons.entropy_neurons"
+    UNITS = "norm as the weights; variance of a cosine"
 
     layers: tuple[int, ...]
     norm: np.ndarray

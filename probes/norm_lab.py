@@ -70,6 +70,7 @@ class LinearisedNorm(Result):
 
     AXES = {**dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos"))}
     FIGURE = "figures.lab.linearised_norm"
+    UNITS = "errors as shares of the true change, 0 is exact; size is norm(part) / norm(stream)"
 
     parts: tuple[tuple[int, str], ...]
     norms: tuple[tuple[int, str], ...]
@@ -150,6 +151,7 @@ class Recentring(Result):
 
     AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos")}
     FIGURE = "figures.lab.recentring"
+    UNITS = "shares; 0 changes nothing"
 
     norms: tuple[tuple[int, str], ...]
     share: np.ndarray
@@ -222,6 +224,7 @@ class NormTimes(Result):
 
     AXES = {"seconds": ("norm", "repeat")}
     FIGURE = "figures.lab.norm_times"
+    UNITS = "seconds a call"
 
     norms: tuple[str, ...]
     seconds: np.ndarray

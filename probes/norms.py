@@ -46,6 +46,7 @@ class InputRms(Result):
 
     AXES = {"rms": ("norm", "batch", "pos")}
     FIGURE = "figures.norms.input_rms"
+    UNITS = "rms as the stream's entries"
 
     norms: tuple[tuple[int, str], ...]
     rms: np.ndarray
@@ -104,6 +105,7 @@ class GainStatistics(Result):
         "top_values": ("norm", "k"),
     }
     FIGURE = "figures.norms.gain_quantiles"
+    UNITS = "factors; kurtosis 3 if normal"
 
     norms: tuple[tuple[int, str], ...]
     quantiles: np.ndarray
@@ -166,6 +168,7 @@ class MassiveActivations(Result):
 
     AXES = {"top": ("layer", "rank"), "median": ("layer",)}
     FIGURE = "figures.norms.massive_activations"
+    UNITS = "value as the stream's entries; ratio to the layer's median magnitude"
 
     layers: tuple[int, ...]
     table: pd.DataFrame
@@ -248,6 +251,7 @@ class OutlierDimensions(Result):
 
     AXES = {"layer_share": ("dim",), "position_share": ("dim",), "largest": ("dim",), "outlier": ("dim",)}
     FIGURE = "figures.norms.outlier_dimensions"
+    UNITS = "shares from 0 to 1; largest as the stream's entries"
 
     layer_share: np.ndarray
     position_share: np.ndarray
@@ -294,6 +298,7 @@ class ContributionRatios(Result):
 
     AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
     FIGURE = "figures.norms.contribution_ratios"
+    UNITS = "norm(added) / norm(stream), and the cosine between them"
 
     layers: tuple[int, ...]
     ratio: np.ndarray

@@ -68,6 +68,7 @@ class Patching(Result):
         "moved": ("layer", "head", "pos"),
     }
     FIGURE = "figures.patching.patching"
+    UNITS = "patched as the target; restored is 0 for the corrupted run, 1 for the clean one"
 
     @property
     def restored(self) -> np.ndarray:

@@ -169,6 +169,7 @@ class LogitPaths(Result):
 
     AXES = dict.fromkeys(("values", "weights"), ("layer", "head", "key_pos"))
     FIGURE = "figures.patching.logit_paths"
+    UNITS = "weight from 0 to 1; contribution in logits"
 
     def frame(self) -> pd.DataFrame:
         """One row per head and key, the strongest first: layer, head, key_pos, weight, contribution."""
@@ -214,6 +215,7 @@ class Composition(Result):
 
     AXES = dict.fromkeys(("q", "k", "v"), ("layer", "head", "to_layer", "to_head"))
     FIGURE = "figures.patching.composition"
+    UNITS = "0 (nothing that is written is read) to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per writer and reader above it: layer, head, to_layer, to_head, q, k, v."""

@@ -39,6 +39,7 @@ class LossByPosition(Result):
         **dict.fromkeys(("loss", "low", "high", "change", "change_low", "change_high"), ("run", "stretch")),
     }
     FIGURE = "figures.lab.loss_by_position"
+    UNITS = "positions in tokens; loss and change in nats per token"
 
     runs: tuple[str, ...]
     start: np.ndarray  # [stretch]

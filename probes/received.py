@@ -29,6 +29,7 @@ class KeyMass(Result):
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("mass", "mean"), ("layer", "head", "key"))
     FIGURE = "figures.received.key_mass"
+    UNITS = "mass is attention summed over queries; mean is per query that sees the key, 0 to 1"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -67,6 +68,7 @@ class MeanMap(Result):
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {"weights": ("query_tile", "key_tile")}
     FIGURE = "figures.received.mean_map"
+    UNITS = "attention, 0 to 1, on a whole tile of keys"
 
     layer: int
     head: int

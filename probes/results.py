@@ -22,11 +22,13 @@ class Result:
     """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
 
     `AXES` names every array's axes, in their order; `FIGURE` the function below `probes` that draws the result, as
-    `figures.maps.head_map`. An array is a field, a property, or a dict of arrays with the same axes.
+    `figures.maps.head_map`; `UNITS` says what the table's numbers are in. An array is a field, a property, or a dict
+    of arrays with the same axes.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     FIGURE: ClassVar[str]
+    UNITS: ClassVar[str]
 
     def frame(self) -> pd.DataFrame:
         raise NotImplementedError
@@ -64,7 +66,7 @@ class Result:
         table = self.frame()
         more = len(table) - SHOWN_ROWS
         rest = f"<p>{more:,} more rows in <code>.frame()</code></p>" if more > 0 else ""
-        title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p>"
+        title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p><p>{html.escape(self.UNITS)}</p>"
         touched = ", ".join(f"{len(at):,} of {html.escape(name)}" for name, at in self.touched().items())
         title += f"<p>not finite, if only because undefined: {touched}; <code>.touched()</code></p>" if touched else ""
         return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest

@@ -49,6 +49,7 @@ class RetrievalScores(Result):
 
     AXES = {"scores": ("prompt", "layer", "head"), "recall": ("prompt",)}
     FIGURE = "figures.flow.retrieval_scores"
+    UNITS = "shares from 0 to 1"
 
     @property
     def as_head_scores(self) -> HeadScores:

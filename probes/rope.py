@@ -124,6 +124,7 @@ class BandContribution(Result):
 
     AXES = {"wavelength": ("pair",), "signed": ("pair",), "absolute": ("pair",), "share": ("pair",)}
     FIGURE = "figures.rope.band_contribution"
+    UNITS = "wavelength in tokens; signed, absolute and error as scores before softmax; share sums to 1"
 
     layer: int
     head: int
@@ -200,6 +201,7 @@ class RelativeInvariance(Result):
 
     AXES = {"shift": ("shift",), "largest": ("arithmetic", "shift"), "mean": ("arithmetic", "shift")}
     FIGURE = "figures.rope.relative_invariance"
+    UNITS = "shift in tokens; the others as scores before softmax"
 
     layer: int
     head: int
@@ -272,6 +274,7 @@ class ScoreByDistance(Result):
 
     AXES = dict.fromkeys(("distance", "count", "mean", "low", "high", "expected"), ("distance",))
     FIGURE = "figures.rope.score_by_distance"
+    UNITS = "distance in tokens; the others as scores before softmax"
 
     layer: int
     head: int
@@ -331,6 +334,7 @@ class WhatIf(Result):
 
     AXES = {"before": ("query_pos", "key_pos"), "after": ("query_pos", "key_pos"), "moved": ("query_pos",)}
     FIGURE = "figures.rope.what_if"
+    UNITS = "share of the query's attention that lands elsewhere"
 
     layer: int
     head: int

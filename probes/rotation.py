@@ -51,6 +51,7 @@ class Wavelengths(Result):
 
     AXES = {"frequency": ("pair",), "wavelength": ("pair",), "unscaled": ("pair",)}
     FIGURE = "figures.rope.wavelengths"
+    UNITS = "frequency in radians per token, wavelengths in tokens"
 
     frequency: np.ndarray  # radians per token
     wavelength: np.ndarray  # tokens per turn
@@ -114,6 +115,7 @@ class Decay(Result):
 
     AXES = {"distance": ("distance",), "bound": ("distance",), "cosine": ("distance",)}
     FIGURE = "figures.rope.decay"
+    UNITS = "distance in tokens; sums over frequency pairs"
 
     distance: np.ndarray
     bound: np.ndarray  # (2 / head_dim) sum_j |sum_{m < j} e^{i r theta_m}|

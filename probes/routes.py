@@ -43,6 +43,7 @@ class AttentionContributions(Result):
 
     AXES = {"heads": ("head", "query_pos", "key_pos"), "residual": ("query_pos",)}
     FIGURE = "figures.routes.attention_contributions"
+    UNITS = "shares of the stream after attention, 0 to 1"
 
     @property
     def tokens(self) -> np.ndarray:
@@ -73,6 +74,7 @@ class StreamContributions(Result):
 
     AXES = {"heads": ("layer", "head", "pos"), "past_attn": ("layer", "pos"), "mlp": ("layer", "pos")}
     FIGURE = "figures.routes.stream_contributions"
+    UNITS = "shares of the stream that the part enters, 0 to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, part and position: layer, part (h0, ..., past_attn, mlp), pos, share."""
@@ -97,6 +99,7 @@ class Routes(Result):
 
     AXES = {"reached": ("layer", "pos")}
     FIGURE = "figures.routes.routes"
+    UNITS = "shares of the stream that the edge enters, 0 to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per edge, the last layer's first: layer, kind, head, source, target, share.

@@ -196,6 +196,7 @@ class LensDivergence(Result):
 
     AXES = {"logit": ("layer", "window"), "tuned": ("layer", "window")}
     FIGURE = "figures.residual.lens_divergence"
+    UNITS = "nats per token"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer: layer, logit, tuned, change, and the change's 95% interval over windows, low to high."""

@@ -27,6 +27,7 @@ class Turned(Result):
 
     AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
     FIGURE = "figures.rope.turned"
+    UNITS = "share of attention that lands elsewhere, 0 to 1"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]

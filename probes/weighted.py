@@ -47,6 +47,7 @@ class WeightedPattern(Result):
 
     AXES = {"attention": ("query_pos", "key_pos"), "norm": ("query_pos", "key_pos")}
     FIGURE = "figures.weighted.weighted_pattern"
+    UNITS = "attention from 0 to 1; norm as the stream; share of the query's norms"
 
     @property
     def share(self) -> np.ndarray:
@@ -76,6 +77,7 @@ class FirstToken(Result):
 
     AXES = {name: ("layer", "head") for name in ("attention", "weighted", "value")}
     FIGURE = "figures.weighted.first_token"
+    UNITS = "attention and weighted from 0 to 1; value is a ratio of lengths"
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, attention, weighted, value."""
@@ -92,6 +94,7 @@ class ContextMixing(Result):
 
     AXES = {"ratio": ("layer", "batch", "pos")}
     FIGURE = "figures.weighted.context_mixing"
+    UNITS = "share from other positions, 0 to 1"
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, batch row and position: layer, batch, pos, ratio."""

@@ -65,6 +65,7 @@ class NeuronAttribution(Result):
         "rest": ("token", "layer"),
     }
     FIGURE = "figures.residual.neuron_attribution"
+    UNITS = "logits"
 
     def frame(self) -> pd.DataFrame:
         """One row per token, layer and rank: token, minus, layer, rank, neuron, contribution, removed, mlp, rest."""
@@ -134,6 +135,7 @@ class SourceAttribution(Result):
 
     AXES = {"values": ("token", "key_pos"), "weights": ("key_pos",), "head_value": ("token",)}
     FIGURE = "figures.residual.source_attribution"
+    UNITS = "weight from 0 to 1; contribution in logits"
 
     def frame(self) -> pd.DataFrame:
         """One row per token and key: token, minus, key_pos, weight, contribution."""

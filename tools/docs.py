@@ -99,40 +99,17 @@ def cli_page() -> str:
     return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"
 
 
-PROBES = (
-    "attention",
-    "heads",
-    "groups",
-    "flow",
-    "weighted",
-    "received",
-    "routes",
-    "retrieval",
-    "ablation",
-    "pairs",
-    "patching",
-    "attribution_patching",
-    "paths",
-    "specimen",
-    "maps",
-    "rope",
-    "rotation",
-    "turning",
-    "positions",
-    "norms",
-    "norm_lab",
-    "generated",
-    "lens",
-    "tuned",
-    "attribution",
-    "within",
-    "explain",
-    "neurons",
-    "comparison",
-    "comparison_runs",
-    "alignment",
-    "finite",
-)
+PROBES = {
+    "Where heads look": ("attention", "maps", "received", "heads", "groups", "retrieval"),
+    "What heads do": ("ablation", "specimen"),
+    "What is moved, and from where": ("flow", "weighted", "routes"),
+    "Rotary position embedding": ("rotation", "rope", "turning", "positions"),
+    "Norms and the residual stream": ("norms", "norm_lab", "generated"),
+    "What the stream says about the output": ("lens", "tuned", "attribution", "within", "explain"),
+    "Patching": ("pairs", "patching", "attribution_patching", "paths"),
+    "Neurons": ("neurons",),
+    "Two runs, and errors": ("comparison", "comparison_runs", "alignment", "finite"),
+}
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
 
 
@@ -188,6 +165,7 @@ def result_lines(kind: type[Result]) -> list[str]:
     held = "; ".join(f"{', '.join(names)} [{', '.join(axes)}]" for axes, names in arrays.items())
     lines = [f"Gives `{kind.__name__}`. {' '.join((kind.__doc__ or '').split())}", "", f"- **Arrays** {held}"]
     lines += [f"- **Table** {' '.join((kind.frame.__doc__ or '').split())}"]
+    lines += [f"- **Units** {kind.UNITS}"]
     if kind.FIGURE:
         module, _, name = kind.FIGURE.rpartition(".")
         draw = getattr(importlib.import_module(f"probes.{module}"), name)
@@ -210,9 +188,17 @@ def probes_page() -> str:
         "shows it without either. Numbers such as 2309.17453 are arXiv papers.",
         "",
     ]
-    modules = [importlib.import_module(f"probes.{name}") for name in PROBES]
+    modules = {name: importlib.import_module(f"probes.{name}") for names in PROBES.values() for name in names}
+    contents = []
+    for topic, names in PROBES.items():
+        contents += [f"**{topic}**", ""]
+        for name in names:
+            about = (inspect.getdoc(modules[name]) or "").split("\n\n")[0]
+            contents.append(f"- [{name}](#probes{name}): {cell(about)}")
+        contents.append("")
     shown: set[type] = set()
-    return "\n".join(intro + [line for module in modules for line in probe_section(module, shown)]).rstrip() + "\n"
+    sections = [line for module in modules.values() for line in probe_section(module, shown)]
+    return "\n".join(intro + contents + sections).rstrip() + "\n"
 
 
 def main() -> int:

@@ -61,6 +61,17 @@ def groups(
     deliver(probe.group_similarity(cap), output, origin)
 
 
+def received(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: how much attention each token receives, at any length."""
+    check(output)
+    from probes import received as probe
+
+    _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.key_mass(cap), output, origin)
+
+
 def induction(
     model: Model = "demo",
     block: Annotated[int, typer.Option(min=1, help="Random tokens that come twice.")] = 32,
@@ -137,6 +148,7 @@ COMMANDS = (
     (catalogue, ON_A_PROMPT),
     (groups, ON_A_PROMPT),
     (one_map, ON_A_HEAD),
+    (received, ON_A_PROMPT),
     (induction, ""),
     (ablation, " --heads L2H3,L5H0"),
     (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),

@@ -47,7 +47,7 @@ def generated_stream(
     """
     values = getattr(found, show).astype(np.float32)  # [layer, pos]
     names = position_names(labels, values.shape[1])
-    unit = "entries" if show in COUNTS else "log10"
+    unit = "entries" if show in COUNTS else f"log10 of the {SHOWN[show][0].lower() + SHOWN[show][1:]}"
     z = values if show in COUNTS else np.log10(np.where(values > 0, values, np.nan))
     fig = go.Figure(
         go.Heatmap(

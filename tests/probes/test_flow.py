@@ -111,6 +111,13 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, captured: Capture, tok
         flow.max_flows(np.full((1, 1, 1), np.nan))
 
 
+def test_a_rollout_that_does_not_fit_is_refused(even: Capture) -> None:
+    size = flow.rollout(even).shares.nbytes
+    assert flow.rollout(even, max_bytes=size)
+    with pytest.raises(HookError, match="shorter prompt"):
+        flow.rollout(even, max_bytes=size - 1)
+
+
 def test_figures(captured: Capture) -> None:
     found = flow.rollout(captured)
     fig = found.figure(layer=1, row=1)

@@ -1,6 +1,7 @@
 """What every probe's result promises: named axes, a tidy table, a figure of its own, a view that loads nothing."""
 
 import functools
+import html
 import importlib
 import pkgutil
 import subprocess
@@ -228,7 +229,7 @@ def test_the_notebook_view_is_plain(name: str) -> None:
     found = made(name)
     assert type(found)._repr_html_ is Result._repr_html_
     page = found._repr_html_()
-    assert name in page and all(array in page for array in found.AXES)
+    assert name in page and all(array in page for array in found.AXES) and html.escape(found.UNITS) in page
     assert "<script" not in page and "http" not in page
     assert page.count("<table") == 1 and page.count("<tr") <= 9
 
