@@ -76,7 +76,6 @@ def join(tensor_parallel: int = 1) -> Team:
         return ALONE
     import torch
     import torch.distributed as dist
-    from fairscale.nn.model_parallel import initialize as mpu
 
     from workbench import parallel
 
@@ -85,7 +84,7 @@ def join(tensor_parallel: int = 1) -> Team:
     parallel.init(tensor_parallel)
     # Objects go by the processors, whatever the tensors take.
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    member, members = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    member, members = parallel.member()
     everyone = Team(group=group).gather(socket.gethostname())
     rank, own = dist.get_rank(), socket.gethostname()
     return Team(

@@ -68,6 +68,13 @@ def rank() -> int:
     return int(mpu.get_model_parallel_rank())
 
 
+def member() -> tuple[int, int]:
+    """Which of the tensor-parallel groups this process is in, and how many groups there are."""
+    from fairscale.nn.model_parallel import initialize as mpu
+
+    return int(mpu.get_data_parallel_rank()), int(mpu.get_data_parallel_world_size())
+
+
 def share(count: int, what: str) -> int:
     """This process's part of `count` equal things. Raises: ParallelError if they cannot be shared out equally."""
     if count % size():
