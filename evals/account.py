@@ -65,7 +65,6 @@ def account(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, *, st
             "preset": settings.preset,
             "chat": settings.chat,
             "samples": settings.samples,
-            "interventions": [change.to_dict() for change in settings.interventions],
             "data_sha256": {task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks},
             "sandbox": {"timeout_s": 10.0},
         },

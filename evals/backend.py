@@ -94,7 +94,7 @@ class Backend:
         folder = self.checkpoint
         named = self.arguments.get("pretrained") or self.arguments.get("model") or self.name
         own = {"path": Path(str(named)).name, "checkpoint_sha256": None if folder is None else digest(folder)}
-        return provenance.describe(None) | own
+        return provenance.describe(None) | own | {"interventions": []}
 
     @property
     def dtype_name(self) -> str:

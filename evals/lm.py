@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import workbench as wb
 from evals.recall import Recall, digest, identity
-from workbench import provenance
+from workbench import intervene, provenance
 from workbench.chat import encode_chat
 from workbench.checkpoint import load_model
 from workbench.errors import DataError, TokenizerError
@@ -124,7 +124,8 @@ class WorkbenchLM(TemplateLM):
         return self.model.intervene(*interventions)
 
     def origin(self) -> dict[str, Any]:
-        return provenance.describe(self.model.source)
+        changes = [change.to_dict() for change in intervene.acting(self.model) if change is not None]
+        return {**provenance.describe(self.model.source), "interventions": changes}
 
     @property
     def dtype_name(self) -> str:

@@ -284,3 +284,10 @@ def test_a_failed_run_says_why_and_goes_on(
     assert asked == [3] and finished.provenance["run"] == row.id, "the scored half was kept"
     with pytest.raises(DataError, match="is finished"):
         run.resume(tmp_path / "out", row.id)
+
+
+def test_a_run_says_what_changed_its_model_from_outside(speaking_model: Transformer, tmp_path: Path) -> None:
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path, limit=1, interventions=(wb.Scale("L0.mlp", 0.5),))
+    with speaking_model.intervene(wb.Ablate("L0H1")):
+        found = evaluate(speaking_model, settings).provenance["interventions"]
+    assert [change["kind"] for change in found] == ["ablate", "scale"]
