@@ -16,7 +16,7 @@ from torch import Tensor
 
 import workbench as wb
 from probes.attention import repeated_blocks
-from probes.heads import RULES, Head, catalogue, draws, percentiles, repeat_scores
+from probes.heads import LEVEL, RESAMPLES, RULES, Head, catalogue, draws, percentiles, repeat_scores
 from probes.results import Result, frozen
 from workbench.errors import DataError, HookError
 from workbench.intervene import Intervention
@@ -26,8 +26,6 @@ Target = Callable[[Tensor, Tensor], Tensor]
 """logits [prompt, pos, vocab] and tokens [prompt, pos] to one number per prompt, [prompt]."""
 
 Replacement = Literal["zero", "mean"]
-
-RESAMPLES, LEVEL = 1000, 0.95
 
 
 def label(heads: Iterable[Head]) -> str:

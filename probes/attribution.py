@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from probes import reading
-from probes.lens import known_tokens, place, token_text
+from probes.lens import known_tokens, token_text
 from probes.norm_lab import linearisation, rms_norm
 from probes.results import Result, frozen, tidy
-from workbench import parallel
+from probes.weights import head_writer, unembedding
 from workbench.capture import Capture
 from workbench.errors import HookError
 from workbench.model import Transformer
@@ -98,7 +98,7 @@ def logit_attribution(
     Source: arXiv 2211.00593; 2507.02559 for the error of the frozen scale.
     Exact:  the parts sum to the logit; `error` says how nearly (bfloat16 streams round at every addition).
     """
-    at, row = place(cap, position), reading.row_of(cap, row)
+    at, row = reading.place(cap, position), reading.row_of(cap, row)
     config = cap.config
     if cap.heads is not None:
         raise HookError("attribution needs every head, or the parts do not sum; capture without heads=.")
@@ -123,7 +123,7 @@ def logit_attribution(
 
 def likeliest(model: Transformer, cap: Capture, *, position: int = -1, row: int = 0) -> list[Target]:
     """The difference of the two likeliest next tokens, then each of them: what to attribute when nothing is given."""
-    out = cap["ln_final.hook_out"][reading.row_of(cap, row), place(cap, position)]
+    out = cap["ln_final.hook_out"][reading.row_of(cap, row), reading.place(cap, position)]
     with torch.no_grad():
         first, second = model.unembed(out[None])[0].topk(2).indices.tolist()
     return [(first, second), first, second]
@@ -153,12 +153,10 @@ def removed_by(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) 
 
 def readout_of(model: Transformer, tokens: Sequence[Target]) -> Tensor:
     """The unembedding's rows, or their differences, times the final gain. Shapes: -> [token, dim] float32"""
-    if parallel.size() > 1:
-        raise HookError("logit attribution reads whole weights; load the model in one process.")
     if not tokens:
         raise HookError("no token to attribute; give token ids, or pairs of them.")
     known_tokens(model, _flat(tokens))
-    weight: Tensor = (model.tok_embeddings if model.output is None else model.output).weight  # type: ignore[assignment]
+    weight = unembedding(model)
     rows = [weight[t].float() if isinstance(t, int) else weight[t[0]].float() - weight[t[1]].float() for t in tokens]
     return torch.stack(rows) * model.norm.weight.float()
 
@@ -167,12 +165,6 @@ def _logits(model: Transformer, out: Tensor, tokens: Sequence[Target]) -> Tensor
     """The model's own logits, or their differences. Shapes: out [1, dim] -> [token]"""
     logits = model.unembed(out)[0]
     return torch.stack([logits[t] if isinstance(t, int) else logits[t[0]] - logits[t[1]] for t in tokens])
-
-
-def head_writer(model: Transformer, layer: int) -> Tensor:
-    """What each head's output is written with. Shapes: -> [dim, head, head_dim] float32"""
-    weight: Tensor = model.layers[layer].attention.wo.weight  # type: ignore[assignment, union-attr]
-    return weight.float().unflatten(1, (model.config.n_heads, -1))
 
 
 def by_target(

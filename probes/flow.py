@@ -115,10 +115,8 @@ def attention_flow(cap: Capture, *, position: int = -1, row: int = 0, max_tokens
     Source: arXiv 2005.00928.
     Exact:  for weights rounded to multiples of 2^-40, which `error` bounds.
     """
-    row, seqlen = reading.row_of(cap, row), cap.tokens.shape[1]
-    at = position + seqlen if position < 0 else position
-    if not 0 <= at < seqlen:
-        raise HookError(f"this capture holds positions 0 to {seqlen - 1}, not {position}.")
+    row = reading.row_of(cap, row)
+    at = reading.place(cap, position)
     if at >= max_tokens:
         raise HookError(
             f"the flow into position {at} goes over {at + 1} tokens; the limit is max_tokens={max_tokens}. Choose an "

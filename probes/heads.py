@@ -59,6 +59,9 @@ RULES: Mapping[str, Rule] = {
 }
 """The catalogue's types. 0.3 for sinks is that of arXiv 2410.10781; the others are choices, so pass your own."""
 
+RESAMPLES, LEVEL = 1000, 0.95
+"""Of the bootstrap intervals over prompts."""
+
 BLOCKS = (16, 20, 24, 32)
 """Lengths of the random blocks on which induction and duplicate-token heads are looked for."""
 
@@ -87,8 +90,8 @@ class HeadScores(Result):
     UNITS = "distance in tokens, all else shares from 0 to 1"
 
     values: dict[str, np.ndarray]
-    resamples: int = 1000
-    level: float = 0.95
+    resamples: int = RESAMPLES
+    level: float = LEVEL
     seed: int = 0
 
     @property

@@ -175,13 +175,3 @@ def token_text(model: Transformer, tokens: Iterable[int]) -> dict[int, str]:
         return {}
     known = sorted({token for token in tokens if token < tokenizer.vocab_size})  # some vocabularies are padded
     return {token: repr(tokenizer.token_bytes(token))[2:-1] for token in known}
-
-
-def place(cap: Capture, position: int) -> int:
-    """Index of an absolute position in the captured ones; negative ones count from the last."""
-    held = reading.positions(cap).tolist()
-    if position < 0 and -position <= len(held):
-        return len(held) + position
-    if position not in held:
-        raise HookError(f"this capture holds positions {held[0]} to {held[-1]} ({len(held)} of them), not {position}.")
-    return held.index(position)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from probes import reading
+from probes.lens import token_text
 from probes.norms import kurtosis
 from probes.results import Result, frozen, tidy
-from workbench import parallel
+from probes.weights import neuron_writer, unembedding
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer
@@ -175,14 +176,10 @@ def neuron_tokens(model: Transformer, layer: int, neurons: Sequence[int], *, k: 
     for neuron in neurons:
         if not 0 <= neuron < config.ffn_dim:
             raise HookError(f"a layer has neurons 0 to {config.ffn_dim - 1}, found {neuron}.")
-    written = _written(model, layer)[:, list(neurons)].T * model.norm.weight.float()  # [neuron, dim]
-    effect = torch.cat([written @ rows.float().T for rows in _unembedding(model).split(ROWS)], -1)  # [neuron, vocab]
+    written = neuron_writer(model, layer)[:, list(neurons)].T * model.norm.weight.float()  # [neuron, dim]
+    effect = torch.cat([written @ rows.float().T for rows in unembedding(model).split(ROWS)], -1)  # [neuron, vocab]
     up, down = effect.topk(min(k, config.vocab_size), -1), effect.topk(min(k, config.vocab_size), -1, largest=False)
-    text = {}
-    if model.tokenizer is not None:
-        shown = {*up.indices.flatten().tolist(), *down.indices.flatten().tolist()}
-        known = [token for token in shown if token < model.tokenizer.vocab_size]  # some vocabularies are padded
-        text = {token: repr(model.tokenizer.token_bytes(token))[2:-1] for token in known}
+    text = token_text(model, {*up.indices.flatten().tolist(), *down.indices.flatten().tolist()})
     arrays = (frozen(values) for values in (up.indices, up.values, down.indices, down.values))
     return NeuronTokens(layer, tuple(neurons), *arrays, text)
 
@@ -239,7 +236,7 @@ def entropy_neurons(
     covariance = _covariance(model)
     norms, variances = [], []
     for layer in layers:
-        columns = _written(model, layer).double()  # [dim, neuron]
+        columns = neuron_writer(model, layer).double()  # [dim, neuron]
         norms.append(columns.norm(dim=0))
         unit = columns / norms[-1]
         variances.append((unit * (covariance @ unit)).sum(0))
@@ -253,7 +250,7 @@ def entropy_neurons(
 def _covariance(model: Transformer) -> Tensor:
     """Of the unembedding's rows with the gain, each of length 1. Shapes: -> [dim, dim] float64"""
     gain = model.norm.weight.double()
-    table = _unembedding(model)
+    table = unembedding(model)
     total = gain.new_zeros(len(gain))
     for rows in table.split(ROWS):
         total += torch.nn.functional.normalize(rows.double() * gain, dim=-1).sum(0)
@@ -263,16 +260,3 @@ def _covariance(model: Transformer) -> Tensor:
         away = torch.nn.functional.normalize(rows.double() * gain, dim=-1) - middle
         products += away.T @ away
     return products / len(table)
-
-
-def _written(model: Transformer, layer: int) -> Tensor:
-    """Each column is what a neuron writes. Shapes: -> [dim, ffn] float32"""
-    weight: Tensor = model.layers[layer].feed_forward.w2.weight  # type: ignore[assignment, union-attr]
-    return weight.float()
-
-
-def _unembedding(model: Transformer) -> Tensor:
-    if parallel.size() > 1:
-        raise HookError("this probe reads whole weights; load the model in one process.")
-    weight: Tensor = (model.tok_embeddings if model.output is None else model.output).weight  # type: ignore[assignment]
-    return weight

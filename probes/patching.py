@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.ablation import LEVEL, RESAMPLES, Target
-from probes.heads import draws, percentiles
+from probes.ablation import Target
+from probes.heads import LEVEL, RESAMPLES, draws, percentiles
 from probes.pairs import LogitDifference, Pair
 from probes.results import Result, frozen, tidy
 from workbench import hooks

@@ -16,13 +16,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probes import weights
 from probes.attribution import Target
 from probes.heads import Head
 from probes.pairs import Pair
 from probes.patching import BUDGET, SITES, Direction, Patching, Place, _mask, _result, _Runs
 from probes.results import Result, frozen, tidy
 from probes.within import source_attribution
-from workbench import hooks, parallel
+from workbench import hooks
 from workbench.capture import Capture
 from workbench.errors import HookError
 from workbench.hooks import Site, Subscription
@@ -240,8 +241,7 @@ def composition(model: Transformer) -> Composition:
     Raises: HookError for a model that is split over processes.
     Source: Elhage et al. 2021.
     """
-    if parallel.size() > 1:
-        raise HookError("composition reads whole weights; load the model in one process.")
+    weights.whole(model)
     heads = [_matrices(model, layer) for layer in range(model.config.n_layers)]
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
     found = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))

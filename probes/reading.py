@@ -83,3 +83,17 @@ def head_index(cap: Capture, head: int) -> tuple[int, int]:
     group = cap.config.group_size
     kv_held = sorted({kept // group for kept in held})
     return held.index(head), kv_held.index(head // group)
+
+
+def place(cap: Capture, position: int) -> int:
+    """Index of an absolute position in the captured ones; negative ones count from the last.
+
+    Raises: HookError for a position that was not captured.
+    """
+    held = positions(cap).tolist()
+    if position < 0 and -position <= len(held):
+        return len(held) + position
+    if position not in held:
+        some = "" if held[-1] - held[0] < len(held) else f" ({len(held)} of them)"
+        raise HookError(f"this capture holds positions {held[0]} to {held[-1]}{some}, not {position}.")
+    return held.index(position)

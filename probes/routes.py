@@ -209,9 +209,7 @@ def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: f
     Source: arXiv 2403.00824; here every pair of a head and a token is an edge.
     """
     layers, seqlen = _all_layers(cap), cap.tokens.shape[1]
-    at = position + seqlen if position < 0 else position
-    if not 0 <= at < seqlen:
-        raise HookError(f"this capture holds positions 0 to {seqlen - 1}, not {position}.")
+    at = reading.place(cap, position)
     if not 0 < threshold < 1:
         raise HookError(f"a threshold is a share of the stream between 0 and 1, found {threshold:g}.")
     reached = np.zeros((len(layers) + 1, seqlen), bool)

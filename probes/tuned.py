@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from probes import lens as plain
-from probes.heads import draws, percentiles
+from probes.heads import LEVEL, RESAMPLES, draws, percentiles
 from probes.lens import EMBED, LogitLens
 from probes.results import Result, frozen
 from workbench import provenance
@@ -28,7 +28,6 @@ from workbench.model import Transformer
 
 FILE = "tuned_lens.safetensors"  # its name beside a checkpoint
 FORMAT = "workbench tuned lens 1"
-RESAMPLES, LEVEL = 1000, 0.95
 
 
 @dataclass(frozen=True, eq=False)

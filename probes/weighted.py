@@ -16,7 +16,7 @@ from torch import Tensor
 from probes import reading
 from probes.attention import PATTERN, pattern_blocks
 from probes.results import Result, frozen, tidy
-from workbench import parallel
+from probes.weights import head_writer
 from workbench.capture import Capture
 from workbench.errors import HookError
 from workbench.model import Transformer
@@ -114,7 +114,7 @@ def transformed(model: Transformer, cap: Capture, layer: int, head: int, *, row:
     if not 0 <= head < cap.config.n_heads:
         raise HookError(f"the model has heads 0 to {cap.config.n_heads - 1}, not {head}.")
     values = cap[f"blocks.{layer}.attn.hook_v"][reading.row_of(cap, row), :, head // cap.config.group_size]
-    return values.float() @ output_weight(model, layer)[:, head].T
+    return values.float() @ head_writer(model, layer)[:, head].T
 
 
 @torch.no_grad()
@@ -215,14 +215,6 @@ def whole(cap: Capture) -> None:
         raise HookError("the parts of a stream need every head; capture without heads=.")
 
 
-def output_weight(model: Transformer, layer: int) -> Tensor:
-    """A layer's output projection by head. Shapes: -> [dim, head, head_dim] float32; HookError for a split model"""
-    if parallel.size() > 1:
-        raise HookError("what attention moves is read from whole weights; load the model in one process.")
-    weight: Tensor = model.layers[layer].attention.wo.weight
-    return weight.detach().float().unflatten(1, (model.config.n_heads, -1))
-
-
 def by_head(cap: Capture, layer: int, row: int) -> Tensor:
     """Every query head's values, those of its group. Shapes: -> [key_pos, head, head_dim] float32"""
     values = cap[f"blocks.{layer}.attn.hook_v"][row].float()
@@ -238,7 +230,7 @@ def _layers(cap: Capture) -> tuple[int, ...]:
 
 def _all_heads(model: Transformer, cap: Capture, layer: int, row: int) -> Iterator[Tensor]:
     """All heads' transformed values, block of keys by block. Shapes: -> [key_pos, head, dim]"""
-    weight = output_weight(model, layer)
+    weight = head_writer(model, layer)
     step = max(1, _BLOCK_BYTES // (4 * cap.config.n_heads * cap.config.dim))
     for values in by_head(cap, layer, row).split(step):
         yield torch.einsum("khd,ehd->khe", values, weight)
@@ -248,5 +240,5 @@ def _own(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor
     """Each query's own part of its stream. Shapes: weights [head, query_pos, key_pos] -> [query_pos, dim]"""
     itself = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
     read = itself.unsqueeze(-1) * by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
-    added = read.flatten(1) @ output_weight(model, layer).flatten(1).T
+    added = read.flatten(1) @ head_writer(model, layer).flatten(1).T
     return cap[f"blocks.{layer}.hook_resid_pre"][row, queries].float() + added

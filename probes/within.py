@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from probes import reading
-from probes.attribution import Target, by_target, head_writer, readout_of, removed_by, texts_of
-from probes.lens import place, token_text
+from probes.attribution import Target, by_target, readout_of, removed_by, texts_of
+from probes.lens import token_text
 from probes.results import Result, frozen
+from probes.weights import head_writer, neuron_writer
 from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer
@@ -87,19 +87,19 @@ def neuron_attribution(
     Source: arXiv 2203.14680, 2211.00593.
     Exact:  a layer's k values and the rest sum to its MLP's contribution; `error` says how nearly.
     """
-    at, row = place(cap, position), reading.row_of(cap, row)
+    at, row = reading.place(cap, position), reading.row_of(cap, row)
     readout = readout_of(model, tokens)
     direction = readout / cap["ln_final.hook_scale"][row, at].float()
     x = cap[f"blocks.{model.config.n_layers - 1}.hook_resid_post"][row, at]
     layers = reading.layers(cap, "mlp.hook_post")
     found = []
     for layer in layers:
-        w2: Tensor = model.layers[layer].feed_forward.w2.weight  # type: ignore[assignment, union-attr]  # [dim, ffn]
+        w2 = neuron_writer(model, layer)  # [dim, ffn]
         fired = cap[f"blocks.{layer}.mlp.hook_post"][row, at].float()
-        every = direction @ w2.float() * fired  # [token, ffn]
+        every = direction @ w2 * fired  # [token, ffn]
         best = every.abs().topk(min(k, every.shape[-1]), -1).indices  # [token, k]
         top = every.gather(-1, best)
-        written = w2.float().T[best] * fired[best][..., None]  # [token, k, dim]
+        written = w2.T[best] * fired[best][..., None]  # [token, k, dim]
         lost = [removed_by(model, x, mine, aim[None])[0] for mine, aim in zip(written, readout, strict=True)]
         mlp = direction @ cap[f"blocks.{layer}.hook_mlp_out"][row, at].float()
         others = every.scatter(-1, best, 0.0).sum(-1)
@@ -163,7 +163,7 @@ def source_attribution(
     Exact:  the keys sum to the head's contribution; `error` says how nearly.
     """
     reading.whole(cap, "attribution by key")
-    at, row = place(cap, position), reading.row_of(cap, row)
+    at, row = reading.place(cap, position), reading.row_of(cap, row)
     layer, number = head
     mine, group = reading.head_index(cap, number)
     if not 0 <= layer < model.config.n_layers:

@@ -41,6 +41,7 @@ def lens(
     """
     check(output)
     from probes import lens as probe
+    from probes import reading
     from probes.tuned import TunedLens, tuned_lens
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
@@ -52,7 +53,7 @@ def lens(
     if not targets:
         deliver(found, output, origin, by=by)
         return
-    at = found.positions[probe.place(cap, position)]
+    at = found.positions[reading.place(cap, position)]
     deliver(found.curves, output, origin, position=at, by="rank" if by == "rank" else "logprob")
 
 

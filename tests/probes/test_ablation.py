@@ -130,6 +130,7 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) 
 
 
 @pytest.mark.xfail(
+    strict=False,  # the test settings are strict
     raises=AssertionError,
     reason="the demo checkpoint has not learnt induction: a repeated random block costs as much the second time",
 )

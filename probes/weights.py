@@ -1,0 +1,37 @@
+"""A model's weights as the probes read them: whole, in the order of the formulas. Knows nothing of captures."""
+
+from torch import Tensor
+
+from workbench import parallel
+from workbench.errors import HookError
+from workbench.model import Transformer
+
+
+def whole(model: Transformer) -> None:
+    """Refuse a model that is split over processes. Raises: HookError"""
+    if parallel.size() > 1:
+        raise HookError("this probe reads whole weights; load the model in one process.")
+
+
+def unembedding(model: Transformer) -> Tensor:
+    """W_U, which is the embedding's table where both are one. Shapes: -> [vocab, dim]; HookError for a split model"""
+    whole(model)
+    weight: Tensor = (model.tok_embeddings if model.output is None else model.output).weight  # type: ignore[assignment]
+    return weight.detach()
+
+
+def head_writer(model: Transformer, layer: int) -> Tensor:
+    """W_O: what each head's output is written with.
+
+    Shapes: -> [dim, head, head_dim] float32; HookError for a split model
+    """
+    whole(model)
+    weight: Tensor = model.layers[layer].attention.wo.weight
+    return weight.detach().float().unflatten(1, (model.config.n_heads, -1))
+
+
+def neuron_writer(model: Transformer, layer: int) -> Tensor:
+    """w2: each column is what a neuron writes. Shapes: -> [dim, ffn] float32; HookError for a split model"""
+    whole(model)
+    weight: Tensor = model.layers[layer].feed_forward.w2.weight
+    return weight.detach().float()
