@@ -176,6 +176,8 @@ def head_metrics(cap: Capture) -> HeadMetrics:
             -> [layer, head] per metric
     Units:  entropy in nats, distance in tokens, all others probabilities; computed in float32.
     Raises: MissingHookError if neither was captured for any layer; HookError for left-padded rows.
+    Source: arXiv 1906.04341 (entropy), 2309.17453 and 2410.10781 (sinks), 2211.00593 (previous and duplicate token),
+            1906.04284 (distance).
     """
     layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STREAMED)})) or reading.layers(cap, PATTERN)
     means: list[dict[str, np.ndarray]] = []
@@ -192,7 +194,9 @@ def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
 
     Shapes: hook_pattern [batch, head, query_pos, key_pos] or hook_stats [batch, head, query_pos, stat]
             -> [batch, head, query_pos] per metric
+    Units:  as `head_metrics`.
     Raises: MissingHookError if neither of this layer was captured.
+    Source: as `head_metrics`.
     """
     reading.unpadded(cap)
     if layer not in cap.layers(PATTERN) and layer in cap.layers(STREAMED):
@@ -292,6 +296,7 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
     The prompt is begin-of-text (where the model has a tokenizer), then `block` random ordinary tokens, then the
     same again. Tokens do not repeat within a block where the vocabulary allows it, so the target is unique.
     Shapes: -> [layer, head]
+    Units:  attention, between 0 and 1: the mean over the second copy and over prompts.
     Raises: HookError if two blocks do not fit the model's context.
     Source: arXiv 2209.11895.
     """

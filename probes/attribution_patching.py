@@ -90,6 +90,7 @@ def gradient_error(exact: Patching, estimate: Patching) -> GradientError:
     Shapes: both [layer, head, pos, prompt] -> [layer, head, pos]
     Units:  shares of the clean run's difference, as `Patching.restored`.
     Raises: HookError if the two are not of the same patches, or of one way of finding them.
+    Source: arXiv 2310.10348.
     """
     for name in ("what", "direction", "layers", "heads", "positions"):
         if getattr(exact, name) != getattr(estimate, name):

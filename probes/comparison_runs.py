@@ -43,6 +43,7 @@ def compare_runs(
     names: hooks to compare; `HOOKS` where not given. budget: bytes that the captures of both may hold; None: half of
     the memory that is free now.
     Shapes: tokens [batch, pos] int64
+    Units:  as `comparison.compare`.
     Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
     """
     budget = free_memory(model_a.device) // 2 if budget is None else budget

@@ -98,6 +98,7 @@ def non_finite(cap: Capture) -> NonFinite:
     Masked scores are -inf by design and not reported: above the diagonal, and of left padding. Nor are summaries of a
     pattern, such as hook_stats, which have NaN where they are undefined.
     Shapes: any hooks -> [hook], [hook, batch, pos]; pos counts from absolute position 0
+    Units:  numbers of entries.
     Exact:  a hook is listed if and only if one of its held values is not finite.
     """
     found = _Found(cap.config, cap.tokens.shape[0], cap.start + cap.tokens.shape[1])
@@ -115,6 +116,7 @@ def trace_non_finite(model: Transformer, tokens: Tensor, names: str | Iterable[s
 
     Nothing is kept, so memory does not grow with the number of hooks. Interventions act as they do in any run.
     Shapes: tokens [batch, pos] int64 -> as `non_finite`
+    Units:  numbers of entries.
     Raises: UnknownHookError for a name that is no hook. By default all are watched but hook_result, which z makes.
     """
     if names is None:

@@ -101,6 +101,7 @@ def generated_norms(model: Transformer, prompt: Sequence[int], *, steps: int = 3
     Shapes: prompt [pos] -> rms [norm, 1, pos + steps - 1], contributions [layer, sublayer, 1, pos + steps - 1]
     Units:  as `probes.norms.input_rms` and `contribution_ratios`.
     Raises: DataError for an empty prompt or no steps.
+    Source: arXiv 1910.07467 (RMS), 2004.10102 (ratios).
     Exact:  equals one capture of the whole text, up to the rounding of a cached run.
     """
     hooks = [name for name in HOOKS if not name.endswith("resid_post")]

@@ -172,6 +172,7 @@ def repeat_scores(model: Transformer, *, blocks: Sequence[int] = BLOCKS, batch: 
     Blocks of several lengths L, `batch` prompts of each: a head that looks a fixed distance back scores at one length
     as induction heads do, and only at that one.
     Shapes: -> [prompt, layer, head]: mean over the second copy of A[i, i - L + 1] and of A[i, i - L]
+    Units:  attention, between 0 and 1.
     Raises: HookError if two blocks do not fit the model's context; DataError for no blocks.
     Source: arXiv 2209.11895 (prefix matching on random tokens), 2211.00593 (duplicate token).
     """
@@ -264,7 +265,9 @@ def catalogue(*scores: HeadScores, rules: Mapping[str, Rule] = RULES) -> Catalog
     """Heads by type, from scores on prompts: a head may be of several types, or of none.
 
     Shapes: [prompt, layer, head] -> [layer, head] per type
+    Units:  those of each type's score.
     Raises: DataError for a rule whose score was not measured (names those that were).
+    Source: the thresholds are in `RULES`; arXiv 2410.10781 for sinks.
     """
     held = {name: found for found in scores for name in found.values}
     absent = {rule.score for rule in rules.values()} - held.keys()

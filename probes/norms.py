@@ -78,6 +78,7 @@ def input_rms(cap: Capture) -> InputRms:
     Shapes: hook_scale [batch, pos, 1] of each norm -> [norm, batch, pos]
     Units:  those of the stream: sqrt(mean x^2 + eps).
     Raises: MissingHookError if no `hook_scale` was captured.
+    Source: arXiv 1910.07467.
     """
     names = [name for name in cap.names if name.endswith(".hook_scale")]
     if not names:
@@ -328,7 +329,9 @@ def contribution_ratios(cap: Capture) -> ContributionRatios:
 
     Shapes: hook_attn_out, hook_mlp_out, hook_resid_pre, hook_resid_mid [batch, pos, dim]
             -> [layer, sublayer, batch, pos]
+    Units:  ratios of lengths, and cosines; computed in float32.
     Raises: MissingHookError if one of the four was not captured for a layer.
+    Source: arXiv 2004.10102.
     """
     layers = reading.layers(cap, "hook_attn_out")
     both = [

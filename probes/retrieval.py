@@ -106,6 +106,7 @@ def retrieval_scores(
     prompt on which the model writes less than `least_recall` of the needle's different tokens is undefined (NaN):
     where nothing was retrieved, no head can be seen retrieving.
     Shapes: -> scores [prompt, layer, head], between 0 and 1, and recall [prompt]
+    Units:  shares of the needle's positions, and of its different tokens.
     Raises: DataError for no prompts, a needle outside its prompt, or a prompt too long for the model's context.
     Source: arXiv 2404.15574, whose threshold is 0.1.
     """

@@ -301,6 +301,7 @@ def score_by_distance(
     Shapes: hook_rot_q, hook_rot_k [batch, pos, head, head_dim] -> [distance]
     Units:  score (the softmax's input); distance in tokens.
     Raises: MissingHookError as `band_contribution`; HookError if no key is left.
+    Source: arXiv 2104.09864; the mean over pairs factorises by frequency.
     """
     vectors = head_vectors(cap, layer, head, row=row)
     start = max(skip, len(vectors.positions) - max_positions)
@@ -358,7 +359,9 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
     `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k stay what the model's own
     rotation led to in earlier layers (`workbench.RopeScaling` changes them all, in the running model).
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
+    Units:  probability; `moved` is a share of attention, between 0 and 1.
     Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
+    Source: arXiv 2306.15595, 2309.00071 for the other rotations.
     """
     pairs = cap.config.head_dim // 2
     if tuple(freqs.shape) != (pairs,):

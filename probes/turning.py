@@ -50,6 +50,7 @@ def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> T
             only look at itself, is left out where there are others
     Units:  a share of attention, between 0 and 1.
     Raises: as `what_if`.
+    Source: arXiv 2306.15595, 2309.00071 for the other rotations.
     Exact:  the model's own frequencies move nothing.
     """
     layers, heads = reading.layers(cap, "attn.hook_q"), reading.heads(cap)

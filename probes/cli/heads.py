@@ -95,6 +95,9 @@ def ablation(
     ] = "",
     block: Annotated[int, typer.Option(min=2, help="Random tokens that come twice.")] = 32,
     n_draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets of as many heads.")] = 20,
+    apart_from: Annotated[
+        str, typer.Option(help="Heads that are not drawn either, as the previous-token heads: L4H0.")
+    ] = "",
     mean: Annotated[bool, typer.Option("--mean", help="Replace a head by its mean instead of zero.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens and draws.")] = 0,
     output: Output = None,
@@ -105,10 +108,13 @@ def ablation(
     from probes import ablation as probe
 
     heads = probe.parse(chosen) if chosen else None
+    spared = probe.parse(apart_from) if apart_from else []
     loaded = load(model, device)
     replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
-    found = probe.induction_ablation(loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement)
-    extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement}
+    found = probe.induction_ablation(
+        loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=spared
+    )
+    extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement, "apart_from": apart_from}
     deliver(found, output, Origin(model, loaded, extra=extra))
 
 

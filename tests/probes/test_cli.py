@@ -132,8 +132,8 @@ def test_thresholds_and_lines_reach_the_catalogue(probe, tmp_path: Path, demo: w
 
 def test_ablation_takes_the_heads_that_are_named(probe, demo: wb.Transformer) -> None:
     options = ("--block", "8", "--draws", "2", "--device", "cpu")
-    code, out, _ = probe("ablation", "--heads", "L2H3,L5H0", *options)
-    found = ablation.induction_ablation(demo, [(2, 3), (5, 0)], block=8, n_draws=2)
+    code, out, _ = probe("ablation", "--heads", "L2H3,L5H0", "--apart-from", "L2H2", *options)
+    found = ablation.induction_ablation(demo, [(2, 3), (5, 0)], block=8, n_draws=2, apart_from=[(2, 2)])
     assert code == 0 and out.strip() == found.frame().to_string(index=False).strip()
 
 
