@@ -56,12 +56,11 @@ def group_similarity(cap: Capture) -> GroupSimilarity:
         total = torch.zeros(len(held), len(held), dtype=torch.float64)
         for _, pattern in pattern_blocks(cap, layer, queries=wanted):
             own = entropy(pattern)  # [batch, head, query_pos]
-            for i in range(len(held)):
-                middle = entropy((pattern + pattern[:, i : i + 1]) / 2)
-                divergence = (middle - (own + own[:, i : i + 1]) / 2) / np.log(2)
-                total[i] += divergence.clamp(0, 1).sqrt().sum((0, 2)).double().cpu()
-        distance[row] = total.numpy() / (len(wanted) * cap.tokens.shape[0])
-        np.fill_diagonal(distance[row], 0)
+            for i in range(len(held) - 1):  # the distance is symmetric
+                middle = entropy((pattern[:, i + 1 :] + pattern[:, i : i + 1]) / 2)
+                divergence = (middle - (own[:, i + 1 :] + own[:, i : i + 1]) / 2) / np.log(2)
+                total[i, i + 1 :] += divergence.clamp(0, 1).sqrt().sum((0, 2)).double().cpu()
+        distance[row] = (total + total.T).numpy() / (len(wanted) * cap.tokens.shape[0])
     group = np.array(held) // cap.config.group_size
     same = group[:, None] == group
     apart = ~np.eye(len(held), dtype=bool)
