@@ -4,7 +4,16 @@ from pathlib import Path
 
 import streamlit as st
 
-PAGES = {"overview": "Overview", "attention": "Attention", "rope": "RoPE", "norms": "Norms", "benchmarks": "Benchmarks"}
+PAGES = {
+    "overview": "Overview",
+    "attention": "Attention",
+    "rope": "RoPE",
+    "norms": "Norms",
+    "lens": "Lens",
+    "neurons": "Neurons",
+    "intervene": "Intervene",
+    "benchmarks": "Benchmarks",
+}
 
 _here = Path(__file__).resolve().parent / "dashboard"
 

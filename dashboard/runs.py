@@ -33,6 +33,10 @@ class Sample:
     logprobs: tuple[float, ...] = ()
     checkpoint: str | None = None  # hash of the weights that answered
     tokenizer: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    choice_ids: tuple[tuple[int, ...], ...] = ()
+    gold: int | None = None  # number of the right choice
+    picked: int | None = None  # and of the likeliest
 
     @property
     def reference(self) -> str:
@@ -88,6 +92,7 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
         output, said, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
         tail = _listed(row.get("generated_ids")) or None
     prompt_ids = _listed(row.get("prompt_ids"))
+    named = [choice.strip() for choice in choices]
     ids = (*prompt_ids, *tail) if prompt_ids and tail is not None else None
     correct = row["correct"]
     return Sample(
@@ -107,6 +112,10 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
         logprobs=tuple(_listed(row.get("logprobs"))),
         checkpoint=_text(run.provenance.get("checkpoint_sha256")),
         tokenizer=_text(run.provenance.get("tokenizer_sha256")),
+        prompt_ids=tuple(int(token) for token in prompt_ids),
+        choice_ids=tuple(tuple(int(token) for token in ids) for ids in _listed(row.get("choice_ids"))),
+        gold=named.index(target) if target in named else None,
+        picked=int(row["answer"]) if choices else None,
     )
 
 

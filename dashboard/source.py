@@ -1,6 +1,6 @@
 """Which tokens a page looks at: a prompt that is typed, or a benchmark sample that a link names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
@@ -19,11 +19,16 @@ MAX_CHARS = 8000
 
 @dataclass(frozen=True)
 class Input:
-    """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook."""
+    """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook.
+
+    Of a benchmark sample, `asked` tokens are its prompt, and `sample` is there if the ids are those that it ran on.
+    """
 
     ids: tuple[int, ...]
     tokens: tuple[bytes, ...]
     code: str
+    asked: int | None = None
+    sample: runs.Sample | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,14 +78,16 @@ def _sample(model: Transformer, reference: str) -> Input:
     # Token ids mean nothing to another vocabulary.
     same_words = own is None or sample.tokenizer in (None, own.tokenizer_sha256)
     if sample.ids is not None and same_words:
-        ids = sample.ids
+        ids, asked = sample.ids, len(sample.prompt_ids)
     elif model.tokenizer is None:
         raise TokenizerError(
             "This checkpoint has no tokenizer, and the run's token ids do not fit. Serve the run's model."
         )
     else:
         ids = tuple(model.tokenizer.encode(sample.prompt + sample.output, bos=True))
-    return make(model, ids, f"torch.tensor([{list(ids)}])")
+        asked = min(len(ids), len(model.tokenizer.encode(sample.prompt, bos=True)))
+    made = make(model, ids, f"torch.tensor([{list(ids)}])")
+    return replace(made, asked=asked, sample=sample if ids == sample.ids else None)
 
 
 def make(model: Transformer, ids: tuple[int, ...], code: str) -> Input:

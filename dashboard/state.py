@@ -17,12 +17,16 @@ import torch
 import workbench as wb
 from dashboard.settings import Settings
 from workbench.capture import Capture
+from workbench.intervene import from_json
 from workbench.model import Transformer
 
 T = TypeVar("T")
 
 MAX_TOKENS = 4096
 """The longest input that a page captures; longer ones are for scripts."""
+
+NO_CHANGES = "[]"
+"""The model as it is: no interventions."""
 
 CAPTURE_BYTES, CAPTURES = 2 << 30, 6
 """Bytes that one capture may hold, and how many are kept: what all users together can make the server hold."""
@@ -49,14 +53,15 @@ def model() -> Transformer:
     return load_model(Settings.from_env().model)
 
 
-def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...]) -> Held:
+def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
     """One run of the model on these tokens with these hooks, or the one that is already held.
 
-    Raises: WorkbenchError for token ids or hook names the model does not have, or a capture over its budget.
+    changes: interventions in force during the run, as `workbench.intervene.to_json` writes them.
+    Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
-    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, sorted(hooks)]
+    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, sorted(hooks), changes]
     capture_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return Held(capture_id, _run(capture_id, model, ids, hooks))
+    return Held(capture_id, _run(capture_id, model, ids, hooks, changes))
 
 
 def fingerprint(model: Transformer) -> str:
@@ -70,6 +75,18 @@ def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
     return _computed(key, lambda: probe(held.capture, *args, **options))
 
 
+def once_on(model: Transformer, held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+    """`probe(model, capture, *args, **options)`, computed once for each capture and arguments."""
+    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(model, held.capture, *args, **options))
+
+
+def once_between(model: Transformer, before: Held, after: Held, probe: Callable[..., T], *args: Any) -> T:
+    """`probe(model, before's capture, after's capture, *args)`, computed once for each pair and arguments."""
+    key = f"{before.id}/{after.id}/{_name(probe)}{args}"
+    return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
+
+
 def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -> T:
     """`probe(model, **kwargs)`, computed once for each checkpoint and arguments."""
     return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
@@ -77,8 +94,10 @@ def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -
 
 # Arguments with an underscore are left out of the key: the first argument names all that the result depends on.
 @st.cache_resource(max_entries=CAPTURES, show_spinner="Running the model …")
-def _run(capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...]) -> Capture:
-    with torch.no_grad():
+def _run(
+    capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...], _changes: str
+) -> Capture:
+    with torch.no_grad(), _model.intervene(*from_json(_changes)):
         _, cap = _model.run_with_capture(torch.tensor([_ids], device=_model.device), _hooks, budget=CAPTURE_BYTES)
     return cap
 

@@ -17,7 +17,7 @@ from tests.dashboard.world import NASTY
 from workbench.model import Transformer
 
 App = Callable[..., AppTest]
-PAGES = ("overview", "attention", "rope", "norms", "benchmarks")
+PAGES = ("overview", "attention", "rope", "norms", "lens", "neurons", "intervene", "benchmarks")
 
 
 def metrics(session: AppTest) -> dict[str, str]:
@@ -87,7 +87,7 @@ def test_a_prompt_follows_its_user_from_page_to_page(app: App) -> None:
     assert app("norms").text_area(key="prompt").value == DEFAULT_PROMPT
 
 
-@pytest.mark.parametrize("page", ["overview", "attention", "norms", "rope"])
+@pytest.mark.parametrize("page", ["overview", "attention", "norms", "rope", "lens", "neurons", "intervene"])
 def test_hostile_text_reaches_no_markdown(app: App, page: str) -> None:
     session = app(page, prompt=NASTY, **({"view": "This head"} if page == "rope" else {}))
     assert not session.exception
@@ -206,6 +206,9 @@ def test_a_sample_of_another_checkpoint_says_so(
         ("rope", {"view": "This head", "layer": 1}),
         ("rope", {"view": "Shift"}),
         ("rope", {"view": "What if", "theta": 500, "scaling": "Unscaled"}),
+        ("lens", {"position": 3, "logit": "Second"}),
+        ("neurons", {"layer": 1, "neuron": 5}),
+        ("intervene", {"changes": '[{"kind": "scale", "target": "L1.mlp", "factor": 0.5}]'}),
         ("benchmarks", {}),
     ],
 )

@@ -1,0 +1,26 @@
+"""Numbers along a prompt, as bars or lines over its tokens; labels come in unique and escaped."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.figures.drawing import COLOURS, Stamp, add_lines, finish
+
+
+def over_tokens(
+    labels: Sequence[str], series: Mapping[str, np.ndarray], *, kind: str, title: str, unit: str, stamp: Stamp
+) -> go.Figure:
+    """One bar a token for a single series, blue above 0 and orange below; lines for more. Shapes: each [pos]"""
+    fig = go.Figure()
+    if len(series) == 1:
+        ((name, values),) = series.items()
+        values = values.astype(np.float32)
+        colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+        fig.add_bar(x=list(labels), y=values, marker={"color": colours})
+        fig.update_traces(hovertemplate=f"%{{x}}<br>{name} %{{y:.4g}}<extra></extra>")
+    else:
+        add_lines(fig, list(labels), {name: values.astype(np.float32) for name, values in series.items()})
+    fig.update_xaxes(title="token", type="category", tickangle=-60, nticks=32, automargin=True)
+    fig.update_yaxes(title=unit)
+    return finish(fig, kind, title, "light", stamp, height=340)

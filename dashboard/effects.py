@@ -1,0 +1,101 @@
+"""What interventions do to a run: predictions, loss and heads before and after, and the answer to a quiz.
+
+Knows nothing of Streamlit.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import workbench as wb
+from probes.lens import position_blocks
+from probes.results import frozen
+from workbench.capture import Capture
+from workbench.intervene import Ablate, Intervention, from_json
+from workbench.model import Transformer
+
+HOOKS = ("ln_final.hook_out",)
+"""What to capture for `shift` and `logits_at`."""
+
+HEAD_HOOKS = ("blocks.*.attn.hook_z",)
+"""What to capture for `head_changes`."""
+
+BEFORE, AFTER = 0, 1
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How predictions move. `loss` [2, pos - 1] is each next token's; `kl` [pos] from before to after.
+
+    Units: nats.
+    """
+
+    loss: np.ndarray
+    kl: np.ndarray
+
+
+@torch.no_grad()
+def shift(model: Transformer, before: Capture, after: Capture, changes: str) -> Shift:
+    """KL(before || after) at every position, and the loss on the text. Memory: some positions' logits at once.
+
+    Shapes: ln_final.hook_out [batch, pos, dim] of both -> [pos], [2, pos - 1]
+    Units:  nats, in float32.
+    """
+    n_pos = len(before["ln_final.hook_out"][0])
+    following = torch.cat([before.tokens[0, 1:], before.tokens[0, :1]]).to(model.device)  # the last has none
+    kl, losses = [], []
+    for part in position_blocks(n_pos, model.config.vocab_size):
+        both = _logits(model, before, after, changes, part).log_softmax(-1)  # [2, pos, vocab]
+        kl.append((both[BEFORE].exp() * (both[BEFORE] - both[AFTER])).nan_to_num(0.0).sum(-1))
+        losses.append(-both.gather(-1, following[part].expand(2, -1)[..., None])[..., 0])
+    return Shift(frozen(torch.cat(losses, 1)[:, :-1]), frozen(torch.cat(kl)))
+
+
+@torch.no_grad()
+def logits_at(model: Transformer, before: Capture, after: Capture, changes: str, position: int) -> np.ndarray:
+    """Logits of every token after one position. Shapes: -> [2, vocab]"""
+    return frozen(_logits(model, before, after, changes, slice(position, position + 1))[:, 0])
+
+
+def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndarray:
+    """How far each head's output moves, as a share of its size before: |z' - z| / |z| over the prompt.
+
+    Shapes: attn.hook_z [batch, pos, head, head_dim] of both -> [layer, head]
+    """
+    found = []
+    for layer in range(model.config.n_layers):
+        name = f"blocks.{layer}.attn.hook_z"
+        was, now = before[name][0].float(), after[name][0].float()  # [pos, head, head_dim]
+        found.append((now - was).norm(dim=(0, 2)) / was.norm(dim=(0, 2)))
+    return frozen(torch.stack(found))
+
+
+@torch.no_grad()
+def choices(
+    model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: str
+) -> list[tuple[float, float]]:
+    """The log-probability of each answer behind the prompt, before and after, in nats: a multiple choice's own rule."""
+    asked = [(list(prompt), list(answer)) for answer in answers]
+    plain = [total for total, _ in wb.score(model, asked)]
+    with model.intervene(*from_json(changes)):
+        changed = [total for total, _ in wb.score(model, asked)]
+    return list(zip(plain, changed, strict=True))
+
+
+def command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
+    """The benchmark under these interventions; what is no plain ablation is read from `changes.json`."""
+    plain = [change.target for change in changes if isinstance(change, Ablate) and len(change.to_dict()) == 2]
+    option = ["--ablate", ",".join(plain)] if len(plain) == len(changes) else ["--intervene", "changes.json"]
+    words = ["--model", model, "--tasks", task, "--output", str(output)]
+    return shlex.join(["workbench", "eval", "run", *words, *(option if changes else [])])
+
+
+def _logits(model: Transformer, before: Capture, after: Capture, changes: str, part: slice) -> torch.Tensor:
+    plain = model.unembed(before["ln_final.hook_out"][:, part], start=part.start)
+    with model.intervene(*from_json(changes)):  # it may change the logits themselves
+        changed = model.unembed(after["ln_final.hook_out"][:, part], start=part.start)
+    return torch.cat([plain, changed])

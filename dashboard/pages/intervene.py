@@ -1,0 +1,347 @@
+"""Intervene: change the running model, and see what becomes of its predictions."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import effects, source, state, targets
+from dashboard.components.bars import over_tokens
+from dashboard.effects import AFTER, BEFORE
+from dashboard.frame import Head, Help, card, chart, page, problem, table_height
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import NO_CHANGES
+from dashboard.targets import LETTERS, Asked, token_bytes
+from dashboard.text import plain, plotly_labels, short
+from evals.interventions import described
+from probes.figures import drawing
+from workbench.errors import WorkbenchError
+from workbench.intervene import Ablate, Add, Intervention, Scale, from_json, to_json
+from workbench.model import Transformer
+from workbench.rope_scaling import scaling_of
+
+ABOUT = Help(
+    "The model with some of it changed while it runs: heads or sublayers set to zero, scaled or added to, or the "
+    "rotary embedding stretched. The weights stay as they are, and the changes are in the address.",
+    [
+        "**KL** is the divergence of the prediction after from the one before, at each position, in nats.",
+        "**Loss** is the model's on the text itself: how unlikely it finds each next token.",
+        "**Heads** shows how far each head's output moves, as a share of its size: what lies before the first change "
+        "is 0, what is ablated is 1.",
+        "An effect on one prompt is no effect on a benchmark: the command below measures that.",
+        "Setting to zero takes the head far from what later layers expect; an effect may come from that alone.",
+    ],
+    {
+        "ablation": "https://arxiv.org/abs/2211.00593",
+        "caveats": "https://arxiv.org/abs/2404.15255",
+        "stretching RoPE": "https://arxiv.org/abs/2309.00071",
+    },
+)
+KINDS = ("Ablate", "Scale", "Add", "RoPE")
+PLACES = ("Head", "Sublayer", "Hook")
+SCALINGS = ("yarn", "ntk", "interpolation", "llama3", "theta")
+HOOK = "blocks.0.hook_resid_post"
+MOST_CHARS = 20_000
+TOP = 8
+
+
+def show() -> None:
+    with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
+        model = state.model()
+        given = source.choose(model)
+        made = _specification(model)
+        if given is None or made is None:
+            return
+        changes = to_json(made)
+        before = state.capture(model, given.ids, effects.HOOKS)
+        asked = targets.choose(model, given, before, _more)
+        if asked is None:
+            return
+        after = state.capture(model, given.ids, effects.HOOKS, changes)
+        moved = state.once_between(model, before, after, effects.shift, changes)
+        logits = state.once_between(model, before, after, effects.logits_at, changes, asked.position)
+        _summary(model, given, moved, logits, asked, changes)
+        left, right = st.columns([1, 1])
+        with left, card("Likeliest next tokens", help="Before and after, at temperature 1.", height="stretch"):
+            _top(model, logits, asked)
+        with right, card("Targets", help="Logits before and after, and by how much they move.", height="stretch"):
+            _targets(model, logits, asked)
+        with st.container(border=True, key="shift_card"):
+            chart(
+                over_tokens(
+                    plotly_labels(given.tokens),
+                    {"KL": moved.kl, "rise of the next token's loss": np.append(moved.loss[1] - moved.loss[0], np.nan)},
+                    kind="shift",
+                    title="What moves along the prompt",
+                    unit="nats",
+                    stamp={"changes": changes},
+                ),
+                key="shift",
+            )
+        if st.session_state["perhead"]:
+            _heads(model, given, changes)
+        _benchmark(made, given)
+        _take_away(head, given, changes, moved, logits)
+
+
+def _more() -> None:
+    state.bound(st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time.")
+
+
+# --- the specification ----------------------------------------------------------------------------------------
+
+
+def _specification(model: Transformer) -> tuple[Intervention, ...] | None:
+    """Draw the builder, the list and the JSON; None where the JSON describes no intervention on this model."""
+    with card("Interventions", key="spec_card", help="They act in this order."):
+        left, right = st.columns([1.5, 1], gap="medium")
+        with left:
+            _builder(model)
+            listed = st.container()
+        with right:
+            text = state.bound(
+                st.text_area, "As JSON", NO_CHANGES, key="changes", height=130, max_chars=MOST_CHARS,
+                help="What the list is made of, to edit, to keep, and for `workbench eval run --intervene`.",
+            )  # fmt: skip
+        try:
+            made = from_json(text)
+            for change in made:
+                change.subscription(model.config)
+        except WorkbenchError as error:
+            problem("The interventions do not fit this model. Correct the JSON, or clear it.", str(error))
+            st.button("Clear", on_click=_write, args=([],))
+            return None
+        with listed:
+            _list(made)
+    return made
+
+
+def _builder(model: Transformer) -> None:
+    config = model.config
+    with st.container(horizontal=True, vertical_alignment="bottom", key="builder"):
+        kind = st.selectbox("Kind", KINDS, key="kind", width=110)
+        if kind == "RoPE":
+            name = st.selectbox("Scaling", SCALINGS, key="scaling_name", width=150)
+            number = st.number_input("Value", value=2.0, key="scaling_value", width=130)
+            make: Callable[[], Intervention] = lambda: scaling_of(f"{name}={number}", config)  # noqa: E731
+        else:
+            place = st.selectbox("Target", PLACES, key="place", width=120)
+            target = _target(model, place)
+            number = 0.0
+            if kind == "Scale":
+                number = st.number_input("Factor", value=0.5, step=0.1, key="factor", width=120)
+            elif kind == "Add":
+                number = st.number_input("Constant", value=1.0, step=0.1, key="constant", width=120)
+            make = lambda: {  # noqa: E731
+                "Ablate": lambda: Ablate(target),
+                "Scale": lambda: Scale(target, number),
+                "Add": lambda: Add(target, number),
+            }[kind]()
+        st.button("Add to the list", on_click=_append, args=(model, make), type="primary")
+    refused = st.session_state.pop("_refused", None)
+    if refused:
+        problem("This intervention does not fit the model.", refused)
+
+
+def _target(model: Transformer, place: str) -> str:
+    if place == "Hook":
+        return st.text_input("Hook name or pattern", HOOK, key="hook", width=260, max_chars=200).strip()
+    layer = state.bound(st.number_input, "Layer", 0, model.config.n_layers - 1, 0, key="layer", width=130)
+    if place == "Head":
+        head = state.bound(st.number_input, "Head", 0, model.config.n_heads - 1, 0, key="head", width=130)
+        return f"L{layer}H{head}"
+    return f"L{layer}.{st.selectbox('Sublayer', ('attn', 'mlp'), key='sublayer', width=110)}"
+
+
+def _append(model: Transformer, make: Callable[[], Intervention]) -> None:
+    try:
+        new = make()
+        new.subscription(model.config)
+        _write([*from_json(st.session_state["changes"]), new])
+    except WorkbenchError as error:
+        st.session_state["_refused"] = str(error)
+
+
+def _write(changes: list[Intervention]) -> None:
+    st.session_state["changes"] = to_json(changes)
+
+
+def _list(made: tuple[Intervention, ...]) -> None:
+    if not made:
+        st.caption("Nothing is changed yet: add an intervention, or come from a head on the Lens page.")
+    for at, change in enumerate(made):
+        with st.container(horizontal=True, vertical_alignment="center", key=f"change_{at}"):
+            rest = [other for number, other in enumerate(made) if number != at]
+            st.button("Remove", key=f"remove_{at}", on_click=_write, args=(rest,))
+            st.text(plain(f"{at + 1}. {described([change])}{_constant(change)}"))
+
+
+def _constant(change: Intervention) -> str:
+    if not isinstance(change, Add):
+        return ""
+    value = change.tensor
+    return f" + {value.item():g}" if value.dim() == 0 else f" + values of shape {list(value.shape)}"
+
+
+# --- before and after -----------------------------------------------------------------------------------------
+
+
+def _summary(
+    model: Transformer, given: Input, moved: effects.Shift, logits: np.ndarray, asked: Asked, changes: str
+) -> None:
+    loss = moved.loss.mean(-1) if moved.loss.shape[-1] else np.full(2, np.nan)
+    with st.container(border=True, key="summary"):
+        columns = st.columns(5)
+        columns[0].metric(f"KL after position {asked.position} (nats)", f"{moved.kl[asked.position]:.3g}")
+        columns[1].metric("Mean KL (nats)", f"{moved.kl.mean():.3g}")
+        columns[2].metric("Loss before (nats per token)", f"{loss[BEFORE]:.3f}")
+        columns[3].metric("Loss after", f"{loss[AFTER]:.3f}", f"{loss[AFTER] - loss[BEFORE]:+.3f}", "inverse")
+        if given.sample is None and targets.is_quiz(given):
+            best = logits[:, list(targets.letters(model, given))].argmax(-1)
+            columns[4].metric("Answer of A to D", f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}")
+    if not np.isfinite(logits).all():
+        st.error("The logits hold NaN or infinite numbers: before, after, or both.")
+    if given.sample is not None and given.sample.choice_ids:
+        _answer(model, given, changes)
+
+
+def _answer(model: Transformer, given: Input, changes: str) -> None:
+    """The choices of a sample, scored as the benchmark scores them."""
+    sample = given.sample
+    assert sample is not None
+    scored = state.once_per_model(
+        model, effects.choices, prompt=sample.prompt_ids, answers=sample.choice_ids, changes=changes
+    )
+    best = np.array(scored).argmax(0)
+    with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "choice": [plain(choice) for choice in sample.choices],
+                    "gold": [number == sample.gold for number in range(len(scored))],
+                    "before": [pair[BEFORE] for pair in scored],
+                    "after": [pair[AFTER] for pair in scored],
+                }
+            ),
+            hide_index=True,
+            height=table_height(len(scored)),
+            column_config={
+                "choice": "Choice",
+                "gold": st.column_config.CheckboxColumn("Gold", width=60),
+                "before": st.column_config.NumberColumn("Before (nats)", format="%.3f"),
+                "after": st.column_config.NumberColumn("After (nats)", format="%.3f"),
+            },
+        )
+        was, now = (sample.choices[number].strip() for number in best)
+        st.text(f"Answer before: {plain(was)}\nAnswer after:  {plain(now)}")
+
+
+def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
+    table = top_tokens(model, logits)
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=330),
+        column_config={
+            "token": "Token",
+            "id": st.column_config.NumberColumn("Id", format="%d"),
+            "before": st.column_config.ProgressColumn("Before", format="%.3f", min_value=0, max_value=1),
+            "after": st.column_config.ProgressColumn("After", format="%.3f", min_value=0, max_value=1),
+        },
+    )
+
+
+def top_tokens(model: Transformer, logits: np.ndarray) -> pd.DataFrame:
+    """The likeliest tokens before or after, by the larger probability: token, id, before, after.
+
+    Shapes: logits [2, vocab]
+    """
+    wide = logits.astype(np.float64)
+    shares = np.exp(wide - wide.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    ids = np.unique(np.argsort(-shares, axis=-1, kind="stable")[:, :TOP])
+    ids = ids[np.argsort(-shares[:, ids].max(0), kind="stable")]
+    names = [short(token_bytes(model, token), 24) for token in ids.tolist()]
+    return pd.DataFrame({"token": names, "id": ids, "before": shares[BEFORE, ids], "after": shares[AFTER, ids]})
+
+
+def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
+    chosen = list(asked.tokens)
+    table = pd.DataFrame(
+        {
+            "token": [short(token_bytes(model, token), 24) for token in chosen],
+            "before": logits[BEFORE, chosen],
+            "after": logits[AFTER, chosen],
+            "change": logits[AFTER, chosen] - logits[BEFORE, chosen],
+        }
+    )
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table)),
+        column_config={
+            "token": "Token",
+            **{name: st.column_config.NumberColumn(name.capitalize(), format="%.3f") for name in table.columns[1:]},
+        },
+    )
+    if len(chosen) > 1:
+        gap = logits[:, chosen[0]] - logits[:, chosen[1]]
+        st.caption(f"First less second: {gap[BEFORE]:.3f} before, {gap[AFTER]:.3f} after.")
+
+
+def _heads(model: Transformer, given: Input, changes: str) -> None:
+    before = state.capture(model, given.ids, effects.HEAD_HOOKS)
+    after = state.capture(model, given.ids, effects.HEAD_HOOKS, changes)
+    values = state.once_between(model, before, after, effects.head_changes)
+    with st.container(border=True, key="heads_card"):
+        fig = drawing.atlas(
+            values,
+            title="How far each head's output moves",
+            unit="|change| / |before|",
+            heads=range(model.config.n_heads),
+            layers=range(model.config.n_layers),
+            group_size=model.config.group_size,
+            stamp={"of": "head_changes"},
+        )
+        chart(fig, key="head_changes")
+
+
+# --- to take away ---------------------------------------------------------------------------------------------
+
+
+def _benchmark(made: tuple[Intervention, ...], given: Input) -> None:
+    with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
+        settings = Settings.from_env()
+        task = given.sample.task if given.sample else "demo_mmlu"
+        line = effects.command(made, model=settings.model, task=task, output=settings.results / "changed")
+        st.code(plain(line), language="bash", wrap_lines=True)
+        st.download_button(
+            "Interventions as JSON", to_json(made), file_name="changes.json", mime="application/json", on_click="ignore"
+        )
+
+
+def _take_away(head: Head, given: Input, changes: str, moved: effects.Shift, logits: np.ndarray) -> None:
+    head.code(
+        f"""
+import torch, workbench as wb
+from workbench.intervene import from_json
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    before = model(tokens)[0].log_softmax(-1)
+    with model.intervene(*from_json({changes!r})):
+        after = model(tokens)[0].log_softmax(-1)
+(before.exp() * (before - after)).sum(-1)  # KL at each position, nats
+"""
+    )
+    position = np.arange(len(moved.kl))
+    loss = np.pad(moved.loss, ((0, 0), (0, 1)), constant_values=np.nan)
+    by_position = {"position": position, "kl": moved.kl, "loss_before": loss[BEFORE], "loss_after": loss[AFTER]}
+    by_token = {"id": np.arange(logits.shape[1]), "logit_before": logits[BEFORE], "logit_after": logits[AFTER]}
+    head.data({"by_position": lambda: pd.DataFrame(by_position), "logits": lambda: pd.DataFrame(by_token)})
+
+
+show()

@@ -1,0 +1,245 @@
+"""Lens: what the stream would predict layer by layer, and which parts of the model add up to a logit."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import source, state, targets
+from dashboard.frame import Head, Help, card, chart, page, problem, table_height
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import Held
+from dashboard.targets import Asked, plotly_names, token_bytes
+from dashboard.text import plotly_labels, short
+from probes import attribution, lens
+from probes.attribution import LogitAttribution, Target
+from probes.lens import LogitLens
+from workbench import parallel
+from workbench.intervene import Ablate, to_json
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "What the residual stream would predict if the model ended at the embedding, or after any block, and what every "
+    "part of the model adds to a logit.",
+    [
+        "**Predictions**: each cell is the likeliest next token by the stream of that layer at that position, through "
+        "the final norm and the unembedding. Early layers write in directions that the unembedding was not made for.",
+        "**Curves**: how the target tokens rise through the layers at the chosen position.",
+        "**Attribution**: there are no biases, so the embedding, every head and every MLP sum to the logit, or to the "
+        "difference of two, with the final norm's scale as it was. Diamonds show what taking the part out would do "
+        "with the norm scaled anew; later layers would react too.",
+        "Of a multiple-choice sample the targets are gold and predicted; if the answer was right, gold and the next.",
+    ],
+    {
+        "logit lens": "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens",
+        "direct attribution": "https://arxiv.org/abs/2211.00593",
+        "error of the frozen norm": "https://arxiv.org/abs/2507.02559",
+    },
+)
+HOOKS = tuple(dict.fromkeys((*lens.HOOKS, *attribution.HOOKS)))
+TOP_K = 10  # decoded once; the control shows as many of them as are asked for
+CELLS = {"Probability": "probability", "KL to the output": "kl", "Rank": "rank"}
+CURVES = {"Log-probability": "logprob", "Rank": "rank"}
+ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth")
+DIFFERENCE = "First less second"
+
+
+def show() -> None:
+    with page("Lens", "What each layer would say, and which parts made the logit.", ABOUT) as head:
+        model = state.model()
+        if parallel.size() > 1:
+            problem(
+                "The lens needs the whole unembedding.",
+                f"This model is split over {parallel.size()} processes, and each holds a part of the unembedding "
+                "weights. Serve it from one process.",
+            )
+            return
+        given = source.choose(model)
+        if given is None:
+            return
+        held = state.capture(model, given.ids, HOOKS)
+        asked = targets.choose(model, given, held, _more)
+        if asked is None:
+            return
+        found = state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens)
+        if not np.isfinite(found.logprobs).all():
+            st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
+        with st.container(border=True, key="grid_card"):
+            fig = found.figure(
+                labels=plotly_labels(given.tokens),
+                by=CELLS[st.session_state["cells"]],
+                names=plotly_names(model, {*given.ids, *found.ids[..., 0].ravel().tolist()}),
+                stamp={"position": asked.position},
+            )
+            fig.update_xaxes(automargin=True)
+            chart(fig, key="grid")
+        _tokens(model, found, asked)
+        made, row = _attribution(model, held, asked)
+        _take_away(head, given, asked, found, made, row)
+
+
+def _more() -> None:
+    state.bound(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
+    state.bound(st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True)
+
+
+def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
+    left, right = st.columns([1.1, 1])
+    with left, st.container(border=True, height="stretch", key="curves_card"):
+        by = state.bound(
+            st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
+        )
+        chart(
+            found.curves.figure(
+                position=asked.position,
+                by=CURVES[by],
+                names=plotly_names(model, asked.tokens),
+                stamp={"position": asked.position},
+            ),
+            key="token_curves",
+            height=340,
+        )
+    with right, card(f"After position {asked.position}", help="The last row is the model's own.", height="stretch"):
+        st.dataframe(
+            target_table(model, found, asked),
+            hide_index=True,
+            column_config={
+                "target": "Target",
+                "token": "Token",
+                "id": st.column_config.NumberColumn("Id", format="%d"),
+                "probability": st.column_config.NumberColumn("Probability", format="%.4f"),
+                "rank": st.column_config.NumberColumn("Rank"),
+            },
+        )
+        table = top_table(model, found, asked.position, st.session_state["k"])
+        st.dataframe(table, hide_index=True, height=table_height(len(table), most=300))
+
+
+def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
+    """The targets in the model's own output: target, token, id, probability, rank (1 is the likeliest)."""
+    at = found.positions.index(asked.position)
+    return pd.DataFrame(
+        {
+            "target": ORDINALS[: len(asked.tokens)],
+            "token": [short(token_bytes(model, token)) for token in asked.tokens],
+            "id": asked.tokens,
+            "probability": np.exp(found.curves.logprobs[-1, at]),
+            "rank": found.curves.ranks[-1, at] + 1,
+        }
+    )
+
+
+def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd.DataFrame:
+    """One row a layer: the likeliest tokens with their probabilities."""
+    at = found.positions.index(position)
+    rows = []
+    for layer, ids, logprobs in zip(found.layers, found.ids[:, at, :k], found.logprobs[:, at, :k], strict=True):
+        cells = [
+            f"{short(token_bytes(model, token), 12)} {np.exp(logprob):.3f}"
+            for token, logprob in zip(ids.tolist(), logprobs, strict=True)
+        ]
+        rows.append(["embed" if layer == lens.EMBED else str(layer), *cells])
+    return pd.DataFrame(rows, columns=["Layer", *(str(rank + 1) for rank in range(len(rows[0]) - 1))])
+
+
+def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAttribution, int]:
+    pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
+    wanted: list[Target] = [*pairs, *asked.tokens]
+    names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
+    made = state.once_on(model, held, attribution.logit_attribution, tuple(wanted), position=asked.position)
+    left, right = st.columns([1.7, 1])
+    with left, st.container(border=True, height="stretch", key="attribution_card"):
+        if st.session_state.get("logit") not in (None, *names):
+            st.session_state["logit"] = names[0]  # there are fewer targets than before
+        which = state.bound(
+            st.segmented_control, "Logit of the target", names, key="logit", default=names[0], required=True
+        )
+        row = names.index(which)
+        fig = made.figure(
+            token=row, names=plotly_names(model, asked.tokens), stamp={"position": asked.position, "row": row}
+        )
+        fig.update_xaxes(automargin=True)
+        chart(fig, key="attribution", height=430)
+    with right, card("Heads", help="By what they add, largest first. Choose a row to follow a head.", height="stretch"):
+        _heads(made, row)
+    return made, row
+
+
+def _heads(made: LogitAttribution, row: int) -> None:
+    table = ranked_heads(made, row)
+    names = [f"L{layer}H{number}" for layer, number in zip(table["layer"], table["head"], strict=True)]
+
+    def chose() -> None:
+        rows = st.session_state["head_rows"]["selection"]["rows"]
+        if rows:
+            state.link("chosen", names[rows[0]])
+
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=330),
+        key="head_rows",
+        on_select=chose,
+        selection_mode="single-row",
+        column_config={
+            "layer": st.column_config.NumberColumn("Layer", width=55),
+            "head": st.column_config.NumberColumn("Head", width=55),
+            "contribution": st.column_config.NumberColumn("Adds", format="%.4f", width=80),
+            "removed": st.column_config.NumberColumn("Lost without", format="%.4f", width=90),
+        },
+    )
+    named = state.linked("chosen")
+    at = names.index(named) if named in names else 0
+    layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
+    st.page_link(
+        "dashboard/pages/attention.py",
+        label=f"{names[at]} in Attention →",
+        query_params=_with_sample({"layer": str(layer), "head": str(number)}),
+    )
+    st.page_link(
+        "dashboard/pages/intervene.py",
+        label=f"Without {names[at]} in Intervene →",
+        query_params=_with_sample({"changes": to_json([Ablate(names[at])])}),
+    )
+
+
+def _with_sample(params: dict[str, str]) -> dict[str, str]:
+    kept = ("sample", "prompt", "position", "targets")
+    return params | {name: st.query_params[name] for name in kept if name in st.query_params}
+
+
+def ranked_heads(made: LogitAttribution, row: int) -> pd.DataFrame:
+    """Heads by the size of what they add to one logit: layer, head, contribution, removed."""
+    heads = [i for i, (kind, _, _) in enumerate(made.parts) if kind == "head"]
+    table = pd.DataFrame(
+        {
+            "layer": [made.parts[i][1] for i in heads],
+            "head": [made.parts[i][2] for i in heads],
+            "contribution": made.values[row, heads],
+            "removed": made.removed[row, heads],
+        }
+    )
+    return table.sort_values("contribution", key=np.abs, ascending=False, ignore_index=True, kind="stable")
+
+
+def _take_away(head: Head, given: Input, asked: Asked, found: LogitLens, made: LogitAttribution, row: int) -> None:
+    head.code(
+        f"""
+import torch, workbench as wb
+from probes.attribution import HOOKS as PARTS, logit_attribution
+from probes.lens import HOOKS, logit_lens
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})
+found = logit_lens(model, cap, k={TOP_K}, targets={list(asked.tokens)})
+found.frame()
+found.curves.frame()
+logit_attribution(model, cap, [{made.tokens[row]}], position={asked.position}).frame()
+"""
+    )
+    head.data({"predictions": found.frame, "target_curves": found.curves.frame, "attribution": made.frame})
+
+
+show()

@@ -1,0 +1,191 @@
+"""Neurons: how one neuron of an MLP fires along the prompt, what it writes, and how sparse its layer is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import source, state
+from dashboard.components.bars import over_tokens
+from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.settings import Settings
+from dashboard.source import Input
+from dashboard.state import Held
+from dashboard.targets import token_bytes
+from dashboard.text import plotly_labels, short
+from probes.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
+from workbench.capture import Capture
+from workbench.model import Transformer
+
+ABOUT = Help(
+    "The neurons of the MLPs, silu(gate) times up. An open gate with a negative up gives a negative activation, and "
+    "the neuron then writes the opposite of its direction.",
+    [
+        "**Activations**: what the neuron is multiplied with at each token of the prompt.",
+        "**Promoted and suppressed**: the direct path of its output weights to the logits, for an activation of 1, "
+        "before the final norm divides. A negative activation swaps the two. Later layers may read the direction too.",
+        "**Open gates**: the share of tokens whose gate is positive.",
+        "**Sparsity** is Hoyer's: 0 where all are equally large, 1 where one alone has any.",
+    ],
+    {
+        "gated MLPs": "https://arxiv.org/abs/2002.05202",
+        "what neurons promote": "https://arxiv.org/abs/2203.14680",
+        "sparsity": "https://arxiv.org/abs/cs/0408058",
+    },
+)
+STRONGEST = -1
+MOST_ROWS = 200
+
+
+def show() -> None:
+    with page("Neurons", "How a neuron fires, and what it writes.", ABOUT) as head:
+        model = state.model()
+        given = source.choose(model)
+        if given is None:
+            return
+        held = state.capture(model, given.ids, HOOKS)
+        found = state.once(held, neuron_statistics, top=min(8, len(given)))
+        layer, neuron = _controls(model, found)
+        if found.nonfinite.any():
+            st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite: overflow. Try float32.")
+        written = state.once_per_model(model, neuron_tokens, layer=layer, neurons=(neuron,), k=10)
+        _numbers(found, layer, neuron)
+        _activations(held, given, found, layer, neuron)
+        left, right = st.columns([1, 1])
+        with left, st.container(border=True, height="stretch", key="written_card"):
+            _written(model, written)
+        with right, st.container(border=True, height="stretch", key="layers_card"):
+            chart(found.figure(stamp={"layer": layer}), key="sparsity", height=300)
+            _layer(found, layer)
+        _take_away(head, given, found, written, layer, neuron)
+
+
+def _controls(model: Transformer, found: NeuronStatistics) -> tuple[int, int]:
+    config = model.config
+    with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
+        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
+        neuron = state.bound(
+            st.number_input, "Neuron", STRONGEST, config.ffn_dim - 1, STRONGEST, key="neuron", width=160,
+            help="-1 is the layer's strongest on this prompt.",
+        )  # fmt: skip
+    if neuron == STRONGEST:
+        neuron = int(np.nan_to_num(found.rms[layer], nan=-1.0).argmax())
+    return layer, neuron
+
+
+def _numbers(found: NeuronStatistics, layer: int, neuron: int) -> None:
+    st.subheader(f"Layer {layer} · Neuron {neuron}", anchor=False)
+    values = {
+        "Open gate": f"{found.open_share[layer, neuron]:.0%}",
+        "RMS": f"{found.rms[layer, neuron]:.3g}",
+        "Mean": f"{found.mean[layer, neuron]:.3g}",
+        "Kurtosis": f"{found.kurtosis[layer, neuron]:.1f}",
+        "Sparsity over tokens": f"{found.sparsity[layer, neuron]:.2f}",
+        "Layer: open gates": f"{found.open_share[layer].mean():.0%}",
+        "Layer: sparsity": f"{found.token_sparsity[layer]:.2f}",
+    }
+    with st.container(border=True, key="numbers"):
+        for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
+            column.metric(label, value)
+
+
+def _activations(held: Held, given: Input, found: NeuronStatistics, layer: int, neuron: int) -> None:
+    left, right = st.columns([1.9, 1])
+    with left, st.container(border=True, height="stretch", key="activations_card"):
+        chart(
+            over_tokens(
+                plotly_labels(given.tokens),
+                {"activation": activations(held.capture, layer, neuron)[0]},
+                kind="activations",
+                title="Activation at each token",
+                unit="silu(gate) · up",
+                stamp={"layer": layer, "neuron": neuron},
+            ),
+            key="activations",
+        )
+    with right, card("Strongest tokens", help="Where this neuron is largest, either sign.", height="stretch"):
+        top = found.tops(layer, neuron)
+        gates = activations(held.capture, layer, neuron)[1]
+        top.insert(2, "token", [short(given.tokens[position], 24) for position in top["pos"]])
+        top["gate"] = gates[top["pos"]]
+        st.dataframe(
+            top[["pos", "token", "value", "gate"]],
+            hide_index=True,
+            height=table_height(len(top)),
+            column_config={
+                "pos": st.column_config.NumberColumn("Position", width=70),
+                "token": "Token",
+                "value": st.column_config.NumberColumn("Activation", format="%.3f"),
+                "gate": st.column_config.NumberColumn("Gate", format="%.3f", help="Before silu; open above 0."),
+            },
+        )
+
+
+def activations(cap: Capture, layer: int, neuron: int) -> np.ndarray:
+    """One neuron's activation and gate. Shapes: -> [2, pos] float32"""
+    names = [f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.mlp.hook_pre"]
+    return np.stack([cap[name][0, :, neuron].float().cpu().numpy() for name in names])
+
+
+def _written(model: Transformer, written: NeuronTokens) -> None:
+    # The figure escapes its text itself; here it gets the words that the rest of the page uses.
+    shown = {*written.promoted.ravel().tolist(), *written.suppressed.ravel().tolist()}
+    named = replace(written, text={token: short(token_bytes(model, token)) for token in shown})
+    chart(named.figure(stamp={"layer": written.layer, "neuron": written.neurons[0]}), key="written", height=520)
+
+
+def _layer(found: NeuronStatistics, layer: int) -> None:
+    table = pd.DataFrame(
+        {
+            "neuron": np.arange(found.rms.shape[1]),
+            "rms": found.rms[layer],
+            "open": found.open_share[layer],
+            "sparsity": found.sparsity[layer],
+        }
+    )
+    table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable").head(MOST_ROWS)
+
+    def chose() -> None:
+        rows = st.session_state["neuron_rows"]["selection"]["rows"]
+        if rows:
+            st.session_state["neuron"] = int(table["neuron"].iloc[rows[0]])
+
+    st.caption(f"The strongest neurons of layer {layer}. Choose a row to open one.")
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=210),
+        key="neuron_rows",
+        on_select=chose,
+        selection_mode="single-row",
+        column_config={
+            "neuron": st.column_config.NumberColumn("Neuron", format="%d"),
+            "rms": st.column_config.NumberColumn("RMS", format="%.3g"),
+            "open": st.column_config.NumberColumn("Open gate", format="percent"),
+            "sparsity": st.column_config.NumberColumn("Sparsity", format="%.2f"),
+        },
+    )
+
+
+def _take_away(
+    head: Head, given: Input, found: NeuronStatistics, written: NeuronTokens, layer: int, neuron: int
+) -> None:
+    head.code(
+        f"""
+import torch, workbench as wb
+from probes.neurons import HOOKS, neuron_statistics, neuron_tokens
+
+model = wb.load_model({Settings.from_env().model!r})
+tokens = {given.code}
+with torch.no_grad():
+    _, cap = model.run_with_capture(tokens, HOOKS)
+cap["blocks.{layer}.mlp.hook_post"][0, :, {neuron}]
+neuron_statistics(cap).frame()
+neuron_tokens(model, {layer}, [{neuron}]).frame()
+"""
+    )
+    head.data({"neurons": found.frame, "written_tokens": written.frame})
+
+
+show()
