@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROVENANCE = "workbench"  # our own part of lm-eval's result file
-_PROPORTIONS = ("acc", "exact_match", "pass@1", "acc_norm", "acc_bytes", "acc_mutual_info")
+PROPORTIONS = ("acc", "exact_match", "pass@1", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Score:
     stderr: float | None
     low: float | None
     high: float | None
+
+    @property
+    def proportion(self) -> bool:
+        """Whether it is shown in per cent."""
+        return self.metric in PROPORTIONS or self.metric.startswith("pass@")
 
     @property
     def label(self) -> str:
@@ -181,6 +186,13 @@ def leaves_of(name: str, children: Mapping[str, Iterable[str]]) -> list[str]:
     return [leaf for child in under for leaf in leaves_of(child, children)] if under else [name]
 
 
+def questions(run: Run, name: str) -> tuple[int, int]:
+    """How many questions of a task or group were asked, and how many it has; as many where a run does not say."""
+    counts = run.data.get("n-samples") or {}
+    found = [counts[leaf] for leaf in leaves_of(name, run.data.get("group_subtasks") or {}) if leaf in counts]
+    return sum(int(one["effective"]) for one in found), sum(int(one["original"]) for one in found)
+
+
 def write(folder: Path, data: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> Run:
     """Write a run's files: samples first, so that a results file never lacks them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,13 +248,13 @@ def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
     pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for part in parts]
     value, stderr = stats.macro(pairs)
     low, high = stats.normal(value, stderr)
-    if micro.metric in _PROPORTIONS:
+    if micro.metric in PROPORTIONS:
         low, high = max(0.0, low), min(1.0, high)
     return [replace(micro, average="macro", value=value, stderr=stderr, low=low, high=high)]
 
 
 def _interval(metric: str, value: float, stderr: float | None, n: int) -> tuple[float | None, float | None]:
-    if metric in _PROPORTIONS and 0 <= value <= 1 and n > 0:
+    if metric in PROPORTIONS and 0 <= value <= 1 and n > 0:
         return stats.wilson(value * n, n)
     return (None, None) if stderr is None else stats.normal(value, stderr)
 

@@ -11,8 +11,8 @@ _RIGHT = {"shots", "n", "score", "95% interval"}
 def render(run: Run, *, tasks: bool = True) -> str:
     """The table, one line a score; without `tasks` the members of a group are left out.
 
-    Units: scores in per cent; the interval is Wilson's for proportions, from the standard error for macro
-    averages.
+    Units: proportions in per cent, other metrics as they are; the interval is Wilson's for proportions, from the
+    standard error for macro averages.
     """
     members = {name for names in (run.data.get("group_subtasks") or {}).values() for name in names}
     rows = [_row(score) for score in run.scores if tasks or score.task not in members]
@@ -23,12 +23,24 @@ def render(run: Run, *, tasks: bool = True) -> str:
     return "\n".join(lines)
 
 
+def number(score: Score, value: float | None) -> str:
+    """A value in a score's units: per cent for proportions; empty for None."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if score.proportion else f"{value:.4g}"
+
+
+def interval(score: Score) -> str:
+    """A score's 95% interval in its units; empty where there is none."""
+    ends = (score.low, score.high)
+    return "" if None in ends else " - ".join(number(score, end) for end in ends)
+
+
 def _row(score: Score) -> tuple[str, ...]:
     name = f"{score.task} ({score.average} average)" if score.average else score.task
     metric = score.metric if score.filter in ("none", "create_test") else f"{score.metric}, {score.filter}"
-    interval = "" if score.low is None or score.high is None else f"{100 * score.low:.1f} - {100 * score.high:.1f}"
     shots = "" if score.shots is None else str(score.shots)
-    return (name, shots, metric, str(score.n), f"{100 * score.value:.1f}", interval)
+    return (name, shots, metric, str(score.n), number(score, score.value), interval(score))
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

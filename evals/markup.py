@@ -1,0 +1,139 @@
+"""A report as Markdown, LaTeX and HTML: everything in it escaped, nothing fetched. Knows nothing of results."""
+
+from __future__ import annotations
+
+import html as _html
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''",
+}  # fmt: skip
+_ROWS = 40  # of one tabular: a page's worth
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+  background: #fff; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+th { border-bottom-color: #777; }
+.r { text-align: right; }
+.badge { background: #8a5300; color: #fff; border-radius: .25rem; padding: .15rem .5rem; }
+ul.badges { list-style: none; padding: 0; line-height: 2; }
+footer { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0; }
+dt, dd { margin: 0; }
+@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6; } footer { color: #aaa; }
+  th, td { border-bottom-color: #3a3d44; } }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first `left` columns are words, the others numbers.
+
+    Shapes: head [column], rows [row, column]
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is to be written: badges warn, notes explain, origins are (run, ((name, value), ...)) for the footer."""
+
+    title: str
+    badges: tuple[str, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    origins: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def markdown(report: Report) -> str:
+    """Tables with pipes, as GitHub and Pandoc read them."""
+    lines = [f"# {_md(report.title)}", "", *(f"> **{_md(badge)}**" for badge in report.badges)]
+    for table in report.tables:
+        rule = ["---" if i < table.left else "---:" for i in range(len(table.head))]
+        lines += ["", f"## {_md(table.title)}", ""]
+        lines += ["| " + " | ".join(cells) + " |" for cells in (map(_md, table.head), rule)]
+        lines += ["| " + " | ".join(map(_md, row)) + " |" for row in table.rows]
+    lines += ["", *(f"{_md(note)}\n" for note in report.notes)]
+    for run, about in report.origins:
+        lines += [f"**{_md(run)}**\n", *(f"- {_md(name)}: {_md(value)}" for name, value in about), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(report: Report) -> str:
+    """A fragment to \\input: plain tabulars with \\hline, no package beyond LaTeX's own; long tables in several."""
+    lines = [r"% Needs no package. \input it where the report shall stand.", rf"\section*{{{_tex(report.title)}}}"]
+    lines += [rf"\noindent\fbox{{\textbf{{{_tex(badge)}}}}}\par" for badge in report.badges]
+    for table in report.tables:
+        lines += ["", rf"\subsection*{{{_tex(table.title)}}}"]
+        for first in range(0, max(1, len(table.rows)), _ROWS):
+            right = len(table.head) - table.left
+            lines += [rf"\noindent\begin{{tabular}}{{{'l' * table.left}{'r' * right}}}", r"\hline"]
+            lines += [_tex_row(table.head), r"\hline"]
+            lines += [_tex_row(row) for row in table.rows[first : first + _ROWS]]
+            lines += [r"\hline", r"\end{tabular}\par\medskip"]
+    lines += ["", *(rf"\noindent {_tex(note)}\par" for note in report.notes)]
+    for run, about in report.origins:
+        said = "; ".join(f"{_tex(name)}: {_broken(value)}" for name, value in about)
+        lines += [rf"\noindent{{\footnotesize \textbf{{{_tex(run)}}} {said}\par}}"]
+    return "\n".join(lines) + "\n"
+
+
+def html(report: Report) -> str:
+    """One static page: no script, nothing from elsewhere."""
+    body = [f"<h1>{_e(report.title)}</h1>"]
+    if report.badges:
+        badges = "".join(f'<li><span class="badge">{_e(badge)}</span></li>' for badge in report.badges)
+        body.append(f'<ul class="badges">{badges}</ul>')
+    for table in report.tables:
+        body.append(f"<h2>{_e(table.title)}</h2>")
+        rows = "\n".join(_html_row(row, "td", table.left) for row in table.rows)
+        head = _html_row(table.head, "th", table.left)
+        body.append(f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>')
+    body += [f"<p>{_e(note)}</p>" for note in report.notes]
+    body.append("<footer>")
+    for run, about in report.origins:
+        terms = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in about)
+        body.append(f"<h3>{_e(run)}</h3><dl>{terms}</dl>")
+    body.append("</footer>")
+    head = f'<meta charset="utf-8"><title>{_e(report.title)}</title>\n<style>{_STYLE}</style>'
+    head += '\n<meta name="viewport" content="width=device-width">'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def _e(text: str) -> str:
+    return _html.escape(text, quote=True)
+
+
+def _md(text: str) -> str:
+    """One line, with nothing in it that Markdown or HTML would take for more than text."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _broken(value: str) -> str:
+    """A long value, with places to break its line: a hash has none of its own."""
+    return " ".join(
+        r"\allowbreak{}".join(_tex(word[i : i + 16]) for i in range(0, len(word), 16)) for word in value.split()
+    )
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+    return " & ".join(map(_tex, cells)) + r" \\"
+
+
+def _html_row(cells: Iterable[str], tag: str, left: int) -> str:
+    marked = ((cell, "" if i < left else ' class="r"') for i, cell in enumerate(cells))
+    return "<tr>" + "".join(f"<{tag}{mark}>{_e(cell)}</{tag}>" for cell, mark in marked) + "</tr>"
