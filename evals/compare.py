@@ -60,7 +60,11 @@ class Comparison:
         with its own, tests and smallest detectable size."""
         import pandas as pd
 
-        return pd.DataFrame([_row(found) for found in self.differences])
+        return pd.DataFrame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `frame`, with None for what is not known."""
+        return [_row(found) for found in self.differences]
 
     def samples_frame(self) -> pd.DataFrame:
         """One row a sample, with the fields of `Sample` as columns."""

@@ -1,10 +1,20 @@
-"""A run's scores as plain text for a terminal. Knows only of `results`."""
+"""A run's scores, and two runs' differences, as plain text for a terminal."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Container, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 from evals.results import Run, Score
 
+if TYPE_CHECKING:
+    from evals.compare import Comparison, Sample
+    from evals.contrast import Difference
+
 _HEAD = ("task", "shots", "metric", "n", "score", "95% interval")
+_COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "detectable")
+_SHOWN = 300  # characters of a question or an answer
 _RIGHT = {"shots", "n", "score", "95% interval"}
 
 
@@ -17,9 +27,30 @@ def render(run: Run, *, tasks: bool = True) -> str:
     members = {name for names in (run.data.get("group_subtasks") or {}).values() for name in names}
     rows = [_row(score) for score in run.scores if tasks or score.task not in members]
     rows += [(task, "", "not run", "", "", "") for task in run.not_run]
-    widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(len(_HEAD))]
-    lines = [_line(_HEAD, widths), "  ".join("-" * width for width in widths), *(_line(row, widths) for row in rows)]
+    lines = _grid(_HEAD, rows, _RIGHT)
     lines += [f"{task} was not run: {reason}" for task, reason in run.not_run.items()]
+    return "\n".join(lines)
+
+
+def render_comparison(found: Comparison, *, samples: int) -> str:
+    """Both runs, their differences, what else differs, and the first samples that they answered differently.
+
+    Units: proportions in per cent and their differences in points, other metrics as they are; margins in nats.
+    """
+    lines = [f"{side}: {run.name}  {run.model}" for side, run in (("A", found.a), ("B", found.b))]
+    lines += ["", *_grid(_COMPARED, [_compared(one) for one in found.differences], set(_COMPARED[2:]))]
+    lines += [
+        "",
+        "p: McNemar's exact test of right and wrong answers, else by resampling; Holm: adjusted for the tasks.",
+    ]
+    lines += ["detectable: the smallest difference that these questions show four times in five."]
+    if found.origins:
+        lines += ["", "differs besides:", *(f"  {name}: {_short(a)} | {_short(b)}" for name, a, b in found.origins)]
+    lines += ["", *found.notes] if found.notes else []
+    sure = sum(bool(sample.right) for sample in found.samples)
+    lines += ["", f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ."]
+    for sample in found.samples[:samples]:
+        lines += ["", *_sample(sample)]
     return "\n".join(lines)
 
 
@@ -43,9 +74,54 @@ def _row(score: Score) -> tuple[str, ...]:
     return (name, shots, metric, str(score.n), number(score, score.value), interval(score))
 
 
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    aligned = (
-        cell.rjust(width) if head in _RIGHT else cell.ljust(width)
-        for cell, width, head in zip(cells, widths, _HEAD, strict=True)
-    )
-    return "  ".join(aligned).rstrip()
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = zip(row, widths, head, strict=True)
+        lines.append(
+            "  ".join(c.rjust(width) if name in right else c.ljust(width) for c, width, name in cells).rstrip()
+        )
+    return lines
+
+
+def _compared(one: Difference) -> tuple[str, ...]:
+    ends = (one.low, one.high)
+    between = "none" if None in ends else " to ".join(_signed(one.a, end) for end in ends)
+    return (
+        one.a.task, one.a.label, str(one.a.n), number(one.a, one.a.value), number(one.b, one.b.value),
+        _signed(one.a, one.value), between, *(_count(n) for n in (one.only_a, one.only_b)),
+        *("" if p is None else f"{p:.2g}" for p in (one.p, one.holm)), number(one.a, one.detectable),
+    )  # fmt: skip
+
+
+def _signed(score: Score, value: float | None) -> str:
+    said = number(score, value)
+    return said if not said or said.startswith("-") else f"+{said}"
+
+
+def _count(n: int | None) -> str:
+    return "" if n is None else str(n)
+
+
+def _sample(sample: Sample) -> Iterator[str]:
+    which = f"only {sample.right} is right" if sample.right else "as good as each other"
+    prompts = "" if sample.same_prompt else ", the prompts differ"
+    yield f"{sample.task}/{sample.doc_id}  {sample.metric}, {sample.filter}: {which}{prompts}"
+    doc = sample.doc
+    question = next((doc[key] for key in ("question", "prompt") if key in doc), doc) if isinstance(doc, dict) else doc
+    yield f"  question: {_short(question)}"
+    yield f"  target: {_short(sample.target)}"
+    for side in "ab":
+        margin, logprobs = (getattr(sample, f"{name}_{side}") for name in ("margin", "logprobs"))
+        yield f"  {side.upper()}: {_short(getattr(sample, f'answer_{side}'))}"
+        if logprobs is not None:
+            said = "" if margin is None else f", margin {margin:+.3f}"
+            yield f"     log-probabilities {', '.join(f'{value:.3f}' for value in logprobs)}{said}"
+
+
+def _short(value: Any) -> str:
+    """One line of at most so many characters, with nothing in it that a terminal would obey."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."

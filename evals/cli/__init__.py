@@ -6,9 +6,9 @@ name and the arguments of an example. lm_eval and pandas are imported only when 
 
 import typer
 
-from evals.cli import answers, data, looking, running, samples
+from evals.cli import answers, data, looking, reports, running, samples
 
-TOPICS = (running, looking, data, answers, samples)
+TOPICS = (running, looking, reports, data, answers, samples)
 
 app = typer.Typer(
     help="Run benchmarks on a checkpoint, and read what they found.",

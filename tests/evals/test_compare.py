@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals import stats
+from evals import stats, table
 from evals.compare import compare
 from evals.contrast import Part, contrast
-from evals.results import Run, Score, write
+from evals.results import Run, Score, list_runs, write
+from workbench.cli import main
 from workbench.errors import DataError
 
 scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
@@ -207,3 +208,94 @@ def test_origins_that_differ_are_named(tmp_path: Path) -> None:
         ("dtype", "float32", "bfloat16"),
         ("interventions", None, [{"heads": "L5H3"}]),
     )
+
+
+def test_the_terminal_has_differences_and_samples(tmp_path: Path) -> None:
+    found = compare(*verdicts("111110000000", "111101111100", tmp_path))
+    text = table.render_comparison(found, samples=1)
+    low, high = stats.paired_interval(1, 5, 12)
+    row = next(line.split() for line in text.splitlines() if line.startswith("s "))
+    assert row[:6] == ["s", "acc", "12", "41.7", "75.0", "+33.3"]
+    assert row[6:9] == [f"{100 * low:+.1f}", "to", f"{100 * high:+.1f}"] and row[9:13] == ["1", "5", "0.22", "0.22"]
+    assert "6 answers are right in one run alone, 0 others differ." in text
+    assert "s/4  acc, none: only A is right" in text and "margin +1.000" in text and "s/5" not in text
+
+
+def test_a_terminal_is_given_no_control_characters(tmp_path: Path) -> None:
+    a, b = (
+        run_of(tmp_path / name, {"s": [quiz(0, right, question="x\x1b[2J\x07y" + "z" * 999)]})
+        for name, right in (("a", True), ("b", False))
+    )
+    text = table.render_comparison(compare(a, b), samples=5)
+    assert "\x1b" not in text and "\x07" not in text and "z" * 400 not in text
+
+
+def test_runs_of_lm_evals_own_command(tmp_path: Path) -> None:
+    tracking = pytest.importorskip("lm_eval.loggers.evaluation_tracker", reason="lm_eval is not installed")
+    for name, marks in (("first", "110"), ("second", "011")):
+        tracker = tracking.EvaluationTracker(output_path=str(tmp_path / name))
+        tracker.general_config_tracker.log_experiment_args("hf", f"pretrained=org/{name}", None, None, False)
+        samples = []
+        for i, mark in enumerate(marks):
+            sample = quiz(i, mark == "1")
+            sample["arguments"] = [tuple(part.values()) for part in sample["arguments"].values()]
+            samples.append({**sample, **dict.fromkeys(("doc_hash", "prompt_hash", "target_hash"), "0")})
+        results = {
+            "results": {"s": {"acc,none": 2 / 3, "acc_stderr,none": 1 / 3}},
+            "configs": {"s": {}},
+            "n-shot": {"s": 0},
+            "n-samples": {"s": {"original": 3, "effective": 3}},
+        }
+        tracker.save_results_aggregated(results=results, samples={"s": samples})
+        tracker.save_results_samples(task_name="s", samples=samples)
+    a, b = (list_runs(tmp_path / name)[0] for name in ("first", "second"))
+    found = compare(a, b)
+    assert [(s.doc_id, s.right) for s in found.samples] == [(0, "A"), (2, "B")]
+    assert found.differences[0].p == 1.0 and found.notes == ()
+    assert ("model", "org/first", "org/second") in found.origins
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = verdicts("1100", "0111", tmp_path)
+    assert main(["eval", "compare", str(a.path), str(b.path), "--json", "--samples", "2"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["differences"][0]["difference"] == 0.25 and [s["right"] for s in shown["samples"]] == ["A", "B"]
+    assert main(["eval", "compare", str(a.path), str(b.path), "--figure", str(tmp_path / "d.html")]) == 0
+    assert "only A is right" in capsys.readouterr().out and (tmp_path / "d.html").is_file()
+    assert main(["eval", "report", str(a.path), str(b.path), "--format", "md"]) == 0
+    out = capsys.readouterr()
+    assert "| s | acc | 0 | 4 of 100 | 50.0 |" in out.out and out.err == ""
+    page = tmp_path / "r.html"
+    assert main(["eval", "report", str(a.path), "--format", "html", "--output", str(page)]) == 0
+    assert "<table>" in page.read_text() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
+        (["report", "RUN", "--published", "gpt-2"], "no published scores of 'gpt-2'"),
+        (["report", "RUN", "--figure", "f.png"], "ends in .html"),
+        (["compare", "RUN", "RUN"], "given twice"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, {"s": [quiz(0, True)]})
+    assert main(["eval", *(str(run.path) if word == "RUN" else word for word in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_published_scores_are_offered_by_size_and_shown_when_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"humaneval": [{**quiz(i, i < 3), "metrics": ["acc", "pass@1"], "pass@1": float(i < 3)} for i in range(5)]}
+    size = {"model_num_parameters": 8_030_261_248}
+    run = run_of(tmp_path, rows, results={"humaneval": {"pass@1,create_test": 0.6}}, config=size)
+    assert main(["eval", "report", str(run.path)]) == 0
+    out = capsys.readouterr()
+    assert "72.6" not in out.out and "as many parameters as llama-3-8b, llama-3.1-8b" in out.err
+    assert main(["eval", "report", str(run.path), "--published", "llama-3.1-8b-instruct"]) == 0
+    out = capsys.readouterr()
+    assert "72.6" in out.out and "inside" in out.out and "5 of 100 questions" in out.out and out.err == ""
