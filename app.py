@@ -13,6 +13,7 @@ PAGES = {
     "neurons": "Neurons",
     "intervene": "Intervene",
     "benchmarks": "Benchmarks",
+    "samples": "Samples",
 }
 
 _here = Path(__file__).resolve().parent / "dashboard"

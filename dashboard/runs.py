@@ -8,9 +8,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from dashboard import state
+from dashboard.frame import problem
 from dashboard.settings import Settings
 from evals.results import Run, scan
 from workbench.errors import DataError
+
+NO_BASELINE = "none"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Sample:
     finish: str | None = None
     verdict: str | None = None
     message: str | None = None
+    stderr: str | None = None
     choices: tuple[str, ...] = ()
     logprobs: tuple[float, ...] = ()
     checkpoint: str | None = None  # hash of the weights that answered
@@ -55,8 +60,30 @@ def samples(run: Run, task: str) -> pd.DataFrame:
 
     Raises: DataError if there are none, or a line is damaged.
     """
+    return _samples(*samples_key(run, task), run, task)
+
+
+def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
+    """What names a task's samples, and changes when their file does."""
     path = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
-    return _samples(str(path), _stamps([path]), run, task)
+    return str(path), _stamps([path])
+
+
+def choose(found: list[Run]) -> tuple[Run, Run | None]:
+    """Draw the controls for a run and one to compare it with; says so where the address names one that is gone."""
+    names = [run.name for run in found]
+    for key in ("run", "baseline"):
+        named = st.query_params.get(key)
+        if named not in (None, NO_BASELINE, *names):
+            problem("The run that this address names is not in the results folder. Choose another one.", str(named))
+    with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
+        name = state.bound(st.selectbox, "Run", names, key="run", width=420)
+        others = [NO_BASELINE, *(other for other in names if other != name)]
+        against = (
+            state.bound(st.selectbox, "Compare with", others, key="baseline", width=420) if len(names) > 1 else None
+        )
+    run = next((run for run in found if run.name == name), found[0])
+    return run, next((run for run in found if run.name == against), None)
 
 
 def find_sample(reference: str) -> Sample:
@@ -108,6 +135,7 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
         finish=_text(row.get("finish_reason")),
         verdict=_text(row.get("verdict")),
         message=_text(row.get("message")),
+        stderr=_text(row.get("stderr")),
         choices=tuple(choices),
         logprobs=tuple(_listed(row.get("logprobs"))),
         checkpoint=_text(run.provenance.get("checkpoint_sha256")),

@@ -95,7 +95,9 @@ def explainer() -> Callable[..., Explained]:
     return found
 
 
-def explain(model: Transformer, run: Run, task: str, doc_id: int, *, position: int | None = None) -> Explanation:
+def explain(
+    model: Transformer, run: Run, task: str, doc_id: int, *, position: int | None = None, filter: str | None = None
+) -> Explanation:
     """Replay a sample under its run's own interventions, and say what decided its answer.
 
     Raises: DataError for a model that is not the run's, an unknown sample, or an answer of which it cannot be told
@@ -103,7 +105,7 @@ def explain(model: Transformer, run: Run, task: str, doc_id: int, *, position: i
     """
     explaining = explainer()
     with under(model, run):
-        return _explained(model, sample(run, task, doc_id), task, explaining, position)
+        return _explained(model, sample(run, task, doc_id, filter=filter), task, explaining, position)
 
 
 def _explained(

@@ -10,7 +10,7 @@ import pytest
 
 from dashboard.cli import serve
 from dashboard.settings import Settings
-from tests.dashboard.world import write_checkpoint, write_results
+from tests.dashboard.world import write_answers, write_checkpoint, write_results
 
 pytest.importorskip("playwright", reason="playwright is not installed (extra: dev)")
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright  # noqa: E402
@@ -46,7 +46,8 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory, chromium: str | None) -> Iterator[World]:
     """Started from a folder that has nothing of ours in it, as a user may do."""
     root = tmp_path_factory.mktemp("dashboard")
-    model, results, log = write_checkpoint(root / "tiny"), write_results(root / "results"), root / "server.log"
+    model, log = write_checkpoint(root / "tiny"), root / "server.log"
+    results = write_results(write_answers(root / "results", model))  # the newest run, which pages open on, is the last
     (root / "elsewhere").mkdir()
     with serve(Settings(str(model), results), log=log, cwd=root / "elsewhere") as url:
         yield World(url, log, model, results)

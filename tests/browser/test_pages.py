@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import urllib.request
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -9,11 +10,16 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from playwright.sync_api import Locator, expect
 
+from evals.explain import explain
+from evals.results import list_runs
 from probes.maps import MAX_CELLS
 from tests.browser.conftest import Tab, World
 from tests.dashboard.world import NASTY
+from workbench.checkpoint import load_model
 
 pytestmark = pytest.mark.browser
+
+WITHOUT_A_HEAD = '[{"kind": "ablate", "target": "L1H2"}]'
 
 PAGES = {
     "": ("Overview", []),
@@ -26,8 +32,13 @@ PAGES = {
     "norms?look=Gains": ("Norms", ["gain_quantiles"]),
     "norms?look=Activations": ("Norms", ["massive_activations"]),
     "norms?look=Contributions": ("Norms", ["contribution_ratios"]),
+    "lens": ("Lens", ["lens_grid", "token_curves", "attribution"]),
+    "neurons": ("Neurons", ["activations", "neuron_tokens", "neuron_statistics"]),
+    f"intervene?perhead=true&{urlencode({'changes': WITHOUT_A_HEAD})}": ("Intervene", ["shift", "atlas"]),
     "benchmarks": ("Benchmarks", ["forest"]),
 }
+
+FIGURES_OF_A_SAMPLE = ("heads", "attribution", "token_curves")
 
 
 def query(tab: Tab) -> dict[str, str]:
@@ -157,7 +168,9 @@ def test_users_keep_their_prompts_over_pages_and_from_each_other(new_tab: Callab
         assert query(tab)["prompt"] == text
 
 
-@pytest.mark.parametrize("path", ["", "attention", "norms", "rope?view=What+if&theta=500"])
+@pytest.mark.parametrize(
+    "path", ["", "attention", "norms", "rope?view=What+if&theta=500", "lens", "neurons", "intervene"]
+)
 def test_hostile_text_is_shown_as_text(tab: Tab, path: str) -> None:
     tab.open(f"{path}{'&' if '?' in path else '?'}{urlencode({'prompt': NASTY})}")
     expect(tab.page.get_by_role("textbox", name="Prompt")).to_have_value(NASTY)
@@ -187,8 +200,8 @@ def harmless(tab: Tab) -> None:
 
 
 def test_a_sample_opens_in_attention_on_its_very_tokens(tab: Tab) -> None:
-    tab.open("benchmarks", task="tiny_sums", show="Wrong")
-    expect(tab.page.get_by_text("Sample 4: wrong")).to_be_visible()
+    tab.open("samples", task="tiny_sums", show="Wrong")
+    expect(tab.page.get_by_role("heading", name="Sample 4: wrong")).to_be_visible()
     harmless(tab)
     tab.page.get_by_role("link", name="Open in Attention").click()
     expect(tab.page.get_by_text("Sample 4 of tiny_sums")).to_be_visible()
@@ -200,12 +213,56 @@ def test_a_sample_opens_in_attention_on_its_very_tokens(tab: Tab) -> None:
     assert "sample" not in query(tab)
 
 
-def test_a_sample_with_hostile_text_is_text(tab: Tab) -> None:
-    tab.open("benchmarks", task="tiny_quiz")
-    prompt = tab.page.locator("code").filter(has_text="Question 0")
-    expect(prompt).to_contain_text("<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>")
-    expect(prompt).to_contain_text("⟨U+202E⟩abc [a](http://example.com) :red[hot]")
+def test_from_a_score_to_the_head_behind_a_wrong_answer_in_three_clicks(tab: Tab, world: World) -> None:
+    run = next(run for run in list_runs(world.results) if "asked_quiz" in run.tasks)
+    tab.open("benchmarks", run=run.name, task="asked_quiz")
+    tab.page.get_by_role("link", name="Wrong answers, the surest first").click()
+    expect(tab.page.get_by_role("heading", name="Samples", exact=True)).to_be_visible()
+    tab.settle()
+    assert tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong")).count() == 1
+    first = tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong")).inner_text()
+
+    # Another wrong answer: the second row of the list, which is drawn on a canvas.
+    grid = tab.page.locator(".st-key-questions [data-testid=stDataFrame]").bounding_box()
+    assert grid is not None
+    tab.page.mouse.click(grid["x"] + 12, grid["y"] + 35 * 2.5)
+    expect(tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong"))).not_to_have_text(first)
+    tab.settle()
+    expect(tab.page.get_by_text("Replay: the stored log-probabilities")).to_be_visible()
+    assert {"heads", "attribution", "token_curves"} == {str(tab.chart(n)["kind"]) for n in FIGURES_OF_A_SAMPLE}
+    assert tab.page.locator(".js-plotly-plot").count() <= 3
     harmless(tab)
+    prompt = tab.page.locator("code").filter(has_text="Question")
+    expect(prompt.first).to_contain_text("<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>")
+    expect(prompt.first).to_contain_text("⟨U+202E⟩abc [a](http://example.com) :red[hot]")
+
+    found = explain(load_model(world.model), run, "asked_quiz", int(query(tab)["doc"]))
+    head = found.heads().iloc[0]
+    tab.page.get_by_role("link", name=f"L{head['layer']}H{head['head']} in Attention").click()
+    tab.wait_for_chart("head_map", layer=int(head["layer"]), head=int(head["head"]))
+    expect(tab.page.get_by_text("of asked_quiz")).to_be_visible()
+    tab.settle()
+    heading = f"Strongest keys for token {found.decision.position}"
+    expect(tab.page.get_by_role("heading", name=heading)).to_be_visible()
+    harmless(tab)
+
+
+def test_the_head_behind_a_wrong_answer_opens_ablated_and_in_lens(tab: Tab, world: World) -> None:
+    run = next(run for run in list_runs(world.results) if "asked_quiz" in run.tasks)
+    address = {"run": run.name, "task": "asked_quiz", "doc": 3}
+    tab.open("samples", **address)
+    head = explain(load_model(world.model), run, "asked_quiz", 3).heads().iloc[0]
+    tab.page.get_by_role("link", name=f"Without L{head['layer']}H{head['head']}").click()
+    expect(tab.page.get_by_role("heading", name="Intervene", exact=True)).to_be_visible()
+    expect(tab.page.get_by_text("Sample 3 of asked_quiz")).to_be_visible()
+    tab.settle()
+    assert json.loads(query(tab)["changes"]) == [{"kind": "ablate", "target": f"L{head['layer']}H{head['head']}"}]
+    tab.open("samples", **address)
+    tab.page.get_by_role("link", name="This decision in Lens").click()
+    expect(tab.page.get_by_role("heading", name="Lens", exact=True)).to_be_visible()
+    tab.settle()
+    assert query(tab)["sample"].endswith("asked_quiz/3")
+    expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
 
 
 def test_hovering_and_choosing_tokens(tab: Tab) -> None:

@@ -228,14 +228,6 @@ def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
     assert "tiny_code was not run: there is no sandbox" in [text.value for text in session.text]
 
 
-def test_benchmarks_filter_opens_the_first_that_is_left(app: App) -> None:
-    session = app("benchmarks", task="tiny_sums", show="Wrong")
-    assert session.dataframe[1].value["doc"].tolist() == [4, 5]
-    assert session.markdown[-1].value == "**Sample 4: wrong**"
-    assert [code.value for code in session.code][-2:] == ["0", "5"]  # extracted against target
-    assert app("benchmarks", task="tiny_sums", doc=5).markdown[-1].value == "**Sample 5: wrong**"
-
-
 def test_no_runs_yet_gives_the_command(
     app: App, serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from evals.results import write
+from workbench.checkpoint import load_model
 from workbench.config import ModelConfig
 from workbench.demo.bpe import learn
 from workbench.model import Transformer
+from workbench.scoring import score_tokens
 from workbench.tokenizer import Tokenizer
 
 TEXT = "The cat sat on the mat and the dog ran to the park. It was warm because the sun was out all day.\n" * 3
@@ -72,6 +75,81 @@ def write_results(folder: Path) -> Path:
         }
         write(folder / name, data, {"tiny_quiz": quiz, "tiny_sums": sums})
     return folder
+
+
+def write_answers(folder: Path, checkpoint: Path) -> Path:
+    """A run of the checkpoint itself, whose stored log-probabilities its replay finds again: a quiz of four choices,
+    written numbers (one right by its text, one wrong, one that no filter could read), and a program that failed."""
+    model = load_model(checkpoint)
+    quiz = [_asked(model, doc) for doc in range(4)]
+    said = ["#### 1", "#### 7", "I do not know"]
+    sums = [_written(model, doc, text, str(doc + 1)) for doc, text in enumerate(said)]
+    code = _written(model, 0, "return 1", "assert f() == 2")
+    code |= {"filtered_resps": ["return 1"]}
+    code |= {"execution": [{"verdict": "failed", "message": "AssertionError", "stderr": f"Traceback {NASTY}"}]}
+    tasks = {"asked_quiz": ("acc", quiz), "asked_sums": ("exact_match", sums), "asked_code": ("exact_match", [code])}
+    assert model.source is not None
+    data = {
+        "results": {
+            name: {"alias": name, f"{metric},none": sum(row[metric] for row in rows) / len(rows)}
+            for name, (metric, rows) in tasks.items()
+        },
+        "configs": {name: {"task": name} for name in tasks},
+        "n-samples": {name: {"original": len(rows), "effective": len(rows)} for name, (_, rows) in tasks.items()},
+        "model_name": "tiny",
+        "workbench": {
+            "dtype": "float32",
+            "checkpoint_sha256": model.source.checkpoint_sha256,
+            "tokenizer_sha256": model.source.tokenizer_sha256,
+        },
+    }
+    write(folder / "asked", data, {name: rows for name, (_, rows) in tasks.items()})
+    return folder
+
+
+def _asked(model: Transformer, doc: int) -> dict[str, Any]:
+    assert model.tokenizer is not None
+    prompt = f"Question {doc}: {NASTY}\nA. one\nB. two\nC. three\nD. four\nAnswer:"
+    letters = [" A", " B", " C", " D"]
+    prompt_ids, choice_ids = model.tokenizer.encode(prompt, bos=True), [model.tokenizer.encode(c) for c in letters]
+    logprobs = [one.total for one in score_tokens(model, [(prompt_ids, choice) for choice in choice_ids])]
+    by_size = sorted(range(4), key=lambda i: -logprobs[i])
+    gold = by_size[0 if doc == 0 else doc]  # the first is right, the others are wrong by more and more
+    return {
+        "doc_id": doc,
+        "doc": {"question": NASTY},
+        "target": gold,
+        "arguments": {f"gen_args_{i}": {"arg_0": prompt, "arg_1": letter} for i, letter in enumerate(letters)},
+        "resps": [[[x, False]] for x in logprobs],
+        "filtered_resps": [[x, False] for x in logprobs],
+        "filter": "none",
+        "metrics": ["acc"],
+        "acc": float(doc == 0),
+        "replay": {"prompt_ids": prompt_ids, "choice_ids": choice_ids},
+    }
+
+
+def _written(model: Transformer, doc: int, response: str, target: str) -> dict[str, Any]:
+    assert model.tokenizer is not None
+    prompt = f"What is {doc} + 1?"
+    prompt_ids, ids = model.tokenizer.encode(prompt, bos=True), model.tokenizer.encode(response)
+    scored = score_tokens(model, [(prompt_ids, ids)])[0]
+    answer = response.removeprefix("#### ") if "#### " in response else "[invalid]"
+    return {
+        "doc_id": doc,
+        "doc": {"question": prompt},
+        "target": target,
+        "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {"until": []}}},
+        "resps": [[response]],
+        "filtered_resps": [answer],
+        "filter": "none",
+        "metrics": ["exact_match"],
+        "exact_match": float(answer == target),
+        "replay": {
+            "prompt_ids": prompt_ids, "generated_ids": [ids], "logprobs": [scored.logprobs.tolist()],
+            "finish_reason": ["length"],
+        },
+    }  # fmt: skip
 
 
 def _quiz(doc: int, *, correct: bool) -> dict[str, object]:

@@ -1,0 +1,281 @@
+"""The Samples page: which questions it lists, in what order, and what it says decided an answer."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+import workbench as wb
+from dashboard import samples
+from dashboard.frame import Head
+from evals.explain import explain
+from evals.results import Run, list_runs
+from tests.dashboard.world import write_answers
+
+App = Callable[..., AppTest]
+Serve = Callable[[str, Path], None]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    return write_answers(tmp_path_factory.mktemp("answers"), checkpoint)
+
+
+@pytest.fixture
+def asked(app: App, serve: Serve, checkpoint: Path, answers: Path) -> App:
+    """A session on the Samples page over the run that the checkpoint itself made, or over another folder of runs."""
+
+    def open_page(root: Path = answers, model: Path = checkpoint, **params: object) -> AppTest:
+        session = app("overview")
+        serve(str(model), root)
+        session.switch_page("dashboard/pages/samples.py")
+        session.query_params.clear()
+        session.query_params.update({name: str(value) for name, value in params.items()})
+        return session.run()
+
+    return open_page
+
+
+def listed(session: AppTest) -> pd.DataFrame:
+    return next(frame.value for frame in session.dataframe if "result" in frame.value)
+
+
+def said(session: AppTest) -> str:
+    kinds = ("error", "warning", "success", "info", "text", "caption", "code", "markdown")
+    return "\n".join(str(element.value) for kind in kinds for element in session.get(kind))
+
+
+@pytest.fixture
+def run(answers: Path) -> Run:
+    return list_runs(answers)[0]
+
+
+def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, run: Run, checkpoint: Path) -> None:
+    session = asked(task="asked_quiz", doc=2)
+    assert not session.exception and not session.error
+    assert session.success[0].value.startswith("Replay: the stored log-probabilities, within")
+    found = explain(wb.load_model(checkpoint), run, "asked_quiz", 2)
+    first = found.heads().iloc[0]
+    lines = [text.value for text in session.text]
+    expected = f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}; without it"
+    assert [line for line in lines if " adds " in line][0].startswith(expected)
+    # The attribution's gold and predicted are those that were stored.
+    gold, picked = (found.decision.token, found.decision.minus)
+    with torch.no_grad():
+        logits = wb.load_model(checkpoint)(torch.tensor([found.decision.ids]))[0, -1]
+    assert f"{(logits[gold] - logits[picked]).item():+.3f} from the other's" in said(session)
+    assert f"--ablate L{first['layer']}H{first['head']}" in said(session)
+
+
+def test_the_links_lead_to_the_head_the_lens_and_the_ablation(asked: App, run: Run, checkpoint: Path) -> None:
+    found = explain(wb.load_model(checkpoint), run, "asked_quiz", 3)
+    first = found.heads().iloc[0]
+    name, at = f"L{first['layer']}H{first['head']}", str(found.decision.position)
+    session = asked(task="asked_quiz", doc=3)
+    reference = f"{run.name}/asked_quiz/3"
+    address = page_links(session)
+    assert address[f"{name} in Attention →"] == {
+        "sample": reference, "layer": str(first["layer"]), "head": str(first["head"]), "token": at,
+    }  # fmt: skip
+    ablated = address[f"Without {name} →"]
+    assert ablated["sample"] == reference and ablated["position"] == at
+    assert json.loads(ablated["changes"]) == [{"kind": "ablate", "target": name}]
+    assert address["This decision in Lens →"]["targets"] == f"#{found.decision.token} #{found.decision.minus}"
+
+
+def page_links(session: AppTest) -> dict[str, dict[str, str]]:
+    """The query of every link, by what the link says."""
+    links = [element.proto for element in session.get("page_link")]
+    return {link.label: dict(parse_qsl(link.query_string)) for link in links}
+
+
+def test_filters_and_orders(asked: App) -> None:
+    assert listed(asked(task="asked_sums", show="Unparsed"))["doc"].tolist() == [2]
+    assert listed(asked(task="asked_sums", show="Wrong"))["doc"].tolist() == [1, 2]  # unparsed is wrong, too
+    assert listed(asked(task="asked_sums", show="Right"))["doc"].tolist() == [0]
+    surest = listed(asked(task="asked_quiz", order="Confident wrong"))
+    assert surest["result"].tolist() == ["wrong"] * 3 + ["right"]
+    assert surest["sure"][:3].is_monotonic_decreasing
+    closest = listed(asked(task="asked_quiz", order="Margin"))
+    assert closest["margin"].abs().is_monotonic_increasing
+    assert sorted(closest["doc"]) == [0, 1, 2, 3]
+    assert "n = 4." in said(asked(task="asked_quiz"))
+
+
+def test_an_order_puts_first_what_only_one_run_has_right(asked: App, results: Path) -> None:
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(results)}
+    session = asked(results, task="tiny_quiz", run=names["second"], baseline=names["first"])
+    table = listed(session)
+    assert table["doc"].tolist() == [2, 3, 4, 0, 1, 5]  # by hand: right in the second alone are 2, 3 and 4
+    assert table["other"].tolist() == ["wrong"] * 3 + ["right", "right", "wrong"]
+    assert "The other run's answer is wrong." in said(session)
+
+
+def test_the_first_that_is_left_is_open(app: App) -> None:
+    session = app("samples", task="tiny_sums", show="Wrong")
+    assert listed(session)["doc"].tolist() == [4, 5]
+    assert "Sample 4: wrong" in [part.value for part in session.subheader]
+    shown = [code.value for code in session.code]
+    assert shown[shown.index("0") + 1] == "5"  # extracted against target
+    assert "Sample 5: wrong" in [part.value for part in app("samples", task="tiny_sums", doc=5).subheader]
+
+
+def test_confidence_and_margin_by_hand() -> None:
+    row = {
+        "choices": [" A", " B"],
+        "logprobs": [math.log(0.2), math.log(0.6)],
+        "answer": 1,
+        "target": "0",
+        "correct": 0,
+    }
+    assert samples.confidence(row) == pytest.approx(0.75)  # 0.6 of 0.8
+    assert samples.verdict(row) == "wrong"
+    written = {"generated_logprobs": [math.log(0.5), math.log(0.125)], "answer": "[invalid]", "correct": 0.0}
+    assert samples.confidence(written) == pytest.approx(0.25)  # the square root of 1/16
+    assert samples.verdict(written) == "unparsed"
+    assert samples.verdict({**written, "correct": None}) == "unscored"
+    assert samples.confidence({"generated_logprobs": None, "answer": "1"}) is None
+
+
+def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
+    session = asked(task="asked_code")
+    assert listed(session)["result"].tolist() == ["wrong"]
+    shown = [code.value for code in session.code]
+    assert "failed: AssertionError" in shown
+    assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
+    assert "Name a position" in session.error[0].value  # where a program was decided, nobody can say
+    session.number_input(key="behind").set_value(4).run()
+    assert not session.error and " adds " in said(session) and "behind position 4 stands" in said(session)
+    session.selectbox(key="task").set_value("asked_quiz").run()
+    assert session.number_input(key="behind").value is None and not session.error  # another sample, another position
+    session.number_input(key="behind").set_value(4000).run()
+    assert "not 4000" in said(session) and not session.exception
+
+
+def test_an_answer_is_run_again_once(asked: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    plain = samples.again
+    monkeypatch.setattr(samples, "again", lambda *args: (made.append(1), plain(*args))[1])
+    session = asked(task="asked_quiz", doc=1)
+    session.run()
+    session.segmented_control(key="order").set_value("Margin").run()
+    assert sum(made) == 1
+    session.query_params["doc"] = "2"
+    session.run()
+    assert sum(made) == 2
+
+
+def test_a_large_model_runs_only_when_asked(asked: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "SMALL", 10)
+    session = asked(task="asked_quiz", doc=1)
+    assert not session.success
+    session.button[0].click().run()
+    assert session.success
+    session.run()
+    assert session.success  # and stays
+
+
+def edited(answers: Path, folder: Path, change: Callable[[dict], None], name: str = "samples_asked_quiz") -> Path:
+    root = shutil.copytree(answers, folder / "answers")
+    path = next((root / "asked").glob(f"{name}_*"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        change(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_a_changed_log_probability_explains_something_else(asked: App, answers: Path, tmp_path: Path) -> None:
+    def shift(row: dict) -> None:
+        row["filtered_resps"][0][0] -= 1.5
+
+    session = asked(edited(answers, tmp_path, shift), task="asked_quiz", doc=1)
+    assert "this explains something else than the stored answer" in session.warning[0].value
+    assert not session.success and not session.exception
+
+
+def test_another_checkpoint_is_one_sentence_and_what_to_do(asked: App, results: Path) -> None:
+    session = asked(results, task="tiny_quiz", doc=5)
+    assert session.error[0].value.endswith("Start the server with the run's own model.")
+    assert "this model is not the run's: its checkpoint is" in said(session)
+    assert not session.exception
+
+
+def test_addresses_that_mean_nothing_say_so(asked: App, answers: Path) -> None:
+    session = asked(run="gone/2020", task="asked_quiz")
+    assert "not in the results folder" in session.error[0].value and "gone/2020" in said(session)
+    session = asked(task="nothing")
+    assert "not in this run" in session.error[0].value
+    for doc in ("99", "x", "-1"):
+        session = asked(task="asked_quiz", doc=doc)
+        assert f"No question {doc}; this task has 0 to 3." in said(session) and not session.exception
+    assert not asked(task="asked_quiz", doc="first", order="nothing", show="nothing").exception
+
+
+def test_a_damaged_or_missing_file_says_what_to_do(asked: App, answers: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(answers, tmp_path / "answers")
+    path = next((root / "asked").glob("samples_asked_quiz_*"))
+    path.write_text(path.read_text()[:-40])
+    session = asked(root, task="asked_quiz")
+    assert "or run the benchmark again" in session.error[0].value and "line 4 is no sample" in said(session)
+    path.unlink()
+    assert "has no samples of 'asked_quiz'" in said(asked(root, task="asked_quiz"))
+    assert not asked(root, task="asked_sums").exception
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "asked_quiz", "doc": 2},
+        {"task": "asked_sums", "doc": 1},
+        {"task": "asked_sums", "doc": 2, "behind": 5},
+        {"task": "asked_code"},
+    ],
+)
+def test_the_notebook_code_gives_the_pages_numbers(asked: App, options: dict[str, object]) -> None:
+    session = asked(**options)
+    code = [element.value for element in session.code if element.language == "python"]
+    assert len(code) == 1
+    scope: dict = {}
+    exec(compile(code[0], "samples", "exec"), scope)
+    if "found" in scope:
+        first = scope["found"].heads().iloc[0]
+        line = next(text.value for text in session.text if " adds " in text.value)
+        assert line.startswith(f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}")
+    else:
+        assert scope["row"]["stderr"].startswith("Traceback")
+
+
+def test_the_downloads_hold_what_is_listed(asked: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Callable[[], pd.DataFrame]]] = []
+    monkeypatch.setattr(Head, "data", lambda self, given: made.append(given))
+    asked(task="asked_quiz", doc=2, show="Wrong")
+    tables = {name: table() for name, table in made[-1].items()}
+    assert tables["questions"]["doc_id"].tolist() == [1, 2, 3]
+    assert set(tables) == {"questions", "parts", "heads", "lens"}
+    assert len(tables["heads"]) == 4 * 8
+    np.testing.assert_array_equal(tables["lens"]["layer"].unique(), range(-1, 4))
+
+
+def test_strangers_text_reaches_no_markdown(asked: App) -> None:
+    for task in ("asked_quiz", "asked_code"):
+        session = asked(task=task)
+        kinds = ("markdown", "caption", "subheader", "header", "success", "warning", "error")
+        for fragment in ("<script", "alert", "$x", "example.com", ":red", "\u202e"):
+            assert not [e for kind in kinds for e in session.get(kind) if fragment in e.value]
+
+
+def test_benchmarks_leads_to_the_surest_wrong_answer(app: App, results: Path) -> None:
+    session = app("benchmarks", task="tiny_sums")
+    run = list_runs(results)[0].name
+    assert page_links(session)["Wrong answers, the surest first →"] == {
+        "run": run, "task": "tiny_sums", "doc": "first", "show": "Wrong", "order": "Confident wrong",
+    }  # fmt: skip
