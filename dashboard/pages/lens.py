@@ -84,7 +84,7 @@ def _more() -> None:
 
 
 def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
-    left, right = st.columns([1.1, 1])
+    left, right = st.columns([1, 1.2])
     with left, st.container(border=True, height="stretch", key="curves_card"):
         by = state.bound(
             st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
@@ -159,6 +159,8 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
             token=row, names=plotly_names(model, asked.tokens), stamp={"position": asked.position, "row": row}
         )
         fig.update_xaxes(automargin=True)
+        # The figure's own title names the tokens, and a chart's title is read as Markdown.
+        fig.update_layout(title=f"{which} after position {made.position}: parts sum to it within {made.error:.1g}")
         chart(fig, key="attribution", height=430)
     with right, card("Heads", help="By what they add, largest first. Choose a row to follow a head.", height="stretch"):
         _heads(made, row)
@@ -204,7 +206,8 @@ def _heads(made: LogitAttribution, row: int) -> None:
 
 
 def _with_sample(params: dict[str, str]) -> dict[str, str]:
-    kept = ("sample", "prompt", "position", "targets")
+    """A typed prompt follows its user by itself, and may be long."""
+    kept = ("sample", "position", "targets")
     return params | {name: st.query_params[name] for name in kept if name in st.query_params}
 
 

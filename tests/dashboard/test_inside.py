@@ -91,6 +91,15 @@ def test_targets_are_the_likeliest_two_until_they_are_given(app: App, model: Tra
     assert not session.error and "its first, #" in session.text[0].value
 
 
+@pytest.mark.parametrize("page", ["lens", "intervene"])
+def test_targets_reach_no_markdown(app: App, page: str) -> None:
+    session = app(page, prompt=PROMPT, targets="$ * ` < [", changes="[]")
+    assert not session.exception
+    text = [element.value for kind in ("markdown", "caption", "subheader") for element in session.get(kind)]
+    # Two asterisks to each side are the bold of a chart's title.
+    assert not [one for one in text if set("$`<") & set(one.removeprefix("**").removesuffix("**"))]
+
+
 def test_a_logit_that_is_no_longer_listed_gives_way_to_the_first(app: App) -> None:
     session = app("lens", prompt=PROMPT, targets="#1 #2 #3", logit="Third")
     session.text_input(key="targets").set_value("#1").run()
@@ -278,7 +287,7 @@ def test_an_ablated_head_moves_by_all_of_itself_and_nothing_before_it_moves(mode
 
 def test_each_heads_change_is_drawn_when_it_is_asked_for(app: App) -> None:
     session = app("intervene", prompt=PROMPT, changes='[{"kind": "ablate", "target": "L1H2"}]', perhead="true")
-    assert not session.exception and "**How far each head's output moves**" in [m.value for m in session.markdown]
+    assert not session.exception and "How far each head's output moves" in [m.value for m in session.subheader]
 
 
 def test_the_answer_to_a_sample_is_scored_as_the_benchmark_does(app: App, model: Transformer, results: Path) -> None:
