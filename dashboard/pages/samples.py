@@ -289,18 +289,20 @@ def _replay(again: Again, run: Run) -> None:
 
 def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, parts: Parts) -> None:
     heads = found.heads()
+    first, second = _sides(opened.sample)
     names = plotly_names(model, parts.curves.tokens)
     left, right = st.columns([1, 1], gap="medium")
     with left:
-        st.markdown("**Heads, by how hard they spoke against the right answer** (logits)")
+        st.markdown(f"**Heads, those first that spoke most for the {second}** (logits)")
         _ranked(opened, heads.head(TOP), found)
+        side = "above" if parts.difference > 0 else "below"
         st.caption(
-            f"The right token's logit is {parts.difference:+.3f} from the other's; all parts of the model sum to it "
-            f"within {abs(parts.rest):.1g}."
+            f"The logit of the {first} is {abs(parts.difference):.3f} {side} that of the {second}; all parts of the "
+            f"model sum to the difference within {abs(parts.rest):.1g}."
         )
         _command(opened.run, task, heads.head(TOP))
     with right:
-        st.markdown("**What every head adds to the right answer's logit, less the other's**")
+        st.markdown(f"**What every head adds to the logit of the {first}, less that of the {second}**")
         values = np.full((model.config.n_layers, model.config.n_heads), np.nan)
         values[heads["layer"], heads["head"]] = heads["contribution"]
         fig = drawing.atlas(
@@ -318,11 +320,18 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         fig.update_layout(title=None, height=380, margin={"t": 36})
         chart_untitled(fig, key="all_parts")
     with right:
-        what = "choices" if opened.sample.choices else "two tokens"
+        what = "choices" if opened.sample.choices and st.session_state["behind"] is None else "two tokens"
         st.markdown(f"**The {what} through the layers**")
         fig = parts.curves.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
         chart_untitled(fig, key="choices_lens")
+
+
+def _sides(sample: Sample) -> tuple[str, str]:
+    """What the two tokens of an explanation are called."""
+    if st.session_state["behind"] is not None:
+        return "likeliest other token", "token that was written"
+    return "right answer", "likeliest rival" if sample.correct is not None and sample.correct >= 1 else "answer given"
 
 
 def _ranked(opened: Opened, heads: pd.DataFrame, found: Explanation) -> None:

@@ -71,7 +71,9 @@ def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, r
     gold, picked = (found.decision.token, found.decision.minus)
     with torch.no_grad():
         logits = wb.load_model(checkpoint)(torch.tensor([found.decision.ids]))[0, -1]
-    assert f"{(logits[gold] - logits[picked]).item():+.3f} from the other's" in said(session)
+    difference = (logits[picked] - logits[gold]).item()
+    assert difference > 0
+    assert f"The logit of the right answer is {difference:.3f} below that of the answer given;" in said(session)
     assert f"--ablate L{first['layer']}H{first['head']}" in said(session)
 
 
