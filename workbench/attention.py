@@ -32,13 +32,15 @@ class Mask:
     """Which keys a query may see: those not after it, and not left padding; of a forked row only its own branch.
 
     `positions` are the queries' absolute positions; key j of the tensor stands at absolute position j. In a forked row
-    they are the columns, and all queries see every key before the row.
-    Shapes: positions [query_pos] int64; pad [batch] int64 or None.
+    they are the columns, and all queries see every key before the row. Where rows stand at different positions, as when
+    they decode together, `depth` says which: nobody may watch such a run.
+    Shapes: positions [query_pos] int64; pad [batch] int64 or None; depth [batch, query_pos] int64 or None.
     """
 
     positions: Tensor
     pad: Tensor | None = None
     forks: Forks | None = None
+    depth: Tensor | None = None
 
     def allowed(self, n_keys: int, queries: slice | Tensor = slice(None)) -> Tensor:
         """Shapes: -> bool [1 or batch, 1, query_pos, key_pos]"""
@@ -46,6 +48,8 @@ class Mask:
             sees = self.forks.sees
             before = sees.new_ones(()).expand(*sees.shape[:2], n_keys - sees.shape[2])
             return torch.cat([before, sees], -1)[:, None, queries]
+        if self.depth is not None:
+            return torch.arange(n_keys, device=self.depth.device) <= self.depth[:, None, queries, None]
         positions = self.positions[queries]
         keys = torch.arange(n_keys, device=positions.device)
         causal = keys <= positions.unsqueeze(-1)  # [query_pos, key_pos]
@@ -76,6 +80,27 @@ def fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=gqa)
     return z
+
+
+def behind(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """As `fused` for one query a row, behind keys and values that all rows share: they are read once for all of them.
+
+    Shapes: shared, each [1, kv_head, shared_pos, head_dim]; q [batch, head, 1, head_dim];
+            k, v [batch, kv_head, own_pos, head_dim]; allowed [batch, 1, 1, key_pos], its last own_pos count -> as q
+    """
+    batch, n_kv, own = k.shape[:3]
+    before_k, before_v = shared[0][0], shared[1][0]  # [kv_head, shared_pos, head_dim]
+    wide = q.float() * q.shape[-1] ** -0.5
+    grouped = wide.unflatten(1, (n_kv, -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
+    together = grouped.transpose(0, 1).flatten(1, 2)  # [kv_head, batch * group, head_dim]
+    before = (together @ before_k.float().transpose(-1, -2)).unflatten(1, (batch, -1)).transpose(0, 1)
+    after = grouped @ k.float().transpose(-1, -2)  # [batch, kv_head, group, own_pos]
+    if allowed is not None:
+        after = after.masked_fill(~allowed[..., -own:], float("-inf"))
+    weights = torch.cat([before, after], -1).softmax(-1).to(v.dtype)
+    early, late = weights.split([before_k.shape[1], own], -1)
+    z: Tensor = (early.transpose(0, 1).flatten(1, 2) @ before_v).unflatten(1, (batch, -1)).transpose(0, 1) + late @ v
+    return z.flatten(1, 2).unsqueeze(2)
 
 
 def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:

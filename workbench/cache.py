@@ -60,6 +60,15 @@ class KVCache:
     def n_bytes(self) -> int:
         return 2 * self.keys.numel() * self.keys.element_size()
 
+    @property
+    def depth(self) -> Tensor | None:
+        """Absolute positions of the next tokens where rows differ in them. Shapes: -> [batch, 1] int64, or None"""
+        return None
+
+    def shared(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values before those of all rows, kept once. Shapes: -> each [1, kv_head, pos, head_dim], or None"""
+        return None
+
     def room_for(self, batch: int, seqlen: int) -> None:
         """Raises: GenerationError if `batch` rows of `seqlen` more positions do not fit."""
         if batch != self.batch:

@@ -134,8 +134,9 @@ def generate(
     """Continue prompts; the continuations go to stdout, a single one as it is written."""
     from workbench.chat import Message, encode_chat
     from workbench.checkpoint import load_model
-    from workbench.generate import Prompt, stream
+    from workbench.continuation import Prompt
     from workbench.generate import generate as generate_all
+    from workbench.generate import stream
 
     loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)

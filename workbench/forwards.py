@@ -121,7 +121,7 @@ class Forwards:
             read = self._forward(batch)
         except RuntimeError as error:
             # Processes that share a model must run the same forwards, and the others may have had room.
-            if not _out_of_memory(error) or parallel.size() > 1:
+            if not out_of_memory(error) or parallel.size() > 1:
                 raise
             if len(batch.tokens) == 1 and (batch.tokens.shape[1] == 1 or isinstance(batch.cache, Continued | None)):
                 raise WorkbenchError(
@@ -220,6 +220,7 @@ def _side_by_side(rows: Sequence[Row], cache: KVCache, device: torch.device) -> 
     return Batch(torch.from_numpy(tokens).to(device), tuple(pieces), behind)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device, or the machine, has no more memory."""
     said = ("not enough memory", "can't allocate memory")  # the CPU's allocator has no exception of its own
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -186,9 +186,10 @@ Turn = Callable[[ModelConfig], Rotary]
 class Subscription:
     """Interest in some hook points: an observer looks, an editor returns what goes on instead.
 
-    `turn` stands at no hook point: it says how the whole run turns q and k. An observer with `inputs` is given
-    `AttentionInputs` in place of scores, pattern and its summaries where nothing changes them, and computes what it
-    needs later.
+    `turn` stands at no hook point: it says how the whole run turns q and k. `anywhere` says that an editor asks neither
+    for positions nor for which rows run together, so that rows at different positions may. An observer with `inputs`
+    is given `AttentionInputs` in place of scores, pattern and its summaries where nothing changes them, and computes
+    what it needs later.
     """
 
     names: frozenset[str]
@@ -196,6 +197,7 @@ class Subscription:
     edit: Edit | None = None
     inputs: bool = False
     turn: Turn | None = None
+    anywhere: bool = False
 
 
 _ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workbench_subscriptions", default=())
@@ -214,6 +216,14 @@ def subscribe(model: object, *subscriptions: Subscription) -> Iterator[None]:
 def active(model: object) -> tuple[Subscription, ...]:
     """The subscriptions to `model` in this context, the outermost first."""
     return tuple(s for owner, s in _ACTIVE.get() if owner is model)
+
+
+def indifferent(model: object) -> bool:
+    """Whether nothing that is subscribed to `model` can tell at which positions its rows stand, or what else runs."""
+    return all(
+        (s.anywhere and not any(name.endswith(FROM_INPUTS) for name in s.names)) or (s.turn is not None and not s.names)
+        for s in active(model)
+    )
 
 
 class Tap:

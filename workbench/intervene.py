@@ -94,7 +94,12 @@ class Targeted(Intervention):
         names = expand(self.hook, config)
         for name in names:
             self._check(name, point_of(name), config)
-        return Subscription(frozenset(names), edit=self._edit)
+        return Subscription(frozenset(names), edit=self._edit, anywhere=self._anywhere)
+
+    @property
+    def _anywhere(self) -> bool:
+        """Whether it does the same at every position."""
+        return self.positions is None
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         heads = self.chosen_heads
@@ -182,6 +187,10 @@ class _Valued(Targeted):
     def tensor(self) -> Tensor:
         assert isinstance(self.value, Tensor)
         return self.value
+
+    @property
+    def _anywhere(self) -> bool:
+        return super()._anywhere and self.tensor.dim() < 2
 
     def _from_capture(self, capture: Capture) -> Tensor:
         if capture.heads is not None:

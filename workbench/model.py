@@ -180,15 +180,16 @@ class Transformer(nn.Module):
 
     def _step(self, tokens: Tensor, cache: KVCache | None) -> Step:
         batch, seqlen = tokens.shape
-        past, pad, forks = 0, None, None
+        past, pad, forks, depth = 0, None, None, None
         if cache is not None:
             cache.room_for(batch, seqlen)
-            past, pad, forks = cache.length, cache.pad, cache.forks
+            past, pad, forks, depth = cache.length, cache.pad, cache.forks, cache.depth
         positions = torch.arange(past, past + seqlen, device=tokens.device)
-        mask = attention.Mask(positions, pad, forks)
+        mask = attention.Mask(positions, pad, forks, depth)
         turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
         turned = turned if forks is None else forks.depth
-        plain = pad is None and forks is None and (past == 0 or seqlen == 1)
+        turned = turned if depth is None else depth
+        plain = pad is None and forks is None and depth is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
         return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache)
 
@@ -249,10 +250,14 @@ class Attention(nn.Module):
         if tap:
             q, k = tap("attn.hook_rot_q", q), tap("attn.hook_rot_k", k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, head_dim]
+        shared = None
         if step.cache is not None:
             k, v = step.cache.write(layer, k, v)
+            shared = step.cache.shared(layer)
         if tap and tap.edits(hooks.SCORES, hooks.PATTERN):
             z = self._openly(q, k, v, step, tap)
+        elif shared is not None:
+            z = attention.behind(shared, q, k, v, step.allowed)
         else:
             z = attention.fused(q, k, v, step.allowed)
             if tap:

@@ -7,6 +7,7 @@ import torch
 import workbench as wb
 from workbench import parallel
 
+PROMPTS = [[5, 9, 3, 7, 1], [5, 9, 3, 8], [5, 9, 3], [2]]
 SPLIT_ROWS = ("wq", "wk", "wv", "w1", "w3", "output", "tok_embeddings")
 SPLIT_COLUMNS = ("wo", "w2")
 
@@ -34,6 +35,8 @@ def main(source: str, target: str) -> None:
         with model.intervene(wb.Ablate("blocks.1.attn.hook_result", heads=[3])):
             found["ablated result"] = model(tokens)
         found["generated"] = wb.generate(model, [[5, 9, 3]], max_new_tokens=8)[0].tokens
+        made = wb.generate(model, PROMPTS, batch_size=2, temperature=1.0, max_new_tokens=6)
+        found["batch"] = [one.tokens for one in made]
         found["scored"] = wb.score(model, [([5, 9, 3], [7, 8])])
     loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()

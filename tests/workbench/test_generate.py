@@ -6,7 +6,7 @@ import torch
 import workbench as wb
 from tests.workbench.reference import hugging_face, ours
 from workbench.errors import GenerationError
-from workbench.generate import Sampling
+from workbench.sampling import Sampling
 from workbench.tokenizer import Tokenizer
 
 

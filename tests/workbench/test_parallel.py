@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.workbench.parallel_worker import PROMPTS
 from workbench import parallel
 from workbench.errors import ParallelError
 
@@ -44,6 +45,8 @@ def test_two_processes_give_the_numbers_of_one(tiny_config, tmp_path: Path, proj
         with model.intervene(wb.Ablate("L1H3")):
             assert torch.allclose(found["ablated result"], model(tokens), atol=1e-5)
     assert found["generated"] == wb.generate(model, [[5, 9, 3]], max_new_tokens=8)[0].tokens
+    together = wb.generate(model, PROMPTS, batch_size=2, temperature=1.0, max_new_tokens=6)
+    assert found["batch"] == [one.tokens for one in together]
     assert found["scored"][0][0] == pytest.approx(wb.score(model, [([5, 9, 3], [7, 8])])[0][0], abs=1e-5)
     torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     assert torch.allclose(found["norm gradient"], model.layers[0].attention_norm.weight.grad, atol=1e-6)

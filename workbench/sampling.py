@@ -1,0 +1,77 @@
+"""How the next token is drawn: greedy, or from the distribution that temperature, top_k and top_p leave.
+
+The draw is a function of a row's logits and one uniform number, so that it is the same on any device, in any batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workbench.errors import GenerationError
+
+NEAR = 256  # most likely tokens among which the drawn one nearly always is: sorting a whole vocabulary takes far longer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise GenerationError(
+                f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, found {self.temperature}, "
+                f"{self.top_p} and {self.top_k}."
+            )
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """One token a row: the least whose cumulated probability, from the most likely down, exceeds `uniform`.
+
+        Shapes: logits [batch, vocab] float32, uniform [batch] in [0, 1) -> [batch] int64
+        """
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        probs = (logits / self.temperature).softmax(-1)
+        chosen, sure = self._among(probs, uniform, min(probs.shape[1], NEAR + self.top_k))
+        open_rows = (~sure).nonzero().squeeze(-1)
+        if len(open_rows):
+            chosen[open_rows] = self._among(probs[open_rows], uniform[open_rows], probs.shape[1])[0]
+        return chosen
+
+    def _among(self, probs: Tensor, uniform: Tensor, near: int) -> tuple[Tensor, Tensor]:
+        """The choice by the `near` most likely tokens, equal ones by their number, and whether no other changes it.
+
+        Shapes: probs [batch, vocab], uniform [batch] -> [batch] int64, [batch] bool
+        """
+        whole = near == probs.shape[1]
+        if whole:
+            values, order = probs.sort(dim=-1, descending=True, stable=True)
+        else:
+            order = probs.topk(near).indices.sort(-1).values
+            values, by = probs.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+            order = order.gather(-1, by)
+        kept = values[:, : self.top_k] if self.top_k else values
+        # top_p keeps a token while the mass before it is below top_p: always at least one.
+        kept = kept.masked_fill(kept.cumsum(-1) - kept >= self.top_p, 0.0)
+        cumulated = kept.cumsum(-1)
+        total = cumulated[:, -1] if self.top_k or self.top_p < 1 else probs.sum(-1)
+        target = uniform * total
+        place = (cumulated <= target.unsqueeze(-1)).sum(-1)
+        place = place.minimum((kept > 0).sum(-1) - 1)
+        chosen = order.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+        if whole:
+            return chosen, torch.ones_like(chosen, dtype=torch.bool)
+        if self.top_k:
+            ended = values[:, self.top_k - 1] > values[:, -1]
+        elif self.top_p < 1:
+            ended = kept[:, -1] == 0
+        else:
+            ended = cumulated[:, -1] > target
+        # Of tokens as likely as the last one, some were left out.
+        return chosen, ended & (values.gather(-1, place.unsqueeze(-1)).squeeze(-1) > values[:, -1])
