@@ -36,7 +36,7 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
         named = state.bound(
             st.number_input, "Position", -1, None, -1, key="position", width=130,
-            help="The prediction after this token. -1 is the last one; of a sample, the last of its prompt.",
+            help="The prediction after this token. -1 is the last one; of a sample, where its choices part.",
         )  # fmt: skip
         text = state.bound(
             st.text_input, "Target tokens", "", key="targets", width=260, max_chars=400, placeholder="the likeliest",
@@ -45,7 +45,8 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
         if is_quiz(given):
             st.button("A to D", on_click=_preset, args=(model, given), help="The letters of a quiz as targets.")
         more()
-    end = (given.asked or len(given)) - 1
+    decided = of_sample(given)
+    end = decided.position if decided else (given.asked or len(given)) - 1
     position = end if named < 0 else min(named, len(given) - 1)
     try:
         tokens, notes = parse(text, model)
@@ -54,8 +55,9 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
         return None
     for note in notes:
         st.text(note)
-    if not tokens:
-        tokens = of_sample(given, position) or _likeliest(model, held, position)
+    if not tokens and decided and position == decided.position:
+        return decided
+    tokens = tokens or _likeliest(model, held, position)
     return Asked(position, tokens)
 
 
@@ -90,20 +92,22 @@ def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
     return tokens, notes
 
 
-def of_sample(given: Input, position: int) -> tuple[int, int] | None:
-    """Gold and predicted of a multiple choice, by the first token that tells them apart; if right, gold and next best.
+def of_sample(given: Input) -> Asked | None:
+    """Gold and predicted of a multiple choice, where their tokens first part; if it was right, gold and next best.
 
-    None where nothing tells them apart right after the prompt, or the position is another.
+    None where the ids are no replay, or one of the two is the beginning of the other.
     """
     sample = given.sample
-    if sample is None or sample.gold is None or sample.picked is None or not sample.choice_ids:
+    if sample is None or given.asked is None or sample.gold is None or sample.picked is None or not sample.choice_ids:
         return None
     other = sample.picked
     if other == sample.gold:
         others = [choice for choice in range(len(sample.choice_ids)) if choice != sample.gold]
         other = max(others, key=lambda choice: sample.logprobs[choice]) if others else other
-    gold, said = sample.choice_ids[sample.gold][0], sample.choice_ids[other][0]
-    return (gold, said) if gold != said and position == (given.asked or 0) - 1 else None
+    pairs = zip(sample.choice_ids[sample.gold], sample.choice_ids[other], strict=False)
+    # The picked choice follows the prompt in the replay, so what both share is there to be read.
+    found = (Asked(given.asked - 1 + at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
+    return next(found, None)
 
 
 def is_quiz(given: Input) -> bool:

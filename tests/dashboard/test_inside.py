@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 import workbench as wb
 from dashboard import effects, state, targets
+from dashboard.runs import Sample
 from dashboard.source import Input
 from tests.dashboard.test_pages import metrics
 from workbench import parallel
@@ -345,6 +346,27 @@ def test_words_are_read_as_the_pages_write_them(model: Transformer) -> None:
     assert len(the) == 1  # the vocabulary was learned from a text that has it
     assert targets.parse("·the #5 ·the", model) == ((the[0], 5), [])
     assert targets.parse("", model) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("choices", "picked", "expected"),
+    [
+        (((5, 8), (5, 9), (6, 7)), 1, targets.Asked(3, (8, 9))),  # both begin with 5, which follows the prompt
+        (((5, 8), (5, 9), (6, 7)), 2, targets.Asked(2, (5, 6))),
+        (((5, 8), (5, 9), (6, 7)), 0, targets.Asked(3, (8, 9))),  # right: against the next best
+        (((5, 8), (5,)), 1, None),
+    ],
+)
+def test_gold_and_predicted_are_asked_for_where_they_part(
+    choices: tuple[tuple[int, ...], ...], picked: int, expected: targets.Asked | None
+) -> None:
+    sample = Sample(
+        "run", "task", 0, "", "", "", "", 0.0, (1, 2, 3, *choices[picked]), logprobs=(-3.0, -1.0, -2.0),
+        prompt_ids=(1, 2, 3), choice_ids=choices, gold=0, picked=picked,
+    )  # fmt: skip
+    assert sample.ids is not None
+    given = Input(sample.ids, (b"x",) * len(sample.ids), "", asked=3, sample=sample)
+    assert targets.of_sample(given) == expected
 
 
 @pytest.mark.parametrize(
