@@ -11,6 +11,7 @@ import streamlit as st
 from dashboard import state
 from dashboard.frame import problem
 from dashboard.settings import Settings
+from evals.compare import Comparison, compare
 from evals.results import Run, scan
 from workbench.errors import DataError
 
@@ -172,6 +173,20 @@ def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
             continue
         found.append((str(path), about.st_mtime_ns, about.st_size))
     return tuple(sorted(found))
+
+
+def compared(run: Run, baseline: Run) -> Comparison:
+    """What a run's scores are less another's, on the questions that both answered.
+
+    Raises: DataError if they share none, or samples are missing or damaged.
+    """
+    keys = [samples_key(one, task) for one in (run, baseline) for task in one.tasks]
+    return _compared(str(run.path), str(baseline.path), keys, run, baseline)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Comparing the runs …")
+def _compared(path: str, other: str, stamps: object, _run: Run, _baseline: Run) -> Comparison:
+    return compare(_baseline, _run)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the runs …")

@@ -1,15 +1,21 @@
 """Benchmarks: a run's scores with their uncertainty, and the way to the questions behind them."""
 
+from collections.abc import Callable, Mapping
+
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from dashboard import runs, state
 from dashboard.components.forest import Scores, forest, proportions
-from dashboard.frame import Head, Help, card, chart_untitled, empty, page
+from dashboard.frame import Head, Help, card, chart_untitled, empty, page, problem
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
 from dashboard.text import plain
-from evals.results import Run
+from evals.compare import Comparison
+from evals.published import beside, named, published
+from evals.results import Run, questions
+from workbench.errors import DataError
 
 ABOUT = Help(
     "Finished evaluations of the results folder. Each score stands with the number of questions and a 95% interval, "
@@ -17,6 +23,9 @@ ABOUT = Help(
     [
         "Intervals of proportions are Wilson's; others are 1.96 standard errors to each side.",
         "**micro** averages over questions, **macro** over tasks.",
+        "**Partial**: not all of the task's questions were asked; such a score is of those that were.",
+        "**Paired difference** counts the questions that both runs answered; p is exact for right and wrong answers, "
+        "and adjusted by Holm's method for the number of comparisons.",
         "For code, right means that the hidden tests ran to their end in the sandbox.",
     ],
     {"lm-eval": "https://github.com/EleutherAI/lm-evaluation-harness", "Wilson": "https://doi.org/10.2307/2276774"},
@@ -47,8 +56,13 @@ def show() -> None:
             _scores(run)
         with right, card("With 95% intervals", key="forest_card", height="stretch"):
             _forest(run, baseline)
+        compared = None if baseline is None else _difference(run, baseline)
+        known = _published(run)
         _samples(run)
-        _take_away(head, run)
+        tables = {"scores": run.frame}
+        tables |= {} if compared is None else {"differences": compared.frame}
+        tables |= {} if known is None else {"published": known.copy}
+        _take_away(head, run, baseline, tables)
 
 
 def _scores(run: Run) -> None:
@@ -61,8 +75,11 @@ def _scores(run: Run) -> None:
             "interval": [_interval(row) for _, row in table.iterrows()],
             "n": table["n"],
             "shots": table["shots"],
+            "partial": [_partial(run, task) for task in table["task"]],
         }
     )
+    if not shown["partial"].any():
+        del shown["partial"]
     st.dataframe(
         shown,
         hide_index=True,
@@ -73,6 +90,7 @@ def _scores(run: Run) -> None:
             "interval": st.column_config.TextColumn("95% interval", alignment="right"),
             "n": st.column_config.NumberColumn("n", width=50),
             "shots": st.column_config.NumberColumn("Shots", width=55),
+            "partial": st.column_config.TextColumn("Partial", help="Not all of the task's questions were asked."),
         },
     )
     for task, reason in run.not_run.items():
@@ -85,6 +103,11 @@ def _scores(run: Run) -> None:
     if run.date:
         facts.append(f"{run.date:%Y-%m-%d %H:%M}")
     st.text(plain(" · ".join(facts)))
+
+
+def _partial(run: Run, task: str) -> str:
+    asked, whole = questions(run, task)
+    return f"{asked} of {whole}" if asked < whole else ""
 
 
 def _interval(score: pd.Series) -> str:
@@ -109,6 +132,92 @@ def _forest(run: Run, baseline: Run | None) -> None:
     chart_untitled(forest(Scores(run.name, shown), other), key="forest")
 
 
+def _difference(run: Run, baseline: Run) -> Comparison | None:
+    with card("Paired difference", key="difference", help="This run less the other, on the questions that both have."):
+        try:
+            found = runs.compared(run, baseline)
+        except DataError as error:
+            problem("These runs cannot be compared. Choose another one.", str(error))
+            return None
+        table = found.frame()
+        scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "task": table["task"],
+                    "metric": table["metric"] + table["average"].map(lambda name: f", {name}" if name else ""),
+                    "other": table["a"] * scale,
+                    "this": table["b"] * scale,
+                    "difference": table["difference"] * scale,
+                    "low": table["low"] * scale,
+                    "high": table["high"] * scale,
+                    "holm": table["holm"],
+                    "n": table["n"],
+                    "only_b": table["only_b"],
+                    "only_a": table["only_a"],
+                }
+            ),
+            hide_index=True,
+            column_config={
+                "task": "Task",
+                "metric": "Metric",
+                "other": st.column_config.NumberColumn("Other", format="%.1f"),
+                "this": st.column_config.NumberColumn("This", format="%.1f"),
+                "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
+                "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
+                "high": st.column_config.NumberColumn("to", format="%+.1f"),
+                "holm": st.column_config.NumberColumn("p (Holm)", format="%.3f"),
+                "only_b": st.column_config.NumberColumn("Only this right"),
+                "only_a": st.column_config.NumberColumn("Only other right"),
+            },
+        )
+        origins = [f"{name} differs: {theirs} and {ours}" for name, theirs, ours in found.origins]
+        for note in (*found.notes, *origins):
+            st.text(plain(note))
+    return found
+
+
+def _published(run: Run) -> pd.DataFrame | None:
+    names = list(dict.fromkeys(one.name for one in published()))
+    with card("Published figures", key="published_card"):
+        model = state.bound(
+            st.selectbox, "Scores published for", [runs.NO_BASELINE, *names], key="published", width=300,
+            help="Nothing here guesses which model a checkpoint is: name it.",
+        )  # fmt: skip
+        if model == runs.NO_BASELINE:
+            return None
+        rows = [
+            {
+                "task": one.score.task,
+                "measured": 100 * one.score.value,
+                "interval": _interval(pd.Series(vars(one.score))),
+                "published": 100 * one.published.value,
+                "within": one.within,
+                "unlike": "; ".join(one.unlike),
+                "source": one.published.source,
+            }
+            for one in beside(run, named(model))
+        ]
+        if not rows:
+            st.caption("None of this run's tasks has a published score of that model.")
+            return None
+        table = pd.DataFrame(rows)
+        st.dataframe(
+            table,
+            hide_index=True,
+            column_config={
+                "task": "Task",
+                "measured": st.column_config.NumberColumn("Measured", format="%.1f%%"),
+                "interval": "95% interval",
+                "published": st.column_config.NumberColumn("Published", format="%.1f%%"),
+                "within": st.column_config.CheckboxColumn("Within", help="The published score lies in the interval."),
+                "unlike": "What is not the same",
+                "source": "Source",
+            },
+        )
+    return table
+
+
 def _samples(run: Run) -> None:
     if not run.tasks:
         return
@@ -120,16 +229,18 @@ def _samples(run: Run) -> None:
             st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)
 
 
-def _take_away(head: Head, run: Run) -> None:
-    head.code(
-        f"""
-from evals.results import list_runs
-
-run = next(run for run in list_runs({str(Settings.from_env().results)!r}) if run.name == {run.name!r})
-run.frame()
-"""
-    )
-    head.data({"scores": run.frame})
+def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
+    lines = [
+        "from evals.results import list_runs",
+        "",
+        f"runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}",
+        f"run = runs[{run.name!r}]",
+        "run.frame()",
+    ]
+    if "differences" in tables and baseline is not None:
+        lines = ["from evals.compare import compare", *lines, f"compare(runs[{baseline.name!r}], run).frame()"]
+    head.code("\n".join(lines))
+    head.data(tables)
 
 
 show()

@@ -17,6 +17,7 @@ import workbench as wb
 from dashboard import samples
 from dashboard.frame import Head
 from evals.explain import explain
+from evals.published import named
 from evals.results import Run, list_runs
 from tests.dashboard.world import write_answers
 
@@ -281,3 +282,41 @@ def test_benchmarks_leads_to_the_surest_wrong_answer(app: App, results: Path) ->
     assert page_links(session)["Wrong answers, the surest first →"] == {
         "run": run, "task": "tiny_sums", "doc": "first", "show": "Wrong", "order": "Confident wrong",
     }  # fmt: skip
+
+
+def test_two_runs_are_compared_question_by_question(app: App, results: Path) -> None:
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(results)}
+    session = app("benchmarks", run=names["second"], baseline=names["first"])
+    assert not session.exception and not session.error
+    table = next(frame.value for frame in session.dataframe if "only_b" in frame.value).set_index("task")
+    # By hand: 5 of 6 against 2 of 6, three questions right in the second alone; exact p of 3 to 0 is 2 / 2**3.
+    assert table.loc["tiny_quiz", ["only_b", "only_a", "n"]].tolist() == [3, 0, 6]
+    assert table.loc["tiny_quiz", "difference"] == pytest.approx(50)
+    assert table.loc["tiny_quiz", "holm"] == pytest.approx(0.5)  # twice 0.25, for two comparisons
+    code = next(element.value for element in session.code if element.language == "python")
+    scope: dict = {}
+    exec(compile(code, "benchmarks", "exec"), scope)
+
+
+def test_partial_scores_are_marked_and_published_ones_stand_beside(
+    app: App, serve: Serve, checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(results / "first", tmp_path / "results" / "first").parent
+    path = next(root.rglob("results_*.json"))
+    data = json.loads(path.read_text().replace("tiny_sums", "gsm8k_cot"))
+    data["n-samples"]["gsm8k_cot"]["original"] = 100
+    path.write_text(json.dumps(data))
+    session = app("benchmarks")
+    serve(str(checkpoint), root)
+    session.run()
+    assert session.dataframe[0].value.set_index("task")["partial"].to_dict() == {
+        "tiny_quiz": "",
+        "gsm8k_cot": "6 of 100",
+    }
+    session.selectbox(key="published").set_value("llama-3.1-8b-instruct").run()
+    assert not session.exception
+    table = next(frame.value for frame in session.dataframe if "source" in frame.value)
+    figure = next(one for one in named("llama-3.1-8b-instruct") if one.task == "gsm8k_cot")
+    assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx([100 / 6])
+    assert table["published"].tolist() == pytest.approx([100 * figure.value])
+    assert table["source"].tolist() == [figure.source] and "6 of 100 questions" in table["unlike"][0]
