@@ -133,7 +133,9 @@ def _forest(run: Run, baseline: Run | None) -> None:
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:
-    with card("Paired difference", key="difference", help="This run less the other, on the questions that both have."):
+    with card(
+        "Paired difference", key="difference", help="This run (B) less the other (A), on the questions that both have."
+    ):
         try:
             found = runs.compared(run, baseline)
         except DataError as error:
