@@ -72,8 +72,8 @@ def form_of(file: Path) -> str:
     if {"prompt", "test", "entry_point"} <= keys:
         return "demo_humaneval"
     raise DataError(
-        f"{file}: line {number} has the fields {', '.join(sorted(keys)) or 'none'}; expected question, choices, answer; "
-        "or question, answer; or task_id, prompt, test, entry_point."
+        f"{file}: line {number} has the fields {', '.join(sorted(keys)) or 'none'}; expected question, choices, "
+        "answer; or question, answer; or task_id, prompt, test, entry_point."
     )
 
 

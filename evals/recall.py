@@ -21,7 +21,7 @@ from workbench import intervene
 from workbench.model import Transformer
 
 # Raised whenever the same weights would answer the same question otherwise: a mistake in scoring or generation mended.
-ENGINE = 1
+ENGINE = 2
 
 Ask = Callable[[Sequence[int]], list[Any]]
 

@@ -186,7 +186,8 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
 ) -> None:
     asked = Settings(
         tasks=("demo_mmlu", "demo_gsm8k"), output=tmp_path, data=tmp_path / "my data", limit=0.5,
-        num_fewshot=2, batch_size=3, seed=7, chat=True, multiturn=False, system="Say 'A'.", gen_kwargs={"temperature": 0.5, "until": ["a b"]},
+        num_fewshot=2, batch_size=3, seed=7, chat=True, multiturn=False, system="Say 'A'.",
+        gen_kwargs={"temperature": 0.5, "until": ["a b"]},
         preset="meta", samples=20, online=True, interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 0.25)),
     )  # fmt: skip
     same = {"backend", "model_args"}  # no run of another backend has ids to replay

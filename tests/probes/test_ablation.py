@@ -129,11 +129,6 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) 
         ablation.induction_ablation(tiny_model, block=8, n_draws=0)
 
 
-@pytest.mark.xfail(
-    strict=False,  # the test settings are strict
-    raises=AssertionError,
-    reason="the demo checkpoint has not learnt induction: a repeated random block costs as much the second time",
-)
 def test_the_demos_induction_heads_carry_the_copy() -> None:
     model = wb.load_model("demo", device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
