@@ -27,7 +27,7 @@ PAGES = {
     "rope": ("RoPE", ["wavelengths", "decay"]),
     "rope?view=This+head": ("RoPE", ["band_contribution", "score_by_distance"]),
     "rope?view=Shift": ("RoPE", ["relative_invariance"]),
-    "rope?view=What+if&theta=500": ("RoPE", ["head_map"]),
+    "rope?view=What+if&theta=500": ("RoPE", ["what_if"]),
     "norms": ("Norms", ["input_rms"]),
     "norms?look=Gains": ("Norms", ["gain_quantiles"]),
     "norms?look=Activations": ("Norms", ["massive_activations"]),
