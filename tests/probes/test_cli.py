@@ -161,7 +161,8 @@ def test_positions_runs_each_scaling_on_windows_of_the_text(probe, demo: wb.Tran
 def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) -> None:
     code, out, _ = probe("turned", *RUN, "--scaling", "theta=10000")  # the demo's own: nothing moves
     assert code == 0 and pd.read_csv(io.StringIO(out), sep=r"\s+")["moved"].max() < 1e-5
-    assert pd.read_csv(io.StringIO(probe("turned", *RUN)[1]), sep=r"\s+")["moved"].min() > 1e-3
+    moved = pd.read_csv(io.StringIO(probe("turned", *RUN)[1]), sep=r"\s+")["moved"]
+    assert moved.min() > 1e-5 and moved.median() > 1e-3
     assert probe("turned", *RUN, "--scaling", "yarn")[0] == 2
     code, out, _ = probe("generated-norms", *RUN, "--steps", "2")
     n_tokens = len(demo.tokenizer.encode(PROMPT, bos=True))
