@@ -217,9 +217,8 @@ def _open(opened: Opened) -> None:
 
 
 def _gist(text: str) -> str:
-    """The last lines of a prompt tell questions apart; the first are the same few examples for all."""
-    words = " ".join(text.split())
-    return words if len(words) <= 160 else "… " + words[-160:]
+    """The last paragraph of a prompt tells questions apart; what stands before it is the same for all, or nearly."""
+    return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
 
 
 def _start(text: str) -> str:
