@@ -64,15 +64,15 @@ def checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def ask(lm: Any, root: Path) -> dict[str, Any]:
-    loaded = suites.load(TASKS, root=root, judge=Judge())
+def ask(lm: Any, root: Path, tasks: tuple[str, ...] = TASKS, limit: int | None = 2) -> dict[str, Any]:
+    loaded = suites.load(tasks, root=root, judge=Judge())
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
         if task.get_config("output_type") == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": 24}, update=True)
         task.set_fewshot_seed(1234)
     return dict(
-        lm_eval_evaluator.evaluate(lm=lm, task_dict=loaded.as_dict(), limit=2, confirm_run_unsafe_code=True)
+        lm_eval_evaluator.evaluate(lm=lm, task_dict=loaded.as_dict(), limit=limit, confirm_run_unsafe_code=True)
     )
 
 
@@ -113,6 +113,25 @@ def test_scores_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ours, theirs = both
     assert set(ours["results"]) == set(TASKS)
     assert ours["results"] == theirs["results"]
+
+
+@pytest.mark.slow
+def test_whole_subjects_are_equal(checkpoint: Path, shared_data: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    subjects = ("abstract_algebra", "anatomy", "college_chemistry", "formal_logic")
+    tasks = tuple(f"mmlu_{subject}" for subject in subjects)
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    ours = ask(WorkbenchLM(model, progress=False), shared_data, tasks, None)
+    theirs = ask(
+        HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4), shared_data, tasks, None
+    )
+    values = []
+    for found in (ours, theirs):
+        values.append([float(r[0]) for task in tasks for row in found["samples"][task] for r in row["filtered_resps"]])
+    assert len(values[0]) == 4 * (100 + 135 + 100 + 126)
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+    assert ours["results"] == theirs["results"], "an answer changed"
 
 
 def test_tokens_are_equal(checkpoint: Path, shared_data: Path) -> None:
