@@ -1,5 +1,6 @@
 """Log-likelihoods, generated text and scores equal lm-eval's own Hugging Face backend: same weights, real questions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from evals import suites
 from evals.code import Judge
 from evals.lm import WorkbenchLM
 from evals.run import Settings, evaluate
-from workbench.checkpoint import load_model
+from workbench.checkpoint import convert, load_model
 
 lm_eval_evaluator = pytest.importorskip("lm_eval.evaluator", reason="lm_eval is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 TASKS = ("mmlu_anatomy", "mmlu_formal_logic", "gsm8k", "gsm8k_cot", "humaneval", "demo_mmlu")
+DEMO = ("demo_mmlu", "demo_gsm8k", "demo_humaneval")
 SPECIALS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -64,16 +66,42 @@ def checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def ask(lm: Any, root: Path, tasks: tuple[str, ...] = TASKS, limit: int | None = 2) -> dict[str, Any]:
-    loaded = suites.load(tasks, root=root, judge=Judge())
-    for task in loaded.tasks.values():
-        task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
-        if task.get_config("output_type") == "generate_until":
-            task.set_config("generation_kwargs", {"max_gen_toks": 24}, update=True)
-        task.set_fewshot_seed(1234)
-    return dict(
-        lm_eval_evaluator.evaluate(lm=lm, task_dict=loaded.as_dict(), limit=limit, confirm_run_unsafe_code=True)
+def ask(
+    lm: Any, root: Path | None, tasks: tuple[str, ...] = TASKS, limit: int | None = 2, tokens: int | None = 24
+) -> dict[str, Any]:
+    """All that lm-eval's own entry gives; each time a judge of its own, so that every program runs again."""
+    judge = Judge()
+    loaded = suites.load(tasks, root=root, judge=judge)
+    found: dict[str, Any] = lm_eval_evaluator.simple_evaluate(
+        model=lm,
+        tasks=list(loaded.tasks.values()),
+        task_manager=suites.manager(),
+        limit=limit,
+        gen_kwargs=None if tokens is None else {"max_gen_toks": tokens},
+        confirm_run_unsafe_code=True,
     )
+    verdicts = {program: run.verdict for program, run in judge.runs.items()}
+    return {**found, "verdicts": verdicts}
+
+
+def without_the_model(found: dict[str, Any]) -> dict[str, Any]:
+    """Everything but what names the model and its tokenizer, the machine, the time, and log-probabilities, which are
+    equal to 1e-4 only: scores, versions, shots, counts, the tasks' definitions, and every sample."""
+    names = ("results", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples", "verdicts")
+    samples = {
+        task: [
+            {
+                key: value
+                for key, value in row.items()
+                if isinstance(row["arguments"][0][1], dict) or key not in ("resps", "filtered_resps")
+            }
+            for row in rows
+        ]
+        for task, rows in found["samples"].items()
+    }
+    # A judge's methods are this run's own; they have one name in both.
+    configs = json.loads(json.dumps(found["configs"], default=lambda value: getattr(value, "__name__", str(value))))
+    return {name: found.get(name) for name in names} | {"samples": samples, "configs": configs}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +140,39 @@ def test_generated_text_is_equal(both: tuple[dict[str, Any], dict[str, Any]]) ->
 def test_scores_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ours, theirs = both
     assert set(ours["results"]) == set(TASKS)
-    assert ours["results"] == theirs["results"]
+    assert without_the_model(ours) == without_the_model(theirs)
+
+
+@pytest.mark.slow
+def test_many_generated_answers_are_equal(checkpoint: Path, shared_data: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    tasks = ("gsm8k", "gsm8k_cot", "humaneval")
+    model = load_model(checkpoint, device="cpu", dtype="float32")
+    ours = ask(WorkbenchLM(model, progress=False), shared_data, tasks, 16)
+    theirs = ask(HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4), shared_data, tasks, 16)
+    assert without_the_model(ours) == without_the_model(theirs)
+    texts = {row["resps"][0][0] for rows in ours["samples"].values() for row in rows}
+    assert len(texts) > 40, "answers that are all alike would compare little"
+    assert len(ours["verdicts"]) == 16
+
+
+def test_scores_of_the_embedded_checkpoint_are_equal(tmp_path: Path) -> None:
+    """A model that knows something: its right and wrong answers are the same ones, not only as many."""
+    from lm_eval.models.huggingface import HFLM
+
+    folder = convert("demo", tmp_path / "demo", layout="hf")
+    ours = ask(WorkbenchLM(load_model("demo", device="cpu", dtype="float32"), progress=False), None, DEMO, 40, None)
+    theirs = ask(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8), None, DEMO, 40, None)
+    assert without_the_model(ours) == without_the_model(theirs)
+    for task, metric in zip(DEMO, ("acc", "exact_match", "pass@1"), strict=True):
+        right = [float(row[metric]) for row in ours["samples"][task] if row["filter"] != "flexible-extract"]
+        assert len(right) == 40 and 0.5 < sum(right) / 40 < 1, "a score at either end would prove little"
+    verdicts = set(ours["verdicts"].values())
+    assert "passed" in verdicts and len(verdicts) > 1
+    for mine, other in zip(ours["samples"]["demo_mmlu"], theirs["samples"]["demo_mmlu"], strict=True):
+        values = [[pair[0] for pair in row["filtered_resps"]] for row in (mine, other)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 @pytest.mark.slow
