@@ -54,7 +54,8 @@ def atlas(
         key=key,
         on_select=clicked,
         selection_mode="points",
-        config={"displayModeBar": False},
+        # Else two squares clicked within 300 ms count as a double click, which takes the selection away.
+        config={"displayModeBar": False, "doubleClickDelay": 1},
     )
 
 

@@ -114,6 +114,18 @@ def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:
     assert ring(tab.settle()) == [3, 1]
 
 
+def test_squares_clicked_in_quick_succession_are_no_double_click(tab: Tab) -> None:
+    tab.open("attention", layer=0, head=0)
+    places = {cell: square(tab, *cell) for cell in [(1, 1), (2, 3), (3, 6)]}
+    for (layer, head), (x, y) in places.items():
+        tab.page.mouse.move(x, y)
+        label = tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")
+        label.wait_for()
+        tab.page.mouse.click(x, y)
+    tab.wait_for_chart("head_map", layer=3, head=6)
+    assert ring(tab.settle()) == [3, 6]
+
+
 def map_values(tab: Tab) -> str:
     return tab.page.evaluate(
         """() => {
