@@ -169,69 +169,74 @@ class HeadMetrics(Result):
         return tidy({"layer": self.layers, "head": self.heads}, {**self.values, "sink_head": self.sink_heads})
 
 
-def head_metrics(cap: Capture) -> HeadMetrics:
-    """The metrics of every captured head, averaged over the capture's rows.
+def head_metrics(cap: Capture, *, queries: Sequence[int] | None = None) -> HeadMetrics:
+    """The metrics of every captured head, averaged over the capture's rows, or over the positions in `queries` alone.
 
     Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] or hook_stats [layer, batch, head, query_pos, stat]
             -> [layer, head] per metric
     Units:  entropy in nats, distance in tokens, all others probabilities; computed in float32.
-    Raises: MissingHookError if neither was captured for any layer; HookError for left-padded rows.
+    Raises: MissingHookError if neither was captured for any layer, or a query was not; HookError for left-padded rows.
     Source: arXiv 1906.04341 (entropy), 2309.17453 and 2410.10781 (sinks), 2211.00593 (previous and duplicate token),
             1906.04284 (distance).
     """
     layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STREAMED)})) or reading.layers(cap, PATTERN)
     means: list[dict[str, np.ndarray]] = []
     for layer in layers:
-        rows = query_metrics(cap, layer).values
+        rows = query_metrics(cap, layer, queries=queries).values
         means.append({name: _mean(values) for name, values in rows.items()})
     values = {name: frozen(np.stack([mean[name] for mean in means])) for name in METRICS}
-    n_queries = cap.tokens.shape[0] * len(reading.positions(cap))
+    n_queries = cap.tokens.shape[0] * len(reading.positions(cap) if queries is None else queries)
     return HeadMetrics(layers, reading.heads(cap), values, n_queries, cap.config.group_size)
 
 
-def query_metrics(cap: Capture, layer: int) -> QueryMetrics:
-    """The metrics of every query row of one layer.
+def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = None) -> QueryMetrics:
+    """The metrics of every query row of one layer, or of those at the positions in `queries`.
 
     Shapes: hook_pattern [batch, head, query_pos, key_pos] or hook_stats [batch, head, query_pos, stat]
             -> [batch, head, query_pos] per metric
     Units:  as `head_metrics`.
-    Raises: MissingHookError if neither of this layer was captured.
+    Raises: MissingHookError if neither of this layer was captured, or a query was not.
     Source: as `head_metrics`.
     """
     reading.unpadded(cap)
     if layer not in cap.layers(PATTERN) and layer in cap.layers(STREAMED):
-        return _streamed_metrics(cap, layer)
+        return _streamed_metrics(cap, layer, queries)
     parts: list[dict[str, Tensor]] = []
-    for queries, pattern in pattern_blocks(cap, layer):
-        seen = int(queries[-1]) + 1  # later keys have no weight in any of these rows
+    for block, pattern in pattern_blocks(cap, layer, queries=queries):
+        seen = int(block.max()) + 1  # later keys have no weight in any of these rows
         pattern, nats = pattern[..., :seen], entropy(pattern[..., :seen])
         # After a cache the earlier tokens are not in the capture, so copies cannot be told.
         unknown = torch.full_like(nats, torch.nan)
         parts.append(
             {
                 "entropy": nats,
-                "entropy_norm": normalised_entropy(nats, queries),
+                "entropy_norm": normalised_entropy(nats, block),
                 "sink_1": sink_mass(pattern, 1),
                 "sink_4": sink_mass(pattern, 4),
-                "previous": offset_mass(pattern, queries, 1),
-                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :seen], queries),
-                "distance": expected_distance(pattern, queries),
+                "previous": offset_mass(pattern, block, 1),
+                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :seen], block),
+                "distance": expected_distance(pattern, block),
             }
         )
     values = {name: frozen(torch.cat([part[name] for part in parts], -1)) for name in parts[0]}
-    return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
+    asked = reading.positions(cap) if queries is None else torch.tensor(list(queries))
+    return QueryMetrics(layer, reading.heads(cap), frozen(asked), values)
 
 
-def _streamed_metrics(cap: Capture, layer: int) -> QueryMetrics:
+def _streamed_metrics(cap: Capture, layer: int, asked: Sequence[int] | None) -> QueryMetrics:
     """The metrics from the statistics of rows, which say all but whether a key is a copy of the query's token."""
-    stats = dict(zip(STATS, cap[f"blocks.{layer}.{STREAMED}"].detach().unbind(-1), strict=True))
-    queries = reading.positions(cap).to(stats["entropy"].device)
+    held = cap[f"blocks.{layer}.{STREAMED}"].detach()  # [batch, head, query_pos, stat]
+    queries = reading.positions(cap).to(held.device)
+    if asked is not None:
+        at = [reading.place(cap, position) for position in asked]
+        held, queries = held[:, :, at], queries[at]
+    stats = dict(zip(STATS, held.unbind(-1), strict=True))
     rows = {name: stats[name] for name in ("entropy", "sink_1", "sink_4", "distance")}
     rows["entropy_norm"] = normalised_entropy(stats["entropy"], queries)
     rows["previous"] = torch.where(queries > 0, stats["previous"], torch.nan)
     rows["duplicate"] = torch.full_like(stats["entropy"], torch.nan)
     values = {name: frozen(rows[name]) for name in METRICS}
-    return QueryMetrics(layer, reading.heads(cap), frozen(reading.positions(cap)), values)
+    return QueryMetrics(layer, reading.heads(cap), frozen(queries), values)
 
 
 def pattern_blocks(

@@ -105,6 +105,7 @@ PROBES = {
     "What is moved, and from where": ("flow", "weighted", "routes"),
     "Rotary position embedding": ("rotation", "rope", "turning", "positions"),
     "Norms and the residual stream": ("norms", "norm_lab", "generated"),
+    "What a text was drawn from": ("sampled",),
     "What the stream says about the output": ("lens", "tuned", "attribution", "within", "explain"),
     "Patching": ("pairs", "patching", "attribution_patching", "paths"),
     "Neurons": ("neurons",),
