@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.progress import bar
 from evals.recall import Ask, Recall
 from workbench import provenance
 from workbench.errors import DataError
@@ -156,8 +157,6 @@ class Backend:
         return self._answers(questions, ask, _CONTINUED_TOGETHER, "generating")
 
     def _answers(self, questions: Sequence[Sequence[Any]], ask: Ask, unit: int, what: str) -> list[Any]:
-        from evals.lm import bar
-
         with bar(len(questions), what, not self.recall.team.first) as progress:
             return self.recall.answers(questions, ask, unit=unit, done=progress.update)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import get_model, model_registry, register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from tqdm import tqdm
 
 import workbench as wb
+from evals.progress import Bar, bar
 from evals.recall import Recall, digest, identity
 from workbench import intervene, provenance
 from workbench.chat import encode_chat
@@ -281,7 +280,7 @@ class WorkbenchLM(TemplateLM):
         return seeds
 
     def _continued(
-        self, prompts: Sequence[list[int]], asked: _Asked, seeds: Sequence[int], bar: tqdm[Any]
+        self, prompts: Sequence[list[int]], asked: _Asked, seeds: Sequence[int], bar: Bar
     ) -> list[Any]:
         """What follows each prompt: tokens, logprobs, finish_reason."""
 
@@ -312,18 +311,12 @@ class WorkbenchLM(TemplateLM):
         text = self._tokenizer.decode(token for token in tokens if token not in special)
         return postprocess_generated_text(text, list(stop), None)
 
-    def _bar(self, total: int, what: str, disable: bool) -> tqdm[Any]:
+    def _bar(self, total: int, what: str, disable: bool) -> Bar:
         return bar(total, what, disable or self._quiet)
 
 
 def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=special))
-
-
-def bar(total: int, what: str, disable: bool) -> tqdm[Any]:
-    """Progress with the time left on stderr: a line that moves on a terminal, a new one now and then in a log."""
-    often = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, file=sys.stderr, disable=disable, leave=False, mininterval=often)
 
 
 def decoding(arguments: Mapping[str, Any]) -> None:
