@@ -6,6 +6,7 @@ Knows nothing of how questions are answered.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,19 @@ def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
     """A run's scores as rows of the store."""
     for s in run.scores:
         yield s.task, s.metric, s.filter, s.average, s.n, s.value, s.stderr, s.low, s.high
+
+
+def programs(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
+    """Of each task whose answers are programs, how many problems have so many samples and so many right ones.
+
+    Shapes: [kind of problem] of (samples, right ones, problems)
+    """
+    found = {}
+    for task, rows in written.items():
+        runs = [[run["verdict"] == "passed" for run in row["execution"]] for row in rows if "execution" in row]
+        if counts := Counter((len(passed), sum(passed)) for passed in runs):
+            found[task] = [[*kind, number] for kind, number in sorted(counts.items())]
+    return found
 
 
 def verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:

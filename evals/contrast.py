@@ -111,6 +111,8 @@ def _over(score: Score, values: Sequence[np.ndarray], parts: Sequence[Part], exa
     value = float(np.mean([v.mean() for v in values]) if macro else np.concatenate(values).mean())
     stderr = _stderr(values, parts, macro)
     low, high = stats.wilson(value * n, n) if exact else stats.normal(value, stderr)
+    if score.metric.startswith("pass@") and not macro and all(part.clusters is None for part in parts):
+        low, high = stats.problems_interval(np.concatenate(values))
     if all(part.binary for part in parts):
         low, high = max(0.0, low), min(1.0, high)
     return replace(score, n=n, value=value, stderr=stderr, low=low, high=high)

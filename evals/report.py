@@ -62,8 +62,9 @@ def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
         tables.append(_published(found, alone=len(runs) == 1))
     title = f"Evaluation of {runs[0].model}" if len(runs) == 1 else f"{len(runs)} evaluations side by side"
     notes = (
-        "Proportions are in per cent. Intervals are 95%: Wilson's for proportions, from the standard error for macro "
-        "averages and everything else. A micro average is over questions, a macro average over tasks.",
+        "Proportions are in per cent. Intervals are 95%: Wilson's for proportions, by resampling the problems for "
+        "pass@k of several samples, from the standard error for macro averages and everything else. A micro average "
+        "is over questions, a macro average over tasks.",
         *(f"{figure} was asked for, and no task here was published." for figure in _unmatched(figures, found)),
     )
     badges = tuple(badge for column in columns for badge in _badges(column, alone=len(runs) == 1))

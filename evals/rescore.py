@@ -240,7 +240,7 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
                 "model_source": "answers",
                 "model_name": name,
                 "total_evaluation_time_seconds": str(time.time() - started),
-                results.PROVENANCE: {**own, "run": entered, "not_run": {}},
+                results.PROVENANCE: {**own, "run": entered, "not_run": {}, "programs": account.programs(rows)},
             }
             finished = results.write(settings.output, found, rows)
             metrics, verdicts = account.metrics(finished), account.verdicts(rows)

@@ -31,8 +31,9 @@ class Score:
     """One metric of one task or group.
 
     Units: value, low and high as the metric has them (a proportion for acc, exact_match and pass@1); low
-    and high bound the 95% interval: Wilson's for proportions, else from the standard error. `average` says
-    how a group was put together: "micro" over questions, "macro" over tasks; "" for a single task.
+    and high bound the 95% interval: Wilson's for proportions, by resampling problems for pass@k of several
+    samples, else from the standard error. `average` says how a group was put together: "micro" over
+    questions, "macro" over tasks; "" for a single task.
     """
 
     task: str
@@ -218,6 +219,7 @@ def _scores(data: dict[str, Any]) -> list[Score]:
     children: dict[str, list[str]] = data.get("group_subtasks") or {}
     results: dict[str, dict[str, Any]] = data["results"]
     shots: dict[str, Any] = data.get("n-shot") or {}
+    programs = _programs(data)
     effective = {name: int(count["effective"]) for name, count in (data.get("n-samples") or {}).items()}
     # lm-eval puts a group behind its members.
     groups = [name for name in reversed(results) if children.get(name)]
@@ -231,7 +233,11 @@ def _scores(data: dict[str, Any]) -> list[Score]:
                 continue
             given = results[name].get(f"{metric}_stderr,{rest}")
             stderr = float(given) if isinstance(given, int | float) else None
-            low, high = _interval(metric, float(value), stderr, n)
+            if metric.startswith("pass@") and name in programs:
+                *_, low, high = stats.pass_at_k_score(programs[name], int(metric.removeprefix("pass@")))
+            else:
+                several = int((data.get("configs") or {}).get(name, {}).get("repeats") or 1) > 1
+                low, high = _interval(metric, float(value), stderr, n, several=several)
             used = {shots.get(leaf) for leaf in leaves}
             shot = used.pop() if len(used) == 1 else None
             average = "" if name not in groups else "micro"
@@ -248,13 +254,22 @@ def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
     pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for part in parts]
     value, stderr = stats.macro(pairs)
     low, high = stats.normal(value, stderr)
-    if micro.metric in PROPORTIONS:
+    if micro.proportion:
         low, high = max(0.0, low), min(1.0, high)
     return [replace(micro, average="macro", value=value, stderr=stderr, low=low, high=high)]
 
 
-def _interval(metric: str, value: float, stderr: float | None, n: int) -> tuple[float | None, float | None]:
-    if metric in PROPORTIONS and 0 <= value <= 1 and n > 0:
+def _programs(data: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """Samples and right ones of each problem, of the tasks whose answers are programs; runs of lm-eval's have none."""
+    kinds = (data.get(PROVENANCE) or {}).get("programs") or {}
+    return {task: [(n, right) for n, right, problems in some for _ in range(problems)] for task, some in kinds.items()}
+
+
+def _interval(
+    metric: str, value: float, stderr: float | None, n: int, *, several: bool
+) -> tuple[float | None, float | None]:
+    """`several` answers to each question make pass@1 a mean of shares, and no proportion of questions."""
+    if metric in PROPORTIONS and 0 <= value <= 1 and n > 0 and not (several and metric == "pass@1"):
         return stats.wilson(value * n, n)
     return (None, None) if stderr is None else stats.normal(value, stderr)
 

@@ -163,6 +163,7 @@ def evaluate(
                 _say_cut(cut, lm.max_length)
                 about = account.account(lm, loaded, settings, started=started)
                 about[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
+                about[results.PROVENANCE] |= {"programs": account.programs(written)}
                 run = results.write(settings.output, found | about, written)
                 metrics, verdicts = account.metrics(run), account.verdicts(written)
                 store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)

@@ -84,11 +84,21 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable]) -> f
 def pass_at_k_score(counts: Sequence[tuple[int, int]], k: int, *, seed: int = 0) -> tuple[float, float, float, float]:
     """Mean pass@k over problems from (samples, correct ones) of each: value, standard error and 95% interval.
 
-    Problems are drawn anew, with their samples: their estimates vary for both reasons, so the error has both.
+    The standard error is lm-eval's, which the interval does not come from: see `problems_interval`.
     """
-    values = np.array([pass_at_k(n, correct, k) for n, correct in counts])
-    low, high = percentiles(bootstrap([values], seed=seed))
-    return float(values.mean()), mean_stderr(values.tolist()), low, high
+    values = [pass_at_k(n, correct, k) for n, correct in counts]
+    return sum(values) / len(values), mean_stderr(values), *problems_interval(values, seed=seed)
+
+
+def problems_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean of the problems' estimates, each between 0 and 1.
+
+    Problems are drawn anew, with their samples: their estimates vary for both reasons, so the interval has both. Where
+    each is 0 or 1, as of one sample a problem, their mean is a proportion of problems, and the interval Wilson's.
+    """
+    if np.isin(values, (0, 1)).all():
+        return wilson(float(np.sum(values)), len(values))
+    return percentiles(bootstrap([values], seed=seed))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

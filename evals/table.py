@@ -21,8 +21,7 @@ _RIGHT = {"shots", "n", "score", "95% interval"}
 def render(run: Run, *, tasks: bool = True) -> str:
     """The table, one line a score; without `tasks` the members of a group are left out.
 
-    Units: proportions in per cent, other metrics as they are; the interval is Wilson's for proportions, from the
-    standard error for macro averages.
+    Units: proportions in per cent, other metrics as they are; the interval as `results.Score` has it.
     """
     members = {name for names in (run.data.get("group_subtasks") or {}).values() for name in names}
     rows = [_row(score) for score in run.scores if tasks or score.task not in members]

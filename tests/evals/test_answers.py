@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
-from evals import answers, data, sandbox
+from evals import answers, data, report, sandbox, stats, table
 from evals.answers import Answer, match
 from evals.compare import compare
 from evals.rescore import score
@@ -135,6 +135,16 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(tmp_path: Path) -> Non
     }
     assert values(run) == {(f"pass@{k}", "create_test"): pytest.approx(mean(some)) for k, some in draws.items()}
     assert run.scores[0].n == 3
+    assert run.provenance["programs"] == {"demo_humaneval": [[5, 0, 1], [5, 1, 1], [5, 2, 1]]}
+    # Of three drawn from 0, 1 and 2 in five, three zeros and three twos are one way in 27 each: 3.7%, more than 2.5%.
+    found = {s.metric: (s.low, s.high) for s in run.scores}
+    assert found["pass@1"] == pytest.approx((0, 2 / 5)) and found["pass@5"] == stats.wilson(2, 3)
+    (shown,) = [line for line in table.render(run).splitlines() if "pass@1 " in line]
+    assert shown.split()[-4:] == ["20.0", "0.0", "-", "40.0"]
+    assert report.build([run]).tables[0].rows[0][-2:] == ("20.0", "0.0 - 40.0")
+    less = score("demo_humaneval", written(tmp_path / "b.jsonl", rows[:5] + rows[10:]), output=tmp_path)
+    (one,) = [one for one in compare(run, less).differences if one.a.metric == "pass@1"]
+    assert (one.a.n, one.a.value, one.a.low, one.a.high) == pytest.approx((2, 0.3, 0.2, 0.4)), "of two problems"
 
 
 # --- what is missing, unknown or there twice

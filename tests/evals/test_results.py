@@ -65,6 +65,17 @@ def test_a_run_is_found_again_as_it_was_written(tmp_path: Path) -> None:
     assert row.prompt_ids is None
 
 
+def test_several_answers_to_a_question_make_no_proportion_of_questions(tmp_path: Path) -> None:
+    scores = {"code": {"pass@1,create_test": 0.5, "pass@1_stderr,create_test": 0.1}}
+    names = {"group_subtasks": {}, "n-samples": {"code": {"original": 20, "effective": 20}}}
+    once, often = (
+        write(tmp_path, report(results=scores, configs={"code": {"repeats": n}}, **names), {}).scores[0]
+        for n in (1, 64)
+    )
+    assert (once.low, once.high) == stats.wilson(10, 20)
+    assert (often.low, often.high) == stats.normal(0.5, 0.1), "lm-eval's file has no more than this"
+
+
 def test_newest_comes_first(tmp_path: Path) -> None:
     stamps = [write(tmp_path, report(), {}).stamp for _ in range(3)]
     assert [run.stamp for run in list_runs(tmp_path)] == sorted(stamps, reverse=True)

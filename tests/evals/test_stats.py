@@ -180,6 +180,17 @@ def test_pass_at_k_over_problems() -> None:
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.18)  # 150 repetitions: 6%, here 3 of those
 
 
+def test_the_interval_of_pass_at_k_by_hand() -> None:
+    """Six problems, two samples of each, one right in three of them: the mean of six drawn anew is j / 12, and of 64
+    equally likely ways one has j = 0 and six j = 1: 1.6% and 10.9%, so the middle 95% is from 1/12 to 5/12."""
+    value, stderr, low, high = stats.pass_at_k_score([(2, 0)] * 3 + [(2, 1)] * 3, 1)
+    assert (value, low, high) == pytest.approx((1 / 4, 1 / 12, 5 / 12))
+    assert stats.normal(value, stderr) == pytest.approx((1 / 4 - 0.21913, 1 / 4 + 0.21913), abs=1e-5), "is another"
+    # pass@2 of two samples is 0 or 1: a proportion of problems. Drawing anew would say of six sixes that none can fail.
+    assert stats.pass_at_k_score([(2, 0)] * 3 + [(2, 1)] * 3, 2)[2:] == stats.wilson(3, 6)
+    assert stats.pass_at_k_score([(1, 1)] * 6, 1)[2:] == stats.wilson(6, 6)
+
+
 def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
     for n, discordance in ((14_042, 0.2), (1_319, 0.15), (164, 0.3)):
         found = stats.detectable_pairs(n, discordance)
