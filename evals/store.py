@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from evals.processes import born
 from workbench.errors import DataError
 
 INDEX, RESPONSES = "store.sqlite", "responses"
@@ -53,6 +54,7 @@ MIGRATIONS = (
         key BLOB PRIMARY KEY, file TEXT NOT NULL, offset INTEGER NOT NULL, item INTEGER NOT NULL, run TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE runs ADD COLUMN born TEXT;",  # when the process began: its number may be another's by now
 )
 
 
@@ -148,8 +150,9 @@ class Store:
         """Enter a run that starts now; returns its name."""
         name = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
         row = (name, time.time(), "running", socket.gethostname(), os.getpid(), json.dumps(settings, sort_keys=True))
+        columns = "id, started, status, host, pid, settings, born"
         with self._writing() as index:
-            index.execute("INSERT INTO runs (id, started, status, host, pid, settings) VALUES (?, ?, ?, ?, ?, ?)", row)
+            index.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, born(os.getpid())))
         return name
 
     def again(self, run: str) -> None:
@@ -162,8 +165,9 @@ class Store:
             raise DataError(f"run {found.id} is running still; wait for it, or stop its process first.")
         with self._writing() as index:
             index.execute(
-                "UPDATE runs SET status = 'running', finished = NULL, error = NULL, host = ?, pid = ? WHERE id = ?",
-                (socket.gethostname(), os.getpid(), run),
+                "UPDATE runs SET status = 'running', finished = NULL, error = NULL, host = ?, pid = ?, born = ? "
+                "WHERE id = ?",
+                (socket.gethostname(), os.getpid(), born(os.getpid()), run),
             )
 
     def finish(
@@ -193,7 +197,7 @@ class Store:
         """Every run, newest first; one whose process is gone is "interrupted"."""
         with _explained(self.root):
             rows = self._index.execute(
-                "SELECT id, started, finished, status, settings, results, error, host, pid FROM runs "
+                "SELECT id, started, finished, status, settings, results, error, host, pid, born FROM runs "
                 "ORDER BY started DESC, id DESC"
             ).fetchall()
         return [_stored(row) for row in rows]
@@ -350,20 +354,15 @@ def _migrate(index: sqlite3.Connection, path: Path) -> None:
 
 
 def _stored(row: Sequence[Any]) -> StoredRun:
-    *shown, pid = row
+    *shown, pid, since = row
     run = StoredRun(*shown[:4], json.loads(shown[4]), *shown[5:])
-    gone = run.status == "running" and run.host == socket.gethostname() and not _alive(pid)
+    gone = run.status == "running" and run.host == socket.gethostname() and not _alive(pid, since)
     return replace(run, status="interrupted") if gone else run
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _alive(pid: int, since: str | None) -> bool:
+    now = born(pid)
+    return now is not None and since in (None, now)  # a run of the first version has no beginning
 
 
 def _frame(path: Path, offset: int) -> list[Any]:

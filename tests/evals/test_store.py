@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from evals import store
+from evals.processes import born
 from evals.store import Store, key_of
 from workbench.errors import DataError
 
@@ -217,6 +218,28 @@ def test_an_older_store_is_brought_forward(tmp_path: Path, monkeypatch: pytest.M
         assert new.run(run).settings == {"n": 1} and new.read([key_of(1)])[0] == {key_of(1): 1}
         assert new._index.execute("SELECT note FROM runs").fetchall() == [("x",)]
         assert new._index.execute("PRAGMA user_version").fetchone() == (len(store.MIGRATIONS),)
+
+
+def test_a_process_that_got_a_dead_ones_number_is_not_the_run(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as opened:
+        run = opened.begin({})
+        assert opened.run(run).status == "running"  # by this very process
+        opened._index.execute("UPDATE runs SET born = 'another time'")
+        assert opened.run(run).status == "interrupted"
+        opened.again(run)
+        assert opened.run(run).status == "running"
+        # A store of the first version knows no beginnings: there the number has to do.
+        opened._index.execute("UPDATE runs SET born = NULL")
+        assert opened.run(run).status == "running"
+
+
+def test_a_zombie_is_gone() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    assert child.stdout is None
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has taken note of it
+    assert born(child.pid) is None
+    child.wait()
+    assert born(os.getpid()) == born(os.getpid()) != born(os.getppid())
 
 
 def test_gc_frees_what_no_run_made(opened: Store) -> None:
