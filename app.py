@@ -12,6 +12,7 @@ PAGES = {
     "lens": "Lens",
     "neurons": "Neurons",
     "intervene": "Intervene",
+    "generate": "Generate",
     "benchmarks": "Benchmarks",
     "samples": "Samples",
 }
