@@ -42,6 +42,14 @@ class Sample:
     margin_a: float | None
     margin_b: float | None
 
+    @property
+    def question(self) -> Any:
+        """The question's own words, or its whole document where no field of it is known to hold them."""
+        doc = self.doc
+        if not isinstance(doc, dict):
+            return doc
+        return next((doc[key] for key in ("question", "prompt") if key in doc), doc)
+
 
 @dataclass(frozen=True)
 class Comparison:

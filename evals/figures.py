@@ -13,8 +13,8 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from evals.compare import Comparison
+from evals.document import write
 from evals.published import Published, beside
-from evals.report import write
 from evals.results import Run, Score
 
 Theme = Literal["light", "dark"]

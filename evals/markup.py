@@ -10,8 +10,9 @@ from dataclasses import dataclass
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}",  # which a line's end would take for its arguments
 }  # fmt: skip
+_SAMPLES = "Answered differently"
 _ROWS = 40  # of one tabular: a page's worth
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
@@ -25,7 +26,7 @@ th { border-bottom-color: #777; }
 ul.badges { list-style: none; padding: 0; line-height: 2; }
 footer { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0; }
-dt, dd { margin: 0; }
+dt, dd { margin: 0; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6; } footer { color: #aaa; }
   th, td { border-bottom-color: #3a3d44; } }
 """
@@ -44,15 +45,22 @@ class Table:
     left: int
 
 
+Entry = tuple[str, tuple[tuple[str, str], ...]]
+
+
 @dataclass(frozen=True)
 class Report:
-    """What is to be written: badges warn, notes explain, origins are (run, ((name, value), ...)) for the footer."""
+    """What is to be written: badges warn, notes explain; samples stand below, and origins in the footer.
+
+    Shapes: samples and origins [entry] of (title, [term] of (name, value))
+    """
 
     title: str
     badges: tuple[str, ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
-    origins: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    origins: tuple[Entry, ...]
+    samples: tuple[Entry, ...] = ()
 
 
 def markdown(report: Report) -> str:
@@ -64,8 +72,10 @@ def markdown(report: Report) -> str:
         lines += ["| " + " | ".join(cells) + " |" for cells in (map(_md, table.head), rule)]
         lines += ["| " + " | ".join(map(_md, row)) + " |" for row in table.rows]
     lines += ["", *(f"{_md(note)}\n" for note in report.notes)]
-    for run, about in report.origins:
-        lines += [f"**{_md(run)}**\n", *(f"- {_md(name)}: {_md(value)}" for name, value in about), ""]
+    if report.samples:
+        lines += [f"## {_SAMPLES}", ""]
+    for title, about in (*report.samples, *report.origins):
+        lines += [f"**{_md(title)}**\n", *(f"- {_md(name)}: {_md(value)}" for name, value in about), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -77,11 +87,18 @@ def latex(report: Report) -> str:
         lines += ["", rf"\subsection*{{{_tex(table.title)}}}"]
         for first in range(0, max(1, len(table.rows)), _ROWS):
             right = len(table.head) - table.left
-            lines += [rf"\noindent\begin{{tabular}}{{{'l' * table.left}{'r' * right}}}", r"\hline"]
+            # A page is as wide as seven columns of numbers; more are set in small type.
+            small = r"{\footnotesize\setlength{\tabcolsep}{3pt}" if len(table.head) > 7 else "{"
+            lines += [rf"{small}\noindent\begin{{tabular}}{{{'l' * table.left}{'r' * right}}}", r"\hline"]
             lines += [_tex_row(table.head), r"\hline"]
             lines += [_tex_row(row) for row in table.rows[first : first + _ROWS]]
-            lines += [r"\hline", r"\end{tabular}\par\medskip"]
+            lines += [r"\hline", r"\end{tabular}\par}\medskip"]
     lines += ["", *(rf"\noindent {_tex(note)}\par" for note in report.notes)]
+    if report.samples:
+        lines += ["", rf"\subsection*{{{_SAMPLES}}}"]
+    for title, about in report.samples:
+        said = "".join(rf"\\ \emph{{{_tex(name)}}}: {_broken(value)}" for name, value in about)
+        lines += [rf"\noindent\textbf{{{_tex(title)}}}{said}\par\medskip"]
     for run, about in report.origins:
         said = "; ".join(f"{_tex(name)}: {_broken(value)}" for name, value in about)
         lines += [rf"\noindent{{\footnotesize \textbf{{{_tex(run)}}} {said}\par}}"]
@@ -100,27 +117,30 @@ def html(report: Report) -> str:
         head = _html_row(table.head, "th", table.left)
         body.append(f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>')
     body += [f"<p>{_e(note)}</p>" for note in report.notes]
-    body.append("<footer>")
-    for run, about in report.origins:
-        terms = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in about)
-        body.append(f"<h3>{_e(run)}</h3><dl>{terms}</dl>")
-    body.append("</footer>")
+    if report.samples:
+        body += [f"<h2>{_SAMPLES}</h2>", *map(_html_entry, report.samples)]
+    body += ["<footer>", *map(_html_entry, report.origins), "</footer>"]
     head = f'<meta charset="utf-8"><title>{_e(report.title)}</title>\n<style>{_STYLE}</style>'
     head += '\n<meta name="viewport" content="width=device-width">'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
+def line(text: str) -> str:
+    """One line, with nothing in it that a terminal or a typesetter would obey: what is no character is a blank."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
 def _e(text: str) -> str:
-    return _html.escape(text, quote=True)
+    return _html.escape(line(text), quote=True)
 
 
 def _md(text: str) -> str:
     """One line, with nothing in it that Markdown or HTML would take for more than text."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", line(text))
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_LATEX.get(character, character) for character in line(text))
 
 
 def _broken(value: str) -> str:
@@ -132,6 +152,12 @@ def _broken(value: str) -> str:
 
 def _tex_row(cells: Iterable[str]) -> str:
     return " & ".join(map(_tex, cells)) + r" \\"
+
+
+def _html_entry(entry: Entry) -> str:
+    title, about = entry
+    terms = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in about)
+    return f"<h3>{_e(title)}</h3><dl>{terms}</dl>"
 
 
 def _html_row(cells: Iterable[str], tag: str, left: int) -> str:

@@ -7,13 +7,11 @@ nothing of models.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import markup
+from evals.document import Document
 from evals.markup import Report, Table
 from evals.origin import origin
 from evals.published import Beside, Published, beside
@@ -24,8 +22,6 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXT: dict[str, Callable[[Report], str]] = {"md": markup.markdown, "latex": markup.latex, "html": markup.html}
-TABLES = ("csv", "parquet")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _KEYS = ("checkpoint_sha256", "tokenizer_sha256", "dtype", "device", "seed", "commit")
 
@@ -37,6 +33,16 @@ class _Column:
     letter: str
     run: Run
     scores: dict[tuple[str, str, str, str], Score]
+
+
+def document(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Document:
+    """The report of these runs in every format."""
+    return Document(
+        report=lambda: build(runs, figures=figures),
+        frame=lambda: frame(runs, figures=figures),
+        values=lambda: values(runs, figures=figures),
+        more={},
+    )
 
 
 def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
@@ -67,9 +73,10 @@ def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
         "is over questions, a macro average over tasks.",
         *(f"{figure} was asked for, and no task here was published." for figure in _unmatched(figures, found)),
     )
-    badges = tuple(badge for column in columns for badge in _badges(column, alone=len(runs) == 1))
-    origins = tuple((_who(column, alone=len(runs) == 1), _origin(column.run)) for column in columns)
-    return Report(title, badges, tuple(tables), notes, origins)
+    named = [("" if len(runs) == 1 else f"{column.letter}: ", column.run) for column in columns]
+    warned = tuple(badge for of, run in named for badge in badges(run, of))
+    origins = tuple((of + run.name, footer(run)) for of, run in named)
+    return Report(title, warned, tuple(tables), notes, origins)
 
 
 def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataFrame:
@@ -95,35 +102,10 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
     return pd.DataFrame(rows, columns=columns).astype({**integers, "partial": "boolean"})
 
 
-def text(runs: Sequence[Run], format: str, *, figures: Sequence[Published] = ()) -> str:
-    """The report in a format of text: md, latex, html or csv."""
-    if format == "csv":
-        return str(frame(runs, figures=figures).to_csv(index=False))
-    return TEXT[format](build(runs, figures=figures))
-
-
-def save(runs: Sequence[Run], format: str, path: Path, *, figures: Sequence[Published] = ()) -> None:
-    """Write the report whole or not at all.
-
-    Raises: DataError if the place cannot be written.
-    """
-    if format == "parquet":
-        table = frame(runs, figures=figures)
-        write(path, lambda temporary: table.to_parquet(temporary, index=False))
-    else:
-        content = text(runs, format, figures=figures)
-        write(path, lambda temporary: temporary.write_text(content, encoding="utf-8", newline=""))
-
-
-def write(path: Path, make: Callable[[Path], Any]) -> None:
-    """Have a file made under a temporary name first, so that a half-written one never bears the real name."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        make(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
+def values(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> list[dict[str, Any]]:
+    """The rows of `frame` as JSON values, with None for what is not known."""
+    table = frame(runs, figures=figures)
+    return [dict(row) for row in table.astype(object).where(table.notna(), None).to_dict("records")]
 
 
 def _roots(runs: Iterable[Run]) -> dict[str, str]:
@@ -188,9 +170,8 @@ def _unmatched(figures: Sequence[Published], found: Sequence[tuple[_Column, Besi
     return [name for name in dict.fromkeys(figure.name for figure in figures) if name not in matched]
 
 
-def _badges(column: _Column, *, alone: bool) -> Iterable[str]:
-    run = column.run
-    of = "" if alone else f"{column.letter}: "
+def badges(run: Run, of: str = "") -> Iterable[str]:
+    """What a reader of its scores must know; `of` goes before each."""
     for task in run.tasks:
         asked, whole = questions(run, task)
         if asked < whole:
@@ -201,11 +182,7 @@ def _badges(column: _Column, *, alone: bool) -> Iterable[str]:
         yield f"{of}the model was changed: {json.dumps(changes)}"
 
 
-def _who(column: _Column, *, alone: bool) -> str:
-    return column.run.name if alone else f"{column.letter}: {column.run.name}"
-
-
-def _origin(run: Run) -> tuple[tuple[str, str], ...]:
+def footer(run: Run) -> tuple[tuple[str, str], ...]:
     """A run's origin for its footer; task versions, data hashes and package versions each in one line."""
     lines: dict[str, list[str]] = {}
     for name, value in origin(run).items():

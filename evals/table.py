@@ -6,6 +6,7 @@ import json
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evals.markup import line
 from evals.results import Run, Score
 
 if TYPE_CHECKING:
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from evals.contrast import Difference
 
 _HEAD = ("task", "shots", "metric", "n", "score", "95% interval")
-_COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "detectable")
+COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "detectable")
+COMPARED_NOTES = (
+    "p: McNemar's exact test of right and wrong answers, else by resampling; Holm: adjusted for the tasks.",
+    "detectable: the smallest difference that these questions show four times in five.",
+)
 _SHOWN = 300  # characters of a question or an answer
 _RIGHT = {"shots", "n", "score", "95% interval"}
 
@@ -37,14 +42,10 @@ def render_comparison(found: Comparison, *, samples: int) -> str:
     Units: proportions in per cent and their differences in points, other metrics as they are; margins in nats.
     """
     lines = [f"{side}: {run.name}  {run.model}" for side, run in (("A", found.a), ("B", found.b))]
-    lines += ["", *_grid(_COMPARED, [_compared(one) for one in found.differences], set(_COMPARED[2:]))]
-    lines += [
-        "",
-        "p: McNemar's exact test of right and wrong answers, else by resampling; Holm: adjusted for the tasks.",
-    ]
-    lines += ["detectable: the smallest difference that these questions show four times in five."]
+    lines += ["", *_grid(COMPARED, [compared(one) for one in found.differences], set(COMPARED[2:]))]
+    lines += ["", *COMPARED_NOTES]
     if found.origins:
-        lines += ["", "differs besides:", *(f"  {name}: {_short(a)} | {_short(b)}" for name, a, b in found.origins)]
+        lines += ["", "differs besides:", *(f"  {name}: {short(a)} | {short(b)}" for name, a, b in found.origins)]
     lines += ["", *found.notes] if found.notes else []
     sure = sum(bool(sample.right) for sample in found.samples)
     lines += ["", f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ."]
@@ -84,7 +85,8 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[s
     return lines
 
 
-def _compared(one: Difference) -> tuple[str, ...]:
+def compared(one: Difference) -> tuple[str, ...]:
+    """A difference as cells, one for each name of `COMPARED`."""
     ends = (one.low, one.high)
     between = "none" if None in ends else " to ".join(_signed(one.a, end) for end in ends)
     return (
@@ -103,24 +105,26 @@ def _count(n: int | None) -> str:
     return "" if n is None else str(n)
 
 
-def _sample(sample: Sample) -> Iterator[str]:
+def sample_title(sample: Sample) -> str:
+    """Which sample it is, and which run has it right."""
     which = f"only {sample.right} is right" if sample.right else "as good as each other"
-    prompts = "" if sample.same_prompt else ", the prompts differ"
-    yield f"{sample.task}/{sample.doc_id}  {sample.metric}, {sample.filter}: {which}{prompts}"
-    doc = sample.doc
-    question = next((doc[key] for key in ("question", "prompt") if key in doc), doc) if isinstance(doc, dict) else doc
-    yield f"  question: {_short(question)}"
-    yield f"  target: {_short(sample.target)}"
+    return f"{sample.task}/{sample.doc_id}  {sample.metric}, {sample.filter}: {which}"
+
+
+def _sample(sample: Sample) -> Iterator[str]:
+    yield sample_title(sample) + ("" if sample.same_prompt else ", the prompts differ")
+    yield f"  question: {short(sample.question)}"
+    yield f"  target: {short(sample.target)}"
     for side in "ab":
         margin, logprobs = (getattr(sample, f"{name}_{side}") for name in ("margin", "logprobs"))
-        yield f"  {side.upper()}: {_short(getattr(sample, f'answer_{side}'))}"
+        yield f"  {side.upper()}: {short(getattr(sample, f'answer_{side}'))}"
         if logprobs is not None:
             said = "" if margin is None else f", margin {margin:+.3f}"
             yield f"     log-probabilities {', '.join(f'{value:.3f}' for value in logprobs)}{said}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """One line of at most so many characters, with nothing in it that a terminal would obey."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    text = line(text)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evals.cli.given import AsJson, Results
 from evals.cli.looking import find
 from workbench.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from evals.document import Document
 
 Figure = Annotated[Path | None, typer.Option(help="Also draw a forest plot into this .html file.")]
 
@@ -23,6 +25,14 @@ class Format(StrEnum):
     html = "html"
     csv = "csv"
     parquet = "parquet"
+    json = "json"
+
+
+Written = Annotated[
+    Format | None,
+    typer.Option("--format", help="What to write; default what the name of --output says."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; default stdout.")]
 
 
 def compare(
@@ -33,52 +43,50 @@ def compare(
         str | None, typer.Option(help="A field that questions share, as passage: count passages, not questions.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    format: Written = None,
+    output: Output = None,
     figure: Figure = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs on the questions that both answered: differences with intervals and tests, and the samples."""
-    from evals import table
+    """Compare two runs on the questions that both answered: differences with intervals and tests, and the samples.
+
+    Without --format and --output as plain text. CSV and Parquet hold the differences; all samples are in a second file
+    beside the first, NAME.samples.csv.
+    """
+    from evals import comparison_report, table
     from evals.compare import compare as compared
 
     _check_figure(figure)
+    wanted = _format(Format.json if as_json else format, output)
     found = compared(find(a, results), find(b, results), cluster=cluster, seed=seed)
     if figure is not None:
         from evals import figures
 
         figures.save(figures.differences(found), figure)
         typer.echo(f"written to {figure}", err=True)
-    if not as_json:
+    if wanted is None:
         typer.echo(table.render_comparison(found, samples=samples))
-        return
-    about: dict[str, Any] = {
-        "a": str(found.a.path),
-        "b": str(found.b.path),
-        "differences": found.rows(),
-        "origins": [{"name": name, "a": x, "b": y} for name, x, y in found.origins],
-        "notes": found.notes,
-        "samples": [vars(sample) for sample in found.samples[:samples]],
-    }
-    typer.echo(json.dumps(about, indent=2, default=str))
+    else:
+        _deliver(comparison_report.document(found, samples=samples), wanted, output)
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Results files, folders, or parts of names.")],
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.md,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; default stdout.")] = None,
+    format: Written = None,
+    output: Output = None,
     published: Annotated[
         list[str] | None, typer.Option(help="Show the published scores of this model beside; may be repeated.")
     ] = None,
     figure: Figure = None,
     results: Results = Path("results"),
 ) -> None:
-    """Report one run, or several side by side, as Markdown, LaTeX, a static page, CSV or Parquet."""
+    """Report one run, or several side by side, as Markdown, LaTeX, a static page, CSV, Parquet or JSON."""
     from evals import published as cards
     from evals import report as reporting
 
     _check_figure(figure)
-    if format is Format.parquet and output is None:
-        raise DataError("Parquet is no text for a terminal; name a file with --output.")
+    wanted = _format(format, output) or "md"
     found = [find(run, results) for run in runs]
     known = [one for name in published or () for one in cards.named(name)]
     for run in found if not known else ():
@@ -91,11 +99,27 @@ def report(
 
         figures.save(figures.forest(found, figures=known), figure)
         typer.echo(f"written to {figure}", err=True)
+    _deliver(reporting.document(found, figures=known), wanted, output)
+
+
+def _format(format: Format | None, output: Path | None) -> str | None:
+    """The format that was asked for, by its name or the file's; None where neither says one."""
+    from evals.document import format_of
+
+    wanted = format.value if format is not None else format_of(output)
+    if wanted is None and output is not None:
+        raise DataError(f"--output {output}: its name says no format; give --format {', '.join(Format)}.")
+    if wanted == Format.parquet and output is None:
+        raise DataError("Parquet is no text for a terminal; name a file with --output.")
+    return wanted
+
+
+def _deliver(made: Document, format: str, output: Path | None) -> None:
     if output is None:
-        typer.echo(reporting.text(found, format.value, figures=known), nl=False)
+        typer.echo(made.text(format), nl=False)
         return
-    reporting.save(found, format.value, output, figures=known)
-    typer.echo(f"written to {output}", err=True)
+    for path in made.save(format, output):
+        typer.echo(f"written to {path}", err=True)
 
 
 def _check_figure(figure: Path | None) -> None:
@@ -109,6 +133,6 @@ def _check_figure(figure: Path | None) -> None:
 
 
 COMMANDS = (
-    ("compare", compare, "results/plain results/ablated --samples 3"),
+    ("compare", compare, "results/plain results/ablated --samples 3 --output differences.html"),
     ("report", report, "results/demo --format html --output report.html"),
 )

@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
-from evals import stats, table
+from evals import comparison_report, stats, table
 from evals.compare import compare
 from evals.contrast import Part, contrast
 from evals.results import Run, Score, list_runs, write
@@ -61,6 +64,11 @@ def verdicts(a: str, b: str, folder: Path, **changes: Any) -> tuple[Run, Run]:
         run_of(folder / name, {"s": [quiz(i, mark == "1") for i, mark in enumerate(marks)]}, **changes)
         for name, marks in (("a", a), ("b", b))
     )
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    lines = run.path.with_name(f"samples_s_{run.stamp}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_right_and_wrong_by_hand(tmp_path: Path) -> None:
@@ -230,6 +238,47 @@ def test_a_terminal_is_given_no_control_characters(tmp_path: Path) -> None:
     assert "\x1b" not in text and "\x07" not in text and "z" * 400 not in text
 
 
+HOSTILE = "<b>&[x]_$y$ %\\end{tabular}\n# *z*\x1b[2J|"
+
+
+def test_a_document_says_in_every_format_what_the_terminal_says(tmp_path: Path) -> None:
+    a, b = verdicts("111110000000", "111101111100", tmp_path, versions={"s": 1})
+    found = compare(a, run_of(tmp_path / "b2", {"s": rows_of(b)}, versions={"s": 2}))
+    made = comparison_report.document(found, samples=2)
+    table_, origins = made.report().tables
+    assert table_.rows == tuple(table.compared(one) for one in found.differences)
+    assert ("task_version.s", "1", "2") in origins.rows
+    assert [title for title, _ in made.report().samples] == [
+        "s/4  acc, none: only A is right", "s/5  acc, none: only B is right",
+    ]  # fmt: skip
+    for format in ("md", "html", "latex"):
+        text = made.text(format)
+        assert "+33.3" in text and "s/4" in text and "s/6" not in text and "margin" in text
+    values = json.loads(made.text("json"))
+    assert values["differences"][0]["difference"] == found.differences[0].value and len(values["samples"]) == 2
+    for format, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        first, second = made.save(format, tmp_path / f"d.{format}")
+        expected = found.frame().astype({"detectable": float})  # too few questions: there is none
+        pd.testing.assert_frame_equal(read(first).assign(average=""), expected, check_dtype=False)
+        assert second.name == f"d.samples.{format}" and read(second).doc_id.tolist() == [4, 5, 6, 7, 8, 9]
+        assert json.loads(read(second).doc[0]) == {"question": "q4"}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_a_model_said_is_text_in_every_format(tmp_path: Path) -> None:
+    a, b = (run_of(tmp_path / name, {"s": [quiz(0, right, question=HOSTILE)]}) for name, right in (("a", 1), ("b", 0)))
+    made = comparison_report.document(compare(a, b), samples=5)
+    assert all("\x1b" not in made.text(format) for format in ("md", "html", "latex"))
+    assert "<b>" not in made.text("html") and "&lt;b&gt;&amp;[x]_$y$" in made.text("html")
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").parse(made.text("md"))
+    kinds = {child.type for token in shown for child in token.children or []}
+    assert kinds <= {"text", "text_special", "strong_open", "strong_close", "softbreak"}, "no more than text"
+    tex = made.text("latex")
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+    plain = re.sub(r"\\[\\{}$&#%_]", "", tex.split("\n", 1)[1])
+    assert plain.count("{") == plain.count("}") and not re.search(r"[$#%]", plain) and r"\\ [" not in plain
+
+
 def test_runs_of_lm_evals_own_command(tmp_path: Path) -> None:
     tracking = pytest.importorskip("lm_eval.loggers.evaluation_tracker", reason="lm_eval is not installed")
     for name, marks in (("first", "110"), ("second", "011")):
@@ -268,6 +317,13 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     page = tmp_path / "r.html"
     assert main(["eval", "report", str(a.path), "--format", "html", "--output", str(page)]) == 0
     assert "<table>" in page.read_text() and capsys.readouterr().out == ""
+    for name in ("d.md", "d.tex", "d.csv", "d.json"):  # the file's name says the format
+        assert main(["eval", "compare", str(a.path), str(b.path), "--output", str(tmp_path / name)]) == 0
+    assert "## Differences" in (tmp_path / "d.md").read_text() and r"\section*" in (tmp_path / "d.tex").read_text()
+    assert json.loads((tmp_path / "d.json").read_text())["differences"][0]["n"] == 4
+    assert capsys.readouterr().err.count("written to") == 5, "the samples of the CSV are a file of their own"
+    assert main(["eval", "report", str(a.path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["value"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -276,6 +332,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["report", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
         (["report", "RUN", "--published", "gpt-2"], "no published scores of 'gpt-2'"),
         (["report", "RUN", "--figure", "f.png"], "ends in .html"),
+        (["report", "RUN", "--output", "report.doc"], "says no format; give --format md, latex"),
+        (["compare", "RUN", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
         (["compare", "RUN", "RUN"], "given twice"),
     ],
 )

@@ -120,9 +120,9 @@ def test_what_is_partial_is_badged(tmp_path: Path) -> None:
     assert made.tables[0].rows[0][3] == "40 of 130" and made.tables[1].rows[1][3] == "30"
     table = report.frame([run_of(tmp_path, **{"n-samples": counts})])
     assert dict(zip(table.task, table.partial, strict=True))["s_a"]
-    assert '<li><span class="badge">partial: 10 of 100' in report.text(
-        [run_of(tmp_path, **{"n-samples": counts})], "html"
-    )
+    assert '<li><span class="badge">partial: 10 of 100' in report.document(
+        [run_of(tmp_path, **{"n-samples": counts})]
+    ).text("html")
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_all_formats_have_the_same_cells(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name) for name in "ab"]
     made = report.build(runs)
     expected = [list(row) for table in made.tables for row in (table.head, *table.rows)]
-    assert Page(report.text(runs, "html")).rows == expected
-    assert markdown_rows(report.text(runs, "md")) == expected
-    plain = re.sub(r"\\([_%&#$])", r"\1", report.text(runs, "latex"))
+    assert Page(report.document(runs).text("html")).rows == expected
+    assert markdown_rows(report.document(runs).text("md")) == expected
+    plain = re.sub(r"\\([_%&#$])", r"\1", report.document(runs).text("latex"))
     lines = [line.removesuffix(r" \\").split(" & ") for line in plain.splitlines() if line.endswith(r"\\")]
     assert lines == expected
 
@@ -158,23 +158,23 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
         model_name=HOSTILE,
         **{"n-samples": {HOSTILE: {"original": 9, "effective": 4}}},
     )
-    page = Page(report.text([run], "html"))
+    page = Page(report.document([run]).text("html"))
     assert page.rows[1][0] == HOSTILE
-    assert markdown_rows(report.text([run], "md"))[1][0] == HOSTILE
-    text = report.text([run], "latex")
+    assert markdown_rows(report.document([run]).text("md"))[1][0] == HOSTILE
+    text = report.document([run]).text("latex")
     assert text.count(r"\end{tabular}") == text.count(r"\begin{tabular}") == 1
     assert not re.search(r"(?<!\\)[$#]", text.split("\n", 1)[1]), "active characters are escaped"
     assert pd.read_csv(_saved(run, "csv", tmp_path)).task[0] == HOSTILE
 
 
 def test_the_page_is_static_and_alone(tmp_path: Path) -> None:
-    page = Page(report.text([run_of(tmp_path)], "html"))
+    page = Page(report.document([run_of(tmp_path)]).text("html"))
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "form"}
     assert not {
         name for _, attributes in page.tags for name in attributes if name in ("src", "href") or name[:2] == "on"
     }
-    assert "url(" not in report.text([run_of(tmp_path)], "html")
+    assert "url(" not in report.document([run_of(tmp_path)]).text("html")
 
 
 def test_long_tables_go_on_in_another_tabular(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_long_tables_go_on_in_another_tabular(tmp_path: Path) -> None:
         configs=dict.fromkeys(names, {}),
         group_subtasks={},
     )
-    parts = report.text([run], "latex").split(r"\begin{tabular}")[1:]
+    parts = report.document([run]).text("latex").split(r"\begin{tabular}")[1:]
     assert [part.count(r"\\") - 1 for part in parts] == [40, 40, 15]
 
 
 def _saved(run: Run, format: str, folder: Path, **options: Any) -> Path:
     path = folder / f"report.{format}"
-    report.save([run], format, path, **options)
+    report.document([run], **options).save(format, path)
     return path
 
 
@@ -205,7 +205,7 @@ def test_tables_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert (from_csv.checkpoint_sha256 == "ab" * 32).all() and (from_csv.seed == 7).all()
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(DataError, match="cannot be written: No such file"):
-        report.save([run], "md", tmp_path / "absent" / "r.md")
+        report.document([run]).save("md", tmp_path / "absent" / "r.md")
 
 
 def test_published_scores_are_the_sources() -> None:
@@ -248,7 +248,7 @@ def test_a_macro_average_stands_beside_a_macro_average(tmp_path: Path) -> None:
 
 def test_nothing_is_said_of_a_model_that_was_not_named(tmp_path: Path) -> None:
     run = of_card(tmp_path, 0.83, 8, model_name="llama-3.1-8b-instruct")
-    assert "84.5" not in report.text([run], "md")
+    assert "84.5" not in report.document([run]).text("md")
     assert published.of_size(8_030_261_248) == [
         "llama-3-8b", "llama-3.1-8b", "llama-3-8b-instruct", "llama-3.1-8b-instruct",
     ]  # fmt: skip
