@@ -20,6 +20,7 @@ from workbench import attention, hooks, parallel, rope
 from workbench.cache import KVCache
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, WorkbenchError
+from workbench.linear import product
 from workbench.provenance import ModelSource
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Transformer(nn.Module):
             logits: Tensor = self.output(x)
         else:
             weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
-            logits = parallel.gather(F.linear(parallel.spread(x), weight), -1)
+            logits = parallel.gather(product(parallel.spread(x), weight), -1)
         logits = logits.float()
         tap = hooks.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
         return tap("hook_logits", logits) if tap else logits
