@@ -46,16 +46,29 @@ def decision(model: Transformer, replayed: Replay, *, position: int | None = Non
 
     Of multiple choice: the first token at which the right choice and the chosen one differ. Of a generated number: the
     first token at which it differs from the target's. The model runs as it is, under whatever intervenes just now.
-    Raises: DataError where that cannot be said: name a position then.
+    Raises: DataError where that cannot be said, as of a program: name a position then.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None, "benchmarks need a tokenizer"
     if position is not None:
         return _at(model, tokenizer, replayed, position)
+    decidable(replayed.row)
     size = model.config.max_seq_len
     found = _of_choices(replayed) if replayed.choice_ids is not None else _of_number(model, tokenizer, replayed)
     # A prompt that fills the context leaves the answer room as scoring does: at its left.
     return found if len(found.ids) <= size else Decision(found.ids[-size:], *_rest(found))
+
+
+def decidable(row: Row) -> None:
+    """Return if an answer may have been decided at one token.
+
+    Raises: DataError for a program: its numbers are no answers, and it fails as a whole.
+    """
+    if isinstance(row.get("verdict"), str) or str(row.get("metric")).startswith("pass@"):
+        raise DataError(
+            f"question {row['doc_id']}: its answer is a program, which no single token decides; "
+            "give the --position whose next token is to be explained."
+        )
 
 
 def right_choice(row: Row) -> int:

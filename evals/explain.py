@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evals import pairing, stats
-from evals.decision import Decision, decision
+from evals.decision import Decision, decidable, decision
 from evals.pairing import Row
 from evals.replay import Replay, again, sample, under
 from evals.results import Run, leaves_of
@@ -111,6 +111,8 @@ def explain(
 def _explained(
     model: Transformer, row: Row, task: str, explaining: Callable[..., Explained], position: int | None = None
 ) -> Explanation:
+    if position is None:
+        decidable(row)  # before the model runs
     replayed = again(model, row, task)
     where = decision(model, replayed, position=position)
     found = explaining(model, where.ids, token=where.token, minus=where.minus, also=where.also)

@@ -116,11 +116,20 @@ def test_a_right_number_stands_against_the_likeliest_other(speaking_model: Trans
         ({"response": "I know not", "answer": "[invalid]", "target": "5"}, "give the --position"),
         ({"response": "#### 4", "answer": "4", "target": "four"}, "give the --position"),
         ({"response": "#### 4", "answer": "4", "target": "47"}, "part at no token"),
+        ({"response": "  return 4", "answer": "4", "target": "== 5", "verdict": "failed"}, "answer is a program"),
+        ({"response": "  return 4", "answer": "4", "target": "== 5", "metric": "pass@1"}, "answer is a program"),
     ],
 )
 def test_a_decision_that_cannot_be_found(speaking_model: Transformer, row: dict[str, str], words: str) -> None:
     with pytest.raises(DataError, match=words):
         decision(speaking_model, made_up(speaking_model, row))
+
+
+def test_a_program_is_explained_at_a_position_alone(speaking_model: Transformer) -> None:
+    row = {"response": "  return 4", "answer": "  return 4", "target": "== 5", "verdict": "failed"}
+    replayed = made_up(speaking_model, row)
+    at = len(replayed.prompt_ids) + len("  return ") - 1
+    assert decision(speaking_model, replayed, position=at).minus == ord("4")
 
 
 def test_a_response_that_its_tokens_do_not_spell(speaking_model: Transformer) -> None:
