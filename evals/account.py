@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evals import results
+from evals import results, sandbox
 from workbench import provenance
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from evals.suites import Suites
 
 
-def account(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, *, started: float) -> dict[str, Any]:
+def account(
+    lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, judge: Judge, *, started: float
+) -> dict[str, Any]:
     """Where the numbers come from: lm-eval's own keys, and ours."""
     versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages)
     origin = lm.origin()
@@ -67,9 +69,16 @@ def account(lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, *, st
             "chat": settings.chat,
             "samples": settings.samples,
             "data_sha256": {task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks},
-            "sandbox": {"timeout_s": 10.0},
+            "sandbox": sandboxed(judge, loaded),
         },
     }
+
+
+def sandboxed(judge: Judge, loaded: Suites) -> dict[str, Any] | None:
+    """What held the generated programs, and the limits they had; None where no task has any."""
+    if not loaded.runs_code():
+        return None
+    return {"engine": (judge.engine or sandbox.require()).name, **judge.limits.to_dict()}
 
 
 def samples(task: str, rows: list[dict[str, Any]], lm: WorkbenchLM | Backend, judge: Judge) -> Iterator[dict[str, Any]]:

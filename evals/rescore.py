@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import account, answers, results, run, sandbox
+from evals import account, answers, letters, presets, results, run, sandbox
 from evals.answers import Answers, Place
 from evals.processes import ALONE
 from evals.results import Run
@@ -32,26 +32,6 @@ if TYPE_CHECKING:
     from evals.suites import Suites
 
 _KS = (1, 2, 5, 10, 20, 50, 100, 200)
-_LETTERS = "ABCDEFGHIJ"
-# How lm-eval takes a letter out of text: as its `mmlu_generative` does, and as its `mmlu_pro`.
-_LETTER_FILTERS = [
-    {
-        "name": "get_response",
-        "filter": [
-            {"function": "regex", "regex_pattern": r"^(.*?)(?=\n|$)"},
-            {"function": "remove_whitespace"},
-            {"function": "regex", "regex_pattern": r"^(.*?)\s*$"},
-            {"function": "take_first"},
-        ],
-    },
-    {
-        "name": "custom-extract",
-        "filter": [
-            {"function": "regex", "regex_pattern": r"answer is \(?([ABCDEFGHIJ])\)?"},
-            {"function": "take_first"},
-        ],
-    },
-]
 
 
 def score(
@@ -61,6 +41,8 @@ def score(
     output: Path,
     data: Path | None = None,
     model_name: str | None = None,
+    preset: str | None = None,
+    chat: bool | None = None,
     missing_wrong: bool = False,
     limits: Limits | None = None,
     engine: Engine | None = None,
@@ -72,8 +54,9 @@ def score(
     the first line less blanks, case and punctuation; `custom-extract` of mmlu_pro, the first letter after "answer is".
     Text is taken as it is: a task's stop strings are for whoever generates.
 
-    missing_wrong: questions without an answer count as wrong; otherwise they are left out, and n says how many were
-    answered. engine: what holds programs, by default the sandbox that is found here.
+    preset, chat: whose way of asking the answers are to, see `presets`; by default that of the run whose sample log
+    this is, else lm-eval's. missing_wrong: questions without an answer count as wrong; otherwise they are left out, and
+    n says how many were answered. engine: what holds programs, by default the sandbox that is found here.
     Raises: DataError for an unknown task, missing data, or a line that is no answer; SandboxError without a sandbox.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -85,14 +68,17 @@ def score(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     judge = Judge(engine=engine) if limits is None else Judge(limits=limits, engine=engine)
-    loaded = suites.load([task], root=data, judge=judge)
+    way = _way(paths)
+    preset, chat = preset or way[0], way[1] if chat is None else chat
+    loaded = suites.load(presets.tasks(preset, [task], chat=chat), root=data, judge=judge, preset=preset, chat=chat)
     code = bool(loaded.runs_code())
-    engine = sandbox.require() if code and engine is None else engine
+    if code and engine is None:
+        sandbox.require()
     docs = {name: [dict(doc) for doc in one.eval_docs] for name, one in loaded.tasks.items()}
     read = (answer for path in paths for answer in answers.read(path))
     found = answers.match(read, docs, sampled=code, choices=lambda name, doc: _choices(loaded.tasks[name], doc))
     if found.texts and not code:
-        _ask_for_text(loaded)
+        letters.ask_for_text(loaded)
     every = {(name, number) for name, rows in docs.items() for number in range(len(rows))}
     absent = every - found.places
     asked = every if missing_wrong else found.places
@@ -119,13 +105,31 @@ def score(
         "device": "unknown",
         "versions": provenance.versions("lm-eval", "datasets", "llama-workbench"),
         "tasks": [task],
+        "preset": preset,
+        "chat": chat,
         "answers": about,
         "data_sha256": {name: getattr(one, "data_sha256", None) for name, one in given.loaded.tasks.items()},
-        "sandbox": {"engine": engine.name, **judge.limits.to_dict()} if code and engine else None,
+        "sandbox": account.sandboxed(judge, loaded),
     }
     name = model_name or samples.name.split(".")[0]
-    settings = run.Settings(tasks=(task,), output=output, data=data, num_fewshot=0)
+    settings = run.Settings(tasks=(task,), output=output, data=data, num_fewshot=0, preset=preset)
     return _written(given, judge, settings, name, own, started)
+
+
+def _way(paths: Sequence[Path]) -> tuple[str, bool]:
+    """The preset, and whether in a chat, of the run that these logs are of; lm-eval's for any other file.
+
+    Raises: DataError if they are of runs that were asked in several ways.
+    """
+    runs = (path for log in paths for path in log.parent.glob("results_*.json") if log.stem.endswith(path.stem[7:]))
+    found = {(about.get("preset") or "lm-eval", bool(about.get("chat"))) for about in map(_provenance, runs)}
+    if len(found) > 1:
+        raise DataError(f"{paths[0].parent} has logs of runs that were asked in several ways; give one run's log.")
+    return found.pop() if found else ("lm-eval", False)
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    return results.read_run(path).provenance
 
 
 class Given:
@@ -182,41 +186,6 @@ def _only(loaded: Suites, asked: set[Place]) -> Suites:
     if names == set(loaded.tasks):
         return loaded
     return replace(loaded, tasks={name: loaded.tasks[name] for name in sorted(names)}, groups={}, group_map={})
-
-
-def _ask_for_text(loaded: Suites) -> None:
-    """Let multiple choice with lettered choices take its letter from text."""
-    for name, task in loaded.tasks.items():
-        if task.OUTPUT_TYPE == "generate_until":
-            continue
-        letters = task.get_config("doc_to_choice")
-        if task.OUTPUT_TYPE != "multiple_choice" or letters != list(_LETTERS[: len(letters or "")]):
-            raise DataError(f"the answers of {name} are no letters; give a log-probability for each choice.")
-        config = task.config.to_dict(keep_callable=True) | {
-            "output_type": "generate_until",
-            "doc_to_choice": None,
-            "doc_to_target": f"{{{{{letters}[{task.get_config('doc_to_target')}]}}}}",
-            "generation_kwargs": {"until": []},
-            "metric_list": [_exact_match()],
-            "filter_list": _LETTER_FILTERS,
-        }
-        loaded.tasks[name] = made = type(task)(config=config)
-        for group in loaded.groups.values():
-            if name in group:
-                group.add(made)
-    for group in loaded.groups.values():
-        metrics = group.aggregate_metric_list or []
-        group.aggregate_metric_list = [replace(one, metric="exact_match", filter_list=None) for one in metrics]
-
-
-def _exact_match() -> dict[str, Any]:
-    return {
-        "metric": "exact_match",
-        "aggregation": "mean",
-        "higher_is_better": True,
-        "ignore_case": True,
-        "ignore_punctuation": True,
-    }
 
 
 def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own: dict[str, Any], started: float) -> Run:

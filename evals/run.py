@@ -161,7 +161,7 @@ def evaluate(
                 written = {task: list(account.samples(task, these, lm, judge)) for task, these in rows.items()}
                 cut = {task: sum(bool(row["replay"].get("cut")) for row in these) for task, these in written.items()}
                 _say_cut(cut, lm.max_length)
-                about = account.account(lm, loaded, settings, started=started)
+                about = account.account(lm, loaded, settings, judge, started=started)
                 about[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
                 about[results.PROVENANCE] |= {"programs": account.programs(written)}
                 run = results.write(settings.output, found | about, written)

@@ -25,6 +25,14 @@ def score(
     model_name: Annotated[
         str | None, typer.Option("--model_name", "--model-name", help="Who answered; default the file's name.")
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Whose way of asking was answered: lm-eval's or meta's; default that of the log's own run."),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--apply_chat_template/--plain", "--chat", help="Whether in a chat; default as the log's run."),
+    ] = None,
     missing: Annotated[
         Literal["out", "wrong"], typer.Option(help="Questions without an answer: left out of n, or counted as wrong.")
     ] = "out",
@@ -50,6 +58,8 @@ def score(
         output=output,
         data=data,
         model_name=model_name,
+        preset=preset,
+        chat=chat,
         missing_wrong=missing == "wrong",
         limits=Limits(seconds=timeout, memory=memory << 20),
         engine=Unsafe() if unsafe_exec else None,

@@ -15,8 +15,9 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
-from evals import answers, data, report, sandbox, stats, table
+from evals import answers, data, presets, report, sandbox, stats, table
 from evals.answers import Answer, match
+from evals.code import Judge
 from evals.compare import compare
 from evals.rescore import score
 from evals.results import Run, list_runs
@@ -108,6 +109,8 @@ def test_mmlu_by_letter_by_sentence_and_by_number(shared_data: Path, tmp_path: P
 def test_a_log_scored_again_gives_what_the_run_gave(speaking_model: Transformer, tmp_path: Path) -> None:
     tasks = ("demo_mmlu", "demo_gsm8k", "demo_humaneval")
     first = evaluate(speaking_model, Settings(tasks=tasks, output=tmp_path / "run", limit=8))
+    held = first.provenance["sandbox"]
+    assert held == {"engine": sandbox.require().name, **Judge().limits.to_dict()} and held["seconds"] == 10.0
     stated = {(s.task, s.metric, s.filter): (s.value, s.n) for s in first.scores}
     again: dict[tuple[str, str, str], tuple[float, int]] = {}
     for task in tasks:
@@ -118,6 +121,35 @@ def test_a_log_scored_again_gives_what_the_run_gave(speaking_model: Transformer,
         assert list(rows.correct) == list(before.correct) and list(rows.answer) == list(before.answer)
         assert run.provenance["answers"]["duplicates"] == 0, "a line for each filter is no second answer"
     assert again == stated
+
+
+def test_answers_are_scored_as_they_were_asked(shared_data: Path, tmp_path: Path) -> None:
+    """GSM8K by Meta's preset is asked with chains of thought, which say "The answer is" and have no "####"."""
+    rows = [{"doc_id": 0, "response": "So 9 * 2 = 18. The answer is 18."}]
+    path = written(tmp_path / "a.jsonl", rows)
+    for preset, task, value in ((None, "gsm8k", 0.0), ("meta", "gsm8k_cot", 1.0)):
+        run = score("gsm8k", path, output=tmp_path, data=shared_data, preset=preset)
+        found = {(s.task, s.filter): s.value for s in run.scores}
+        assert found[task, "strict-match"] == value and run.provenance["preset"] == (preset or "lm-eval")
+    with pytest.raises(DataError, match="no preset 'mega'"):
+        score("gsm8k", path, output=tmp_path, data=shared_data, preset="mega")
+
+
+def test_a_log_is_scored_by_the_preset_of_its_run(
+    speaking_model: Transformer, shared_data: Path, tmp_path: Path
+) -> None:
+    asked = {"tasks": ("mmlu_anatomy",), "data": shared_data, "limit": 3}
+    first = evaluate(speaking_model, Settings(output=tmp_path / "run", preset="meta", chat=True, **asked))
+    log = first.path.with_name(f"samples_mmlu_llama_anatomy_{first.stamp}.jsonl")
+    again = score("mmlu_anatomy", log, output=tmp_path / "again", data=shared_data)
+    assert [(s.task, s.metric, s.filter, s.value, s.n) for s in again.scores] == [
+        (s.task, s.metric, s.filter, s.value, s.n) for s in first.scores
+    ]
+    assert (again.provenance["preset"], again.provenance["chat"]) == ("meta", True)
+    assert [s.task for s, _ in presets.headlines(again)] == ["mmlu_llama_anatomy"]
+    evaluate(speaking_model, Settings(output=tmp_path / "run", **asked))
+    with pytest.raises(DataError, match="asked in several ways"):
+        score("mmlu_anatomy", tmp_path / "run", output=tmp_path / "again", data=shared_data)
 
 
 @needs_sandbox
