@@ -48,7 +48,7 @@ def choose(model: Transformer, said: str) -> tuple[tuple[int, ...], str] | None:
     assert model.tokenizer is not None
     system = state.bound(
         st.text_input, "System message", "", key="system", max_chars=2000, placeholder="none",
-        help="What stands before the conversation: how the assistant should answer. Empty leaves it out.",
+        help="Stands before the conversation: how to answer. The prompt below is what the user says.",
     )  # fmt: skip
     try:
         turns = read()
@@ -62,7 +62,7 @@ def choose(model: Transformer, said: str) -> tuple[tuple[int, ...], str] | None:
                 st.text(f"{turn.role}: {plain(turn.content)}")
         st.button("New conversation", on_click=end, help="Forgets the turns so far.")
     if not said.strip():
-        st.info("Type the next message above." if turns else "Type a message above.")
+        st.info("Type the next message as the prompt." if turns else "Type a message as the prompt.")
         return None
     turns = [*([Turn("system", system)] if system else []), *turns, Turn("user", said)]
     try:

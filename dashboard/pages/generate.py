@@ -67,8 +67,8 @@ def show() -> None:
     with page("Generate", "Text as it is written, and what every token was drawn from.", ABOUT) as head:
         model = state.model()
         given = _given(model)
-        asked = _settings(model, given)
-        buttons, place = st.container(horizontal=True, key="buttons"), st.empty()
+        asked, buttons = _settings(model, given)
+        place = st.empty()
         if asked is not None:
             try:
                 _write(model, asked, buttons, place)
@@ -108,10 +108,14 @@ def _given(model: Transformer) -> Given | None:
     refused = conversation.refusal(model.tokenizer)
     chat = False
     if state.linked("sample") is None and refused is None:
-        mode = state.bound(st.segmented_control, "Mode", [TEXT, CHAT], key="mode", default=TEXT, required=True)
+        mode = state.bound(
+            st.segmented_control, "Mode", [TEXT, CHAT], key="mode", default=TEXT, required=True,
+            label_visibility="collapsed",
+        )  # fmt: skip
         chat = mode == CHAT
     elif refused is not None:
         st.caption(refused)
+    above = st.container()
     given = source.choose(model)
     if given is None:
         return None
@@ -121,13 +125,15 @@ def _given(model: Transformer) -> Given | None:
         return Given(ids, str(list(ids)))
     text = st.session_state["prompt"]
     if chat:
-        made = conversation.choose(model, text)
+        with above:
+            made = conversation.choose(model, text)
         return Given(*made, said=text) if made else None
     code = str(list(given.ids)) if model.tokenizer is None else f"model.tokenizer.encode({text!r}, bos=True)"
     return Given(given.ids, code)
 
 
-def _settings(model: Transformer, given: Given | None) -> Request | None:
+def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, DeltaGenerator]:
+    """The request, and the place beside the controls where its buttons go."""
     most = min(MOST_NEW, model.config.max_seq_len)
     with st.container(horizontal=True, vertical_alignment="bottom", key="sampling"):
         temperature = state.bound(
@@ -149,9 +155,11 @@ def _settings(model: Transformer, given: Given | None) -> Request | None:
             st.number_input, "New tokens, at most", 1, most, min(64, most), key="new", width=160,
             help="The text ends here, at an end-of-text token, or where the context is full.",
         )  # fmt: skip
+        buttons = st.container(horizontal=True, key="buttons", width="content")
     if given is None:
-        return None
-    return generation.request(model, given.ids, given.code, Sampling(temperature, top_p, top_k), seed, limit)
+        return None, buttons
+    sampling = Sampling(temperature, top_p, top_k)
+    return generation.request(model, given.ids, given.code, sampling, seed, limit), buttons
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -170,11 +178,11 @@ def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: D
     if pressed or (linked and before is None and sum(p.numel() for p in model.parameters()) <= SMALL):
         # The press itself stops the script; what it wrote is held.
         stop.button("Stop", key="stop")
-        with place.container(border=True):
+        with place.container(border=True, key="text_stream"):
             st.subheader("Text", anchor=False)
             line = st.empty()
         line.caption("Reading the prompt …")
-        generation.write(model, asked, lambda text: line.code(plain(text), language=None, wrap_lines=True))
+        generation.write(model, asked, lambda text: line.text(plain(text)))
         stop.empty()
         state.link("written", 1)
     elif before is not None and before.request != asked and linked:
@@ -218,8 +226,8 @@ def _said(model: Transformer, written: Written, asked: Request | None, given: Gi
     if count > 1 and written.last > written.first:
         rate = f", {(count - 1) / (written.last - written.first):.0f} a second"
     ended = ENDS.get(found.finish_reason, "")
-    st.caption(f"{ended} {count} tokens, the first after {1000 * written.first:.0f} ms{rate}.")
     with st.container(horizontal=True, vertical_alignment="center", key="after_text"):
+        st.caption(f"{ended} {count} tokens, the first after {1000 * written.first:.0f} ms{rate}.")
         if model.tokenizer is not None:
             with st.popover("As text", help="What was written, to copy"):
                 st.code(plain(found.text), language=None, wrap_lines=True)

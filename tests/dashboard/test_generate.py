@@ -1,19 +1,26 @@
 """The Generate page: the text is generation's own, a session's own, and its attention is that of a full run."""
 
+import io
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
 import workbench as wb
-from dashboard import generation, step
+from dashboard import conversation, generation, step
 from probes.attention import HOOKS, head_metrics
 from probes.sampled import sampled
+from tests.dashboard.world import NASTY, write_checkpoint
 from workbench.model import Transformer
 from workbench.sampling import Sampling
+from workbench.tokenizer import Tokenizer
+from workbench.vocabulary import Vocabulary
 
 App = Callable[..., AppTest]
 PROMPT = "the cat sat on the mat"
@@ -195,3 +202,130 @@ def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) 
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
     assert scope["found"].tokens == tuple(table(session, "probability")["token"])  # type: ignore[attr-defined]
+
+
+# --- chat -----------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transformer) -> None:
+    session = app("generate", prompt="the cat", mode="Chat", system="the sun", temperature=0, new=5)
+    session.button(key="generate").click().run()
+    first = [wb.Message("system", "the sun"), wb.Message("user", "the cat")]
+    assert model.tokenizer is not None
+    (answer,) = wb.generate(model, [wb.encode_chat(model.tokenizer, first)], max_new_tokens=5)
+    assert table(session, "probability")["token"].tolist() == list(answer.tokens)
+
+    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    assert not session.exception and not session.dataframe and session.text_area(key="prompt").value == ""
+    assert json.loads(session.query_params["turns"]) == [["user", "the cat"], ["assistant", answer.text]]
+    session.text_area(key="prompt").set_value("the dog").run()
+    session.button(key="generate").click().run()
+    longer = [*first, wb.Message("assistant", answer.text or ""), wb.Message("user", "the dog")]
+    (second,) = wb.generate(model, [wb.encode_chat(model.tokenizer, longer)], max_new_tokens=5)
+    assert table(session, "probability")["token"].tolist() == list(second.tokens)
+    scope: dict[str, object] = {}
+    exec(compile(notebook(session), "generate", "exec"), scope)
+    assert scope["found"].tokens == second.tokens  # type: ignore[attr-defined]
+    next(button for button in session.button if button.label == "New conversation").click().run()
+    assert "turns" not in session.query_params
+
+
+@pytest.mark.parametrize("turns", ["[", "[1]", '[["user", "a"]]', '[["assistant", "a"], ["user", "b"]]', "[[1, 2]]"])
+def test_turns_that_cannot_be_read_say_what_to_do(app: App, turns: str) -> None:
+    session = app("generate", mode="Chat", turns=turns)
+    assert session.error[0].value == "The conversation in the address cannot be read."
+    next(button for button in session.button if button.label == "New conversation").click().run()
+    assert not session.exception and not session.error
+
+
+def test_chat_is_refused_with_the_reason(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conversation.refusal(model.tokenizer) is None
+    assert conversation.refusal(None) == "Chat needs a tokenizer, and this checkpoint has none."
+    bare = Tokenizer(Vocabulary({bytes([byte]): byte for byte in range(256)}, {"<|begin_of_text|>": 256}))
+    assert "`<|start_header_id|>`, which this checkpoint's tokenizer does not have" in str(conversation.refusal(bare))
+
+
+# --- what can go wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_tokenizer_takes_and_gives_ids(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare)
+    (bare / "tokenizer.model").unlink()
+    serve(str(bare), results)
+    session = app("generate", prompt="5 6 7 5 6", temperature=0, new=4)
+    assert "Chat needs a tokenizer, and this checkpoint has none." in [caption.value for caption in session.caption]
+    session.button(key="generate").click().run()
+    (expected,) = wb.generate(wb.load_model(bare), [[5, 6, 7, 5, 6]], max_new_tokens=4)
+    shown = table(session, "probability")
+    assert shown["token"].tolist() == list(expected.tokens)
+    assert shown["text"].tolist() == [f"#{token}" for token in expected.tokens]
+    scope: dict[str, object] = {}
+    exec(compile(notebook(session), "generate", "exec"), scope)
+    assert scope["found"].tokens == expected.tokens  # type: ignore[attr-defined]
+
+
+def test_a_full_context_says_so_and_a_prompt_that_fills_it_is_refused(
+    serve: Callable[[str, Path], None], app: App, tmp_path: Path, results: Path
+) -> None:
+    small = write_checkpoint(tmp_path / "small", max_seq_len=24)
+    serve(str(small), results)
+    tokenizer = wb.load_model(small).tokenizer
+    assert tokenizer is not None
+    prompt = "the cat" * 5
+    room = 24 - len(tokenizer.encode(prompt, bos=True))
+    session = app("generate", prompt=prompt, temperature=0, new=24)
+    session.button(key="generate").click().run()
+    assert len(table(session, "probability")) == room
+    assert session.warning[0].value.startswith("The context of 24 tokens is full, so the text ends here.")
+    assert "23 of 24 positions" in meter(session)
+    while len(tokenizer.encode(prompt, bos=True)) < 24:
+        prompt += "x"
+    session.text_area(key="prompt").set_value(prompt).run()
+    session.button(key="generate").click().run()
+    assert session.error[0].value == "Nothing can be generated with these settings."
+    assert "leaves no room in the context of 24" in session.code[-1].value
+
+
+def meter(session: AppTest) -> str:
+    return next(str(element.proto.text) for element in session.get("progress"))
+
+
+def test_the_meter_counts_what_the_cache_holds(pressed: Callable[..., AppTest], model: Transformer) -> None:
+    session = pressed()
+    used = len(encode(model, PROMPT)) + 11
+    cache = model.empty_cache(1, used)
+    assert f"{used} of 2,048 positions, {cache.n_bytes / 1024:.1f} KiB of" in meter(session)
+
+
+def test_hostile_text_reaches_no_markdown(app: App) -> None:
+    session = app("generate", prompt=NASTY, temperature=1.5, new=30, mode="Chat", system=NASTY)
+    session.button(key="generate").click().run()
+    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    session.text_area(key="prompt").set_value(NASTY).run()
+    session.button(key="generate").click().run()
+    assert not session.exception and not session.error
+    text = [element.value for kind in ("markdown", "caption", "subheader", "info") for element in session.get(kind)]
+    assert text and not [one for one in text if "alert" in one or "x^2" in one or "\u202e" in one or "🙂" in one]
+
+
+def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
+    stamp = next((results / "first").glob("results_*.json")).stem.removeprefix("results_")
+    session = app("generate", temperature=0, new=3)
+    session.query_params["sample"] = f"first/{stamp}/tiny_sums/2"
+    session.run()
+    session.button(key="generate").click().run()
+    scope: dict[str, object] = {}
+    exec(compile(notebook(session), "generate", "exec"), scope)
+    assert scope["prompt"] == [65, 66, 67]
+    assert scope["found"].tokens == tuple(table(session, "probability")["token"])  # type: ignore[attr-defined]
+
+
+def test_the_files_hold_the_table(model: Transformer) -> None:
+    found = sampled(model, encode(model, PROMPT), Sampling(1.0), max_new_tokens=5)
+    shown = step.steps(model, found)
+    again = pd.read_parquet(io.BytesIO(step._parquet(shown)))
+    pd.testing.assert_frame_equal(again, shown)
+    assert len(step.alternatives(model, found)) == 5 * 8
