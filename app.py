@@ -15,6 +15,7 @@ PAGES = {
     "generate": "Generate",
     "benchmarks": "Benchmarks",
     "samples": "Samples",
+    "runs": "Runs",
 }
 
 _here = Path(__file__).resolve().parent / "dashboard"
