@@ -88,19 +88,28 @@ class LogitLens(Result):
         )
 
 
-def logit_lens(model: Transformer, cap: Capture, *, k: int = 5, targets: Sequence[int] = (), row: int = 0) -> LogitLens:
+def logit_lens(
+    model: Transformer,
+    cap: Capture,
+    *,
+    k: int = 5,
+    targets: Sequence[int] = (),
+    position: int | None = None,
+    row: int = 0,
+) -> LogitLens:
     """Top-k tokens decoded from the stream after every captured block, and from the embedding if it was captured.
 
-    Memory is linear in the positions: the logits of `LOGITS` / vocab positions are held at once. The cost is that of
-    one unembedding, 2 * dim * vocab FLOPs, per layer and position.
+    At every captured position, or at one: absolute, or negative from the last captured one. Memory is linear in the
+    positions: the logits of `LOGITS` / vocab positions are held at once. The cost is that of one unembedding,
+    2 * dim * vocab FLOPs, per layer and position.
     Shapes: hook_resid_post [layer, batch, pos, dim] -> [layer, pos, k]; `curves` [layer, pos, target]
     Units:  natural log (nats), computed in float32 from the model's own logits.
     Raises: MissingHookError if `hook_resid_post` was captured for no layer, or `ln_final.hook_out` was not; HookError
-            for a target outside the vocabulary.
+            for a target outside the vocabulary, or a position that was not captured.
     Source: nostalgebraist 2020; the final norm is applied first.
     Exact:  the last layer equals the model's own output.
     """
-    return decoded(model, cap, lambda layer, stream: stream, k=k, targets=targets, row=row)
+    return decoded(model, cap, lambda layer, stream: stream, k=k, targets=targets, position=position, row=row)
 
 
 @torch.no_grad()
@@ -111,6 +120,7 @@ def decoded(
     *,
     k: int,
     targets: Sequence[int],
+    position: int | None,
     row: int,
 ) -> LogitLens:
     """The logit lens over streams that `translate` changes first, given the layer and the stream.
@@ -120,7 +130,9 @@ def decoded(
     row = reading.row_of(cap, row)
     known_tokens(model, targets)
     streams = streams_of(cap)
-    final_out = cap["ln_final.hook_out"][row]  # [pos, dim]
+    at = slice(None) if position is None else slice(reading.place(cap, position), reading.place(cap, position) + 1)
+    streams = {layer: stream[row, at] for layer, stream in streams.items()}
+    final_out = cap["ln_final.hook_out"][row, at]  # [pos, dim]
     wanted = torch.tensor(list(targets), device=final_out.device, dtype=torch.int64)
     blocks = []
     for part in position_blocks(len(final_out), model.config.vocab_size):
@@ -128,7 +140,7 @@ def decoded(
         best = final.argmax(-1, keepdim=True)
         found = []
         for layer, stream in streams.items():
-            here = model.unembed(model.norm(translate(layer, stream[row, part]), None)).log_softmax(-1)
+            here = model.unembed(model.norm(translate(layer, stream[part]), None)).log_softmax(-1)
             top = here.topk(min(k, here.shape[-1]), -1)
             chosen = here[:, wanted]  # [pos, target]
             ranks = [(here > here[:, token, None]).sum(-1) for token in wanted]
@@ -137,7 +149,7 @@ def decoded(
             found.append((top.indices, top.values, kl, rank, chosen, torch.stack(ranks, -1) if ranks else chosen))
         blocks.append([torch.stack(layers) for layers in zip(*found, strict=True)])  # each [layer, pos, ...]
     ids, logprobs, kl, rank, chosen, ranks = (frozen(torch.cat(parts, 1)) for parts in zip(*blocks, strict=True))
-    positions = reading.positions(cap)
+    positions = reading.positions(cap)[at]
     prompt = cap.tokens[row].cpu()[positions - cap.start].tolist()
     text = token_text(model, {*prompt, *targets, *ids.ravel().tolist()})
     layers, places = tuple(streams), tuple(positions.tolist())

@@ -109,20 +109,28 @@ class TunedLens:
 
 
 def tuned_lens(
-    model: Transformer, cap: Capture, lens: TunedLens, *, k: int = 5, targets: Sequence[int] = (), row: int = 0
+    model: Transformer,
+    cap: Capture,
+    lens: TunedLens,
+    *,
+    k: int = 5,
+    targets: Sequence[int] = (),
+    position: int | None = None,
+    row: int = 0,
 ) -> LogitLens:
     """Top-k tokens decoded from the translated stream of every captured layer: W_U N(x + A_l x + b_l).
 
-    Capture `probes.lens.HOOKS`. The cost is that of the logit lens, and 2 * dim^2 FLOPs per layer and position.
+    At every captured position, or at one: absolute, or negative from the last captured one. Capture
+    `probes.lens.HOOKS`. The cost is that of the logit lens, and 2 * dim^2 FLOPs per layer and position.
     Shapes: hook_resid_post [layer, batch, pos, dim] -> [layer, pos, k]; `curves` [layer, pos, target]
     Units:  natural log (nats), computed in float32 from the model's own logits.
     Raises: MissingHookError if `hook_resid_post` was captured for no layer, or `ln_final.hook_out` was not; HookError
-            for a lens of another shape, or a target outside the vocabulary.
+            for a lens of another shape, a target outside the vocabulary, or a position that was not captured.
     Source: arXiv 2303.08112.
     Exact:  a lens of zeros is the logit lens; the last layer equals the model's own output.
     """
     _fits(model, lens)
-    return plain.decoded(model, cap, lens.translate, k=k, targets=targets, row=row)
+    return plain.decoded(model, cap, lens.translate, k=k, targets=targets, position=position, row=row)
 
 
 def train_tuned_lens(

@@ -61,7 +61,7 @@ def show() -> None:
         asked = targets.choose(model, given, held, _more)
         if asked is None:
             return
-        found = state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens)
+        found = state.once_on(model, held, lens.logit_lens, k=TOP_K)
         if not np.isfinite(found.logprobs).all():
             st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
@@ -73,9 +73,15 @@ def show() -> None:
             )
             fig.update_xaxes(automargin=True)
             chart(fig, key="grid")
-        _tokens(model, found, asked)
+        here = state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens, position=asked.position)
+        _tokens(model, here, asked)
         made, row = _attribution(model, held, asked)
-        _take_away(head, given, asked, found, made, row)
+        _take_away(head, given, asked, made, row)
+
+        def curves() -> pd.DataFrame:  # of every position, when somebody downloads them
+            return state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens).curves.frame()
+
+        head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
 
 
 def _more() -> None:
@@ -225,7 +231,7 @@ def ranked_heads(made: LogitAttribution, row: int) -> pd.DataFrame:
     return table.sort_values("contribution", key=np.abs, ascending=False, ignore_index=True, kind="stable")
 
 
-def _take_away(head: Head, given: Input, asked: Asked, found: LogitLens, made: LogitAttribution, row: int) -> None:
+def _take_away(head: Head, given: Input, asked: Asked, made: LogitAttribution, row: int) -> None:
     head.code(
         f"""
 import torch, workbench as wb
@@ -242,7 +248,6 @@ found.curves.frame()
 logit_attribution(model, cap, [{made.tokens[row]}], position={asked.position}).frame()
 """
     )
-    head.data({"predictions": found.frame, "target_curves": found.curves.frame, "attribution": made.frame})
 
 
 show()

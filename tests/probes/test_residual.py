@@ -204,6 +204,22 @@ def test_the_lens_ends_at_the_models_output(tiny_model: Transformer, run: tuple[
     assert found.tokens == tuple(cap.tokens[1].tolist())
 
 
+def test_the_lens_of_one_position_is_that_part_of_the_whole(
+    tiny_model: Transformer, run: tuple[torch.Tensor, Capture]
+) -> None:
+    _, cap = run
+    whole = lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90])
+    for position in (7, -1):
+        one = lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], position=position)
+        at = position % 24
+        assert one.positions == (at,) and one.tokens == (whole.tokens[at],)
+        assert (one.ids[:, 0] == whole.ids[:, at]).all() and (one.curves.ranks[:, 0] == whole.curves.ranks[:, at]).all()
+        assert one.kl[:, 0] == pytest.approx(whole.kl[:, at], abs=1e-5)  # one row meets another kernel than many
+        assert one.curves.logprobs[:, 0] == pytest.approx(whole.curves.logprobs[:, at], abs=1e-5)
+    with pytest.raises(HookError, match="holds positions 0 to 23, not 24"):
+        lens.logit_lens(tiny_model, cap, position=24)
+
+
 def test_the_lens_agrees_with_hugging_face(
     tiny_model: Transformer, run: tuple[Any, Capture], reference: Any, reference_model: Any
 ) -> None:
