@@ -13,6 +13,7 @@ import marshal
 import math
 import os
 import platform
+import select
 import shutil
 import signal
 import socket
@@ -197,7 +198,7 @@ def _channel() -> Iterator[tuple[socket.socket, socket.socket]]:
 @contextlib.contextmanager
 def _file(data: bytes) -> Iterator[int]:
     """A file without a name that holds these bytes, as a descriptor at its beginning."""
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("job"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
         file.seek(0)
@@ -237,6 +238,22 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a process has ended, so long at most."""
+    try:
+        ended = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # another system than Linux, or an old one: Python asks again and again
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return
+    try:
+        asked = select.poll()
+        asked.register(ended, select.POLLIN)
+        asked.poll(1000 * seconds)
+    finally:
+        os.close(ended)
 
 
 @cache

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from evals.sandbox.engines import START_SECONDS, kill
+from evals.sandbox.engines import START_SECONDS, kill, wait
 from evals.sandbox.limits import Limits
 from workbench.errors import SandboxError
 
@@ -104,8 +104,7 @@ def watch(
     seconds = time.monotonic() - (ready or started)
     if not speaking:
         # Its own exit code says more than being killed by us would.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            program.wait(2.0)
+        wait(program, 2.0)
     exit_code = program.poll()
     for process in (program, judge):
         kill(process)
