@@ -88,6 +88,8 @@ def behind(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allow
     Shapes: shared, each [1, kv_head, shared_pos, head_dim]; q [batch, head, 1, head_dim];
             k, v [batch, kv_head, own_pos, head_dim]; allowed [batch, 1, 1, key_pos], its last own_pos count -> as q
     """
+    if q.device.type == "cpu" and q.dtype != torch.float64 and not torch.is_grad_enabled():
+        return _joined(shared, q, k, v, allowed)
     batch, n_kv, own = k.shape[:3]
     before_k, before_v = shared[0][0], shared[1][0]  # [kv_head, shared_pos, head_dim]
     wide = q.float() * q.shape[-1] ** -0.5
@@ -100,6 +102,23 @@ def behind(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allow
     weights = torch.cat([before, after], -1).softmax(-1).to(v.dtype)
     early, late = weights.split([before_k.shape[1], own], -1)
     z: Tensor = (early.transpose(0, 1).flatten(1, 2) @ before_v).unflatten(1, (batch, -1)).transpose(0, 1) + late @ v
+    return z.flatten(1, 2).unsqueeze(2)
+
+
+def _joined(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """`behind` as two runs of the CPU's fused kernel, each weighed by its sum of exponentials; nothing is copied."""
+    fused_parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    batch, n_kv, own = k.shape[:3]
+    grouped = q.unflatten(1, (n_kv, -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
+    together = grouped.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # [1, kv_head, batch * group, head_dim]
+    early, before = (part[0].unflatten(1, (batch, -1)).transpose(0, 1) for part in fused_parts(together, *shared))
+    mask = None
+    if allowed is not None:
+        hidden = torch.zeros((), dtype=q.dtype).masked_fill(~allowed[..., -own:], float("-inf"))
+        mask = hidden.expand(-1, -1, grouped.shape[2], -1)
+    late, after = fused_parts(grouped, k, v, attn_mask=mask)  # and the logsumexp, [batch, kv_head, group]
+    share = (before - after).sigmoid().unsqueeze(-1)
+    z: Tensor = torch.lerp(late.float(), early.float(), share).to(v.dtype)
     return z.flatten(1, 2).unsqueeze(2)
 
 

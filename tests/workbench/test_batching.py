@@ -1,5 +1,7 @@
 """Rows that enter and leave a batch: each is what it is alone, and nothing is run twice."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -171,8 +173,9 @@ def test_attention_behind_shared_keys_is_attention_over_all_keys(dtype) -> None:
     whole = [torch.cat([early.expand(3, -1, -1, -1), late], 2) for early, late in zip(shared, (k, v), strict=True)]
     # Twice a rounding: of the weights, and of the sum of two parts. float64 scores are float32, as in `scores`.
     tolerance = 2 * torch.finfo(torch.bfloat16).eps if dtype == torch.bfloat16 else 1e-5
-    for mask in (allowed, None):
-        found = attention.behind(shared, q, k, v, mask)
+    for mask, grad in itertools.product((allowed, None), (True, False)):  # without gradients it is the fused kernel's
+        with torch.set_grad_enabled(grad):
+            found = attention.behind(shared, q, k, v, mask)
         assert torch.allclose(found, attention.fused(q, *whole, mask), atol=tolerance)
 
 
