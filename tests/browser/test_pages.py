@@ -35,6 +35,7 @@ PAGES = {
     "lens": ("Lens", ["lens_grid", "token_curves", "attribution"]),
     "neurons": ("Neurons", ["activations", "neuron_tokens", "neuron_statistics"]),
     f"intervene?perhead=true&{urlencode({'changes': WITHOUT_A_HEAD})}": ("Intervene", ["shift", "atlas"]),
+    "generate?temperature=0&new=8&written=1": ("Generate", ["atlas", "surprise"]),
     "benchmarks": ("Benchmarks", ["forest"]),
 }
 

@@ -17,7 +17,7 @@ from tests.dashboard.world import NASTY
 from workbench.model import Transformer
 
 App = Callable[..., AppTest]
-PAGES = ("overview", "attention", "rope", "norms", "lens", "neurons", "intervene", "benchmarks")
+PAGES = ("overview", "attention", "rope", "norms", "lens", "neurons", "intervene", "generate", "benchmarks")
 
 
 def metrics(session: AppTest) -> dict[str, str]:
