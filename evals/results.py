@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import stats
+from evals import logged, stats
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Run:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    rows.append(_sample_row(json.loads(line)))
+                    rows.append(logged.row(json.loads(line)))
                 except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                     raise DataError(
                         f"{path}: line {number} is no sample ({type(error).__name__}: {error}); was it cut short?"
@@ -272,46 +272,3 @@ def _interval(
     if metric in PROPORTIONS and 0 <= value <= 1 and n > 0 and not (several and metric == "pass@1"):
         return stats.wilson(value * n, n)
     return (None, None) if stderr is None else stats.normal(value, stderr)
-
-
-def _number(value: object) -> float | None:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-
-
-def _sample_row(sample: dict[str, Any]) -> dict[str, Any]:
-    arguments = list(sample["arguments"].values())
-    # A metric that is no mean over questions, as BLEU, has something else than a number here.
-    scores = {name: value for name in sample.get("metrics") or () if (value := _number(sample[name])) is not None}
-    metric = next(iter(scores), None)
-    row: dict[str, Any] = {
-        "doc_id": sample["doc_id"],
-        "filter": sample.get("filter", "none"),
-        "doc": sample["doc"],
-        "prompt": arguments[0]["arg_0"],
-        "target": sample["target"],
-        "metric": metric,
-        "correct": None if metric is None else scores[metric],
-        "scores": scores,
-    }
-    replay = sample.get("replay") or {}
-    row |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
-    responses = sample["filtered_resps"]
-    if isinstance(arguments[0].get("arg_1"), str):
-        logprobs = [float(pair[0]) for pair in responses]
-        row |= {"choices": [part["arg_1"] for part in arguments], "logprobs": logprobs}
-        row |= {"answer": max(range(len(logprobs)), key=logprobs.__getitem__)}
-        row |= {"choice_ids": replay.get("choice_ids")}
-        return row
-    response = sample["resps"][0][0]
-    answer = responses[0]
-    while isinstance(answer, list):
-        answer = answer[0]
-    row |= {"answer": answer, "response": response}
-    row |= {key: (replay.get(key) or [None])[0] for key in ("generated_ids", "finish_reason")}
-    row |= {"generated_logprobs": (replay.get("logprobs") or [None])[0]}
-    if execution := sample.get("execution"):
-        row |= {key: execution[0].get(key) for key in ("verdict", "message", "stderr", "seconds")}
-    return row
