@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import account, answers, letters, presets, results, run, sandbox
+from evals import account, answers, asking, letters, presets, results, run, sandbox
 from evals.answers import Answers, Place
 from evals.processes import ALONE
 from evals.results import Run
@@ -196,7 +196,7 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
         entered = store.begin(request)
         try:
             lm: Any = given
-            found = run.ask(lm, given.loaded, settings, ALONE, questions=given.questions)
+            found = asking.ask(lm, given.loaded, settings, ALONE, questions=given.questions)
             logged = found.pop("samples")
             rows = {task: list(_samples(task, some, given, judge)) for task, some in logged.items()}
             for task, numbers in given.questions.items():

@@ -17,13 +17,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from evals import account, hub, presets, processes, results, sandbox
+from evals import account, asking, hub, presets, processes, results, sandbox
 from evals.processes import Team
 from evals.store import Store, StoredRun
 from workbench import intervene
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from evals.backend import Backend
     from evals.lm import WorkbenchLM
     from evals.results import Run
-    from evals.suites import Suites
     from workbench import Transformer
 
 OURS = "workbench"
@@ -154,7 +150,7 @@ def evaluate(
     with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
         with _told(store, name, settings.output, team, request), _remembering(lm, store, name, team):
-            found = ask(lm, loaded, settings, team)
+            found = asking.ask(lm, loaded, settings, team)
 
             def write() -> Run:
                 rows = found.pop("samples")
@@ -273,57 +269,3 @@ def check_place(folder: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         what = "is no folder" if not nearest.is_dir() else "is not writable"
         raise DataError(f"results cannot be written to {folder}: {nearest} {what}; choose another --output.")
-
-
-def ask(
-    lm: WorkbenchLM | Backend,
-    loaded: Suites,
-    settings: Settings,
-    team: Team,
-    *,
-    questions: Mapping[str, list[int]] | None = None,
-) -> dict[str, Any]:
-    """What lm-eval finds by asking, of each task these questions alone if they are given."""
-    from lm_eval import utils as lm_eval_utils
-    from lm_eval.api import task as lm_eval_task
-    from lm_eval.evaluator import evaluate as lm_eval_evaluate
-
-    # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
-    lm_eval_task.tqdm = partial(tqdm, disable=True)
-    _compile_once(lm_eval_utils.env)
-    for name, task in loaded.tasks.items():
-        fixed = task.get_config("num_fewshot")
-        if settings.num_fewshot is None:
-            task.set_config("num_fewshot", fixed or 0)
-        elif fixed == 0 and settings.num_fewshot:
-            # lm-eval's rule: a task that says 0 has no examples to give.
-            print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
-        else:
-            task.set_config("num_fewshot", settings.num_fewshot)
-        task.set_fewshot_seed(settings.seed)
-        if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
-            task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
-        if not team.first:
-            # Answers are all that the others owe; filters would run the generated programs in every process.
-            task.apply_filters = lambda: None
-    # To lm-eval this is one process: it would draw other examples for the questions of each.
-    found = lm_eval_evaluate(
-        lm=lm,
-        task_dict=loaded.as_dict(),
-        limit=settings.limit,
-        samples=None if questions is None else dict(questions),
-        log_samples=True,
-        apply_chat_template=settings.chat,
-        fewshot_as_multiturn=settings.chats_in_turns,
-        system_instruction=settings.system,
-        confirm_run_unsafe_code=True,
-    )
-    assert found is not None, "only a process of a higher rank gets none"
-    return dict(found)
-
-
-def _compile_once(env: Any) -> None:
-    """Let lm-eval keep its compiled templates: it compiles each anew for every question and every example, which for
-    five examples takes longer than a small model's answer."""
-    if not hasattr(env.from_string, "cache_info"):
-        env.from_string = lru_cache(maxsize=4096)(env.from_string)
