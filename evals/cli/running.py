@@ -163,10 +163,10 @@ def batch(
     exit code is then 1.
     """
     need_lm_eval()
-    from evals import sweep
+    from evals import plan, sweep
 
     team = team_of(1)
-    done = sweep.run(sweep.read(file), dry_run=dry_run)
+    done = sweep.run(plan.read(file), dry_run=dry_run)
     failed = [one for one in done if one.error]
     if team.first:
         typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))

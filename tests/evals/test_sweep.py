@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
-from evals import sweep
+from evals import plan, sweep
 from evals.results import list_runs
 from evals.store import Store
 from workbench.cli import main
@@ -37,7 +37,7 @@ interventions:
 
 
 def test_a_file_is_every_combination(file: Path, checkpoint: Path) -> None:
-    planned = sweep.read(file)
+    planned = plan.read(file)
     assert [one.name for one in planned] == [
         "small on demo_mmlu",
         "small on demo_mmlu, no head",
@@ -84,7 +84,7 @@ def test_what_failed_does_not_stop_the_rest_and_what_is_done_is_not_run_again(
 def test_other_weights_are_another_run(file: Path, checkpoint: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    (first, *_) = sweep.read(file)
+    (first, *_) = plan.read(file)
     assert [one.status for one in sweep.run([first])] == ["finished"]
     assert [one.status for one in sweep.run([first])] == ["finished before"]
     weights = checkpoint / "consolidated.00.safetensors"
@@ -115,26 +115,26 @@ def test_other_weights_are_another_run(file: Path, checkpoint: Path) -> None:
 )
 def test_a_wrong_file_is_refused_with_the_place(change: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
-        sweep.expand({"output": "out", "models": ["demo"], "tasks": ["demo_mmlu"], **change})
+        plan.expand({"output": "out", "models": ["demo"], "tasks": ["demo_mmlu"], **change})
 
 
 def test_what_is_no_yaml_or_names_no_task_is_said_before_the_first_run(file: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("output: [")
     with pytest.raises(DataError, match="broken.yaml is not YAML.*line 1"):
-        sweep.read(broken)
+        plan.read(broken)
     with pytest.raises(DataError, match="cannot be read"):
-        sweep.read(tmp_path / "absent.yaml")
+        plan.read(tmp_path / "absent.yaml")
     file.write_text(file.read_text().replace("[demo_gsm8k]", "[demo_gsm9k]"))
     with pytest.raises(DataError, match="did you mean demo_gsm8k"):
-        sweep.run(sweep.read(file))
+        sweep.run(plan.read(file))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_example_in_the_docstring_is_a_sweep(tmp_path: Path, checkpoint: Path) -> None:
-    text = (sweep.__doc__ or "").partition("\n\n")[2].partition("\n\n")[0]
+    text = (plan.__doc__ or "").partition("\n\n")[2].partition("\n\n")[0]
     path = tmp_path / "example.yaml"
     path.write_text(textwrap.dedent(text).replace("checkpoints/Llama-3.2-1B", str(checkpoint)).replace("L5H3", "L1H3"))
-    planned = sweep.read(path)
+    planned = plan.read(path)
     assert len(planned) == 8 and {one.settings.limit for one in planned} == {200}
     assert {one.change_name for one in planned} == {"", "without the head"}
