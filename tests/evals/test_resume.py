@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
-from evals import lm, recall, run
+from evals import decoding, lm, recall, run
 from evals.results import Run, list_runs
 from evals.run import Settings, evaluate
 from evals.store import Store
@@ -190,8 +190,8 @@ def test_decoding_arguments_are_part_of_the_question(
 ) -> None:
     settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "out", limit=2)
     evaluate(saved("one"), settings, dtype="float32")
-    of = lm._Asked.of
-    monkeypatch.setattr(lm._Asked, "of", lambda *given: replace(of(*given), tokens=3))
+    of = decoding.Decoding.of
+    monkeypatch.setattr(decoding.Decoding, "of", lambda *given: replace(of(*given), tokens=3))
     assert len(evaluate(tmp_path / "one", settings, dtype="float32").samples("demo_gsm8k").generated_ids[0]) <= 3
     assert sum(asked) == 4
 
