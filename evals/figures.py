@@ -6,7 +6,7 @@ and tasks are shown as they are: markup in them is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from evals.compare import Comparison
 from evals.document import write
+from evals.markup import line
 from evals.published import Published, beside
 from evals.results import Run, Score
 
@@ -21,6 +22,7 @@ Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+_BETWEEN = " · "  # a task and its metric
 SYMBOLS = ("square", "diamond", "circle", "triangle-up", "pentagon", "hexagon")
 
 
@@ -28,14 +30,20 @@ def forest(
     runs: Sequence[Run],
     *,
     figures: Sequence[Published] = (),
+    tasks: Container[str] | None = None,
+    card: bool = False,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """Every proportion of these runs with its interval, a row a task, metric and average; published ones as crosses."""
+    """Every proportion of these runs with its interval, a row a task, metric and average; published ones as crosses.
+
+    tasks: rows of these alone. card: for a narrow place that bears the title itself, with labels of two lines.
+    """
     fig = go.Figure()
     rows: list[str] = []
     for i, run in enumerate(runs):
         scores = [score for score in run.scores if score.proportion and score.low is not None]
+        scores = [score for score in scores if tasks is None or score.task in tasks]
         rows += [_row(score) for score in scores]
         values, low, high = ([100 * getattr(score, end) for score in scores] for end in ("value", "low", "high"))
         fig.add_scatter(
@@ -57,7 +65,8 @@ def forest(
         )  # fmt: skip
     names = dict.fromkeys(rows)
     fig.update_xaxes(title="score (%), with 95% interval", range=[0, 100], zeroline=False)
-    return _finish(fig, "forest", "Scores", list(names), theme, stamp)
+    fig = _finish(fig, "forest", "Scores", list(names), theme, stamp)
+    return _in_card(fig) if card else fig
 
 
 def differences(found: Comparison, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -119,10 +128,26 @@ def _finish(fig: go.Figure, kind: str, title: str, rows: Sequence[str], theme: T
     return fig
 
 
+def _in_card(fig: go.Figure) -> go.Figure:
+    for trace in fig.data:
+        trace.y = [_two_lines(row) for row in trace.y]
+    rows = [_two_lines(row) for row in fig.layout.yaxis.categoryarray]
+    alone = len(fig.data) == 1
+    fig.update_yaxes(categoryarray=rows)
+    fig.update_layout(
+        title=None, showlegend=not alone, margin_t=10 if alone else 36, height=110 + 54 * max(2, len(rows))
+    )
+    return fig
+
+
+def _two_lines(row: str) -> str:
+    return row.replace(_BETWEEN, "<br>", 1)
+
+
 def _row(score: Score) -> str:
-    return _plain(f"{score.task} · {score.label}")
+    return _plain(f"{score.task}{_BETWEEN}{score.label}")
 
 
 def _plain(text: str) -> str:
-    """Nothing that plotly would take for markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    """Nothing that plotly would take for markup, or a reader for other letters."""
+    return line(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -7,11 +7,11 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import runs, state
-from dashboard.components.forest import Scores, forest, proportions
 from dashboard.frame import Head, Help, card, chart_untitled, empty, page, problem
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
 from dashboard.text import plain
+from evals import figures
 from evals.compare import Comparison
 from evals.published import beside, named, published
 from evals.results import Run, questions
@@ -117,19 +117,17 @@ def _interval(score: pd.Series) -> str:
 
 
 def _forest(run: Run, baseline: Run | None) -> None:
-    shown = proportions(run.frame())
-    if shown.empty:
+    tasks = {score.task for score in run.scores if score.proportion and score.low is not None}
+    if not tasks:
         st.caption("This run has no score that is a proportion with an interval.")
         return
-    other = None
+    shown = [run]
     if baseline is not None:
-        table = proportions(baseline.frame())
-        table = table[table["task"].isin(shown["task"])]
-        other = Scores(baseline.name, table)
-        if table.empty:
+        if tasks.isdisjoint(score.task for score in baseline.scores):
             st.caption("The other run shares no task with this one.")
-            other = None
-    chart_untitled(forest(Scores(run.name, shown), other), key="forest")
+        else:
+            shown.append(baseline)
+    chart_untitled(figures.forest(shown, tasks=tasks, card=True, stamp={"run": run.name}), key="forest")
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:

@@ -51,6 +51,14 @@ def test_a_forest_has_every_proportion_with_its_interval(tmp_path: Path) -> None
     assert first.marker.color != second.marker.color and first.marker.symbol != second.marker.symbol
 
 
+def test_in_a_card_there_are_the_tasks_asked_for_in_two_lines(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / "a", 10, task="x\u202e · y"), run_of(tmp_path / "b", 25)]
+    fig = figures.forest(runs, tasks={"x\u202e · y"}, card=True)
+    first, second = fig.data
+    assert list(first.y) == ["x <br>y · exact_match"] and list(second.x) == []
+    assert list(fig.layout.yaxis.categoryarray) == list(first.y) and fig.layout.title.text is None
+
+
 def test_differences_are_filled_where_they_are_sure(tmp_path: Path) -> None:
     a, b, c = (run_of(tmp_path / name, right) for name, right in (("a", 10), ("b", 25), ("c", 12)))
     (sure,), (unsure,) = (figures.differences(compare(a, other)).data for other in (b, c))
