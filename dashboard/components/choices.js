@@ -62,6 +62,12 @@ function describe(data, about, step) {
   about.append(likely);
 }
 
+// Only the strip scrolls: scrollIntoView would move the page too.
+function reveal(strip, span) {
+  const [outer, inner] = [strip.getBoundingClientRect(), span.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.bottom > outer.bottom) strip.scrollTop += inner.top - outer.top - outer.height / 2;
+}
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const text = parentElement.querySelector(".text");
@@ -105,5 +111,7 @@ export default function (component) {
     if (!text.contains(text.getRootNode().activeElement)) span.tabIndex = step === data.chosen ? 0 : -1;
   });
   describe(data, about, data.chosen);
-  text.dataset.ready = `${data.id}/${data.chosen}`;
+  const ready = `${data.id}/${data.chosen}`;
+  if (text.dataset.ready !== ready) reveal(text, spans[data.chosen]);
+  text.dataset.ready = ready;
 }

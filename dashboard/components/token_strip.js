@@ -36,6 +36,12 @@ function plain(data, strip, readout) {
   strip.dataset.ready = data.id;
 }
 
+// Only the strip scrolls: scrollIntoView would move the page too.
+function reveal(strip, span) {
+  const [outer, inner] = [strip.getBoundingClientRect(), span.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.bottom > outer.bottom) strip.scrollTop += inner.top - outer.top - outer.height / 2;
+}
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const strip = parentElement.querySelector(".strip");
@@ -95,5 +101,7 @@ export default function (component) {
     if (next !== data.chosen) setTriggerValue("chosen", next + data.start);
   };
   show(data.chosen);
-  strip.dataset.ready = `${data.id}/${data.chosen}/${data.mode}`;
+  const ready = `${data.id}/${data.chosen}/${data.mode}`;
+  if (strip.dataset.ready !== ready) reveal(strip, spans[data.chosen]);
+  strip.dataset.ready = ready;
 }

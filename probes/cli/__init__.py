@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import typer
 
-from probes.cli import comparison, flow, heads, logits, neurons, norms, patching, rope, stream
+from probes.cli import comparison, flow, heads, logits, neurons, norms, patching, rope, sampled, stream
 
-TOPICS = (heads, flow, rope, norms, stream, logits, patching, neurons, comparison)
+TOPICS = (heads, flow, rope, norms, sampled, stream, logits, patching, neurons, comparison)
 
 app = typer.Typer(
     help="Measure a model's heads, rotary embedding, norms and residual stream.",

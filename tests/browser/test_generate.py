@@ -85,6 +85,12 @@ def test_the_page_keeps_within_its_budget(tab: Tab) -> None:
     generate(tab)
     assert len(written(tab)) > 400  # greedy, so the same everywhere
     assert tab.page.locator(".js-plotly-plot").count() <= 3
+    tab.page.get_by_role("slider", name="Step").press("End")
+    expect(tab.page.get_by_role("heading", name=f"Attention of step {len(written(tab))}")).to_be_visible()
+    tab.settle()
+    for strip, chosen in ((".choices .text", ".choices .chosen"), (".strip", ".strip .chosen")):
+        outer, inner = (tab.page.locator(name).bounding_box() for name in (strip, chosen))
+        assert outer and inner and outer["y"] <= inner["y"] <= outer["y"] + outer["height"]
     sizes = tab.page.evaluate(
         """() => [...document.querySelectorAll('.js-plotly-plot')].map(
             plot => JSON.stringify([plot.data, plot.layout],

@@ -158,6 +158,14 @@ def test_positions_runs_each_scaling_on_windows_of_the_text(probe, demo: wb.Tran
     assert "longer text" in probe("positions", *RUN, "--length", "500")[2]
 
 
+def test_sampled_takes_the_settings_of_generation(probe, demo: wb.Transformer) -> None:
+    code, out, _ = probe("sampled", *RUN, "--steps", "4", "--temperature", "0.8", "--seed", "3")
+    assert code == 0
+    (expected,) = wb.generate(demo, [PROMPT], max_new_tokens=4, temperature=0.8, seed=3)
+    names, *rows = (line.split() for line in out.splitlines())
+    assert [int(row[names.index("token")]) for row in rows[: len(expected.tokens)]] == list(expected.tokens)
+
+
 def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) -> None:
     code, out, _ = probe("turned", *RUN, "--scaling", "theta=10000")  # the demo's own: nothing moves
     assert code == 0 and pd.read_csv(io.StringIO(out), sep=r"\s+")["moved"].max() < 1e-5
