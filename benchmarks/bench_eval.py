@@ -1,7 +1,7 @@
-"""Scoring MMLU against lm-eval's own Hugging Face backend: python -m benchmarks.bench_eval
+"""MMLU scored and GSM8K answered, against lm-eval's own Hugging Face backend: python -m benchmarks.bench_eval
 
-Real questions under lm-eval's 5-shot prompts, Llama 3's tokenizer, one model with random weights and 128,256 tokens
-behind both. Both get the same token ids, and HFLM the batch size that suits it best. Prints a Markdown table.
+Real questions under lm-eval's prompts (5 shots, and 8 chains of thought), Llama 3's tokenizer, one model with random
+weights and 128,256 tokens behind both. HFLM gets the batch size that suits it best. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import workbench as wb
+from benchmarks import generation
 from benchmarks.timing import interleaved, machine
 from evals import suites
 from evals.code import Judge
@@ -37,6 +38,8 @@ GPU_SHAPE = {**SHAPE, "hidden_size": 2048, "num_hidden_layers": 16, "num_attenti
              "intermediate_size": 8192}  # fmt: skip
 BATCH_SIZES = (1, 2, 4, 8)
 GPU_BATCH_SIZES = (8, 32, 128)
+GENERATION_BATCH_SIZES = (8, 16, 32)
+PEAKED = 4.0  # what the layers' weights are multiplied by, so that a text is more than one token again and again
 
 Request = tuple[list[int], list[int]]
 
@@ -60,24 +63,51 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of mmlu/ and tokenizers/")
     parser.add_argument("--subjects", nargs="+", default=["high_school_biology", "astronomy"])
     parser.add_argument("--questions", type=int, default=24, help="of each subject")
+    parser.add_argument("--answers", type=int, default=32, help="questions of GSM8K")
+    parser.add_argument("--halves", nargs="+", choices=("scoring", "generation"), default=["scoring", "generation"])
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="of HFLM; the fastest is used")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.disable_progress_bar()
-    gpu = options.device.startswith("cuda")
-    shape, batch_sizes = (GPU_SHAPE, GPU_BATCH_SIZES) if gpu else (SHAPE, BATCH_SIZES)
+    torch.set_num_threads(options.threads)
+    shape = GPU_SHAPE if options.device.startswith("cuda") else SHAPE
     print(f"Shape: {shape}, output tied; random weights, the same for both.\n\nMachine: {machine(options.device)}\n")
+    for half in options.halves:
+        (_scoring if half == "scoring" else _generation)(shape, options)
+
+
+def _scoring(shape: dict[str, int], options: argparse.Namespace) -> None:
+    sizes = options.batch_sizes or (GPU_BATCH_SIZES if options.device.startswith("cuda") else BATCH_SIZES)
     print("| type | questions | HFLM batch | ours, questions/s (quartiles) | HFLM, questions/s (quartiles) "
           "| ours / HFLM (median, quartiles) | tokens ours | of the least possible | tokens HFLM "
           "| largest difference, nats | answers changed |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for dtype in options.dtypes:
         reference, model = _pair(shape, getattr(torch, dtype), options.device)
-        model.tokenizer = Tokenizer.from_file(options.data / "tokenizers" / "llama3" / "tokenizer.model")
+        model.tokenizer = _tokenizer(options.data)
         requests = questions(model, options.data, options.subjects, options.questions)
-        found = compare(reference, model, requests, options.batch_sizes or batch_sizes, options.rounds)
+        found = compare(reference, model, requests, sizes, options.rounds)
         _row(dtype, len(requests) // 4, found)
+    print()
+
+
+def _generation(shape: dict[str, int], options: argparse.Namespace) -> None:
+    sizes = options.batch_sizes or GENERATION_BATCH_SIZES
+    print("| type | questions | tokens an answer (least, mean, most) | HFLM batch | ours, questions/s (quartiles) "
+          "| HFLM, questions/s (quartiles) | ours / HFLM (median, quartiles) | tokens ours | of the least possible "
+          "| tokens HFLM | forwards ours, HFLM | texts equal |")  # fmt: skip
+    print(12 * "|---" + "|")
+    for dtype in options.dtypes:
+        reference, model = _pair(shape, getattr(torch, dtype), options.device, peaked=PEAKED)
+        model.tokenizer = _tokenizer(options.data)
+        answered = generation.compare(reference, model, options.data, options.answers, sizes, options.rounds)
+        _answers_row(dtype, answered)
+
+
+def _tokenizer(data: Path) -> Tokenizer:
+    return Tokenizer.from_file(data / "tokenizers" / "llama3" / "tokenizer.model")
 
 
 def questions(model: wb.Transformer, data: Path, subjects: list[str], limit: int) -> list[Request]:
@@ -140,25 +170,40 @@ def _no_words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<eos>")
 
 
-def _pair(shape: dict[str, int], dtype: torch.dtype, device: str) -> tuple[LlamaForCausalLM, wb.Transformer]:
+def _pair(
+    shape: dict[str, int], dtype: torch.dtype, device: str, *, peaked: float = 1.0
+) -> tuple[LlamaForCausalLM, wb.Transformer]:
     torch.manual_seed(0)
     config = LlamaConfig(**shape, tie_word_embeddings=True, attn_implementation="sdpa")
     reference = LlamaForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        for weight in reference.model.layers.parameters():
+            weight *= peaked if weight.dim() == 2 else 1.0
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         model = load_model(Path(folder), device=device)
     return reference.to(device), model
 
 
-def _row(name: str, n: int, found: Compared) -> None:
-    def rate(seconds: list[float]) -> str:
-        low, middle, high = torch.quantile(n / torch.tensor(seconds), torch.tensor([0.25, 0.5, 0.75])).tolist()
-        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+def _rate(n: int, seconds: list[float]) -> str:
+    low, middle, high = torch.quantile(n / torch.tensor(seconds), torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
+
+def _row(name: str, n: int, found: Compared) -> None:
     middle, low, high = found.ratio
-    print(f"| {name} | {n} | {found.batch_size} | {rate(found.ours)} | {rate(found.theirs)} "
+    print(f"| {name} | {n} | {found.batch_size} | {_rate(n, found.ours)} | {_rate(n, found.theirs)} "
           f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {found.counted.computed:,} | {found.counted.fraction:.3f} "
           f"| {found.their_tokens:,} | {found.largest_difference:.1e} | {found.changed} |", flush=True)  # fmt: skip
+
+
+def _answers_row(name: str, found: generation.Answered) -> None:
+    n, lengths, ours, theirs = len(found.lengths), found.lengths, found.ours, found.theirs
+    middle, low, high = found.timing.ratio("HFLM", "ours")
+    print(f"| {name} | {n} | {min(lengths)}, {sum(lengths) / n:.0f}, {max(lengths)} | {found.batch_size} "
+          f"| {_rate(n, found.timing.rounds['ours'])} | {_rate(n, found.timing.rounds['HFLM'])} "
+          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {sum(ours):,} | {sum(ours) / found.minimum:.3f} "
+          f"| {sum(theirs):,} | {len(ours)}, {len(theirs)} | {found.equal} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
