@@ -180,10 +180,16 @@ def _samples(one: Paired, sign: int) -> Iterable[Sample]:
             yield Sample(
                 task=one.task, filter=a["filter"], metric=metric, doc_id=int(a["doc_id"]),
                 right="B" if better > 0 else "A" if better else "",
-                doc=a["doc"], target=str(a["target"]), same_prompt=a["prompt"] == b["prompt"],
+                doc=a["doc"], target=_target(a), same_prompt=a["prompt"] == b["prompt"],
                 answer_a=_answer(a), answer_b=_answer(b), logprobs_a=_logprobs(a), logprobs_b=_logprobs(b),
                 margin_a=pairing.margin(a), margin_b=pairing.margin(b),
             )  # fmt: skip
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    """What was right: a choice's text as `_answer` gives it, or the task's target."""
+    number = pairing.gold(dict(row))
+    return str(row["target"]) if number is None else str(row["choices"][number]).strip()
 
 
 def _answer(row: Mapping[str, Any]) -> Any:

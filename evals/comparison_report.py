@@ -5,20 +5,15 @@ What it says is decided here; how it is written, in `markup`. Knows of compariso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evals.compare import Comparison, Sample
 from evals.document import Document
+from evals.export import flat
 from evals.markup import Report, Table
 from evals.report import badges, footer
 from evals.table import COMPARED, COMPARED_NOTES, compared, sample_title, short
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_NESTED = ("doc", "answer_a", "answer_b")
 
 
 def document(found: Comparison, *, samples: int) -> Document:
@@ -27,7 +22,7 @@ def document(found: Comparison, *, samples: int) -> Document:
         report=lambda: build(found, samples=samples),
         frame=found.frame,
         values=lambda: values(found, samples=samples),
-        more={"samples": lambda: samples_frame(found)},
+        more={"samples": lambda: flat(found.samples_frame())},
     )
 
 
@@ -45,8 +40,9 @@ def build(found: Comparison, *, samples: int) -> Report:
         *found.notes,
         f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ.",
     )
+    names = [run.model if found.a.model != found.b.model else run.name for run in (found.b, found.a)]
     return Report(
-        f"{found.b.model} compared with {found.a.model}",
+        " compared with ".join(names),
         tuple(badge for side, run in sides for badge in badges(run, f"{side}: ")),
         tuple(tables),
         notes,
@@ -65,14 +61,6 @@ def values(found: Comparison, *, samples: int) -> dict[str, Any]:
         "notes": found.notes,
         "samples": [vars(sample) for sample in found.samples[:samples]],
     }
-
-
-def samples_frame(found: Comparison) -> pd.DataFrame:
-    """One row a sample that was answered differently; documents and answers that are no text as JSON."""
-    table = found.samples_frame()
-    for name in _NESTED:
-        table[name] = [value if isinstance(value, str) else json.dumps(value, default=str) for value in table[name]]
-    return table
 
 
 def _about(sample: Sample) -> Iterator[tuple[str, str]]:

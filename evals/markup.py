@@ -21,6 +21,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 th { border-bottom-color: #777; }
+.prose td { white-space: normal; overflow-wrap: anywhere; }
 .r { text-align: right; }
 .badge { background: #8a5300; color: #fff; border-radius: .25rem; padding: .15rem .5rem; }
 ul.badges { list-style: none; padding: 0; line-height: 2; }
@@ -34,7 +35,7 @@ dt, dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `left` columns are words, the others numbers.
+    """Cells as text; the first `left` columns are words, the others numbers. Where all are words, lines may break.
 
     Shapes: head [column], rows [row, column]
     """
@@ -43,6 +44,10 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int
+
+    @property
+    def prose(self) -> bool:
+        return self.left == len(self.head)
 
 
 Entry = tuple[str, tuple[tuple[str, str], ...]]
@@ -82,16 +87,18 @@ def markdown(report: Report) -> str:
 def latex(report: Report) -> str:
     """A fragment to \\input: plain tabulars with \\hline, no package beyond LaTeX's own; long tables in several."""
     lines = [r"% Needs no package. \input it where the report shall stand.", rf"\section*{{{_tex(report.title)}}}"]
-    lines += [rf"\noindent\fbox{{\textbf{{{_tex(badge)}}}}}\par" for badge in report.badges]
+    boxed = (rf"\parbox{{.95\linewidth}}{{\textbf{{{_tex(badge)}}}}}" for badge in report.badges)
+    lines += [rf"\noindent\fbox{{{badge}}}\par\smallskip" for badge in boxed]
     for table in report.tables:
         lines += ["", rf"\subsection*{{{_tex(table.title)}}}"]
         for first in range(0, max(1, len(table.rows)), _ROWS):
-            right = len(table.head) - table.left
+            right = "r" * (len(table.head) - table.left)
+            columns = "l" + r"p{.38\linewidth}" * (table.left - 1) if table.prose else "l" * table.left + right
             # A page is as wide as seven columns of numbers; more are set in small type.
             small = r"{\footnotesize\setlength{\tabcolsep}{3pt}" if len(table.head) > 7 else "{"
-            lines += [rf"{small}\noindent\begin{{tabular}}{{{'l' * table.left}{'r' * right}}}", r"\hline"]
+            lines += [rf"{small}\noindent\begin{{tabular}}{{{columns}}}", r"\hline"]
             lines += [_tex_row(table.head), r"\hline"]
-            lines += [_tex_row(row) for row in table.rows[first : first + _ROWS]]
+            lines += [_tex_row(row, prose=table.prose) for row in table.rows[first : first + _ROWS]]
             lines += [r"\hline", r"\end{tabular}\par}\medskip"]
     lines += ["", *(rf"\noindent {_tex(note)}\par" for note in report.notes)]
     if report.samples:
@@ -115,7 +122,8 @@ def html(report: Report) -> str:
         body.append(f"<h2>{_e(table.title)}</h2>")
         rows = "\n".join(_html_row(row, "td", table.left) for row in table.rows)
         head = _html_row(table.head, "th", table.left)
-        body.append(f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>')
+        kind = ' class="prose"' if table.prose else ""
+        body.append(f'<div class="wide"><table{kind}>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>')
     body += [f"<p>{_e(note)}</p>" for note in report.notes]
     if report.samples:
         body += [f"<h2>{_SAMPLES}</h2>", *map(_html_entry, report.samples)]
@@ -150,8 +158,8 @@ def _broken(value: str) -> str:
     )
 
 
-def _tex_row(cells: Iterable[str]) -> str:
-    return " & ".join(map(_tex, cells)) + r" \\"
+def _tex_row(cells: Iterable[str], *, prose: bool = False) -> str:
+    return " & ".join(map(_broken if prose else _tex, cells)) + r" \\"
 
 
 def _html_entry(entry: Entry) -> str:

@@ -95,7 +95,7 @@ def test_samples_that_one_run_has_right_come_first(tmp_path: Path) -> None:
     found = compare(a, b).samples
     assert [(s.doc_id, s.right) for s in found] == [(0, "A"), (2, "B"), (3, "")]
     first = found[0]
-    assert (first.answer_a, first.answer_b, first.target, first.same_prompt) == ("B", "A", "1", True)
+    assert (first.answer_a, first.answer_b, first.target, first.same_prompt) == ("B", "A", "B", True)
     assert first.logprobs_a == [-2.0, -1.0] and (first.margin_a, first.margin_b) == (1.0, -0.5)
     assert list(compare(a, b).samples_frame().doc_id) == [0, 2, 3]
 

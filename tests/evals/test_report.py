@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from evals import published, report, stats
+from evals import markup, published, report, stats
 from evals.results import Run, write
 from workbench.errors import DataError
 
@@ -175,6 +175,15 @@ def test_the_page_is_static_and_alone(tmp_path: Path) -> None:
         name for _, attributes in page.tags for name in attributes if name in ("src", "href") or name[:2] == "on"
     }
     assert "url(" not in report.document([run_of(tmp_path)]).text("html")
+
+
+def test_a_table_of_words_alone_may_break_its_lines() -> None:
+    table = markup.Table("Words", ("", "A", "B"), (("hash", "ab" * 32, "[x]"),), left=3)
+    made = markup.Report("r", ("a badge",), (table,), (), ())
+    tex = markup.latex(made)
+    assert r"\begin{tabular}{lp{.38\linewidth}p{.38\linewidth}}" in tex and r"ab\allowbreak{}ab" in tex
+    assert r"\fbox{\parbox{.95\linewidth}{\textbf{a badge}}}" in tex and "{[}x]" in tex
+    assert '<table class="prose">' in markup.html(made)
 
 
 def test_long_tables_go_on_in_another_tabular(tmp_path: Path) -> None:
