@@ -45,7 +45,9 @@ def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> No
     for one in open_runs:
         _print_open(one)
     for r in runs:
-        typer.echo(f"{r.name}  {r.model}  {', '.join(r.tasks) if len(r.tasks) < 6 else f'{len(r.tasks)} tasks'}")
+        what = ", ".join(r.tasks) if len(r.tasks) < 6 else f"{len(r.tasks)} tasks"
+        own = r.provenance.get("run")
+        typer.echo(f"{r.name}  {r.model}  {what}" + (f"  run {own}" if own else ""))
 
 
 def show(
@@ -91,11 +93,14 @@ def export(
     from evals.export import export as write
 
     if run is not None and not Path(run).exists() and (one := _open_run(run, results)):
-        raise DataError(
-            f"run {one.run.id} is {one.run.status}: there is nothing whole to export; {_resume(one)} first."
-        )
-    for path in write(find(run, results), output):
+        raise _not_finished(one)
+    found = find(run, results)
+    written = write(found, output)
+    for path in written:
         typer.echo(path)
+    names = {path.name for path in written}
+    if bare := [task for task in found.tasks if f"samples_{task}_{found.stamp}.jsonl" not in names]:
+        typer.echo(f"there are no samples of {', '.join(bare)} beside {found.path}; its scores alone went.", err=True)
 
 
 def gc(
@@ -128,9 +133,13 @@ def find(run: str | None, results: Path) -> Run:
     runs, problems = scan(folder)
     named = run is not None and folder == results
     wanted = [r for r in runs if not named or run in r.name or str(r.provenance.get("run", "")).startswith(str(run))]
+    if not wanted and run is None:
+        raise DataError(problems[0] if problems else f"there is no finished run in {folder}; `workbench eval list`.")
     if not wanted:
+        if named and (one := _open_run(run, results)):
+            raise _not_finished(one)
         found = f"found {', '.join(r.name for r in runs[:5])}" if runs else "found none"
-        raise DataError(problems[0] if problems else f"no run matches {run or 'anything'!r} in {folder}; {found}.")
+        raise DataError(problems[0] if problems else f"no run matches {run!r} in {folder}; {found}.")
     return wanted[0]
 
 
@@ -139,6 +148,11 @@ def _open_run(name: str, results: Path) -> Unfinished | None:
 
     found = [one for one in unfinished(results)[0] if one.run.id.startswith(name)]
     return found[0] if len(found) == 1 else None
+
+
+def _not_finished(one: Unfinished) -> DataError:
+    then = "wait for it" if one.run.status == "running" else f"{_resume(one)} goes on"
+    return DataError(f"run {one.run.id} is {one.run.status}: there is nothing whole of it yet; {then}.")
 
 
 def _resume(one: Unfinished) -> str:

@@ -123,8 +123,9 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert main(["eval", "list", "--results", str(folder), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["status"], row["answers_kept"], row["resume"]) == ("interrupted", 8, f"workbench {command}")
-    assert main(["eval", "export", name, "--results", str(folder)]) == 2
-    capsys.readouterr()
+    for asked in (["export", name], ["report", name], ["compare", name, name]):
+        assert main(["eval", *asked, "--results", str(folder)]) == 2
+        assert f"is interrupted: there is nothing whole of it yet; `workbench {command}`" in capsys.readouterr().err
     assert main(command.split()) == 0
     capsys.readouterr()
     assert main(["eval", "show", name, "--results", str(folder)]) == 0

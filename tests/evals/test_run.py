@@ -151,7 +151,13 @@ def test_list_and_show(speaking_model: Transformer, tmp_path: Path, capsys: pyte
     assert "no run matches 'other'" in capsys.readouterr().err
     (tmp_path / "results_broken.json").write_text("{")
     assert main(["eval", "list", "--results", str(tmp_path)]) == 0
-    assert "results_broken.json" in capsys.readouterr().err
+    out = capsys.readouterr()
+    assert "results_broken.json" in out.err and f"run {run.provenance['run']}" in out.out, "the name that gc takes"
+    next(run.path.parent.glob("samples_*")).unlink()
+    assert main(["eval", "export", str(run.path), "--output", str(tmp_path / "out")]) == 0
+    assert "there are no samples of demo_mmlu beside" in capsys.readouterr().err
+    assert main(["eval", "show", "--results", str(tmp_path / "empty")]) == 2
+    assert "there is no finished run in" in capsys.readouterr().err
 
 
 def test_chats_get_one_begin_token_and_end_open(speaking_model: Transformer) -> None:
