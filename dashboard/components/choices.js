@@ -45,9 +45,9 @@ function describe(data, about, step) {
   const numbers = element("table");
   numbers.append(row(["", "model", "drawn from"], "th"));
   numbers.append(row(["Probability", small(data.p[step]), small(data.share[step])], "td"));
-  const drawnLog = data.share[step] > 0 ? Math.log(data.share[step]).toFixed(3) : "";
-  numbers.append(row(["Log-probability (nats)", data.logp[step].toFixed(3), drawnLog], "td"));
-  numbers.append(row(["Entropy (nats)", data.entropy[step].toFixed(3), data.shareEntropy[step].toFixed(3)], "td"));
+  const drawnLog = data.share[step] > 0 ? small(Math.log(data.share[step])) : "";
+  numbers.append(row(["Log-probability (nats)", small(data.logp[step]), drawnLog], "td"));
+  numbers.append(row(["Entropy (nats)", small(data.entropy[step]), small(data.shareEntropy[step])], "td"));
   numbers.append(row(["Rank, tokens to draw from", data.rank[step], data.kept[step]], "td"));
   about.append(numbers);
   const likely = element("table", undefined, "likely");

@@ -62,8 +62,8 @@ def choices(
                 [[short(name(token), 24), p, share] for token, p, share in zip(*row, strict=True)]
                 for row in zip(
                     found.other_tokens.tolist(),
-                    _sent(np.exp(found.other_logprobs)),
-                    _sent(found.other_shares),
+                    map(_sent, np.exp(found.other_logprobs)),
+                    map(_sent, found.other_shares),
                     strict=True,
                 )
             ],
@@ -74,6 +74,5 @@ def choices(
 
 
 def _sent(values: np.ndarray) -> list[float]:
-    """Six digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
-    rounded: list[float] = np.round(np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0), 6).tolist()
-    return rounded
+    """Five digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
+    return [float(f"{value:.5g}") for value in np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)]

@@ -37,6 +37,7 @@ def test_tokens_say_what_they_were_drawn_from_and_open_their_step(tab: Tab) -> N
     for name in ("Probability", "Log-probability (nats)", "Entropy (nats)", "Rank", "Likeliest", "drawn from"):
         expect(about).to_contain_text(name)
     assert about.locator(".likely tr").count() == 9  # a head and eight alternatives
+    assert about.get_by_text("left out").count() == 0  # nothing is, without top-k and top-p
     # By keyboard: one token is in the tab order, arrows move the focus, Enter opens the step.
     tokens.nth(0).focus()
     tab.page.keyboard.press("ArrowRight")

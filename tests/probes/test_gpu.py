@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from probes import attention, attribution, lens, maps, norms, rope, tuned, within
+from probes import attention, attribution, lens, maps, norms, rope, sampled, tuned, within
 from workbench.capture import Capture
 from workbench.model import Transformer
+from workbench.sampling import Sampling
 
 ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     "head_metrics": lambda model, cap: attention.head_metrics(cap),
@@ -30,6 +31,7 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     ),
     "neuron_attribution": lambda model, cap: within.neuron_attribution(model, cap, [3, (7, 3)], k=3),
     "source_attribution": lambda model, cap: within.source_attribution(model, cap, [3, (7, 3)], (1, 2)),
+    "sampled": lambda model, cap: sampled.sampled(model, cap.tokens[0].tolist(), Sampling(0.8, 0.9), max_new_tokens=6),
     "induction_scores": lambda model, cap: attention.induction_scores(model, block=8),
 }
 
