@@ -30,7 +30,7 @@ def build(found: Comparison, *, samples: int) -> Report:
     """The report: differences, what else is not the same, and the first samples that were answered differently."""
     tables = [Table("Differences", COMPARED, tuple(compared(one) for one in found.differences), left=2)]
     if found.origins:
-        rows = tuple((name, short(a), short(b)) for name, a, b in found.origins)
+        rows = tuple((name, *("none" if x is None else short(x) for x in (a, b))) for name, a, b in found.origins)
         tables.append(Table("What else is not the same", ("", "A", "B"), rows, left=3))
     sides = (("A", found.a), ("B", found.b))
     sure = sum(bool(sample.right) for sample in found.samples)
@@ -40,9 +40,10 @@ def build(found: Comparison, *, samples: int) -> Report:
         *found.notes,
         f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ.",
     )
-    names = [run.model if found.a.model != found.b.model else run.name for run in (found.b, found.a)]
+    models = found.b.model, found.a.model
+    title = " compared with ".join(models) if len({*models}) == 2 else f"{models[0]}: run B compared with run A"
     return Report(
-        " compared with ".join(names),
+        title,
         tuple(badge for side, run in sides for badge in badges(run, f"{side}: ")),
         tuple(tables),
         notes,
@@ -64,17 +65,16 @@ def values(found: Comparison, *, samples: int) -> dict[str, Any]:
 
 
 def _about(sample: Sample) -> Iterator[tuple[str, str]]:
-    doc = sample.doc
     yield "question", short(sample.question)
+    choices = sample.doc.get("choices") if isinstance(sample.doc, dict) else None
+    if isinstance(choices, list):
+        yield "choices", short("; ".join(map(str, choices)))
     yield "target", short(sample.target)
     if not sample.same_prompt:
         yield "prompts", "differ"
     for side in "ab":
         logprobs, margin = (getattr(sample, f"{name}_{side}") for name in ("logprobs", "margin"))
-        yield side.upper(), short(getattr(sample, f"answer_{side}")) + _nats(logprobs, margin)
-    choices = doc.get("choices") if isinstance(doc, dict) else None
-    if isinstance(choices, list):
-        yield "choices", short("; ".join(map(str, choices)))
+        yield f"run {side.upper()}", short(getattr(sample, f"answer_{side}")) + _nats(logprobs, margin)
 
 
 def _nats(logprobs: Iterable[float] | None, margin: float | None) -> str:
