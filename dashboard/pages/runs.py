@@ -52,9 +52,14 @@ def show() -> None:
             for line in problems:
                 problem("A job's record is damaged; the others are shown.", line)
             if found:
-                _live(_table, results, found)
-                job = _choose(found)
-                _live(_opened, results, found, job.id)
+                # All three are there before one is filled: what is drawn again by itself has to find its place.
+                table, choice, opened = st.container(), st.container(), st.container()
+                with choice:
+                    job = _choose(found)
+                with table:
+                    _live(_table, results, found)
+                with opened:
+                    _live(_opened, results, found, job.id)
             else:
                 empty("Nothing was started from here yet. Choose benchmarks on the left, and press Start.")
         _strays(results)
@@ -63,13 +68,16 @@ def show() -> None:
 
 def _live(draw: Callable[..., None], results: Path, found: list[Job], *given: str) -> None:
     """Draw a part of the page each second while something runs; when something begins or ends, the whole page."""
-    before = {job.id: job.status for job in found}
+    statuses = {job.id: job.status for job in found}
+    drawn_with_the_page = iter([found])
 
     def drawn() -> None:
         with _told("This cannot be shown now."):
-            now, _ = jobs.jobs(results)
-            if {job.id: job.status for job in now} != before:
-                st.rerun()
+            now = next(drawn_with_the_page, None)
+            if now is None:
+                now, _ = jobs.jobs(results)
+                if {job.id: job.status for job in now} != statuses:
+                    st.rerun()
             draw(results, now, *given)
 
     drawn.__qualname__ = f"{draw.__qualname__}_live"  # what Streamlit tells fragments apart by
@@ -147,7 +155,7 @@ def _form(results: Path) -> None:
         with _told("It was not started."):
             checked, notes = asked.checked()
             job = jobs.start(results, checked)
-            st.session_state["_notes"] = notes
+            st.session_state["_notes"] = {job.id: notes}
             _open(job)
     missing = pd.DataFrame([(one.name, one.missing) for one in listed if one.missing], columns=["name", "missing"])
     with st.expander(f"{len(missing)} benchmarks whose questions are not here"):
@@ -167,13 +175,16 @@ def _open(job: Job) -> None:
 
 def _choose(found: list[Job]) -> Job:
     names = [job.id for job in found]
-    if (wanted := st.session_state.pop("_open", None)) in names:
-        st.query_params["job"] = wanted
-        st.session_state["job"] = wanted
+    wanted = st.session_state.pop("_open", None)
     named = st.query_params.get("job")
-    if named not in (None, *names):
+    if wanted is None and named not in (None, *names):
         problem("The job that this address names is not in the results folder. Choose another one.", str(named))
-    name = state.bound(st.selectbox, "Job", names, key="job", width=420)
+    if wanted in names or named not in names:
+        # Not as a default: that would not be in the address, which has to name this job when there are newer ones.
+        kept = st.session_state.get("_last_job")
+        st.session_state["job"] = wanted if wanted in names else kept if kept in names else names[0]
+        st.query_params["job"] = st.session_state["job"]
+    name = state.bound(st.selectbox, "Job", names, index=None, key="job", width=420)
     return next((job for job in found if job.id == name), found[0])
 
 
@@ -211,7 +222,7 @@ def _table(results: Path, found: list[Job]) -> None:
 
 def _opened(results: Path, found: list[Job], name: str) -> None:
     job = next(job for job in found if job.id == name)
-    for note in st.session_state.get("_notes", []):
+    for note in st.session_state.get("_notes", {}).get(job.id, []):
         st.warning(plain(note))
     say = {jobs.FINISHED: st.success, jobs.FAILED: st.error, jobs.ELSEWHERE: st.warning}.get(job.status, st.info)
     say(job.ending)
@@ -257,9 +268,7 @@ def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
                 st.text(f"The record and the log go; {plain(str(job.output))} stays.")
                 if st.button("Delete the record", key="delete"):
                     jobs.delete(job)
-                    for memory in ("job", "_last_job"):
-                        st.session_state.pop(memory, None)
-                    state.unlink("job")
+                    st.session_state["_open"] = ""  # another one than the address names
                     st.rerun()
 
 
