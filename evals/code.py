@@ -6,17 +6,47 @@ nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from evals import sandbox, stats
-from evals.sandbox import Engine, Limits, Program, ProgramRun
+from evals.sandbox import Engine, Limits, Program, ProgramRun, source
+
+Docs = Sequence[dict[str, Any]]
+Programs = list[list[str]]
+Filter = Callable[[list[list[str]], Docs], Programs]
 
 
-def tests_of(doc: dict[str, Any]) -> str:
-    """The tests of a HumanEval-style problem, as lm-eval's target for it."""
-    return f"{doc['test']}\ncheck({doc['entry_point']})"
+@cache
+def functions(module: Path) -> dict[str, Any]:
+    """What a module of lm-eval's defines, less what it does on import: fetching `code_eval`, and running with it."""
+    kept = [
+        node
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        or (isinstance(node, ast.Import) and all(alias.name != "evaluate" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module != "evaluate")
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(kept, []), str(module), "exec"), names)
+    return names
+
+
+def resolved(config: Any) -> Any:
+    """A definition with its `!function`s, which lm-eval's index has as PATH/MODULE.NAME, as functions."""
+    if isinstance(config, dict):
+        return {key: resolved(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [resolved(value) for value in config]
+    if isinstance(config, str) and config.startswith("/") and "\n" not in config:
+        stem, _, name = config.rpartition(".")
+        if stem and Path(f"{stem}.py").is_file():
+            return functions(Path(f"{stem}.py"))[name]
+    return config
 
 
 @dataclass
@@ -34,24 +64,23 @@ class Judge:
     k: tuple[int, ...] = ()
     runs: dict[tuple[str, str], ProgramRun] = field(default_factory=dict, repr=False)
 
-    def build_predictions(self, resps: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
-        """lm-eval's filter: prompt and answer joined to programs, which are run here, all of them at once."""
-        return self._run_all([[doc["prompt"] + r for r in resp] for resp, doc in zip(resps, docs, strict=True)], docs)
+    def judging(self, join: Filter | None, tests_of: Callable[[dict[str, Any]], str]) -> Filter:
+        """lm-eval's filter that makes programs of answers, which are run when it has made the last of them.
 
-    def build_predictions_instruct(self, resps: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
-        """The same for answers in a chat, which end where their block of code does."""
-        programs = [
-            [doc["prompt"] + r.partition("```")[0] for r in resp] for resp, doc in zip(resps, docs, strict=True)
-        ]
-        return self._run_all(programs, docs)
+        join: the task's own filter; None where an answer is a program as it is. tests_of: its tests for a question.
+        """
 
-    def _run_all(self, programs: list[list[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
-        jobs = {(code, tests_of(doc)): doc for codes, doc in zip(programs, docs, strict=True) for code in codes}
-        keys = [key for key in jobs if key not in self.runs]
-        given = (Program(*key, entry_point=jobs[key]["entry_point"], context=jobs[key]["prompt"]) for key in keys)
-        for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
-            self.runs[keys[place]] = run
-        return programs
+        def run_all(resps: list[list[str]], docs: Docs) -> Programs:
+            programs = [list(resp) for resp in resps] if join is None else join(resps, docs)
+            tests = [tests_of(doc) for doc in docs]
+            jobs = {(code, test): doc for codes, test, doc in zip(programs, tests, docs, strict=True) for code in codes}
+            keys = [key for key in jobs if key not in self.runs]
+            given = (_program(*key, jobs[key]) for key in keys)
+            for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
+                self.runs[keys[place]] = run
+            return programs
+
+        return run_all
 
     def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
         """lm-eval's metric: the unbiased estimate over each problem's programs, which were run before."""
@@ -60,3 +89,10 @@ class Judge:
             for codes, tests in zip(predictions, references, strict=True)
         ]
         return {f"pass@{n}": sum(stats.pass_at_k(*count, n) for count in counts) / len(counts) for n in self.k or k}
+
+
+def _program(code: str, tests: str, doc: dict[str, Any]) -> Program:
+    """A program and its tests: HumanEval's beside the given part of the problem, MBPP's beside what it imports."""
+    if "entry_point" in doc:
+        return Program(code, tests, entry_point=doc["entry_point"], context=doc.get("prompt", ""))
+    return Program(code, tests, context=source.imports(code))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,8 +24,9 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
+from lm_eval.utils import apply_template
 
-from evals import custom, data, hub, presets
+from evals import code, custom, data, hub, presets
 from evals.code import Judge
 from workbench.errors import DataError
 
@@ -36,6 +37,7 @@ _LLAMA = ("gsm8k", "mmlu", "mmlu_cot", "arc_challenge")
 _FOLDERS = ("mmlu/default", "gsm8k", "humaneval", *(f"llama3/instruct/{name}" for name in _LLAMA))
 # Names of kinds of tasks, over many benchmarks: these few folders do not hold all that they mean.
 _LEFT_OUT = {"chain_of_thought", "self_consistency", "math_word_problems"}
+_PASS = {"pass_at_k", "pass_at_1"}  # lm-eval's names of what calls `code_eval`; both are pass@k here
 _FORMATS = {"json", "csv", "parquet", "text"}
 _SAMPLED = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}  # as lm-eval's humaneval_64
 
@@ -225,7 +227,7 @@ class _Factory(TaskFactory):
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
         if (entry.cfg or {}).get("unsafe_code"):
             # Not through the factory: it would import lm-eval's own metric, which calls the hub.
-            config = {**deepcopy(entry.cfg or {}), **(overrides or {})}
+            config = code.resolved({**deepcopy(entry.cfg or {}), **(overrides or {})})
             return self._local({**config, **self._judged(entry.name, config)})
         theirs = self._load_full_config(entry, overrides)
         for key in ("tag", "group", "task_list"):
@@ -251,26 +253,31 @@ class _Factory(TaskFactory):
         like = ours[custom.form_of(file)].cfg or {}
         config = custom.config(file, like, program=ours["humaneval"].cfg or {})
         if config.get("unsafe_code"):
+            config = code.resolved(config)
             config |= self._judged(file.stem, config)
         return self._local(config)
 
-    def _judged(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    def _judged(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
         """The filter and the metric of a task whose answers are programs, with the sandbox behind them."""
-        if config.get("doc_to_target") != manager().task_index["humaneval"].cfg["doc_to_target"]:
-            raise DataError(f"{name} has generated code run in a way of its own, for which there is no sandbox here.")
-        instruct = "build_predictions_instruct" in str(config.get("filter_list"))
-        join = self.judge.build_predictions_instruct if instruct else self.judge.build_predictions
+        if "metric_list" not in config:  # the embedded problems, which are in HumanEval's form
+            theirs = code.resolved(deepcopy(manager().task_index["humaneval"].cfg))
+            config |= {key: theirs[key] for key in ("metric_list", "filter_list")}
+        target, metrics, filters = config["doc_to_target"], config["metric_list"], config.get("filter_list") or []
+        steps = [step for one in filters for step in one["filter"]]
+        join = steps[0].get("filter_fn") if len(steps) == 1 else None
+        known = all(getattr(metric["metric"], "__name__", "") in _PASS for metric in metrics)
+        if not (known and isinstance(target, str) and callable(join) == bool(filters)):
+            raise DataError(f"{task} has generated code run in a way of its own, for which there is no sandbox here.")
         changes: dict[str, Any] = {}
-        shots = [k for metric in config.get("metric_list") or [{}] for k in metric.get("k", [1])]
+        shots = [k for metric in metrics for k in metric.get("k", [1])]
         if self.samples is not None:
             shots = [k for k in (1, 10, 100) if k <= self.samples]
             drawn = {} if self.samples == 1 else _SAMPLED
             changes = {"repeats": self.samples, "generation_kwargs": {**config["generation_kwargs"], **drawn}}
         metric = {"metric": self.judge.pass_at_k, "aggregation": "mean", "higher_is_better": True, "k": shots}
-        return changes | {
-            "metric_list": [metric],
-            "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": join}]}],
-        }
+        run = {"function": "custom", "filter_fn": self.judge.judging(join, partial(apply_template, target))}
+        name = filters[0]["name"] if filters else "none"
+        return changes | {"metric_list": [metric], "filter_list": [{"name": name, "filter": [run]}]}
 
 
 @contextmanager

@@ -38,6 +38,13 @@ def score(
     ] = "out",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a program may take.")] = 10.0,
     memory: Annotated[int, typer.Option(min=64, help="MiB that a program may take.")] = 512,
+    cpu: Annotated[
+        int | None, typer.Option(min=1, help="Seconds of processor time it may take; default two more than --timeout.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Threads that it may start.")] = 64,
+    file_size: Annotated[float, typer.Option(min=0.001, help="MiB that it may write.")] = 16,
+    open_files: Annotated[int, typer.Option(min=16, help="Files that it may have open.")] = 64,
+    output_size: Annotated[float, typer.Option(min=0.25, help="KiB kept of what it prints, on each stream.")] = 8,
     unsafe_exec: Annotated[
         bool, typer.Option("--unsafe-exec", help="DANGEROUS: run programs WITHOUT a sandbox, open to your own files.")
     ] = False,
@@ -47,6 +54,7 @@ def score(
     need_lm_eval()
     from evals.rescore import score as score_answers
     from evals.sandbox import Limits, Unsafe
+    from evals.sandbox.limits import MIB
 
     if unsafe_exec:
         typer.echo(
@@ -61,7 +69,15 @@ def score(
         preset=preset,
         chat=chat,
         missing_wrong=missing == "wrong",
-        limits=Limits(seconds=timeout, memory=memory << 20),
+        limits=Limits(
+            seconds=timeout,
+            cpu_seconds=cpu,
+            memory=memory << 20,
+            processes=processes,
+            file_bytes=int(file_size * MIB),
+            open_files=open_files,
+            output_bytes=int(output_size * 1024),
+        ),
         engine=Unsafe() if unsafe_exec else None,
     )
     typer.echo(f"written to {finished.path}", err=True)

@@ -29,6 +29,7 @@ _REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, 
 
 
 SOURCES: dict[str, str] = {}
+HELD: list[Any] = []  # what the other process has an `Opaque` of
 
 
 def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
@@ -77,10 +78,13 @@ class ProgramError(Exception):
 
 
 class Opaque:
-    """Stands for a value of the program's that is no plain data; equal to nothing but itself."""
+    """Stands for a value of the other process's that is no plain data; equal to nothing but itself.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    Given back to that process, it is the value again.
+    """
+
+    def __init__(self, text: str, number: int) -> None:
+        self.text, self.number = text, number
 
     def __repr__(self) -> str:
         return self.text
@@ -132,7 +136,10 @@ def pack(value: Any) -> Any:
         return {"complex": [value.real, value.imag]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
-    return {"opaque": f"<{type(value).__name__} object, which the tests cannot see into>"}
+    if isinstance(value, Opaque):
+        return {"held": value.number}
+    HELD.append(value)
+    return {"opaque": [f"<{type(value).__name__} object, which the tests cannot see into>", len(HELD) - 1]}
 
 
 def unpack(data: Any) -> Any:
@@ -150,7 +157,9 @@ def unpack(data: Any) -> Any:
         return complex(*body)
     if kind == "range":
         return range(*body)
-    return Opaque(str(body))
+    if kind == "held":
+        return HELD[body]
+    return Opaque(str(body[0]), int(body[1]))
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -340,7 +349,7 @@ class Judge:
                 value, after = unpack(answer["value"]), unpack(answer["arguments"])
                 for old, new in zip(arguments, after, strict=True):
                     write_back(old, new)
-            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
                 self.ended = Ended("something that is no answer on the tests' channel")
                 raise self.ended from error
             return value

@@ -25,8 +25,20 @@ def split_tests(source: str) -> tuple[str, str, str, str] | None:
     # As the parser counts lines; `splitlines` would also split at form feeds.
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     code, tests = "\n".join(lines[:start]), "\n".join(lines[start:])
-    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom) and _plain(node)]
-    return code, tests, argument.id, "\n".join(imports)
+    return code, tests, argument.id, _imports(body)
+
+
+def imports(source: str) -> str:
+    """The imports of standard modules that a program makes for itself and, where they share it, for its tests."""
+    try:
+        return _imports(ast.parse(source).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+
+
+def _imports(body: list[ast.stmt]) -> str:
+    found = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom) and _plain(node)]
+    return "\n".join(found)
 
 
 def _plain(node: ast.Import | ast.ImportFrom) -> bool:

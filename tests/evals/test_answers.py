@@ -22,6 +22,7 @@ from evals.compare import compare
 from evals.rescore import score
 from evals.results import Run, list_runs
 from evals.run import Settings, evaluate
+from evals.sandbox import Limits
 from evals.store import Store
 from workbench.cli import main
 from workbench.errors import DataError
@@ -357,3 +358,24 @@ def test_runs_of_answers_are_compared_on_what_both_answered(tmp_path: Path) -> N
     second = score("demo_gsm8k", written(tmp_path / "b.jsonl", wrong), output=tmp_path / "b")
     frame = compare(first, second).frame()
     assert set(frame.n) == {10} and set(frame.difference.round(9)) == {-0.3}
+
+
+def test_every_limit_of_a_program_is_passed_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        given.update(options)
+        raise DataError("far enough")
+
+    monkeypatch.setattr("evals.rescore.score", stop)
+    flags = "--timeout 3 --cpu 2 --memory 128 --processes 5 --file-size 0.5 --open-files 20 --output-size 1"
+    assert main(["eval", "score", "--task", "humaneval", "--samples", str(tmp_path / "x"), *flags.split()]) != 0
+    assert given["limits"] == Limits(
+        seconds=3.0,
+        cpu_seconds=2,
+        memory=128 << 20,
+        processes=5,
+        file_bytes=1 << 19,
+        open_files=20,
+        output_bytes=1024,
+    )

@@ -193,6 +193,14 @@ CHEATS = {
         """,
         "failed",
     ),
+    "gives back what it was never given": (
+        "import __main__\n__main__.pack = lambda value: {'held': 7}\ndef add(a, b): return 0",
+        "failed",
+    ),
+    "numbers what it gives with words": (
+        "import __main__\n__main__.pack = lambda value: {'opaque': ['x', 'y']}\ndef add(a, b): return 0",
+        "failed",
+    ),
     "never answers": ("def add(a, b):\n    while True: pass", "timeout"),
     "eats memory when called": ("def add(a, b): return len([0] * 10**10)", "memory"),
     "writes when called": ("def add(a, b): return open('/etc/x', 'w')", "forbidden"),
@@ -280,6 +288,30 @@ else:
 """
     run = run_tests(code, tests, entry_point="echo")
     assert run.passed, run
+
+
+@needs_sandbox
+def test_the_programs_own_objects_go_back_to_it() -> None:
+    code = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
+    code += "def total(pairs): return sum(p.a + p.b for p in pairs)\ndef same(x): return x\n"
+    tests = "assert total([Pair(1, 2), Pair(3, 4)]) == 10\nassert Pair(1, 2) != Pair(1, 2)\n"
+    tests += "mine = object()\nassert same(mine) is mine"
+    assert run_tests(code, tests, entry_point="total").passed
+    assert run_tests(code, tests.replace("10", "11"), entry_point="total").verdict == "failed"
+
+
+@needs_sandbox
+def test_stderr_holds_the_failing_test_and_nothing_of_the_harness() -> None:
+    run = run_tests("def f(x): return x", "def check(c):\n    assert c(1) == 2\ncheck(f)", entry_point="f")
+    assert run.message == "AssertionError: assert c(1) == 2"
+    assert run.stderr.splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "<tests>", line 3, in <module>',
+        "    check(f)",
+        '  File "<tests>", line 2, in check',
+        "    assert c(1) == 2",
+        "AssertionError",
+    ]
 
 
 @needs_sandbox
