@@ -24,13 +24,22 @@ SHAPE = {
 GPU_SHAPE = {**SHAPE, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
              "intermediate_size": 8192, "vocab_size": 128_256}  # fmt: skip
 
+SMALL_SHAPE = {**SHAPE, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
+               "intermediate_size": 512}  # fmt: skip
+LARGE_SHAPE = {**SHAPE, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+               "intermediate_size": 2048, "vocab_size": 128_256, "tie_word_embeddings": True}  # fmt: skip
+READ = 200 << 20  # bytes that no cache holds for long
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--decode", action="store_true", help="only decoding, of three shapes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     device, rounds = options.device, options.rounds
+    if options.decode:
+        return _decode(rounds, device)
     shape = GPU_SHAPE if device.startswith("cuda") else SHAPE
     print(f"Shape: {shape}\n\nMachine: {machine(device)}\n")
     print("| work | A | B | A, ms | B, ms | A / B (median, quartiles) |\n|---|---|---|---|---|---|")
@@ -40,6 +49,32 @@ def main() -> None:
             _hook_points(model, dtype, rounds, device)
             _against_transformers(reference, model, dtype, rounds, device)
             _capture(model, dtype, rounds, device)
+
+
+@torch.no_grad()
+def _decode(rounds: int, device: str) -> None:
+    print(f"Machine: {machine(device)}\n")
+    print("| shape | type | batch | ours, ms a step | transformers, ms | transformers / ours (median, quartiles) "
+          "| ours, of the memory's rate |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    numbers = torch.ones(READ // 4, device=device)
+    for shape in (SMALL_SHAPE, SHAPE, LARGE_SHAPE):
+        for dtype in (torch.float32, torch.bfloat16):
+            reference, model = _pair(shape, dtype, device)
+            read = sum(p.numel() * p.element_size() for p in model.parameters())
+            if model.output is not None:  # of the embedding a step reads a row
+                read -= model.tok_embeddings.weight.numel() * dtype.itemsize
+            for batch in (1, 8):
+                runs: dict[str, Callable[[], object]] = {
+                    "model": _decoding(model, batch), "transformers": _decoding_reference(reference, batch),
+                    "memory": lambda: [numbers.sum() for _ in range(4)],
+                }  # fmt: skip
+                timing = interleaved(runs, rounds=rounds, device=device)
+                middle, low, high = timing.ratio("transformers", "model")
+                ours, theirs = timing.seconds["model"] / 16, timing.seconds["transformers"] / 16
+                share = read / ours * timing.seconds["memory"] / (4 * READ)
+                name = f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"
+                print(f"| {name} | {_name(dtype)} | {batch} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} "
+                      f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {share:.0%} |", flush=True)  # fmt: skip
 
 
 def _hook_points(model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str) -> None:
