@@ -184,14 +184,6 @@ def headlines(run: Run) -> list[tuple[Score, Rule]]:
     return found
 
 
-def preset(name: str, asked: Sequence[str], *, chat: bool = False) -> dict[str, Any]:
-    """The changes of a run's settings that a preset asks for.
-
-    Raises: DataError if there is no such preset.
-    """
-    return {"preset": name, "tasks": tasks(name, asked, chat=chat)}
-
-
 def _split(name: str, table: dict[str, Any]) -> tuple[str, str]:
     """A benchmark of the table and what follows in the name: a subject of MMLU, a group of subjects, or nothing."""
     for benchmark in sorted(table, key=len, reverse=True):

@@ -60,14 +60,6 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
 
 
-def half_width(p: float, n: int) -> float:
-    """Half of the 95% interval of a proportion p over n questions: what a single score leaves open.
-
-    Exact:  Wald's. Wilson's is not symmetric; at whole benchmarks the two agree to 0.1 points.
-    """
-    return Z95 * math.sqrt(p * (1 - p) / n)
-
-
 def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Standard error of a mean whose questions share something, as a passage; `clusters` names it for each.
 

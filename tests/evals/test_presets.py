@@ -33,7 +33,7 @@ def test_names_in_metas_two_ways() -> None:
         "demo_mmlu",
         "mmlu_pro",
     )
-    assert presets.preset("meta", asked) == {"preset": "meta", "tasks": plain}
+    assert presets.tasks("meta", asked, chat=False) == plain
     assert presets.tasks("meta", asked, chat=True) == chat
     assert presets.tasks("meta", ["mmlu_cot", "mmlu_cot_virology"], chat=True) == (
         "mmlu_cot_llama",
@@ -41,7 +41,7 @@ def test_names_in_metas_two_ways() -> None:
     )
     assert presets.tasks("lm-eval", asked, chat=True) == tuple(asked)
     with pytest.raises(DataError, match="no preset 'mega'; there are lm-eval and meta"):
-        presets.preset("mega", asked)
+        presets.tasks("mega", asked, chat=False)
 
 
 def config(task: Any) -> tuple[int, int | None]:
