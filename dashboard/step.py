@@ -17,6 +17,7 @@ from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
 from probes.maps import MAX_CELLS, head_map, strongest_keys
 from probes.sampled import Sampled
+from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer
 
 COLOURS = {
@@ -106,13 +107,28 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },
     )
+    _onwards(model, found, ids, at, view)
+
+
+def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:
+    """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
     text = st.session_state.get("prompt", "") + found.text
-    tokenizer = model.tokenizer
-    if tokenizer is not None and len(text) <= source.MAX_CHARS and tokenizer.encode(text, bos=True) == ids:
+    if model.tokenizer is None or len(text) > source.MAX_CHARS:
+        return
+    # The last token was never read; it is in the text unless it ended it.
+    if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):
+        return
+    name = f"L{view.layer}H{view.head}"
+    with st.container(horizontal=True):
         st.page_link(
             "dashboard/pages/attention.py",
-            label="Prompt and text in Attention →",
+            label=f"{name} in Attention →",
             query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)},
+        )
+        st.page_link(
+            "dashboard/pages/intervene.py",
+            label=f"Without {name} in Intervene →",
+            query_params={"prompt": text, "position": str(at), "changes": to_json([Ablate(name)])},
         )
 
 

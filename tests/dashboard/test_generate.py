@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import numpy as np
 import pandas as pd
@@ -204,6 +205,31 @@ def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) 
     assert scope["found"].tokens == tuple(table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
+def links(session: AppTest) -> dict[str, dict[str, str]]:
+    found = {link.proto.label: parse_qs(link.proto.query_string) for link in session.get("page_link")}
+    return {label: {name: values[0] for name, values in query.items()} for label, query in found.items()}
+
+
+@pytest.mark.parametrize("new", [4, 64])  # broken off by the limit, and ended by the model
+def test_a_head_of_a_step_is_linked_where_the_text_is_the_very_tokens(
+    serve: Callable[[str, Path], None], app: App, results: Path, new: int
+) -> None:
+    serve("demo", results)
+    session = app("generate", temperature=0, new=new, layer=5, head=3)
+    session.button(key="generate").click().run()
+    demo = wb.load_model("demo")
+    prompt = encode(demo, session.text_area(key="prompt").value)
+    tokens = table(session, "probability")["token"].tolist()
+    session.slider(key="step").set_value(2).run()
+    found = links(session)
+    query = found["L5H3 in Attention →"]
+    assert encode(demo, query["prompt"])[: len(prompt) + len(tokens) - 1] == [*prompt, *tokens[:-1]]
+    assert (query["layer"], query["head"], query["token"]) == ("5", "3", str(len(prompt)))
+    assert json.loads(found["Without L5H3 in Intervene →"]["changes"]) == [{"kind": "ablate", "target": "L5H3"}]
+    session.text_area(key="prompt").set_value("another").run()
+    assert not links(session)
+
+
 # --- chat -----------------------------------------------------------------------------------------------------
 
 
@@ -329,3 +355,18 @@ def test_the_files_hold_the_table(model: Transformer) -> None:
     again = pd.read_parquet(io.BytesIO(step._parquet(shown)))
     pd.testing.assert_frame_equal(again, shown)
     assert len(step.alternatives(model, found)) == 5 * 8
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"step": 9999}, {"step": "x"}, {"step": -1}, {"temperature": -3}, {"temperature": "nan"}, {"topp": 0},
+        {"topk": 10**9}, {"seed": -1}, {"new": 0}, {"mode": "Shout"}, {"by": "Smell"}, {"head": 99}, {"written": "x"},
+        {"turns": "x"},
+    ],
+)  # fmt: skip
+def test_an_edited_address_breaks_nothing(app: App, nonsense: dict[str, object]) -> None:
+    session = app("generate", **(SETTINGS | {"written": 1} | nonsense))
+    assert not session.exception and not session.error
+    assert 1 <= len(table(session, "probability", "drawn_probability")) <= 64
+    assert 1 <= session.slider(key="step").value <= 64
