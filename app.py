@@ -13,6 +13,7 @@ PAGES = {
     "neurons": "Neurons",
     "intervene": "Intervene",
     "generate": "Generate",
+    "compare": "Compare",
     "benchmarks": "Benchmarks",
     "samples": "Samples",
     "runs": "Runs",

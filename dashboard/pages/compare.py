@@ -1,0 +1,261 @@
+"""Compare: two captures or two benchmark runs, A beside B, and what is different."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import sides, state, versus
+from dashboard.components.atlas import atlas
+from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.settings import Settings
+from dashboard.sides import Shared, Side
+from dashboard.state import Held
+from dashboard.targets import token_bytes
+from dashboard.text import plotly_labels, short
+from probes.comparison import Comparison, HeadDifferences
+from probes.figures.comparison import logits as logit_figure
+from probes.figures.side_by_side import SIDE, side_by_side
+from probes.maps import HeadMap, head_map
+from workbench.hooks import PATTERN, layer_of
+
+ABOUT = Help(
+    "Two captures: A is the prompt above, B the same or another prompt, under interventions, another RoPE scaling or "
+    "another type of numbers. Or two benchmark runs of the results folder, question by question.",
+    [
+        "**KL** is KL(A ‖ B) in nats: of a head's attention, the mean over queries; of predictions, at each position.",
+        "**Relative difference** is |A − B| / |A| over everything at a hook, **cosine** the mean over tokens; of a "
+        "head they are those of its output (z).",
+        "A and B share one colour scale from 0; the difference is B less A, blue below and red above 0. Cells after "
+        "the query are blank.",
+        "Prompts that differ are compared where they begin, or end, with the same tokens. Behind another beginning "
+        "the keys are others, so patterns are shown side by side and not subtracted.",
+        "**Runs**: paired over the questions both answered; p is McNemar's exact one for right and wrong answers, "
+        "else a bootstrap's, and adjusted by Holm's method. **Detectable** is the smallest difference seen with 80% "
+        "power at 5%.",
+    ],
+    {
+        "McNemar": "https://doi.org/10.1007/BF02295996",
+        "paired evaluation": "https://arxiv.org/abs/2411.00640",
+        "ablation": "https://arxiv.org/abs/2211.00593",
+    },
+)
+CAPTURES, RUNS = "Captures", "Runs"
+MEASURES = {
+    "Attention KL": ("kl", PATTERN, "KL(A ‖ B) of attention, nats"),
+    "Relative difference": ("relative", "attn.hook_z", "|A − B| / |A| of head outputs"),
+    "Cosine": ("cosine", "attn.hook_z", "cosine of head outputs"),
+}
+TOP = 8
+
+
+def show() -> None:
+    with page("Compare", "Two captures or two runs: A, B and the difference on the same scale.", ABOUT) as head:
+        what = state.bound(
+            st.segmented_control, "Compare", [CAPTURES, RUNS], key="compare", default=CAPTURES, required=True
+        )
+        if what == RUNS:
+            versus.show(head)
+        else:
+            _captures(head)
+
+
+def _captures(head: Head) -> None:
+    model = state.model()
+    chosen = sides.choose(model)
+    if chosen is None:
+        return
+    a, b = chosen
+    common = sides.shared(a.given, b.given)
+    if common is None:
+        st.error("The prompts share neither their first two nor their last two tokens: nothing can be aligned. Let B "
+                 "begin or end as A does.")  # fmt: skip
+        return
+    st.text(common.said)
+    before, after = a.capture(), b.capture()
+    found = state.once_between(model, before, after, sides.compared, common.align)
+    position = _summary(a, found, common)
+    left, right = st.columns([0.41, 0.59])
+    with left, card("All heads", key="atlas_card", height="stretch"):
+        layer, number = _heads(a, found, before, after)
+    with right, card("Likeliest next tokens", key="top_card", height="stretch",
+                     help="After the chosen position, at temperature 1."):  # fmt: skip
+        _top(a, before, after, position, position + common.shift)
+    with st.container(border=True, key="patterns_card"):
+        maps = _patterns(a, b, before, after, common, layer, number)
+    if found.logits is not None:
+        with st.container(border=True, key="logits_card"):
+            fig = logit_figure(found.logits, stamp={"pair": f"{before.id}/{after.id}"})
+            chart(fig, key="logit_differences", height=300)
+    with card("By hook", key="hooks_card", help="Every hook that both sides hold, in the order of a run."):
+        _hooks(found)
+    _take_away(head, a, b, common, found, maps)
+
+
+def _summary(a: Side, found: Comparison, common: Shared) -> int:
+    logits = found.logits
+    assert logits is not None and found.by_head is not None  # `sides.HOOKS` has them
+    first, last = int(logits.positions[0]), int(logits.positions[-1])
+    with st.container(border=True, key="summary"):
+        columns = st.columns([1, 1, 1, 1, 2], vertical_alignment="bottom")
+        with columns[0]:
+            asked = state.bound(
+                st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared."
+            )
+        position = last if asked < 0 else min(max(asked, first), last)
+        columns[1].metric(f"KL after position {position} (nats)", f"{logits.kl[0, position - first]:.3g}")
+        columns[2].metric("Mean KL (nats)", f"{logits.kl.mean():.3g}")
+        columns[3].metric("Same first choice", f"{logits.agreement:.0%}")
+        columns[4].metric("The runs part at", found.part() or "nowhere", help="The first hook over 0.1% apart.")
+    if not np.isfinite(logits.kl).all():
+        st.error("The logits of A or B hold NaN or infinite numbers.")
+    return position
+
+
+def _heads(a: Side, found: Comparison, before: Held, after: Held) -> tuple[int, int]:
+    config, heads = a.model.config, found.by_head
+    assert heads is not None
+    options = [name for name, (measure, _, _) in MEASURES.items() if measure != "kl" or len(heads.layers)]
+    name = state.bound(
+        st.segmented_control, "Colour heads by", options, key="measure", default=options[0], required=True
+    )
+    measure, point, unit = MEASURES.get(name, MEASURES[options[0]])
+    values = by_head(heads, measure, point)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        worst = np.unravel_index(int(np.nanargmax(_apart(values, measure))), values.shape)
+        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, int(worst[0]), key="at_layer", width=130)
+        number = state.bound(st.number_input, "Head", 0, config.n_heads - 1, int(worst[1]), key="at_head", width=130)
+    st.caption(f"{unit}, over the shared tokens. Click a square to open the head.")
+    id = f"{before.id}/{after.id}/{measure}"
+    atlas(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)
+    order = np.argsort(-_apart(values, measure), axis=None, kind="stable")[:5]
+    at = np.unravel_index(order, values.shape)
+    st.dataframe(
+        pd.DataFrame({"head": [f"L{x}H{y}" for x, y in zip(*at, strict=True)]}
+                     | {key: by_head(heads, m, p)[at] for key, (m, p, _) in MEASURES.items() if key in options}),
+        hide_index=True,
+        row_height=31,
+        column_config={"head": st.column_config.TextColumn("Most changed", width=90)}
+        | {key: st.column_config.NumberColumn(key, format="%.3g") for key in options},
+    )  # fmt: skip
+    return layer, number
+
+
+def _choose_head(layer: int, head: int) -> None:
+    st.session_state["at_layer"], st.session_state["at_head"] = layer, head
+
+
+def by_head(heads: HeadDifferences, measure: str, point: str) -> np.ndarray:
+    """One measure of one hook for all heads. Shapes: -> [layer, head]"""
+    if measure == "kl":
+        return heads.kl
+    return np.asarray(getattr(heads, measure)[[hook.endswith(point) for hook in heads.hooks]])
+
+
+def _apart(values: np.ndarray, measure: str) -> np.ndarray:
+    """The same so that more is more different, undefined ones last."""
+    return np.nan_to_num(-values if measure == "cosine" else values, nan=-np.inf)
+
+
+def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
+    rows = [held.capture["hook_logits"][0, at].float() for held, at in ((before, at_a), (after, at_b))]
+    first, second = (row.softmax(-1).cpu().numpy() for row in rows)
+    kept = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
+    kept = kept[np.argsort(-np.maximum(first, second)[kept], kind="stable")]
+    raw = [row.cpu().numpy()[kept] for row in rows]
+    st.dataframe(
+        pd.DataFrame(
+            {
+                "token": [short(token_bytes(a.model, token), 24) for token in kept.tolist()],
+                "id": kept,
+                "a": first[kept],
+                "b": second[kept],
+                "logit_a": raw[0],
+                "logit_b": raw[1],
+                "change": raw[1] - raw[0],
+            }
+        ),
+        hide_index=True,
+        height=table_height(len(kept), most=600),
+        column_config={
+            "token": "Token",
+            "id": st.column_config.NumberColumn("Id", format="%d", width=50),
+            "a": st.column_config.ProgressColumn("A", format="%.3f", min_value=0, max_value=1),
+            "b": st.column_config.ProgressColumn("B", format="%.3f", min_value=0, max_value=1),
+            "logit_a": st.column_config.NumberColumn("Logit A", format="%.2f", width=70),
+            "logit_b": st.column_config.NumberColumn("Logit B", format="%.2f", width=70),
+            "change": st.column_config.NumberColumn("B − A", format="%+.2f", width=70),
+        },
+    )
+
+
+def _patterns(
+    a: Side, b: Side, before: Held, after: Held, common: Shared, layer: int, head: int
+) -> tuple[HeadMap, HeadMap]:
+    shortest = min(len(a.given), len(b.given))
+    start = 0
+    if max(len(a.given), len(b.given)) > SIDE:
+        start = state.bound(
+            st.number_input, "Patterns from position", 0, shortest - 1, 0, step=64, key="from", width=200,
+            help=f"{SIDE} positions are drawn at a time.",
+        )  # fmt: skip
+    maps = tuple(
+        state.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
+        for side, held in ((a, before), (b, after))
+    )
+    shared = 0 if common.align == "suffix" else common.count
+    labels = [plotly_labels(side.given.tokens, limit=10) for side in (a, b)]
+    stamp = {"layer": layer, "head": head, "pair": f"{before.id}/{after.id}"}
+    chart(side_by_side(*maps, *labels, shared=shared, stamp=stamp), key="patterns")
+    if common.align == "suffix":
+        st.caption("No difference: behind another beginning, the same positions are other keys.")
+    elif common.align == "prefix":
+        st.caption(f"The difference covers the first {common.count} tokens, which both share.")
+    return maps[0], maps[1]
+
+
+def _hooks(found: Comparison) -> None:
+    table = found.frame()
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=300),
+        column_config={
+            "hook": st.column_config.TextColumn("Hook", width=240),
+            "layer": st.column_config.NumberColumn("Layer", width=60),
+            "largest": st.column_config.NumberColumn("Largest |A − B|", format="%.3g"),
+            "relative": st.column_config.NumberColumn("Relative", format="%.3g"),
+            "cosine": st.column_config.NumberColumn("Cosine", format="%.6f"),
+        },
+    )
+    for reason in dict.fromkeys(found.left_out.values()):
+        left = {layer_of(hook) for hook, why in found.left_out.items() if why == reason}
+        st.caption(f"Not compared in {len(left)} layers: {reason}.")
+
+
+def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, maps: tuple[HeadMap, HeadMap]) -> None:
+    lines = [
+        "import torch, workbench as wb",
+        "from probes.comparison import compare",
+        "from workbench.intervene import from_json",
+        "",
+        f"HOOKS = {list(sides.HOOKS)!r}",
+        "caps = []",
+        "for dtype, prompt, changes in (",
+        *(f"    ({side.model.dtype}, lambda model: {side.given.code}, {side.changes!r})," for side in (a, b)),
+        "):",
+        f"    model = wb.load_model({Settings.from_env().model!r}, dtype=dtype)",
+        "    with torch.no_grad(), model.intervene(*from_json(changes)):",
+        "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
+        f"found = compare(*caps, align={common.align!r})",
+        "found.frame()",
+        "found.by_head.frame()",
+    ]
+    head.code("\n".join(lines))
+    tables = {"hooks": found.frame}
+    tables |= {} if found.by_head is None else {"heads": found.by_head.frame}
+    tables |= {} if found.logits is None else {"predictions": found.logits.frame}
+    tables |= {f"pattern_{name}": side.frame for name, side in zip("ab", maps, strict=True)}
+    head.data(tables)
+
+
+show()

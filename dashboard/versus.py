@@ -1,0 +1,223 @@
+"""Two runs of the results folder beside each other: scores, paired differences, and the questions where they part."""
+
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import runs, state
+from dashboard.frame import Head, card, chart_untitled, empty, problem, table_height
+from dashboard.settings import Settings
+from dashboard.text import plain
+from evals import figures
+from evals.compare import Comparison, Sample
+from evals.results import Run, questions
+from workbench.errors import DataError
+
+MOST_ROWS = 1000
+COMMAND = "workbench eval run --model demo --tasks demo_mmlu --output {folder}"
+
+
+def show(head: Head) -> None:
+    """Everything below the switch to runs."""
+    found, _ = runs.runs()
+    if len(found) < 2:
+        folder = Settings.from_env().results / "second"
+        empty(f"The results folder has {len(found)} finished runs, and two are compared. Run another, then reload.",
+              COMMAND.format(folder=folder))  # fmt: skip
+        return
+    b, a = _choose(found)
+    if a is None:
+        st.info("Choose a run as A: differences are B less A.")
+        return
+    for side, run in (("A", a), ("B", b)):
+        _badge(side, run)
+    try:
+        compared = runs.compared(b, a)
+    except DataError as error:
+        problem("These runs cannot be compared. Choose another one.", str(error))
+        return
+    with card("Scores and paired differences", key="pairs", help="B less A, on the questions that both answered."):
+        _table(compared)
+    if any(one.a.proportion for one in compared.differences):
+        with card("Differences with 95% intervals", key="differences_card", help="Filled: Holm's p is below 5%."):
+            chart_untitled(figures.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
+    _parted(compared)
+    head.code(
+        f"""
+from evals.compare import compare
+from evals.results import list_runs
+
+runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}
+found = compare(runs[{a.name!r}], runs[{b.name!r}])
+found.frame()
+found.samples_frame()
+"""
+    )
+    head.data({"differences": compared.frame, "samples_that_differ": compared.samples_frame})
+
+
+def _choose(found: list[Run]) -> tuple[Run, Run | None]:
+    """Runs B and A, under the names that Benchmarks and Samples give them in their addresses."""
+    names = [run.name for run in found]
+    for key in ("run", "baseline"):
+        named = st.query_params.get(key)
+        if named not in (None, runs.NO_BASELINE, *names):
+            problem("The run that this address names is not in the results folder. Choose another one.", str(named))
+    with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
+        place = st.container(width=420)
+        name = state.bound(st.selectbox, "Run B", names, key="run", width=420)
+        others = [*(other for other in names if other != name), runs.NO_BASELINE]
+        with place:
+            against = state.bound(st.selectbox, "Run A", others, key="baseline", width=420)
+    by_name = {run.name: run for run in found}
+    return by_name.get(name, found[0]), by_name.get(against)
+
+
+def _badge(side: str, run: Run) -> None:
+    partial = [(task, *questions(run, task)) for task in run.tasks]
+    said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
+        about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
+        st.text(plain(" · ".join([*filter(None, about), *said])))
+
+
+def _table(found: Comparison) -> None:
+    table = found.frame()
+    scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
+    sides = {
+        key: [_score(*row) for row in zip(table[key] * scale, table[f"{key}_low"] * scale, table[f"{key}_high"] * scale,
+                                          strict=True)]
+        for key in ("a", "b")
+    }  # fmt: skip
+    interval = [_between(low, high, "+") for low, high in zip(table["low"] * scale, table["high"] * scale, strict=True)]
+    shown = pd.DataFrame(
+        {
+            "task": [plain(task) for task in table["task"]],
+            "metric": table["metric"] + table["average"].map(lambda name: f", {name}" if name else ""),
+            "n": table["n"],
+            **sides,
+            "difference": table["difference"] * scale,
+            "interval": interval,
+            "p": table["p"],
+            "holm": table["holm"],
+            "detectable": table["detectable"] * scale,
+            "only_a": table["only_a"],
+            "only_b": table["only_b"],
+            "test": table["test"],
+        }
+    )
+    st.dataframe(
+        shown,
+        hide_index=True,
+        height=table_height(len(shown)),
+        column_config={
+            "task": "Task",
+            "metric": "Metric",
+            "n": st.column_config.NumberColumn("n", width=50),
+            "a": st.column_config.TextColumn("A (95%)", alignment="right"),
+            "b": st.column_config.TextColumn("B (95%)", alignment="right"),
+            "difference": st.column_config.NumberColumn("B − A", format="%+.1f", width=60),
+            "interval": st.column_config.TextColumn("95% interval", alignment="right"),
+            "p": st.column_config.NumberColumn("p", format="%.3g", width=60),
+            "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g", width=70),
+            "detectable": st.column_config.NumberColumn(
+                "Detectable", format="%.1f", width=80,
+                help="The smallest difference that these questions show with 80% power at 5%.",
+            ),
+            "only_a": st.column_config.NumberColumn("Only A right", width=85),
+            "only_b": st.column_config.NumberColumn("Only B right", width=85),
+            "test": st.column_config.TextColumn("Test", width=80),
+        },
+    )  # fmt: skip
+    st.caption("Scores and differences of right and wrong answers are in percentage points.")
+    origins = [f"{name} differs: {a} in A, {b} in B" for name, a, b in found.origins]
+    for note in (*found.notes, *origins):
+        st.text(plain(note))
+
+
+def _parted(found: Comparison) -> None:
+    """The questions answered differently, those that one run alone has right first."""
+    tasks = list(dict.fromkeys(sample.task for sample in found.samples))
+    with card("Where they part", key="parted", help="A question's link opens it in Samples, in another tab."):
+        if not tasks:
+            st.caption("Both runs answered every shared question alike.")
+            return
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            # Another than Samples' own control, which has all tasks of a run.
+            task = state.bound(st.selectbox, "Task", tasks, key="parted_task", width=300)
+        samples = [sample for sample in found.samples if sample.task == task]
+        only = {side: [sample for sample in samples if sample.right == side] for side in ("A", "B", "")}
+        left, right = st.columns(2)
+        with left:
+            _questions(f"Only A right: {len(only['A'])}", only["A"], found)
+        with right:
+            _questions(f"Only B right: {len(only['B'])}", only["B"], found)
+        if only[""]:
+            with st.expander(f"{len(only[''])} more were answered differently, and neither better"):
+                _questions("", only[""], found)
+
+
+def _questions(title: str, samples: Sequence[Sample], found: Comparison) -> None:
+    if title:
+        st.markdown(f"**{title}**")
+    if not samples:
+        st.caption("None.")
+        return
+    shown = samples[:MOST_ROWS]
+    table = pd.DataFrame(
+        {
+            "open": [address(sample, found) for sample in shown],
+            "question": [plain(_gist(str(sample.question))) for sample in shown],
+            "a": [plain(_gist(str(sample.answer_a))) for sample in shown],
+            "b": [plain(_gist(str(sample.answer_b))) for sample in shown],
+            "margin_a": [sample.margin_a for sample in shown],
+            "margin_b": [sample.margin_b for sample in shown],
+        }
+    ).astype({"margin_a": float, "margin_b": float})
+    if table["margin_a"].isna().all():
+        table = table.drop(columns=["margin_a", "margin_b"])
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=330),
+        column_config={
+            "open": st.column_config.LinkColumn("Open", display_text=r"doc=(\d+)", width=55),
+            "question": st.column_config.TextColumn("Question", width=180),
+            "a": st.column_config.TextColumn("A says", width=80),
+            "b": st.column_config.TextColumn("B says", width=80),
+            "margin_a": st.column_config.NumberColumn("Margin A", format="%.2f", help="Nats: right less best other."),
+            "margin_b": st.column_config.NumberColumn("Margin B", format="%.2f"),
+        },
+    )
+    if len(samples) > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS} of {len(samples)}; the others are in the download.")
+    st.page_link(
+        "dashboard/pages/samples.py",
+        label=f"Question {shown[0].doc_id} in Samples →",
+        query_params=_parameters(shown[0], found),
+    )
+
+
+def address(sample: Sample, found: Comparison) -> str:
+    """The Samples page on this question: run B's answer, beside run A."""
+    return f"/samples?{urlencode(_parameters(sample, found))}"
+
+
+def _parameters(sample: Sample, found: Comparison) -> dict[str, str]:
+    return {"run": found.b.name, "baseline": found.a.name, "task": sample.task, "doc": str(sample.doc_id)}
+
+
+def _gist(text: str) -> str:
+    return " ".join(text.split())[:160]
+
+
+def _score(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} ({_between(low, high)})"
+
+
+def _between(low: float, high: float, sign: str = "") -> str:
+    return "none" if pd.isna(low) or pd.isna(high) else f"{low:{sign}.1f} to {high:{sign}.1f}"
