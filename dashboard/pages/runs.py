@@ -176,16 +176,23 @@ def _open(job: Job) -> None:
 def _choose(found: list[Job]) -> Job:
     names = [job.id for job in found]
     wanted = st.session_state.pop("_open", None)
-    named = st.query_params.get("job")
-    if wanted is None and named not in (None, *names):
+    if wanted is not None:
+        state.unlink("job")
+    if wanted in names:
+        state.link("job", wanted)
+    named = state.linked("job")
+    if named not in (None, *names):
         problem("The job that this address names is not in the results folder. Choose another one.", str(named))
-    if wanted in names or named not in names:
-        # Not as a default: that would not be in the address, which has to name this job when there are newer ones.
-        kept = st.session_state.get("_last_job")
-        st.session_state["job"] = wanted if wanted in names else kept if kept in names else names[0]
-        st.query_params["job"] = st.session_state["job"]
-    name = state.bound(st.selectbox, "Job", names, index=None, key="job", width=420)
-    return next((job for job in found if job.id == name), found[0])
+        state.unlink("job")
+    # Not bound to the address: a widget leaves its default out there, and the newest job is not the newest for long.
+    st.session_state["chosen_job"] = named if named in names else names[0]
+    if named is None:
+        state.link("job", names[0])
+    name = st.selectbox(
+        "Job", names, key="chosen_job", width=420,
+        on_change=lambda: state.link("job", st.session_state["chosen_job"]),
+    )  # fmt: skip
+    return next(job for job in found if job.id == name)
 
 
 def _table(results: Path, found: list[Job]) -> None:
@@ -196,7 +203,7 @@ def _table(results: Path, found: list[Job]) -> None:
                 "status": [_status(job) for job in found],
                 "share": [_share(job) for job in found],
                 "tasks": printable(", ".join(job.about["tasks"]) for job in found),
-                "started": [_clock(job.created) for job in found],
+                "started": [_clock(job.created)[5:-3] for job in found],
                 "took": [_took(job.seconds) for job in found],
             }
         ),
@@ -204,7 +211,7 @@ def _table(results: Path, found: list[Job]) -> None:
         height=table_height(len(found), most=400),
         column_config={
             "job": "Job",
-            "status": "Status",
+            "status": st.column_config.TextColumn("Status", width=115),
             "share": st.column_config.ProgressColumn(
                 "Requests",
                 format="percent",
@@ -239,7 +246,7 @@ def _opened(results: Path, found: list[Job], name: str) -> None:
     st.text(plain(_facts(job)))
     st.caption("The last lines of its log")
     lines = jobs.tail(job).splitlines()
-    wrap = job.status == jobs.FAILED  # messages are long, tables are wide
+    wrap = job.status != jobs.FINISHED  # messages are long, tables are wide
     st.code(plain("\n".join(lines[-LAST_LINES:])) or " ", language=None, wrap_lines=wrap)
     if len(lines) > LAST_LINES:
         with st.expander(f"The last {len(lines)} lines"):

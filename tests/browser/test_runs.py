@@ -1,6 +1,7 @@
 """The Runs page in a real browser: a benchmark goes on through a reload, a second browser and the server's end."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from evals.results import list_runs
 from tests.browser.conftest import ERRORS, PATIENCE, Tab, World
 from tests.dashboard.world import write_checkpoint
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     ask(tab, "browser", 200)
     # Written each second, without anybody's click.
     expect(tab.page.get_by_text("answers written: ")).to_be_visible(timeout=PATIENCE)
-    assert "job=browser" in tab.page.url
+    expect(tab.page).to_have_url(re.compile("job=browser"))
     tab.page.reload()
     expect(tab.page.get_by_text("answers written: ")).to_be_visible(timeout=PATIENCE)
     stranger = new_tab(stranger=True)
