@@ -6,7 +6,7 @@ import streamlit as st
 
 from dashboard import sides, state, versus
 from dashboard.components.atlas import atlas
-from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
 from dashboard.settings import Settings
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
@@ -80,12 +80,11 @@ def _captures(head: Head) -> None:
     with right, card("Likeliest next tokens", key="top_card", height="stretch",
                      help="After the chosen position, at temperature 1."):  # fmt: skip
         _top(a, before, after, position, position + common.shift)
-    with st.container(border=True, key="patterns_card"):
-        maps = _patterns(a, b, before, after, common, layer, number)
-    if found.logits is not None:
-        with st.container(border=True, key="logits_card"):
+        if found.logits is not None:
             fig = logit_figure(found.logits, stamp={"pair": f"{before.id}/{after.id}"})
             chart(fig, key="logit_differences", height=300)
+    with st.container(border=True, key="patterns_card"):
+        maps = _patterns(a, b, before, after, common, layer, number)
     with card("By hook", key="hooks_card", help="Every hook that both sides hold, in the order of a run."):
         _hooks(found)
     _take_away(head, a, b, common, found, maps)
@@ -202,11 +201,17 @@ def _patterns(
         state.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
         for side, held in ((a, before), (b, after))
     )
-    shared = 0 if common.align == "suffix" else common.count
+    # At the same positions the keys are comparable, though the tokens there are not all the same.
+    shared = common.count if common.align != "suffix" else 0 if common.shift else len(a.given)
     labels = [plotly_labels(side.given.tokens, limit=10) for side in (a, b)]
     stamp = {"layer": layer, "head": head, "pair": f"{before.id}/{after.id}"}
-    chart(side_by_side(*maps, *labels, shared=shared, stamp=stamp), key="patterns")
-    if common.align == "suffix":
+    fig = side_by_side(*maps, *labels, shared=shared, stamp=stamp)
+    st.markdown(f"**{fig.layout.title.text}**")
+    fig.update_layout(title=None, margin={"t": 28})
+    chart_untitled(fig, key="patterns")
+    if common.align == "suffix" and not common.shift:
+        st.caption(f"Position by position: the tokens before the last {common.count} are not all the same.")
+    elif common.align == "suffix":
         st.caption("No difference: behind another beginning, the same positions are other keys.")
     elif common.align == "prefix":
         st.caption(f"The difference covers the first {common.count} tokens, which both share.")
