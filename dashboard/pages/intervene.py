@@ -71,6 +71,11 @@ def show() -> None:
             )
         if st.session_state["perhead"]:
             _heads(model, given, changes)
+        st.page_link(
+            "dashboard/pages/compare.py",
+            label="Patterns before and after in Compare →",
+            query_params={"changes": changes},
+        )
         _benchmark(made, given)
         _take_away(head, given, changes, moved, logits)
 

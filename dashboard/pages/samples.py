@@ -51,6 +51,9 @@ def show() -> None:
         if not run.tasks:
             empty("This run has no samples. Choose another one.")
             return
+        if baseline is not None:
+            both = {"compare": "Runs", "run": run.name, "baseline": baseline.name}
+            st.page_link("dashboard/pages/compare.py", label="Both runs in Compare →", query_params=both)
         listed = _listed(run, baseline)
         if listed is None:
             return
