@@ -155,3 +155,15 @@ def link(key: str, value: object) -> None:
     """Put a parameter of `linked` into the URL."""
     st.query_params[key] = str(value)
     st.session_state[f"_last_{key}"] = str(value)
+
+
+def hand_over(key: str, value: object) -> None:
+    """Set what `bound` will find under a key when its widget is drawn next, here or on another page."""
+    st.session_state[f"_last_{key}"] = value
+    st.session_state[key] = value
+
+
+def forget(key: str) -> None:
+    """Let the control or link of this name be as on a first visit."""
+    st.session_state.pop(f"_last_{key}", None)
+    st.session_state.pop(key, None)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import source, state
+from dashboard import guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import Head, Help, card, chart_untitled, page
@@ -68,6 +68,7 @@ class View:
 def show() -> None:
     with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
         model = state.model()
+        guide.strip(model, "attention")
         given = source.choose(model)
         if given is None:
             return

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import effects, source, specification, state, targets
+from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
 from dashboard.effects import AFTER, BEFORE
 from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
@@ -39,6 +39,7 @@ TOP = 8
 def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
         model = state.model()
+        guide.strip(model, "intervene")
         given = source.choose(model)
         made = specification.choose(model)
         if given is None or made is None:

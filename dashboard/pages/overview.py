@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from dashboard import facts, source, state
+from dashboard import facts, guide, source, state
 from dashboard.components.token_strip import plain_strip
 from dashboard.frame import Head, Help, card, page
 from dashboard.settings import Settings
@@ -37,6 +37,7 @@ def show() -> None:
     with page("Overview", "One model, seen from outside.", ABOUT) as head:
         model = state.model()
         _shape(model)
+        guide.offer(model)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)

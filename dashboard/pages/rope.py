@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from dashboard import source, state
+from dashboard import guide, source, state
 from dashboard.frame import Head, Help, card, chart, page, table_height
 from dashboard.settings import Settings
 from dashboard.source import Input
@@ -55,6 +55,7 @@ class View:
 def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
         model = state.model()
+        guide.strip(model, "rope")
         given = source.choose(model)
         view = _controls(model)
         if view.name == WAVES:

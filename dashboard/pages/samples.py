@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from dashboard import runs, samples, state
+from dashboard import guide, runs, samples, state
 from dashboard.frame import Head, Help, card, empty, page, problem, table_height
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
@@ -47,6 +47,7 @@ def show() -> None:
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
+        guide.strip(state.model(), "samples")
         run, baseline = runs.choose(found)
         if not run.tasks:
             empty("This run has no samples. Choose another one.")

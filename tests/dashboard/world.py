@@ -77,17 +77,17 @@ def write_results(folder: Path) -> Path:
     return folder
 
 
-def write_answers(folder: Path, checkpoint: Path) -> Path:
+def write_answers(folder: Path, checkpoint: Path | str, *, quiz: str = "asked_quiz") -> Path:
     """A run of the checkpoint itself, whose stored log-probabilities its replay finds again: a quiz of four choices,
     written numbers (one right by its text, one wrong, one that no filter could read), and a program that failed."""
     model = load_model(checkpoint)
-    quiz = [_asked(model, doc) for doc in range(4)]
+    asked = [_asked(model, doc) for doc in range(4)]
     said = ["#### 1", "#### 7", "I do not know"]
     sums = [_written(model, doc, text, str(doc + 1)) for doc, text in enumerate(said)]
     code = _written(model, 0, "return 1", "assert f() == 2")
     code |= {"filtered_resps": ["return 1"]}
     code |= {"execution": [{"verdict": "failed", "message": "AssertionError", "stderr": f"Traceback {NASTY}"}]}
-    tasks = {"asked_quiz": ("acc", quiz), "asked_sums": ("exact_match", sums), "asked_code": ("exact_match", [code])}
+    tasks = {quiz: ("acc", asked), "asked_sums": ("exact_match", sums), "asked_code": ("exact_match", [code])}
     assert model.source is not None
     data = {
         "results": {
@@ -98,7 +98,7 @@ def write_answers(folder: Path, checkpoint: Path) -> Path:
         "n-samples": {name: {"original": len(rows), "effective": len(rows)} for name, (_, rows) in tasks.items()},
         "model_name": "tiny",
         "workbench": {
-            "dtype": "float32",
+            "dtype": str(model.dtype).removeprefix("torch."),
             "checkpoint_sha256": model.source.checkpoint_sha256,
             "tokenizer_sha256": model.source.tokenizer_sha256,
         },
