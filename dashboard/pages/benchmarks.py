@@ -139,7 +139,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
         except DataError as error:
             problem("These runs cannot be compared. Choose another one.", str(error))
             return None
-        both = {"compare": "Runs", "run": run.name, "baseline": baseline.name}
+        both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)
         table = found.frame()
         scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points

@@ -128,7 +128,7 @@ def test_what_two_prompts_share() -> None:
         {"changes": "[{}]"},
         {"a_changes": '[{"kind": "ablate", "target": "L99H0"}]'},
         {"b_of": sides.OTHER, "b_prompt": ""},
-        {"compare": "Runs", "run": "gone"},
+        {"compare": "Runs", "b_run": "gone"},
     ],
 )
 def test_mistakes_say_what_to_do(app: App, params: dict[str, str]) -> None:
@@ -140,7 +140,7 @@ def test_mistakes_say_what_to_do(app: App, params: dict[str, str]) -> None:
 def test_two_runs_show_the_comparisons_own_numbers(app: App, results: Path) -> None:
     by_folder = {run.path.parent.name: run for run in list_runs(results)}
     a, b = by_folder["first"], by_folder["second"]
-    session = app("compare", compare="Runs", run=b.name, baseline=a.name)
+    session = app("compare", compare="Runs", b_run=b.name, a_run=a.name)
     assert not session.exception and not session.error
     expected = compare_runs(a, b).frame()
     shown = table(session, "holm")
@@ -197,3 +197,17 @@ def test_a_question_is_opened_in_run_b_beside_run_a(results: Path) -> None:
     found = compare_runs(runs["first"], runs["second"])
     address = versus.address(found.samples[0], found)
     assert "run=second" in address and "baseline=first" in address and "doc=2" in address
+
+
+@pytest.mark.parametrize("params", [{"changes": CHANGES, "b_dtype": "bfloat16"}, {"compare": "Runs"}])
+def test_the_notebook_code_runs_as_pasted(app: App, params: dict[str, str]) -> None:
+    session = app("compare", prompt=PROMPT, **params)
+    source = next(code.value for code in session.code if "import" in code.value)
+    names: dict[str, object] = {}
+    exec(source, names)
+    found = names["found"]
+    if "changes" in params:
+        shown = table(session, "largest")
+        np.testing.assert_allclose(shown["relative"], found.frame()["relative"])  # type: ignore[attr-defined]
+    else:
+        np.testing.assert_array_equal(table(session, "holm")["p"], found.frame()["p"])  # type: ignore[attr-defined]
