@@ -53,7 +53,7 @@ def show() -> None:
             empty("This run has no samples. Choose another one.")
             return
         if baseline is not None:
-            both = {"compare": "Runs", "run": run.name, "baseline": baseline.name}
+            both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
             st.page_link("dashboard/pages/compare.py", label="Both runs in Compare →", query_params=both)
         listed = _listed(run, baseline)
         if listed is None:
