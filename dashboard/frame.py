@@ -16,6 +16,9 @@ from workbench.errors import CaptureBudgetError, WorkbenchError
 PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
 
+HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
+
+
 @dataclass(frozen=True)
 class Help:
     """What the "?" of a page says: what is shown, how it is read, and where it was first described."""
@@ -29,6 +32,7 @@ class Help:
 def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     """A page's head and error boundary; `yield`s the head, to which the page adds its data and code at its end."""
     state.arrive(title)
+    st.session_state["_figures"] = {}
     with st.container(horizontal=True, vertical_alignment="center", key="page_head"):
         with st.container(gap=None, width="stretch"):
             st.header(title, anchor=False)
@@ -60,18 +64,32 @@ class Head:
             st.code(source.strip(), language="python")
 
     def data(self, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
-        """The page's tables as CSV; each is made when its button is pressed."""
-        with self.tools.popover("Download CSV", help="The numbers behind this page"):
+        """The page's tables as CSV and Parquet, its figures as HTML; each is made when its button is pressed."""
+        with self.tools.popover("Download", help="The numbers behind this page, and its figures"):
             for name, table in tables.items():
-                st.download_button(
-                    name.replace("_", " ").capitalize(),
-                    lambda table=table: table().to_csv(index=False),
-                    file_name=f"{name}.csv",
-                    mime="text/csv",
-                    on_click="ignore",
-                    width="stretch",
-                    key=f"csv_{name}",
+                title = name.replace("_", " ").capitalize()
+                with st.container(horizontal=True):
+                    _file(f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv")
+                    _file(f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET)
+            for name, fig in st.session_state.get("_figures", {}).items():
+                title = name.replace("_", " ").capitalize()
+                _file(
+                    f"{title} (HTML)", lambda fig=fig: fig.to_html(include_plotlyjs=True), f"{name}.html", "text/html"
                 )
+            st.caption("A figure as PNG: the camera that appears over it.")
+
+
+def _file(label: str, make: Callable[[], str | bytes], name: str, kind: str) -> None:
+    st.download_button(label, make, file_name=name, mime=kind, on_click="ignore", width="stretch", key=f"file_{name}")
+
+
+def parquet(table: pd.DataFrame) -> bytes:
+    """A table as a Parquet file; a column of several types, which the format does not know, becomes text."""
+    table = table.rename(columns=str)
+    for name in table.select_dtypes("object").columns:
+        if table[name].dropna().map(type).nunique() > 1:
+            table[name] = table[name].map(str, na_action="ignore")
+    return bytes(table.to_parquet(index=False))
 
 
 def problem(summary: str, detail: str) -> None:
@@ -107,12 +125,20 @@ def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
 
     The title is ours: it is read as Markdown.
     """
-    st.markdown(f"**{fig.layout.title.text}**")
+    title = fig.layout.title.text
+    st.markdown(f"**{title}**")
     legend = any(trace.type in ("scatter", "bar") and trace.name for trace in fig.data)
     fig.update_layout(title=None, margin={"t": 36 if legend else 12}, height=height or fig.layout.height)
     chart_untitled(fig, key=key)
+    _keep(key, fig, title)
 
 
 def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
     """A figure whose card has said already what it is; `stretch` lets it fill a card that is taller."""
     st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG, height="stretch" if stretch else "content")
+    _keep(key, fig, key.replace("_", " ").capitalize())
+
+
+def _keep(key: str, fig: go.Figure, title: str) -> None:
+    """For the downloads at the end of the page: the figure as drawn, with its title inside."""
+    st.session_state.setdefault("_figures", {})[key] = go.Figure(fig).update_layout(title=title, margin={"t": 80})

@@ -5,8 +5,11 @@ import json
 import re
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import numpy as np
+import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
 
@@ -317,9 +320,9 @@ def test_what_is_wrong_says_what_to_do(tab: Tab) -> None:
 
 def test_csv_download_holds_the_numbers(tab: Tab) -> None:
     tab.open("attention", layer=2, head=4)
-    tab.page.get_by_role("button", name="Download CSV").click()
+    tab.page.get_by_role("button", name="Download", exact=True).click()
     with tab.page.expect_download() as download:
-        tab.page.get_by_role("button", name="Layer 2 head 4").click()
+        tab.page.get_by_role("button", name="Layer 2 head 4 (CSV)").click()
     path = download.value.path()
     lines = path.read_text().splitlines()
     assert lines[0] == "layer,head,query,key,weight"
@@ -329,6 +332,27 @@ def test_csv_download_holds_the_numbers(tab: Tab) -> None:
     for row in rows:
         totals[row[2]] = totals.get(row[2], 0.0) + float(row[4])
     assert all(abs(total - 1) < 1e-4 for total in totals.values())
+
+
+def test_a_table_as_parquet_and_a_figure_as_html_that_needs_no_other_host(tab: Tab, tmp_path: Path) -> None:
+    tab.open("attention", layer=2, head=4)
+    tab.chart("head_map")
+    tab.page.get_by_role("button", name="Download", exact=True).click()
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Layer 2 head 4 (Parquet)").click()
+    table = pd.read_parquet(download.value.path())
+    assert list(table.columns) == ["layer", "head", "query", "key", "weight"]
+    np.testing.assert_allclose(table.groupby("query")["weight"].sum(), 1, atol=1e-4)
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Head map (HTML)").click()
+    download.value.save_as(tmp_path / "map.html")
+    alone = tab.page.context.new_page()
+    asked: list[str] = []
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.goto((tmp_path / "map.html").as_uri())
+    alone.wait_for_selector(".js-plotly-plot .heatmaplayer", state="attached")
+    alone.close()
+    assert [address for address in asked if not address.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_the_servers_settings_apply_from_any_folder(world: World) -> None:

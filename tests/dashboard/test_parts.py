@@ -1,16 +1,19 @@
 """The dashboard's parts that need no page: settings, facts, samples, the strip's packing, the server command."""
 
 import base64
+import io
 import struct
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 
 from dashboard import cli, facts
 from dashboard.components.token_strip import pack
+from dashboard.frame import parquet
 from dashboard.runs import as_sample
 from dashboard.settings import Settings
 from evals.results import list_runs
@@ -101,3 +104,12 @@ def test_the_check_starts_a_server_and_stops_it(
         cli.main(model=str(checkpoint), results=results, check=True)
     assert ended.value.exit_code == 0
     assert "Dashboard healthy at http://127.0.0.1:" in capsys.readouterr().err
+
+
+def test_parquet_holds_columns_of_several_types_as_text() -> None:
+    table = pd.DataFrame({"answer": [1, "B", None], "logprobs": [[-1.0], [-2.0, -3.0], []], "n": [1, 2, 3]})
+    back = pd.read_parquet(io.BytesIO(parquet(table)))
+    assert back["answer"].tolist()[:2] == ["1", "B"] and pd.isna(back["answer"][2])
+    assert [list(values) for values in back["logprobs"]] == table["logprobs"].tolist()
+    assert back["n"].tolist() == [1, 2, 3]
+    assert table["answer"][0] == 1  # what came in is as it was
