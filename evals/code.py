@@ -49,6 +49,10 @@ def resolved(config: Any) -> Any:
     return config
 
 
+SECONDS = 10.0
+"""What a program of a benchmark may take, where nothing else is said."""
+
+
 @dataclass
 class Judge:
     """Runs the programs of one evaluation, several at a time, and remembers what became of each.
@@ -58,7 +62,7 @@ class Judge:
     the task's own numbers of samples.
     """
 
-    limits: Limits = Limits(seconds=10.0)
+    limits: Limits = Limits(seconds=SECONDS)
     engine: Engine | None = None
     workers: int | None = None
     k: tuple[int, ...] = ()

@@ -42,6 +42,7 @@ _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {
     "gen_kwargs": ((dict,), "gen_kwargs"),
     "preset": ((str,), "preset"),
     "samples": ((int,), "samples"),
+    "limits": ((dict,), "limits"),
     "online": ((bool,), "online"),
 }
 _MODEL: dict[str, tuple[type, ...]] = {

@@ -43,9 +43,9 @@ class Settings:
     `limit` takes the first questions of each task, or that fraction of them where it is below 1; None takes all.
     `chat` asks in the model's chat format, the examples as turns of their own unless `multiturn` is False; `system` is
     the system prompt. `gen_kwargs` change how every task's text is generated, by lm-eval's names. `preset` is whose way
-    of asking, see `presets`; `samples` how many programs a problem gets; `online` lets the hub give what the data
-    folder has not. `interventions` change the model for the whole run. `backend` is one of lm-eval's models instead of
-    ours, made with `model_args`.
+    of asking, see `presets`; `samples` how many programs a problem gets, `limits` what each may use, by the names of
+    `evals.sandbox.Limits`; `online` lets the hub give what the data folder has not. `interventions` change the model
+    for the whole run. `backend` is one of lm-eval's models instead of ours, made with `model_args`.
     """
 
     tasks: tuple[str, ...]
@@ -61,6 +61,7 @@ class Settings:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     preset: str = "lm-eval"
     samples: int | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
     online: bool = False
     interventions: tuple[Intervention, ...] = ()
     backend: str = OURS
@@ -135,13 +136,14 @@ def evaluate(
     started = time.time()
     team = processes.join() if team is None else team
     from evals import suites
-    from evals.code import Judge
+    from evals.code import SECONDS, Judge
+    from evals.sandbox import Limits
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     suites.check(tasks)
+    judge = Judge(limits=Limits.of(settings.limits, seconds=SECONDS))
     asked, not_run = _runnable(tasks)
-    judge = Judge()
     how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     loaded = suites.load(asked, root=settings.data, judge=judge, **how)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)

@@ -86,9 +86,10 @@ def problems_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) ->
     """95% interval of the mean of the problems' estimates, each between 0 and 1.
 
     Problems are drawn anew, with their samples: their estimates vary for both reasons, so the interval has both. Where
-    each is 0 or 1, as of one sample a problem, their mean is a proportion of problems, and the interval Wilson's.
+    each is 0 or 1, as of one sample a problem, their mean is a proportion of problems, and the interval Wilson's; so it
+    is where all are alike, which leaves nothing to draw from: no estimates with that mean vary more.
     """
-    if np.isin(values, (0, 1)).all():
+    if np.isin(values, (0, 1)).all() or np.ptp(values) == 0:
         return wilson(float(np.sum(values)), len(values))
     return percentiles(bootstrap([values], seed=seed))
 

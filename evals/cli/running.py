@@ -44,6 +44,9 @@ def run(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Programs for each problem; pass@1, 10 and 100 follow, unbiased.")
     ] = None,
+    limits: Annotated[
+        str, typer.Option(help="Of each program: seconds=20,memory=1073741824, ... in bytes, or JSON.")
+    ] = "",
     num_fewshot: Annotated[
         int | None,
         typer.Option("--num_fewshot", "--num-fewshot", min=0, help="Examples in each prompt; default the task's."),
@@ -103,6 +106,7 @@ def run(
         ),
         "preset": preset,
         "samples": samples,
+        "limits": pairs(limits, "--limits"),
         "online": online,
         "output": output,
         "data": data,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from workbench.errors import SandboxError
@@ -54,6 +55,22 @@ class Limits:
             "RLIMIT_CORE": 0,
         }
         return limits if shared_user else limits | {"RLIMIT_NPROC": self.processes}
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], *, seconds: float) -> Limits:
+        """Limits by their names, the others as they are; `seconds` where it is not given.
+
+        Raises: SandboxError for a name that is no limit, or a value that is no number.
+        """
+        names = [field.name for field in fields(cls)]
+        for name, value in given.items():
+            if name not in names:
+                raise SandboxError(f"there is no limit {name!r}; there are {', '.join(names)}.")
+            kinds = (int, float) if name == "seconds" else (int,)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                what = "number" if name == "seconds" else "whole number"
+                raise SandboxError(f"the limit {name} is a {what}, found {value!r}.")
+        return cls(**{"seconds": seconds, **given})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"cpu_seconds": self.cpu}

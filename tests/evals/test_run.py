@@ -15,6 +15,7 @@ from evals import sandbox, table
 from evals.lm import WorkbenchLM
 from evals.results import list_runs
 from evals.run import Settings, evaluate
+from evals.sandbox import Limits
 from workbench.cli import main
 from workbench.errors import DataError, SandboxError
 from workbench.model import Transformer
@@ -85,6 +86,15 @@ def test_without_a_sandbox_the_rest_goes_on(
     assert run.tasks == ["demo_mmlu"] and "demo_humaneval was not run: bubblewrap" in table.render(run)
     with pytest.raises(SandboxError, match="bwrap"):
         evaluate(speaking_model, Settings(tasks=("demo_humaneval",), output=tmp_path, limit=2))
+
+
+@needs_sandbox
+def test_the_limits_of_programs_are_those_that_were_asked_for(speaking_model: Transformer, tmp_path: Path) -> None:
+    asked = Settings(tasks=("demo_humaneval",), output=tmp_path, limit=1, limits={"seconds": 3.5, "memory": 256 << 20})
+    assert Settings.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    held = evaluate(speaking_model, asked).provenance["sandbox"]
+    assert held["seconds"] == 3.5 and held["cpu_seconds"] == 6 and held["memory"] == 256 << 20
+    assert held["processes"] == Limits().processes
 
 
 def test_results_without_a_place_are_refused_before_the_work(speaking_model: Transformer, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ def test_the_interval_of_pass_at_k_by_hand() -> None:
     # pass@2 of two samples is 0 or 1: a proportion of problems. Drawing anew would say of six sixes that none can fail.
     assert stats.pass_at_k_score([(2, 0)] * 3 + [(2, 1)] * 3, 2)[2:] == stats.wilson(3, 6)
     assert stats.pass_at_k_score([(1, 1)] * 6, 1)[2:] == stats.wilson(6, 6)
+    # All alike: drawing anew would give a width of 0.
+    assert stats.pass_at_k_score([(2, 1)] * 6, 1)[2:] == stats.wilson(3, 6)
 
 
 def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
