@@ -1,0 +1,366 @@
+"""How long the dashboard's pages take in a real browser: python -m benchmarks.bench_dashboard
+
+Two servers, one after the other: the embedded checkpoint, and random weights with 32 layers of 32 heads. A press is
+timed until the script has run, nothing on the page is stale, and the figure that it changes holds new data and is
+painted. Each press asks for something that was not shown before, so no result comes from an earlier press. Prints
+Markdown tables: median and 95th percentile against the target, largest figure in bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import workbench as wb
+from benchmarks.timing import machine
+from dashboard.cli import serve
+from dashboard.settings import Settings
+from workbench.checkpoint import find_tokenizer
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+TEXT = "The capital of Peru is Lima. The capital of Spain is Madrid. "
+PATIENCE = 30_000
+COLD, SWITCH, HOVER = 2000, 800, 50  # targets in milliseconds
+PAYLOAD = 1_500_000
+
+# Counts the runs of the script that ended, and forgets which data each figure held when `mark` was called.
+WATCH = """() => {
+    window.__ended = 0;
+    const app = document.querySelector('[data-testid=stApp]');
+    new MutationObserver(() => {
+        if (app.dataset.testScriptState === 'notRunning') window.__ended += 1;
+    }).observe(app, {attributes: true, attributeFilter: ['data-test-script-state']});
+}"""
+PLOTS = "[...document.querySelectorAll('.js-plotly-plot')]"
+MARK = f"() => {{ {PLOTS}.forEach(plot => plot.__seen = plot.data); return window.__ended; }}"
+READY = """
+    const app = document.querySelector('[data-testid=stApp]');
+    if (!app || app.dataset.testConnectionState !== 'CONNECTED' || app.dataset.testScriptState !== 'notRunning')
+        return false;
+    if (document.querySelector('[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]')) return false;
+"""
+CHANGED = f"""([ended, kind]) => {{
+    {READY}
+    if (window.__ended <= ended) return false;
+    return !kind || {PLOTS}.some(
+        plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind && plot.data !== plot.__seen
+            && plot._fullLayout && plot._fullLayout._size);
+}}"""
+SHOWN = f"""([title, kind]) => {{
+    {READY}
+    if (![...document.querySelectorAll('h2')].some(h => h.innerText.trim() === title)) return false;
+    return !kind || {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind);
+}}"""
+STREAMING = """() => {
+    const shown = document.querySelector('.st-key-text_stream [data-testid=stText]');
+    return Boolean(shown && shown.innerText.length);
+}"""
+STILL = f"() => {{ {READY} return !document.querySelector('.st-key-text_stream'); }}"
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+SIZES = f"""() => {PLOTS}.map(plot => JSON.stringify([plot.data, plot.layout],
+    (key, value) => ArrayBuffer.isView(value) ? 'x'.repeat(value.byteLength * 4 / 3) : value).length)"""
+SQUARE = f"""([layer, head]) => {{
+    const plot = {PLOTS}.find(p => p.layout.meta && p.layout.meta.kind === 'atlas');
+    const {{xaxis, yaxis}} = plot._fullLayout, box = plot.getBoundingClientRect();
+    return [box.left + xaxis._offset + xaxis.d2p(head), box.top + yaxis._offset + yaxis.d2p(layer)];
+}}"""
+
+
+@dataclass(frozen=True)
+class Press:
+    """One kind of press on one page: `ready` moves to the control, and what it gives back is the press itself."""
+
+    page: str
+    title: str
+    what: str
+    target: int  # milliseconds
+    ready: Callable[[Page, Numbers], Callable[[], object]]
+    figure: str | None = None  # the `meta.kind` of the figure that it draws anew
+    address: tuple[tuple[str, str], ...] = ()
+    streams: bool = False  # the first text that it streams is waited for, not its end
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What presses ask for next, each only once."""
+
+    heads: Iterator[tuple[int, int]]
+    positions: Iterator[int]
+    neurons: Iterator[int]
+
+
+def type_in(label: str, value: Callable[[Numbers], object]) -> Callable[[Page, Numbers], Callable[[], object]]:
+    """Fill a field; the press is Enter."""
+
+    def ready(page: Page, numbers: Numbers) -> Callable[[], object]:
+        page.get_by_label(label, exact=True).first.fill(str(value(numbers)))
+        return lambda: page.keyboard.press("Enter")
+
+    return ready
+
+
+def turn(*labels: str) -> Callable[[Page, Numbers], Callable[[], object]]:
+    """Press the radio buttons in turn."""
+    turns = itertools.cycle(labels)
+
+    def ready(page: Page, _: Numbers) -> Callable[[], object]:
+        return page.get_by_role("radio", name=next(turns), exact=True).click
+
+    return ready
+
+
+def square(page: Page, numbers: Numbers) -> Callable[[], object]:
+    """A head of the atlas; plotly acts on the point that it last hovered."""
+    x, y = hover(page, *next(numbers.heads))
+    return lambda: page.mouse.click(x, y)
+
+
+def hover(page: Page, layer: int, head: int) -> tuple[float, float]:
+    page.evaluate(f"() => {PLOTS}[0].scrollIntoView({{block: 'center'}})")
+    x, y = page.evaluate(SQUARE, [layer, head])
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y, steps=3)
+    page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}").wait_for()
+    return x, y
+
+
+def another_head(page: Page, numbers: Numbers) -> Callable[[], object]:
+    """The layer is set first and its run waited for; the press is Enter behind the head's number."""
+    shown = {name: page.get_by_label(name, exact=True).first for name in ("Layer", "Head")}
+    layer, head = next(pair for pair in numbers.heads if pair[1] != int(shown["Head"].input_value()))
+    if layer != int(shown["Layer"].input_value()):
+        ended = page.evaluate(MARK)
+        shown["Layer"].fill(str(layer))
+        page.keyboard.press("Enter")
+        page.wait_for_function(CHANGED, arg=[ended, None], timeout=PATIENCE)
+    shown["Head"].fill(str(head))
+    return lambda: page.keyboard.press("Enter")
+
+
+def without(page: Page, numbers: Numbers) -> Callable[[], object]:
+    """The model without another head: a run of its own."""
+    layer, head = next(numbers.heads)
+    page.get_by_role("textbox", name="As JSON").fill(json.dumps([{"kind": "ablate", "target": f"L{layer}H{head}"}]))
+    return lambda: page.keyboard.press("Control+Enter")
+
+
+def another_text(page: Page, numbers: Numbers) -> Callable[[], object]:
+    """Text of another seed; the press is Generate."""
+    ended = page.evaluate(MARK)
+    page.get_by_label("Seed", exact=True).first.fill(str(next(numbers.neurons) + 1))
+    page.keyboard.press("Enter")
+    page.wait_for_function(CHANGED, arg=[ended, None], timeout=PATIENCE)
+    return page.locator(".st-key-generate button").click
+
+
+ABLATED = json.dumps([{"kind": "ablate", "target": "L1H2"}])
+PRESSES = (
+    Press("attention", "Attention", "a head of the atlas", 700, square, "head_map"),
+    Press("rope", "RoPE", "another head", 300, another_head, "band_contribution",
+          (("view", "This head"),)),
+    Press("rope", "RoPE", "another theta", 300, type_in("Theta", lambda n: 1000 + 10 * next(n.positions)), "what_if",
+          (("view", "What if"),)),
+    Press("norms", "Norms", "another norm", 300, turn("Before the MLP (ln2)", "Before attention (ln1)"), "input_rms"),
+    Press("lens", "Lens", "another position", 600, type_in("Position", lambda n: next(n.positions)), "token_curves"),
+    Press("neurons", "Neurons", "another neuron", 500, type_in("Neuron", lambda n: next(n.neurons)), "activations"),
+    Press("intervene", "Intervene", "without another head", 1000, without, "shift"),
+    Press("generate", "Generate", "first text", 500, another_text, None, (("new", "12"),), streams=True),
+    Press("compare", "Compare", "a head of the atlas", 1000, square, "side_by_side", (("changes", ABLATED),)),
+    Press("samples", "Samples", "right or wrong", 400, turn("Wrong", "Right")),
+)  # fmt: skip
+PAGES = (
+    ("", "Overview", None), ("attention", "Attention", "head_map"), ("rope", "RoPE", "wavelengths"),
+    ("norms", "Norms", "input_rms"), ("lens", "Lens", "lens_grid"), ("neurons", "Neurons", "activations"),
+    ("intervene", "Intervene", "shift"), ("generate", "Generate", None), ("compare", "Compare", "atlas"),
+    ("benchmarks", "Benchmarks", "forest"), ("samples", "Samples", None), ("runs", "Runs", None),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presses", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=128, help="length of the prompt")
+    parser.add_argument("--only", choices=["pages", "presses"], help="one half of it")
+    parser.add_argument("--models", nargs="+", choices=["demo", "32x32"], default=["demo", "32x32"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "results")
+        run = [sys.executable, "-m", "workbench", "eval", "run", "--model", "demo", "--tasks", "demo_mmlu,demo_gsm8k"]
+        subprocess.run([*run, "--limit", "100", "--output", str(results / "demo")], check=True, capture_output=True)
+        print(f"Machine: {machine()}; prompt of {options.tokens} tokens, {options.presses} presses each.")
+        for name in options.models:
+            model = "demo" if name == "demo" else str(_checkpoint(Path(folder, name)))
+            settings = Settings(model, results)
+            with serve(settings, log=Path(folder, "log"), timeout=180) as url, sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+                found = wb.load_model(model)
+                prompt = _prompt(found.tokenizer, options.tokens)
+                print(f"\n## {name}\n")
+                if options.only != "presses":
+                    _pages(browser, url, prompt, options.presses)
+                if options.only != "pages":
+                    _presses(browser, url, prompt, found.config, options)
+                browser.close()
+
+
+def _checkpoint(folder: Path) -> Path:
+    """Random weights in bfloat16, 32 layers of 32 heads over 8, with the embedded checkpoint's tokenizer."""
+    config = wb.ModelConfig(
+        dim=1024, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=2816, vocab_size=1280, norm_eps=1e-5,
+        rope_theta=500_000.0, max_seq_len=8192,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = wb.Transformer(config)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        scale = parameter.shape[-1] ** -0.5
+        values = torch.ones_like(parameter) if parameter.ndim == 1 else torch.randn_like(parameter) * scale
+        weights[name] = values.to(torch.bfloat16)
+    folder.mkdir()
+    torch.save(weights, folder / "consolidated.00.pth")
+    (folder / "params.json").write_text(json.dumps(config.to_meta()))
+    shutil.copy(find_tokenizer("demo"), folder / "tokenizer.model")
+    return folder
+
+
+def _prompt(tokenizer: wb.Tokenizer, tokens: int) -> str:
+    """So many tokens of text, the first of them the beginning-of-text token."""
+    ids = tokenizer.encode(TEXT * (tokens // 8 + 1), bos=True)[1:tokens]
+    return tokenizer.decode(ids)
+
+
+def _pages(browser: Browser, url: str, prompt: str, presses: int) -> None:
+    print("| page | cold load, median ms | p95 (goal 2,000) | switch to it, median ms | p95 (goal 800) | "
+          "charts | largest figure, bytes |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    for path, title, figure in PAGES:
+        address = f"{url}/{path}?{urlencode({'prompt': prompt})}"
+        cold = []
+        for i in range(1 + max(3, presses // 4)):
+            with browser.new_context(viewport={"width": 1280, "height": 900}) as context:  # an empty cache
+                page = context.new_page()
+                begin = time.perf_counter()
+                page.goto(address)
+                _shown(page, title, figure)
+                if i:  # the first makes the capture and the results that the server then holds
+                    cold.append(time.perf_counter() - begin)
+        switch = []
+        with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+            page = context.new_page()
+            page.goto(f"{url}/benchmarks?{urlencode({'prompt': prompt})}")
+            start = "Benchmarks" if title != "Benchmarks" else "Overview"
+            for i in range(1 + presses):
+                _nav(page, start)
+                _shown(page, start, None)
+                page.wait_for_timeout(200)
+                begin = time.perf_counter()
+                _nav(page, title)
+                _shown(page, title, figure)
+                if i:
+                    switch.append(time.perf_counter() - begin)
+            sizes = page.evaluate(SIZES)
+        times = f"{_times(cold, COLD)} | {_times(switch, SWITCH)}"
+        print(f"| {title} | {times} | {len(sizes)} | {_bytes(sizes)} |", flush=True)
+
+
+def _presses(browser: Browser, url: str, prompt: str, config: wb.ModelConfig, options: argparse.Namespace) -> None:
+    numbers = _numbers(config, options.tokens)
+    print("\n| page | press | median ms | p95 (goal) | largest figure, bytes |\n|---|---|---|---|---|")
+    for press in PRESSES:
+        times = []
+        with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+            page = context.new_page()
+            page.set_default_timeout(PATIENCE)
+            address = {"prompt": prompt, "layer": 0, "head": 0, **dict(press.address)}
+            page.goto(f"{url}/{press.page}?{urlencode(address)}")
+            _shown(page, press.title, press.figure)
+            page.evaluate(WATCH)
+            for i in range(2 + options.presses):
+                act = press.ready(page, numbers)
+                ended = page.evaluate(MARK)
+                begin = time.perf_counter()
+                act()
+                if press.streams:
+                    page.wait_for_function(STREAMING, timeout=PATIENCE)
+                else:
+                    page.wait_for_function(CHANGED, arg=[ended, press.figure], timeout=PATIENCE)
+                page.evaluate(PAINTED)
+                if i >= 2:
+                    times.append(time.perf_counter() - begin)
+                page.wait_for_function(STILL, timeout=PATIENCE)
+                page.wait_for_timeout(100)
+            sizes = page.evaluate(SIZES)
+        print(f"| {press.title} | {press.what} | {_times(times, press.target)} | {_bytes(sizes)} |", flush=True)
+    hovers = _hovers(browser, url, prompt, numbers, options.presses)
+    print(f"| Attention | label under the pointer | {_times(hovers, HOVER)} | |")
+
+
+def _hovers(browser: Browser, url: str, prompt: str, numbers: Numbers, count: int) -> list[float]:
+    """From the pointer's last move to the label of the square below it."""
+    times = []
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.goto(f"{url}/attention?{urlencode({'prompt': prompt})}")
+        _shown(page, "Attention", "head_map")
+        for _ in range(count):
+            layer, head = next(numbers.heads)
+            x, y = page.evaluate(SQUARE, [layer, head])
+            page.mouse.move(x - 3, y)
+            page.wait_for_timeout(100)
+            page.mouse.move(2, 2)
+            page.wait_for_timeout(100)
+            begin = time.perf_counter()
+            page.mouse.move(x, y)
+            page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}").wait_for()
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+def _numbers(config: wb.ModelConfig, tokens: int) -> Numbers:
+    """Every head, position and neuron in an order of chance that is the same each time."""
+    chance = random.Random(0)
+    heads = list(itertools.product(range(config.n_layers), range(config.n_heads)))
+    positions, neurons = list(range(1, tokens - 1)), list(range(config.ffn_dim))
+    for each in (heads, positions, neurons):
+        chance.shuffle(each)
+    heads.remove((0, 0))  # what the pages are opened with
+    return Numbers(itertools.cycle(heads), itertools.cycle(positions), itertools.cycle(neurons))
+
+
+def _nav(page: Page, title: str) -> None:
+    page.get_by_role("link", name=title, exact=True).first.click()
+
+
+def _shown(page: Page, title: str, figure: str | None) -> None:
+    page.wait_for_function(SHOWN, arg=[title, figure], timeout=PATIENCE)
+    page.evaluate(PAINTED)
+
+
+def _times(seconds: list[float], goal: int) -> str:
+    """Median | 95th percentile, marked where it misses the goal."""
+    ordered = sorted(seconds)
+    p95 = statistics.quantiles(ordered, n=20, method="inclusive")[-1] * 1e3
+    return f"{statistics.median(ordered) * 1e3:,.0f} | {p95:,.0f} ({goal:,}{'' if p95 <= goal else ', missed'})"
+
+
+def _bytes(sizes: list[int]) -> str:
+    return "none" if not sizes else f"{max(sizes):,}{'' if max(sizes) <= PAYLOAD else ' (over 1,500,000)'}"
+
+
+if __name__ == "__main__":
+    main()
