@@ -7,6 +7,7 @@ tokens that this user sent. What a session itself remembers is its own widgets' 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -128,9 +129,20 @@ def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options:
     fresh = st.session_state.get("_arrived") or key not in st.session_state
     if key not in st.query_params and fresh and memory in st.session_state:
         st.session_state[key] = st.session_state[memory]
-    value = widget(label, *args, key=key, bind="query-params", **options)
+    binding = None if _unreadable(widget, st.query_params.get(key)) else "query-params"
+    value = widget(label, *args, key=key, bind=binding, **options)
     st.session_state[memory] = value
     return value
+
+
+def _unreadable(widget: Callable[..., Any], text: str | None) -> bool:
+    """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
+    if widget is st.segmented_control:
+        return text == ""
+    try:
+        return widget is st.number_input and text is not None and not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def linked(key: str) -> str | None:
