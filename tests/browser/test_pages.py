@@ -185,7 +185,7 @@ def test_users_keep_their_prompts_over_pages_and_from_each_other(new_tab: Callab
 
 
 @pytest.mark.parametrize(
-    "path", ["", "attention", "norms", "rope?view=What+if&theta=500", "lens", "neurons", "intervene"]
+    "path", ["", "attention", "norms", "rope?view=What+if&theta=500", "lens", "neurons", "intervene", "generate"]
 )
 def test_hostile_text_is_shown_as_text(tab: Tab, path: str) -> None:
     tab.open(f"{path}{'&' if '?' in path else '?'}{urlencode({'prompt': NASTY})}")
