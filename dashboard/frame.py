@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -71,11 +72,9 @@ class Head:
                 with st.container(horizontal=True):
                     _file(f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv")
                     _file(f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET)
-            for name, fig in st.session_state.get("_figures", {}).items():
+            for name, (said, fig) in st.session_state.get("_figures", {}).items():
                 title = name.replace("_", " ").capitalize()
-                _file(
-                    f"{title} (HTML)", lambda fig=fig: fig.to_html(include_plotlyjs=True), f"{name}.html", "text/html"
-                )
+                _file(f"{title} (HTML)", lambda said=said, fig=fig: _html(said, fig), f"{name}.html", "text/html")
             st.caption("A figure as PNG: the camera that appears over it.")
 
 
@@ -129,16 +128,20 @@ def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
     st.markdown(f"**{title}**")
     legend = any(trace.type in ("scatter", "bar") and trace.name for trace in fig.data)
     fig.update_layout(title=None, margin={"t": 36 if legend else 12}, height=height or fig.layout.height)
-    chart_untitled(fig, key=key)
-    _keep(key, fig, title)
+    _draw(fig, key, title)
 
 
 def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
     """A figure whose card has said already what it is; `stretch` lets it fill a card that is taller."""
-    st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG, height="stretch" if stretch else "content")
-    _keep(key, fig, key.replace("_", " ").capitalize())
+    _draw(fig, key, key.replace("_", " ").capitalize(), height="stretch" if stretch else "content")
 
 
-def _keep(key: str, fig: go.Figure, title: str) -> None:
-    """For the downloads at the end of the page: the figure as drawn, with its title inside."""
-    st.session_state.setdefault("_figures", {})[key] = go.Figure(fig).update_layout(title=title, margin={"t": 80})
+def _draw(fig: go.Figure, key: str, title: str, height: Literal["stretch", "content"] = "content") -> None:
+    """The figure, which is also kept for the downloads at the end of the page."""
+    st.plotly_chart(fig, key=key, config=PLOTLY_CONFIG, height=height)
+    st.session_state.setdefault("_figures", {})[key] = (title, fig)
+
+
+def _html(title: str, fig: go.Figure) -> str:
+    """The figure as drawn, with its title inside, in a file that needs no network."""
+    return str(go.Figure(fig).update_layout(title=title, margin={"t": 80}).to_html(include_plotlyjs=True))
