@@ -26,6 +26,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"  # pictures, which no commit takes
 PATIENCE = 60_000  # milliseconds; a ceiling for busy machines, not a cost
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
 UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
@@ -117,8 +118,11 @@ def regular(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def new_tab(browser: Browser, regular: BrowserContext, world: World) -> Iterator[Callable[..., Tab]]:
-    """Makes tabs, each a session of its own; a stranger's shares no cookies either. All are checked at the end."""
+def new_tab(
+    request: pytest.FixtureRequest, browser: Browser, regular: BrowserContext, world: World
+) -> Iterator[Callable[..., Tab]]:
+    """Makes tabs, each a session of its own; a stranger's shares no cookies either. All are checked at the end, and a
+    picture of each is left in test-artifacts/."""
     strangers: list[BrowserContext] = []
     tabs: list[Tab] = []
 
@@ -139,7 +143,9 @@ def new_tab(browser: Browser, regular: BrowserContext, world: World) -> Iterator
         return tab
 
     yield make
-    for tab in tabs:
+    for number, tab in enumerate(tabs):
+        name = re.sub(r"[^\w.=-]+", "-", request.node.name)[:120]
+        tab.page.screenshot(path=ARTIFACTS / f"{name}-{number}.png")
         tab.sound()
         tab.page.close()
     for context in strangers:

@@ -1,0 +1,81 @@
+"""Pictures of the dashboard's pages for the documentation: python tools/screenshots.py [PAGE ...]
+
+Runs the embedded suites on the embedded checkpoint, once as it is and once without its previous-token head, serves the
+dashboard, and writes docs/images/PAGE.png, 1,280 pixels wide, of all pages or those named.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dashboard.cli import serve  # noqa: E402
+from dashboard.settings import Settings  # noqa: E402
+from evals.results import list_runs  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+ABLATED = json.dumps([{"kind": "ablate", "target": "L4H0"}])
+PAGES: dict[str, dict[str, object]] = {
+    "overview": {},
+    "attention": {"layer": 5, "head": 3, "colour": "Induction"},
+    "rope": {"view": "This head", "layer": 4, "head": 0},
+    "norms": {},
+    "lens": {},
+    "neurons": {"layer": 3},
+    "intervene": {"changes": ABLATED},
+    "generate": {"new": 40},
+    "compare": {"changes": ABLATED},
+    "benchmarks": {},
+    "samples": {"task": "demo_mmlu", "show": "Wrong", "order": "Confident wrong"},
+    "runs": {},
+}
+READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
+UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
+
+
+def settle(page: Page) -> None:
+    for _ in range(2):
+        page.wait_for_selector(READY, timeout=120_000)
+        expect(page.locator(UNFINISHED)).to_have_count(0, timeout=120_000)
+        page.wait_for_timeout(600)
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(PAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "results")
+        run = [sys.executable, "-m", "workbench", "eval", "run", "--model", "demo", "--tasks", "demo_mmlu,demo_gsm8k"]
+        subprocess.run([*run, "--output", str(results / "without-L4H0"), "--ablate", "L4H0"], check=True)
+        subprocess.run([*run, "--output", str(results / "demo")], check=True)
+        newest, other = (found.name for found in list_runs(results))
+        runs: dict[str, object] = {"run": newest, "baseline": other}
+        with serve(Settings("demo", results), log=Path(folder, "log")) as url, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            for name in wanted:
+                page = browser.new_page(viewport={"width": 1280, "height": 900})
+                given = PAGES[name] | (runs if name in ("benchmarks", "samples") else {})
+                page.goto(f"{url}/{'' if name == 'overview' else name}?{urlencode(given)}")
+                settle(page)
+                if name == "generate":
+                    page.get_by_role("button", name="Generate").click()
+                    settle(page)
+                height = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollHeight")
+                page.set_viewport_size({"width": 1280, "height": min(1700, int(height) + 60)})
+                settle(page)
+                page.screenshot(path=IMAGES / f"{name}.png")
+                page.close()
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
