@@ -29,8 +29,14 @@ class ServerError(WorkbenchError):
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")] = "demo",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo', the default; give it again for more."),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder with benchmark runs.")] = Path("results"),
+    captures: Annotated[
+        Path | None, typer.Option(help="Folder with saved captures; default the folder captures in --results.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8501,
     check: Annotated[bool, typer.Option("--check", help="Start, wait until healthy, stop; exit code 0 or 1.")] = False,
 ) -> None:
@@ -38,7 +44,8 @@ def main(
 
     Example: workbench app --model checkpoints/Llama-3.2-1B --results results --port 8501
     """
-    settings = Settings(model, results)
+    first, *more = model or ["demo"]
+    settings = Settings(first, results, tuple(more), captures)
     _refuse_what_cannot_start(settings)
     if check:
         raise typer.Exit(0 if check_server(settings) else 1)
@@ -99,8 +106,9 @@ def _refuse_what_cannot_start(settings: Settings) -> None:
     for package in ("streamlit", "plotly", "pandas"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "app")
-    if settings.model != "demo" and not Path(settings.model).is_dir():
-        raise CheckpointError(f"No checkpoint folder at {settings.model}. Give a folder, or 'demo'.")
+    for path in (settings.model, *settings.more):
+        if path != "demo" and not Path(path).is_dir():
+            raise CheckpointError(f"No checkpoint folder at {path}. Give a folder, or 'demo'.")
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], *, timeout: float, log: Path) -> None:

@@ -1,5 +1,6 @@
 """The furniture of every page: its head with help, code and data, cards, and errors that say what to do."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import state
+from dashboard import models, state
 from dashboard.text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
+from workbench.forwards import out_of_memory
 
 PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
@@ -39,6 +41,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.header(title, anchor=False)
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
+    _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
         st.markdown("\n".join(f"- {line}" for line in about.reads))
@@ -51,6 +54,28 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))
     except WorkbenchError as error:
         problem("This view cannot be shown.", str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
+            raise
+        gc.collect()
+        what = "There is not enough memory for this view. Shorten the prompt, or unload a model on Overview."
+        problem(what, str(error) or "out of memory")
+
+
+def _pick_model(tools: DeltaGenerator) -> None:
+    ids = [known.id for known in models.known()]
+    named = st.query_params.get("model")
+    if named not in (None, *ids):
+        problem(
+            "The model that this address names is not served here. Add its folder on Overview, or start the server "
+            "with it.", str(named),
+        )  # fmt: skip
+    if len(ids) > 1:
+        with tools:
+            state.bound(
+                st.selectbox, "Model", ids, key="model", width=190, label_visibility="collapsed",
+                help="Which of the server's models the pages look at.",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from dashboard import state
-from dashboard.settings import Settings
 from probes.sampled import Choice, Sampled, choices, gathered
 from workbench.model import Transformer
 from workbench.sampling import Sampling
@@ -98,7 +97,7 @@ def request(
     model: Transformer, ids: tuple[int, ...], code: str, sampling: Sampling, seed: int, max_new_tokens: int
 ) -> Request:
     """A request to the model of this server."""
-    path = Settings.from_env().model
+    path = state.model_path()
     return Request(state.fingerprint(model), path, ids, code, sampling, seed, max_new_tokens)
 
 

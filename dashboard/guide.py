@@ -216,7 +216,7 @@ def offer(model: Transformer) -> None:
                 if st.button(EXAMPLES[name].name, key=f"guide_{name}", width="stretch"):
                     _go(model, name, 0)
                 st.caption(EXAMPLES[name].shows)
-        if not quiz and Settings.from_env().model == "demo":
+        if not quiz and state.model_path() == "demo":
             st.caption("A third example, a wrong quiz answer, needs a run of the embedded quiz. This command makes it:")
             folder = Settings.from_env().results / "demo"
             command = ["workbench", "eval", "run", "--model", "demo", "--tasks", TASK, "--output", str(folder)]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import runs, state
+from dashboard import captures, runs, state
 from dashboard.frame import problem
 from dashboard.text import plain
 from workbench.errors import DataError, TokenizerError, WorkbenchError
@@ -36,10 +37,12 @@ class Input:
 
 def choose(model: Transformer) -> Input | None:
     """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why)."""
-    sample = state.linked("sample")
+    sample, capture = state.linked("sample"), state.linked("capture")
     try:
         if sample is not None:
             return _sample(model, sample)
+        if capture is not None:
+            return _capture(model, capture)
         return _prompt(model)
     except WorkbenchError as error:
         problem("There is nothing to run on.", str(error))
@@ -63,13 +66,38 @@ def _prompt(model: Transformer) -> Input:
     return make(model, tuple(ids), f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])")
 
 
-def _sample(model: Transformer, reference: str) -> Input:
+def _banner(key: str) -> DeltaGenerator:
+    """Where it is said what replaces the prompt, and the way back to one.
+
+    Drawn before anything can fail: a link to something that is gone must not be a dead end.
+    """
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         said = st.empty()
-        # Drawn before anything can fail: a link to a sample that is gone must not be a dead end.
         if st.button("Back to a prompt"):
-            state.unlink("sample")
+            state.unlink(key)
             st.rerun()
+    return said
+
+
+def _capture(model: Transformer, name: str) -> Input:
+    said = _banner("capture")
+    found = captures.find(name)
+    own = state.fingerprint(model)
+    if found.checkpoint not in (None, own) or captures.load(found).config != model.config:
+        raise DataError(
+            f"The capture {name!r} is of another model, {found.model}. Look at that one, or at another capture."
+        )
+    ids = tuple(captures.load(found).tokens[0].tolist())
+    said.text(plain(f"Capture {found.name}: {len(ids)} tokens, {found.hooks} hook points, read from its file"))
+    if found.interventions:
+        st.warning(
+            "It was made under interventions, which the pages do not apply: they run these tokens on the plain model."
+        )
+    return make(model, ids, f"torch.tensor([{list(ids)}])")
+
+
+def _sample(model: Transformer, reference: str) -> Input:
+    said = _banner("sample")
     sample = runs.find_sample(reference)
     said.text(f"Sample {sample.doc_id} of {plain(sample.task)}, run {plain(sample.run)}: prompt and answer replayed")
     own = model.source

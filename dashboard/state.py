@@ -10,14 +10,17 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import streamlit as st
 import torch
 
-import workbench as wb
-from dashboard.settings import Settings
+from dashboard import captures, models
+from dashboard.models import Known
+from dashboard.text import plain
 from workbench.capture import Capture
+from workbench.errors import WorkbenchError
 from workbench.intervene import from_json
 from workbench.model import Transformer
 
@@ -41,17 +44,35 @@ class Held:
     capture: Capture
 
 
-@st.cache_resource(show_spinner="Loading the model …")
-def load_model(path: str) -> Transformer:
-    """The model of this server, loaded once for all its users."""
-    model = wb.load_model(path)
-    model.eval().requires_grad_(False)
-    return model
+def chosen() -> Known:
+    """The model that this session looks at: the one its address names, else the one the server was started with."""
+    known = models.known()
+    named = st.session_state.get("model", st.query_params.get("model"))
+    return next((one for one in known if one.id == named), known[0])
 
 
 def model() -> Transformer:
-    """The model that the server was started with."""
-    return load_model(Settings.from_env().model)
+    """The model that this session looks at, loaded once for all who do."""
+    path, shelf = chosen().path, models.shelf()
+    if path in shelf.bytes():
+        return shelf.get(path)
+    place = st.empty()
+    name = Path(path).name
+    found = shelf.get(path, lambda share: place.progress(share, plain(f"Loading {name} …")))
+    place.empty()
+    return found
+
+
+def model_path() -> str:
+    """What `workbench.load_model` takes for the model that this session looks at."""
+    return chosen().path
+
+
+def unload(known: Known) -> None:
+    """Free a model's memory, and that of every capture and result: they hold its numbers."""
+    models.unload(known.path)
+    _run.clear()
+    _computed.clear()
 
 
 def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
@@ -60,9 +81,32 @@ def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], ch
     changes: interventions in force during the run, as `workbench.intervene.to_json` writes them.
     Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
+    opened = _stored(model, ids, hooks, changes)
+    if opened is not None:
+        return opened
     identity = [fingerprint(model), str(model.dtype), str(model.device), ids, sorted(hooks), changes]
     capture_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return Held(capture_id, _run(capture_id, model, ids, hooks, changes))
+
+
+def _stored(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+    """The capture on disk that this session has open, where it answers: same weights, type, tokens, changes, all hooks.
+
+    It lies in the host's memory, so a model elsewhere is run anew.
+    """
+    name = st.session_state.get("_last_capture")
+    if name is None or model.device.type != "cpu":
+        return None
+    try:
+        found = captures.find(name)
+        capture = captures.load(found)
+    except WorkbenchError:  # the page has said so
+        return None
+    made = [found.checkpoint, found.dtype, tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]]
+    wanted = [fingerprint(model), str(model.dtype).removeprefix("torch."), ids, json.loads(changes)]
+    if made != wanted or not captures.answers(capture, hooks):
+        return None
+    return Held(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
 
 
 def fingerprint(model: Transformer) -> str:
@@ -129,6 +173,8 @@ def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options:
     fresh = st.session_state.get("_arrived") or key not in st.session_state
     if key not in st.query_params and fresh and memory in st.session_state:
         st.session_state[key] = st.session_state[memory]
+    if widget is st.number_input and isinstance(st.session_state.get(key), int | float):
+        st.session_state[key] = _within(st.session_state[key], *args[:2])  # a larger model had more
     binding = None if _unreadable(widget, st.query_params.get(key)) else "query-params"
     value = widget(label, *args, key=key, bind=binding, **options)
     st.session_state[memory] = value
@@ -143,6 +189,11 @@ def _unreadable(widget: Callable[..., Any], text: str | None) -> bool:
         return widget is st.number_input and text is not None and not math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _within(value: float, low: float | None = None, high: float | None = None) -> float:
+    value = value if low is None else max(value, low)
+    return value if high is None else min(value, high)
 
 
 def linked(key: str) -> str | None:

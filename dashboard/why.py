@@ -166,7 +166,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     if run.provenance.get("run"):
         command = counterpart.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
     if command is None:
-        given = ["--model", Settings.from_env().model, "--tasks", task, "--ablate", names[0]]
+        given = ["--model", state.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])
     st.code(plain(command), language="bash", wrap_lines=True)
 

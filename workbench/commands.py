@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
@@ -187,7 +187,9 @@ def capture(
         _, captured = loaded.run_with_capture(
             tokens, hooks, layers=kept_layers, heads=kept_heads, positions=kept_positions
         )
-    captured.save(output)
+    source = loaded.source
+    hashed = {} if source is None else {"checkpoint_sha256": source.checkpoint_sha256}
+    replace(captured, provenance={**captured.provenance, **hashed}).save(output)
     print(f"{output}: {len(captured.names)} hook points over {len(ids)} tokens")
 
 

@@ -10,7 +10,6 @@ from dashboard import guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import Head, Help, card, chart_untitled, page
-from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -265,7 +264,7 @@ import torch, workbench as wb
 from probes.attention import HOOKS, head_metrics
 from probes.maps import head_map
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     _, cap = model.run_with_capture(tokens, HOOKS)

@@ -7,7 +7,6 @@ import streamlit as st
 from dashboard import sides, state, versus
 from dashboard.components.atlas import atlas
 from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
-from dashboard.settings import Settings
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
 from dashboard.targets import token_bytes
@@ -248,7 +247,7 @@ def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, 
         "for dtype, prompt, changes in (",
         *(f"    ({side.model.dtype}, lambda model: {side.given.code}, {side.changes!r})," for side in (a, b)),
         "):",
-        f"    model = wb.load_model({Settings.from_env().model!r}, dtype=dtype)",
+        f"    model = wb.load_model({state.model_path()!r}, dtype=dtype)",
         "    with torch.no_grad(), model.intervene(*from_json(changes)):",
         "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
         f"found = compare(*caps, align={common.align!r})",

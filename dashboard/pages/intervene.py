@@ -216,7 +216,7 @@ def _benchmark(made: tuple[Intervention, ...], given: Input) -> None:
     with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
-        line = effects.command(made, model=settings.model, task=task, output=settings.results / "changed")
+        line = effects.command(made, model=state.model_path(), task=task, output=settings.results / "changed")
         st.code(plain(line), language="bash", wrap_lines=True)
         st.download_button(
             "Interventions as JSON", to_json(made), file_name="changes.json", mime="application/json", on_click="ignore"
@@ -229,7 +229,7 @@ def _take_away(head: Head, given: Input, changes: str, moved: effects.Shift, log
 import torch, workbench as wb
 from workbench.intervene import from_json
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     before = model(tokens)[0].log_softmax(-1)

@@ -6,7 +6,6 @@ import streamlit as st
 
 from dashboard import source, state, targets
 from dashboard.frame import Head, Help, card, chart, page, problem, table_height
-from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.targets import Asked, plotly_names, token_bytes
@@ -238,7 +237,7 @@ import torch, workbench as wb
 from probes.attribution import HOOKS as PARTS, logit_attribution
 from probes.lens import HOOKS, logit_lens
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})

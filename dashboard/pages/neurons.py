@@ -9,7 +9,6 @@ import streamlit as st
 from dashboard import source, state
 from dashboard.components.bars import over_tokens
 from dashboard.frame import Head, Help, card, chart, page, table_height
-from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.targets import token_bytes
@@ -176,7 +175,7 @@ def _take_away(
 import torch, workbench as wb
 from probes.neurons import HOOKS, neuron_statistics, neuron_tokens
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     _, cap = model.run_with_capture(tokens, HOOKS)

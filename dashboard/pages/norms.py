@@ -8,7 +8,6 @@ import streamlit as st
 
 from dashboard import source, state
 from dashboard.frame import Head, Help, card, chart, page, table_height
-from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -152,7 +151,7 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
 import workbench as wb
 from probes.norms import gain_statistics
 
-gain_statistics(wb.load_model({Settings.from_env().model!r})).frame()
+gain_statistics(wb.load_model({state.model_path()!r})).frame()
 """
     )
     head.data({"gains": found.frame})
@@ -250,7 +249,7 @@ def _code(head: Head, given: Input, *probes: str) -> None:
 import torch, workbench as wb
 from probes.norms import HOOKS, {", ".join(probes)}
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     _, cap = model.run_with_capture(tokens, HOOKS)

@@ -4,10 +4,10 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from dashboard import facts, guide, source, state
+from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
 from dashboard.frame import Head, Help, card, page
-from dashboard.settings import Settings
+from dashboard.source import Input
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
 from probes.rotation import wavelengths
@@ -56,7 +56,10 @@ def show() -> None:
             ),
         ):
             _origin(model)
-        _prompt(model, head)
+        given = _prompt(model, head)
+        if given is not None:
+            capture_card.show(model, given)
+        model_card.show()
 
 
 def _shape(model: Transformer) -> None:
@@ -136,7 +139,7 @@ def origin(model: Transformer) -> pd.DataFrame:
     """Where the numbers of this server come from: name, value."""
     about = provenance.describe(model.source)
     rows = {
-        "Started with": Settings.from_env().model,
+        "Started with": state.model_path(),
         "Checkpoint": about["checkpoint_sha256"] or "not from a file",
         "Tokenizer": about["tokenizer_sha256"] or "none",
         "Dtype, device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
@@ -153,11 +156,11 @@ def _brief(name: str, value: str) -> str:
     return value if len(value) <= 34 else "… " + value[-32:]
 
 
-def _prompt(model: Transformer, head: Head) -> None:
+def _prompt(model: Transformer, head: Head) -> Input | None:
     with st.container(border=True, key="prompt_card"):
         given = source.choose(model)
         if given is None:
-            return
+            return None
         table = likeliest(model, given.ids)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
@@ -183,7 +186,7 @@ def _prompt(model: Transformer, head: Head) -> None:
     head.code(
         f"""
 import torch, workbench as wb
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     probability = model(tokens)[0, -1].softmax(-1)
@@ -198,6 +201,7 @@ probability.topk(8)
             "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
         }
     )
+    return given
 
 
 def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import torch
 
 from dashboard import guide, source, state
 from dashboard.frame import Head, Help, card, chart, page, table_height
-from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -135,7 +134,7 @@ from dataclasses import replace
 import workbench as wb
 from probes.rotation import decay, wavelengths
 
-config = replace(wb.load_model({Settings.from_env().model!r}).config,
+config = replace(wb.load_model({state.model_path()!r}).config,
                  rope_theta={view.config.rope_theta!r}, rope_scaling={_scaling_code(view.config)})
 wavelengths(config).frame()
 """
@@ -254,7 +253,7 @@ def _code(head: Head, given: Input, view: View, *probes: str) -> None:
 import torch, workbench as wb
 from probes.rope import HOOKS, {", ".join(probes)}
 
-model = wb.load_model({Settings.from_env().model!r})
+model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 with torch.no_grad():
     _, cap = model.run_with_capture(tokens, HOOKS)

@@ -104,7 +104,7 @@ def _benchmarks() -> list[Listed]:
 def _form(results: Path) -> None:
     listed = _benchmarks()
     ready = sorted((one.name for one in listed if one.missing is None), key=lambda name: name != FIRST_CHOICE)
-    model = Settings.from_env().model
+    model = state.model_path()
     with st.form("start_form", border=False):
         st.text(f"Model: {plain(model)}")
         tasks = state.bound(

@@ -249,7 +249,7 @@ def _take_away(
             behind = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
             lines = ["import workbench as wb", "from evals.explain import explain", *lines]
             lines += [
-                f"model = wb.load_model({settings.model!r})",
+                f"model = wb.load_model({state.model_path()!r})",
                 f"found = explain(model, {wanted}, {named}{behind})",
                 "print(found.replayed)",
                 "found.heads()",

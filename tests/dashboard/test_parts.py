@@ -73,7 +73,7 @@ def test_a_sample_without_token_ids_says_so(results: Path) -> None:
 
 def test_a_wrong_model_path_is_refused_before_a_server_starts() -> None:
     with pytest.raises(CheckpointError, match="No checkpoint folder at nowhere"):
-        cli.main(model="nowhere", check=True)
+        cli.main(model=["nowhere"], check=True)
 
 
 def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(cli.ServerError, match=rf"Port {taken.getsockname()[1]} .* --port"):
-            cli.main(model="demo", port=taken.getsockname()[1])
+            cli.main(model=["demo"], port=taken.getsockname()[1])
 
 
 def test_a_server_that_dies_is_a_failed_check(
@@ -91,7 +91,7 @@ def test_a_server_that_dies_is_a_failed_check(
 ) -> None:
     monkeypatch.setattr(cli, "server_command", lambda port: [sys.executable, "-c", "print('no such thing'); exit(3)"])
     with pytest.raises(typer.Exit) as ended:
-        cli.main(model="demo", check=True)
+        cli.main(model=["demo"], check=True)
     assert ended.value.exit_code == 1
     assert "ended with code 3" in (said := capsys.readouterr().err) and "no such thing" in said
 
@@ -101,7 +101,7 @@ def test_the_check_starts_a_server_and_stops_it(
     checkpoint: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit) as ended:
-        cli.main(model=str(checkpoint), results=results, check=True)
+        cli.main(model=[str(checkpoint)], results=results, check=True)
     assert ended.value.exit_code == 0
     assert "Dashboard healthy at http://127.0.0.1:" in capsys.readouterr().err
 

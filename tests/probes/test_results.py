@@ -42,6 +42,7 @@ from probes import (
     rope,
     rotation,
     routes,
+    sampled,
     tuned,
     turning,
     weighted,
@@ -52,6 +53,7 @@ from probes.pairs import LogitDifference, Pair
 from probes.results import Result
 from workbench.capture import Capture
 from workbench.model import Transformer
+from workbench.sampling import Sampling
 
 BUDGET = 1_500_000  # bytes of a figure
 HOSTILE = "</td><script>alert(1)</script>"
@@ -121,6 +123,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "Routes": lambda m, cap: routes.routes(m, cap),
     "GeneratedNorms": lambda m, cap: generated.generated_norms(m, [5, 6, 7], steps=3),
     "GeneratedStream": lambda m, cap: generated.generated_stream(m, [5, 6, 7], steps=3),
+    "Sampled": lambda m, cap: sampled.sampled(m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3),
     "RetrievalScores": lambda m, cap: retrieval.retrieval_scores(
         m, [retrieval.Haystack(row[:16], 3, 5) for row in cap.tokens.tolist()], least_recall=0
     ),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench import parallel
 from workbench.checkpoint.assemble import Target, assemble, verify
-from workbench.checkpoint.contents import Checkpoint, open_checkpoint
+from workbench.checkpoint.contents import Checkpoint, Weight, open_checkpoint
 from workbench.checkpoint.fit import fitting_tokenizer
 from workbench.checkpoint.pages import MappedPages
 from workbench.errors import ConfigError
@@ -25,16 +26,22 @@ _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
+STEPS = 20  # how often progress is told of, in each half
 
 
 def load_model(
-    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Callable[[float], None] | None = None,
 ) -> Transformer:
     """A model from a Meta or Hugging Face directory, or from the embedded one ("demo"), ready for inference.
 
     `dtype` "auto" is the type that the weights are stored in; `device` "auto" is CUDA where there is a device. In a
     tensor-parallel run (`parallel.init`) every process reads its own part only. On the CPU, in the stored type, weights
-    stay in the mapped file: leave the file as it is while the model lives.
+    stay in the mapped file: leave the file as it is while the model lives. `progress` is told the share that is done,
+    between 0 and 1: of the weights put in place, and again of those looked at.
 
     Raises: CheckpointError, ConfigError or TokenizerError if anything in the directory does not fit; ConfigError for a
         device or type that cannot be had.
@@ -46,22 +53,41 @@ def load_model(
     # Nothing is allocated twice: the model is a skeleton until its weights are put in.
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
-    _fill(model, checkpoint, wanted or checkpoint.dtype, target)
+    _fill(model, checkpoint, wanted or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
     model.source = ModelSource(checkpoint.layout.root, tokenizer.sha256 if tokenizer else None)
     return model.eval()
 
 
-def _fill(model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+def _fill(
+    model: Transformer,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[float], None] | None,
+) -> None:
     pages = MappedPages(checkpoint.layout.weight_files)
     target = Target(dtype, device, parallel.rank(), parallel.size())
-    tensors = [assemble(weight, pages, target) for weight in checkpoint.weights]
-    verify(checkpoint.weights, tensors, target)
+    tensors: list[Tensor] = []
+    for part in _parts(checkpoint.weights, STEPS if progress else 1):
+        tensors += [assemble(weight, pages, target) for weight in checkpoint.weights[part]]
+        if progress:
+            progress(part.stop / len(checkpoint.weights) / 2)
+    for part in _parts(checkpoint.weights, STEPS if progress else 1):
+        verify(checkpoint.weights[part], tensors[part], target)
+        if progress:
+            progress((1 + part.stop / len(checkpoint.weights)) / 2)
     for weight, tensor in zip(checkpoint.weights, tensors, strict=True):
         owner, _, leaf = weight.spec.name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"weights that the table does not know: {left}"
+
+
+def _parts(weights: Sequence[Weight], count: int) -> Iterator[slice]:
+    """Slices of the weights, in order and all of them: at most `count`, of about as many weights each."""
+    step = -(-len(weights) // count)
+    return (slice(first, min(first + step, len(weights))) for first in range(0, len(weights), step))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,97 @@
+"""Overview's list of captures on disk: keep the one of this prompt, open or delete one."""
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import captures, state
+from dashboard.captures import Stored
+from dashboard.frame import card, problem, table_height
+from dashboard.source import Input
+from dashboard.text import plain, printable
+from workbench import sizes
+from workbench.capture import Request
+from workbench.errors import WorkbenchError
+from workbench.model import Transformer
+
+
+def show(model: Transformer, given: Input) -> None:
+    with card("Captures", key="captures", help=f"Kept in {plain(str(captures.folder()))}, also for scripts."):
+        with st.container(horizontal=True, vertical_alignment="bottom", key="save_capture_row"):
+            st.text_input(
+                "Name", key="capture_name", max_chars=81, placeholder="peru and spain",
+                help="Keeps what all pages ask of this prompt, so that nothing is run again.",
+            )  # fmt: skip
+            st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, given))
+            request = Request.of(model.config, captures.HOOKS)
+            needed = sum(request.n_bytes(model.config, 1, len(given), 0, model.dtype.itemsize).values())
+            st.text(f"takes {sizes.readable_bytes(needed)}")
+        refused = st.session_state.pop("_capture_refused", None)
+        if refused:
+            problem("The capture was not kept.", refused)
+        found = captures.stored()
+        if not found:
+            st.caption("There is none yet.")
+            return
+        _table(model, found)
+        _actions(found)
+
+
+def _table(model: Transformer, found: list[Stored]) -> None:
+    own = state.fingerprint(model)
+    table = pd.DataFrame(
+        {
+            "name": printable(one.name for one in found),
+            "model": printable(f"{one.model}{'' if one.checkpoint in (None, own) else ' (another)'}" for one in found),
+            "tokens": [one.tokens for one in found],
+            "hooks": [one.hooks for one in found],
+            "size": [sizes.readable_bytes(one.bytes) for one in found],
+            "when": [one.when for one in found],
+            "state": [plain(f"damaged: {one.problem}") if one.problem else "" for one in found],
+        }
+    )
+    if not table["state"].any():
+        del table["state"]
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=250),
+        column_config={
+            "name": "Name", "model": "Model", "tokens": "Tokens", "hooks": "Hook points", "size": "File",
+            "when": st.column_config.DatetimeColumn("Saved", format="YYYY-MM-DD HH:mm"), "state": "State",
+        },
+    )  # fmt: skip
+
+
+def _actions(found: list[Stored]) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom", key="capture_actions"):
+        name = st.selectbox("Capture", [one.name for one in found], key="capture_choice", width=320, format_func=plain)
+        st.button("Open it", key="open_capture", on_click=_open, args=(name,))
+        with st.popover("Delete …"):
+            st.text(plain(f"Delete {name} for good?"))
+            st.button("Delete it", key="delete_capture", on_click=_delete, args=(name,))
+
+
+def _save(model: Transformer, given: Input) -> None:
+    try:
+        name = st.session_state["capture_name"].strip()
+        captures.place(name)  # before the model runs for nothing
+        held = state.capture(model, given.ids, captures.HOOKS)
+        captures.save(held.capture, name, checkpoint=state.fingerprint(model))
+    except WorkbenchError as error:
+        st.session_state["_capture_refused"] = str(error)
+        return
+    st.session_state["capture_name"] = ""
+
+
+def _open(name: str) -> None:
+    state.unlink("sample")
+    state.link("capture", name)
+
+
+def _delete(name: str) -> None:
+    try:
+        captures.delete(name)
+    except WorkbenchError as error:
+        st.session_state["_capture_refused"] = str(error)
+    if st.session_state.get("_last_capture") == name:
+        state.unlink("capture")

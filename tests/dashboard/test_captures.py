@@ -1,0 +1,124 @@
+"""Captures on disk: kept, listed, opened instead of a run, deleted; damaged and foreign ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from dashboard import captures, state
+from tests.dashboard.world import write_checkpoint
+from workbench.capture import Capture
+from workbench.checkpoint import load_model
+from workbench.cli import main
+from workbench.errors import DataError
+from workbench.model import Transformer
+
+TEXT = "The cat sat on the mat"
+
+
+@pytest.fixture
+def kept(app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AppTest]:
+    """Pages of a server whose captures folder is empty."""
+    monkeypatch.setenv("WORKBENCH_APP_CAPTURES", str(tmp_path / "kept"))
+
+    def open_page(page: str = "overview", **params: object) -> AppTest:
+        monkeypatch.setenv("WORKBENCH_APP_CAPTURES", str(tmp_path / "kept"))
+        return app(page, **params)
+
+    monkeypatch.setattr("dashboard.captures.folder", lambda: tmp_path / "kept")
+    return open_page
+
+
+def save(page: AppTest, name: str) -> AppTest:
+    page.text_input(key="capture_name").set_value(name)
+    return page.button(key="save_capture").click().run()
+
+
+def test_a_capture_is_kept_opened_and_nothing_is_run_again(
+    kept: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = save(kept(prompt=TEXT), "cat 1")
+    assert not page.exception and not page.error
+    (found,) = captures.stored()
+    assert found.name == "cat 1" and found.tokens > 3 and found.checkpoint and found.problem is None
+    assert found.bytes == found.path.stat().st_size
+
+    runs = []
+    run = Transformer.run_with_capture
+    monkeypatch.setattr(
+        Transformer, "run_with_capture", lambda self, *a, **k: (runs.append(a[0].tolist()), run(self, *a, **k))[1]
+    )
+    ids = captures.load(found).tokens.tolist()
+    for name in ("attention", "rope", "norms", "lens", "neurons"):
+        state._run.clear()
+        other = kept(name, capture="cat 1")
+        assert not other.exception and not other.error, name
+        assert any("read from its file" in text.value for text in other.text), name
+        assert ids not in runs, name  # Attention runs random blocks, for its induction scores
+
+
+def test_numbers_of_a_stored_capture_are_those_of_the_run(kept: Callable[..., AppTest]) -> None:
+    save(kept(prompt=TEXT), "cat")
+    plain, opened = kept("norms", prompt=TEXT), kept("norms", capture="cat")
+    assert [frame.value.equals(other.value) for frame, other in zip(plain.dataframe, opened.dataframe, strict=True)]
+    assert [metric.value for metric in plain.metric] == [metric.value for metric in opened.metric]
+
+
+def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    path = tmp_path / "kept" / "mine.safetensors"
+    assert main(["capture", str(checkpoint), TEXT, "--hooks", "blocks.*.hook_resid_post", "-o", str(path)]) == 0
+    (found,) = captures.stored()
+    assert found.name == "mine" and found.checkpoint == load_model(checkpoint).source.checkpoint_sha256
+    page = kept("norms", capture="mine")  # it lacks the hooks of this page, which runs the tokens instead
+    assert not page.exception and not page.error
+
+
+def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..., AppTest], tmp_path: Path) -> None:
+    save(kept(prompt=TEXT), "cat")
+    whole = captures.find("cat").path
+    (whole.parent / "broken.safetensors").write_bytes(whole.read_bytes()[:100])
+    other = load_model(write_checkpoint(tmp_path / "other", layers=2))
+    _, cap = other.run_with_capture(torch.tensor([[5, 6]]), captures.HOOKS)
+    captures.save(cap, "foreign", checkpoint=other.source.checkpoint_sha256)
+    _, several = other.run_with_capture(torch.tensor([[5, 6], [7, 8]]), "hook_embed")
+    several.save(whole.parent / "several.safetensors")
+    page = kept(prompt=TEXT)
+    (table,) = [frame.value for frame in page.dataframe if "hooks" in frame.value]
+    assert table.set_index("name")["state"].str.startswith("damaged")["broken"] and len(table) == 4
+    for name, said in {
+        "broken": "is damaged", "foreign": "of another model", "gone": "There is no capture 'gone'",
+        "../cat": "A capture's name has letters", "several": "several prompts",
+    }.items():  # fmt: skip
+        page = kept("attention", capture=name)
+        assert not page.exception, name
+        assert page.error[0].value == "There is nothing to run on." and said in page.code[0].value, name
+        assert any(button.label == "Back to a prompt" for button in page.button), name
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/etc/x", ".hidden", "a" * 90, "a/b", "a\0b", "a\n"])
+def test_no_name_leads_out_of_the_folder(name: str) -> None:
+    with pytest.raises(DataError, match="letters, digits"):
+        captures.place(name)
+
+
+def test_names_are_not_taken_twice_and_deleting_asks_nobody_else(kept: Callable[..., AppTest]) -> None:
+    page = save(kept(prompt=TEXT), "cat")
+    page = save(page, "cat")
+    assert "The capture was not kept." in page.error[0].value and any("already" in code.value for code in page.code)
+    page.button(key="delete_capture").click().run()
+    assert captures.stored() == [] and not page.exception
+
+
+def test_a_saved_capture_reads_back_as_it_was(kept: Callable[..., AppTest], checkpoint: Path) -> None:
+    save(kept(prompt=TEXT), "cat")
+    model = load_model(checkpoint)
+    ids = [model.tokenizer.encode(TEXT, bos=True)]
+    with torch.no_grad():
+        _, cap = model.run_with_capture(torch.tensor(ids), captures.HOOKS)
+    read = Capture.load(captures.find("cat").path)
+    assert set(read.names) == set(cap.names)
+    for name in cap.names:
+        assert torch.equal(read[name], cap[name]), name
