@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboard.frame import readable
 from probes.figures import drawing
 from workbench.config import ModelConfig
 
@@ -50,7 +51,7 @@ def atlas(
             on_choose(*cell)
 
     st.plotly_chart(
-        _figure(values, unit, config, drawn["first"], id),
+        readable(_figure(values, unit, config, drawn["first"], id)),
         key=key,
         on_select=clicked,
         selection_mode="points",
