@@ -1,5 +1,6 @@
 """Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Sample:
     choice_ids: tuple[tuple[int, ...], ...] = ()
     gold: int | None = None  # number of the right choice
     picked: int | None = None  # and of the likeliest
+    changes: str = state.NO_CHANGES  # interventions that the run was made under, as JSON
 
     @property
     def reference(self) -> str:
@@ -145,6 +147,7 @@ def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
         choice_ids=tuple(tuple(int(token) for token in ids) for ids in _listed(row.get("choice_ids"))),
         gold=named.index(target) if target in named else None,
         picked=int(row["answer"]) if choices else None,
+        changes=json.dumps(run.provenance.get("interventions") or []),
     )
 
 

@@ -7,8 +7,11 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import captures, runs, state
 from dashboard.frame import problem
+from dashboard.state import NO_CHANGES
 from dashboard.text import plain
+from evals.interventions import described
 from workbench.errors import DataError, TokenizerError, WorkbenchError
+from workbench.intervene import from_json, to_json
 from workbench.model import Transformer
 
 # The second half repeats the first, so heads that continue a repetition (induction) show themselves.
@@ -23,6 +26,8 @@ class Input:
     """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook.
 
     Of a benchmark sample, `asked` tokens are its prompt, and `sample` is there if the ids are those that it ran on.
+    `changes` are the interventions that its run, or the capture, was made under, as `workbench.intervene.to_json` has
+    them.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +35,17 @@ class Input:
     code: str
     asked: int | None = None
     sample: runs.Sample | None = None
+    changes: str = NO_CHANGES
+
+    @property
+    def running(self) -> str:
+        """How a notebook's run of it begins: the contexts that it stands in."""
+        if self.changes == NO_CHANGES:
+            return "with torch.no_grad():"
+        return (
+            "from workbench.intervene import from_json\n"
+            f"with torch.no_grad(), model.intervene(*from_json({self.changes!r})):"
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,18 +104,23 @@ def _capture(model: Transformer, name: str) -> Input:
             f"The capture {name!r} is of another model, {found.model}. Look at that one, or at another capture."
         )
     ids = tuple(captures.load(found).tokens[0].tolist())
-    said.text(plain(f"Capture {found.name}: {len(ids)} tokens, {found.hooks} hook points, read from its file"))
-    if found.interventions:
-        st.warning(
-            "It was made under interventions, which the pages do not apply: they run these tokens on the plain model."
-        )
-    return make(model, ids, f"torch.tensor([{list(ids)}])")
+    changes = to_json(from_json(f"[{', '.join(found.interventions)}]"))
+    under = _under(changes)
+    said.text(plain(f"Capture {found.name}: {len(ids)} tokens, {found.hooks} hook points, read from its file{under}"))
+    return replace(make(model, ids, f"torch.tensor([{list(ids)}])"), changes=changes)
+
+
+def _under(changes: str) -> str:
+    return "" if changes == NO_CHANGES else f"; under {described(from_json(changes))}"
 
 
 def _sample(model: Transformer, reference: str) -> Input:
     said = _banner("sample")
     sample = runs.find_sample(reference)
-    said.text(f"Sample {sample.doc_id} of {plain(sample.task)}, run {plain(sample.run)}: prompt and answer replayed")
+    said.text(
+        plain(f"Sample {sample.doc_id} of {sample.task}, run {sample.run}: prompt and answer replayed")
+        + plain(_under(sample.changes))
+    )
     own = model.source
     if own is not None and sample.checkpoint not in (None, own.checkpoint_sha256):
         st.warning("Another checkpoint gave this answer. What follows is how the model of this server reads the text.")
@@ -115,7 +136,9 @@ def _sample(model: Transformer, reference: str) -> Input:
         ids = tuple(model.tokenizer.encode(sample.prompt + sample.output, bos=True))
         asked = min(len(ids), len(model.tokenizer.encode(sample.prompt, bos=True)))
     made = make(model, ids, f"torch.tensor([{list(ids)}])")
-    return replace(made, asked=asked, sample=sample if ids == sample.ids else None)
+    for change in from_json(sample.changes):
+        change.subscription(model.config)
+    return replace(made, asked=asked, sample=sample if ids == sample.ids else None, changes=sample.changes)
 
 
 def make(model: Transformer, ids: tuple[int, ...], code: str) -> Input:

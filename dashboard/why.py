@@ -83,8 +83,7 @@ def _replay(again: Again, run: Run) -> None:
         problem("Where this answer was decided is not known. Name a position behind which to explain.", again.problem)
     changes = changes_of(run)
     if changes:
-        st.text(plain(f"The run was made under {described(changes)}, and so is this replay; Attention and Lens show "
-                      "the model without."))  # fmt: skip
+        st.text(plain(f"The run was made under {described(changes)}; so are this replay, and the pages that open it."))
 
 
 def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, parts: Parts) -> None:

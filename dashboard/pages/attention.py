@@ -71,7 +71,7 @@ def show() -> None:
         given = source.choose(model)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS)
+        held = state.capture(model, given.ids, HOOKS, given.changes)
         metrics = state.once(held, head_metrics)
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
@@ -266,7 +266,7 @@ from probes.maps import head_map
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 head_metrics(cap).frame()
 head_map(cap, {view.layer}, {view.head}).weights

@@ -56,7 +56,7 @@ def show() -> None:
         given = source.choose(model)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS)
+        held = state.capture(model, given.ids, HOOKS, given.changes)
         asked = targets.choose(model, given, held, _more)
         if asked is None:
             return
@@ -239,7 +239,7 @@ from probes.lens import HOOKS, logit_lens
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})
 found = logit_lens(model, cap, k={TOP_K}, targets={list(asked.tokens)})
 found.frame()

@@ -43,7 +43,7 @@ def show() -> None:
         given = source.choose(model)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS)
+        held = state.capture(model, given.ids, HOOKS, given.changes)
         found = state.once(held, neuron_statistics, top=min(8, len(given)))
         layer, neuron = _controls(model, found)
         if found.nonfinite.any():
@@ -177,7 +177,7 @@ from probes.neurons import HOOKS, neuron_statistics, neuron_tokens
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 cap["blocks.{layer}.mlp.hook_post"][0, :, {neuron}]
 neuron_statistics(cap).frame()

@@ -60,7 +60,7 @@ def show() -> None:
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, norms.HOOKS)
+        held = state.capture(model, given.ids, norms.HOOKS, given.changes)
         rms = state.once(held, norms.input_rms)
         if rms.nonfinite:
             st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
@@ -251,7 +251,7 @@ from probes.norms import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 {calls}
 """

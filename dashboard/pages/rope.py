@@ -62,7 +62,7 @@ def show() -> None:
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, rope.HOOKS)
+        held = state.capture(model, given.ids, rope.HOOKS, given.changes)
         {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, given, view)
 
 
@@ -255,7 +255,7 @@ from probes.rope import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 {config}{calls}
 """

@@ -8,11 +8,13 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from dashboard import captures, state
+from probes import norms
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
 from workbench.checkpoint import load_model
 from workbench.cli import main
 from workbench.errors import DataError
+from workbench.intervene import Scale
 from workbench.model import Transformer
 
 TEXT = "The cat sat on the mat"
@@ -122,3 +124,25 @@ def test_a_saved_capture_reads_back_as_it_was(kept: Callable[..., AppTest], chec
     assert set(read.names) == set(cap.names)
     for name in cap.names:
         assert torch.equal(read[name], cap[name]), name
+
+
+@pytest.mark.parametrize("hooks", [captures.HOOKS, ("hook_embed",)], ids=["from the file", "run anew"])
+def test_a_capture_under_interventions_stays_under_them(
+    kept: Callable[..., AppTest], checkpoint: Path, hooks: tuple[str, ...]
+) -> None:
+    model = load_model(checkpoint)
+    ids = [model.tokenizer.encode(TEXT, bos=True)]
+    with torch.no_grad(), model.intervene(Scale("blocks.1.hook_mlp_out", 3.0)):
+        _, cap = model.run_with_capture(torch.tensor(ids), hooks)
+        _, whole = model.run_with_capture(torch.tensor(ids), norms.HOOKS)
+    captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
+    page, plain = kept("norms", capture="scaled"), kept("norms", prompt=TEXT)
+    assert any("under scale blocks.1.hook_mlp_out x 3" in text.value for text in page.text)
+    given = page.code[-1].value
+    assert "model.intervene(*from_json(" in given and "intervene" not in plain.code[-1].value
+    shown: dict[str, object] = {}
+    exec(given, shown)
+    assert torch.equal(shown["cap"]["blocks.3.hook_resid_post"], whole["blocks.3.hook_resid_post"])
+    assert [one.value for one in page.metric] != [one.value for one in plain.metric] or not all(
+        one.value.equals(other.value) for one, other in zip(page.dataframe, plain.dataframe, strict=True)
+    )
