@@ -12,6 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import models, state
+from dashboard.said import SAID
 from dashboard.text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
 from workbench.forwards import out_of_memory
@@ -146,12 +147,13 @@ def table_height(rows: int, *, most: int = 440) -> int:
 
 
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
-    """A figure with its title above it, in the page's own type, where it cannot collide with a legend or be cut off.
+    """A figure with its title above it, in the page's own type, where it cannot collide with a legend or be cut off;
+    beside it a "?" says what it shows.
 
     The title is ours: it is read as Markdown.
     """
     title = fig.layout.title.text
-    st.markdown(f"**{title}**")
+    st.markdown(f"**{title}**", help=SAID[fig.layout.meta["kind"]])
     legend = any(trace.type in ("scatter", "bar") and trace.name for trace in fig.data)
     fig.update_layout(title=None, margin={"t": 36 if legend else 12}, height=height or fig.layout.height)
     _draw(fig, key, title)

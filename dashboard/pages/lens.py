@@ -1,5 +1,7 @@
 """Lens: what the stream would predict layer by layer, and which parts of the model add up to a logit."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -13,7 +15,9 @@ from dashboard.text import plotly_labels, short
 from probes import attribution, lens
 from probes.attribution import LogitAttribution, Target
 from probes.lens import LogitLens
+from probes.tuned import FILE, TunedLens, tuned_lens
 from workbench import parallel
+from workbench.capture import Capture
 from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer
 
@@ -27,10 +31,13 @@ ABOUT = Help(
         "**Attribution**: there are no biases, so the embedding, every head and every MLP sum to the logit, or to the "
         "difference of two, with the final norm's scale as it was. Diamonds show what taking the part out would do "
         "with the norm scaled anew; later layers would react too.",
+        "**Tuned lens**: where one is saved beside the model, it corrects for the directions of early layers; "
+        "workbench probe tuned-lens with --train and --save FOLDER makes it.",
         "Of a multiple-choice sample the targets are gold and predicted; if the answer was right, gold and the next.",
     ],
     {
         "logit lens": "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens",
+        "tuned lens": "https://arxiv.org/abs/2303.08112",
         "direct attribution": "https://arxiv.org/abs/2211.00593",
         "error of the frozen norm": "https://arxiv.org/abs/2507.02559",
     },
@@ -39,6 +46,7 @@ HOOKS = tuple(dict.fromkeys((*lens.HOOKS, *attribution.HOOKS)))
 TOP_K = 10  # decoded once; the control shows as many of them as are asked for
 CELLS = {"Probability": "probability", "KL to the output": "kl", "Rank": "rank"}
 CURVES = {"Log-probability": "logprob", "Rank": "rank"}
+PLAIN, TUNED = "Logit", "Tuned"
 ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth")
 DIFFERENCE = "First less second"
 
@@ -57,10 +65,11 @@ def show() -> None:
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)
-        asked = targets.choose(model, given, held, _more)
+        asked = targets.choose(model, given, held, lambda: _more(model))
         if asked is None:
             return
-        found = state.once_on(model, held, lens.logit_lens, k=TOP_K)
+        through = _stamp(model) if st.session_state.get("lens") == TUNED else 0
+        found = state.once_on(model, held, read, through=through, k=TOP_K)
         if not np.isfinite(found.logprobs).all():
             st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
@@ -72,18 +81,35 @@ def show() -> None:
             )
             fig.update_xaxes(automargin=True)
             chart(fig, key="grid")
-        here = state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens, position=asked.position)
+        options = {"through": through, "k": TOP_K, "targets": asked.tokens}
+        here = state.once_on(model, held, read, position=asked.position, **options)
         _tokens(model, here, asked)
         made, row = _attribution(model, held, asked)
-        _take_away(head, given, asked, made, row)
+        _take_away(head, given, asked, made, row, tuned=through > 0)
 
         def curves() -> pd.DataFrame:  # of every position, when somebody downloads them
-            return state.once_on(model, held, lens.logit_lens, k=TOP_K, targets=asked.tokens).curves.frame()
+            return state.once_on(model, held, read, **options).curves.frame()
 
         head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
 
 
-def _more() -> None:
+def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> LogitLens:
+    """The logit lens, or the tuned one whose file has this time of change."""
+    if not through:
+        return lens.logit_lens(model, cap, **options)
+    assert model.source is not None
+    return tuned_lens(model, cap, TunedLens.load(model.source.path, model), **options)
+
+
+def _stamp(model: Transformer) -> int:
+    """When the tuned lens beside the model was written; 0 where there is none."""
+    file = None if model.source is None else model.source.path / FILE
+    return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
+
+
+def _more(model: Transformer) -> None:
+    if _stamp(model):
+        state.bound(st.segmented_control, "Lens", [PLAIN, TUNED], key="lens", default=PLAIN, required=True)
     state.bound(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
     state.bound(st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True)
 
@@ -230,18 +256,22 @@ def ranked_heads(made: LogitAttribution, row: int) -> pd.DataFrame:
     return table.sort_values("contribution", key=np.abs, ascending=False, ignore_index=True, kind="stable")
 
 
-def _take_away(head: Head, given: Input, asked: Asked, made: LogitAttribution, row: int) -> None:
+def _take_away(head: Head, given: Input, asked: Asked, made: LogitAttribution, row: int, *, tuned: bool) -> None:
+    options = f"k={TOP_K}, targets={list(asked.tokens)}"
+    plain = f"logit_lens(model, cap, {options})"
+    through = f"tuned_lens(model, cap, TunedLens.load(model.source.path, model), {options})" if tuned else plain
     head.code(
         f"""
 import torch, workbench as wb
 from probes.attribution import HOOKS as PARTS, logit_attribution
 from probes.lens import HOOKS, logit_lens
+from probes.tuned import TunedLens, tuned_lens
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})
-found = logit_lens(model, cap, k={TOP_K}, targets={list(asked.tokens)})
+found = {through}
 found.frame()
 found.curves.frame()
 logit_attribution(model, cap, [{made.tokens[row]}], position={asked.position}).frame()

@@ -1,8 +1,11 @@
 """Lens, Neurons and Intervene: what they show is the model's own, recomputed here from weights and plain runs."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard import effects, state, targets
 from dashboard.runs import Sample
+from dashboard.settings import ROOT
 from dashboard.source import Input
+from probes.tuned import TunedLens
 from tests.dashboard.test_pages import metrics
 from workbench import parallel
 from workbench.intervene import from_json, to_json
@@ -376,3 +381,25 @@ def test_gold_and_predicted_are_asked_for_where_they_part(
 def test_what_ends_like_a_quiz_is_one(text: str, quiz: bool) -> None:
     given = Input((1,) * len(text), tuple(letter.encode() for letter in text), "")
     assert targets.is_quiz(given) == quiz
+
+
+def test_a_tuned_lens_beside_the_model_is_offered_and_read(
+    serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with_lens"
+    shutil.copytree(checkpoint, folder)
+    model = wb.load_model(folder)
+    zero = TunedLens.zero(model)
+    noise = 0.3 * torch.randn(zero.weight.shape, generator=torch.Generator().manual_seed(0))
+    replace(zero, weight=noise).save(folder)
+    serve(str(folder), tmp_path / "results")
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    page.switch_page("dashboard/pages/lens.py").run()
+    tables = [frame.value.copy() for frame in page.dataframe]
+    next(one for one in page.segmented_control if one.key == "lens").set_value("Tuned").run()
+    assert not page.exception and not page.error
+    changed = [not one.equals(frame.value) for one, frame in zip(tables, page.dataframe, strict=True)]
+    assert any(changed)
+    shown: dict[str, Any] = {}
+    exec(next(code.value for code in page.code if "tuned_lens(model" in code.value), shown)
+    assert shown["found"].ids.shape[0] == model.config.n_layers + 1

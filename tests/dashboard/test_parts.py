@@ -15,6 +15,7 @@ from dashboard import cli, facts
 from dashboard.components.token_strip import pack
 from dashboard.frame import parquet
 from dashboard.runs import as_sample
+from dashboard.said import SAID
 from dashboard.settings import Settings
 from evals.results import list_runs
 from workbench.config import ModelConfig
@@ -113,3 +114,8 @@ def test_parquet_holds_columns_of_several_types_as_text() -> None:
     assert [list(values) for values in back["logprobs"]] == table["logprobs"].tolist()
     assert back["n"].tolist() == [1, 2, 3]
     assert table["answer"][0] == 1  # what came in is as it was
+
+
+def test_every_figure_with_a_title_says_what_it_shows() -> None:
+    """Whatever `chart` draws is looked up by its kind; the pages' tests draw them all."""
+    assert all(text.count("](https://") >= 1 and text[0].isupper() and "$" not in text for text in SAID.values())

@@ -160,7 +160,7 @@ def test_offline_nothing_is_asked_for_and_what_to_do_is_said(tmp_path: Path, no_
     for name, message in (
         ("arc_challenge", r"'allenai/ai2_arc' is not in .*hub/allenai/ai2_arc: .*prepare allenai/ai2_arc=.*--online"),
         ("gsm8k", r"expected .*test\.jsonl"),
-        ("mbpp", "no sandbox here"),
+        ("mbpp", r"'google-research-datasets/mbpp' is not in .*--online"),
     ):
         with pytest.raises(DataError, match=message):
             suites.load([name], root=tmp_path, judge=Judge())
