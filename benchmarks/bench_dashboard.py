@@ -30,7 +30,6 @@ import workbench as wb
 from benchmarks.timing import machine
 from dashboard.cli import serve
 from dashboard.settings import Settings
-from workbench.checkpoint import find_tokenizer
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -235,7 +234,7 @@ def _checkpoint(folder: Path) -> Path:
     folder.mkdir()
     torch.save(weights, folder / "consolidated.00.pth")
     (folder / "params.json").write_text(json.dumps(config.to_meta()))
-    shutil.copy(find_tokenizer("demo"), folder / "tokenizer.model")
+    shutil.copy(wb.load_model("demo").source.path / "tokenizer.model", folder / "tokenizer.model")
     return folder
 
 
