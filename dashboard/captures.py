@@ -22,7 +22,7 @@ from workbench.hooks import expand
 HOOKS = tuple(
     dict.fromkeys(
         (*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *lens.HOOKS, *attribution.HOOKS, *neurons.HOOKS,
-         "blocks.*.attn.hook_z", "ln_final.hook_out")
+         "blocks.*.attn.hook_z", "blocks.*.hook_attn_out", "ln_final.hook_out", "hook_logits")
     )
 )  # fmt: skip
 """What the pages ask of a prompt: a capture of these answers them all."""

@@ -25,6 +25,8 @@ HEAD_HOOKS = ("blocks.*.attn.hook_z",)
 """What to capture for `head_changes`."""
 
 BEFORE, AFTER = 0, 1
+Changes = tuple[str, str]
+"""The interventions before and after, each as `workbench.intervene.to_json` writes them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Shift:
 
 
 @torch.no_grad()
-def shift(model: Transformer, before: Capture, after: Capture, changes: str) -> Shift:
+def shift(model: Transformer, before: Capture, after: Capture, changes: Changes) -> Shift:
     """KL(before || after) at every position, and the loss on the text. Memory: some positions' logits at once.
 
     Shapes: ln_final.hook_out [batch, pos, dim] of both -> [pos], [2, pos - 1]
@@ -56,7 +58,7 @@ def shift(model: Transformer, before: Capture, after: Capture, changes: str) -> 
 
 
 @torch.no_grad()
-def logits_at(model: Transformer, before: Capture, after: Capture, changes: str, position: int) -> np.ndarray:
+def logits_at(model: Transformer, before: Capture, after: Capture, changes: Changes, position: int) -> np.ndarray:
     """Logits of every token after one position. Shapes: -> [2, vocab]"""
     return frozen(_logits(model, before, after, changes, slice(position, position + 1))[:, 0])
 
@@ -76,14 +78,15 @@ def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndar
 
 @torch.no_grad()
 def choices(
-    model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: str
+    model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: Changes
 ) -> list[tuple[float, float]]:
     """The log-probability of each answer behind the prompt, before and after, in nats: a multiple choice's own rule."""
     asked = [(list(prompt), list(answer)) for answer in answers]
-    plain = [total for total, _ in wb.score(model, asked)]
-    with model.intervene(*from_json(changes)):
-        changed = [total for total, _ in wb.score(model, asked)]
-    return list(zip(plain, changed, strict=True))
+    totals = []
+    for side in changes:
+        with model.intervene(*from_json(side)):
+            totals.append([total for total, _ in wb.score(model, asked)])
+    return list(zip(*totals, strict=True))
 
 
 def command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
@@ -94,8 +97,9 @@ def command(changes: Sequence[Intervention], *, model: str, task: str, output: P
     return shlex.join(["workbench", "eval", "run", *words, *(option if changes else [])])
 
 
-def _logits(model: Transformer, before: Capture, after: Capture, changes: str, part: slice) -> torch.Tensor:
-    plain = model.unembed(before["ln_final.hook_out"][:, part], start=part.start)
-    with model.intervene(*from_json(changes)):  # it may change the logits themselves
-        changed = model.unembed(after["ln_final.hook_out"][:, part], start=part.start)
-    return torch.cat([plain, changed])
+def _logits(model: Transformer, before: Capture, after: Capture, changes: Changes, part: slice) -> torch.Tensor:
+    rows = []
+    for capture, side in zip((before, after), changes, strict=True):
+        with model.intervene(*from_json(side)):  # it may change the logits themselves
+            rows.append(model.unembed(capture["ln_final.hook_out"][:, part], start=part.start))
+    return torch.cat(rows)

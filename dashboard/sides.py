@@ -6,11 +6,12 @@ import streamlit as st
 import torch
 
 import workbench as wb
-from dashboard import source, specification, state
-from dashboard.frame import card, problem
+from dashboard import captures, source, specification, state
+from dashboard.frame import card, empty, problem
 from dashboard.samples import SMALL
 from dashboard.source import MAX_CHARS, Input
 from dashboard.state import NO_CHANGES, Held
+from dashboard.text import plain
 from probes.alignment import Align
 from probes.comparison import Comparison, compare
 from probes.maps import HOOKS as MAP_HOOKS
@@ -19,7 +20,7 @@ from workbench.errors import DataError, WorkbenchError
 from workbench.intervene import from_json, to_json
 from workbench.model import Transformer
 
-SAME, OTHER = "The same prompt", "Another prompt"
+SAME, OTHER, KEPT = "The same prompt", "Another prompt", "A kept capture"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HOOKS = (
     *MAP_HOOKS,
@@ -33,7 +34,7 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Side:
-    """What one side runs on; `changes` are its interventions as `workbench.intervene.to_json` writes them."""
+    """What one side runs on; `changes` are all its interventions as `workbench.intervene.to_json` writes them."""
 
     model: Transformer
     given: Input
@@ -72,12 +73,12 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="side_controls"):
             which = state.bound(
-                st.segmented_control, "B runs on", [SAME, OTHER], key="b_of", default=SAME, required=True
+                st.segmented_control, "B runs on", [SAME, OTHER, KEPT], key="b_of", default=SAME, required=True
             )
             models = _models(model)
             # Before the text that it writes is drawn.
             st.button("Swap interventions", on_click=_swap, help="A's become B's, and B's become A's.")
-        theirs = _other(model) if which == OTHER else mine
+        theirs = {OTHER: _other, KEPT: _kept}[which](model) if which in (OTHER, KEPT) else mine
         a_changes = state.bound(
             st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
             max_chars=specification.MOST_CHARS,
@@ -94,7 +95,10 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
     second = specification.choose(model)
     if theirs is None or second is None or models is None:
         return None
-    return Side(models[0], mine, to_json(first)), Side(models[1], theirs, to_json(second))
+    return (
+        Side(models[0], mine, mine.with_also(to_json(first))),
+        Side(models[1], theirs, theirs.with_also(to_json(second))),
+    )
 
 
 def shared(a: Input, b: Input) -> Shared | None:
@@ -134,6 +138,19 @@ def _other(model: Transformer) -> Input | None:
         return source.make(model, tuple(map(int, words)), "")
     except WorkbenchError as error:
         problem("B has nothing to run on.", str(error))
+        return None
+
+
+def _kept(model: Transformer) -> Input | None:
+    names = [one.name for one in captures.stored()]
+    if not names:
+        empty("No capture is kept yet. Keep one on Overview, or with:", "workbench capture --help")
+        return None
+    name = state.bound(st.selectbox, "B's capture", names, key="b_capture", width=320, format_func=plain)
+    try:
+        return source.kept(model, name)
+    except WorkbenchError as error:
+        problem("B's capture cannot be compared.", str(error))
         return None
 
 

@@ -47,6 +47,10 @@ class Input:
             f"with torch.no_grad(), model.intervene(*from_json({self.changes!r})):"
         )
 
+    def with_also(self, changes: str) -> str:
+        """Its own interventions and then these, both as `workbench.intervene.to_json` writes them."""
+        return to_json([*from_json(self.changes), *from_json(changes)])
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -97,6 +101,16 @@ def _banner(key: str) -> DeltaGenerator:
 
 def _capture(model: Transformer, name: str) -> Input:
     said = _banner("capture")
+    given = kept(model, name)
+    hooks = captures.find(name).hooks
+    said.text(
+        plain(f"Capture {name}: {len(given)} tokens, {hooks} hook points, read from its file{_under(given.changes)}")
+    )
+    return given
+
+
+def kept(model: Transformer, name: str) -> Input:
+    """What a capture on disk was made of. Raises: WorkbenchError if it is gone, damaged, or of another model."""
     found = captures.find(name)
     own = state.fingerprint(model)
     if found.checkpoint not in (None, own) or captures.load(found).config != model.config:
@@ -105,8 +119,6 @@ def _capture(model: Transformer, name: str) -> Input:
         )
     ids = tuple(captures.load(found).tokens[0].tolist())
     changes = to_json(from_json(f"[{', '.join(found.interventions)}]"))
-    under = _under(changes)
-    said.text(plain(f"Capture {found.name}: {len(ids)} tokens, {found.hooks} hook points, read from its file{under}"))
     return replace(make(model, ids, f"torch.tensor([{list(ids)}])"), changes=changes)
 
 

@@ -90,13 +90,18 @@ def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], ch
 
 
 def _stored(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
-    """The capture on disk that this session has open, where it answers: same weights, type, tokens, changes, all hooks.
+    """A capture on disk that this session has open, where it answers: same weights, type, tokens, changes, all hooks.
 
     It lies in the host's memory, so a model elsewhere is run anew.
     """
-    name = st.session_state.get("_last_capture")
-    if name is None or model.device.type != "cpu":
+    if model.device.type != "cpu":
         return None
+    opened = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
+    answers = (_answer(name, model, ids, hooks, changes) for name in opened if name is not None)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _answer(name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
     try:
         found = captures.find(name)
         capture = captures.load(found)

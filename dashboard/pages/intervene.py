@@ -1,19 +1,21 @@
 """Intervene: change the running model, and see what becomes of its predictions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
-from dashboard.effects import AFTER, BEFORE
+from dashboard.effects import AFTER, BEFORE, Changes
 from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
 from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.targets import LETTERS, Asked, token_bytes
 from dashboard.text import plain, plotly_labels, short
 from probes.figures import drawing
-from workbench.intervene import Intervention, to_json
+from workbench.intervene import Intervention, from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -44,12 +46,13 @@ def show() -> None:
         made = specification.choose(model)
         if given is None or made is None:
             return
-        changes = to_json(made)
-        before = state.capture(model, given.ids, effects.HOOKS)
+        # A sample's run may have been changed already: that is how it was before.
+        changes = given.changes, given.with_also(to_json(made))
+        before = state.capture(model, given.ids, effects.HOOKS, changes[BEFORE])
         asked = targets.choose(model, given, before, _more)
         if asked is None:
             return
-        after = state.capture(model, given.ids, effects.HOOKS, changes)
+        after = state.capture(model, given.ids, effects.HOOKS, changes[AFTER])
         moved = state.once_between(model, before, after, effects.shift, changes)
         logits = state.once_between(model, before, after, effects.logits_at, changes, asked.position)
         _summary(model, given, moved, logits, asked, changes)
@@ -66,7 +69,7 @@ def show() -> None:
                     kind="shift",
                     title="What moves along the prompt",
                     unit="nats",
-                    stamp={"changes": changes},
+                    stamp={"changes": changes[AFTER]},
                 ),
                 key="shift",
             )
@@ -75,9 +78,9 @@ def show() -> None:
         st.page_link(
             "dashboard/pages/compare.py",
             label="Patterns before and after in Compare →",
-            query_params={"changes": changes},
+            query_params={"changes": to_json(made)},
         )
-        _benchmark(made, given)
+        _benchmark(from_json(changes[AFTER]), given)
         _take_away(head, given, changes, moved, logits)
 
 
@@ -89,7 +92,7 @@ def _more() -> None:
 
 
 def _summary(
-    model: Transformer, given: Input, moved: effects.Shift, logits: np.ndarray, asked: Asked, changes: str
+    model: Transformer, given: Input, moved: effects.Shift, logits: np.ndarray, asked: Asked, changes: Changes
 ) -> None:
     loss = moved.loss.mean(-1) if moved.loss.shape[-1] else np.full(2, np.nan)
     with st.container(border=True, key="summary"):
@@ -107,7 +110,7 @@ def _summary(
         _answer(model, given, changes)
 
 
-def _answer(model: Transformer, given: Input, changes: str) -> None:
+def _answer(model: Transformer, given: Input, changes: Changes) -> None:
     """The choices of a sample, scored as the benchmark scores them."""
     sample = given.sample
     assert sample is not None
@@ -191,9 +194,8 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
         st.caption(f"First less second: {gap[BEFORE]:.3f} before, {gap[AFTER]:.3f} after.")
 
 
-def _heads(model: Transformer, given: Input, changes: str) -> None:
-    before = state.capture(model, given.ids, effects.HEAD_HOOKS)
-    after = state.capture(model, given.ids, effects.HEAD_HOOKS, changes)
+def _heads(model: Transformer, given: Input, changes: Changes) -> None:
+    before, after = (state.capture(model, given.ids, effects.HEAD_HOOKS, side) for side in changes)
     values = state.once_between(model, before, after, effects.head_changes)
     with card("How far each head's output moves", key="heads_card", help="As a share of its size before."):
         fig = drawing.atlas(
@@ -212,7 +214,7 @@ def _heads(model: Transformer, given: Input, changes: str) -> None:
 # --- to take away ---------------------------------------------------------------------------------------------
 
 
-def _benchmark(made: tuple[Intervention, ...], given: Input) -> None:
+def _benchmark(made: Sequence[Intervention], given: Input) -> None:
     with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
@@ -223,7 +225,7 @@ def _benchmark(made: tuple[Intervention, ...], given: Input) -> None:
         )
 
 
-def _take_away(head: Head, given: Input, changes: str, moved: effects.Shift, logits: np.ndarray) -> None:
+def _take_away(head: Head, given: Input, changes: Changes, moved: effects.Shift, logits: np.ndarray) -> None:
     head.code(
         f"""
 import torch, workbench as wb
@@ -231,10 +233,11 @@ from workbench.intervene import from_json
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
-    before = model(tokens)[0].log_softmax(-1)
-    with model.intervene(*from_json({changes!r})):
-        after = model(tokens)[0].log_softmax(-1)
+sides = []
+for changes in {changes!r}:
+    with torch.no_grad(), model.intervene(*from_json(changes)):
+        sides.append(model(tokens)[0].log_softmax(-1))
+before, after = sides
 (before.exp() * (before - after)).sum(-1)  # KL at each position, nats
 """
     )

@@ -7,14 +7,14 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from dashboard import captures, state
+from dashboard import captures, sides, state
 from probes import norms
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
 from workbench.checkpoint import load_model
 from workbench.cli import main
 from workbench.errors import DataError
-from workbench.intervene import Scale
+from workbench.intervene import Ablate, Scale, to_json
 from workbench.model import Transformer
 
 TEXT = "The cat sat on the mat"
@@ -146,3 +146,55 @@ def test_a_capture_under_interventions_stays_under_them(
     assert [one.value for one in page.metric] != [one.value for one in plain.metric] or not all(
         one.value.equals(other.value) for one, other in zip(page.dataframe, plain.dataframe, strict=True)
     )
+
+
+def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
+    kept: Callable[..., AppTest], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(checkpoint)
+    assert model.tokenizer is not None and model.source is not None
+    ids = torch.tensor([model.tokenizer.encode(TEXT, bos=True)])
+    change = Scale("blocks.1.hook_mlp_out", 3.0)
+    found = []
+    for name, changes in (("plain", ()), ("scaled", (change,))):
+        with torch.no_grad(), model.intervene(*changes):
+            logits, cap = model.run_with_capture(ids, captures.HOOKS)
+        captures.save(cap, name, checkpoint=model.source.checkpoint_sha256)
+        found.append(logits[0].double().log_softmax(-1))
+    kl = (found[0].exp() * (found[0] - found[1])).sum(-1).mean()
+    runs = []
+    monkeypatch.setattr(Transformer, "run_with_capture", lambda *_, **__: runs.append(1))
+    state._run.clear()
+    page = kept("compare", capture="plain", b_of=sides.KEPT, b_capture="scaled")
+    assert not page.exception and not page.error
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl), rel=1e-2)  # three digits are shown
+    assert shown["The runs part at"] == "blocks.1.hook_mlp_out"
+    assert not runs
+
+
+def test_without_a_kept_capture_compare_says_how_one_comes_to_be(kept: Callable[..., AppTest]) -> None:
+    page = kept("compare", prompt=TEXT, b_of=sides.KEPT)
+    assert not page.exception and "No capture is kept yet" in page.info[0].value
+
+
+def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[..., AppTest], checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    assert model.tokenizer is not None and model.source is not None
+    ids = torch.tensor([model.tokenizer.encode(TEXT, bos=True)])
+    one, other = Scale("blocks.1.hook_mlp_out", 3.0), Ablate("L2H1")
+    found = []
+    for changes in ((one,), (one, other)):
+        with torch.no_grad(), model.intervene(*changes):
+            logits, cap = model.run_with_capture(ids, captures.HOOKS)
+        if not found:
+            captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
+        found.append(logits[0].double().log_softmax(-1))
+    kl = float((found[0].exp() * (found[0] - found[1])).sum(-1).mean())
+    for name in ("intervene", "compare"):
+        page = kept(name, capture="scaled", changes=to_json([other]))
+        assert not page.exception and not page.error, name
+        shown = {metric.label: metric.value for metric in page.metric}
+        assert float(shown["Mean KL (nats)"]) == pytest.approx(kl, rel=1e-2), name
+        pasted: dict[str, object] = {}
+        exec(next(code.value for code in page.code if code.value.startswith("import torch")), pasted)
