@@ -25,7 +25,7 @@ def show(head: Head) -> None:
     found, _ = runs.runs()
     if len(found) < 2:
         folder = Settings.from_env().results / "second"
-        empty(f"The results folder has {len(found)} finished runs, and two are compared. Run another, then reload.",
+        empty(f"Two finished runs are compared; the results folder has {len(found)}. Run another, then reload.",
               COMMAND.format(folder=folder))  # fmt: skip
         return
     b, a = _choose(found)

@@ -73,6 +73,9 @@ def show() -> None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)
         metrics = state.once(held, head_metrics)
+        broken = ~np.isfinite(metrics.values["entropy"])
+        if broken.any():
+            st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
         with left, card("All heads", key="atlas_card", height="stretch"):

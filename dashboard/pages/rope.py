@@ -63,6 +63,9 @@ def show() -> None:
         if given is None:
             return
         held = state.capture(model, given.ids, rope.HOOKS, given.changes)
+        turned = (held.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
+        if not all(vectors.isfinite().all() for vectors in turned):
+            st.error("This layer's queries or keys hold NaN or infinite numbers: overflow. Try float32.")
         {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, given, view)
 
 

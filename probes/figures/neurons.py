@@ -1,6 +1,7 @@
 """Plotly figures of the neurons, in the manner of `probes.figures`. Computes nothing but quantiles to draw."""
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from probes.figures.drawing import COLOURS, Stamp, Theme, add_lines, finish
@@ -13,8 +14,8 @@ def neuron_statistics(found: NeuronStatistics, *, theme: Theme = "light", stamp:
     """Layer by layer: how many gates are open, and how sparse the activations are."""
     layers = np.array(found.layers)
     series = {
-        "open gates, median neuron": np.nanmedian(found.open_share, -1),
-        "sparsity over tokens, median neuron": np.nanmedian(found.sparsity, -1),
+        "open gates, median neuron": _median(found.open_share),
+        "sparsity over tokens, median neuron": _median(found.sparsity),
         "sparsity over neurons, mean token": found.token_sparsity,
     }
     fig = go.Figure()
@@ -22,6 +23,11 @@ def neuron_statistics(found: NeuronStatistics, *, theme: Theme = "light", stamp:
     fig.update_xaxes(title="layer", dtick=max(1, len(layers) // 8))
     fig.update_yaxes(title="share, or sparsity (0 to 1)", range=[0, 1])
     return finish(fig, "neuron_statistics", "Neurons: open gates and sparsity by layer", theme, stamp)
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Over neurons that have a value; NaN, and no warning, where none has. Shapes: [layer, neuron] -> [layer]"""
+    return pd.DataFrame(values).median(axis=1).to_numpy()
 
 
 def neuron_tokens(found: NeuronTokens, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

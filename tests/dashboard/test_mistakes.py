@@ -1,39 +1,123 @@
-"""Addresses that somebody edited: on no page does any value of any parameter end in a traceback."""
+"""Mistakes a person can make: edited addresses, a model without words or with broken numbers, runs that are gone. On no
+page do they end in a traceback, and what can be said in a sentence is."""
 
+import ast
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
+from dashboard import captures
+from dashboard.settings import ROOT
+from evals.results import list_runs
 from tests.dashboard.world import NASTY
+from workbench.checkpoint import load_model
+from workbench.intervene import Scale
 
 App = Callable[..., AppTest]
 
 NONSENSE = ("", "x", "-7", "99999999999", "1e309", "nan", "[]", "[{}]", '{"a": 1}', "../../etc", "\x00", NASTY)
-PAGES = {
-    "overview": "prompt sample guide model",
-    "attention": "sample guide colour layer head log nosink extent start strip token",
-    "rope": "sample guide view layer head theta scaling",
-    "norms": "sample look norm nofirst from",
-    "lens": "sample position targets k cells curves logit chosen lens",
-    "neurons": "sample layer neuron",
-    "intervene": "sample guide changes position targets perhead layer head",
-    "generate": "sample temperature top_k top_p new seed written step layer head mode",
-    "compare": "compare run baseline task changes sample what prompt layer head",
-    "benchmarks": "run baseline published task",
-    "samples": "guide run baseline task show order filter doc behind",
-    "runs": "id run job follow",
-}
+PAGES = sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py"))
+OF_A_PROMPT = sorted({*PAGES} - {"benchmarks", "samples", "runs"})
+EARLY = {"sample", "capture", "run", "a_run", "b_run", "changes", "a_changes", "prompt", "b_prompt", "b_capture",
+         "targets", "model", "turns", "job"}  # fmt: skip
+"""What ends a page where it names nothing: left out the second time, so that the rest is reached."""
+
+
+def parameters() -> set[str]:
+    """Every name that the pages keep in the address, as their source has them."""
+    found = set()
+    for path in (ROOT / "dashboard").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            if ast.unparse(call.func) in ("state.bound", "bound"):
+                keys = [keyword.value for keyword in call.keywords if keyword.arg == "key"]
+            elif ast.unparse(call.func) in ("state.linked", "linked"):
+                keys = call.args[:1]
+            else:
+                continue
+            for key in keys:
+                found |= {key.value} if isinstance(key, ast.Constant) else {"a_dtype", "b_dtype"}
+    return found
+
+
+def test_parameters_are_found_in_the_source() -> None:
+    assert len(parameters()) > 60
+    assert {"layer", "sample", "capture", "topk", "b_capture", "a_dtype", "job", "guide", "model", "doc"} <= parameters()
 
 
 @pytest.mark.parametrize("value", NONSENSE)
 @pytest.mark.parametrize("page", PAGES)
 def test_an_edited_address_is_no_traceback(app: App, page: str, value: str) -> None:
-    """All parameters at once; those that name a sample or a run end a page early, and are left out the second time."""
-    names = PAGES[page].split()
-    session = app(page, **dict.fromkeys(names, value))
+    for names in (parameters(), parameters() - EARLY):
+        session = app(page, **dict.fromkeys(names, value))
+        assert not session.exception, session.exception[0].message
+        assert not [error for error in session.error if "Traceback" in error.value or "\n" in error.value]
+
+
+@pytest.fixture
+def wordless(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint without its tokenizer."""
+    folder = tmp_path / "wordless"
+    shutil.copytree(checkpoint, folder)
+    (folder / "tokenizer.model").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
+    serve: Callable[[str, Path], None], app: App, results: Path, wordless: Path, page: str
+) -> None:
+    serve(str(wordless), results)
+    session = app(page, prompt="5 6 7 8 5 6 7 8")
+    assert not session.exception
+    assert not session.error or page == "samples"  # which explains a sample with the run's own model
+    if page in OF_A_PROMPT:
+        assert session.text_area(key="prompt").label == "Token ids"
+        words = app(page, prompt="the cat sat")
+        assert not words.exception
+        said = [error.value for error in words.error] + [code.value for code in words.code]
+        assert any("whole numbers, separated by spaces" in line for line in said)
+
+
+@pytest.mark.parametrize("page", ["rope", "norms", "attention", "lens", "neurons", "intervene", "compare"])
+def test_numbers_that_overflowed_are_shown_with_a_banner(
+    app: App, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """A prompt's capture under an intervention that takes the stream beyond float32."""
+    monkeypatch.setattr("dashboard.captures.folder", lambda: tmp_path)
+    model = load_model(checkpoint)
+    assert model.tokenizer is not None and model.source is not None
+    ids = torch.tensor([model.tokenizer.encode("The cat sat on the mat", bos=True)])
+    with torch.no_grad(), model.intervene(Scale("blocks.1.hook_resid_post", float("inf"))):
+        logits, cap = model.run_with_capture(ids, captures.HOOKS)
+    assert not logits.isfinite().all()
+    captures.save(cap, "overflowed", checkpoint=model.source.checkpoint_sha256)
+    session = app(page, capture="overflowed", view="This head", layer=3)
     assert not session.exception, session.exception[0].message
-    early = {"sample", "run", "changes", "prompt", "targets"}
-    session = app(page, **{name: value for name in names if name not in early})
-    assert not session.exception, session.exception[0].message
-    assert not [error for error in session.error if "Traceback" in error.value or "\n" in error.value]
+    assert any("NaN or infinite" in error.value for error in session.error), page
+
+
+@pytest.mark.parametrize("page", ["benchmarks", "samples", "compare"])
+def test_a_run_deleted_while_its_page_is_open_says_so(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path, page: str
+) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(results, kept)
+    serve(str(checkpoint), kept)
+    names = {run.name.split("/")[0]: run.name for run in list_runs(kept)}
+    first, second = names["first"], names["second"]
+    chosen = {"run": first, "baseline": second, "a_run": first, "b_run": second, "compare": "Runs"}
+    session = app(page, **chosen)
+    assert not session.exception
+    gone, alone = "not in the results folder. Choose another one", "Two finished runs are compared"
+    assert not any(gone in error.value for error in session.error)
+    shutil.rmtree(kept / "first")
+    session.run()
+    assert not session.exception
+    said = [line.value for line in (*session.error, *session.info)]
+    assert any((alone if page == "compare" else gone) in line for line in said), said
