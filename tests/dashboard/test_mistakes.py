@@ -47,7 +47,7 @@ def parameters() -> set[str]:
 
 def test_parameters_are_found_in_the_source() -> None:
     assert len(parameters()) > 60
-    assert {"layer", "sample", "capture", "topk", "b_capture", "a_dtype", "job", "guide", "model", "doc"} <= parameters()
+    assert {"layer", "sample", "capture", "topk", "b_capture", "a_dtype", "job", "guide", "model"} <= parameters()
 
 
 @pytest.mark.parametrize("value", NONSENSE)
