@@ -153,10 +153,15 @@ def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
     The title is ours: it is read as Markdown.
     """
     title = fig.layout.title.text
-    st.markdown(f"**{title}**", help=SAID[fig.layout.meta["kind"]])
+    heading(title, fig.layout.meta["kind"])
     legend = any(trace.type in ("scatter", "bar") and trace.name for trace in fig.data)
     fig.update_layout(title=None, margin={"t": 36 if legend else 12}, height=height or fig.layout.height)
     _draw(fig, key, title)
+
+
+def heading(title: str, kind: str) -> None:
+    """A figure's title, with a "?" that says what it shows. The title is ours: it is read as Markdown."""
+    st.markdown(f"**{title}**", help=SAID[kind])
 
 
 def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:

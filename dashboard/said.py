@@ -38,5 +38,22 @@ SAID = {
     "[KL divergence](https://doi.org/10.1214/aoms/1177729694)",
     "surprise": "How unlikely each generated token was, and how open the choice: its negative log-probability and the "
     "entropy before it. [Nucleus sampling](https://arxiv.org/abs/1904.09751)",
+    "atlas": "One square for each head, coloured by what its attention does here; brackets join heads that share keys "
+    "and values. [Induction heads](https://arxiv.org/abs/2209.11895), [sinks](https://arxiv.org/abs/2309.17453), "
+    "[grouped queries](https://arxiv.org/abs/2305.13245)",
+    "head_map": "How each query (row) spreads its attention over the keys (columns) before it; a row sums to 1. "
+    "[Attention](https://arxiv.org/abs/1706.03762)",
+    "side_by_side": "The chosen head's attention in A and in B on one colour scale, and B less A. "
+    "[Attention](https://arxiv.org/abs/1706.03762)",
+    "compared_heads": "How far each head in B is from the same head in A, over the tokens that both share. "
+    "[Ablation](https://arxiv.org/abs/2211.00593)",
+    "head_changes": "How far each head's output moves, as a share of its size before. "
+    "[Ablation](https://arxiv.org/abs/2211.00593)",
+    "heads": "What every head's output adds, by itself, to one logit less another. "
+    "[Direct logit attribution](https://arxiv.org/abs/2211.00593)",
+    "forest": "Each task's score with its 95% interval: where another sample of questions could have put it. "
+    "[Error bars for evaluations](https://arxiv.org/abs/2411.00640)",
+    "differences": "B less A on the questions both answered, with 95% intervals; filled where Holm's p is below 5%. "
+    "[Error bars for evaluations](https://arxiv.org/abs/2411.00640)",
 }
-"""By the `kind` that a figure carries. Ours: read as Markdown."""
+"""By the `kind` that a figure carries, or what a page shows with it. Ours: read as Markdown."""

@@ -11,6 +11,7 @@ from dashboard import source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import card, table_height
+from dashboard.said import SAID
 from dashboard.state import Held
 from dashboard.targets import token_bytes
 from dashboard.text import short, visible
@@ -64,7 +65,7 @@ def attention(model: Transformer, found: Sampled, step: int) -> View:
         with left:
             name = COLOURS[colour]
             unit = METRICS[name]
-            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone")
+            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=SAID["atlas"])
             values = state.once(held, head_metrics, queries=(at,)).values[name]
             id = f"{held.id}/{name}/{at}"
             atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)

@@ -9,6 +9,7 @@ import streamlit as st
 
 from dashboard import runs, state
 from dashboard.frame import Head, card, chart_untitled, empty, problem, table_height
+from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.text import plain
 from evals import figures
@@ -42,7 +43,7 @@ def show(head: Head) -> None:
     with card("Scores and paired differences", key="pairs", help="B less A, on the questions that both answered."):
         _table(compared)
     if any(one.a.proportion for one in compared.differences):
-        with card("Differences with 95% intervals", key="differences_card", help="Filled: Holm's p is below 5%."):
+        with card("Differences with 95% intervals", key="differences_card", help=SAID["differences"]):
             chart_untitled(figures.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
     _parted(compared)
     head.code(

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import samples, state
-from dashboard.frame import chart_untitled, problem
+from dashboard.frame import chart_untitled, heading, problem
 from dashboard.runs import Sample
 from dashboard.samples import Again
 from dashboard.settings import Settings
@@ -101,7 +101,7 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         )
         _command(opened.run, task, heads.head(TOP))
     with right:
-        st.markdown(f"**What every head adds to the logit of the {first}, less that of the {second}**")
+        heading(f"What every head adds to the logit of the {first}, less that of the {second}", "heads")
         values = np.full((model.config.n_layers, model.config.n_heads), np.nan)
         values[heads["layer"], heads["head"]] = heads["contribution"]
         fig = drawing.atlas(
@@ -114,13 +114,13 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         chart_untitled(fig, key="head_parts")
     left, right = st.columns([1, 1], gap="medium")
     with left:
-        st.markdown("**The largest parts; the bars end at the model's own difference**")
+        heading("The largest parts; the bars end at the model's own difference", "attribution")
         fig = parts.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
         chart_untitled(fig, key="all_parts")
     with right:
         what = "choices" if opened.sample.choices and st.session_state["behind"] is None else "two tokens"
-        st.markdown(f"**The {what} through the layers**")
+        heading(f"The {what} through the layers", "token_curves")
         fig = parts.curves.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
         chart_untitled(fig, key="choices_lens")

@@ -10,6 +10,7 @@ from dashboard import guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import Head, Help, card, chart_untitled, page
+from dashboard.said import SAID
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -78,7 +79,7 @@ def show() -> None:
             st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
-        with left, card("All heads", key="atlas_card", height="stretch"):
+        with left, card("All heads", key="atlas_card", height="stretch", help=SAID["atlas"]):
             _atlas(model, held, metrics, view)
         with right, st.container(border=True, key="map_card", height="stretch"):
             found = _head(model, held, metrics, given, view)
@@ -155,7 +156,7 @@ def _choose_head(layer: int, head: int) -> None:
 
 
 def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
-    st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help="Rows are queries, columns are keys.")
+    st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=SAID["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
     cards = {
         "Entropy (nats)": ("entropy", "{:.2f}"),

@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard import runs, state
 from dashboard.frame import Head, Help, card, chart_untitled, empty, page, problem
+from dashboard.said import SAID
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
 from dashboard.text import plain
@@ -54,7 +55,7 @@ def show() -> None:
         left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
             _scores(run)
-        with right, card("With 95% intervals", key="forest_card", height="stretch"):
+        with right, card("With 95% intervals", key="forest_card", height="stretch", help=SAID["forest"]):
             _forest(run, baseline)
         compared = None if baseline is None else _difference(run, baseline)
         known = _published(run)

@@ -6,7 +6,8 @@ import streamlit as st
 
 from dashboard import sides, state, versus
 from dashboard.components.atlas import atlas
-from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
+from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page, table_height
+from dashboard.said import SAID
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
 from dashboard.targets import token_bytes
@@ -74,7 +75,7 @@ def _captures(head: Head) -> None:
     found = state.once_between(model, before, after, sides.compared, common.align)
     position = _summary(a, found, common)
     left, right = st.columns([0.41, 0.59])
-    with left, card("All heads", key="atlas_card", height="stretch"):
+    with left, card("All heads", key="atlas_card", height="stretch", help=SAID["compared_heads"]):
         layer, number = _heads(a, found, before, after)
     with right, card("Likeliest next tokens", key="top_card", height="stretch",
                      help="After the chosen position, at temperature 1."):  # fmt: skip
@@ -205,7 +206,7 @@ def _patterns(
     labels = [plotly_labels(side.given.tokens, limit=10) for side in (a, b)]
     stamp = {"layer": layer, "head": head, "pair": f"{before.id}/{after.id}"}
     fig = side_by_side(*maps, *labels, shared=shared, stamp=stamp)
-    st.markdown(f"**{fig.layout.title.text}**")
+    heading(fig.layout.title.text, "side_by_side")
     fig.update_layout(title=None, margin={"t": 28})
     chart_untitled(fig, key="patterns")
     if common.align == "suffix" and not common.shift:

@@ -10,6 +10,7 @@ from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
 from dashboard.effects import AFTER, BEFORE, Changes
 from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
+from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.source import Input
 from dashboard.targets import LETTERS, Asked, token_bytes
@@ -197,7 +198,7 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
 def _heads(model: Transformer, given: Input, changes: Changes) -> None:
     before, after = (state.capture(model, given.ids, effects.HEAD_HOOKS, side) for side in changes)
     values = state.once_between(model, before, after, effects.head_changes)
-    with card("How far each head's output moves", key="heads_card", help="As a share of its size before."):
+    with card("How far each head's output moves", key="heads_card", help=SAID["head_changes"]):
         fig = drawing.atlas(
             values,
             title="",

@@ -17,6 +17,7 @@ import workbench as wb
 from dashboard import conversation, generation, step
 from probes.attention import HOOKS, head_metrics
 from probes.sampled import sampled
+from tests.dashboard.reading import figures
 from tests.dashboard.world import NASTY, write_checkpoint
 from workbench.model import Transformer
 from workbench.sampling import Sampling
@@ -124,6 +125,7 @@ def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., Ap
     np.testing.assert_allclose(shown["weight"], row[order], atol=1e-4)  # float32, other orders of sums
     assert session.slider(key="step").value == 4 and session.subheader[1].value == "Attention of step 4"
     assert session.subheader[2].value == f"Layer 2 · Head 5: where position {query} looks"
+    assert figures(session) == (2, 0)
 
 
 def test_the_atlas_of_a_step_is_that_of_the_cached_steps_themselves(model: Transformer) -> None:

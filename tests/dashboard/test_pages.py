@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard import state
 from dashboard.source import DEFAULT_PROMPT
+from tests.dashboard.reading import figures
 from tests.dashboard.world import NASTY
 from workbench.model import Transformer
 
@@ -269,3 +270,30 @@ def test_nan_in_the_stream_is_a_red_banner(app: App, monkeypatch: pytest.MonkeyP
     session.text_area(key="prompt").set_value("a new prompt").run()
     assert "NaN or infinite" in session.error[0].value
     assert not session.exception
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("attention", {}),
+        ("rope", {}),
+        ("rope", {"view": "This head"}),
+        ("rope", {"view": "Shift"}),
+        ("rope", {"view": "What if"}),
+        ("norms", {}),
+        ("norms", {"look": "Gains"}),
+        ("norms", {"look": "Activations"}),
+        ("norms", {"look": "Contributions"}),
+        ("lens", {}),
+        ("neurons", {}),
+        ("intervene", {"changes": '[{"kind": "ablate", "target": "L1H2"}]', "perhead": "true"}),
+        ("compare", {"changes": '[{"kind": "ablate", "target": "L1H2"}]'}),
+        ("compare", {"compare": "Runs"}),
+        ("benchmarks", {}),
+    ],
+)
+def test_a_question_mark_by_every_figure_says_what_it_shows(app: App, page: str, options: dict[str, str]) -> None:
+    session = app(page, **options)
+    assert not session.exception
+    drawn, silent = figures(session)
+    assert drawn and not silent

@@ -19,6 +19,7 @@ from dashboard.frame import Head
 from evals.explain import explain
 from evals.published import named
 from evals.results import Run, list_runs
+from tests.dashboard.reading import figures
 from tests.dashboard.world import write_answers
 
 App = Callable[..., AppTest]
@@ -76,6 +77,7 @@ def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, r
     assert difference > 0
     assert f"The logit of the right answer is {difference:.3f} below that of the answer given;" in said(session)
     assert f"--ablate L{first['layer']}H{first['head']}" in said(session)
+    assert figures(session) == (3, 0)
 
 
 def test_the_links_lead_to_the_head_the_lens_and_the_ablation(asked: App, run: Run, checkpoint: Path) -> None:
