@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-import streamlit as st
 from safetensors import SafetensorError, safe_open
 
+from dashboard.busy import once_for_all
 from dashboard.settings import Settings
 from probes import attention, attribution, lens, neurons, norms, rope
 from workbench.capture import Capture
@@ -124,7 +124,7 @@ def answers(capture: Capture, hooks: tuple[str, ...]) -> bool:
     return set(expand(list(hooks), capture.config)) <= set(capture.names)
 
 
-@st.cache_resource(max_entries=3, show_spinner="Reading the capture …")
+@once_for_all("Reading the capture …", most=3)
 def _load(path: str, stamp: int) -> Capture:
     capture = Capture.load(path)
     if capture.tokens.shape[0] != 1 or capture.start or capture.heads is not None or capture.positions is not None:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import models, state
+from dashboard import busy, memory, models, state
 from dashboard.said import SAID
 from dashboard.text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
@@ -43,6 +43,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.header(title, anchor=False)
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
+    busy.mount()
     _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
@@ -52,6 +53,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         st.caption("The address bar is a permalink: it reproduces this view.")
     try:
         yield Head(tools)
+        memory.set_aside(title)
     except CaptureBudgetError as error:
         problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))
     except WorkbenchError as error:
@@ -62,6 +64,8 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         gc.collect()
         what = "There is not enough memory for this view. Shorten the prompt, or unload a model on Overview."
         problem(what, str(error) or "out of memory")
+    finally:
+        busy.unmount()
 
 
 def _pick_model(tools: DeltaGenerator) -> None:

@@ -4,7 +4,6 @@ They are kept for the whole process and shared by its users; one that loads hold
 nothing.
 """
 
-import gc
 import hashlib
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import streamlit as st
 import torch
 
 import workbench as wb
+from dashboard import memory
 from dashboard.settings import Settings
 from workbench import sizes
 from workbench.capture import free_memory
@@ -131,7 +131,7 @@ def cost(path: str) -> Cost:
 def unload(path: str) -> None:
     """Free a model's memory. Whoever looks at it next loads it anew."""
     shelf().drop(path)
-    gc.collect()
+    memory.free()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import state
+from dashboard.busy import once_for_all
 from dashboard.frame import problem
 from dashboard.settings import Settings
 from evals.compare import Comparison, compare
@@ -187,16 +188,16 @@ def compared(run: Run, baseline: Run) -> Comparison:
     return _compared(str(run.path), str(baseline.path), keys, run, baseline)
 
 
-@st.cache_resource(max_entries=8, show_spinner="Comparing the runs …")
+@once_for_all("Comparing the runs …", most=8)
 def _compared(path: str, other: str, stamps: object, _run: Run, _baseline: Run) -> Comparison:
     return compare(_baseline, _run)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the runs …")
+@once_for_all("Reading the runs …", most=4)
 def _scan(root: str, stamps: tuple[tuple[str, int, int], ...]) -> tuple[list[Run], list[str]]:
     return scan(Path(root))
 
 
-@st.cache_resource(max_entries=16, show_spinner="Reading the samples …")
+@once_for_all("Reading the samples …", most=16)
 def _samples(path: str, stamps: tuple[tuple[str, int, int], ...], _run: Run, task: str) -> pd.DataFrame:
     return _run.samples(task)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import streamlit as st
 
 from dashboard import runs, state
+from dashboard.busy import once_for_all
 from evals import pairing
 from evals.decision import decision
 from evals.explain import Explanation, explainer
@@ -94,7 +94,7 @@ def again_key(model: Transformer, run: Run, task: str, row: pd.Series, position:
 
 
 # Arguments with an underscore are left out of the key.
-@st.cache_resource(max_entries=64, show_spinner="Running the sample again …")
+@once_for_all("Running the sample again …", most=64)
 def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> Again:
     row: dict[str, Any] = {str(name): value for name, value in _row.items()}
     replayed = None
@@ -111,14 +111,14 @@ def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
     return Again(replayed, Explanation(replayed, where, found))
 
 
-@st.cache_resource(max_entries=16, show_spinner="Reading the samples …")
+@once_for_all("Reading the samples …", most=16)
 def _listing(path: str, stamps: object, _run: Run, _task: str) -> pd.DataFrame:
     rows = [_listed(row) for row in runs.samples(_run, _task).to_dict("records")]
     table = pd.DataFrame(rows, columns=["doc_id", "filter", "state", "margin", "confidence"])
     return table.astype({"margin": float, "confidence": float})
 
 
-@st.cache_resource(max_entries=16, show_spinner="Comparing the runs …")
+@once_for_all("Comparing the runs …", most=16)
 def _other(
     path: str, stamps: object, other_path: str, other_stamps: object, _run: Run, _baseline: Run, _task: str
 ) -> dict[tuple[int, str], str]:

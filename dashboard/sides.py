@@ -7,6 +7,7 @@ import torch
 
 import workbench as wb
 from dashboard import captures, source, specification, state
+from dashboard.busy import once_for_all
 from dashboard.frame import card, empty, problem
 from dashboard.samples import SMALL
 from dashboard.source import MAX_CHARS, Input
@@ -168,7 +169,7 @@ def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
 
 
 # Arguments with an underscore are left out of the key.
-@st.cache_resource(max_entries=2, show_spinner="Loading the model in another type …")
+@once_for_all("Loading the model in another type …", most=2)
 def _in_type(key: str, _model: Transformer, name: str) -> Transformer:
     assert _model.source is not None
     model = wb.load_model(_model.source.path, dtype=DTYPES[name], device=_model.device)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import streamlit as st
 import torch
 
-from dashboard import captures, models
+from dashboard import busy, captures, models
+from dashboard.busy import once_for_all
 from dashboard.models import Known
 from dashboard.text import plain
 from workbench.capture import Capture
@@ -56,10 +57,11 @@ def model() -> Transformer:
     path, shelf = chosen().path, models.shelf()
     if path in shelf.bytes():
         return shelf.get(path)
-    place = st.empty()
+    with busy.place():
+        bar = st.empty()
     name = Path(path).name
-    found = shelf.get(path, lambda share: place.progress(share, plain(f"Loading {name} …")))
-    place.empty()
+    found = shelf.get(path, lambda share: bar.progress(share, plain(f"Loading {name} …")))
+    bar.empty()
     return found
 
 
@@ -143,7 +145,7 @@ def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -
 
 
 # Arguments with an underscore are left out of the key: the first argument names all that the result depends on.
-@st.cache_resource(max_entries=CAPTURES, show_spinner="Running the model …")
+@once_for_all("Running the model …", most=CAPTURES)
 def _run(
     capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...], _changes: str
 ) -> Capture:
@@ -152,7 +154,7 @@ def _run(
     return cap
 
 
-@st.cache_resource(max_entries=256, show_spinner="Computing …")
+@once_for_all("Computing …", most=256)
 def _computed(key: str, _compute: Callable[[], Any]) -> Any:
     with torch.no_grad():
         return _compute()

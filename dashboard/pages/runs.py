@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import jobs, runs, state
+from dashboard.busy import once_for_all
 from dashboard.frame import Head, Help, card, empty, page, problem, table_height
 from dashboard.jobs import Job
 from dashboard.request import Listed, Request, benchmarks, need_lm_eval
@@ -96,7 +97,7 @@ def _told(summary: str) -> Iterator[None]:
 # --- starting -------------------------------------------------------------------------------------------------
 
 
-@st.cache_resource(ttl=60, show_spinner="Looking for questions …")
+@once_for_all("Looking for questions …", most=1, seconds=60)
 def _benchmarks() -> list[Listed]:
     return benchmarks()
 

@@ -24,3 +24,14 @@ def _figures(block: Any, said: bool) -> tuple[int, int, bool]:
         elif "](https://" in getattr(getattr(child, "proto", None), "help", ""):
             said = True
     return drawn, silent, said
+
+
+def shape(block: Any) -> list[Any]:
+    """What stands where below a block, the place for spinners left out."""
+    found = []
+    for at, child in sorted(block.children.items()):
+        if not hasattr(child, "children"):
+            found.append((at, child.type))
+        elif not getattr(child.proto, "id", "").endswith("-busy"):
+            found.append((at, shape(child)))
+    return found

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 
 import workbench as wb
 from dashboard import state
+from dashboard.settings import ROOT
 from dashboard.source import DEFAULT_PROMPT
-from tests.dashboard.reading import figures
+from tests.dashboard.reading import figures, shape
 from tests.dashboard.world import NASTY
 from workbench.model import Transformer
 
@@ -297,3 +299,14 @@ def test_a_question_mark_by_every_figure_says_what_it_shows(app: App, page: str,
     assert not session.exception
     drawn, silent = figures(session)
     assert drawn and not silent
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py")))
+def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None:
+    """An element that moves is made anew by the browser, which then loses its control's tie to the address."""
+    session = app(page, prompt="the cat sat on the mat", compare="Captures")
+    assert not session.exception
+    first = shape(session.main)
+    assert shape(session.run().main) == first
+    st.cache_resource.clear()
+    assert shape(session.run().main) == first

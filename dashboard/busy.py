@@ -1,0 +1,54 @@
+"""What is computed once for all users, with its spinner always in the same place: the page's head.
+
+Where Streamlit puts the spinner of a cached function, everything behind it moves by one for that run. Its browser half
+then makes these elements anew, figures too, and a control that was made anew no longer writes its value into the
+address.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import streamlit as st
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PLACE = "_busy"
+
+
+def mount() -> None:
+    """Make the place for spinners; a page does this once, before anything can be computed."""
+    st.session_state[_PLACE] = st.container(key="busy")
+
+
+def unmount() -> None:
+    """Behind a page's end there is no place: callbacks run before the next one begins."""
+    st.session_state.pop(_PLACE, None)
+
+
+def place() -> AbstractContextManager[object]:
+    """What is drawn in here stands in the page's head."""
+    found: AbstractContextManager[object] = st.session_state.get(_PLACE) or nullcontext()
+    return found
+
+
+def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator: `st.cache_resource` of the `most` latest results, kept for `seconds`, with its spinner in the head.
+
+    Arguments whose name begins with an underscore are no part of the key. `clear()` of what it gives forgets all.
+    """
+
+    def decorate(compute: Callable[P, T]) -> Callable[P, T]:
+        cached = st.cache_resource(compute, max_entries=most, ttl=seconds, show_spinner=says)
+
+        @wraps(compute)
+        def call(*args: P.args, **options: P.kwargs) -> T:
+            with place():
+                return cached(*args, **options)
+
+        call.clear = cached.clear  # type: ignore[attr-defined]
+        return call
+
+    return decorate

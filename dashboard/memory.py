@@ -1,0 +1,34 @@
+"""What the garbage collector need not look at after every run of a page.
+
+Streamlit collects all garbage when a script has ended (`runner.postScriptGC`), and while it does, no other thread of
+Python runs: with torch, plotly and pandas loaded that is 0.2 s, in which the last of a page waits to be sent.
+"""
+
+import gc
+
+import streamlit as st
+from streamlit import runtime
+
+
+def set_aside(page: str) -> None:
+    """Leave what is there once a page is shown for the first time, code above all, out of later collections.
+
+    What is part of no cycle is freed as ever. Without a server, as under Streamlit's test runner, nothing is done: a
+    process that is not ours may count on the collector.
+    """
+    if runtime.exists():
+        _freeze(page)
+
+
+def free() -> None:
+    """Collect what was set aside too, and set the rest aside again."""
+    kept = gc.get_freeze_count()
+    gc.unfreeze()
+    gc.collect()
+    if kept:
+        gc.freeze()
+
+
+@st.cache_resource(show_spinner=False)
+def _freeze(page: str) -> None:
+    gc.freeze()
