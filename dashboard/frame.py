@@ -21,6 +21,10 @@ PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButton
 
 
 HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
+# Streamlit writes white on a theme's primary colour, which on a dark page has to be a bright one.
+ON_BRIGHT = """<style>
+[data-testid^=stBaseButton-primary] p, [data-testid=stMultiSelectTagsContainer] span { color: #0b0d12 !important }
+</style>"""
 INK = "#555867"  # of axes on white: Streamlit's own grey has a contrast of 3.7 to 1, too little to be read by everybody
 
 
@@ -44,6 +48,8 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
     busy.mount()
+    if st.context.theme.type == "dark":
+        st.html(ON_BRIGHT)
     _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
@@ -132,7 +138,7 @@ def empty(sentence: str, command: str | None = None) -> None:
     """Nothing to show yet: why, and the command that changes it."""
     st.info(sentence)
     if command:
-        st.code(plain(command), language="bash", wrap_lines=True)
+        st.code(plain(command), language=None, wrap_lines=True)
 
 
 @contextmanager
@@ -180,10 +186,13 @@ def _draw(fig: go.Figure, key: str, title: str, height: Literal["stretch", "cont
 
 
 def readable(fig: go.Figure) -> go.Figure:
-    """The figure, on white with axes that are darker than Streamlit would have them."""
+    """The figure, on white with text that is darker than Streamlit would have it."""
     if st.context.theme.type != "dark":
         ink = {"color": INK}
         fig.update_xaxes(tickfont=ink, title={"font": ink}).update_yaxes(tickfont=ink, title={"font": ink})
+        fig.update_annotations(font=ink).update_shapes(label={"font": ink})
+        bar = {"tickfont": ink, "title": {"font": ink}}
+        fig.update_coloraxes(colorbar=bar).update_traces(colorbar=bar, selector={"type": "heatmap"})
     return fig
 
 

@@ -220,7 +220,7 @@ def offer(model: Transformer) -> None:
             st.caption("A third example, a wrong quiz answer, needs a run of the embedded quiz. This command makes it:")
             folder = Settings.from_env().results / "demo"
             command = ["workbench", "eval", "run", "--model", "demo", "--tasks", TASK, "--output", str(folder)]
-            st.code(plain(shlex.join(command)), language="bash", wrap_lines=True)
+            st.code(plain(shlex.join(command)), language=None, wrap_lines=True)
 
 
 def strip(model: Transformer, page: str) -> None:

@@ -5,19 +5,16 @@ Python runs: with torch, plotly and pandas loaded that is 0.2 s, in which the la
 """
 
 import gc
-
-import streamlit as st
-from streamlit import runtime
+from functools import cache
 
 
+@cache
 def set_aside(page: str) -> None:
-    """Leave what is there once a page is shown for the first time, code above all, out of later collections.
+    """Leave what is there once a page is first shown in this process, code above all, out of later collections.
 
-    What is part of no cycle is freed as ever. Without a server, as under Streamlit's test runner, nothing is done: a
-    process that is not ours may count on the collector.
+    What is part of no cycle is freed as ever; the rest waits for `free`.
     """
-    if runtime.exists():
-        _freeze(page)
+    gc.freeze()
 
 
 def free() -> None:
@@ -27,8 +24,3 @@ def free() -> None:
     gc.collect()
     if kept:
         gc.freeze()
-
-
-@st.cache_resource(show_spinner=False)
-def _freeze(page: str) -> None:
-    gc.freeze()

@@ -73,7 +73,7 @@ def _replay(again: Again, run: Run) -> None:
         problem("This sample cannot be explained here. Start the server with the run's own model.", again.problem)
         command = _serve(run)
         if command:
-            st.code(plain(command), language="bash", wrap_lines=True)
+            st.code(plain(command), language=None, wrap_lines=True)
         return
     if again.replayed.agrees:
         st.success(f"Replay: {again.replayed}.")
@@ -167,7 +167,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     if command is None:
         given = ["--model", state.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])
-    st.code(plain(command), language="bash", wrap_lines=True)
+    st.code(plain(command), language=None, wrap_lines=True)
 
 
 def on(sample: Sample) -> dict[str, str]:

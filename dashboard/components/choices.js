@@ -27,8 +27,8 @@ function build(data, text) {
   data.tokens.forEach((token, step) => {
     const span = element("span", token, data.rank[step] > 1 ? "token unlikely" : "token");
     const p = data.p[step];
-    span.style.backgroundColor = `rgba(${BLUE}, ${(0.06 + 0.8 * p).toFixed(3)})`;
-    if (p > 0.55) span.style.color = "white";
+    // Never so blue that the text on it could not be read, in either theme.
+    span.style.backgroundColor = `rgba(${BLUE}, ${(0.04 + 0.66 * p).toFixed(3)})`;
     span.dataset.step = step;
     span.tabIndex = -1;
     span.setAttribute("role", "button");

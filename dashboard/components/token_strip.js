@@ -70,8 +70,8 @@ export default function (component) {
       const w = between(from, other);
       const shade = w === null || most === 0 ? 0 : Math.sqrt(w / Math.max(most, 0.05));
       const span = spans[other];
-      span.style.backgroundColor = shade < 0.04 ? "transparent" : `rgba(${BLUE}, ${(0.9 * shade).toFixed(3)})`;
-      span.style.color = shade > 0.62 ? "white" : "";
+      // Never so blue that the text on it could not be read, in either theme.
+      span.style.backgroundColor = shade < 0.04 ? "transparent" : `rgba(${BLUE}, ${(0.7 * shade).toFixed(3)})`;
       span.classList.toggle("outside", w === null);
       span.classList.toggle("chosen", other === from);
     }

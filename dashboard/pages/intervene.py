@@ -220,7 +220,7 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
         line = effects.command(made, model=state.model_path(), task=task, output=settings.results / "changed")
-        st.code(plain(line), language="bash", wrap_lines=True)
+        st.code(plain(line), language=None, wrap_lines=True)
         st.download_button(
             "Interventions as JSON", to_json(made), file_name="changes.json", mime="application/json", on_click="ignore"
         )

@@ -404,7 +404,7 @@ def _take_away(head: Head, results: Path, job: Job | None) -> None:
     head.code("\n".join(lines))
     if job is not None:
         with head.tools.popover("Command", help="The same run from a terminal"):
-            st.code(plain(shlex.join(job.command)), language="bash", wrap_lines=True)
+            st.code(plain(shlex.join(job.command)), language=None, wrap_lines=True)
     head.data({"jobs": lambda: jobs.frame(results)})
 
 

@@ -1,9 +1,11 @@
 """The dashboard's parts that need no page: settings, facts, samples, the strip's packing, the server command."""
 
 import base64
+import gc
 import io
 import struct
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 import typer
 
-from dashboard import cli, facts
+from dashboard import cli, facts, memory
 from dashboard.components.token_strip import pack
 from dashboard.frame import parquet
 from dashboard.runs import as_sample
@@ -119,3 +121,23 @@ def test_parquet_holds_columns_of_several_types_as_text() -> None:
 def test_every_figure_with_a_title_says_what_it_shows() -> None:
     """Whatever `chart` draws is looked up by its kind; the pages' tests draw them all."""
     assert all(text.count("](https://") >= 1 and text[0].isupper() and "$" not in text for text in SAID.values())
+
+
+def test_what_is_set_aside_is_freed_by_an_unload() -> None:
+    class Loop:
+        def __init__(self) -> None:
+            self.me = self
+
+    gc.collect()
+    before = gc.get_freeze_count()
+    gc.disable()  # none but those that are asked for
+    try:
+        gone = weakref.ref(Loop())
+        memory.set_aside("a page of its own")
+        gc.collect()
+        assert gone() is not None and gc.get_freeze_count() > before
+        memory.free()
+        assert gone() is None and gc.get_freeze_count() > 0
+    finally:
+        gc.enable()
+        gc.unfreeze()
