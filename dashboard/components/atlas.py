@@ -80,8 +80,8 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: 
     side = max(6.0, min(52.0, _ROOM / max(values.shape)))
     height = round(side * values.shape[0]) + 125
     fig.update_layout(height=height, margin={"t": 30, "l": 50, "r": 10, "b": 95})
-    fig.update_xaxes(constrain="domain", range=[-0.5, config.n_heads - 0.5], title={"standoff": 8})
-    fig.update_yaxes(constrain="domain", range=[config.n_layers - 0.5, -0.5], autorange=False, scaleanchor="x")
+    fig.update_xaxes(constrain="domain", title={"standoff": 8})
+    fig.update_yaxes(constrain="domain", scaleanchor="x")
     bar = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "thickness": 10, "len": 0.85}
     fig.update_traces(selector={"type": "heatmap"}, colorbar={**bar, "title": None})
     return fig

@@ -71,7 +71,8 @@ def logits(found: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | No
     fig = go.Figure()
     rows = range(min(len(found.kl), MAX_LINES))
     for row in rows:
-        name, colour = f"batch row {row}", COLOURS[row % len(COLOURS)]
+        name = "KL" if len(found.kl) == 1 else f"batch row {row}"
+        colour = COLOURS[row % len(COLOURS)]
         fig.add_scatter(
             x=found.positions, y=found.kl[row], name=name, mode="lines", line={"color": colour, "width": 2},
             customdata=found.rank[row],
@@ -79,7 +80,8 @@ def logits(found: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | No
         )  # fmt: skip
         other = ~found.agree[row]
         fig.add_scatter(
-            x=found.positions[other], y=found.kl[row][other], name=f"{name}: another first choice", mode="markers",
+            x=found.positions[other], y=found.kl[row][other], mode="markers",
+            name="another first choice" if len(found.kl) == 1 else f"{name}: another first choice",
             marker={"color": colour, "symbol": "x", "size": 8}, hoverinfo="skip",
         )  # fmt: skip
     fig.update_xaxes(title="position (tokens)")

@@ -137,7 +137,9 @@ def atlas(
             label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
             ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
             fig.add_shape(type="line", yref="paper", line={"width": 2, "color": "#888888"}, label=label, **ends)
-    fig.update_xaxes(title="head", showgrid=False, zeroline=False, dtick=max(1, len(heads) // 8))
-    step = max(1, len(layers) // 8)
-    fig.update_yaxes(title="layer", autorange="reversed", showgrid=False, zeroline=False, dtick=step)
+    # The squares' markers would have plotly leave room for half a row more.
+    across, down = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
+    grid = {"showgrid": False, "zeroline": False}
+    fig.update_xaxes(title="head", dtick=max(1, len(heads) // 8), range=across, **grid)
+    fig.update_yaxes(title="layer", dtick=max(1, len(layers) // 8), range=down, **grid)
     return finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
