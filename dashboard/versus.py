@@ -15,6 +15,7 @@ from dashboard.text import plain
 from evals import figures
 from evals.compare import Comparison, Sample
 from evals.results import Run, questions
+from evals.table import besides
 from workbench.errors import DataError
 
 MOST_ROWS = 1000
@@ -135,7 +136,7 @@ def _table(found: Comparison) -> None:
         },
     )  # fmt: skip
     st.caption("Scores and differences of right and wrong answers are in percentage points.")
-    origins = [f"{name} differs: {a} in A, {b} in B" for name, a, b in found.origins]
+    origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(found)]
     for note in (*found.notes, *origins):
         st.text(plain(note))
 

@@ -13,7 +13,7 @@ from evals.document import Document
 from evals.export import flat
 from evals.markup import Report, Table
 from evals.report import badges, footer
-from evals.table import COMPARED, COMPARED_NOTES, compared, sample_title, short
+from evals.table import COMPARED, COMPARED_NOTES, besides, compared, sample_title, short
 
 
 def document(found: Comparison, *, samples: int) -> Document:
@@ -30,8 +30,7 @@ def build(found: Comparison, *, samples: int) -> Report:
     """The report: differences, what else is not the same, and the first samples that were answered differently."""
     tables = [Table("Differences", COMPARED, tuple(compared(one) for one in found.differences), left=2)]
     if found.origins:
-        rows = tuple((name, *("none" if x is None else short(x) for x in (a, b))) for name, a, b in found.origins)
-        tables.append(Table("What else is not the same", ("", "A", "B"), rows, left=3))
+        tables.append(Table("What else is not the same", ("", "A", "B"), besides(found), left=3))
     sides = (("A", found.a), ("B", found.b))
     sure = sum(bool(sample.right) for sample in found.samples)
     notes = (

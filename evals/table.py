@@ -6,8 +6,11 @@ import json
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evals.interventions import described
 from evals.markup import line
 from evals.results import Run, Score
+from workbench.errors import WorkbenchError
+from workbench.intervene import from_json
 
 if TYPE_CHECKING:
     from evals.compare import Comparison, Sample
@@ -45,7 +48,7 @@ def render_comparison(found: Comparison, *, samples: int) -> str:
     lines += ["", *_grid(COMPARED, [compared(one) for one in found.differences], set(COMPARED[2:]))]
     lines += ["", *COMPARED_NOTES]
     if found.origins:
-        lines += ["", "differs besides:", *(f"  {name}: {short(a)} | {short(b)}" for name, a, b in found.origins)]
+        lines += ["", "differs besides:", *(f"  {name}: {a} | {b}" for name, a, b in besides(found))]
     lines += ["", *found.notes] if found.notes else []
     sure = sum(bool(sample.right) for sample in found.samples)
     lines += ["", f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ."]
@@ -121,6 +124,22 @@ def _sample(sample: Sample) -> Iterator[str]:
         if logprobs is not None:
             said = "" if margin is None else f", margin {margin:+.3f}"
             yield f"     log-probabilities {', '.join(f'{value:.3f}' for value in logprobs)}{said}"
+
+
+def besides(found: Comparison) -> tuple[tuple[str, str, str], ...]:
+    """What else two runs differ in, a line each: (name, that of a, that of b)."""
+    return tuple((name, _words(name, a), _words(name, b)) for name, a, b in found.origins)
+
+
+def _words(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    if name == "interventions":
+        try:
+            return short(described(from_json(json.dumps(value))))
+        except WorkbenchError:  # of another version, or another program
+            pass
+    return short(value)
 
 
 def short(value: Any) -> str:

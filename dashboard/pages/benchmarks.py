@@ -16,6 +16,7 @@ from evals import figures
 from evals.compare import Comparison
 from evals.published import beside, named, published
 from evals.results import Run, questions
+from evals.table import besides
 from workbench.errors import DataError
 
 ABOUT = Help(
@@ -169,12 +170,12 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                 "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
                 "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
                 "high": st.column_config.NumberColumn("to", format="%+.1f"),
-                "holm": st.column_config.NumberColumn("p (Holm)", format="%.3f"),
+                "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g"),
                 "only_b": st.column_config.NumberColumn("Only this right"),
                 "only_a": st.column_config.NumberColumn("Only other right"),
             },
         )
-        origins = [f"{name} differs: {theirs} and {ours}" for name, theirs, ours in found.origins]
+        origins = [f"{name}: {theirs} in the other run, {ours} in this one" for name, theirs, ours in besides(found)]
         for note in (*found.notes, *origins):
             st.text(plain(note))
     return found

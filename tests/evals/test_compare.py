@@ -17,6 +17,7 @@ from evals.contrast import Part, contrast
 from evals.results import Run, Score, list_runs, write
 from workbench.cli import main
 from workbench.errors import DataError
+from workbench.intervene import Ablate
 
 scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 
@@ -216,6 +217,10 @@ def test_origins_that_differ_are_named(tmp_path: Path) -> None:
         ("dtype", "float32", "bfloat16"),
         ("interventions", None, [{"heads": "L5H3"}]),
     )
+    # In words; what no intervention of this version reads stays as it was written.
+    assert table.besides(compare(a, b))[1] == ("interventions", "none", '[{"heads": "L5H3"}]')
+    c = run_of(tmp_path / "c", {"s": [quiz(0, True)]}, workbench={**own, "interventions": [Ablate("L5H3").to_dict()]})
+    assert ("interventions", "none", "ablate L5H3") in table.besides(compare(a, c))
 
 
 def test_the_terminal_has_differences_and_samples(tmp_path: Path) -> None:
