@@ -94,6 +94,11 @@ class HeadVectors:
         """The model's own scaled scores, unmasked. Shapes: -> [query_pos, key_pos] float64"""
         return self.rot_q @ self.rot_k.T / math.sqrt(self.q.shape[-1])
 
+    def score_of(self, pair: int) -> Tensor:
+        """What one frequency pair adds to `score`. Shapes: -> [query_pos, key_pos] float64"""
+        q, k = as_pairs(self.rot_q)[:, pair], as_pairs(self.rot_k)[:, pair]
+        return torch.outer(q, k.conj()).real / math.sqrt(self.q.shape[-1])
+
 
 def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVectors:
     """One head's vectors out of a capture of `HOOKS`, for one batch row.
@@ -117,6 +122,8 @@ def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVe
 class BandContribution(Result):
     """What each frequency pair adds to one head's scores, over causal pairs of query and key. Arrays are [pair].
 
+    `distance` is how far apart query and key stand, None for all distances.
+
     `signed` is the mean contribution and sums to `score`, the mean score; `absolute` is the mean of its size and
     `share` that size as a part of all pairs'. `error` is the largest difference between the sum over pairs and the
     score from the model's own rotated q and k.
@@ -135,6 +142,7 @@ class BandContribution(Result):
     score: float
     error: float
     n_scores: int
+    distance: int | None = None
 
     def frame(self) -> pd.DataFrame:
         """One row per pair: layer, head, pair, wavelength, signed, absolute, share, and the sum's `error`."""
@@ -152,13 +160,17 @@ class BandContribution(Result):
         )
 
 
-def band_contribution(cap: Capture, layer: int, head: int, *, row: int = 0, max_queries: int = 128) -> BandContribution:
+def band_contribution(
+    cap: Capture, layer: int, head: int, *, row: int = 0, distance: int | None = None, max_queries: int = 128
+) -> BandContribution:
     """The signed and absolute share of every frequency pair in one head's scores, on the model's own q and k.
 
+    distance: only of queries and keys that stand so many tokens apart; None for all.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim] -> [pair]; at most `max_queries` evenly spaced queries
             against all their keys
     Units:  score (the softmax's input), computed in float64.
-    Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer was not captured.
+    Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer was not captured; HookError if
+            no query and key stand so far apart.
     Source: arXiv 2410.06205, 2502.01563.
     Exact:  the contributions sum to the score; `error` says how nearly.
     """
@@ -167,12 +179,15 @@ def band_contribution(cap: Capture, layer: int, head: int, *, row: int = 0, max_
     pairs = cap.config.head_dim // 2
     signed, absolute = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
     count, total, error = 0, 0.0, 0.0
-    scores, distance = vectors.score, vectors.distance
-    for query in evenly(len(vectors.positions), max_queries):
-        behind = distance[query]
-        causal = behind >= 0
-        parts = band_scores(vectors.q[query], vectors.k[causal], behind[causal], freqs)  # [key_pos, pair]
-        own = scores[query, causal]
+    scores, behind = vectors.score, vectors.distance
+    used = behind >= 0 if distance is None else behind == distance  # [query_pos, key_pos]
+    queries = used.any(1).nonzero().flatten().tolist()
+    if not queries or (distance or 0) < 0:
+        raise HookError(f"No query and key of the capture's {len(vectors.positions)} stand {distance} tokens apart.")
+    for query in (queries[at] for at in evenly(len(queries), max_queries)):
+        keys = used[query]
+        parts = band_scores(vectors.q[query], vectors.k[keys], behind[query, keys], freqs)  # [key_pos, pair]
+        own = scores[query, keys]
         signed += parts.sum(0)
         absolute += parts.abs().sum(0)
         total += float(own.sum())
@@ -188,6 +203,7 @@ def band_contribution(cap: Capture, layer: int, head: int, *, row: int = 0, max_
         total / count,
         error,
         count,
+        distance,
     )
 
 
@@ -266,7 +282,8 @@ def invariance_of(
 
 @dataclass(frozen=True)
 class ScoreByDistance(Result):
-    """How one head's scores depend on distance. Arrays are [distance].
+    """How one head's scores depend on distance, or the part of them that one frequency `pair` adds. Arrays are
+    [distance].
 
     `mean`, `low` and `high` (10% and 90%) are of the scores that occurred at that distance. `expected` is the score
     averaged over every pair of a captured query and key, as if each stood at that distance: position alone.
@@ -284,6 +301,7 @@ class ScoreByDistance(Result):
     low: np.ndarray
     high: np.ndarray
     expected: np.ndarray
+    pair: int | None = None
 
     def frame(self) -> pd.DataFrame:
         """One row per distance: layer, head, distance, count, mean, low, high, expected."""
@@ -292,27 +310,32 @@ class ScoreByDistance(Result):
 
 
 def score_by_distance(
-    cap: Capture, layer: int, head: int, *, row: int = 0, skip: int = 1, max_positions: int = 1024
-) -> ScoreByDistance:
+    cap: Capture, layer: int, head: int, *, row: int = 0, pair: int | None = None, skip: int = 1,
+    max_positions: int = 1024,
+) -> ScoreByDistance:  # fmt: skip
     """The head's own scores against distance, with what position alone would make of its queries and keys.
 
     The first `skip` keys are left out: a sink's score says nothing of distance. Only the last `max_positions`
-    positions are used.
+    positions are used. pair: only what this frequency pair adds; the parts of all pairs sum to the score.
     Shapes: hook_rot_q, hook_rot_k [batch, pos, head, head_dim] -> [distance]
     Units:  score (the softmax's input); distance in tokens.
-    Raises: MissingHookError as `band_contribution`; HookError if no key is left.
+    Raises: MissingHookError as `band_contribution`; HookError if no key is left, or there is no such pair.
     Source: arXiv 2104.09864; the mean over pairs factorises by frequency.
     """
     vectors = head_vectors(cap, layer, head, row=row)
+    n_pairs = cap.config.head_dim // 2
+    if pair is not None and not 0 <= pair < n_pairs:
+        raise HookError(f"There is no frequency pair {pair}; a head has {n_pairs}, from 0 on.")
     start = max(skip, len(vectors.positions) - max_positions)
     if start >= len(vectors.positions):
         raise HookError(f"No key is left: the capture holds {len(vectors.positions)} positions and {skip} are skipped.")
-    scores = vectors.score[start:, start:]
+    scores = (vectors.score if pair is None else vectors.score_of(pair))[start:, start:]
     n = len(scores)
     rows = [scores.diagonal(-r) for r in range(n)]
     bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in rows])
-    freqs = model_frequencies(cap.config)
-    q, k = as_pairs(vectors.q[start:]), as_pairs(vectors.k[start:])
+    which = slice(None) if pair is None else slice(pair, pair + 1)
+    freqs = model_frequencies(cap.config)[which]
+    q, k = as_pairs(vectors.q[start:])[:, which], as_pairs(vectors.k[start:])[:, which]
     content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
     r = torch.arange(n, dtype=torch.float64)
     angles = r.unsqueeze(-1) * freqs
@@ -326,6 +349,7 @@ def score_by_distance(
         frozen(bounds[:, 0]),
         frozen(bounds[:, 1]),
         frozen(expected),
+        pair,
     )
 
 

@@ -49,6 +49,8 @@ class View:
     layer: int
     head: int
     config: ModelConfig
+    pair: int | None = None
+    distance: int | None = None
 
 
 def show() -> None:
@@ -77,6 +79,10 @@ def _controls(model: Transformer) -> View:
         if name != WAVES:
             layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
             head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
+        pair = distance = None
+        if name == OWN:
+            pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "What it alone adds, against distance.")
+            distance = _or_all("Distance", "distance", None, "How far apart query and key stand, for the pairs.")
         if name in (WAVES, WHAT_IF):
             theta = state.bound(
                 st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
@@ -84,7 +90,12 @@ def _controls(model: Transformer) -> View:
             )  # fmt: skip
             scaling = state.bound(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
             config = _changed(config, theta, scaling)
-    return View(name, layer, head, config)
+    return View(name, layer, head, config, pair, distance)
+
+
+def _or_all(label: str, key: str, most: int | None, what: str) -> int | None:
+    number = state.bound(st.number_input, label, -1, most, -1, key=key, width=130, help=f"{what} -1 is all.")
+    return None if number < 0 else number
 
 
 def _changed(config: ModelConfig, theta: float, scaling: str) -> ModelConfig:
@@ -146,8 +157,9 @@ wavelengths(config).frame()
 
 
 def _own(head: Head, held: Held, given: Input, view: View) -> None:
-    bands = state.once(held, rope.band_contribution, view.layer, view.head)
-    scores = state.once(held, rope.score_by_distance, view.layer, view.head)
+    distance = None if view.distance is None else min(view.distance, len(given) - 1)
+    bands = state.once(held, rope.band_contribution, view.layer, view.head, distance=distance)
+    scores = state.once(held, rope.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)
     _metrics(
         {
@@ -161,8 +173,8 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
     with left, st.container(border=True):
         chart(bands.figure(), key="bands", height=420)
     with right, st.container(border=True):
-        chart(scores.figure(), key="distance", height=420)
-    _code(head, given, view, "band_contribution", "score_by_distance")
+        chart(scores.figure(), key="scores", height=420)
+    _code(head, given, view, band_contribution=f"distance={distance}", score_by_distance=f"pair={view.pair}")
     head.data({"bands": bands.frame, "score_by_distance": scores.frame})
 
 
@@ -188,7 +200,7 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
             f"Scores of this head reach {found.score_size:.3g}. The last row takes the angles themselves in bfloat16, "
             "which this model does not: it shows why they are computed in float32."
         )
-    _code(head, given, view, "relative_invariance")
+    _code(head, given, view, relative_invariance="")
     head.data({"relative_invariance": found.frame})
 
 
@@ -220,7 +232,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
                 "moved": st.column_config.ProgressColumn("Moved", format="%.3f", min_value=0, max_value=1),
             },
         )
-    _code(head, given, view, "what_if")
+    _code(head, given, view, what_if="model_frequencies(config)")
     head.data({"what_if": found.frame})
 
 
@@ -239,13 +251,13 @@ def _scaling_code(config: ModelConfig) -> str:
     return f"wb.{config.rope_scaling!r}" if config.rope_scaling else "None"
 
 
-def _code(head: Head, given: Input, view: View, *probes: str) -> None:
+def _code(head: Head, given: Input, view: View, **probes: str) -> None:
+    """The probes' names, and what each is given besides the layer and the head."""
     calls = "\n".join(
-        f"{probe}(cap, {view.layer}, {view.head}{', model_frequencies(config)' if probe == 'what_if' else ''}).frame()"
-        for probe in probes
+        f"{probe}(cap, {view.layer}, {view.head}{', ' * bool(more)}{more}).frame()" for probe, more in probes.items()
     )
     config = ""
-    if probes == ("what_if",):
+    if "what_if" in probes:
         config = (
             "from dataclasses import replace\nfrom probes.rotation import model_frequencies\n"
             f"config = replace(model.config, rope_theta={view.config.rope_theta!r}, "

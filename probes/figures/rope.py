@@ -57,7 +57,8 @@ def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp:
     fig.update_xaxes(title="frequency pair (fast to slow)")
     fig.update_yaxes(title="contribution to the score")
     second = {"title": "share", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
-    title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}"
+    where = "" if found.distance is None else f" at distance {found.distance}"
+    title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}{where}"
     return finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
 
 
@@ -73,7 +74,8 @@ def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: 
     add_lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
     fig.update_xaxes(title="distance (tokens)")
     fig.update_yaxes(title="score (before softmax)")
-    title = f"Layer {found.layer}, head {found.head}: score against distance"
+    of = "score" if found.pair is None else f"what pair {found.pair} adds to the score,"
+    title = f"Layer {found.layer}, head {found.head}: {of} against distance"
     return finish(fig, "score_by_distance", title, theme, stamp)
 
 

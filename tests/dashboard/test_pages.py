@@ -207,6 +207,7 @@ def test_a_sample_of_another_checkpoint_says_so(
         ("norms", {"look": "Contributions"}),
         ("rope", {"scaling": "Llama 3.1 (8x)"}),
         ("rope", {"view": "This head", "layer": 1}),
+        ("rope", {"view": "This head", "layer": 1, "pair": 2, "distance": 3}),
         ("rope", {"view": "Shift"}),
         ("rope", {"view": "What if", "theta": 500, "scaling": "Unscaled"}),
         ("lens", {"position": 3, "logit": "Second"}),
@@ -310,3 +311,21 @@ def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None
     assert shape(session.run().main) == first
     st.cache_resource.clear()
     assert shape(session.run().main) == first
+
+
+def test_rope_shows_one_pair_and_one_distance(app: App, checkpoint: Path) -> None:
+    session = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, pair=1, distance=2)
+    assert not session.exception and not session.error
+    model = wb.load_model(checkpoint)
+    assert model.tokenizer is not None
+    tokens = torch.tensor([model.tokenizer.encode("the cat sat on the mat", bos=True)])
+    with torch.no_grad():
+        _, cap = model.run_with_capture(tokens, ["blocks.2.attn.hook_rot_q", "blocks.2.attn.hook_rot_k"])
+    q = cap["blocks.2.attn.hook_rot_q"][0, :, 3].double()
+    k = cap["blocks.2.attn.hook_rot_k"][0, :, 0].double()
+    apart = (q @ k.T).diagonal(-2) / 8**0.5
+    assert metrics(session)["Mean score"] == f"{apart.mean():.3f}"
+    # Farther than the prompt reaches is as far as it reaches.
+    far = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, distance=9999)
+    assert not far.exception and not far.error
+    assert metrics(far)["Mean score"] == f"{(q @ k.T)[-1, 0] / 8**0.5:.3f}"

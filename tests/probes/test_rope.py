@@ -141,6 +141,18 @@ def test_score_by_distance(captured: Capture) -> None:
     assert found.expected[5] == pytest.approx(float(every.mean()))
 
 
+def test_the_parts_of_all_pairs_sum_to_the_score_at_every_distance(captured: Capture) -> None:
+    whole = rope.score_by_distance(captured, 1, 2, skip=0)
+    parts = [rope.score_by_distance(captured, 1, 2, skip=0, pair=pair) for pair in range(4)]
+    np.testing.assert_allclose(sum(part.mean for part in parts), whole.mean, atol=1e-6)
+    np.testing.assert_allclose(sum(part.expected for part in parts), whole.expected, atol=1e-6)
+    for distance in (0, 5, 23):
+        bands = rope.band_contribution(captured, 1, 2, distance=distance)
+        assert bands.n_scores == 24 - distance and bands.score == pytest.approx(whole.mean[distance])
+        np.testing.assert_allclose(bands.signed, [part.mean[distance] for part in parts], atol=1e-6)
+        assert f"at distance {distance}" in bands.figure().layout.title.text
+
+
 def test_expected_score_is_exact_for_constant_content(captured: Capture) -> None:
     """With the same q and the same k everywhere, position is all there is: measured and expected coincide."""
     config, n = captured.config, 16
@@ -246,3 +258,8 @@ def test_mistakes_say_what_to_do(captured: Capture) -> None:
         rope.band_contribution(captured, 0, 0, row=2)
     with pytest.raises(HookError, match="No key is left"):
         rope.score_by_distance(captured, 0, 0, skip=24)
+    with pytest.raises(HookError, match="frequency pair 4; a head has 4"):
+        rope.score_by_distance(captured, 0, 0, pair=4)
+    for distance in (-1, 24):
+        with pytest.raises(HookError, match=f"stand {distance} tokens apart"):
+            rope.band_contribution(captured, 0, 0, distance=distance)
