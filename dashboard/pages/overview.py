@@ -1,12 +1,14 @@
 """Overview: the model's shape, size and origin, and what it says after a prompt."""
 
+import time
+
 import pandas as pd
 import streamlit as st
 import torch
 
 from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
-from dashboard.frame import Head, Help, card, page
+from dashboard.frame import Head, Help, card, page, problem
 from dashboard.source import Input
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
@@ -159,16 +161,17 @@ def _brief(name: str, value: str) -> str:
 def _prompt(model: Transformer, head: Head) -> Input | None:
     with st.container(border=True, key="prompt_card"):
         given = source.choose(model)
+        _elsewhere()
         if given is None:
             return None
-        table = likeliest(model, given.ids)
+        table, seconds = likeliest(model, given.ids)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
             st.subheader(
                 f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id."
             )
             plain_strip(f"{state.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
-            _costs(model, len(given))
+            _costs(model, len(given), seconds)
         with right:
             st.subheader("Likeliest next tokens", anchor=False, help="At temperature 1, over the whole vocabulary.")
             st.dataframe(
@@ -204,17 +207,54 @@ probability.topk(8)
     return given
 
 
-def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> pd.DataFrame:
-    """The k likeliest next tokens: token, id, probability. Only the last position is unembedded."""
+def _elsewhere() -> None:
+    """Where a prompt may come from besides the keyboard."""
+    with st.container(horizontal=True, vertical_alignment="center", key="elsewhere"):
+        with st.popover("From a file"):
+            st.file_uploader(
+                "Text file", key="prompt_file", on_change=_take_file,
+                help=f"UTF-8, at most {source.MAX_CHARS:,} characters; it takes the prompt's place.",
+            )  # fmt: skip
+        st.page_link("dashboard/pages/samples.py", label="From a benchmark sample →")
+    refused = st.session_state.pop("_file_refused", None)
+    if refused:
+        problem("The file was not taken. Choose a shorter one, or one of plain text.", refused)
 
-    def compute(model: Transformer, *, ids: tuple[int, ...], k: int) -> pd.DataFrame:
+
+def _take_file() -> None:
+    file = st.session_state["prompt_file"]
+    if file is None:  # taken away again
+        return
+    try:
+        text = file.getvalue().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        st.session_state["_file_refused"] = f"{file.name} is no UTF-8 text: {error.reason} at byte {error.start}."
+        return
+    if len(text) > source.MAX_CHARS:
+        st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; {source.MAX_CHARS:,} fit."
+        return
+    for other in ("sample", "capture"):
+        state.unlink(other)
+    state.hand_over("prompt", text)
+
+
+def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> tuple[pd.DataFrame, float]:
+    """The k likeliest next tokens: token, id, probability; and the seconds that the model took to read the prompt.
+
+    Only the last position is unembedded.
+    """
+
+    def compute(model: Transformer, *, ids: tuple[int, ...], k: int) -> tuple[pd.DataFrame, float]:
+        begin = time.perf_counter()
         hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
         top = model.unembed(hidden)[0, 0].softmax(-1).topk(min(k, model.config.vocab_size))
-        return pd.DataFrame({"id": top.indices.tolist(), "probability": top.values.tolist()})
+        found = pd.DataFrame({"id": top.indices.tolist(), "probability": top.values.tolist()})
+        return found, time.perf_counter() - begin
 
-    table = state.once_per_model(model, compute, ids=ids, k=k).copy()
+    table, seconds = state.once_per_model(model, compute, ids=ids, k=k)
+    table = table.copy()  # the kept one is everybody's
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
-    return table
+    return table, seconds
 
 
 def _name(model: Transformer, token: int) -> str:
@@ -224,14 +264,18 @@ def _name(model: Transformer, token: int) -> str:
         return f"#{token}"
 
 
-def _costs(model: Transformer, length: int) -> None:
-    """What the other pages' captures of this prompt hold."""
+def _costs(model: Transformer, length: int, seconds: float) -> None:
+    """What the other pages' captures of this prompt hold, and how long a run of it takes."""
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
     for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
         held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
         rows.append(f"{sizes.readable_bytes(sum(held.values()))} for {name}")
-    st.caption(f"A capture of this prompt holds {', '.join(rows)}.")
+    took = f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    st.caption(
+        f"The model read this prompt in {took}; a page that captures it runs it once more. A capture holds "
+        f"{', '.join(rows)}."
+    )
     with st.container(horizontal=True):
         for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():
             st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title} →")

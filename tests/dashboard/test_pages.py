@@ -329,3 +329,24 @@ def test_rope_shows_one_pair_and_one_distance(app: App, checkpoint: Path) -> Non
     far = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, distance=9999)
     assert not far.exception and not far.error
     assert metrics(far)["Mean score"] == f"{(q @ k.T)[-1, 0] / 8**0.5:.3f}"
+
+
+def test_a_prompt_comes_from_a_file(app: App) -> None:
+    session = app()
+    content = "the cat sat\non the mat".encode("utf-8-sig")
+    session.file_uploader(key="prompt_file").set_value(("a.txt", content, "text/plain")).run()
+    assert not session.exception and not session.error
+    assert session.text_area(key="prompt").value == "the cat sat\non the mat"
+    assert session.query_params["prompt"] == "the cat sat\non the mat"
+    for content, said in ((b"\xff\xfe", "no UTF-8 text"), (b"a" * 8001, "8,001 characters")):
+        session.file_uploader(key="prompt_file").set_value(("b.bin", content, "text/plain")).run()
+        assert not session.exception and "was not taken" in session.error[0].value
+        assert any(said in code.value for code in session.code)
+        assert session.text_area(key="prompt").value == "the cat sat\non the mat"
+
+
+def test_a_file_takes_the_place_of_what_no_longer_exists(app: App) -> None:
+    session = app(sample="gone/tiny_quiz/0")
+    assert session.error
+    session.file_uploader(key="prompt_file").set_value(("a.txt", b"the cat", "text/plain")).run()
+    assert not session.error and session.text_area(key="prompt").value == "the cat"
