@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from dashboard.busy import once_for_all
@@ -111,12 +112,12 @@ def delete(name: str) -> None:
         raise DataError(f"The capture {name!r} cannot be deleted: {error.strerror}.") from error
 
 
-def load(found: Stored) -> Capture:
-    """The whole capture, read once for each state of its file.
+def load(found: Stored, device: torch.device) -> Capture:
+    """The whole capture on a device, read once for each state of its file.
 
     Raises: CaptureError for a damaged file; DataError for one that pages cannot look at.
     """
-    return _load(str(found.path), found.path.stat().st_mtime_ns)
+    return _load(str(found.path), found.path.stat().st_mtime_ns, str(device))
 
 
 def answers(capture: Capture, hooks: tuple[str, ...]) -> bool:
@@ -125,8 +126,8 @@ def answers(capture: Capture, hooks: tuple[str, ...]) -> bool:
 
 
 @once_for_all("Reading the capture …", most=3)
-def _load(path: str, stamp: int) -> Capture:
-    capture = Capture.load(path)
+def _load(path: str, stamp: int, device: str) -> Capture:
+    capture = Capture.load(path, device=device)
     if capture.tokens.shape[0] != 1 or capture.start or capture.heads is not None or capture.positions is not None:
         raise DataError(
             "This capture holds several prompts, or only some positions or heads. Open it in a notebook with "

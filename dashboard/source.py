@@ -113,11 +113,11 @@ def kept(model: Transformer, name: str) -> Input:
     """What a capture on disk was made of. Raises: WorkbenchError if it is gone, damaged, or of another model."""
     found = captures.find(name)
     own = state.fingerprint(model)
-    if found.checkpoint not in (None, own) or captures.load(found).config != model.config:
+    if found.checkpoint not in (None, own) or captures.load(found, model.device).config != model.config:
         raise DataError(
             f"The capture {name!r} is of another model, {found.model}. Look at that one, or at another capture."
         )
-    ids = tuple(captures.load(found).tokens[0].tolist())
+    ids = tuple(captures.load(found, model.device).tokens[0].tolist())
     changes = to_json(from_json(f"[{', '.join(found.interventions)}]"))
     return replace(make(model, ids, f"torch.tensor([{list(ids)}])"), changes=changes)
 

@@ -92,12 +92,7 @@ def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], ch
 
 
 def _stored(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
-    """A capture on disk that this session has open, where it answers: same weights, type, tokens, changes, all hooks.
-
-    It lies in the host's memory, so a model elsewhere is run anew.
-    """
-    if model.device.type != "cpu":
-        return None
+    """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
     opened = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
     answers = (_answer(name, model, ids, hooks, changes) for name in opened if name is not None)
     return next((answer for answer in answers if answer is not None), None)
@@ -106,7 +101,7 @@ def _stored(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], ch
 def _answer(name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
     try:
         found = captures.find(name)
-        capture = captures.load(found)
+        capture = captures.load(found, model.device)
     except WorkbenchError:  # the page has said so
         return None
     made = [found.checkpoint, found.dtype, tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]]

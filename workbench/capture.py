@@ -219,12 +219,12 @@ class Capture:
             raise CaptureError(f"{path} cannot be written: {error}") from error
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Capture:
-        """Read a capture that `save` wrote, onto the CPU. Raises: CaptureError for any other file."""
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Capture:
+        """Read a capture that `save` wrote, onto a device. Raises: CaptureError for any other file."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(str(path), framework="pt") as file:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise CaptureError(f"{path} is not a capture that this version reads ({FORMAT}).")

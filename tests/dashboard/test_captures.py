@@ -52,7 +52,7 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
     monkeypatch.setattr(
         Transformer, "run_with_capture", lambda self, *a, **k: (runs.append(a[0].tolist()), run(self, *a, **k))[1]
     )
-    ids = captures.load(found).tokens.tolist()
+    ids = captures.load(found, torch.device("cpu")).tokens.tolist()
     for name in ("attention", "rope", "norms", "lens", "neurons"):
         state._run.clear()
         other = kept(name, capture="cat 1")

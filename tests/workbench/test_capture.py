@@ -93,6 +93,16 @@ def test_a_capture_survives_its_file(tiny_model, tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_capture_is_read_onto_a_device(tiny_model, tmp_path) -> None:
+    _, capture = tiny_model.run_with_capture(TOKENS, "*")
+    capture.save(tmp_path / "run.safetensors")
+    loaded = wb.Capture.load(tmp_path / "run.safetensors", device="cuda")
+    for name in capture.names:
+        assert loaded[name].device.type == "cuda" and torch.allclose(loaded[name].cpu(), capture[name], atol=1e-6), name
+
+
 def test_what_cannot_be_captured_or_read_is_said(tiny_model, tmp_path) -> None:
     with pytest.raises(CaptureError, match="heads 0 to 3"):
         tiny_model.run_with_capture(TOKENS, PATTERNS, heads=[4])
