@@ -5,6 +5,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from evals.explain import explain
 from evals.results import list_runs
@@ -64,12 +66,19 @@ def square(tab: Tab, layer: int, head: int) -> tuple[float, float]:
 
 
 def click_square(tab: Tab, layer: int, head: int) -> None:
-    """Plotly acts on the point that it last hovered: move, wait for its label, press."""
-    x, y = square(tab, layer, head)
-    tab.page.mouse.move(x - 3, y)
-    tab.page.mouse.move(x, y, steps=3)
-    expect(tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")).to_be_visible()
-    tab.page.mouse.click(x, y)
+    """Plotly acts on the point that it last hovered: move, wait for its label, press.
+
+    A figure that is drawn anew under a resting mouse takes its label away; a hand moves on and has it back.
+    """
+    label = tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")
+    for _ in range(60):
+        x, y = square(tab, layer, head)
+        tab.page.mouse.move(x - 3, y)
+        tab.page.mouse.move(x, y, steps=3)
+        with suppress(PlaywrightTimeout):
+            label.wait_for(timeout=1000)
+            return tab.page.mouse.click(x, y)
+    raise AssertionError(f"the atlas shows no label for layer {layer}, head {head}")
 
 
 def ring(tab: Tab) -> list[int]:
@@ -120,12 +129,8 @@ def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:
 
 def test_squares_clicked_in_quick_succession_are_no_double_click(tab: Tab) -> None:
     tab.open("attention", layer=0, head=0)
-    places = {cell: square(tab, *cell) for cell in [(1, 1), (2, 3), (3, 6)]}
-    for (layer, head), (x, y) in places.items():
-        tab.page.mouse.move(x, y)
-        label = tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")
-        label.wait_for()
-        tab.page.mouse.click(x, y)
+    for cell in [(1, 1), (2, 3), (3, 6)]:
+        click_square(tab, *cell)
     tab.wait_for_chart("head_map", layer=3, head=6)
     assert ring(tab.settle()) == [3, 6]
 
