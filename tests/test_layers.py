@@ -93,9 +93,9 @@ IMPORT_QUIETLY = """
 import sys, time
 import torch, numpy, tiktoken, safetensors.torch
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import workbench
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 heavy = new & {"fairscale", "streamlit", "lm_eval", "plotly", "pandas", "datasets", "transformers", "typer"}
 assert not heavy, heavy

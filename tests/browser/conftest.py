@@ -15,7 +15,8 @@ from tests.dashboard.world import write_answers, write_checkpoint, write_results
 pytest.importorskip("playwright", reason="playwright is not installed (extra: dev)")
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright  # noqa: E402
 
-expect.set_options(timeout=15_000)
+PATIENCE = 60_000  # milliseconds; a ceiling for busy machines, not a cost
+expect.set_options(timeout=PATIENCE)
 
 FLAGS = [
     "--no-sandbox",
@@ -27,7 +28,6 @@ FLAGS = [
     "--disable-sync",
 ]
 ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"  # pictures, which no commit takes
-PATIENCE = 60_000  # milliseconds; a ceiling for busy machines, not a cost
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
 UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
 ERRORS = "[data-testid=stException], [data-testid=stDialog]"
@@ -77,12 +77,12 @@ class Tab:
 
     def settle(self) -> "Tab":
         """Wait until the script has run and every element on the page is of that run."""
-        self.page.wait_for_selector(READY, timeout=PATIENCE)
-        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=PATIENCE)
+        self.page.wait_for_selector(READY)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0)
         # A click's rerun starts a moment after it; a page that is ready twice in a row has had its run.
         self.page.wait_for_timeout(60)
-        self.page.wait_for_selector(READY, timeout=PATIENCE)
-        expect(self.page.locator(UNFINISHED)).to_have_count(0, timeout=PATIENCE)
+        self.page.wait_for_selector(READY)
+        expect(self.page.locator(UNFINISHED)).to_have_count(0)
         return self
 
     def chart(self, name: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ from dashboard import jobs
 from dashboard.cli import serve
 from dashboard.settings import Settings
 from evals.results import list_runs
-from tests.browser.conftest import ERRORS, PATIENCE, Tab, World
+from tests.browser.conftest import ERRORS, Tab, World
 from tests.dashboard.world import write_checkpoint
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -46,14 +46,14 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     tab = new_tab().open("runs", tasks="gsm8k", ablate="L1H2")
     ask(tab, "browser", 200)
     # Written each second, without anybody's click.
-    expect(tab.page.get_by_text("answers written: ")).to_be_visible(timeout=PATIENCE)
+    expect(tab.page.get_by_text("answers written: ")).to_be_visible()
     expect(tab.page).to_have_url(re.compile("job=browser"))
     tab.page.reload()
-    expect(tab.page.get_by_text("answers written: ")).to_be_visible(timeout=PATIENCE)
+    expect(tab.page.get_by_text("answers written: ")).to_be_visible()
     stranger = new_tab(stranger=True)
     stranger.page.goto(f"{world.url}/runs?job=browser")
     for one in (tab, stranger):
-        expect(one.page.get_by_text("It finished (exit code 0).")).to_be_visible(timeout=PATIENCE)
+        expect(one.page.get_by_text("It finished (exit code 0).")).to_be_visible()
     run = next(run for run in list_runs(world.results) if run.path.parent.name == "browser")
     tab.settle().page.get_by_role("link", name="Open in Benchmarks").click()
     expect(tab.page.get_by_role("heading", name="Benchmarks")).to_be_visible()
@@ -68,17 +68,17 @@ def test_it_survives_the_server_and_is_cancelled_from_the_next(browser: Browser,
     tab = Tab(page, "")
     with serve(Settings(str(world.model), results), log=tmp_path / "first.log") as tab.url:
         ask(tab.open("runs", tasks="gsm8k"), "long", 2000)
-        expect(page.get_by_text("answers written: ")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("answers written: ")).to_be_visible()
         page.goto("about:blank")
     assert jobs.find(results, "long").status == jobs.RUNNING  # the server's whole process group is gone
     with serve(Settings(str(world.model), results), log=tmp_path / "second.log") as tab.url:
         tab.open("runs", job="long")
         page.get_by_role("button", name="Cancel").click()
-        expect(page.get_by_text("It was cancelled")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("It was cancelled")).to_be_visible()
         assert not jobs.find(results, "long").active
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("button", name="Delete the record").click()
-        expect(page.get_by_text("Nothing was started from here yet.")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("Nothing was started from here yet.")).to_be_visible()
         assert tab.settle().page.locator(ERRORS).count() == 0
         page.close()
     for log in ("first.log", "second.log"):

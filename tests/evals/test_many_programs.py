@@ -128,7 +128,7 @@ def marked(mark: str) -> list[int]:
 
 
 def wait_for(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not done():
         assert time.monotonic() < end
         time.sleep(0.05)

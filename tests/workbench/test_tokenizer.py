@@ -32,9 +32,7 @@ def shakespeare(shared_data: Path) -> str:
 @pytest.fixture(scope="session")
 def hf_json(llama3_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer.json made from the same ranks by Hugging Face's own converter."""
-    convert = pytest.importorskip(
-        "transformers.convert_slow_tokenizer", reason="transformers is not installed"
-    )
+    convert = pytest.importorskip("transformers.convert_slow_tokenizer", reason="transformers is not installed")
     converter = convert.TikTokenConverter(
         vocab_file=str(llama3_file),
         extra_special_tokens=list(Tokenizer.from_file(llama3_file).special_tokens),
@@ -222,9 +220,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 
 def small_json() -> dict[str, Any]:
     """`small_ranks` as Hugging Face would write them; only the spelling of bytes comes from its package."""
-    convert = pytest.importorskip(
-        "transformers.convert_slow_tokenizer", reason="transformers is not installed"
-    )
+    convert = pytest.importorskip("transformers.convert_slow_tokenizer", reason="transformers is not installed")
     spelled = convert.bytes_to_unicode()
     ranks = small_ranks()
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
