@@ -14,7 +14,7 @@ from dashboard import jobs
 from dashboard.cli import serve
 from dashboard.settings import Settings
 from evals.results import list_runs
-from tests.browser.conftest import ERRORS, Tab, World
+from tests.browser.conftest import ERRORS, PATIENCE, Tab, World
 from tests.dashboard.world import write_checkpoint
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -53,7 +53,7 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     stranger = new_tab(stranger=True)
     stranger.page.goto(f"{world.url}/runs?job=browser")
     for one in (tab, stranger):
-        expect(one.page.get_by_text("It finished (exit code 0).")).to_be_visible()
+        expect(one.page.get_by_text("It finished (exit code 0).")).to_be_visible(timeout=10 * PATIENCE)
     run = next(run for run in list_runs(world.results) if run.path.parent.name == "browser")
     tab.settle().page.get_by_role("link", name="Open in Benchmarks").click()
     expect(tab.page.get_by_role("heading", name="Benchmarks")).to_be_visible()
