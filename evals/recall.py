@@ -35,15 +35,15 @@ def identity(model: Transformer) -> tuple[Any, ...] | None:
     """Everything about a model that its answers depend on; None where that cannot be said.
 
     That is: checkpoint, tokenizer, dtype, kind of device, context, interventions in force. Weights that came from no
-    file, and changes that no intervention describes, have no name to keep answers under.
+    file or were changed since, and changes that no intervention describes, have no name to keep answers under.
     """
-    changes = intervene.acting(model)
-    if model.source is None or None in changes:
+    changes, source, tokenizer = intervene.acting(model), model.source, model.tokenizer
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if source is None or tokenizer is None or None in changes or hooked:
         return None
-    source = model.source
     about = (str(model.dtype), model.device.type, model.config.max_seq_len)
     described = [change.to_dict() for change in changes if change is not None]
-    return (ENGINE, source.checkpoint_sha256, source.tokenizer_sha256, *about, described)
+    return (ENGINE, source.checkpoint_sha256, tokenizer.sha256, *about, described)
 
 
 @dataclass(frozen=True)

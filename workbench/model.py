@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from workbench.cache import KVCache
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.linear import product
-from workbench.provenance import ModelSource
+from workbench.provenance import ModelSource, marks
 
 if TYPE_CHECKING:
     from workbench.capture import Capture
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
-        self.source: ModelSource | None = None
+        self._loaded: tuple[ModelSource, ModelConfig, tuple[Any, ...]] | None = None
         self.tok_embeddings = parallel.embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -64,6 +64,21 @@ class Transformer(nn.Module):
             self.output = parallel.column(config.dim, config.vocab_size, gather=True)
         elif parallel.size() > 1 and config.vocab_size % parallel.size():
             raise ConfigError(f"a vocabulary of {config.vocab_size} cannot be split over {parallel.size()} processes.")
+
+    @property
+    def source(self) -> ModelSource | None:
+        """Where the weights came from; None if from no file, or they or the files were changed since.
+
+        What a model of this name answered is kept and served again, so a model that was changed in memory has no name.
+        """
+        if self._loaded is None:
+            return None
+        source, config, then = self._loaded
+        return source if source.intact and config == self.config and marks(self) == then else None
+
+    @source.setter
+    def source(self, source: ModelSource) -> None:
+        self._loaded = (source, self.config, marks(self))
 
     @property
     def device(self) -> torch.device:

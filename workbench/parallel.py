@@ -90,9 +90,7 @@ def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.M
     from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 
     return _on_default_device(
-        lambda: ColumnParallelLinear(
-            in_features, out_features, bias=False, gather_output=gather, init_method=_leave
-        )
+        lambda: ColumnParallelLinear(in_features, out_features, bias=False, gather_output=gather, init_method=_leave)
     )
 
 
@@ -103,9 +101,7 @@ def row(in_features: int, out_features: int) -> nn.Module:
     from fairscale.nn.model_parallel.layers import RowParallelLinear
 
     return _on_default_device(
-        lambda: RowParallelLinear(
-            in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave
-        )
+        lambda: RowParallelLinear(in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave)
     )
 
 

@@ -1,22 +1,32 @@
-"""Where numbers come from: the model's files, and the versions that computed them."""
+"""Where numbers come from: the model's files, whether its weights are theirs still, and the versions that computed."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+SAMPLED = 256  # values looked at of each weight
+
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The directory a model was loaded from; hashes are computed when somebody asks."""
+    """The directory a model was loaded from; hashes are computed when somebody asks.
+
+    `files` are its weights and configuration as they were before loading: path, size, time of change.
+    """
 
     path: Path
     tokenizer_sha256: str | None = None
+    files: tuple[tuple[Path, int, int], ...] = ()
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -26,8 +36,31 @@ class ModelSource:
         return str(fingerprint(self.path))
 
     @property
+    def intact(self) -> bool:
+        """Whether the hash is known, or can still be had of the files that were loaded."""
+        return "checkpoint_sha256" in self.__dict__ or stamps(path for path, *_ in self.files) == self.files
+
+    @property
     def name(self) -> str:
         return self.path.name
+
+
+def stamps(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
+    """Path, size in bytes and time of change in ns of each file; of one that is gone, -1 and -1."""
+    found = [(path, path.stat() if path.exists() else None) for path in files]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) if stat else (path, -1, -1) for path, stat in found)
+
+
+def marks(model: nn.Module) -> tuple[Any, ...]:
+    """What is another after weights were changed: where each lies, how often torch wrote to it, and some values.
+
+    The values are for what torch does not count, as writing to `parameter.data`; of each weight SAMPLED are looked at,
+    in steps of an odd number, so that a change of a row, a column or a head is seen.
+    """
+    weights = [weight.detach() for weight in model.parameters()]
+    counts = [(weight.data_ptr(), -1 if weight.is_inference() else weight._version) for weight in model.parameters()]
+    some = [weight.flatten()[:: weight.numel() // SAMPLED | 1].double() for weight in weights]
+    return tuple(counts), torch.cat(some).cpu().numpy().tobytes() if some else b""
 
 
 @cache

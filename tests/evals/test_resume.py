@@ -185,6 +185,46 @@ def test_no_answer_is_served_for_anything_else(
     assert sum(asked) == 2 * 4 + 2
 
 
+@pytest.mark.parametrize("what", ["written", "data", "replaced", "config", "hook", "file"])
+def test_a_model_changed_in_memory_answers_for_itself_alone(
+    saved: Save, tmp_path: Path, asked: list[int], what: str
+) -> None:
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path / "out", limit=2)
+    model = wb.load_model(saved("one"), dtype="float32")
+    weight = model.layers[1].attention.wo.weight
+    if what == "written":
+        with torch.no_grad():
+            weight[3] = 0
+    elif what == "data":
+        weight.data[:, 8:16] *= 0.5
+    elif what == "replaced":
+        model.layers[1].attention.wo.weight = torch.nn.Parameter(weight.detach().clone())
+    elif what == "config":
+        model.config = replace(model.config, norm_eps=0.1)
+    elif what == "hook":
+        model.layers[1].register_forward_hook(lambda module, given, out: out * 2)
+    elif what == "file":
+        saved("other", scale=1.01)
+        (tmp_path / "other" / "consolidated.00.safetensors").replace(tmp_path / "one" / "consolidated.00.safetensors")
+    found = evaluate(model, settings)
+    assert sum(asked) == 2 * 4 and (found.provenance["checkpoint_sha256"] is None) == (what != "hook")
+    asked.clear()
+    assert evaluate(tmp_path / "one", settings, dtype="float32").provenance["checkpoint_sha256"]
+    assert sum(asked) == 2 * 4, "the answers of the changed model were served for the checkpoint"
+
+
+def test_a_loaded_model_keeps_its_name_until_it_is_changed(saved: Save, tmp_path: Path) -> None:
+    model = wb.load_model(saved("one"), dtype="float32")
+    assert model.source is not None and model.source.path == tmp_path / "one"
+    known = model.source.checkpoint_sha256
+    (tmp_path / "one" / "consolidated.00.safetensors").unlink()  # its hash is known already
+    assert model.source is not None and model.source.checkpoint_sha256 == known
+    with model.intervene(wb.Ablate("L1H2")):
+        assert model.source is not None
+    model.norm.weight.data[0] += 1
+    assert model.source is None
+
+
 def test_decoding_arguments_are_part_of_the_question(
     saved: Save, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

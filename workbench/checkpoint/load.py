@@ -16,7 +16,7 @@ from workbench.checkpoint.fit import fitting_tokenizer
 from workbench.checkpoint.pages import MappedPages
 from workbench.errors import ConfigError
 from workbench.model import Transformer
-from workbench.provenance import ModelSource
+from workbench.provenance import ModelSource, stamps
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -49,13 +49,14 @@ def load_model(
     target = resolve_device(device)
     wanted = _dtype(dtype)
     checkpoint = open_checkpoint(path)
+    files = stamps((checkpoint.layout.config_file, *checkpoint.layout.weight_files))
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     # Nothing is allocated twice: the model is a skeleton until its weights are put in.
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
     _fill(model, checkpoint, wanted or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
-    model.source = ModelSource(checkpoint.layout.root, tokenizer.sha256 if tokenizer else None)
+    model.source = ModelSource(checkpoint.layout.root, tokenizer.sha256 if tokenizer else None, files)
     return model.eval()
 
 
