@@ -68,10 +68,16 @@ def account(
             "preset": settings.preset,
             "chat": settings.chat,
             "samples": settings.samples,
-            "data_sha256": {task: getattr(loaded.tasks[task], "data_sha256", None) for task in loaded.tasks},
+            **hashes(loaded),
             "sandbox": sandboxed(judge, loaded),
         },
     }
+
+
+def hashes(loaded: Suites) -> dict[str, dict[str, str | None]]:
+    """Of each task's questions and of its examples, the SHA-256; None where there are none or they are not known."""
+    kinds = ("data_sha256", "examples_sha256")
+    return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
 
 
 def sandboxed(judge: Judge, loaded: Suites) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from evals.origin import basis
 from evals.replay import changes_of, entry_of
 from evals.results import Run, read_run
 from evals.store import Store, StoredRun
@@ -26,7 +27,7 @@ _DEFAULTS = {"seed": 1234, "preset": "lm-eval"}
 
 
 def plain_of(run: Run) -> Run | None:
-    """The newest finished run of the same store that asked the same of the same checkpoint without interventions."""
+    """The newest finished run of the same store that asked the same on the same basis without interventions."""
     try:
         mine = entry_of(run)
         with Store.open(run.path.parent, create=False) as store:
@@ -42,7 +43,8 @@ def plain_of(run: Run) -> Run | None:
             found = read_run(run.path.parent / other.results)
         except DataError:
             continue
-        if all(found.provenance.get(name) == run.provenance.get(name) for name in ("checkpoint_sha256", "dtype")):
+        mine_is, its = ((basis(one.provenance), one.provenance.get("dtype")) for one in (run, found))
+        if mine_is == its:
             return found
     return None
 
@@ -73,7 +75,8 @@ def command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
     if settings.get("multiturn") is not None:
         words.append("--fewshot_as_multiturn" if settings["multiturn"] else "--no_fewshot_as_multiturn")
     words += ["--system_instruction", settings["system"]] if settings.get("system") else []
-    words += ["--gen_kwargs", json.dumps(settings["gen_kwargs"])] if settings.get("gen_kwargs") else []
+    for name in ("gen_kwargs", "limits"):
+        words += [f"--{name}", json.dumps(settings[name])] if settings.get(name) else []
     return shlex.join(["workbench", "eval", "run", *words, *options])
 
 
@@ -96,13 +99,18 @@ def _options(changes: Sequence[Intervention]) -> list[str]:
         if isinstance(change, Ablate) and given.keys() == {"kind", "target"}:
             parts["--ablate"].append(change.target)
         elif isinstance(change, Scale) and given.keys() == {"kind", "target", "factor"}:
-            parts["--scale"].append(f"{change.target}={change.factor:g}")
+            parts["--scale"].append(f"{change.target}={_number(change.factor)}")
         elif isinstance(change, RopeScaling) and not parts["--rope-scaling"] and len(given) == 2 and not change.llama3:
             ((name, value),) = ((key, value) for key, value in given.items() if key != "kind")
-            parts["--rope-scaling"].append(f"{name}={value:g}")
+            parts["--rope-scaling"].append(f"{name}={_number(value)}")
         else:
             raise DataError(f"{given['kind']} cannot be given as an option.")
     return [word for option, values in parts.items() if values for word in (option, ",".join(values))]
+
+
+def _number(value: float) -> str:
+    """All of its digits, and no more."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def compared(plain: Run, changed: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from evals.results import Run
@@ -27,10 +28,20 @@ def origin(run: Run) -> dict[str, Any]:
         ("versions", versions),
         ("task_version", run.data.get("versions")),
         ("data_sha256", own.get("data_sha256")),
+        ("examples_sha256", own.get("examples_sha256")),
     )
     for name, values in parts:
         found |= {f"{name}.{key}": value for key, value in (values or {}).items()}
     return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
+
+
+def basis(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of our own account, what a score stands on beside what was asked: files, data, and the code that computed it.
+
+    Two runs that were asked the same on the same basis, device and dtype have the same numbers.
+    """
+    names = ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine")
+    return {name: own.get(name) for name in names} | {"lm-eval": (own.get("versions") or {}).get("lm-eval")}
 
 
 def differences(a: Run, b: Run) -> tuple[tuple[str, Any, Any], ...]:

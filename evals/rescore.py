@@ -108,7 +108,7 @@ def score(
         "preset": preset,
         "chat": chat,
         "answers": about,
-        "data_sha256": {name: getattr(one, "data_sha256", None) for name, one in given.loaded.tasks.items()},
+        **account.hashes(given.loaded),
         "sandbox": account.sandboxed(judge, loaded),
     }
     name = model_name or samples.name.split(".")[0]
@@ -196,6 +196,7 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
         entered = store.begin(request)
         try:
             lm: Any = given
+            asking.prepare(given.loaded, settings)
             found = asking.ask(lm, given.loaded, settings, ALONE, questions=given.questions)
             logged = found.pop("samples")
             rows = {task: list(_samples(task, some, given, judge)) for task, some in logged.items()}

@@ -76,7 +76,10 @@ class Local:
             )
         config = self.config  # type: ignore[attr-defined]
         asked = config.test_split or config.validation_split
-        self.data_sha256 = data.digest(self.dataset[asked]) if self.dataset and asked in self.dataset else None
+        self.data_sha256, self.examples_sha256 = (
+            data.digest(self.dataset[split]) if self.dataset and split in self.dataset else None
+            for split in (asked, config.fewshot_split)
+        )
 
     def _needs_no_hub(self, name: str) -> bool:
         """Whether a task makes its questions, or reads files that its definition names by their format."""

@@ -6,17 +6,24 @@ nothing of how one evaluation is made.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals import processes
+from evals import presets, processes
+from evals.origin import basis
 from evals.plan import Planned
+from evals.recall import ENGINE
 from evals.results import Run, read_run
-from evals.run import OURS, Settings, evaluate, request_of, resume
+from evals.run import OURS, Settings, evaluate, request_of, resume, runnable
 from evals.store import INDEX, Store, StoredRun
+from workbench import provenance
+from workbench.checkpoint import fingerprint
+from workbench.checkpoint.layout import find_layout
 from workbench.errors import WorkbenchError
+from workbench.tokenizer import find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def _one(planned: Planned, dry_run: bool) -> Done:
 
 
 def _earlier(planned: Planned) -> Run | StoredRun | None:
-    """The finished evaluation of the same settings and files, else one that can be taken up, else none."""
+    """The finished evaluation that asked the same on the same basis, else one that can be taken up, else none."""
     root = planned.settings.output
     if not (root / INDEX).is_file():
         return None
@@ -124,7 +131,7 @@ def _earlier(planned: Planned) -> Run | StoredRun | None:
     for found in alike:
         if found.status == "finished" and found.results and (root / found.results).is_file():
             run = read_run(root / found.results)
-            if run.provenance.get("checkpoint_sha256") == _fingerprint(planned):
+            if basis(run.provenance) == _basis(planned):
                 return run
     return next((found for found in alike if found.status != "finished"), None)
 
@@ -138,11 +145,24 @@ def _request(found: StoredRun, root: Path) -> dict[str, Any] | None:
         return None
 
 
-def _fingerprint(planned: Planned) -> str | None:
-    from workbench.checkpoint import fingerprint
+def _basis(planned: Planned) -> dict[str, Any]:
+    """What an evaluation would stand on if it were made now; the model's weights are not loaded."""
+    from evals import account, suites
+    from evals.code import Judge
 
+    settings = planned.settings
+    how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
+    asked, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat))
+    loaded = suites.load(asked, root=settings.data, judge=Judge(), **how)
+    return basis(_files(planned) | account.hashes(loaded) | {"versions": provenance.versions("lm-eval")})
+
+
+def _files(planned: Planned) -> dict[str, Any]:
     if planned.settings.backend == OURS:
-        return fingerprint(planned.model)
+        tokenizer = find_tokenizer(find_layout(planned.model).root)
+        sha256 = tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        return {"checkpoint_sha256": fingerprint(planned.model), "tokenizer_sha256": sha256, "engine": ENGINE}
     from evals.backend import digest
 
-    return digest(Path(planned.model)) if planned.model and Path(planned.model).is_dir() else None
+    folder = Path(planned.model) if planned.model else None
+    return {"checkpoint_sha256": digest(folder) if folder and folder.is_dir() else None}

@@ -171,6 +171,9 @@ def test_the_plain_run_and_the_commands(made: tuple[Transformer, Run, Run], tmp_
     found = counterpart.plain_of(changed)
     assert found is not None and found.path == plain.path
     assert counterpart.plain_of(plain) is None, "a run is not its own counterpart"
+    for name in ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine", "dtype"):
+        about = {**changed.data, "workbench": {**changed.provenance, name: "another"}}
+        assert changed.provenance[name] and counterpart.plain_of(Run(changed.path, about)) is None, name
     ours = f"workbench eval run --model {model.source.path} --tasks demo_mmlu,demo_gsm8k --output {plain.path.parent}"
     ours += " --device cpu --dtype float32 --limit 4"
     assert counterpart.command(plain) == ours
@@ -188,7 +191,8 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
         tasks=("demo_mmlu", "demo_gsm8k"), output=tmp_path, data=tmp_path / "my data", limit=0.5,
         num_fewshot=2, batch_size=3, seed=7, chat=True, multiturn=False, system="Say 'A'.",
         gen_kwargs={"temperature": 0.5, "until": ["a b"]},
-        preset="meta", samples=20, online=True, interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 0.25)),
+        preset="meta", samples=20, limits={"seconds": 7.5, "memory": 1 << 30}, online=True,
+        interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 1 / 3)),
     )  # fmt: skip
     same = {"backend", "model_args"}  # no run of another backend has ids to replay
     assert all(getattr(asked, f.name) != f.default for f in fields(Settings) if f.name not in same), "a new field"

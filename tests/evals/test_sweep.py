@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
-from evals import plan, sweep
+from evals import lm, plan, recall, sweep
 from evals.results import list_runs
 from evals.store import Store
+from workbench import provenance
 from workbench.cli import main
 from workbench.errors import DataError, WorkbenchError
 
@@ -81,15 +82,53 @@ def test_what_failed_does_not_stop_the_rest_and_what_is_done_is_not_run_again(
         assert len(store.runs()) == 4, "the failed run was taken up, not made anew"
 
 
-def test_other_weights_are_another_run(file: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "questions", "examples", "engine", "lm-eval"])
+def test_a_run_on_another_basis_is_another_run(
+    file: Path, checkpoint: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file, save_file
 
+    suite, examples = tmp_path / "own.jsonl", tmp_path / "own_dev.jsonl"
+    rows = [{"question": f"{i} and {i}?", "choices": ["one", "two"], "answer": i % 2} for i in range(3)]
+    for path in (suite, examples):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text(file.read_text().replace("- demo_mmlu", f"- {suite}"))
     (first, *_) = plan.read(file)
     assert [one.status for one in sweep.run([first])] == ["finished"]
     assert [one.status for one in sweep.run([first])] == ["finished before"]
-    weights = checkpoint / "consolidated.00.safetensors"
-    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    if what == "weights":
+        weights = checkpoint / "consolidated.00.safetensors"
+        save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    elif what == "tokenizer":
+        with (checkpoint / "tokenizer.model").open("ab") as stream:
+            stream.write(b"\n")
+    elif what in ("questions", "examples"):
+        changed = [{**row, "answer": 1 - row["answer"]} for row in rows]
+        (suite if what == "questions" else examples).write_text("".join(json.dumps(row) + "\n" for row in changed))
+    elif what == "engine":
+        for module in (recall, lm, sweep):
+            monkeypatch.setattr(module, "ENGINE", recall.ENGINE + 1)
+    elif what == "lm-eval":
+        found = provenance.versions
+        monkeypatch.setattr(provenance, "versions", lambda *names: found(*names) | {"lm-eval": "9.9"})
     assert [one.status for one in sweep.run([first])] == ["finished"]
+    assert [one.status for one in sweep.run([first])] == ["finished before"]
+
+
+def test_a_suite_of_one_s_own_is_found_again_from_another_folder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"question": "1 and 1?", "answer": 2}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    generate = wb.generate
+    monkeypatch.setattr(wb, "generate", lambda *given, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    asked = ["eval", "run", "--model", str(checkpoint), "--tasks", "./own.jsonl", "--output", str(tmp_path / "out")]
+    assert main(asked) == 130
+    with Store.open(tmp_path / "out") as store:
+        (stopped,) = store.runs()
+    monkeypatch.setattr(wb, "generate", generate)
+    monkeypatch.chdir("/")
+    assert main(["eval", "resume", stopped.id, "--results", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(
