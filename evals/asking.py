@@ -12,12 +12,44 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from workbench.errors import DataError
+
 if TYPE_CHECKING:
     from evals.backend import Backend
     from evals.lm import WorkbenchLM
     from evals.processes import Team
     from evals.run import Settings
     from evals.suites import Suites
+
+
+def prepare(loaded: Suites, settings: Settings) -> None:
+    """Set every task to the examples, seed and generation arguments that were asked for.
+
+    Raises: DataError for more examples than a task has.
+    """
+    for name, task in loaded.tasks.items():
+        fixed = task.get_config("num_fewshot")
+        if settings.num_fewshot is None:
+            task.set_config("num_fewshot", fixed or 0)
+        elif fixed == 0 and settings.num_fewshot:
+            # lm-eval's rule: a task that says 0 has no examples to give.
+            print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
+        else:
+            task.set_config("num_fewshot", settings.num_fewshot)
+        shots, there = task.get_config("num_fewshot"), _examples(task)
+        if shots > there:
+            raise DataError(f"{name} has {there} examples for a question's prompt; --num_fewshot {shots} are too many.")
+        task.set_fewshot_seed(settings.seed)
+        if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
+
+
+def _examples(task: Any) -> int:
+    """How many examples a prompt can have; where they are questions of the test itself, its own is none of them."""
+    if not hasattr(task, "sampler"):
+        return sys.maxsize
+    same = getattr(task.fewshot_cfg, "split", None) == task.config.test_split
+    return max(0, len(task.sampler.df) - same)
 
 
 def ask(
@@ -28,7 +60,7 @@ def ask(
     *,
     questions: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """What lm-eval finds by asking, of each task these questions alone if they are given."""
+    """What lm-eval finds by asking, of each task these questions alone if they are given; see `prepare`."""
     from lm_eval import utils as lm_eval_utils
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
@@ -36,19 +68,8 @@ def ask(
     # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
     lm_eval_task.tqdm = partial(tqdm, disable=True)
     _compile_once(lm_eval_utils.env)
-    for name, task in loaded.tasks.items():
-        fixed = task.get_config("num_fewshot")
-        if settings.num_fewshot is None:
-            task.set_config("num_fewshot", fixed or 0)
-        elif fixed == 0 and settings.num_fewshot:
-            # lm-eval's rule: a task that says 0 has no examples to give.
-            print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
-        else:
-            task.set_config("num_fewshot", settings.num_fewshot)
-        task.set_fewshot_seed(settings.seed)
-        if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
-            task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
-        if not team.first:
+    if not team.first:
+        for task in loaded.tasks.values():
             # Answers are all that the others owe; filters would run the generated programs in every process.
             task.apply_filters = lambda: None
     # To lm-eval this is one process: it would draw other examples for the questions of each.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,9 @@ class Decoding:
     def of(cls, asked: Mapping[str, Any], max_length: int) -> Decoding:
         """Of arguments that lm-eval has made complete.
 
-        Raises: DataError that names those that the model does not have.
+        Raises: DataError as `check` does.
         """
-        known = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
-        if unknown := sorted(set(asked) - known):
-            raise DataError(f"generation arguments that this model does not have: {', '.join(unknown)}.")
+        cls.check(asked)
         tokens = int(asked["max_gen_toks"])
         if tokens >= max_length:
             # A task written for long contexts: half for the prompt, half for the answer.
@@ -45,6 +43,42 @@ class Decoding:
             top_k=int(asked.get("top_k", 0)),
             stop=tuple(stop for stop in asked["until"] if stop),
         )
+
+    @staticmethod
+    def check(asked: Mapping[str, Any]) -> None:
+        """Return if the model has all of these arguments, by lm-eval's names, and can take their values.
+
+        Raises: DataError for an argument that it does not have, or a value that means nothing.
+        """
+        if unknown := sorted(set(asked) - set(_ARGUMENTS)):
+            raise DataError(f"generation arguments that this model does not have: {', '.join(unknown)}.")
+        for name, value in asked.items():
+            what, fits = _ARGUMENTS[name]
+            if not fits(value):
+                raise DataError(f"the generation argument {name} is {what}; found {value!r}.")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _texts(value: Any) -> bool:
+    return value is None or all(isinstance(one, str) for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+_TOKENS = ("a number of tokens from 1 on", lambda value: _whole(value) and value > 0)
+_ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "until": ("a text or a list of texts", _texts),
+    **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),
+    "do_sample": ("true or false", lambda value: isinstance(value, bool)),
+    "temperature": ("a number from 0 on", lambda value: _number(value) and value >= 0),
+    "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
+    "top_k": ("a whole number from 0 on, 0 for all", lambda value: _whole(value) and value >= 0),
+}
 
 
 def seeds_of(questions: Sequence[tuple[Any, Any, Any]], seed: int) -> list[int]:

@@ -23,7 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 import workbench as wb
 from evals.decoding import Decoding, seeds_of
 from evals.progress import Bar, bar
-from evals.recall import Recall, digest, identity
+from evals.recall import ENGINE, Recall, digest, identity
 from evals.traces import Traces
 from workbench import intervene, provenance
 from workbench.chat import encode_chat
@@ -95,7 +95,7 @@ class WorkbenchLM(TemplateLM):
 
     def origin(self) -> dict[str, Any]:
         changes = [change.to_dict() for change in intervene.acting(self.model) if change is not None]
-        return {**provenance.describe(self.model.source), "interventions": changes}
+        return {**provenance.describe(self.model.source), "engine": ENGINE, "interventions": changes}
 
     @property
     def dtype_name(self) -> str:
@@ -255,12 +255,8 @@ def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=special))
 
 
-def decoding(arguments: Mapping[str, Any]) -> None:
-    """Return if our model has all of these generation arguments. Raises: DataError that names those it has not."""
-    _decoding(dict(arguments), 1 << 20)
-
-
 def _decoding(arguments: dict[str, Any], max_length: int) -> Decoding:
+    Decoding.check(arguments)
     return Decoding.of(normalize_gen_kwargs(arguments, _GENERATED_AT_MOST), max_length)
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import account, asking, hub, presets, processes, results, sandbox
+from evals import account, asking, custom, hub, presets, processes, results, sandbox
+from evals.decoding import Decoding
 from evals.processes import Team
 from evals.store import Store, StoredRun
 from workbench import intervene
@@ -68,12 +69,17 @@ class Settings:
     model_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.limit is not None and (self.limit <= 0 or (self.limit > 1 and self.limit != int(self.limit))):
+        if self.limit is not None and not (0 < self.limit <= 1 or (self.limit > 1 and float(self.limit).is_integer())):
             raise DataError(f"--limit is a number of questions, or a fraction below 1; found {self.limit}.")
         if self.backend != OURS and self.interventions:
             raise DataError(f"interventions change the workbench's own model; {self.backend!r} cannot have any.")
         if self.multiturn and not self.chat:
             raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
+        if self.backend == OURS:
+            Decoding.check(self.gen_kwargs)
+        # A run that is resumed somewhere else finds its own suites.
+        own = (str(Path(name).expanduser().absolute()) if custom.is_path(name) else name for name in self.tasks)
+        object.__setattr__(self, "tasks", tuple(own))
 
     @property
     def chats_in_turns(self) -> bool:
@@ -133,6 +139,7 @@ def evaluate(
     sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
     """
     hub.network(settings.online)
+    check_place(settings.output)
     started = time.time()
     team = processes.join() if team is None else team
     from evals import suites
@@ -143,11 +150,11 @@ def evaluate(
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     suites.check(tasks)
     judge = Judge(limits=Limits.of(settings.limits, seconds=SECONDS))
-    asked, not_run = _runnable(tasks)
+    asked, not_run = runnable(tasks)
     how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     loaded = suites.load(asked, root=settings.data, judge=judge, **how)
+    asking.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
-    check_place(settings.output)
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
@@ -177,9 +184,8 @@ def _model(
         from evals.backend import Backend
 
         return Backend.of(model, settings, device=device, dtype=dtype)
-    from evals.lm import WorkbenchLM, decoding
+    from evals.lm import WorkbenchLM
 
-    decoding(settings.gen_kwargs)  # what it does not have, it says before the work
     if settings.model_args:
         raise DataError("--model_args are for another --backend; the workbench's model has --device and --dtype.")
     return WorkbenchLM(
@@ -250,7 +256,7 @@ def _say_cut(cut: Mapping[str, int], context: int) -> None:
             )
 
 
-def _runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+def runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
     """The tasks that can be run here, and why the others cannot."""
     from evals import suites
 

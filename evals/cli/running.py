@@ -222,7 +222,7 @@ def _value(text: str) -> Any:
 
 
 def _whole(limit: float) -> float:
-    return int(limit) if limit == int(limit) else limit  # settings refuse the rest
+    return int(limit) if limit.is_integer() else limit  # settings refuse the rest
 
 
 def _batch_size(text: str) -> int | None:
