@@ -212,7 +212,7 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
                 "total_evaluation_time_seconds": str(time.time() - started),
                 results.PROVENANCE: {**own, "run": entered, "not_run": {}, "programs": account.programs(rows)},
             }
-            finished = results.write(settings.output, found, rows)
+            finished = results.write(settings.output, found, rows, at=started)
             metrics, verdicts = account.metrics(finished), account.verdicts(rows)
             store.finish(entered, results=finished.path.name, metrics=metrics, samples=verdicts)
         except BaseException as error:

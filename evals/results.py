@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -194,10 +195,20 @@ def questions(run: Run, name: str) -> tuple[int, int]:
     return sum(int(one["effective"]) for one in found), sum(int(one["original"]) for one in found)
 
 
-def write(folder: Path, data: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> Run:
-    """Write a run's files: samples first, so that a results file never lacks them."""
+def write(
+    folder: Path,
+    data: Mapping[str, Any],
+    samples: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    at: float | None = None,
+) -> Run:
+    """Write a run's files: samples first, so that a results file never lacks them.
+
+    at: the time in their names, in seconds since 1970, now if None; files of the same time are replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now().isoformat().replace(":", "-")
+    moment = datetime.fromtimestamp(time.time() if at is None else at)
+    stamp = moment.isoformat(timespec="microseconds").replace(":", "-")
     for task, rows in samples.items():
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         _write(folder / f"samples_{task}_{stamp}.jsonl", lines)

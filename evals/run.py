@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evals import account, asking, custom, hub, presets, processes, results, sandbox
 from evals.decoding import Decoding
 from evals.processes import Team
-from evals.store import Store, StoredRun
+from evals.store import MACHINES, Store, StoredRun
 from workbench import intervene
 from workbench.errors import DataError, SandboxError
 from workbench.intervene import Intervention
@@ -115,6 +115,8 @@ def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
     found = team.tell(look)
     if found.status == "finished":
         raise DataError(f"run {found.id} is finished; its results are in {root / str(found.results)}.")
+    if found.status == "damaged":
+        raise DataError(f"run {found.id} cannot go on: {found.error}. Ask for it again; its answers are kept.")
     if found.settings["model"] is None:
         raise DataError(f"run {found.id} was made on a model in memory; evaluate that model again.")
     settings = replace(Settings.from_dict(found.settings["settings"]), output=root)
@@ -169,7 +171,8 @@ def evaluate(
                 about = account.account(lm, loaded, settings, judge, started=started)
                 about[results.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
                 about[results.PROVENANCE] |= {"programs": account.programs(written)}
-                run = results.write(settings.output, found | about, written)
+                # A run that was killed while it wrote writes the same files again.
+                run = results.write(settings.output, found | about, written, at=store.run(name).started)
                 metrics, verdicts = account.metrics(run), account.verdicts(written)
                 store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)
                 return run
@@ -205,7 +208,7 @@ def request_of(
 
 def _place(output: Path, team: Team) -> Path:
     """Where this process's store is. SQLite's log is for the processes of one machine: each other one has its own."""
-    return output / "machines" / socket.gethostname() if team.away else output
+    return output / MACHINES / socket.gethostname() if team.away else output
 
 
 def _enter(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:

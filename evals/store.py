@@ -3,7 +3,8 @@
 A folder holds `store.sqlite` (an index in WAL mode: runs, metrics, samples, and where each response lies) and
 `responses/*.zz`, append-only files of compressed frames with a checksum each; every writer has a file of its own. A
 frame is on the disk before the index names it, so a process may be killed at any moment: what the index names is whole.
-Knows nothing of models, tasks or lm-eval.
+Frames say what they hold, so that a lost index costs no answer. On several machines each but the first has a store of
+its own below `machines/`. Knows nothing of models, tasks or lm-eval.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ import json
 import os
 import socket
 import sqlite3
-import struct
 import time
 import uuid
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -26,36 +25,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from evals import frames
 from evals.processes import born
+from evals.schema import migrate
 from workbench.errors import DataError
 
-INDEX, RESPONSES = "store.sqlite", "responses"
-HEAD = struct.Struct("<II")  # length and CRC-32 of a frame's compressed bytes
+INDEX, RESPONSES, MACHINES = "store.sqlite", "responses", "machines"
 WAIT = 60.0  # seconds that one writer waits for another's transaction
 KEYS_AT_ONCE = 500
-
-# Entry n makes version n + 1 out of version n. A released entry is never changed: stores of that version exist.
-MIGRATIONS = (
-    """
-    CREATE TABLE runs (
-        id TEXT PRIMARY KEY, started REAL NOT NULL, finished REAL, status TEXT NOT NULL, host TEXT NOT NULL,
-        pid INTEGER NOT NULL, settings TEXT NOT NULL, results TEXT, error TEXT
-    );
-    CREATE TABLE metrics (
-        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, task TEXT NOT NULL, metric TEXT NOT NULL,
-        filter TEXT NOT NULL, average TEXT NOT NULL, n INTEGER NOT NULL, value REAL NOT NULL, stderr REAL,
-        low REAL, high REAL
-    );
-    CREATE TABLE samples (
-        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, task TEXT NOT NULL, doc_id INTEGER NOT NULL,
-        filter TEXT NOT NULL, metric TEXT, correct REAL, PRIMARY KEY (run, task, doc_id, filter)
-    );
-    CREATE TABLE responses (
-        key BLOB PRIMARY KEY, file TEXT NOT NULL, offset INTEGER NOT NULL, item INTEGER NOT NULL, run TEXT NOT NULL
-    ) WITHOUT ROWID;
-    """,
-    "ALTER TABLE runs ADD COLUMN born TEXT;",  # when the process began: its number may be another's by now
-)
 
 
 def key_of(*parts: Any) -> bytes:
@@ -69,7 +46,7 @@ def key_of(*parts: Any) -> bytes:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as the index knows it. `status` is running, finished, failed or interrupted.
+    """A run as the index knows it. `status` is running, finished, failed, interrupted, or damaged: no more is known.
 
     Units: started and finished in seconds since 1970. `results` is the path of its results file below the store.
     """
@@ -104,6 +81,8 @@ def unfinished(root: str | Path) -> tuple[list[Unfinished], list[str]]:
         except DataError as error:
             problems.append(str(error))
             continue
+        problems += [f"{path}: {run.error}" for run in runs if run.status == "damaged"]
+        runs = [run for run in runs if run.status != "damaged"]
         found += [Unfinished(run, path.parent, counts.get(run.id, 0)) for run in runs]
     return sorted(found, key=lambda one: one.run.started, reverse=True), problems
 
@@ -116,7 +95,7 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
-        """The store in a folder, brought to this version's schema.
+        """The store in a folder, brought to this version's schema; an empty index takes in the answers beside it.
 
         Raises: DataError if there is none and it may not be made, it is damaged, or a newer version wrote it.
         """
@@ -130,8 +109,11 @@ class Store:
             index.execute("PRAGMA journal_mode = WAL")
             index.execute("PRAGMA synchronous = FULL")
             index.execute("PRAGMA foreign_keys = ON")
-            _migrate(index, path)
-        return cls(root, index)
+            migrate(index, path)
+            made = cls(root, index)
+            if index.execute("SELECT 1 FROM runs UNION SELECT 1 FROM responses LIMIT 1").fetchone() is None:
+                made._take_in(sorted((root / RESPONSES).glob("*.zz")))
+        return made
 
     def close(self) -> None:
         self._index.close()
@@ -160,10 +142,10 @@ class Store:
 
         Raises: DataError if it is running on this machine; of another machine's processes nothing is known.
         """
-        found = self.run(run)
-        if found.status == "running" and found.host == socket.gethostname():
-            raise DataError(f"run {found.id} is running still; wait for it, or stop its process first.")
-        with self._writing() as index:
+        with self._writing() as index:  # two that look at the same time do not both find it stopped
+            found = self.run(run)
+            if found.status == "running" and found.host == socket.gethostname():
+                raise DataError(f"run {found.id} is running still; wait for it, or stop its process first.")
             index.execute(
                 "UPDATE runs SET status = 'running', finished = NULL, error = NULL, host = ?, pid = ?, born = ? "
                 "WHERE id = ?",
@@ -239,10 +221,13 @@ class Store:
         problems: list[str] = []
         for (file, offset), wanted in sorted(places.items()):
             try:
-                frame = _frame(self.root / RESPONSES / file, offset)
-                found.update({key: frame[item] for key, item in wanted})
+                values = frames.read(self.root / RESPONSES / file, offset)
+                found.update({key: values[item] for key, item in wanted})
             except DataError as error:
                 problems.append(str(error))
+                self._forget(file, offset)
+            except (IndexError, TypeError):
+                problems.append(f"{self.root / INDEX} is wrong about {file}; those answers will be asked again.")
                 self._forget(file, offset)
         return found, problems
 
@@ -255,6 +240,17 @@ class Store:
                 yield from self._index.execute(
                     f"SELECT key, file, offset, item FROM responses WHERE key IN ({marks})", some
                 )
+
+    def _take_in(self, files: Iterable[Path]) -> None:
+        """Enter the answers of files that the index does not know."""
+        for path in files:
+            rows = [
+                (key, path.name, offset, item, path.name.partition(".")[0])
+                for offset, keys in frames.scan(path)
+                for item, key in enumerate(keys)
+            ]
+            with self._writing() as index:
+                index.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?)", rows)
 
     def _forget(self, file: str, offset: int) -> None:
         """A damaged frame's answers will be asked again; the file stays for whoever wants to look into it."""
@@ -271,10 +267,13 @@ class Store:
     def gc(self, *, without: Sequence[str] = (), dry_run: bool = False) -> tuple[int, int]:
         """Delete the responses that no run in the index made: their number, and the bytes freed.
 
-        A run's file goes whole, when the run is gone; files of running ones are never touched. without: runs to take
-        out of the index first. dry_run: only count.
-        Raises: DataError if one of these runs is running.
+        A run's file goes whole, when the run is gone; files of running ones are never touched. The stores of other
+        machines go by this one's runs. without: runs to take out of the index first. dry_run: only count.
+        Raises: DataError if one of these runs is running, or this is another machine's store.
         """
+        main = self.root.absolute().parent.parent
+        if self.root.absolute().parent.name == MACHINES and (main / INDEX).is_file():
+            raise DataError(f"{self.root} is one machine's part of the store in {main}; name that one.")
         running = [run.id for run in self.runs() if run.id in without and run.status == "running"]
         if running:
             raise DataError(f"run {running[0]} is running still; wait for it, or stop its process first.")
@@ -282,6 +281,15 @@ class Store:
             if not dry_run:
                 index.executemany("DELETE FROM runs WHERE id = ?", [(name,) for name in without])
             kept = {row[0] for row in index.execute("SELECT id FROM runs")} - set(without)
+        done = [self._free(kept, dry_run)]
+        for path in sorted(self.root.glob(f"{MACHINES}/*/{INDEX}")):
+            with Store.open(path.parent, create=False) as other:
+                done.append(other._free(kept, dry_run))
+        return sum(count for count, _ in done), sum(freed for _, freed in done)
+
+    def _free(self, kept: Collection[str], dry_run: bool) -> tuple[int, int]:
+        """Delete the answers of all runs but these: their number, and the bytes freed."""
+        with self._writing() as index:
             gone = [path for path in (self.root / RESPONSES).glob("*.zz") if path.name.partition(".")[0] not in kept]
             what = "SELECT count(*)" if dry_run else "DELETE"
             done = [index.execute(f"{what} FROM responses WHERE file = ?", (path.name,)) for path in gone]
@@ -319,15 +327,10 @@ class Writer:
         """
         if not responses:
             return
-        data = zlib.compress(json.dumps(list(responses.values()), separators=(",", ":")).encode(), 6)
         with _explained(self._store.root):
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
-            offset = self._file.seek(0, os.SEEK_END)
-            frame = HEAD.pack(len(data), zlib.crc32(data)) + data
-            if self._file.write(frame) != len(frame):
-                raise OSError(errno.ENOSPC, "a frame was cut short")
-            os.fsync(self._file.fileno())
+            offset = frames.append(self._file, responses)
         rows = [(key, self._path.name, offset, item, self._run) for item, key in enumerate(responses)]
         with self._store._writing() as index:
             index.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?)", rows)
@@ -337,25 +340,14 @@ class Writer:
             self._file.close()
 
 
-def _migrate(index: sqlite3.Connection, path: Path) -> None:
-    version = int(index.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(MIGRATIONS):
-        raise DataError(f"{path} has version {version}, this workbench knows {len(MIGRATIONS)}; use the newer one.")
-    while version < len(MIGRATIONS):
-        index.execute("BEGIN IMMEDIATE")
-        # Another process may have been quicker.
-        version = int(index.execute("PRAGMA user_version").fetchone()[0])
-        if version < len(MIGRATIONS):
-            for statement in filter(str.strip, MIGRATIONS[version].split(";")):
-                index.execute(statement)
-            version += 1
-            index.execute(f"PRAGMA user_version = {version}")
-        index.execute("COMMIT")
-
-
 def _stored(row: Sequence[Any]) -> StoredRun:
     *shown, pid, since = row
-    run = StoredRun(*shown[:4], json.loads(shown[4]), *shown[5:])
+    try:
+        run = StoredRun(*shown[:4], dict(json.loads(shown[4])), *shown[5:])
+        _ = time.localtime(run.started), time.localtime(run.finished or 0)
+    except (ValueError, TypeError, OverflowError) as error:
+        told = f"the entry of run {shown[0]} is damaged ({type(error).__name__}: {error})"
+        return StoredRun(str(shown[0]), 0.0, None, "damaged", {}, None, told, "")
     gone = run.status == "running" and run.host == socket.gethostname() and not _alive(pid, since)
     return replace(run, status="interrupted") if gone else run
 
@@ -363,21 +355,6 @@ def _stored(row: Sequence[Any]) -> StoredRun:
 def _alive(pid: int, since: str | None) -> bool:
     now = born(pid)
     return now is not None and since in (None, now)  # a run of the first version has no beginning
-
-
-def _frame(path: Path, offset: int) -> list[Any]:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            head = file.read(HEAD.size)
-            length, check = HEAD.unpack(head) if len(head) == HEAD.size else (0, 1)
-            data = file.read(length)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); its answers will be asked again.") from error
-    if len(data) != length or zlib.crc32(data) != check:
-        raise DataError(f"{path}: the frame at byte {offset} is damaged; its answers will be asked again.")
-    frame: list[Any] = json.loads(zlib.decompress(data))
-    return frame
 
 
 @contextmanager
@@ -394,6 +371,6 @@ def _explained(root: Path) -> Iterator[None]:
             ) from error
         if "malformed" in text or "not a database" in text:
             raise DataError(
-                f"{root / INDEX} is damaged ({text}); move it away, the results files beside it are whole."
+                f"{root / INDEX} is damaged ({text}); move it away: the answers and results files beside it are kept."
             ) from error
         raise DataError(f"the store in {root} cannot be used: {text}.") from error

@@ -29,12 +29,13 @@ from workbench.tokenizer import find_tokenizer
 @dataclass(frozen=True)
 class Done:
     """What became of one: `status` is finished, finished before, running elsewhere, failed, or (of a dry run) planned
-    or stopped."""
+    or stopped. `note` says where it is running."""
 
     planned: Planned
     status: str
     run: Run | None = None
     error: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -51,6 +52,7 @@ class Done:
             "interventions": [change.to_dict() for change in self.planned.settings.interventions],
             "status": self.status,
             "error": self.error or None,
+            "note": self.note or None,
             "path": str(self.run.path) if self.run else None,
             "scores": [vars(score) for score in self.run.scores] if self.run else [],
         }
@@ -101,7 +103,9 @@ def _one(planned: Planned, dry_run: bool) -> Done:
         return Done(planned, "finished before", earlier)
     stopped = earlier if earlier and earlier.status != "running" else None
     if earlier and not stopped:
-        return Done(planned, "running elsewhere")
+        go_on = f"workbench eval resume {earlier.id} --results {planned.settings.output}"
+        note = f"run {earlier.id} is running on {earlier.host}; if that has ended, `{go_on}` takes it up."
+        return Done(planned, "running elsewhere", note=note)
     if dry_run:
         return Done(planned, "stopped" if stopped else "planned")
     try:

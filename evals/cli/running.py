@@ -164,7 +164,7 @@ def batch(
     interventions: [none, {ablate: L5H3}], defaults: {limit: 200}}. Options bear the names that `run` gives them.
 
     What is finished is not run again, what was stopped is taken up, and a run that fails does not stop the others; the
-    exit code is then 1.
+    exit code is then 1; it is 3 where something was not run here, or is running in another process.
     """
     need_lm_eval()
     from evals import plan, sweep
@@ -176,10 +176,12 @@ def batch(
         typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))
         for one in failed:
             typer.echo(f"{one.name} failed: {one.error}", err=True)
+        for one in filter(lambda one: one.note, done):
+            typer.echo(f"{one.name}: {one.note}", err=True)
     team.leave()
     if failed:
         raise typer.Exit(1)
-    if any(one.not_run for one in done):
+    if any(one.not_run or one.note for one in done):
         raise typer.Exit(NOT_ALL)
 
 

@@ -213,6 +213,25 @@ def test_a_model_changed_in_memory_answers_for_itself_alone(
     assert sum(asked) == 2 * 4, "the answers of the changed model were served for the checkpoint"
 
 
+def test_a_kill_between_the_files_and_their_entry_leaves_one_result(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, finish = Settings(tasks=SUITES, output=tmp_path / "out", limit=2), Store.finish
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(saved("one"), settings, dtype="float32")
+    monkeypatch.setattr(Store, "finish", finish)
+    (early,) = list_runs(tmp_path / "out")
+    found = run.resume(tmp_path / "out", early.provenance["run"])
+    (only,) = list_runs(tmp_path / "out")
+    assert only.path == found.path == early.path and comparable(only) == comparable(found)
+    assert len(list((tmp_path / "out").glob("samples_*"))) == 2
+
+
 def test_a_loaded_model_keeps_its_name_until_it_is_changed(saved: Save, tmp_path: Path) -> None:
     model = wb.load_model(saved("one"), dtype="float32")
     assert model.source is not None and model.source.path == tmp_path / "one"

@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals import store
+from evals import frames, schema, store
 from evals.processes import born
 from evals.store import Store, key_of
 from workbench.errors import DataError
@@ -72,7 +73,7 @@ def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> No
     writer.close()
     (file,) = (opened.root / store.RESPONSES).glob("*.zz")
     data = bytearray(file.read_bytes())
-    data[store.HEAD.size + 3] ^= 0xFF
+    data[frames.HEAD.size + 3] ^= 0xFF
     file.write_bytes(data)
     found, problems = opened.read([key_of(i) for i in (1, 2, 3)])
     assert found == {key_of(3): "three"}
@@ -177,10 +178,10 @@ def test_a_full_disk_is_told_and_loses_nothing(opened: Store, monkeypatch: pytes
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="is full; what was answered is kept"):
         writer.add({key_of(2): 2})
-    monkeypatch.setattr(store.os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     writer.add({key_of(3): 3})
     writer.close()
     assert opened.read([key_of(i) for i in (1, 2, 3)]) == ({key_of(1): 1, key_of(3): 3}, [])
@@ -192,6 +193,97 @@ def test_a_full_index_is_told(opened: Store) -> None:
         for _ in range(200):
             opened.begin({"text": "x" * 4000})
     assert all(run.status == "running" for run in opened.runs())
+
+
+def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) -> None:
+    run = opened.begin({})
+    opened.fail(run, "stopped")
+    ready, said = threading.Barrier(4), []
+
+    def take() -> None:
+        with Store.open(tmp_path) as mine:
+            ready.wait()
+            try:
+                mine.again(run)
+                said.append("taken")
+            except DataError as error:
+                said.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said.count("taken") == 1 and sum("running still" in one for one in said) == 3
+
+
+def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
+    runs = [opened.begin({}) for _ in range(2)]
+    for who, run in enumerate(runs):
+        writer = opened.writer(run)
+        writer.add({key_of(who, i): [who, i] for i in range(3)})
+        writer.add({key_of(who, i): [who, i] for i in range(3, 5)})
+        writer.close()
+    files = [next((tmp_path / store.RESPONSES).glob(f"{run}.*.zz")) for run in runs]
+    data = bytearray(files[0].read_bytes())
+    data[frames.HEAD.size + 3] ^= 0xFF  # its first frame; the second is whole
+    files[0].write_bytes(data)
+    files[1].write_bytes(files[1].read_bytes()[:-1])  # its second frame was cut short
+    opened.close()
+    for path in tmp_path.glob(f"{store.INDEX}*"):
+        path.unlink()
+    with Store.open(tmp_path) as again:
+        whole = {key_of(who, i): [who, i] for who, i in ((0, 3), (0, 4), (1, 0), (1, 1), (1, 2))}
+        assert again.read([key_of(who, i) for who in range(2) for i in range(5)]) == (whole, [])
+        assert again.answered() == {runs[0]: 2, runs[1]: 3}
+
+
+def test_a_frame_of_values_alone_is_read_as_ever(opened: Store) -> None:
+    run = opened.begin({})
+    data = zlib.compress(json.dumps(["old", "older"]).encode())
+    frame = frames.HEAD.pack(len(data), zlib.crc32(data)) + data
+    (opened.root / store.RESPONSES / "old.zz").write_bytes(frame)
+    opened._index.execute("INSERT INTO responses VALUES (?, 'old.zz', 0, 1, ?)", (key_of(1), run))
+    assert opened.read([key_of(1)]) == ({key_of(1): "older"}, [])
+    assert list(frames.scan(opened.root / store.RESPONSES / "old.zz")) == []
+
+
+@pytest.mark.parametrize("value", ["'{bro'", "'[1]'", "'3'"])
+def test_a_damaged_entry_is_named_and_the_others_stay(opened: Store, tmp_path: Path, value: str) -> None:
+    bad, good = opened.begin({}), opened.begin({"n": 1})
+    opened.fail(good, "stopped")
+    opened._index.execute(f"UPDATE runs SET settings = {value} WHERE id = ?", (bad,))
+    assert opened.run(bad).status == "damaged" and opened.run(good).settings == {"n": 1}
+    found, problems = store.unfinished(tmp_path)
+    assert [one.run.id for one in found] == [good] and len(problems) == 1 and bad in problems[0]
+    opened._index.execute("UPDATE runs SET settings = '{}', started = 'soon' WHERE id = ?", (bad,))
+    assert opened.run(bad).status == "damaged"
+    opened.remove(bad)
+    assert [run.id for run in opened.runs()] == [good]
+
+
+@pytest.mark.parametrize("item", [99999, "'x'"])
+def test_a_wrong_place_is_asked_again(opened: Store, item: int | str) -> None:
+    kept(opened, opened.begin({}), {key_of(1): 1})
+    opened._index.execute(f"UPDATE responses SET item = {item}")
+    found, problems = opened.read([key_of(1)])
+    assert found == {} and "asked again" in problems[0] and opened.known([key_of(1)]) == set()
+
+
+def test_another_machine_s_answers_go_with_the_run(opened: Store, tmp_path: Path) -> None:
+    one, two = opened.begin({}), opened.begin({})
+    with Store.open(tmp_path / store.MACHINES / "away") as away:
+        for who, run in enumerate((one, two)):
+            writer = away.writer(run, rank=1)
+            writer.add({key_of(who): who})
+            writer.close()
+        with pytest.raises(DataError, match="one machine's part of the store"):
+            away.gc()
+        assert opened.gc() == (0, 0)
+        opened.remove(one)
+        assert opened.gc(dry_run=True)[0] == 1 and away.known([key_of(0)])
+        assert opened.gc()[0] == 1
+        assert away.known([key_of(0), key_of(1)]) == {key_of(1)}
 
 
 def test_rubbish_and_newer_stores_are_refused(tmp_path: Path) -> None:
@@ -213,11 +305,12 @@ def test_an_older_store_is_brought_forward(tmp_path: Path, monkeypatch: pytest.M
     with Store.open(tmp_path) as old:
         run = old.begin({"n": 1})
         kept(old, run, {key_of(1): 1})
-    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, "ALTER TABLE runs ADD COLUMN note TEXT DEFAULT 'x';"))
+    added = "ALTER TABLE runs ADD COLUMN note TEXT DEFAULT 'x';"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     with Store.open(tmp_path) as new:
         assert new.run(run).settings == {"n": 1} and new.read([key_of(1)])[0] == {key_of(1): 1}
         assert new._index.execute("SELECT note FROM runs").fetchall() == [("x",)]
-        assert new._index.execute("PRAGMA user_version").fetchone() == (len(store.MIGRATIONS),)
+        assert new._index.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
 
 
 def test_a_process_that_got_a_dead_ones_number_is_not_the_run(tmp_path: Path) -> None:

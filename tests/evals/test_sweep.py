@@ -115,6 +115,21 @@ def test_a_run_on_another_basis_is_another_run(
     assert [one.status for one in sweep.run([first])] == ["finished before"]
 
 
+def test_a_run_of_another_machine_is_left_alone_and_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (first, *_) = plan.read(file)
+    assert [one.status for one in sweep.run([first])] == ["finished"]
+    with Store.open(first.settings.output) as store:
+        (found,) = store.runs()
+        store._index.execute("UPDATE runs SET status = 'running', host = 'another', results = NULL")
+    (one,) = sweep.run([first])
+    assert one.status == "running elsewhere" and "is running on another" in one.note
+    assert f"workbench eval resume {found.id} --results" in one.note
+    file.write_text(file.read_text().partition("  - {tasks")[0])
+    capsys.readouterr()
+    assert main(["eval", "batch", str(file)]) == 3
+    assert one.note in capsys.readouterr().err
+
+
 def test_a_suite_of_one_s_own_is_found_again_from_another_folder(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,79 @@
+"""Append-only files of compressed frames, each with a checksum and the keys of what it holds.
+
+A frame is whole or it is not there: a file that was cut short, or has a damaged frame in it, still gives the others.
+Knows nothing of what the values are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import DataError
+
+HEAD = struct.Struct("<II")  # length and CRC-32 of a frame's compressed bytes
+
+
+def append(file: FileIO, values: Mapping[bytes, Any]) -> int:
+    """Write a frame of these values and bring it to the disk; returns where it begins.
+
+    Raises: OSError if it could not be written whole.
+    """
+    held = {"keys": [key.hex() for key in values], "values": list(values.values())}
+    data = zlib.compress(json.dumps(held, separators=(",", ":")).encode(), 6)
+    offset = file.seek(0, os.SEEK_END)
+    frame = HEAD.pack(len(data), zlib.crc32(data)) + data
+    if file.write(frame) != len(frame):
+        raise OSError(errno.ENOSPC, "a frame was cut short")
+    os.fsync(file.fileno())
+    return offset
+
+
+def read(path: Path, offset: int) -> list[Any]:
+    """The values of the frame at a byte of a file.
+
+    Raises: DataError if the file cannot be read, or there is no whole frame.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            frame = _next(file)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path} cannot be read ({said}); its answers will be asked again.") from error
+    if frame is None:
+        raise DataError(f"{path}: the frame at byte {offset} is damaged; its answers will be asked again.")
+    # Frames were lists of values alone before they had keys.
+    values: list[Any] = frame if isinstance(frame, list) else frame["values"]
+    return values
+
+
+def scan(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Where each whole frame of a file begins, and the keys of its values in their order; frames without keys are
+    left out."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while (offset := file.tell()) + HEAD.size <= size:
+            length, _ = HEAD.unpack(file.read(HEAD.size))
+            file.seek(offset)
+            frame = _next(file)
+            if isinstance(frame, dict):
+                yield offset, [bytes.fromhex(key) for key in frame["keys"]]
+            file.seek(offset + HEAD.size + length)
+
+
+def _next(file: Any) -> Any:
+    """The frame that begins here; None if it is not whole."""
+    head = file.read(HEAD.size)
+    if len(head) != HEAD.size:
+        return None
+    length, check = HEAD.unpack(head)
+    data = file.read(length)
+    return json.loads(zlib.decompress(data)) if len(data) == length and zlib.crc32(data) == check else None
