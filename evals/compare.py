@@ -128,6 +128,8 @@ def _no_means(a: Run, b: Run, pairs: dict[str, Paired]) -> list[str]:
     notes = []
     for run, side in ((a, 0), (b, 1)):
         for score in run.scores:
+            if score.average == "own":
+                notes.append(f"{score.task}: {score.label} is put together by a rule of its own and is not compared")
             key = score.metric, score.filter
             mean = pairs[score.task].means[side].get(key) if score.task in pairs else None
             if mean is None or abs(mean - score.value) <= 1e-6 * max(1.0, abs(mean)):
@@ -145,7 +147,7 @@ def _no_means(a: Run, b: Run, pairs: dict[str, Paired]) -> list[str]:
 def _differences(a: Run, b: Run, pairs: Mapping[str, Paired], cluster: str | None, seed: int) -> Iterable[Difference]:
     children: dict[str, list[str]] = a.data.get("group_subtasks") or {}
     others = {(score.task, score.metric, score.filter, score.average): score for score in b.scores}
-    for score in a.scores:
+    for score in (score for score in a.scores if score.average != "own"):
         parts = []
         for task in (task for task in leaves_of(score.task, children) if task in pairs):
             first, second, rows = pairs[task].values(score.metric, score.filter)

@@ -8,6 +8,7 @@ lm-eval itself read just as well. Knows nothing of models, and imports no lm_eva
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -34,7 +35,7 @@ class Score:
     Units: value, low and high as the metric has them (a proportion for acc, exact_match and pass@1); low
     and high bound the 95% interval: Wilson's for proportions, by resampling problems for pass@k of several
     samples, else from the standard error. `average` says how a group was put together: "micro" over
-    questions, "macro" over tasks; "" for a single task.
+    questions, "macro" over tasks, "own" otherwise, by the group's own rule; "" for a single task.
     """
 
     task: str
@@ -230,44 +231,62 @@ def _scores(data: dict[str, Any]) -> list[Score]:
     children: dict[str, list[str]] = data.get("group_subtasks") or {}
     results: dict[str, dict[str, Any]] = data["results"]
     shots: dict[str, Any] = data.get("n-shot") or {}
-    programs = _programs(data)
+    programs, configs = _programs(data), data.get("configs") or {}
     effective = {name: int(count["effective"]) for name, count in (data.get("n-samples") or {}).items()}
+
+    def counted(leaf: str) -> int:
+        return effective.get(leaf, int(results[leaf].get("sample_len", 0)))
+
     # lm-eval puts a group behind its members.
     groups = [name for name in reversed(results) if children.get(name)]
     found: list[Score] = []
     for name in [*groups, *(name for name in results if name not in groups)]:
         leaves = leaves_of(name, children)
-        n = sum(effective.get(leaf, int(results[leaf].get("sample_len", 0))) for leaf in leaves)
+        n = sum(map(counted, leaves))
         for key, value in results[name].items():
             metric, comma, rest = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             given = results[name].get(f"{metric}_stderr,{rest}")
             stderr = float(given) if isinstance(given, int | float) else None
+            several = any(int(configs.get(leaf, {}).get("repeats") or 1) > 1 for leaf in leaves)
             if metric.startswith("pass@") and name in programs:
                 *_, low, high = stats.pass_at_k_score(programs[name], int(metric.removeprefix("pass@")))
             else:
-                several = int((data.get("configs") or {}).get(name, {}).get("repeats") or 1) > 1
                 low, high = _interval(metric, float(value), stderr, n, several=several)
             used = {shots.get(leaf) for leaf in leaves}
             shot = used.pop() if len(used) == 1 else None
-            average = "" if name not in groups else "micro"
-            found.append(Score(name, metric, rest, average, shot, n, float(value), stderr, low, high))
-            if name in groups:
-                found += _macro(found[-1], [results[leaf] for leaf in leaves])
+            score = Score(name, metric, rest, "", shot, n, float(value), stderr, low, high)
+            if name not in groups:
+                found.append(score)
+            else:
+                having = [leaf for leaf in leaves if isinstance(results[leaf].get(key), int | float)]
+                found += _averages(score, [(counted(leaf), results[leaf]) for leaf in having], several=several)
     return found
 
 
-def _macro(micro: Score, parts: list[dict[str, Any]]) -> list[Score]:
-    key, error = f"{micro.metric},{micro.filter}", f"{micro.metric}_stderr,{micro.filter}"
-    if any(key not in part for part in parts):
-        return []
-    pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for part in parts]
-    value, stderr = stats.macro(pairs)
-    low, high = stats.normal(value, stderr)
-    if micro.proportion:
+def _averages(own: Score, parts: list[tuple[int, dict[str, Any]]], *, several: bool) -> list[Score]:
+    """A group's score as an average over questions and as one over tasks, whichever of the two lm-eval gave.
+
+    parts: of every task that has the metric, its number of questions and its results.
+    """
+    key, error = f"{own.metric},{own.filter}", f"{own.metric}_stderr,{own.filter}"
+    pairs = [(part[key], part[error] if isinstance(part.get(error), int | float) else 0.0) for _, part in parts]
+    sizes, n = [size for size, _ in parts], sum(size for size, _ in parts)
+    micro = sum(size * value for size, (value, _) in zip(sizes, pairs, strict=True)) / n if n else math.nan
+    macro, spread = stats.macro(pairs) if pairs else (math.nan, math.nan)
+    is_micro, is_macro = (math.isclose(own.value, mean, rel_tol=1e-9, abs_tol=1e-12) for mean in (micro, macro))
+    if not is_micro and not is_macro:
+        low, high = (None, None) if own.stderr is None else stats.normal(own.value, own.stderr)
+        return [replace(own, average="own", low=low, high=high)]
+    errors = [size * error for size, (_, error) in zip(sizes, pairs, strict=True)]
+    pooled = own.stderr if is_micro else math.hypot(*errors) / n
+    low, high = _interval(own.metric, micro, pooled, n, several=several)
+    found = replace(own, average="micro", n=n, value=micro, stderr=pooled, low=low, high=high)
+    low, high = stats.normal(macro, spread)
+    if own.proportion:
         low, high = max(0.0, low), min(1.0, high)
-    return [replace(micro, average="macro", value=value, stderr=stderr, low=low, high=high)]
+    return [found, replace(found, average="macro", value=macro, stderr=spread, low=low, high=high)]
 
 
 def _programs(data: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:

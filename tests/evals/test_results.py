@@ -95,6 +95,24 @@ def test_frame_has_n_and_intervals(tmp_path: Path) -> None:
     assert rows["s", "acc", "none", "micro"].shots == 5
 
 
+def grouped(value: float) -> dict[str, Any]:
+    """A group of a task of 10 questions, all right, and one of 990, all wrong, with this as its own score."""
+    parts = {"s_a": {"acc,none": 1.0, "acc_stderr,none": 0.0}, "s_b": {"acc,none": 0.0, "acc_stderr,none": 0.0}}
+    counts = {name: {"original": n, "effective": n} for name, n in (("s_a", 10), ("s_b", 990))}
+    own = {"s": {"acc,none": value, "acc_stderr,none": 0.01}}
+    return report(results=parts | own, **{"n-samples": counts})
+
+
+def test_the_average_of_a_group_is_told_by_its_value(tmp_path: Path) -> None:
+    for value in (0.01, 0.5):  # over questions, as most groups have it, and over tasks (weight_by_size: false)
+        micro, macro = (score for score in write(tmp_path, grouped(value), {}).scores if score.task == "s")
+        assert (micro.average, micro.value, micro.n) == ("micro", 0.01, 1000)
+        assert (micro.low, micro.high) == stats.wilson(10, 1000)
+        assert (macro.average, macro.value) == ("macro", 0.5)
+    (own,) = (score for score in write(tmp_path, grouped(0.3), {}).scores if score.task == "s")
+    assert (own.average, own.value) == ("own", 0.3) and (own.low, own.high) == stats.normal(0.3, 0.01)
+
+
 def test_a_macro_interval_stays_within_0_and_1(tmp_path: Path) -> None:
     data = report()
     for name, value in (("s_a", 1.0), ("s_b", 0.98), ("s", 0.985)):
