@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ def _answer(line: str, where: str, task: str | None) -> Answer:
         raise DataError(
             f"{where}: {given} is neither text nor a number for each choice; found {str(record[given])[:60]!r}."
         )
+    if any(math.isnan(nats) for nats, _ in choices):
+        raise DataError(f"{where}: {given} has a choice whose log-probability is no number (NaN).")
     return Answer(where, record, task, texts, choices)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.progress import bar
 from evals.recall import Ask, Recall
+from evals.store import key_of
 from workbench import provenance
 from workbench.errors import DataError
 
@@ -50,7 +51,6 @@ class Backend:
 
         Raises: DataError if lm-eval has no such backend, or cannot make it.
         """
-        import torch
 
         from evals.lm import built
 
@@ -61,7 +61,6 @@ class Backend:
             arguments["pretrained"] = str(model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
-        torch.manual_seed(settings.seed)  # which is where such models draw from
         where = None if device == "auto" else device
         lm = built(settings.backend, arguments, batch_size=settings.batch_size, device=where)
         return cls(lm, settings.backend, arguments, seed=settings.seed)
@@ -144,11 +143,15 @@ class Backend:
         return self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_TOGETHER, "scoring")
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        import torch
+
         def ask(places: Sequence[int]) -> list[Any]:
+            # What is drawn goes by the unit, whatever was asked before it: a resumed run draws the same.
+            torch.manual_seed(int.from_bytes(key_of(self._seed, *questions[places[0]])[:6], "big"))
             return [str(text) for text in self.lm.generate_until([requests[i] for i in places], disable_tqdm=True)]
 
         seen: Counter[str] = Counter()
-        questions = []
+        questions: list[tuple[Any, ...]] = []
         for request in requests:
             # The same question asked again, where answers are drawn, is another question.
             text = json.dumps(request.args, sort_keys=True, default=str)

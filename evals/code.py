@@ -7,14 +7,17 @@ nothing of models.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from evals import sandbox, stats
+from evals.progress import bar
 from evals.sandbox import Engine, Limits, Program, ProgramRun, source
+from evals.store import Store, Writer, key_of
 
 Docs = Sequence[dict[str, Any]]
 Programs = list[list[str]]
@@ -49,8 +52,31 @@ def resolved(config: Any) -> Any:
     return config
 
 
+RULES = 1
+"""Raised whenever the sandbox would judge the same program otherwise."""
+
+# What became of these does not depend on how busy the machine was.
+_LASTING = ("passed", "failed", "forbidden", "no code")
+_KEPT_TOGETHER = 64
+
 SECONDS = 10.0
 """What a program of a benchmark may take, where nothing else is said."""
+
+
+class Verdicts:
+    """What became of programs, kept in a store; lm-eval copies the definitions that hold it, and all share this one."""
+
+    def __init__(self, store: Store, writer: Writer) -> None:
+        self._store, self._writer = store, writer
+
+    def __deepcopy__(self, memo: Any) -> Verdicts:
+        return self
+
+    def read(self, names: Sequence[bytes]) -> dict[bytes, Any]:
+        return self._store.read(names)[0]
+
+    def add(self, found: Mapping[bytes, Any]) -> None:
+        self._writer.add(found)
 
 
 @dataclass
@@ -58,14 +84,15 @@ class Judge:
     """Runs the programs of one evaluation, several at a time, and remembers what became of each.
 
     All of them run after the last was generated, so model and programs never share the machine. The same program is
-    run once. `engine` None is the sandbox that is found here, `workers` None what suits the cores; `k` stands in for
-    the task's own numbers of samples.
+    run once, and not again where `kept` says what became of it. `engine` None is the sandbox that is found here,
+    `workers` None what suits the cores; `k` stands in for the task's own numbers of samples.
     """
 
     limits: Limits = Limits(seconds=SECONDS)
     engine: Engine | None = None
     workers: int | None = None
     k: tuple[int, ...] = ()
+    kept: Verdicts | None = None
     runs: dict[tuple[str, str], ProgramRun] = field(default_factory=dict, repr=False)
 
     def judging(self, join: Filter | None, tests_of: Callable[[dict[str, Any]], str]) -> Filter:
@@ -78,13 +105,34 @@ class Judge:
             programs = [list(resp) for resp in resps] if join is None else join(resps, docs)
             tests = [tests_of(doc) for doc in docs]
             jobs = {(code, test): doc for codes, test, doc in zip(programs, tests, docs, strict=True) for code in codes}
-            keys = [key for key in jobs if key not in self.runs]
-            given = (_program(*key, jobs[key]) for key in keys)
-            for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
-                self.runs[keys[place]] = run
+            self._run({key: _program(*key, doc) for key, doc in jobs.items() if key not in self.runs})
             return programs
 
         return run_all
+
+    def _run(self, programs: Mapping[tuple[str, str], Program]) -> None:
+        """Find out what becomes of these programs, from what is kept where it can be."""
+        if not programs:
+            return
+        about = ("program", RULES, platform.python_version(), repr(self.engine or sandbox.require()))
+        names = {key: key_of(*about, self.limits.to_dict(), asdict(one)) for key, one in programs.items()}
+        known = self.kept.read(list(names.values())) if self.kept else {}
+        self.runs |= {key: ProgramRun(**known[name]) for key, name in names.items() if name in known}
+        left = [key for key in programs if key not in self.runs]
+        new: dict[bytes, Any] = {}
+        with bar(len(programs), "running programs", disable=self.kept is None) as progress:
+            progress.update(len(programs) - len(left))
+            given = (programs[key] for key in left)
+            for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
+                self.runs[left[place]] = run
+                if run.verdict in _LASTING:
+                    new[names[left[place]]] = asdict(run)
+                if self.kept and len(new) >= _KEPT_TOGETHER:
+                    self.kept.add(new)
+                    new = {}
+                progress.update()
+        if self.kept:
+            self.kept.add(new)
 
     def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
         """lm-eval's metric: the unbiased estimate over each problem's programs, which were run before."""

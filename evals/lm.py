@@ -40,6 +40,7 @@ _GENERATED_AT_MOST = 256  # where a task sets no limit; lm-eval's own default
 _ROWS_AT_ONCE = 32
 # What is asked together and kept together: many enough for full batches, few enough to lose little by a kill.
 _SCORED_TOGETHER, _TEXTS_TOGETHER, _CONTINUED_TOGETHER = 512, 16, 64
+_BATCHES_TOGETHER = 4  # rows that finish make room for others until the unit runs dry: of one batch they would not
 
 
 # Behind a line break and before a letter, Llama 3's pattern splits whatever else there is: lines may be encoded one by
@@ -183,9 +184,11 @@ class WorkbenchLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        room = {} if self.batch_size is None else {"batch_tokens": self.batch_size * self.max_length}
 
         def ask(places: Sequence[int]) -> list[Any]:
-            return list(wb.score_rolling(self.model, [texts[i] for i in places], prefix=self.prefix_token_id))
+            some = [texts[i] for i in places]
+            return list(wb.score_rolling(self.model, some, prefix=self.prefix_token_id, **room))
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
             return self.recall.answers(
@@ -220,6 +223,8 @@ class WorkbenchLM(TemplateLM):
     def _continued(self, prompts: Sequence[list[int]], asked: Decoding, seeds: Sequence[int], bar: Bar) -> list[Any]:
         """What follows each prompt: tokens, logprobs, finish_reason."""
 
+        rows = self.batch_size or _ROWS_AT_ONCE
+
         def ask(places: Sequence[int]) -> list[Any]:
             done = wb.generate(
                 self.model,
@@ -230,7 +235,7 @@ class WorkbenchLM(TemplateLM):
                 top_k=asked.top_k,
                 seeds=[seeds[i] for i in places],
                 stop=asked.stop,
-                batch_size=self.batch_size or _ROWS_AT_ONCE,
+                batch_size=rows,
             )
             return [
                 {"tokens": list(one.tokens), "logprobs": list(one.logprobs), "finish_reason": one.finish_reason}
@@ -239,7 +244,8 @@ class WorkbenchLM(TemplateLM):
 
         pairs = zip(prompts, seeds, strict=True)
         questions = [("generate", digest(prompt), vars(asked), seed) for prompt, seed in pairs]
-        return self.recall.answers(questions, ask, unit=_CONTINUED_TOGETHER, done=bar.update)
+        unit = max(_CONTINUED_TOGETHER, _BATCHES_TOGETHER * rows)
+        return self.recall.answers(questions, ask, unit=unit, done=bar.update)
 
     def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         """The text of an answer before the first stop string; special tokens are no part of it, as in lm-eval."""

@@ -190,10 +190,14 @@ def _only(loaded: Suites, asked: set[Place]) -> Suites:
 
 def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own: dict[str, Any], started: float) -> Run:
     """Score, write the files, and enter the run in the store."""
+    from evals.code import Verdicts
+
     run.check_place(settings.output)
     request = {"model": None, "device": "", "dtype": "", "settings": settings.to_dict(), "answers": own["answers"]}
     with Store.open(settings.output) as store:
         entered = store.begin(request)
+        writer = store.writer(entered)
+        judge.kept = Verdicts(store, writer)
         try:
             lm: Any = given
             asking.prepare(given.loaded, settings)
@@ -219,6 +223,9 @@ def _written(given: Given, judge: Judge, settings: run.Settings, name: str, own:
             with suppress(DataError):  # the store may be what failed
                 store.fail(entered, str(error) or type(error).__name__)
             raise
+        finally:
+            writer.close()
+            judge.kept = None
     return finished
 
 

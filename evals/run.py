@@ -30,6 +30,7 @@ from workbench.intervene import Intervention
 
 if TYPE_CHECKING:
     from evals.backend import Backend
+    from evals.code import Judge
     from evals.lm import WorkbenchLM
     from evals.results import Run
     from workbench import Transformer
@@ -160,7 +161,7 @@ def evaluate(
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
         name = team.tell(lambda: _enter(store, request, again))
-        with _told(store, name, settings.output, team, request), _remembering(lm, store, name, team):
+        with _told(store, name, settings.output, team, request), _remembering(lm, judge, store, name, team):
             found = asking.ask(lm, loaded, settings, team)
 
             def write() -> Run:
@@ -235,19 +236,22 @@ def _told(store: Store, run: str, output: Path, team: Team, request: Mapping[str
 
 
 @contextmanager
-def _remembering(lm: WorkbenchLM | Backend, store: Store, run: str, team: Team) -> Iterator[None]:
-    """Let the model's answers come from the store and go there, where it can be said whose answers they are."""
+def _remembering(lm: WorkbenchLM | Backend, judge: Judge, store: Store, run: str, team: Team) -> Iterator[None]:
+    """Let the model's answers, where it can be said whose they are, and programs' verdicts come from the store and go
+    there."""
+    from evals.code import Verdicts
     from evals.recall import Kept, Recall
 
     who = lm.identity(run)
     writer = store.writer(run, rank=team.rank) if team.keeps else None
     lm.recall = Recall(None if who is None else Kept(store, writer, who), team)
+    judge.kept = Verdicts(store, writer) if writer else None
     try:
         yield
     finally:
         if writer:
             writer.close()
-        lm.recall = Recall()
+        lm.recall, judge.kept = Recall(), None
 
 
 def _say_cut(cut: Mapping[str, int], context: int) -> None:

@@ -11,7 +11,7 @@ import workbench as wb
 from evals import lm
 from workbench.cli import main
 
-lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER = 8, 2
+lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER, lm._BATCHES_TOGETHER = 8, 2, 0
 
 
 def slowly(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -225,6 +225,7 @@ LINES = {
     '{"doc_id": 1}': "line 2 holds no answer",
     '{"doc_id": 1, "response": null}': "line 2: response is neither text nor a number for each choice; found 'None'",
     '{"doc_id": "1", "response": "A"}': "line 2: doc_id is no whole number, but '1'",
+    '{"doc_id": 1, "response": [-1.0, NaN, -3.0, -4.0]}': "line 2: response has a choice whose log-probability is no",
     '{"doc_id": 1, "response": [-1.0, -2.0, -3.0]}': "line 2 has 3 numbers for a question with 4 choices",
     '{"doc_id": 1, "response": [-1.0, -2.0, -3.0, -4.0]}': "line 2 has numbers, lines before it the other",
     '{"doc_id": 1, "question": "Which?", "response": "A"}': "line 2 is to another question than question 1",

@@ -105,6 +105,37 @@ def test_a_local_checkpoint_is_asked_once(hub_folder: Path, tmp_path: Path, aske
     assert asked == [8, 2]
 
 
+@pytest.mark.filterwarnings("ignore")  # transformers' and accelerate's own
+def test_a_resumed_run_draws_what_one_left_alone_draws(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from evals import backend
+
+    monkeypatch.setattr(backend, "_CONTINUED_TOGETHER", 2)
+    warm = {"max_gen_toks": 4, "do_sample": True, "temperature": 5.0}
+    settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "a", limit=6, backend="hf", gen_kwargs=warm)
+    whole = evaluate(hub_folder, settings, device="cpu", dtype="float32")
+    write, calls = HFLM.generate_until, []
+
+    def breaking(self: Any, requests: Any, *given: Any, **options: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise ConnectionError("gone")
+        return write(self, requests, *given, **options)
+
+    monkeypatch.setattr(HFLM, "generate_until", breaking)
+    settings = replace(settings, output=tmp_path / "b")
+    with pytest.raises(ConnectionError):
+        evaluate(hub_folder, settings, device="cpu", dtype="float32")
+    with Store.open(tmp_path / "b") as store:
+        (row,) = store.runs()
+    resumed = run.resume(tmp_path / "b", row.id)
+    texts = [list(found.samples("demo_gsm8k").response) for found in (whole, resumed)]
+    assert calls == [2, 2, 2, 2] and texts[0] == texts[1] and len(set(texts[0])) == 6
+
+
 def _generation(found: Run) -> tuple[str, dict[str, Any]]:
     line = found.path.with_name(f"samples_demo_gsm8k_{found.stamp}.jsonl").read_text().splitlines()[0]
     arguments = json.loads(line)["arguments"]["gen_args_0"]

@@ -1,14 +1,16 @@
 """Programs are judged once each, with the given part of a problem trusted over the model's."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 
 from evals import code, sandbox, suites
-from evals.code import Judge
+from evals.code import Judge, Verdicts
 from evals.sandbox import Limits
+from evals.store import Store
 from evals.suites import THEIRS
 from workbench.errors import DataError
 
@@ -52,6 +54,30 @@ def test_answers_in_a_chat_end_with_their_block() -> None:
     join = judge.judging(HUMANEVAL["build_predictions_instruct"], lambda doc: TESTS)
     (programs,) = join([["    return 2 * helper(x)\n```\nThis works because"]], [DOC])
     assert judge.pass_at_k(references=[TESTS], predictions=[programs], k=[1]) == {"pass@1": 1.0}
+
+
+def test_what_became_of_a_program_is_kept_unless_the_machine_may_have_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["    return 2 * helper(x)\n", "    return 3 * helper(x)\n", "    while True: pass\n"]
+    ran: list[int] = []
+    run_all = sandbox.run_all
+
+    def counted(programs: Any, **options: Any) -> Any:
+        some = list(programs)
+        ran.append(len(some))
+        return run_all(some, **options)
+
+    monkeypatch.setattr(sandbox, "run_all", counted)
+    with Store.open(tmp_path) as store:
+        writer = store.writer(store.begin({}))
+        for seconds, left in ((0.7, 3), (0.7, 1), (0.8, 3)):
+            judge = Judge(limits=Limits(seconds=seconds), workers=2, kept=Verdicts(store, writer))
+            assert pass_at(judge, answers, [1]) == {"pass@1": pytest.approx(1 / 3)}
+            verdicts = sorted(run.verdict for run in judge.runs.values())
+            assert verdicts == ["failed", "passed", "timeout"] and ran.pop() == left
+        writer.close()
+        assert sum(store.answered().values()) == 4
 
 
 def test_an_answer_without_code_is_called_so() -> None:

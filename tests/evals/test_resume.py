@@ -65,7 +65,7 @@ SMALL_UNITS = """
 import sys, time
 import workbench as wb
 from evals import lm
-lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER = 8, 2
+lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER, lm._BATCHES_TOGETHER = 8, 2, 0
 def slowly(ask):
     def asked(*given, **options):
         time.sleep(0.1)
