@@ -211,11 +211,16 @@ def write(
     moment = datetime.fromtimestamp(time.time() if at is None else at)
     stamp = moment.isoformat(timespec="microseconds").replace(":", "-")
     for task, rows in samples.items():
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=_text) + "\n" for row in rows)
         _write(folder / f"samples_{task}_{stamp}.jsonl", lines)
     path = folder / f"results_{stamp}.json"
-    _write(path, [json.dumps(data, indent=2, ensure_ascii=False, default=str)])
+    _write(path, [json.dumps(data, indent=2, ensure_ascii=False, default=_text)])
     return read_run(path)
+
+
+def _text(value: Any) -> str:
+    """What JSON has no form for: functions by their name, which is the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:

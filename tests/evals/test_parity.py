@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,7 +68,13 @@ def checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def ask(
-    lm: Any, root: Path | None, tasks: tuple[str, ...] = TASKS, limit: int | None = 2, tokens: int | None = 24
+    lm: Any,
+    root: Path | None,
+    tasks: tuple[str, ...] = TASKS,
+    limit: int | None = 2,
+    tokens: int | None = 24,
+    *,
+    shots: int | None = None,
 ) -> dict[str, Any]:
     """All that lm-eval's own entry gives; each time a judge of its own, so that every program runs again."""
     judge = Judge()
@@ -77,6 +84,7 @@ def ask(
         tasks=list(loaded.tasks.values()),
         task_manager=suites.manager(),
         limit=limit,
+        num_fewshot=shots,
         gen_kwargs=None if tokens is None else {"max_gen_toks": tokens},
         confirm_run_unsafe_code=True,
     )
@@ -191,7 +199,27 @@ def test_whole_subjects_are_equal(checkpoint: Path, shared_data: Path) -> None:
         values.append([float(r[0]) for task in tasks for row in found["samples"][task] for r in row["filtered_resps"]])
     assert len(values[0]) == 4 * (100 + 135 + 100 + 126)
     assert values[0] == pytest.approx(values[1], abs=1e-4)
-    assert ours["results"] == theirs["results"], "an answer changed"
+    letters = [np.reshape(one, (-1, 4)).argmax(axis=1).tolist() for one in values]
+    assert letters[0] == letters[1], "an answer changed"
+    assert ours["results"] == theirs["results"]
+
+
+@pytest.mark.slow
+def test_five_examples_in_front_change_no_answer(checkpoint: Path, shared_data: Path) -> None:
+    """The beginning that all questions of a subject share is computed once here, and anew for each by HFLM."""
+    from lm_eval.models.huggingface import HFLM
+
+    def shots(lm: Any) -> list[dict[str, Any]]:
+        found = ask(lm, shared_data, ("mmlu_anatomy",), 40, None, shots=5)
+        return list(found["samples"]["mmlu_anatomy"])
+
+    ours = shots(WorkbenchLM(load_model(checkpoint, device="cpu", dtype="float32"), progress=False))
+    theirs = shots(HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4))
+    values = [[[pair[0] for pair in row["filtered_resps"]] for row in rows] for rows in (ours, theirs)]
+    assert [row["arguments"] for row in ours] == [row["arguments"] for row in theirs]
+    assert ours[0]["arguments"][0][0].count("Answer:") == 6
+    assert np.array(values[0]) == pytest.approx(np.array(values[1]), abs=1e-4)
+    assert np.argmax(values[0], 1).tolist() == np.argmax(values[1], 1).tolist()
 
 
 def test_tokens_are_equal(checkpoint: Path, shared_data: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
-from evals import decoding, lm, recall, run
+from evals import decoding, lm, recall, run, sandbox
 from evals.results import Run, list_runs
 from evals.run import Settings, evaluate
 from evals.store import Store
@@ -56,7 +56,10 @@ def comparable(run: Run) -> tuple[Any, ...]:
     for key in ("run", "commit"):
         data["workbench"].pop(key)
     samples = [path.read_text() for path in sorted(run.path.parent.glob(f"samples_*{run.stamp}.jsonl"))]
-    return data, [[json.loads(line) for line in text.splitlines()] for text in samples]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in samples]
+    for execution in (one for some in rows for row in some for one in row.get("execution", ())):
+        execution.pop("seconds")
+    return data, rows
 
 
 ASKED = ["--tasks", "demo_mmlu,demo_gsm8k", "--limit", "60", "--device", "cpu", "--dtype", "float32"]
@@ -95,8 +98,7 @@ def test_ten_kills_change_nothing(saved: Save, tmp_path: Path) -> None:
     model = str(saved("checkpoint"))
     alone = tmp_path / "alone"
     undisturbed = command("run", "--model", model, *ASKED, "--output", str(alone))
-    out, err = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, err
+    finish(undisturbed)
     (expected,) = list_runs(alone)
 
     killed, rng, progress = tmp_path / "killed", random.Random(5), [0]
@@ -117,13 +119,52 @@ def test_ten_kills_change_nothing(saved: Save, tmp_path: Path) -> None:
             (row,) = store.runs()
         assert row.status == "interrupted" and list_runs(killed) == []
         process = command("resume", row.id, "--results", str(killed))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    finish(process)
     assert all(later > earlier for earlier, later in zip(progress, progress[1:], strict=False)), progress
     (found,) = list_runs(killed)
     assert comparable(found) == comparable(expected)
     assert answered(killed) == total
     assert main(["eval", "resume", row.id, "--results", str(killed)]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sandbox.why_unavailable() is not None, reason=f"no sandbox: {sandbox.why_unavailable()}")
+def test_kills_from_the_first_moment_to_the_last_change_nothing(saved: Save, tmp_path: Path) -> None:
+    """Wherever they fall: imports, the model, questions, programs in the sandbox, the files."""
+    model = str(saved("checkpoint"))
+    run_it = ("run", "--model", model, "--tasks", "demo_gsm8k,demo_humaneval", "--limit", "8", "--device", "cpu")
+    alone, killed, rng = tmp_path / "alone", tmp_path / "killed", random.Random(3)
+    began = time.monotonic()
+    finish(command(*run_it, "--output", str(alone)))
+    whole, stopped = time.monotonic() - began, []
+    for part in range(8):
+        process = command(*(_go_on(killed) or (*run_it, "--output", str(killed))))
+        time.sleep((part + rng.random()) / 8 * whole)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        stopped.append(process.returncode == -signal.SIGKILL)
+        if not _go_on(killed) and list_runs(killed):
+            break
+    if last := _go_on(killed):
+        finish(command(*last))
+    assert sum(stopped) >= 3, "too few of the kills met a process"
+    (expected,), (found,) = list_runs(alone), list_runs(killed)
+    assert comparable(found) == comparable(expected)
+    assert not list(killed.glob("*.tmp"))
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+def _go_on(folder: Path) -> tuple[str, ...]:
+    """The command that goes on with the run that was stopped last; none where there is none."""
+    if not (folder / "store.sqlite").exists():
+        return ()
+    with Store.open(folder) as store:
+        left = [row.id for row in store.runs() if row.status == "interrupted"]
+    return ("resume", left[0], "--results", str(folder)) if left else ()
 
 
 @pytest.fixture
