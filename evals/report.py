@@ -71,6 +71,10 @@ def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
         "Proportions are in per cent. Intervals are 95%: Wilson's for proportions, by resampling the problems for "
         "pass@k of several samples, from the standard error for macro averages and everything else. A micro average "
         "is over questions, a macro average over tasks.",
+        *(
+            f"Questions with the same {name} count as one: their errors are clustered."
+            for name in dict.fromkeys(run.cluster for run in runs if run.cluster)
+        ),
         *(f"{figure} was asked for, and no task here was published." for figure in _unmatched(figures, found)),
     )
     named = [("" if len(runs) == 1 else f"{column.letter}: ", column.run) for column in columns]

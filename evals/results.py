@@ -63,10 +63,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished evaluation."""
+    """One finished evaluation. With `cluster`, a field of its questions' documents, intervals count that field's values
+    as `clustered` says."""
 
     path: Path
     data: dict[str, Any]
+    cluster: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -107,12 +109,23 @@ class Run:
     def scores(self) -> list[Score]:
         """Every metric of every group and task, groups first.
 
-        Raises: DataError if the file has no results of the expected form.
+        Raises: DataError if the file has no results of the expected form, or no documents have the field to cluster by.
         """
         try:
-            return _scores(self.data)
+            found = _scores(self.data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self.path}: not lm-eval's results ({type(error).__name__}: {error}).") from error
+        if self.cluster is None:
+            return found
+        from evals.clustered import clustered
+
+        children = self.data.get("group_subtasks") or {}
+        return clustered(
+            found,
+            self.cluster,
+            parts_of=lambda name: leaves_of(name, children),
+            rows_of=lambda task: self.samples(task).to_dict("records"),
+        )
 
     def frame(self) -> pd.DataFrame:
         """The scores as a table: task, metric, value, stderr, n, low, high, filter, average, shots, label."""

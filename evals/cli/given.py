@@ -30,6 +30,9 @@ Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: t
 TensorParallel = Annotated[
     int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: processes that share one model's layers.")
 ]
+Cluster = Annotated[
+    str | None, typer.Option(help="A field that questions share, as passage: count passages, not questions.")
+]
 
 
 def need_lm_eval() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.given import AsJson, Device, Results, print_run
+from evals.cli.given import AsJson, Cluster, Device, Results, print_run
 from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
 from workbench.errors import DataError
 
@@ -58,6 +59,7 @@ def show(
     position: Position = None,
     model: Checkpoint = None,
     device: Device = "auto",
+    cluster: Cluster = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +83,7 @@ def show(
             _print_open(one)
             typer.echo("It is not finished: there are no scores, an average over its part would be none of the whole.")
         return
-    print_run(find(run, results), as_json=as_json)
+    print_run(replace(find(run, results), cluster=cluster), as_json=as_json)
 
 
 def export(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evals.cli.given import AsJson, Results
+from evals.cli.given import AsJson, Cluster, Results
 from evals.cli.looking import find
 from workbench.errors import DataError, MissingExtraError
 
@@ -39,9 +40,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A results file, a folder, or part of a run's name.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The run to compare with it; differences are B less A.")],
     samples: Annotated[int, typer.Option(min=0, help="Samples to show; those that one run alone has right first.")] = 5,
-    cluster: Annotated[
-        str | None, typer.Option(help="A field that questions share, as passage: count passages, not questions.")
-    ] = None,
+    cluster: Cluster = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     format: Written = None,
     output: Output = None,
@@ -78,6 +77,7 @@ def report(
     published: Annotated[
         list[str] | None, typer.Option(help="Show the published scores of this model beside; may be repeated.")
     ] = None,
+    cluster: Cluster = None,
     figure: Figure = None,
     results: Results = Path("results"),
 ) -> None:
@@ -87,7 +87,7 @@ def report(
 
     _check_figure(figure)
     wanted = _format(format, output) or "md"
-    found = [find(run, results) for run in runs]
+    found = [replace(find(run, results), cluster=cluster) for run in runs]
     known = [one for name in published or () for one in cards.named(name)]
     for run in found if not known else ():
         if names := cards.of_size((run.data.get("config") or {}).get("model_num_parameters")):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from evals import comparison_report, stats, table
+from evals import comparison_report, report, stats, table
 from evals.compare import compare
 from evals.contrast import Part, contrast
 from evals.results import Run, Score, list_runs, write
@@ -156,6 +157,17 @@ def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
     assert clustered.p > plain.p and clustered.high - clustered.low > 1.8 * (plain.high - plain.low)  # sqrt(5) = 2.2
     with pytest.raises(DataError, match="no task's documents all have the field 'story'; there are passage, question"):
         compare(*runs, cluster="story")
+    # The interval of one run's score counts passages too, in tables, reports and figures alike.
+    counted = replace(runs[0], cluster="passage")
+    (one,), (other,) = runs[0].scores, counted.scores
+    error = stats.clustered_stderr([row["acc"] for row in a], [i // 5 for i in range(150)])
+    assert (other.value, other.stderr) == (one.value, pytest.approx(error))
+    assert (other.low, other.high) == pytest.approx(stats.normal(one.value, error))
+    assert other.high - other.low > 1.8 * (one.high - one.low)
+    text = report.document([counted]).text("md")
+    assert "Questions with the same passage count as one" in text and f"{100 * other.low:.1f} - " in text
+    with pytest.raises(DataError, match="have the field 'story'"):
+        _ = replace(runs[0], cluster="story").scores
 
 
 def test_only_shared_questions_count(tmp_path: Path) -> None:
