@@ -57,6 +57,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         if about.sources:
             st.markdown("**Sources:** " + ", ".join(f"[{name}]({url})" for name, url in about.sources.items()))
         st.caption("The address bar is a permalink: it reproduces this view.")
+    unread = st.container(key="unread")
     try:
         yield Head(tools)
         memory.set_aside(title)
@@ -72,16 +73,25 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         problem(what, str(error) or "out of memory")
     finally:
         busy.unmount()
+        with unread:
+            _unread()
+
+
+def _unread() -> None:
+    """What the address asks for in vain, and what it cannot hold."""
+    misread, long = state.unread()
+    if misread:
+        problem("The address asks for what is not here. The rest is shown.", "\n".join(map(str, misread)))
+    for label in long:
+        st.warning(f"{label}: too long for the address, so that a link or a reload will not have it. It is used here.")
 
 
 def _pick_model(tools: DeltaGenerator) -> None:
     ids = [known.id for known in models.known()]
     named = st.query_params.get("model")
-    if named not in (None, *ids):
-        problem(
-            "The model that this address names is not served here. Add its folder on Overview, or start the server "
-            "with it.", str(named),
-        )  # fmt: skip
+    if named is not None and named not in ids:
+        advice = "Add its folder on Overview, or start the server with it."
+        state.misread("model", named, state.chosen().id, advice)
     if len(ids) > 1:
         with tools:
             state.bound(

@@ -11,7 +11,6 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.busy import once_for_all
-from dashboard.frame import problem
 from dashboard.settings import Settings
 from evals.compare import Comparison, compare
 from evals.results import Run, scan
@@ -74,20 +73,14 @@ def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], .
 
 
 def choose(found: list[Run]) -> tuple[Run, Run | None]:
-    """Draw the controls for a run and one to compare it with; says so where the address names one that is gone."""
+    """Draw the controls for a run and one to compare it with."""
     names = [run.name for run in found]
-    for key in ("run", "baseline"):
-        named = st.query_params.get(key)
-        if named not in (None, NO_BASELINE, *names):
-            problem("The run that this address names is not in the results folder. Choose another one.", str(named))
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
-        name = state.bound(st.selectbox, "Run", names, key="run", width=420)
+        name = state.pinned("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
-        against = (
-            state.bound(st.selectbox, "Compare with", others, key="baseline", width=420) if len(names) > 1 else None
-        )
-    run = next((run for run in found if run.name == name), found[0])
-    return run, next((run for run in found if run.name == against), None)
+        against = state.pinned("Compare with", others, key="baseline", follows="run", width=420)
+    by_name = {run.name: run for run in found}
+    return by_name[name], by_name.get(against)
 
 
 def find_sample(reference: str) -> Sample:

@@ -147,7 +147,7 @@ def _kept(model: Transformer) -> Input | None:
     if not names:
         empty("No capture is kept yet. Keep one on Overview, or with:", "workbench capture --help")
         return None
-    name = state.bound(st.selectbox, "B's capture", names, key="b_capture", width=320, format_func=plain)
+    name = state.pinned("B's capture", names, key="b_capture", width=320, format_func=plain)
     try:
         return source.kept(model, name)
     except WorkbenchError as error:

@@ -48,6 +48,7 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
     decided = of_sample(given)
     end = decided.position if decided else (given.asked or len(given)) - 1
     position = end if named < 0 else min(named, len(given) - 1)
+    state.heard("position", named if named >= 0 else None, position)
     try:
         tokens, notes = parse(text, model)
     except DataError as error:

@@ -64,18 +64,14 @@ found.samples_frame()
 def _choose(found: list[Run]) -> tuple[Run, Run | None]:
     """Runs B and A. Their keys are no other page's: one whose default differs would take a link's value away."""
     names = [run.name for run in found]
-    for key in ("b_run", "a_run"):
-        named = st.query_params.get(key)
-        if named not in (None, runs.NO_BASELINE, *names):
-            problem("The run that this address names is not in the results folder. Choose another one.", str(named))
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         place = st.container(width=420)
-        name = state.bound(st.selectbox, "Run B", names, key="b_run", width=420)
+        name = state.pinned("Run B", names, key="b_run", width=420)
         others = [*(other for other in names if other != name), runs.NO_BASELINE]
         with place:
-            against = state.bound(st.selectbox, "Run A", others, key="a_run", width=420)
+            against = state.pinned("Run A", others, key="a_run", follows="b_run", width=420)
     by_name = {run.name: run for run in found}
-    return by_name.get(name, found[0]), by_name.get(against)
+    return by_name[name], by_name.get(against)
 
 
 def _badge(side: str, run: Run) -> None:

@@ -233,7 +233,9 @@ def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
     named = state.linked("token")
     position = int(named) if named is not None and named.isdecimal() else stop - 1
-    return min(max(position, start), stop - 1)
+    shown = min(max(position, start), stop - 1)
+    state.heard("token", named, shown)
+    return shown
 
 
 def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 6) -> pd.DataFrame:

@@ -226,9 +226,8 @@ def _samples(run: Run) -> None:
     if not run.tasks:
         return
     with card("Samples", key="samples"), st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
-        task = state.bound(st.selectbox, "Task", run.tasks, key="task", width=300)
-        kept = {name: st.query_params[name] for name in ("run", "baseline") if name in st.query_params}
-        address = {**kept, "run": run.name, "task": task, "doc": FIRST}
+        task = state.pinned("Task", run.tasks, key="task", follows="run", width=300)
+        address = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
         for label, more in LINKS.items():
             st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)
 

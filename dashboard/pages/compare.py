@@ -101,6 +101,7 @@ def _summary(a: Side, found: Comparison, common: Shared) -> int:
                 st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared."
             )
         position = last if asked < 0 else min(max(asked, first), last)
+        state.heard("position", asked if asked >= 0 else None, position)
         columns[1].metric(f"KL after position {position} (nats)", f"{logits.kl[0, position - first]:.3g}")
         columns[2].metric("Mean KL (nats)", f"{logits.kl.mean():.3g}")
         columns[3].metric("Same first choice", f"{logits.agreement:.0%}")

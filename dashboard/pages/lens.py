@@ -223,6 +223,7 @@ def _heads(made: LogitAttribution, row: int) -> None:
     )
     named = state.linked("chosen")
     at = names.index(named) if named in names else 0
+    state.heard("chosen", named, names[at])
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
     st.page_link(
         "dashboard/pages/attention.py",

@@ -158,6 +158,7 @@ wavelengths(config).frame()
 
 def _own(head: Head, held: Held, given: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(given) - 1)
+    state.heard("distance", view.distance, distance)
     bands = state.once(held, rope.band_contribution, view.layer, view.head, distance=distance)
     scores = state.once(held, rope.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)

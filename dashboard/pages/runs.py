@@ -167,7 +167,7 @@ def _form(results: Path) -> None:
 
 def _open(job: Job) -> None:
     """Show a job from the next run of the page on."""
-    st.session_state["_open"] = job.id
+    state.link("job", job.id)
     st.rerun()
 
 
@@ -175,24 +175,7 @@ def _open(job: Job) -> None:
 
 
 def _choose(found: list[Job]) -> Job:
-    names = [job.id for job in found]
-    wanted = st.session_state.pop("_open", None)
-    if wanted is not None:
-        state.unlink("job")
-    if wanted in names:
-        state.link("job", wanted)
-    named = state.linked("job")
-    if named not in (None, *names):
-        problem("The job that this address names is not in the results folder. Choose another one.", str(named))
-        state.unlink("job")
-    # Not bound to the address: a widget leaves its default out there, and the newest job is not the newest for long.
-    st.session_state["chosen_job"] = named if named in names else names[0]
-    if named is None:
-        state.link("job", names[0])
-    name = st.selectbox(
-        "Job", names, key="chosen_job", width=420,
-        on_change=lambda: state.link("job", st.session_state["chosen_job"]),
-    )  # fmt: skip
+    name = state.pinned("Job", [job.id for job in found], key="job", width=420)
     return next(job for job in found if job.id == name)
 
 
@@ -276,7 +259,7 @@ def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
                 st.text(f"The record and the log go; {plain(str(job.output))} stays.")
                 if st.button("Delete the record", key="delete"):
                     jobs.delete(job)
-                    st.session_state["_open"] = ""  # another one than the address names
+                    state.unlink("job")
                     st.rerun()
 
 

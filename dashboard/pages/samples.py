@@ -78,11 +78,8 @@ def show() -> None:
 
 def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
     """The task, and the rows of its listing that are asked for, in their order; None where they cannot be read."""
-    named = st.query_params.get("task")
-    if named not in (None, *run.tasks):
-        problem("The task that this address names is not in this run. Choose another one.", str(named))
     with st.container(horizontal=True, vertical_alignment="bottom", key="list_controls"):
-        task = state.bound(st.selectbox, "Task", run.tasks, key="task", width=260)
+        task = state.pinned("Task", run.tasks, key="task", follows="run", width=260)
         kind = state.bound(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
         order = state.bound(
             st.segmented_control, "Order", ORDERS, key="order", default=ORDERS[0], required=True,

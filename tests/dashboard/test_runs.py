@@ -121,9 +121,9 @@ def test_the_form_starts_what_it_says(opened: App, world: Path, stand_in: None, 
     press(session, "Start")
     ended(world, "other")
     session.run()
-    assert not session.exception and session.selectbox(key="chosen_job").value == "other"
+    assert not session.exception and session.selectbox(key="job").value == "other"
     press(session, "Delete the record")
-    assert not session.exception and not session.error and session.selectbox(key="chosen_job").value == "mine"
+    assert not session.exception and not session.error and session.selectbox(key="job").value == "mine"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_an_address_of_a_deleted_job_is_no_dead_end(opened: App, world: Path, st
     ended(world)
     session = opened(job="<b>gone</b>")
     assert not session.exception
-    assert "The job that this address names is not in the results folder. Choose another one." in said(session)
+    assert "job=<b>gone</b> is not possible here; shown is mine." in said(session)
     assert session.success[0].value == "It finished (exit code 0)."
 
 
