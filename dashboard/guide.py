@@ -32,7 +32,7 @@ Values = dict[str, Any]  # of a page's controls and links, by their names in the
 # What an example must not inherit from whatever its user did before.
 FORGOTTEN = (
     *("sample", "token", "doc", "chosen", "position", "targets", "changes", "extent", "log", "nosink", "theta"),
-    *("scaling", "baseline", "filter", "behind", "perhead"),
+    *("scaling", "baseline", "filter", "behind", "perhead", "capture", "pair", "distance", "start"),
 )
 LINKED = {"sample", "token", "doc", "guide"}  # they belong to no widget
 PLACE = {"attention": "Attention", "rope": "RoPE", "samples": "Samples", "intervene": "Intervene"}
