@@ -130,13 +130,9 @@ def _other(model: Transformer) -> Input | None:
         max_chars=MAX_CHARS,
     )  # fmt: skip
     try:
-        if model.tokenizer is not None:
-            code = f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])"
-            return source.make(model, tuple(model.tokenizer.encode(text, bos=True)) if text else (), code)
-        words = text.replace(",", " ").split()
-        if not all(word.isdecimal() for word in words):
-            raise DataError("Token ids are whole numbers, separated by spaces; something else was found.")
-        return source.make(model, tuple(map(int, words)), "")
+        if not text:
+            raise DataError("The prompt is empty. Type something.")
+        return source.from_text(model, text)
     except WorkbenchError as error:
         problem("B has nothing to run on.", str(error))
         return None

@@ -27,7 +27,7 @@ class Input:
 
     Of a benchmark sample, `asked` tokens are its prompt, and `sample` is there if the ids are those that it ran on.
     `changes` are the interventions that its run, or the capture, was made under, as `workbench.intervene.to_json` has
-    them.
+    them. `text` is what was typed; None of a sample or a capture.
     """
 
     ids: tuple[int, ...]
@@ -36,6 +36,7 @@ class Input:
     asked: int | None = None
     sample: runs.Sample | None = None
     changes: str = NO_CHANGES
+    text: str | None = None
 
     @property
     def running(self) -> str:
@@ -53,6 +54,11 @@ class Input:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def typed() -> bool:
+    """Whether the page looks at a prompt that is typed, and not at a sample or a capture."""
+    return state.linked("sample") is None and state.linked("capture") is None
 
 
 def choose(model: Transformer) -> Input | None:
@@ -82,6 +88,11 @@ def _prompt(model: Transformer) -> Input:
         if plain_ids
         else "Ctrl+Enter runs it. Every page looks at the same prompt, and the address bar holds it.",
     )
+    return replace(from_text(model, text), text=text)
+
+
+def from_text(model: Transformer, text: str) -> Input:
+    """What a text, or token ids where the model has no tokenizer, is made of. Raises: WorkbenchError as `make`."""
     ids = _parse_ids(text) if model.tokenizer is None else model.tokenizer.encode(text, bos=True)
     return make(model, tuple(ids), f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])")
 
@@ -156,13 +167,17 @@ def _sample(model: Transformer, reference: str) -> Input:
 def make(model: Transformer, ids: tuple[int, ...], code: str) -> Input:
     """Token ids that fit the model, with their bytes.
 
-    Raises: WorkbenchError if there are none, or more than the model or the dashboard takes.
+    Raises: WorkbenchError if there are none, more than the model or the dashboard takes, or others than it knows.
     """
     most = min(state.MAX_TOKENS, model.config.max_seq_len)
     if not ids:
         raise DataError("The prompt is empty. Type something.")
     if len(ids) > most:
         raise DataError(f"{len(ids)} tokens are more than the {most} that fit here. Shorten the text.")
+    vocabulary = model.config.vocab_size
+    strange = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if strange is not None:
+        raise DataError(f"Token id {strange} is not in the vocabulary: ids are 0 to {vocabulary - 1}.")
     named = model.tokenizer.tokens(ids) if model.tokenizer else [f"#{token}".encode() for token in ids]
     return Input(ids, tuple(named), code if model.tokenizer else f"torch.tensor([{list(ids)}])")
 

@@ -104,10 +104,11 @@ def show() -> None:
 
 
 def _given(model: Transformer) -> Given | None:
-    """The prompt, the conversation or the sample's prompt; None where there is nothing (the page says why)."""
+    """The prompt, the conversation, the sample's prompt or the capture's tokens; None where there is nothing (the page
+    says why)."""
     refused = conversation.refusal(model.tokenizer)
     chat = False
-    if state.linked("sample") is None and refused is None:
+    if source.typed() and refused is None:
         mode = state.bound(
             st.segmented_control, "Mode", [TEXT, CHAT], key="mode", default=TEXT, required=True,
             label_visibility="collapsed",
@@ -123,13 +124,15 @@ def _given(model: Transformer) -> Given | None:
         st.caption("The sample's prompt is continued; the answer in it is left out.")
         ids = given.ids[: given.asked]
         return Given(ids, str(list(ids)))
-    text = st.session_state["prompt"]
-    if chat:
+    if given.text is None:
+        without = "" if given.changes == state.NO_CHANGES else ", without the interventions that it was made under"
+        st.caption(f"The capture's tokens are continued{without}.")
+    if chat and given.text is not None:
         with above:
-            made = conversation.choose(model, text)
-        return Given(*made, said=text) if made else None
-    code = str(list(given.ids)) if model.tokenizer is None else f"model.tokenizer.encode({text!r}, bos=True)"
-    return Given(given.ids, code)
+            made = conversation.choose(model, given.text)
+        return Given(*made, said=given.text) if made else None
+    words = given.text is not None and model.tokenizer is not None
+    return Given(given.ids, f"model.tokenizer.encode({given.text!r}, bos=True)" if words else str(list(given.ids)))
 
 
 def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, DeltaGenerator]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from dashboard import captures, sides, state
+from dashboard import captures, guide, sides, state
 from probes import norms
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
@@ -198,3 +199,41 @@ def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[...,
         assert float(shown["Mean KL (nats)"]) == pytest.approx(kl, rel=1e-2), name
         pasted: dict[str, object] = {}
         exec(next(code.value for code in page.code if code.value.startswith("import torch")), pasted)
+
+
+def test_generate_goes_on_from_a_captures_tokens(kept: Callable[..., AppTest], checkpoint: Path) -> None:
+    save(kept(prompt=TEXT), "cat")
+    model = load_model(checkpoint)
+    ids = model.tokenizer.encode(TEXT, bos=True)
+    fresh = kept("generate", capture="cat", mode="Chat", temperature=0, new=3)
+    other = kept("generate", prompt="the dog ran", temperature=0, new=3)
+    other.query_params["capture"] = "cat"
+    other.run()
+    for page in (fresh, other):
+        assert not page.exception and not page.error
+        page.button(key="generate").click().run()
+        code = next(element.value for element in page.code if element.language == "python")
+        scope: dict[str, Any] = {}
+        exec(compile(code, "generate", "exec"), scope)
+        assert scope["found"].prompt == tuple(ids)
+        assert "The capture's tokens are continued." in [caption.value for caption in page.caption]
+
+
+def test_an_example_takes_the_place_of_an_open_capture(kept: Callable[..., AppTest]) -> None:
+    save(kept(prompt=TEXT), "cat")
+    page = kept(capture="cat")
+    assert any("Capture cat:" in text.value for text in page.text)
+    page.button(key="guide_induction").click().run()
+    assert page.header[0].value == "Attention" and not page.exception and not page.error
+    assert page.text_area(key="prompt").value == guide.REPEATED
+    assert "capture" not in page.query_params
+
+
+def test_an_example_forgets_what_its_pages_would_not_show(kept: Callable[..., AppTest]) -> None:
+    page = kept("rope", view="This head", pair=1, distance=2)
+    page.switch_page("dashboard/pages/overview.py").run()
+    page.button(key="guide_rope").click().run()
+    page.switch_page("dashboard/pages/rope.py")  # the way the button took, for what is next
+    page.session_state["view"] = "This head"
+    page.run()
+    assert [page.number_input(key=key).value for key in ("pair", "distance")] == [-1, -1]
