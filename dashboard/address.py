@@ -41,6 +41,11 @@ def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[st
     return False if widget is st.toggle else args[0] if args else ""
 
 
+def whole(text: str | None) -> int | None:
+    """The number that a parameter gives, None where it gives none: digits, and no more than could count anything."""
+    return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
+
+
 def means(given: Sequence[str], value: object) -> bool:
     """Whether a control with this value shows what its parameter, given once or more often, asks for."""
     if isinstance(value, list):

@@ -84,7 +84,7 @@ def read() -> list[Turn]:
         return []
     try:
         turns = [Turn(role, content) for role, content in json.loads(text)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         turns = []
     roles = [turn.role for turn in turns]
     texts = all(isinstance(turn.content, str) for turn in turns)

@@ -35,6 +35,8 @@ from workbench import intervene
 from workbench.errors import DataError
 
 FOLDER = ".jobs"
+ASKED = ("limit", "num_fewshot", "preset", "chat", "seed")
+"""What a record keeps of what was asked, besides the model, the tasks and the interventions."""
 MOST = 2
 """Benchmarks at once: each loads the model anew."""
 NOT_ALL = 3
@@ -188,7 +190,7 @@ def _read(folder: Path) -> Job:
         folder=folder,
         output=Path(said["output"]),
         command=tuple(said["command"]),
-        about=said["about"],
+        about=_about_of(said),
         status=_status(said, cancelled=cancelled),
         created=float(said["created"]),
         attempt=int(said["attempt"]),
@@ -196,6 +198,13 @@ def _read(folder: Path) -> Job:
         progress=progress.read(folder / warden.PROGRESS),
         **{key: said.get(key) for key in ("pid", "child", "started", "ended", "code")},
     )
+
+
+def _about_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises: KeyError, TypeError or ValueError where what a page shows of a job is missing or something else."""
+    about = {key: said["about"][key] for key in (*ASKED, "model", "changes")}
+    limit = about["limit"]
+    return about | {"tasks": [*map(str, said["about"]["tasks"])], "limit": None if limit is None else float(limit)}
 
 
 def _status(said: Mapping[str, Any], *, cancelled: bool) -> str:
@@ -328,7 +337,7 @@ def _launch(
 
 def _about(run: StoredRun) -> dict[str, Any]:
     asked = run.settings.get("settings", {})
-    kept = {key: asked.get(key) for key in ("limit", "num_fewshot", "preset", "chat", "seed")}
+    kept = {key: asked.get(key) for key in ASKED}
     changes = intervene.from_json(json.dumps(asked.get("interventions", [])))
     more = {"tasks": list(asked.get("tasks", [])), "changes": described(changes)}
     return kept | more | {"model": run.settings.get("model")}

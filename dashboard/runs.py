@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import state
+from dashboard import address, state
 from dashboard.busy import once_for_all
 from dashboard.settings import Settings
 from evals.compare import Comparison, compare
@@ -89,15 +89,15 @@ def find_sample(reference: str) -> Sample:
     Raises: DataError if there is no such run, task or question.
     """
     name, _, rest = reference.rpartition("/")[0].rpartition("/")
-    doc = reference.rpartition("/")[2]
+    doc = address.whole(reference.rpartition("/")[2])
     run = next((run for run in runs()[0] if run.name == name), None)
-    if run is None or rest not in run.tasks or not doc.isdecimal():
+    if run is None or rest not in run.tasks or doc is None:
         raise DataError(
             f"No sample {reference} in {Settings.from_env().results}. Open one from the Benchmarks page, or give the "
             "server its run's folder with --results."
         )
     table = samples(run, rest)
-    rows = table[table["doc_id"] == int(doc)]
+    rows = table[table["doc_id"] == doc]
     if rows.empty:
         raise DataError(f"Task {rest} of run {name} has no sample {doc}; it has {len(table)}.")
     return as_sample(run, rest, rows.iloc[-1])

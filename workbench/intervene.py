@@ -297,7 +297,7 @@ def from_json(text: str) -> tuple[Intervention, ...]:
                 entry["value"] = _tensor(entry["value"])
             found.append(cls(**entry))
         return tuple(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InterventionError(
             f'not a list of interventions ({type(error).__name__}: {error}); one is {{"kind": "ablate", '
             '"target": "L5H3"}.'

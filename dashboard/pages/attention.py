@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import guide, source, state
+from dashboard import address, guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import Head, Help, card, chart_untitled, page
@@ -232,7 +232,8 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
 def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
     named = state.linked("token")
-    position = int(named) if named is not None and named.isdecimal() else stop - 1
+    asked = address.whole(named)
+    position = stop - 1 if asked is None else asked
     shown = min(max(position, start), stop - 1)
     state.heard("token", named, shown)
     return shown

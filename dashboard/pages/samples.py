@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from dashboard import guide, runs, samples, state
+from dashboard import address, guide, runs, samples, state
 from dashboard.frame import Head, Help, card, empty, page, problem, table_height
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
@@ -162,7 +162,7 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
     named = state.linked("doc")
     if named in (None, FIRST):
         return 0
-    number = int(named) if named is not None and named.isdecimal() else -1
+    number = address.whole(named)
     if number in docs:
         return docs.index(number)
     if number not in set(stored["doc_id"]):

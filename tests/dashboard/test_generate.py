@@ -258,7 +258,9 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     assert "turns" not in session.query_params
 
 
-@pytest.mark.parametrize("turns", ["[", "[1]", '[["user", "a"]]', '[["assistant", "a"], ["user", "b"]]', "[[1, 2]]"])
+@pytest.mark.parametrize(
+    "turns", ["[", "[1]", '[["user", "a"]]', '[["assistant", "a"], ["user", "b"]]', "[[1, 2]]", "[" * 3000]
+)
 def test_turns_that_cannot_be_read_say_what_to_do(app: App, turns: str) -> None:
     session = app("generate", mode="Chat", turns=turns)
     assert session.error[0].value == "The conversation in the address cannot be read."
@@ -369,6 +371,10 @@ def test_the_files_hold_the_table(model: Transformer) -> None:
 )  # fmt: skip
 def test_an_edited_address_breaks_nothing(app: App, nonsense: dict[str, object]) -> None:
     session = app("generate", **(SETTINGS | {"written": 1} | nonsense))
-    assert not session.exception and not session.error
+    assert not session.exception
+    (asked,) = nonsense
+    if asked not in ("written", "turns"):  # controls, which say what they show instead
+        assert any(code.value.startswith(f"{asked}={nonsense[asked]} is not possible") for code in session.code)
+    assert len(session.error) == (asked not in ("written", "turns"))
     assert 1 <= len(table(session, "probability", "drawn_probability")) <= 64
     assert 1 <= session.slider(key="step").value <= 64

@@ -54,7 +54,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "WORKBENCH", (sys.executable, "-P", "-c", STAND_IN))
-    monkeypatch.setattr(Request, "about", lambda self: {"tasks": list(self.tasks), "model": self.model, "changes": ""})
+    monkeypatch.setattr(Request, "about", lambda self: {**vars(self), "changes": ""})
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -197,7 +197,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pathlib import Path
 from dashboard import jobs, request
 request.WORKBENCH = (sys.executable, "-P", "-c", {STAND_IN!r})
-request.Request.about = lambda self: {{"tasks": [], "model": "", "changes": ""}}
+request.Request.about = lambda self: {{**vars(self), "changes": ""}}
 jobs.start(Path({str(results)!r}), request.Request("job", "slow", ("demo_mmlu",)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -355,8 +355,15 @@ def test_a_damaged_record_is_named_and_the_rest_shown(results: Path, stand_in: N
     ended(results, "job")
     (results / jobs.FOLDER / "bad").mkdir()
     (results / jobs.FOLDER / "bad" / warden.JOB).write_text("{")
-    found, (problem,) = jobs.jobs(results)
-    assert [job.id for job in found] == ["job"] and "bad/job.json tells of no job" in problem
+    whole = json.loads((results / jobs.FOLDER / "job" / warden.JOB).read_text())
+    strange: dict[str, object] = {"about": {}, "tasks": {**whole["about"], "tasks": 1}, "none": None}
+    strange["limit"] = whole["about"] | {"limit": "few"}
+    for name, about in strange.items():
+        (results / jobs.FOLDER / name).mkdir()
+        (results / jobs.FOLDER / name / warden.JOB).write_text(json.dumps(whole | {"about": about}))
+    found, problems = jobs.jobs(results)
+    assert [job.id for job in found] == ["job"] and len(problems) == 1 + len(strange)
+    assert any("bad/job.json tells of no job" in problem for problem in problems)
     assert jobs.frame(results)["job"].tolist() == ["job"] and jobs.frame(results / "none").empty
 
 

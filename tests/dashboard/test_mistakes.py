@@ -19,7 +19,11 @@ from workbench.intervene import Scale
 
 App = Callable[..., AppTest]
 
-NONSENSE = ("", "x", "-7", "99999999999", "1e309", "nan", "[]", "[{}]", '{"a": 1}', "../../etc", "\x00", NASTY)
+DEEP, LONG = "[" * 3000, "9" * 5000  # what Python itself refuses to read, or to make a number of
+NONSENSE = (
+    *("", "x", "-7", "99999999999", "1e309", "nan", "[]", "[{}]", '{"a": 1}', "../../etc", "\x00", NASTY),
+    *(DEEP, LONG),
+)
 PAGES = sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py"))
 OF_A_PROMPT = sorted({*PAGES} - {"benchmarks", "samples", "runs"})
 EARLY = {"sample", "capture", "run", "a_run", "b_run", "changes", "a_changes", "prompt", "b_prompt", "b_capture",
@@ -34,7 +38,7 @@ def parameters() -> set[str]:
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call):
                 continue
-            if ast.unparse(call.func) in ("state.bound", "bound"):
+            if ast.unparse(call.func) in ("state.bound", "state.pinned"):
                 keys = [keyword.value for keyword in call.keywords if keyword.arg == "key"]
             elif ast.unparse(call.func) in ("state.linked", "linked"):
                 keys = call.args[:1]
@@ -50,7 +54,7 @@ def test_parameters_are_found_in_the_source() -> None:
     assert {"layer", "sample", "capture", "topk", "b_capture", "a_dtype", "job", "guide", "model"} <= parameters()
 
 
-@pytest.mark.parametrize("value", NONSENSE)
+@pytest.mark.parametrize("value", NONSENSE, ids=lambda value: value[:12])
 @pytest.mark.parametrize("page", PAGES)
 def test_an_edited_address_is_no_traceback(app: App, page: str, value: str) -> None:
     for names in (parameters(), parameters() - EARLY):
@@ -82,6 +86,16 @@ def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
         assert not words.exception
         said = [error.value for error in words.error] + [code.value for code in words.code]
         assert any("whole numbers, separated by spaces" in line for line in said)
+        for ids, complaint in {
+            f"1 {'9' * 30}": "9 is not in the vocabulary",
+            "1 -2": "-2 is not",
+            LONG: "found",
+        }.items():
+            outside = app(page, prompt=ids)
+            assert not outside.exception, outside.exception[0].message
+            assert any(complaint in code.value for code in outside.code), (page, ids[:20])
+            other = app("compare", prompt="5 6", b_of="Another prompt", b_prompt=ids)
+            assert not other.exception and any(complaint in code.value for code in other.code)
 
 
 @pytest.mark.parametrize("page", ["rope", "norms", "attention", "lens", "neurons", "intervene", "compare"])
@@ -114,10 +128,10 @@ def test_a_run_deleted_while_its_page_is_open_says_so(
     chosen = {"run": first, "baseline": second, "a_run": first, "b_run": second, "compare": "Runs"}
     session = app(page, **chosen)
     assert not session.exception
-    gone, alone = "not in the results folder. Choose another one", "Two finished runs are compared"
-    assert not any(gone in error.value for error in session.error)
+    gone, alone = f"run={first} is not possible here", "Two finished runs are compared"
+    assert not any(gone in code.value for code in session.code)
     shutil.rmtree(kept / "first")
     session.run()
     assert not session.exception
-    said = [line.value for line in (*session.error, *session.info)]
+    said = [line.value for line in (*session.code, *session.info)]
     assert any((alone if page == "compare" else gone) in line for line in said), said

@@ -157,6 +157,13 @@ def test_what_does_not_fit_is_said(tiny_model) -> None:
         tiny_model.intervene(wb.Add("L0.mlp", torch.zeros(1, 1, 31))),
     ):
         tiny_model(TOKENS)
-    for text in ('{"kind": 1}', "[1]", '[{"kind": "explode", "target": "L0H0"}]', "nonsense", '[{"kind": "ablate"}]'):
+    for text in (
+        '{"kind": 1}',
+        "[1]",
+        '[{"kind": "explode", "target": "L0H0"}]',
+        "nonsense",
+        '[{"kind": "ablate"}]',
+        "[" * 3000,
+    ):
         with pytest.raises(InterventionError, match="not a list of interventions"):
             from_json(text)
