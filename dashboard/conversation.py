@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import state
+from dashboard import address, state
 from dashboard.frame import problem
 from dashboard.text import plain
 from workbench.chat import Message, encode_chat
@@ -15,9 +15,6 @@ from workbench.tokenizer import Tokenizer
 
 MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 """The tokens without which there is no chat."""
-
-MAX_CHARS = 12_000
-"""Of all turns together, as they stand in the address."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +92,18 @@ def read() -> list[Turn]:
 
 def go_on(said: str, answer: str) -> None:
     """Put the message and its answer among the turns, and clear the message. A button's callback."""
-    turns = [*read(), Turn("user", said), Turn("assistant", answer)]
-    state.link("turns", json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False))
+    state.link("turns", _with(said, answer))
     st.session_state["prompt"] = ""
 
 
 def fits(said: str, answer: str) -> bool:
-    """Whether another turn still fits the address."""
-    return sum(len(turn.content) for turn in read()) + len(said) + len(answer) <= MAX_CHARS
+    """Whether another turn still fits the address, in which the message will no longer stand by itself."""
+    return address.fits({**st.query_params.to_dict(), "prompt": "", "turns": _with(said, answer)})
+
+
+def _with(said: str, answer: str) -> str:
+    turns = [*read(), Turn("user", said), Turn("assistant", answer)]
+    return json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False)
 
 
 def end() -> None:

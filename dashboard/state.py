@@ -190,7 +190,7 @@ def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options:
         session[key] = _within(session[key], *args[:2])  # a larger model had more
     binding = None if _unreadable(widget, st.query_params.get(key)) else _binding(widget, label, key)
     value = widget(label, *args, key=key, bind=binding, **options)
-    session[before], session["_drawn"][key] = default, value
+    session[before], session["_drawn"][key] = default, value if binding else ""
     if value != default:
         session[memory] = value
     elif session.get(memory) != value:  # it was set back; one that was chosen where the default is another stays
@@ -207,13 +207,13 @@ def _binding(widget: Callable[..., Any], label: str, key: str) -> str | None:
     if widget not in (st.text_area, st.text_input):
         return "query-params"
     session = st.session_state
-    others = {**st.query_params.to_dict(), **session["_drawn"]}
+    text, others = session.get(key, ""), {**st.query_params.to_dict(), **session["_drawn"]}
     long = session.setdefault("_long", {})
-    if not address.fits({**others, key: session.get(key, "")}):
+    if text and not address.fits({**others, key: text}):
         long[key] = label
         return None
     if long.pop(key, None):  # written again: only what is set here, and not in the browser, is sent there
-        session[key] = session[key]
+        session[key] = text
     return "query-params"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import source, state
+from dashboard import address, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import card, table_height
@@ -114,7 +114,7 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
 def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:
     """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
     text = st.session_state.get("prompt", "") + found.text
-    if model.tokenizer is None or len(text) > source.MAX_CHARS:
+    if model.tokenizer is None or len(text) > source.MAX_CHARS or not address.fits({"prompt": text}):
         return
     # The last token was never read; it is in the text unless it ended it.
     if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):

@@ -382,3 +382,29 @@ def handshake(world: World, host: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
+
+
+def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(tab: Tab) -> None:
+    tab.open("neurons", prompt="the cat")
+    prompt = tab.page.get_by_role("textbox", name="Prompt")
+    prompt.fill("漢" * 660)  # of three tokens each
+    tab.page.keyboard.press("Control+Enter")
+    tab.settle()
+    assert query(tab)["prompt"] == "漢" * 660
+    prompt.fill("漢" * 7500)
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    tab.settle()
+    assert "prompt" not in query(tab)
+    tab.page.reload()
+    expect(tab.page.get_by_role("heading", name="Neurons", exact=True)).to_be_visible()
+    tab.settle()
+    prompt.fill("漢" * 7500)
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    prompt.fill("the dog")
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.page.get_by_text("too long for the address")).to_have_count(0)
+    tab.settle()
+    assert query(tab)["prompt"] == "the dog"
+    tab.sound()

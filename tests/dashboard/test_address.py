@@ -207,3 +207,42 @@ def test_a_value_means_what_it_shows() -> None:
     assert address.means(["a", "", "b"], ["a", "b"]) and not address.means(["a", "x"], ["a"])
     assert address.means([""], None) and not address.means(["x"], None)
     assert not address.means(["3.5"], 3) and address.means(["3.0"], 3)
+
+
+# --- how much it holds ----------------------------------------------------------------------------------------
+
+
+def too_long(session: AppTest) -> list[str]:
+    return [warning.value for warning in session.warning if "too long for the address" in warning.value]
+
+
+def written(session: AppTest, key: str) -> bool:
+    """Whether the browser puts a text into the address."""
+    return bool(session.text_area(key=key).proto.query_param_key)
+
+
+def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "MOST_BYTES", 3000)
+    session = app("compare", b_of="Another prompt")
+    session.text_area(key="prompt").set_value("漢" * 200).run()
+    assert not too_long(session) and written(session, "prompt")  # of nine bytes each
+    session.text_area(key="b_prompt").set_value("漢" * 200).run()  # each would fit, but not both
+    assert [line.partition(":")[0] for line in too_long(session)] == ["B's prompt"]
+    assert written(session, "prompt") and not written(session, "b_prompt")
+    assert not session.exception and not session.error
+    session.text_area(key="prompt").set_value("漢" * 400).run()
+    assert too_long(session)[0].startswith("Prompt: ") and not written(session, "prompt")
+    session.switch_page("dashboard/pages/neurons.py").run()
+    assert session.text_area(key="prompt").value == "漢" * 400 and len(too_long(session)) == 1
+    session.text_area(key="prompt").set_value("漢" * 20).run()
+    assert not too_long(session) and session.query_params["prompt"] == "漢" * 20
+
+
+def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
+    for most, fits in ((3000, True), (600, False)):
+        session = app("generate", mode="Chat", turns=said, prompt="the cat", temperature=0, new=3)
+        monkeypatch.setattr(address, "MOST_BYTES", most)
+        session.button(key="generate").click().run()
+        assert not session.exception
+        assert any(button.label == "Go on with the conversation" for button in session.button) == fits
