@@ -1,5 +1,6 @@
 """What an address can say: whether a control shows what was asked for, and how much text fits. Draws nothing."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,22 @@ def means(given: Sequence[str], value: object) -> bool:
         return float(text) == value
     except ValueError:
         return False
+
+
+def unreadable(widget: Callable[..., Any], text: str | None) -> bool:
+    """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
+    if widget is st.segmented_control:
+        return text == ""
+    try:
+        return widget is st.number_input and text is not None and not math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def within(value: float, low: float | None = None, high: float | None = None) -> float:
+    """The number, or the nearest end of what a control takes."""
+    value = value if low is None else max(value, low)
+    return value if high is None else min(value, high)
 
 
 def _said(value: object) -> str:

@@ -12,8 +12,9 @@ import streamlit as st
 from dashboard import address, state
 from dashboard.busy import once_for_all
 from dashboard.settings import Settings
+from dashboard.text import plain
 from evals.compare import Comparison, compare
-from evals.results import Run, scan
+from evals.results import Run, questions, scan
 from workbench.errors import DataError
 
 NO_BASELINE = "none"
@@ -81,6 +82,16 @@ def choose(found: list[Run]) -> tuple[Run, Run | None]:
         against = state.pinned("Compare with", others, key="baseline", follows="run", width=420)
     by_name = {run.name: run for run in found}
     return by_name[name], by_name.get(against)
+
+
+def badge(side: str, run: Run) -> None:
+    """A side of a comparison: its run in a line, and what of its tasks was not asked."""
+    partial = [(task, *questions(run, task)) for task in run.tasks]
+    said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
+        about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
+        st.text(plain(" · ".join([*filter(None, about), *said])))
 
 
 def find_sample(reference: str) -> Sample:

@@ -7,7 +7,6 @@ tokens that this user sent. What a session itself remembers is its own widgets' 
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +186,8 @@ def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options:
     elif memory not in session and session[key] == session.get(before) != default:
         session[key] = default
     if widget is st.number_input and isinstance(session.get(key), int | float):
-        session[key] = _within(session[key], *args[:2])  # a larger model had more
-    binding = None if _unreadable(widget, st.query_params.get(key)) else _binding(widget, label, key)
+        session[key] = address.within(session[key], *args[:2])  # a larger model had more
+    binding = None if address.unreadable(widget, st.query_params.get(key)) else _binding(widget, label, key)
     value = widget(label, *args, key=key, bind=binding, **options)
     session[before], session["_drawn"][key] = default, value if binding else ""
     if value != default:
@@ -263,21 +262,6 @@ def unread() -> tuple[list[Misread], list[str]]:
     st.session_state.pop("_chose", None)
     long = st.session_state.get("_long", {})
     return list(st.session_state["_misread"].values()), [long[key] for key in long if key in st.session_state["_drawn"]]
-
-
-def _unreadable(widget: Callable[..., Any], text: str | None) -> bool:
-    """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
-    if widget is st.segmented_control:
-        return text == ""
-    try:
-        return widget is st.number_input and text is not None and not math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _within(value: float, low: float | None = None, high: float | None = None) -> float:
-    value = value if low is None else max(value, low)
-    return value if high is None else min(value, high)
 
 
 def linked(key: str) -> str | None:

@@ -14,7 +14,7 @@ from dashboard.settings import Settings
 from dashboard.text import plain
 from evals import figures
 from evals.compare import Comparison, Sample
-from evals.results import Run, questions
+from evals.results import Run
 from evals.table import besides
 from workbench.errors import DataError
 
@@ -35,7 +35,7 @@ def show(head: Head) -> None:
         st.info("Choose a run as A: differences are B less A.")
         return
     for side, run in (("A", a), ("B", b)):
-        _badge(side, run)
+        runs.badge(side, run)
     try:
         compared = runs.compared(b, a)
     except DataError as error:
@@ -72,15 +72,6 @@ def _choose(found: list[Run]) -> tuple[Run, Run | None]:
             against = state.pinned("Run A", others, key="a_run", follows="b_run", width=420)
     by_name = {run.name: run for run in found}
     return by_name[name], by_name.get(against)
-
-
-def _badge(side: str, run: Run) -> None:
-    partial = [(task, *questions(run, task)) for task in run.tasks]
-    said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
-        about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
-        st.text(plain(" · ".join([*filter(None, about), *said])))
 
 
 def _table(found: Comparison) -> None:

@@ -16,7 +16,7 @@ from evals.compare import Comparison
 from evals.document import write
 from evals.markup import line
 from evals.published import Published, beside
-from evals.results import Run, Score
+from evals.results import Run, Score, questions
 
 Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]
@@ -47,7 +47,7 @@ def forest(
         rows += [_row(score) for score in scores]
         values, low, high = ([100 * getattr(score, end) for score in scores] for end in ("value", "low", "high"))
         fig.add_scatter(
-            x=values, y=[_row(score) for score in scores], name=_plain(run.name), mode="markers", orientation="h",
+            x=values, y=[_row(score) for score in scores], name=_named(run), mode="markers", orientation="h",
             customdata=[(score.n, "-" if score.shots is None else score.shots) for score in scores],
             hovertemplate="%{y}<br>%{x:.1f}%, n = %{customdata[0]}, %{customdata[1]} shots"
             "<extra>%{fullData.name}</extra>",
@@ -146,6 +146,12 @@ def _two_lines(row: str) -> str:
 
 def _row(score: Score) -> str:
     return _plain(f"{score.task}{_BETWEEN}{score.label}")
+
+
+def _named(run: Run) -> str:
+    """A run's name, and whether any of its scores is of a part of the questions."""
+    counts = (questions(run, task) for task in {score.task for score in run.scores})
+    return f"{_plain(run.name)}{' (partial)' if any(asked < whole for asked, whole in counts) else ''}"
 
 
 def _plain(text: str) -> str:

@@ -141,6 +141,8 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
         except DataError as error:
             problem("These runs cannot be compared. Choose another one.", str(error))
             return None
+        for side, one in (("This (B)", run), ("Other (A)", baseline)):
+            runs.badge(side, one)
         both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)
         table = found.frame()
@@ -165,17 +167,17 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
             column_config={
                 "task": "Task",
                 "metric": "Metric",
-                "other": st.column_config.NumberColumn("Other", format="%.1f"),
-                "this": st.column_config.NumberColumn("This", format="%.1f"),
+                "other": st.column_config.NumberColumn("Other (A)", format="%.1f"),
+                "this": st.column_config.NumberColumn("This (B)", format="%.1f"),
                 "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
                 "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
                 "high": st.column_config.NumberColumn("to", format="%+.1f"),
                 "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g"),
-                "only_b": st.column_config.NumberColumn("Only this right"),
-                "only_a": st.column_config.NumberColumn("Only other right"),
+                "only_b": st.column_config.NumberColumn("Only B right"),
+                "only_a": st.column_config.NumberColumn("Only A right"),
             },
         )
-        origins = [f"{name}: {theirs} in the other run, {ours} in this one" for name, theirs, ours in besides(found)]
+        origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(found)]
         for note in (*found.notes, *origins):
             st.text(plain(note))
     return found

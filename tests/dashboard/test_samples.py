@@ -323,3 +323,20 @@ def test_partial_scores_are_marked_and_published_ones_stand_beside(
     assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx([100 / 6])
     assert table["published"].tolist() == pytest.approx([100 * figure.value])
     assert table["source"].tolist() == [figure.source] and "6 of 100 questions" in table["unlike"][0]
+
+
+def test_the_other_run_is_badged_where_it_is_partial(
+    app: App, serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(results, tmp_path / "results")
+    path = next((root / "first").glob("results_*.json"))
+    data = json.loads(path.read_text())
+    data["n-samples"]["tiny_quiz"]["original"] = 400
+    path.write_text(json.dumps(data))
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(root)}
+    session = app("benchmarks", run=names["second"])
+    serve(str(checkpoint), root)
+    session.selectbox(key="baseline").set_value(names["first"]).run()
+    assert not session.exception and not session.error
+    assert [badge for badge in map(str, said(session).splitlines()) if "Other (A): partial" in badge]
+    assert "This (B): partial" not in said(session) and "tiny_quiz: 6 of 400 questions" in said(session)

@@ -69,6 +69,12 @@ def test_differences_are_filled_where_they_are_sure(tmp_path: Path) -> None:
     assert sure.error_x.arrayminus[0] == pytest.approx(37.5 - 100 * low)
 
 
+def test_a_run_of_a_part_of_the_questions_is_called_so(tmp_path: Path) -> None:
+    part = {"n-samples": {"gsm8k_cot": {"original": 400, "effective": QUESTIONS}}}
+    whole, partial = figures.forest([run_of(tmp_path / "a", 10), run_of(tmp_path / "b", 25, **part)]).data
+    assert partial.name.endswith(" (partial)") and "partial" not in whole.name
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     run = run_of(tmp_path / "<b>&a", 10, task="<i>x")
     (trace,) = figures.forest([run]).data
