@@ -16,6 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PLACE = "_busy"
+_kept: dict[str, Callable[[], None]] = {}  # what clears each function's results, by its name: pages are run anew
 
 
 def mount() -> None:
@@ -37,7 +38,7 @@ def place() -> AbstractContextManager[object]:
 def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator: `st.cache_resource` of the `most` latest results, kept for `seconds`, with its spinner in the head.
 
-    Arguments whose name begins with an underscore are no part of the key. `clear()` of what it gives forgets all.
+    Arguments whose name begins with an underscore are no part of the key. `forget` drops the results of all of them.
     """
 
     def decorate(compute: Callable[P, T]) -> Callable[P, T]:
@@ -48,7 +49,13 @@ def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Calla
             with place():
                 return cached(*args, **options)
 
-        call.clear = cached.clear  # type: ignore[attr-defined]
+        _kept[f"{compute.__module__}.{compute.__qualname__}"] = cached.clear
         return call
 
     return decorate
+
+
+def forget() -> None:
+    """Drop every result that is kept for all users, whoever keeps it: they hold models, captures and their numbers."""
+    for clear in list(_kept.values()):
+        clear()

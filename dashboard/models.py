@@ -64,17 +64,21 @@ class Shelf:
         with lock:
             if path not in self._loaded:
                 model = wb.load_model(path, progress=progress)
-                self._loaded[path] = model.eval().requires_grad_(False)
+                with self._guard:
+                    self._loaded[path] = model.eval().requires_grad_(False)
             return self._loaded[path]
 
     def drop(self, path: str) -> None:
-        self._loaded.pop(path, None)
+        with self._guard:
+            self._loaded.pop(path, None)
 
     def bytes(self) -> dict[str, int]:
         """What each loaded model's weights hold."""
+        with self._guard:
+            loaded = dict(self._loaded)
         return {
             path: sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-            for path, model in self._loaded.items()
+            for path, model in loaded.items()
         }
 
 

@@ -72,9 +72,8 @@ def model_path() -> str:
 
 def unload(known: Known) -> None:
     """Free a model's memory, and that of every capture and result: they hold its numbers."""
+    busy.forget()
     models.unload(known.path)
-    _run.clear()
-    _computed.clear()
 
 
 def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from dashboard import captures, guide, sides, state
+from dashboard import busy, captures, guide, sides
 from probes import norms
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
@@ -55,7 +55,7 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
     )
     ids = captures.load(found, torch.device("cpu")).tokens.tolist()
     for name in ("attention", "rope", "norms", "lens", "neurons"):
-        state._run.clear()
+        busy.forget()
         other = kept(name, capture="cat 1")
         assert not other.exception and not other.error, name
         assert any("read from its file" in text.value for text in other.text), name
@@ -165,7 +165,7 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
     kl = (found[0].exp() * (found[0] - found[1])).sum(-1).mean()
     runs = []
     monkeypatch.setattr(Transformer, "run_with_capture", lambda *_, **__: runs.append(1))
-    state._run.clear()
+    busy.forget()
     page = kept("compare", capture="plain", b_of=sides.KEPT, b_capture="scaled")
     assert not page.exception and not page.error
     shown = {metric.label: metric.value for metric in page.metric}

@@ -1,6 +1,7 @@
 """Several models on one server: what is known, what they cost, loading beside others, switching, unloading."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 
-from dashboard import models
+from dashboard import busy, models, sides, state
 from dashboard.settings import ROOT, Settings
 from tests.dashboard.world import write_checkpoint
 from workbench.errors import CheckpointError, DataError
@@ -104,6 +105,43 @@ def test_a_slow_load_holds_up_nobody_who_looks_at_another_model(
     assert set(shelf.bytes()) == {slow, quick}
     models.unload(slow)
     assert list(shelf.bytes()) == [quick]
+
+
+def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
+    shelf = models.Shelf()
+
+    class Loading(torch.nn.Module):
+        def parameters(self, recurse: bool = True) -> Any:
+            shelf._loaded.setdefault("another", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+            return super().parameters(recurse)
+
+    shelf._loaded["one"] = Loading()  # type: ignore[assignment]
+    assert shelf.bytes() == {"one": 0}
+    assert set(shelf.bytes()) == {"one", "another"}
+
+
+def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
+    _, known = models.known()
+    model = models.shelf().get(known.path)
+    again = sides._in_type("key", model, "bfloat16")
+    gone = [weakref.ref(model), weakref.ref(again)]
+    del model, again
+    assert all(ref() is not None for ref in gone)
+    state.unload(known)
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tuple[Path, Path]) -> None:
+    calls = []
+
+    @busy.once_for_all("Computing …", most=2)
+    def compute(key: str) -> int:
+        calls.append(key)
+        return len(calls)
+
+    assert [compute("a"), compute("a")] == [1, 1]
+    state.unload(models.known()[1])
+    assert compute("a") == 2
 
 
 def test_progress_reaches_its_end(checkpoint: Path) -> None:
