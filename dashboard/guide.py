@@ -4,7 +4,6 @@ A step is a page with values for its controls. They are put where the page looks
 address that results is the page's own. The heads are the model's, found by the catalogue; nothing names them here.
 """
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from dashboard import runs, samples, state
+from dashboard import jobs, runs, samples, state
 from dashboard.frame import card, problem
+from dashboard.request import Request
 from dashboard.settings import Settings
-from dashboard.text import plain
 from evals.results import Run
 from probes.heads import RULES, Head, catalogue, repeat_scores, text_scores
 from workbench.errors import DataError, WorkbenchError
@@ -207,20 +206,21 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 def offer(model: Transformer) -> None:
-    """Draw the examples that work with this model, each with its button."""
+    """Draw the examples that work with this model, each with its button; of the quiz one that runs it where none is."""
     quiz = run_of(model) is not None
     with card("A guided first visit", key="guide", help="Three steps each; leave one by opening any page."):
         offered = [name for name in EXAMPLES if name != "quiz" or quiz]
-        for column, name in zip(st.columns(len(EXAMPLES)), offered, strict=False):
+        columns = st.columns(len(EXAMPLES))
+        for column, name in zip(columns, offered, strict=False):
             with column:
                 if st.button(EXAMPLES[name].name, key=f"guide_{name}", width="stretch"):
                     _go(model, name, 0)
                 st.caption(EXAMPLES[name].shows)
         if not quiz and state.model_path() == "demo":
-            st.caption("A third example, a wrong quiz answer, needs a run of the embedded quiz. This command makes it:")
-            folder = Settings.from_env().results / "demo"
-            command = ["workbench", "eval", "run", "--model", "demo", "--tasks", TASK, "--output", str(folder)]
-            st.code(plain(shlex.join(command)), language=None, wrap_lines=True)
+            with columns[-1]:
+                if st.button("Run the embedded quiz", key="guide_run", width="stretch"):
+                    _run_quiz()
+                st.caption(f"{EXAMPLES['quiz'].shows} It needs a run of the quiz; Runs shows how far it is.")
 
 
 def strip(model: Transformer, page: str) -> None:
@@ -239,6 +239,20 @@ def strip(model: Transformer, page: str) -> None:
         if st.button("Done" if last else "Leave", key="guide_leave"):
             state.unlink("guide")
             st.rerun()
+
+
+def _run_quiz() -> None:
+    """Start the quiz that the third example is of, unless it is under way, and look at it."""
+    results, asked = Settings.from_env().results, Request("", state.model_path(), (TASK,))
+    try:
+        running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.about["tasks"]]
+        mine = [job for job in running if job.about["model"] == asked.model]
+        job = mine[0] if mine else jobs.start(results, asked.checked()[0])
+    except WorkbenchError as error:
+        problem("The quiz was not started.", str(error))
+        return
+    state.forget("job")
+    st.switch_page("dashboard/pages/runs.py", query_params={"job": job.id})
 
 
 def _underway() -> tuple[str | None, int]:

@@ -13,6 +13,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from dashboard import jobs, request, warden
 from dashboard.jobs import Job
 from dashboard.request import Request
+from dashboard.settings import ROOT
 from evals.progress import Progress
 from evals.results import list_runs
 from evals.store import Store
@@ -244,3 +245,28 @@ def test_the_notebook_code_runs(opened: App, world: Path, stand_in: None, checkp
     lines = source.splitlines()
     exec("\n".join([*lines[:-1], f"found = {lines[-1]}"]), scope)
     assert scope["found"]["job"].tolist() == ["mine"]
+
+
+def test_without_a_run_of_the_quiz_the_third_example_starts_one(
+    world: Path, serve: Callable[[str, Path], None], stand_in: None
+) -> None:
+    serve("demo", world)
+    session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    assert {"An induction head", "The RoPE invariance", "Run the embedded quiz"} <= buttons(session)
+    session.button(key="guide_run").click().run()
+    assert not session.exception and not session.error
+    (job,) = jobs.jobs(world)[0]
+    assert session.header[0].value == "Runs" and session.selectbox(key="job").value == job.id
+    assert "--tasks=demo_mmlu" in job.command and "--model=demo" in job.command
+    settled(world, job.id, *jobs.ACTIVE)
+
+
+def test_the_third_example_does_not_start_a_quiz_twice(
+    world: Path, serve: Callable[[str, Path], None], stand_in: None
+) -> None:
+    running = jobs.start(world, Request("mine", "demo", ("demo_mmlu",), seed=FOREVER))
+    serve("demo", world)
+    session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    session.button(key="guide_run").click().run()
+    assert [job.id for job in jobs.jobs(world)[0]] == [running.id]
+    assert session.selectbox(key="job").value == running.id and not session.exception
