@@ -75,7 +75,7 @@ def _save(model: Transformer, given: Input) -> None:
     try:
         name = st.session_state["capture_name"].strip()
         captures.place(name)  # before the model runs for nothing
-        held = state.capture(model, given.ids, captures.HOOKS)
+        held = state.capture(model, given.ids, captures.HOOKS, given.changes)
         captures.save(held.capture, name, checkpoint=state.fingerprint(model))
     except WorkbenchError as error:
         st.session_state["_capture_refused"] = str(error)

@@ -40,12 +40,7 @@ class Input:
     @property
     def running(self) -> str:
         """How a notebook's run of it begins: the contexts that it stands in."""
-        if self.changes == NO_CHANGES:
-            return "with torch.no_grad():"
-        return (
-            "from workbench.intervene import from_json\n"
-            f"with torch.no_grad(), model.intervene(*from_json({self.changes!r})):"
-        )
+        return running(self.changes)
 
     def with_also(self, changes: str) -> str:
         """Its own interventions and then these, both as `workbench.intervene.to_json` writes them."""
@@ -53,6 +48,13 @@ class Input:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def running(changes: str) -> str:
+    """How a notebook's run under these interventions begins, which are as `workbench.intervene.to_json` writes them."""
+    if changes == NO_CHANGES:
+        return "with torch.no_grad():"
+    return f"from workbench.intervene import from_json\nwith torch.no_grad(), model.intervene(*from_json({changes!r})):"
 
 
 def choose(model: Transformer) -> Input | None:

@@ -12,7 +12,7 @@ from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import card, table_height
 from dashboard.said import SAID
-from dashboard.state import Held
+from dashboard.state import NO_CHANGES, Held
 from dashboard.targets import token_bytes
 from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
@@ -43,14 +43,17 @@ def query(found: Sampled, step: int) -> int:
     return len(found.prompt) - 1 + step
 
 
-def run(model: Transformer, found: Sampled) -> Held:
-    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read."""
-    return state.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS)
+def run(model: Transformer, found: Sampled, changes: str = NO_CHANGES) -> Held:
+    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read.
+
+    changes: the interventions that the text was written under.
+    """
+    return state.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS, changes)
 
 
-def attention(model: Transformer, found: Sampled, step: int) -> View:
-    """The atlas of all heads for one query, and the row of the open head over the tokens."""
-    held, at = run(model, found), query(found, step)
+def attention(model: Transformer, found: Sampled, step: int, changes: str) -> View:
+    """The atlas of all heads for one query, and the row of the open head over the tokens; `changes` as in `run`."""
+    held, at = run(model, found, changes), query(found, step)
     config = model.config
     with card(f"Attention of step {step + 1}", key="step_card", help="Of the query that chose this step's token."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="step_controls"):
@@ -71,6 +74,8 @@ def attention(model: Transformer, found: Sampled, step: int) -> View:
             atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
             _row(model, held, found, at, View(layer, head))
+            if changes == NO_CHANGES:  # a prompt's link says nothing of them
+                _onwards(model, found, held.capture.tokens[0].tolist(), at, View(layer, head))
     return View(layer, head)
 
 
@@ -108,7 +113,6 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },
     )
-    _onwards(model, found, ids, at, view)
 
 
 def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:

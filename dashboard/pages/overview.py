@@ -16,6 +16,7 @@ from probes.rotation import wavelengths
 from workbench import provenance, sizes
 from workbench.capture import Request
 from workbench.errors import WorkbenchError
+from workbench.intervene import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -165,7 +166,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
         _elsewhere()
         if given is None:
             return None
-        table, seconds = likeliest(model, given.ids)
+        table, seconds = likeliest(model, given)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
             st.subheader(
@@ -192,7 +193,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
 import torch, workbench as wb
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     probability = model(tokens)[0, -1].softmax(-1)
 probability.topk(8)
 """
@@ -239,23 +240,25 @@ def _take_file() -> None:
     state.hand_over("prompt", text)
 
 
-def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> tuple[pd.DataFrame, float]:
+def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float]:
     """The k likeliest next tokens: token, id, probability; and the seconds that the model took to read the prompt.
 
     Only the last position is unembedded.
     """
 
-    def compute(model: Transformer, *, ids: tuple[int, ...], k: int) -> tuple[pd.DataFrame, float]:
+    def compute(model: Transformer, *, ids: tuple[int, ...], changes: str, k: int) -> tuple[pd.DataFrame, float]:
         seconds: list[float] = []
         while len(seconds) < 2 and sum(seconds) < WARM_UP:
             begin = time.perf_counter()
-            hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
-            top = model.unembed(hidden)[0, 0].softmax(-1).topk(min(k, model.config.vocab_size))
+            with model.intervene(*from_json(changes)):
+                hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
+                logits = model.unembed(hidden, start=len(ids) - 1)
+            top = logits[0, 0].softmax(-1).topk(min(k, model.config.vocab_size))
             found = pd.DataFrame({"id": top.indices.tolist(), "probability": top.values.tolist()})
             seconds.append(time.perf_counter() - begin)
         return found, min(seconds)
 
-    table, seconds = state.once_per_model(model, compute, ids=ids, k=k)
+    table, seconds = state.once_per_model(model, compute, ids=given.ids, changes=given.changes, k=k)
     table = table.copy()  # the kept one is everybody's
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds
