@@ -12,6 +12,7 @@ from dashboard.said import SAID
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
 from dashboard.text import plain
+from dashboard.versus import chance
 from evals import figures
 from evals.compare import Comparison
 from evals.published import beside, named, published
@@ -149,13 +150,13 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
             pd.DataFrame(
                 {
                     "task": table["task"],
-                    "metric": table["metric"] + table["average"].map(lambda name: f", {name}" if name else ""),
+                    "metric": [plain(one.a.label) for one in found.differences],
                     "other": table["a"] * scale,
                     "this": table["b"] * scale,
                     "difference": table["difference"] * scale,
                     "low": table["low"] * scale,
                     "high": table["high"] * scale,
-                    "holm": table["holm"],
+                    "holm": table["holm"].map(chance),
                     "n": table["n"],
                     "only_b": table["only_b"],
                     "only_a": table["only_a"],
@@ -170,7 +171,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                 "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
                 "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
                 "high": st.column_config.NumberColumn("to", format="%+.1f"),
-                "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g"),
+                "holm": st.column_config.TextColumn("p (Holm)", alignment="right"),
                 "only_b": st.column_config.NumberColumn("Only this right"),
                 "only_a": st.column_config.NumberColumn("Only other right"),
             },
