@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -154,6 +154,11 @@ def card(
 def table_height(rows: int, *, most: int = 440) -> int:
     """Pixels for a table of so many rows, so that a short one shows no empty rows and a long one scrolls."""
     return min(most, 35 * (rows + 1) + 3)
+
+
+def token_column(label: str = "Token") -> Any:
+    """A table's column of tokens, wide enough for `<|begin_of_text|>`: a cell does not say that it is cut off."""
+    return st.column_config.TextColumn(label, width=135)
 
 
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:

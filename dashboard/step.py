@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard import source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import card, table_height
+from dashboard.frame import card, table_height, token_column
 from dashboard.said import SAID
 from dashboard.state import NO_CHANGES, Held
 from dashboard.targets import token_bytes
@@ -108,7 +108,7 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
         row_height=31,
         column_config={
             "key": st.column_config.NumberColumn("Position", width=70),
-            "token": st.column_config.TextColumn("Token", width=130),
+            "token": token_column(),
             "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },
@@ -150,7 +150,7 @@ def table(model: Transformer, found: Sampled) -> None:
             height=table_height(len(shown), most=330),
             column_config={
                 "step": st.column_config.NumberColumn("Step", width=60),
-                "text": "Token",
+                "text": token_column(),
                 "token": st.column_config.NumberColumn("Id", format="%d", width=70),
                 "probability": st.column_config.ProgressColumn("Probability", format="%.4f", min_value=0, max_value=1),
                 "logprob": st.column_config.NumberColumn("Log-probability (nats)", format="%.4f"),

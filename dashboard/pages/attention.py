@@ -9,7 +9,7 @@ import streamlit as st
 from dashboard import guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import Head, Help, card, chart_untitled, page
+from dashboard.frame import Head, Help, card, chart_untitled, page, token_column
 from dashboard.said import SAID
 from dashboard.source import Input
 from dashboard.state import Held
@@ -254,7 +254,7 @@ def _strongest(table: pd.DataFrame, given: Input) -> None:
         row_height=31,
         column_config={
             "position": st.column_config.NumberColumn("Position", width=70),
-            "token": st.column_config.TextColumn("Token", width=130),
+            "token": token_column(),
             "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },

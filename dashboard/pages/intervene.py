@@ -9,7 +9,7 @@ import streamlit as st
 from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
 from dashboard.effects import AFTER, BEFORE, Changes
-from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
+from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height, token_column
 from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.source import Input
@@ -149,7 +149,7 @@ def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
         hide_index=True,
         height=table_height(len(table), most=330),
         column_config={
-            "token": "Token",
+            "token": token_column(),
             "id": st.column_config.NumberColumn("Id", format="%d"),
             "before": st.column_config.ProgressColumn("Before", format="%.3f", min_value=0, max_value=1),
             "after": st.column_config.ProgressColumn("After", format="%.3f", min_value=0, max_value=1),
@@ -186,7 +186,7 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
         hide_index=True,
         height=table_height(len(table)),
         column_config={
-            "token": "Token",
+            "token": token_column(),
             **{name: st.column_config.NumberColumn(name.capitalize(), format="%.3f") for name in table.columns[1:]},
         },
     )

@@ -8,7 +8,7 @@ import torch
 
 from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
-from dashboard.frame import Head, Help, card, page, problem
+from dashboard.frame import Head, Help, card, page, problem, token_column
 from dashboard.source import Input
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
@@ -135,7 +135,12 @@ def _origin(model: Transformer) -> None:
     table = origin(model)
     shown = table.assign(value=[plain(_brief(name, value)) for name, value in zip(*table.values.T, strict=True)])
     st.dataframe(
-        shown, hide_index=True, column_config={"name": st.column_config.TextColumn("What", width=115), "value": "Value"}
+        shown,
+        hide_index=True,
+        column_config={
+            "name": st.column_config.TextColumn("What", width=100),
+            "value": st.column_config.TextColumn("Value", width=210),
+        },
     )
 
 
@@ -157,7 +162,7 @@ def _brief(name: str, value: str) -> str:
     """Hashes by their beginning and paths by their end; the whole is in the CSV."""
     if name in ("Checkpoint", "Tokenizer", "Commit") and len(value) >= 40:
         return value[:16] + " …" + ("+" if value.endswith("+") else "")
-    return value if len(value) <= 34 else "… " + value[-32:]
+    return value if len(value) <= 29 else "… " + value[-27:]
 
 
 def _prompt(model: Transformer, head: Head) -> Input | None:
@@ -181,7 +186,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
                 hide_index=True,
                 row_height=31,
                 column_config={
-                    "token": st.column_config.TextColumn("Token", width=140),
+                    "token": token_column(),
                     "id": st.column_config.NumberColumn("Id", width=60),
                     "probability": st.column_config.ProgressColumn(
                         "Probability", format="%.3f", min_value=0, max_value=1

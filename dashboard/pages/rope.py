@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 
 from dashboard import guide, source, state
-from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -228,7 +228,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
             height=table_height(len(order), most=530),
             column_config={
                 "position": st.column_config.NumberColumn("Position", width="small"),
-                "token": "Token",
+                "token": token_column(),
                 "moved": st.column_config.ProgressColumn("Moved", format="%.3f", min_value=0, max_value=1),
             },
         )

@@ -42,6 +42,7 @@ PAGES = {
     f"intervene?perhead=true&{urlencode({'changes': WITHOUT_A_HEAD})}": ("Intervene", ["shift", "atlas"]),
     "generate?temperature=0&new=8&written=1": ("Generate", ["atlas", "surprise"]),
     "benchmarks": ("Benchmarks", ["forest"]),
+    f"compare?{urlencode({'changes': WITHOUT_A_HEAD})}": ("Compare", ["atlas", "logit_differences", "side_by_side"]),
 }
 
 FIGURES_OF_A_SAMPLE = ("heads", "attribution", "token_curves")
@@ -104,6 +105,25 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
         tab.chart(figure)
     assert tab.page.locator(".js-plotly-plot").count() <= 3
     expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
+    assert cut_off(tab) == []
+
+
+def cut_off(tab: Tab) -> list[str]:
+    """The columns of every table that is wider than its place."""
+    return tab.page.evaluate(
+        """() => [...document.querySelectorAll('[data-testid=stDataFrame]')].flatMap(table => {
+            const inside = table.querySelector('.dvn-scroller');
+            const heads = [...table.querySelectorAll('th')].map(head => head.textContent);
+            return inside && inside.scrollWidth > inside.clientWidth ? [heads.join()] : [];
+        })"""
+    )
+
+
+def test_the_list_of_questions_fits_beside_another_run(tab: Tab, world: World) -> None:
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(world.results)}
+    tab.open("samples", run=names["second"], baseline=names["first"], task="tiny_quiz")
+    expect(tab.page.get_by_text("The other run's answer is")).to_be_visible()
+    assert cut_off(tab) == []
 
 
 def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:

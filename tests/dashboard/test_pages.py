@@ -222,6 +222,19 @@ def test_the_notebook_code_runs(app: App, page: str, options: dict[str, object])
     exec(compile(code[0], page, "exec"), {})
 
 
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("overview", {}), ("attention", {}), ("rope", {"view": "What if", "theta": 500}), ("norms", {}), ("lens", {}),
+        ("neurons", {}), ("intervene", {}), ("compare", {"compare": "Captures"}), ("generate", {"written": 1}),
+    ],
+)  # fmt: skip
+def test_columns_of_tokens_have_room_for_a_special_one(app: App, page: str, options: dict[str, object]) -> None:
+    tables = [json.loads(frame.proto.columns) for frame in app(page, **options).dataframe]
+    found = [column for table in tables for column in table.values() if column.get("label") in ("Token", "At token")]
+    assert found and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in found)
+
+
 def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
     session = app("benchmarks")
     table = session.dataframe[0].value
