@@ -262,6 +262,7 @@ def _strongest(table: pd.DataFrame, given: Input) -> None:
 
 
 def _take_away(head: Head, given: Input, metrics: HeadMetrics, found: HeadMap, view: View) -> None:
+    window = "" if found.stop - found.start == len(given) else f", window=({found.start}, {found.stop})"
     head.code(
         f"""
 import torch, workbench as wb
@@ -273,7 +274,8 @@ tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 head_metrics(cap).frame()
-head_map(cap, {view.layer}, {view.head}).weights
+found = head_map(cap, {view.layer}, {view.head}{window})
+found.weights
 """
     )
     head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": found.frame})

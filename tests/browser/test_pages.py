@@ -155,6 +155,15 @@ def test_squares_clicked_in_quick_succession_are_no_double_click(tab: Tab) -> No
     assert ring(tab.settle()) == [3, 6]
 
 
+def test_the_atlas_is_taken_away_as_a_picture(tab: Tab) -> None:
+    tab.open("attention", layer=0, head=0)
+    x, y = square(tab, 2, 2)
+    tab.page.mouse.move(x, y)
+    with tab.page.expect_download() as download:
+        tab.page.locator(".modebar-btn[data-title*=png i]").first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
 def map_values(tab: Tab) -> str:
     return tab.page.evaluate(
         """() => {

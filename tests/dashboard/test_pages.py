@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,33 @@ def test_columns_of_tokens_have_room_for_a_special_one(app: App, page: str, opti
     tables = [json.loads(frame.proto.columns) for frame in app(page, **options).dataframe]
     found = [column for table in tables for column in table.values() if column.get("label") in ("Token", "At token")]
     assert found and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in found)
+
+
+@pytest.mark.parametrize("view", [{}, {"extent": "Window"}, {"extent": "Window", "start": 100}])
+def test_the_notebook_code_of_a_long_prompt_gives_the_drawn_map(app: App, view: dict[str, object]) -> None:
+    session = app("attention", prompt="the cat " * 300, layer=1, head=2, **view)
+    assert not session.exception and not session.error
+    scope: dict[str, Any] = {}
+    exec(next(code.value for code in session.code if code.language == "python"), scope)
+    _, drawn = session.session_state["_figures"]["head_map"]
+    assert len(scope["tokens"][0]) > 512
+    np.testing.assert_allclose(scope["found"].weights, drawn().data[0].z, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("attention", {"layer": 2, "head": 5}),
+        ("compare", {"compare": "Captures", "at_layer": 2, "at_head": 5}),
+        ("generate", {"written": 1, "layer": 2, "head": 5}),
+    ],
+)
+def test_the_atlas_is_among_the_downloads_with_its_ring(app: App, page: str, options: dict[str, object]) -> None:
+    session = app(page, prompt="the cat sat", **options)
+    assert "Atlas (HTML)" in [button.proto.label for button in session.get("download_button")]
+    _, made = session.session_state["_figures"]["atlas"]
+    squares, rings = made().data
+    assert np.shape(squares.z) == (4, 8) and list(rings.selectedpoints) == [2 * 8 + 5]
 
 
 def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
