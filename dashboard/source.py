@@ -57,14 +57,17 @@ def running(changes: str) -> str:
     return f"from workbench.intervene import from_json\nwith torch.no_grad(), model.intervene(*from_json({changes!r})):"
 
 
-def choose(model: Transformer) -> Input | None:
-    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why)."""
+def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
+    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why).
+
+    hooks: what the page needs of a capture, so that it is said whether one that is kept has it.
+    """
     sample, capture = state.linked("sample"), state.linked("capture")
     try:
         if sample is not None:
             return _sample(model, sample)
         if capture is not None:
-            return _capture(model, capture)
+            return _capture(model, capture, hooks)
         return _prompt(model)
     except WorkbenchError as error:
         problem("There is nothing to run on.", str(error))
@@ -101,14 +104,18 @@ def _banner(key: str) -> DeltaGenerator:
     return said
 
 
-def _capture(model: Transformer, name: str) -> Input:
+def _capture(model: Transformer, name: str, hooks: tuple[str, ...] | None) -> Input:
     said = _banner("capture")
     given = kept(model, name)
-    hooks = captures.find(name).hooks
-    said.text(
-        plain(f"Capture {name}: {len(given)} tokens, {hooks} hook points, read from its file{_under(given.changes)}")
-    )
+    about = f"Capture {name}: {len(given)} tokens, {captures.find(name).hooks} hook points{_under(given.changes)}"
+    said.text(plain(about + ("" if hooks is None else f"; {read(model, name, hooks)}")))
     return given
+
+
+def read(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+    """Whether what a page needs is read from a capture's file, or why the model is run for it."""
+    short = state.short_of(model, name, hooks)
+    return f"{short}, so the model was run on its tokens" if short else "read from its file"
 
 
 def kept(model: Transformer, name: str) -> Input:

@@ -69,7 +69,7 @@ def show() -> None:
     with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "attention")
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)

@@ -43,7 +43,7 @@ def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "intervene")
-        given = source.choose(model)
+        given = source.choose(model, effects.HOOKS)
         made = specification.choose(model)
         if given is None or made is None:
             return

@@ -61,7 +61,7 @@ def show() -> None:
                 "weights. Serve it from one process.",
             )
             return
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)

@@ -40,7 +40,7 @@ MOST_ROWS = 200
 def show() -> None:
     with page("Neurons", "How a neuron fires, and what it writes.", ABOUT) as head:
         model = state.model()
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)

@@ -39,7 +39,7 @@ NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
 def show() -> None:
     with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
         model = state.model()
-        given = source.choose(model)
+        given = source.choose(model, norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
             view = state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
             norm = "ln1"

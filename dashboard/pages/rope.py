@@ -57,7 +57,7 @@ def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "rope")
-        given = source.choose(model)
+        given = source.choose(model, rope.HOOKS)
         view = _controls(model)
         if view.name == WAVES:
             _waves(head, view)

@@ -156,6 +156,26 @@ def test_captures_are_told_apart_by_tokens_hooks_and_weights(checkpoint: Path) -
     assert state.capture(model, (1, 2, 3), hooks).capture is state.capture(model, (1, 2, 3), hooks).capture
 
 
+def test_a_capture_that_holds_more_is_not_made_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = app("lens", prompt="the cat sat on the mat")  # holds the last norm's output, which Intervene starts from
+    runs: list[object] = []
+    monkeypatch.setattr(Transformer, "run_with_capture", lambda *args, **options: runs.append(args))
+    session.switch_page("dashboard/pages/intervene.py").run()
+    assert not runs and session.text_area(key="prompt").value == "the cat sat on the mat"
+    assert not session.exception and not session.error
+
+
+def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> None:
+    model = wb.load_model(checkpoint)
+    kept = len(state._RUNS)
+    held = state.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
+    assert len(state._RUNS) == kept + 1
+    state._run.clear()
+    state._computed.clear()
+    del held
+    assert len(state._RUNS) <= kept
+
+
 def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
     session = app("rope", view="What if", layer=1, head=2)
     assert metrics(session)["Attention that moves"] == "0.0%"
