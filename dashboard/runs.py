@@ -1,7 +1,7 @@
 """Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,11 @@ def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], .
     return str(path), _stamps([path])
 
 
-def choose(found: list[Run]) -> tuple[Run, Run | None]:
-    """Draw the controls for a run and one to compare it with; says so where the address names one that is gone."""
+def choose(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
+    """Draw the controls for a run and one to compare it with; says so where the address names one that is gone.
+
+    more: draws what a page adds to them.
+    """
     names = [run.name for run in found]
     for key in ("run", "baseline"):
         named = st.query_params.get(key)
@@ -86,6 +89,7 @@ def choose(found: list[Run]) -> tuple[Run, Run | None]:
         against = (
             state.bound(st.selectbox, "Compare with", others, key="baseline", width=420) if len(names) > 1 else None
         )
+        more()
     run = next((run for run in found if run.name == name), found[0])
     return run, next((run for run in found if run.name == against), None)
 
