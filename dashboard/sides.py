@@ -68,7 +68,7 @@ class Shared:
 
 def choose(model: Transformer) -> tuple[Side, Side] | None:
     """Draw the controls of both sides; None where one has nothing to run, and the page says why."""
-    mine = source.choose(model, HOOKS)
+    mine = source.unchanged(model, HOOKS)
     if mine is None:
         return None
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):

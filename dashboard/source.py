@@ -19,6 +19,7 @@ DEFAULT_PROMPT = (
     "The capital of Peru is Lima. The capital of Spain is Madrid. The capital of Peru is Lima. The capital of Spain is"
 )
 MAX_CHARS = 8000
+UNDER = "under"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,48 @@ def running(changes: str) -> str:
 
 
 def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
+    """Draw what the page looks at, as `unchanged` does, and under which interventions, where its address names some;
+    None where there is nothing to run (the page says why)."""
+    given = unchanged(model, hooks)
+    if given is None or under() == NO_CHANGES:
+        return given
+    try:
+        return _changed(model, given, under())
+    except WorkbenchError as error:
+        problem("The interventions in the address do not fit this model. Take them off.", str(error))
+        return None
+
+
+def under() -> str:
+    """The interventions that the address puts on top of the prompt's own.
+
+    They stand in the address alone: nobody finds a model changed who did not ask for it there. Their name is not that
+    of the builder's JSON, which the browser takes away with its control when its page is left.
+    """
+    return str(st.query_params.get(UNDER, NO_CHANGES))
+
+
+def carried(changes: str) -> dict[str, str]:
+    """What a link carries so that its page looks at the model under these interventions."""
+    return {} if changes == NO_CHANGES else {UNDER: changes}
+
+
+def _changed(model: Transformer, given: Input, changes: str) -> Input:
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key="changed"):
+        said = st.empty()
+        st.page_link("dashboard/pages/intervene.py", label="In Intervene →", query_params={"changes": changes})
+        if st.button("Take it off", key="unchange"):
+            del st.query_params[UNDER]
+            st.rerun()
+    said.text("The model is changed.")
+    made = from_json(changes)
+    for change in made:
+        change.subscription(model.config)
+    said.text(plain(f"The model is changed: {described(made)}."))
+    return replace(given, changes=given.with_also(changes))
+
+
+def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
     """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why).
 
     hooks: what the page needs of a capture, so that it is said whether one that is kept has it.

@@ -18,7 +18,7 @@ from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
 from probes.maps import MAX_CELLS, head_map, strongest_keys
 from probes.sampled import Sampled
-from workbench.intervene import Ablate, to_json
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 COLOURS = {
@@ -32,10 +32,11 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class View:
-    """The head that is open."""
+    """The head that is open, and the interventions of its run."""
 
     layer: int
     head: int
+    changes: str = NO_CHANGES
 
 
 def query(found: Sampled, step: int) -> int:
@@ -73,10 +74,10 @@ def attention(model: Transformer, found: Sampled, step: int, changes: str) -> Vi
             id = f"{held.id}/{name}/{at}"
             atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
-            _row(model, held, found, at, View(layer, head))
-            if changes == NO_CHANGES:  # a prompt's link says nothing of them
-                _onwards(model, found, held.capture.tokens[0].tolist(), at, View(layer, head))
-    return View(layer, head)
+            view = View(layer, head, changes)
+            _row(model, held, found, at, view)
+            _onwards(model, found, held.capture.tokens[0].tolist(), at, view)
+    return view
 
 
 def _choose_head(layer: int, head: int) -> None:
@@ -128,12 +129,17 @@ def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: 
         st.page_link(
             "dashboard/pages/attention.py",
             label=f"{name} in Attention →",
-            query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)},
+            query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)}
+            | source.carried(view.changes),
         )
         st.page_link(
             "dashboard/pages/intervene.py",
             label=f"Without {name} in Intervene →",
-            query_params={"prompt": text, "position": str(at), "changes": to_json([Ablate(name)])},
+            query_params={
+                "prompt": text,
+                "position": str(at),
+                "changes": to_json([*from_json(view.changes), Ablate(name)]),
+            },
         )
 
 

@@ -118,9 +118,9 @@ def _given(model: Transformer) -> Given | None:
     if chat:
         with above:
             made = conversation.choose(model, text)
-        return Given(*made, said=text) if made else None
+        return Given(*made, said=text, changes=given.changes) if made else None
     code = str(list(given.ids)) if model.tokenizer is None else f"model.tokenizer.encode({text!r}, bos=True)"
-    return Given(given.ids, code)
+    return Given(given.ids, code, changes=given.changes)
 
 
 def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, DeltaGenerator]:

@@ -37,13 +37,15 @@ ABOUT = Help(
     },
 )
 TOP = 8
+CHANGED = ("Attention", "RoPE", "Norms", "Lens", "Neurons", "Generate")
+"""The pages that look at the model as it is changed by their address."""
 
 
 def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "intervene")
-        given = source.choose(model, effects.HOOKS)
+        given = source.unchanged(model, effects.HOOKS)
         made = specification.choose(model)
         if given is None or made is None:
             return
@@ -76,13 +78,24 @@ def show() -> None:
             )
         if st.session_state["perhead"]:
             _heads(model, given, changes)
+        _onwards(to_json(made))
+        _benchmark(from_json(changes[AFTER]), given)
+        _take_away(head, given, changes, moved, logits)
+
+
+def _onwards(changes: str) -> None:
+    """Links to the other pages, which look at the changed model."""
+    with st.container(horizontal=True, vertical_alignment="center", key="onwards"):
         st.page_link(
             "dashboard/pages/compare.py",
             label="Patterns before and after in Compare →",
-            query_params={"changes": to_json(made)},
+            query_params={"changes": changes},
         )
-        _benchmark(from_json(changes[AFTER]), given)
-        _take_away(head, given, changes, moved, logits)
+        if changes != state.NO_CHANGES:
+            st.text("The changed model in", width="content")
+            for name in CHANGED:
+                page = f"dashboard/pages/{name.lower()}.py"
+                st.page_link(page, label=f"{name} →", query_params=source.carried(changes))
 
 
 def _more() -> None:

@@ -18,7 +18,7 @@ from probes.lens import LogitLens
 from probes.tuned import FILE, TunedLens, tuned_lens
 from workbench import parallel
 from workbench.capture import Capture
-from workbench.intervene import Ablate, to_json
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -229,12 +229,12 @@ def _heads(made: LogitAttribution, row: int) -> None:
     st.page_link(
         "dashboard/pages/attention.py",
         label=f"{names[at]} in Attention →",
-        query_params=_with_sample({"layer": str(layer), "head": str(number)}),
+        query_params=_with_sample({"layer": str(layer), "head": str(number)} | source.carried(source.under())),
     )
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {names[at]} in Intervene →",
-        query_params=_with_sample({"changes": to_json([Ablate(names[at])])}),
+        query_params=_with_sample({"changes": to_json([*from_json(source.under()), Ablate(names[at])])}),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pages that look at a changed model: under the interventions of a sample's run, all of them compute under these."""
+"""Pages that look at a changed model, by the interventions of a sample's run or those that the address names."""
 
 import json
 import shutil
@@ -128,3 +128,77 @@ def test_a_capture_is_continued_from_its_end(
     assert not session.exception and not session.error
     shown = next(frame.value for frame in session.dataframe if "logprob" in frame.value)
     assert shown["token"].tolist() == list(changed.tokens)
+
+
+# --- changes in the address -----------------------------------------------------------------------------------
+
+TYPED = "the cat sat on the mat"
+VIEWS = [
+    ("attention", {"layer": 2, "head": 5}),
+    ("rope", {"view": "This head", "layer": 2, "head": 5}),
+    ("norms", {"look": "Contributions"}),
+    ("lens", {}),
+    ("neurons", {"layer": 2}),
+    ("overview", {}),
+]
+
+
+@pytest.mark.parametrize(("page", "view"), VIEWS)
+def test_a_page_looks_at_the_model_as_its_address_changes_it(app: App, page: str, view: dict[str, object]) -> None:
+    plain = app(page, prompt=TYPED, **view)
+    changed = app(page, prompt=TYPED, under=to_json([CHANGE]), **view)
+    for session in (plain, changed):
+        assert not session.exception and not session.error
+    assert any(text.value == "The model is changed: ablate L1H2." for text in changed.text)
+    assert not any("is changed" in text.value for text in plain.text)
+    assert numbers(plain) != numbers(changed)
+    assert "model.intervene(*from_json(" in next(code.value for code in changed.code if code.language == "python")
+    changed.button(key="unchange").click().run()
+    assert not changed.exception and "under" not in changed.query_params
+    assert numbers(changed) == numbers(plain)
+
+
+def numbers(session: AppTest) -> list[str]:
+    tables = [frame.value.to_csv() for frame in session.dataframe if "size" not in frame.value]
+    return [*(metric.value for metric in session.metric), *tables]
+
+
+def test_attention_under_changes_has_the_changed_models_patterns(app: App, model: Transformer) -> None:
+    session = app("attention", prompt=TYPED, under=to_json([CHANGE]), layer=2, head=5)
+    assert model.tokenizer is not None
+    with torch.no_grad(), model.intervene(CHANGE):
+        tokens = torch.tensor([model.tokenizer.encode(TYPED, bos=True)])
+        _, cap = model.run_with_capture(tokens, ["blocks.2.attn.hook_pattern"], materialize=True)
+    _, drawn = session.session_state["_figures"]["head_map"]
+    np.testing.assert_allclose(
+        np.nan_to_num(drawn().data[0].z), cap["blocks.2.attn.hook_pattern"][0, 5].numpy(), atol=1e-5
+    )
+
+
+def test_a_change_stands_in_the_address_alone(app: App) -> None:
+    session = app("intervene", prompt=TYPED, changes=to_json([CHANGE]))
+    links = {link.proto.label: link.proto for link in session.get("page_link")}
+    for name in ("Attention", "RoPE", "Norms", "Lens", "Neurons", "Generate"):
+        assert "under=" in links[f"{name} →"].query_string, name
+    session.query_params.clear()
+    session.switch_page("dashboard/pages/norms.py").run()
+    assert not any("is changed" in text.value for text in session.text)
+
+
+@pytest.mark.parametrize("changes", ["[{}]", "x", '[{"kind": "ablate", "target": "L99H0"}]'])
+def test_changes_that_do_not_fit_can_be_taken_off(app: App, changes: str) -> None:
+    session = app("norms", prompt=TYPED, under=changes)
+    assert not session.exception and "do not fit this model" in session.error[0].value
+    session.button(key="unchange").click().run()
+    assert not session.exception and not session.error and session.dataframe
+
+
+def test_a_prompts_text_is_written_by_the_changed_model(app: App, model: Transformer) -> None:
+    session = app("generate", prompt=TYPED, under=to_json([CHANGE]), temperature=0, new=6)
+    session.button(key="generate").click().run()
+    assert not session.exception and not session.error
+    with model.intervene(CHANGE):
+        (changed,) = wb.generate(model, [TYPED], max_new_tokens=6)
+    shown = next(frame.value for frame in session.dataframe if "logprob" in frame.value)
+    assert shown["token"].tolist() == list(changed.tokens)
+    np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
