@@ -5,7 +5,7 @@ import streamlit as st
 
 from dashboard import captures, state
 from dashboard.captures import Stored
-from dashboard.frame import card, problem, table_height
+from dashboard.frame import card, empty, problem, table_height
 from dashboard.source import Input
 from dashboard.text import plain, printable
 from workbench import sizes
@@ -14,26 +14,42 @@ from workbench.errors import WorkbenchError
 from workbench.model import Transformer
 
 
-def show(model: Transformer, given: Input) -> None:
+def show(model: Transformer, given: Input | None) -> None:
+    """The list, which is there where nothing can be run as well: `given` is None."""
     with card("Captures", key="captures", help=f"Kept in {plain(str(captures.folder()))}, also for scripts."):
-        with st.container(horizontal=True, vertical_alignment="bottom", key="save_capture_row"):
-            st.text_input(
-                "Name", key="capture_name", max_chars=81, placeholder="peru and spain",
-                help="Keeps what all pages ask of this prompt, so that nothing is run again.",
-            )  # fmt: skip
-            st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, given))
-            request = Request.of(model.config, captures.HOOKS)
-            needed = sum(request.n_bytes(model.config, 1, len(given), 0, model.dtype.itemsize).values())
-            st.text(f"takes {sizes.readable_bytes(needed)}")
+        if given is not None:
+            _offer(model, given)
         refused = st.session_state.pop("_capture_refused", None)
         if refused:
             problem("The capture was not kept.", refused)
         found = captures.stored()
         if not found:
-            st.caption("There is none yet.")
+            none_yet(model)
             return
         _table(model, found)
         _actions(found)
+
+
+def none_yet(model: Transformer) -> None:
+    """That no capture is kept, and the command that keeps one of the prompt."""
+    if model.tokenizer is None:
+        empty("No capture is kept yet. Overview keeps one of its prompt.")
+        return
+    prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no box of its own
+    empty("No capture is kept yet. Overview keeps one of its prompt, and so does a terminal:")
+    st.code(plain(captures.command(state.model_path(), prompt)), language=None)
+
+
+def _offer(model: Transformer, given: Input) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom", key="save_capture_row"):
+        st.text_input(
+            "Name", key="capture_name", max_chars=81, placeholder="peru and spain",
+            help="Keeps what all pages ask of this prompt, so that nothing is run again.",
+        )  # fmt: skip
+        st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, given))
+        request = Request.of(model.config, captures.HOOKS)
+        needed = sum(request.n_bytes(model.config, 1, len(given), 0, model.dtype.itemsize).values())
+        st.text(f"takes {sizes.readable_bytes(needed)}")
 
 
 def _table(model: Transformer, found: list[Stored]) -> None:
@@ -75,7 +91,7 @@ def _save(model: Transformer, given: Input) -> None:
     try:
         name = st.session_state["capture_name"].strip()
         captures.place(name)  # before the model runs for nothing
-        held = state.capture(model, given.ids, captures.HOOKS)
+        held = state.capture(model, given.ids, captures.HOOKS, given.changes)
         captures.save(held.capture, name, checkpoint=state.fingerprint(model))
     except WorkbenchError as error:
         st.session_state["_capture_refused"] = str(error)

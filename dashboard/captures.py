@@ -5,6 +5,7 @@ Draws nothing. A name from an address never leads out of the folder.
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from dashboard.settings import Settings
 from probes import attention, attribution, lens, neurons, norms, rope
 from workbench.capture import Capture
 from workbench.errors import CaptureError, DataError
-from workbench.hooks import expand
+from workbench.hooks import expand, layer_of, point_of
 
 HOOKS = tuple(
     dict.fromkeys(
@@ -112,6 +113,14 @@ def delete(name: str) -> None:
         raise DataError(f"The capture {name!r} cannot be deleted: {error.strerror}.") from error
 
 
+def command(model: str, prompt: str) -> str:
+    """What keeps a capture of a prompt that answers every page, in a terminal."""
+    hooks = [word for hook in HOOKS for word in ("--hooks", hook)]
+    words = ["workbench", "capture", model, prompt, *hooks, "--output", str(folder() / f"mine{SUFFIX}")]
+    make = [] if folder().is_dir() else [shlex.join(["mkdir", "-p", str(folder())])]
+    return " && ".join([*make, shlex.join(words)])
+
+
 def load(found: Stored, device: torch.device) -> Capture:
     """The whole capture on a device, read once for each state of its file.
 
@@ -122,7 +131,21 @@ def load(found: Stored, device: torch.device) -> Capture:
 
 def answers(capture: Capture, hooks: tuple[str, ...]) -> bool:
     """Whether it holds all of these hooks."""
-    return set(expand(list(hooks), capture.config)) <= set(capture.names)
+    return not lacking(capture, hooks)
+
+
+def lacking(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
+    """What it does not hold of these hooks: `blocks.*.hook_mlp_out`, or `blocks.{0,2}.hook_mlp_out` of some layers."""
+    missing = set(expand(list(hooks), capture.config)) - set(capture.names)
+    layers: dict[str, list[str]] = {}
+    for name in expand(list(hooks), capture.config):
+        if name in missing:
+            layers.setdefault(point_of(name).name, []).append(str(layer_of(name)))
+    whole = capture.config.n_layers
+    return [
+        point.replace("{l}", "*" if len(found) == whole else f"{{{','.join(found)}}}")
+        for point, found in layers.items()
+    ]
 
 
 @once_for_all("Reading the capture …", most=3)

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -119,9 +119,9 @@ class Head:
                 with st.container(horizontal=True):
                     _file(f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv")
                     _file(f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET)
-            for name, (said, fig) in st.session_state.get("_figures", {}).items():
+            for name, (said, make) in st.session_state.get("_figures", {}).items():
                 title = name.replace("_", " ").capitalize()
-                _file(f"{title} (HTML)", lambda said=said, fig=fig: _html(said, fig), f"{name}.html", "text/html")
+                _file(f"{title} (HTML)", lambda said=said, make=make: _html(said, make()), f"{name}.html", "text/html")
             st.caption("A figure as PNG: the camera that appears over it.")
 
 
@@ -166,6 +166,11 @@ def table_height(rows: int, *, most: int = 440) -> int:
     return min(most, 35 * (rows + 1) + 3)
 
 
+def token_column(label: str = "Token") -> Any:
+    """A table's column of tokens, wide enough for `<|begin_of_text|>`: a cell does not say that it is cut off."""
+    return st.column_config.TextColumn(label, width=135)
+
+
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
     """A figure with its title above it, in the page's own type, where it cannot collide with a legend or be cut off;
     beside it a "?" says what it shows.
@@ -190,9 +195,13 @@ def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
 
 
 def _draw(fig: go.Figure, key: str, title: str, height: Literal["stretch", "content"] = "content") -> None:
-    """The figure, which is also kept for the downloads at the end of the page."""
     st.plotly_chart(readable(fig), key=key, config=PLOTLY_CONFIG, height=height)
-    st.session_state.setdefault("_figures", {})[key] = (title, fig)
+    offer(key, title, lambda: fig)
+
+
+def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
+    """Put a figure among the downloads at the end of the page."""
+    st.session_state.setdefault("_figures", {})[name] = (title, make)
 
 
 def readable(fig: go.Figure) -> go.Figure:

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from dashboard import state
+from dashboard.source import running
+from dashboard.state import NO_CHANGES
 from probes.sampled import Choice, Sampled, choices, gathered
+from workbench.intervene import from_json
 from workbench.model import Transformer
 from workbench.sampling import Sampling
 
@@ -23,20 +26,32 @@ _KEY = "_written"
 
 
 @dataclass(frozen=True)
+class Given:
+    """The ids to go on from, the code that makes them in a notebook, and in a chat the message that is answered.
+
+    `changes` are the interventions in force, as `workbench.intervene.to_json` writes them.
+    """
+
+    ids: tuple[int, ...]
+    code: str
+    said: str | None = None
+    changes: str = NO_CHANGES
+
+
+@dataclass(frozen=True)
 class Request:
-    """What to generate. `code` is the Python expression that makes the ids in a notebook; `path` names the model."""
+    """What to generate; `path` names the model."""
 
     model: str  # its fingerprint
     path: str
-    ids: tuple[int, ...]
-    code: str
+    given: Given
     sampling: Sampling
     seed: int
     max_new_tokens: int
 
     def notebook(self, n_tokens: int, query: int, layer: int, head: int) -> str:
         """A cell that gives the first `n_tokens` of the text again, its numbers, and one head's row at a step."""
-        sampling = self.sampling
+        sampling, step = self.sampling, query + 2 - len(self.given.ids)
         return f"""
 import torch, workbench as wb
 from probes.attention import HOOKS, head_metrics
@@ -44,14 +59,15 @@ from probes.sampled import sampled
 from workbench.sampling import Sampling
 
 model = wb.load_model({self.path!r}).eval().requires_grad_(False)
-prompt = {self.code}
+prompt = {self.given.code}
 sampling = Sampling(temperature={sampling.temperature!r}, top_p={sampling.top_p!r}, top_k={sampling.top_k!r})
-found = sampled(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens}, alternatives={ALTERNATIVES})
+{running(self.given.changes)}
+    found = sampled(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens}, alternatives={ALTERNATIVES})
+    _, cap = model.run_with_capture(torch.tensor([[*prompt, *found.tokens[:-1]]], device=model.device), HOOKS)
 print(found.text)
 found.frame()
 found.alternatives()
-_, cap = model.run_with_capture(torch.tensor([[*prompt, *found.tokens[:-1]]], device=model.device), HOOKS)
-head_metrics(cap, queries=[{query}]).frame()  # every head, for the query that chose step {query + 2 - len(self.ids)}
+head_metrics(cap, queries=[{query}]).frame()  # every head, for the query that chose step {step}
 cap.pattern({layer}, heads=[{head}], queries=[{query}])[0, 0, 0, :{query + 1}]
 """
 
@@ -70,14 +86,14 @@ class Written:
     def found(self) -> Sampled:
         """The steps as a result, made once they no longer grow."""
         if self._found is None or len(self._found.tokens) != len(self.steps):
-            self._found = gathered(self.request.ids, self.steps)
+            self._found = gathered(self.request.given.ids, self.steps)
         return self._found
 
     @property
     def id(self) -> str:
         """Names the text, for the browser to know it again."""
         request = self.request
-        return f"{request.model}/{hash((request.ids, tuple(step.token for step in self.steps)))}"
+        return f"{request.model}/{hash((request.given, tuple(step.token for step in self.steps)))}"
 
 
 def held(model: Transformer) -> Written | None:
@@ -93,12 +109,9 @@ def forget() -> None:
     st.session_state.pop(_KEY, None)
 
 
-def request(
-    model: Transformer, ids: tuple[int, ...], code: str, sampling: Sampling, seed: int, max_new_tokens: int
-) -> Request:
+def request(model: Transformer, given: Given, sampling: Sampling, seed: int, max_new_tokens: int) -> Request:
     """A request to the model of this server."""
-    path = state.model_path()
-    return Request(state.fingerprint(model), path, ids, code, sampling, seed, max_new_tokens)
+    return Request(state.fingerprint(model), state.model_path(), given, sampling, seed, max_new_tokens)
 
 
 def write(model: Transformer, asked: Request, show: Callable[[str], None]) -> None:
@@ -108,23 +121,23 @@ def write(model: Transformer, asked: Request, show: Callable[[str], None]) -> No
     Raises: GenerationError for a prompt that leaves no room.
     """
     begun = time.perf_counter()
-    found = choices(
-        model,
-        asked.ids,
-        asked.sampling,
-        seed=asked.seed,
-        max_new_tokens=asked.max_new_tokens,
-        alternatives=ALTERNATIVES,
-    )
-    written = Written(asked)
-    st.session_state[_KEY] = written
-    text, drawn = "", 0.0
-    for step in found:
-        now = time.perf_counter()
-        written.steps.append(step)
-        written.first = written.first or now - begun
-        written.last = now - begun
-        text += step.text if model.tokenizer is not None else f"#{step.token} "
-        if now - drawn >= FRAME_SECONDS or step.finish_reason is not None:
-            drawn = now
-            show(text)
+    written, text, drawn = Written(asked), "", 0.0
+    with model.intervene(*from_json(asked.given.changes)):
+        found = choices(
+            model,
+            asked.given.ids,
+            asked.sampling,
+            seed=asked.seed,
+            max_new_tokens=asked.max_new_tokens,
+            alternatives=ALTERNATIVES,
+        )
+        st.session_state[_KEY] = written
+        for step in found:
+            now = time.perf_counter()
+            written.steps.append(step)
+            written.first = written.first or now - begun
+            written.last = now - begun
+            text += step.text if model.tokenizer is not None else f"#{step.token} "
+            if now - drawn >= FRAME_SECONDS or step.finish_reason is not None:
+                drawn = now
+                show(text)

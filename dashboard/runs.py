@@ -1,7 +1,7 @@
 """Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,17 @@ def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], .
     return str(path), _stamps([path])
 
 
-def choose(found: list[Run]) -> tuple[Run, Run | None]:
-    """Draw the controls for a run and one to compare it with."""
+def choose(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
+    """Draw the controls for a run and one to compare it with.
+
+    more: draws what a page adds to them.
+    """
     names = [run.name for run in found]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         name = state.pinned("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
         against = state.pinned("Compare with", others, key="baseline", follows="run", width=420)
+        more()
     by_name = {run.name: run for run in found}
     return by_name[name], by_name.get(against)
 

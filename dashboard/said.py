@@ -14,7 +14,7 @@ SAID = {
     "decay": "How far the sum over pairs can reach at each distance: what RoPE alone lets attention fade by. "
     "[RoPE, section 3.4.3](https://arxiv.org/abs/2104.09864)",
     "band_contribution": "What each frequency pair adds to this head's scores on this prompt; the signed bars sum to "
-    "the score. [Round and round we go](https://arxiv.org/abs/2410.06205)",
+    "the score, and the green ones below are shares of the size. [Round and round we go](https://arxiv.org/abs/2410.06205)",
     "score_by_distance": "This head's scores by how far the key lies back, with their spread, and what position "
     "alone would give. [RoPE](https://arxiv.org/abs/2104.09864)",
     "relative_invariance": "How far a score moves when query and key move together, by type of numbers: "

@@ -6,9 +6,9 @@ import streamlit as st
 import torch
 
 import workbench as wb
-from dashboard import captures, source, specification, state
+from dashboard import capture_card, captures, source, specification, state
 from dashboard.busy import once_for_all
-from dashboard.frame import card, empty, problem
+from dashboard.frame import card, problem
 from dashboard.samples import SMALL
 from dashboard.source import MAX_CHARS, Input
 from dashboard.state import NO_CHANGES, Held
@@ -68,7 +68,7 @@ class Shared:
 
 def choose(model: Transformer) -> tuple[Side, Side] | None:
     """Draw the controls of both sides; None where one has nothing to run, and the page says why."""
-    mine = source.choose(model)
+    mine = source.unchanged(model, HOOKS)
     if mine is None:
         return None
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):
@@ -141,10 +141,11 @@ def _other(model: Transformer) -> Input | None:
 def _kept(model: Transformer) -> Input | None:
     names = [one.name for one in captures.stored()]
     if not names:
-        empty("No capture is kept yet. Keep one on Overview, or with:", "workbench capture --help")
+        capture_card.none_yet(model)
         return None
     name = state.pinned("B's capture", names, key="b_capture", width=320, format_func=plain)
     try:
+        st.text(plain(f"B: {source.read(model, name, HOOKS)}"))
         return source.kept(model, name)
     except WorkbenchError as error:
         problem("B's capture cannot be compared.", str(error))

@@ -19,6 +19,7 @@ DEFAULT_PROMPT = (
     "The capital of Peru is Lima. The capital of Spain is Madrid. The capital of Peru is Lima. The capital of Spain is"
 )
 MAX_CHARS = 8000
+UNDER = "under"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,7 @@ class Input:
     @property
     def running(self) -> str:
         """How a notebook's run of it begins: the contexts that it stands in."""
-        if self.changes == NO_CHANGES:
-            return "with torch.no_grad():"
-        return (
-            "from workbench.intervene import from_json\n"
-            f"with torch.no_grad(), model.intervene(*from_json({self.changes!r})):"
-        )
+        return running(self.changes)
 
     def with_also(self, changes: str) -> str:
         """Its own interventions and then these, both as `workbench.intervene.to_json` writes them."""
@@ -61,14 +57,66 @@ def typed() -> bool:
     return state.linked("sample") is None and state.linked("capture") is None
 
 
-def choose(model: Transformer) -> Input | None:
-    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why)."""
+def running(changes: str) -> str:
+    """How a notebook's run under these interventions begins, which are as `workbench.intervene.to_json` writes them."""
+    if changes == NO_CHANGES:
+        return "with torch.no_grad():"
+    return f"from workbench.intervene import from_json\nwith torch.no_grad(), model.intervene(*from_json({changes!r})):"
+
+
+def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
+    """Draw what the page looks at, as `unchanged` does, and under which interventions, where its address names some;
+    None where there is nothing to run (the page says why)."""
+    given = unchanged(model, hooks)
+    if given is None or under() == NO_CHANGES:
+        return given
+    try:
+        return _changed(model, given, under())
+    except WorkbenchError as error:
+        problem("The interventions in the address do not fit this model. Take them off.", str(error))
+        return None
+
+
+def under() -> str:
+    """The interventions that the address puts on top of the prompt's own.
+
+    They stand in the address alone: nobody finds a model changed who did not ask for it there. Their name is not that
+    of the builder's JSON, which the browser takes away with its control when its page is left.
+    """
+    return str(st.query_params.get(UNDER, NO_CHANGES))
+
+
+def carried(changes: str) -> dict[str, str]:
+    """What a link carries so that its page looks at the model under these interventions."""
+    return {} if changes == NO_CHANGES else {UNDER: changes}
+
+
+def _changed(model: Transformer, given: Input, changes: str) -> Input:
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key="changed"):
+        said = st.empty()
+        st.page_link("dashboard/pages/intervene.py", label="In Intervene →", query_params={"changes": changes})
+        if st.button("Take it off", key="unchange"):
+            del st.query_params[UNDER]
+            st.rerun()
+    said.text("The model is changed.")
+    made = from_json(changes)
+    for change in made:
+        change.subscription(model.config)
+    said.text(plain(f"The model is changed: {described(made)}."))
+    return replace(given, changes=given.with_also(changes))
+
+
+def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
+    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why).
+
+    hooks: what the page needs of a capture, so that it is said whether one that is kept has it.
+    """
     sample, capture = state.linked("sample"), state.linked("capture")
     try:
         if sample is not None:
             return _sample(model, sample)
         if capture is not None:
-            return _capture(model, capture)
+            return _capture(model, capture, hooks)
         return _prompt(model)
     except WorkbenchError as error:
         problem("There is nothing to run on.", str(error))
@@ -110,14 +158,18 @@ def _banner(key: str) -> DeltaGenerator:
     return said
 
 
-def _capture(model: Transformer, name: str) -> Input:
+def _capture(model: Transformer, name: str, hooks: tuple[str, ...] | None) -> Input:
     said = _banner("capture")
     given = kept(model, name)
-    hooks = captures.find(name).hooks
-    said.text(
-        plain(f"Capture {name}: {len(given)} tokens, {hooks} hook points, read from its file{_under(given.changes)}")
-    )
+    about = f"Capture {name}: {len(given)} tokens, {captures.find(name).hooks} hook points{_under(given.changes)}"
+    said.text(plain(about + ("" if hooks is None else f"; {read(model, name, hooks)}")))
     return given
+
+
+def read(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+    """Whether what a page needs is read from a capture's file, or why the model is run for it."""
+    short = state.short_of(model, name, hooks)
+    return f"{short}, so the model was run on its tokens" if short else "read from its file"
 
 
 def kept(model: Transformer, name: str) -> Input:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import streamlit as st
 import torch
@@ -39,7 +40,7 @@ CAPTURE_BYTES, CAPTURES = 2 << 30, 6
 
 @dataclass(frozen=True)
 class Held:
-    """A capture and its id: a hash over the checkpoint, dtype, device, token ids and hook names."""
+    """A capture and its id: a hash over the checkpoint, dtype, device, token ids and changes, and its hooks' names."""
 
     id: str
     capture: Capture
@@ -77,23 +78,30 @@ def unload(known: Known) -> None:
 
 
 def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
-    """One run of the model on these tokens with these hooks, or the one that is already held.
+    """One run of the model on these tokens with these hooks, or one that is already held and has them.
 
     changes: interventions in force during the run, as `workbench.intervene.to_json` writes them.
     Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
-    opened = _stored(model, ids, hooks, changes)
-    if opened is not None:
-        return opened
-    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, sorted(hooks), changes]
-    capture_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return Held(capture_id, _run(capture_id, model, ids, hooks, changes))
+    found = opened(model, ids, hooks, changes)
+    if found is not None:
+        return found
+    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, changes]
+    run = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    hooks = next((made for (of, made), cap in list(_RUNS.items()) if of == run and captures.answers(cap, hooks)), hooks)
+    capture_id = f"{run} {sorted(hooks)}"
+    made = _RUNS[run, hooks] = _run(capture_id, model, ids, hooks, changes)
+    return Held(capture_id, made)
 
 
-def _stored(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+_RUNS: WeakValueDictionary[tuple[str, tuple[str, ...]], Capture] = WeakValueDictionary()
+"""What `_run` still holds, by the run's identity and its hooks: a page finds a capture that holds more than it asks."""
+
+
+def opened(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
     """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
-    opened = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
-    answers = (_answer(name, model, ids, hooks, changes) for name in opened if name is not None)
+    names = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
+    answers = (_answer(name, model, ids, hooks, changes) for name in names if name is not None)
     return next((answer for answer in answers if answer is not None), None)
 
 
@@ -101,13 +109,26 @@ def _answer(name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[st
     try:
         found = captures.find(name)
         capture = captures.load(found, model.device)
+        made = tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]
+        if made != (ids, json.loads(changes)) or short_of(model, name, hooks):
+            return None
     except WorkbenchError:  # the page has said so
         return None
-    made = [found.checkpoint, found.dtype, tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]]
-    wanted = [fingerprint(model), str(model.dtype).removeprefix("torch."), ids, json.loads(changes)]
-    if made != wanted or not captures.answers(capture, hooks):
-        return None
     return Held(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
+
+
+def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+    """Why a capture on disk does not spare a run on its tokens that needs these hooks; empty where it does.
+
+    Raises: WorkbenchError if it is gone or damaged.
+    """
+    found, dtype = captures.find(name), str(model.dtype).removeprefix("torch.")
+    if found.checkpoint != fingerprint(model):
+        return "the file does not say that it is of these weights"
+    if found.dtype != dtype:
+        return f"the file is in {found.dtype}, the model in {dtype}"
+    missing = captures.lacking(captures.load(found, model.device), hooks)
+    return f"the file lacks {', '.join(missing)}" if missing else ""
 
 
 def fingerprint(model: Transformer) -> str:

@@ -10,15 +10,15 @@ import streamlit as st
 from dashboard import address, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import card, table_height
+from dashboard.frame import card, table_height, token_column
 from dashboard.said import SAID
-from dashboard.state import Held
+from dashboard.state import NO_CHANGES, Held
 from dashboard.targets import token_bytes
 from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
 from probes.maps import MAX_CELLS, head_map, strongest_keys
 from probes.sampled import Sampled
-from workbench.intervene import Ablate, to_json
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 COLOURS = {
@@ -32,10 +32,11 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class View:
-    """The head that is open."""
+    """The head that is open, and the interventions of its run."""
 
     layer: int
     head: int
+    changes: str = NO_CHANGES
 
 
 def query(found: Sampled, step: int) -> int:
@@ -43,14 +44,17 @@ def query(found: Sampled, step: int) -> int:
     return len(found.prompt) - 1 + step
 
 
-def run(model: Transformer, found: Sampled) -> Held:
-    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read."""
-    return state.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS)
+def run(model: Transformer, found: Sampled, changes: str = NO_CHANGES) -> Held:
+    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read.
+
+    changes: the interventions that the text was written under.
+    """
+    return state.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS, changes)
 
 
-def attention(model: Transformer, found: Sampled, step: int) -> View:
-    """The atlas of all heads for one query, and the row of the open head over the tokens."""
-    held, at = run(model, found), query(found, step)
+def attention(model: Transformer, found: Sampled, step: int, changes: str) -> View:
+    """The atlas of all heads for one query, and the row of the open head over the tokens; `changes` as in `run`."""
+    held, at = run(model, found, changes), query(found, step)
     config = model.config
     with card(f"Attention of step {step + 1}", key="step_card", help="Of the query that chose this step's token."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="step_controls"):
@@ -70,8 +74,10 @@ def attention(model: Transformer, found: Sampled, step: int) -> View:
             id = f"{held.id}/{name}/{at}"
             atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
-            _row(model, held, found, at, View(layer, head))
-    return View(layer, head)
+            view = View(layer, head, changes)
+            _row(model, held, found, at, view)
+            _onwards(model, found, held.capture.tokens[0].tolist(), at, view)
+    return view
 
 
 def _choose_head(layer: int, head: int) -> None:
@@ -103,12 +109,11 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
         row_height=31,
         column_config={
             "key": st.column_config.NumberColumn("Position", width=70),
-            "token": st.column_config.TextColumn("Token", width=130),
+            "token": token_column(),
             "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },
     )
-    _onwards(model, found, ids, at, view)
 
 
 def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:
@@ -124,12 +129,17 @@ def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: 
         st.page_link(
             "dashboard/pages/attention.py",
             label=f"{name} in Attention →",
-            query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)},
+            query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)}
+            | source.carried(view.changes),
         )
         st.page_link(
             "dashboard/pages/intervene.py",
             label=f"Without {name} in Intervene →",
-            query_params={"prompt": text, "position": str(at), "changes": to_json([Ablate(name)])},
+            query_params={
+                "prompt": text,
+                "position": str(at),
+                "changes": to_json([*from_json(view.changes), Ablate(name)]),
+            },
         )
 
 
@@ -146,7 +156,7 @@ def table(model: Transformer, found: Sampled) -> None:
             height=table_height(len(shown), most=330),
             column_config={
                 "step": st.column_config.NumberColumn("Step", width=60),
-                "text": "Token",
+                "text": token_column(),
                 "token": st.column_config.NumberColumn("Id", format="%d", width=70),
                 "probability": st.column_config.ProgressColumn("Probability", format="%.4f", min_value=0, max_value=1),
                 "logprob": st.column_config.NumberColumn("Log-probability (nats)", format="%.4f"),

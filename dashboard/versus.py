@@ -86,13 +86,13 @@ def _table(found: Comparison) -> None:
     shown = pd.DataFrame(
         {
             "task": [plain(task) for task in table["task"]],
-            "metric": table["metric"] + table["average"].map(lambda name: f", {name}" if name else ""),
+            "metric": [plain(one.a.label) for one in found.differences],
             "n": table["n"],
             **sides,
             "difference": table["difference"] * scale,
             "interval": interval,
-            "p": table["p"],
-            "holm": table["holm"],
+            "p": table["p"].map(chance),
+            "holm": table["holm"].map(chance),
             "detectable": table["detectable"] * scale,
             "only_a": table["only_a"],
             "only_b": table["only_b"],
@@ -111,8 +111,8 @@ def _table(found: Comparison) -> None:
             "b": st.column_config.TextColumn("B (95%)", alignment="right"),
             "difference": st.column_config.NumberColumn("B − A", format="%+.1f", width=60),
             "interval": st.column_config.TextColumn("95% interval", alignment="right"),
-            "p": st.column_config.NumberColumn("p", format="%.3g", width=60),
-            "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g", width=70),
+            "p": st.column_config.TextColumn("p", alignment="right", width=60),
+            "holm": st.column_config.TextColumn("p (Holm)", alignment="right", width=70),
             "detectable": st.column_config.NumberColumn(
                 "Detectable", format="%.1f", width=80,
                 help="The smallest difference that these questions show with 80% power at 5%.",
@@ -202,6 +202,13 @@ def _parameters(sample: Sample, found: Comparison) -> dict[str, str]:
 
 def _gist(text: str) -> str:
     return " ".join(text.split())[:160]
+
+
+def chance(p: float | None) -> str:
+    """A p value as tables show it; empty for none."""
+    if pd.isna(p):
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3g}"
 
 
 def _score(value: float, low: float, high: float) -> str:

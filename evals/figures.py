@@ -6,7 +6,7 @@ and tasks are shown as they are: markup in them is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,20 +30,21 @@ def forest(
     runs: Sequence[Run],
     *,
     figures: Sequence[Published] = (),
-    tasks: Container[str] | None = None,
+    keep: Callable[[Score], bool] | None = None,
     card: bool = False,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """Every proportion of these runs with its interval, a row a task, metric and average; published ones as crosses.
 
-    tasks: rows of these alone. card: for a narrow place that bears the title itself, with labels of two lines.
+    keep: whether a score has a row; all have where it is None.
+    card: for a narrow place that bears the title itself, with labels of two lines.
     """
     fig = go.Figure()
     rows: list[str] = []
     for i, run in enumerate(runs):
         scores = [score for score in run.scores if score.proportion and score.low is not None]
-        scores = [score for score in scores if tasks is None or score.task in tasks]
+        scores = [score for score in scores if keep is None or keep(score)]
         rows += [_row(score) for score in scores]
         values, low, high = ([100 * getattr(score, end) for score in scores] for end in ("value", "low", "high"))
         fig.add_scatter(

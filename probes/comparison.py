@@ -63,8 +63,9 @@ class HeadDifferences(Result):
 class LogitDifferences(Result):
     """Two runs' predictions, token by token.
 
-    `kl` is KL(A || B) in nats; `rank` how many tokens B's logits put above A's first choice, `agree` whether none.
-    A position where either has NaN has NaN, -1 and False.
+    `kl` is KL(A || B) in nats; `rank` how many tokens B takes before A's first choice, `agree` whether none: whether
+    greedy decoding would go on alike. Of tokens with equal logits the one with the lowest id comes first, as it does
+    there. A position where either has NaN has NaN, -1 and False.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -220,7 +221,9 @@ def _logits(sides: Aligned) -> LogitDifferences:
         logs = x.log_softmax(-1)
         kl = (logs.exp() * (logs - y.log_softmax(-1))).sum(-1)
         first = x.argmax(-1, keepdim=True)
-        rank = (y > y.gather(-1, first)).sum(-1)
+        in_b = y.gather(-1, first)
+        earlier = torch.arange(y.shape[-1], device=y.device) < first  # of equal logits, the first is chosen
+        rank = ((y > in_b) | ((y == in_b) & earlier)).sum(-1)
         rank = rank.masked_fill(kl.isnan(), -1)
         for name, value in {"kl": kl.clamp(min=0), "rank": rank, "agree": rank == 0}.items():
             found[name].append(value.cpu())

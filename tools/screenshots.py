@@ -58,6 +58,7 @@ def main() -> None:
         subprocess.run([*run, "--output", str(results / "without-L4H0"), "--ablate", "L4H0"], check=True)
         subprocess.run([*run, "--output", str(results / "demo")], check=True)
         newest, other = (found.name for found in list_runs(results))
+        (results / "captures").mkdir()  # else the page's command begins with a folder of this machine
         runs: dict[str, object] = {"run": newest, "baseline": other}
         with serve(Settings("demo", results), log=Path(folder, "log")) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -2,7 +2,7 @@
 
 A heatmap reports no clicks, so the figure carries an invisible marker over each cell and the browser itself draws the
 ring around the clicked one. The figure is not sent again for that: it only changes with its numbers, or when the
-open head was changed by something other than a click.
+open head was changed by something other than a click. The downloads have it with the ring where it is now.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard.frame import readable
+from dashboard.frame import PLOTLY_CONFIG, offer, readable
 from probes.figures import drawing
 from workbench.config import ModelConfig
 
@@ -56,8 +56,10 @@ def atlas(
         on_select=clicked,
         selection_mode="points",
         # Else two squares clicked within 300 ms count as a double click, which takes the selection away.
-        config={"displayModeBar": False, "doubleClickDelay": 1},
+        config={**PLOTLY_CONFIG, "modeBarButtons": [["toImage"]], "doubleClickDelay": 1},
     )
+    title = f"{unit[0].upper()}{unit[1:]} of every head"
+    offer("atlas", title, lambda: readable(_figure(values, unit, config, selected, id)))
 
 
 def _cell(state: Any, n_heads: int) -> Cell | None:

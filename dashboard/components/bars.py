@@ -22,5 +22,5 @@ def over_tokens(
     else:
         add_lines(fig, list(labels), {name: values.astype(np.float32) for name, values in series.items()})
     fig.update_xaxes(title="token", type="category", tickangle=-60, nticks=32, automargin=True)
-    fig.update_yaxes(title=unit)
+    fig.update_yaxes(title=unit, exponentformat="power")  # not "500µ"
     return finish(fig, kind, title, "light", stamp, height=340)

@@ -9,13 +9,14 @@ import streamlit as st
 from dashboard import address, guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import Head, Help, card, chart_untitled, page
+from dashboard.frame import Head, Help, card, chart_untitled, page, token_column
 from dashboard.said import SAID
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
 from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from probes.maps import MAX_CELLS, HeadMap, head_map
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -69,7 +70,7 @@ def show() -> None:
     with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "attention")
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)
@@ -80,7 +81,7 @@ def show() -> None:
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
         with left, card("All heads", key="atlas_card", height="stretch", help=SAID["atlas"]):
-            _atlas(model, held, metrics, view)
+            _atlas(model, held, metrics, given, view)
         with right, st.container(border=True, key="map_card", height="stretch"):
             found = _head(model, held, metrics, given, view)
         with st.container(border=True, key="strip_card"):
@@ -105,20 +106,25 @@ def _controls(model: Transformer) -> View:
 def _first_head(model: Transformer) -> tuple[int, int]:
     if sum(p.numel() for p in model.parameters()) > SMALL:
         return 0, 0
-    scores = _induction(model).induction
+    scores = _induction(model, state.NO_CHANGES).induction
     layer, head = np.unravel_index(int(scores.argmax()), scores.shape)
     return int(layer), int(head)
 
 
-def _induction(model: Transformer) -> InductionScores:
+def _induction(model: Transformer, changes: str) -> InductionScores:
     block = min(32, (model.config.max_seq_len - 1) // 2)
-    return state.once_per_model(model, induction_scores, block=block)
+    return state.once_per_model(model, _induction_under, block=block, changes=changes)
 
 
-def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, view: View) -> None:
+def _induction_under(model: Transformer, *, block: int, changes: str) -> InductionScores:
+    with model.intervene(*from_json(changes)):
+        return induction_scores(model, block=block)
+
+
+def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> None:
     config = model.config
     if view.colour == "induction":
-        scores = _induction(model)
+        scores = _induction(model, given.changes)
         values = scores.induction
         unit, over = "induction weight", f"{scores.batch} random blocks of {scores.block} tokens, repeated"
     else:
@@ -134,6 +140,13 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, view: View) -> 
         on_choose=_choose_head,
     )
     _highest(values, unit)
+    name = f"L{view.layer}H{view.head}"
+    sample = {key: st.query_params[key] for key in ("sample",) if key in st.query_params}
+    st.page_link(
+        "dashboard/pages/intervene.py",
+        label=f"Without {name} in Intervene →",
+        query_params=sample | {"changes": to_json([*from_json(source.under()), Ablate(name)])},
+    )
 
 
 def _highest(values: np.ndarray, unit: str) -> None:
@@ -169,7 +182,7 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
         value = metrics.values[name][at]
         column.metric(label, form.format(value) if np.isfinite(value) else "none")
     if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
-        columns[-1].metric("Induction", f"{_induction(model).induction[at]:.0%}")
+        columns[-1].metric("Induction", f"{_induction(model, given.changes).induction[at]:.0%}")
     window = _window(len(given))
     found = state.once(held, head_map, view.layer, view.head, window=window)
     labels = plotly_labels(given.tokens)
@@ -257,7 +270,7 @@ def _strongest(table: pd.DataFrame, given: Input) -> None:
         row_height=31,
         column_config={
             "position": st.column_config.NumberColumn("Position", width=70),
-            "token": st.column_config.TextColumn("Token", width=130),
+            "token": token_column(),
             "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
             "distance": st.column_config.NumberColumn("Distance", width=70),
         },
@@ -265,6 +278,7 @@ def _strongest(table: pd.DataFrame, given: Input) -> None:
 
 
 def _take_away(head: Head, given: Input, metrics: HeadMetrics, found: HeadMap, view: View) -> None:
+    window = "" if found.stop - found.start == len(given) else f", window=({found.start}, {found.stop})"
     head.code(
         f"""
 import torch, workbench as wb
@@ -276,7 +290,8 @@ tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 head_metrics(cap).frame()
-head_map(cap, {view.layer}, {view.head}).weights
+found = head_map(cap, {view.layer}, {view.head}{window})
+found.weights
 """
     )
     head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": found.frame})

@@ -1,6 +1,7 @@
 """Benchmarks: a run's scores with their uncertainty, and the way to the questions behind them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from dashboard.said import SAID
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
 from dashboard.text import plain
+from dashboard.versus import chance
 from evals import figures
 from evals.compare import Comparison
 from evals.published import beside, named, published
-from evals.results import Run, questions
+from evals.results import Run, Score, questions
 from evals.table import besides
 from workbench.errors import DataError
 
@@ -52,23 +54,41 @@ def show() -> None:
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
-        run, baseline = runs.choose(found)
+        run, baseline = runs.choose(found, _filter)
+        table = run.frame()[[_asked(score) for score in run.scores]]
+        if table.empty:
+            st.info("No score of this run has all words of the filter. Shorten it.")
         left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
-            _scores(run)
+            _scores(run, table)
         with right, card("With 95% intervals", key="forest_card", height="stretch", help=SAID["forest"]):
             _forest(run, baseline)
         compared = None if baseline is None else _difference(run, baseline)
         known = _published(run)
         _samples(run)
-        tables = {"scores": run.frame}
+        tables: dict[str, Callable[[], pd.DataFrame]] = {"scores": lambda: table}
         tables |= {} if compared is None else {"differences": compared.frame}
         tables |= {} if known is None else {"published": known.copy}
         _take_away(head, run, baseline, tables)
 
 
-def _scores(run: Run) -> None:
-    table = run.frame()
+def _filter() -> None:
+    state.bound(
+        st.text_input, "Filter", "", key="only", placeholder="task or metric", max_chars=200, width=190,
+        help="Scores whose task and metric have all of these words, here and in the downloads.",
+    )  # fmt: skip
+
+
+def _asked(score: Score) -> bool:
+    """Whether a score is one that the filter leaves."""
+    return all(word in f"{score.task} {score.label}".lower() for word in _words())
+
+
+def _words() -> list[str]:
+    return str(st.session_state["only"]).lower().split()
+
+
+def _scores(run: Run, table: pd.DataFrame) -> None:
     shown = pd.DataFrame(
         {
             "task": table["task"],
@@ -119,9 +139,9 @@ def _interval(score: pd.Series) -> str:
 
 
 def _forest(run: Run, baseline: Run | None) -> None:
-    tasks = {score.task for score in run.scores if score.proportion and score.low is not None}
+    tasks = {score.task for score in run.scores if score.proportion and score.low is not None and _asked(score)}
     if not tasks:
-        st.caption("This run has no score that is a proportion with an interval.")
+        st.caption("None of these scores is a proportion with an interval.")
         return
     shown = [run]
     if baseline is not None:
@@ -129,7 +149,8 @@ def _forest(run: Run, baseline: Run | None) -> None:
             st.caption("The other run shares no task with this one.")
         else:
             shown.append(baseline)
-    chart_untitled(figures.forest(shown, tasks=tasks, card=True, stamp={"run": run.name}), key="forest")
+    keep = lambda score: score.task in tasks and _asked(score)  # noqa: E731
+    chart_untitled(figures.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:
@@ -143,21 +164,25 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
             return None
         for side, one in (("This (B)", run), ("Other (A)", baseline)):
             runs.badge(side, one)
+        found = replace(found, differences=tuple(one for one in found.differences if _asked(one.a)))
         both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)
+        if not found.differences:
+            st.caption("Nothing that both runs have is left by the filter.")
+            return None
         table = found.frame()
         scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
         st.dataframe(
             pd.DataFrame(
                 {
                     "task": table["task"],
-                    "metric": table["metric"] + table["average"].map(lambda name: f", {name}" if name else ""),
+                    "metric": [plain(one.a.label) for one in found.differences],
                     "other": table["a"] * scale,
                     "this": table["b"] * scale,
                     "difference": table["difference"] * scale,
                     "low": table["low"] * scale,
                     "high": table["high"] * scale,
-                    "holm": table["holm"],
+                    "holm": table["holm"].map(chance),
                     "n": table["n"],
                     "only_b": table["only_b"],
                     "only_a": table["only_a"],
@@ -172,7 +197,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                 "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
                 "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
                 "high": st.column_config.NumberColumn("to", format="%+.1f"),
-                "holm": st.column_config.NumberColumn("p (Holm)", format="%.3g"),
+                "holm": st.column_config.TextColumn("p (Holm)", alignment="right"),
                 "only_b": st.column_config.NumberColumn("Only B right"),
                 "only_a": st.column_config.NumberColumn("Only A right"),
             },
@@ -203,9 +228,10 @@ def _published(run: Run) -> pd.DataFrame | None:
                 "source": one.published.source,
             }
             for one in beside(run, named(model))
+            if _asked(one.score)
         ]
         if not rows:
-            st.caption("None of this run's tasks has a published score of that model.")
+            st.caption("None of these scores has a published one of that model.")
             return None
         table = pd.DataFrame(rows)
         st.dataframe(
@@ -240,8 +266,14 @@ def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, 
         "",
         f"runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}",
         f"run = runs[{run.name!r}]",
-        "run.frame()",
+        "shown = run.frame()",
     ]
+    if words := _words():
+        lines += [
+            'said = (shown["task"] + " " + shown["label"]).str.lower()',
+            f"shown = shown[[all(word in one for word in {words!r}) for one in said]]",
+        ]
+    lines.append("shown")
     if "differences" in tables and baseline is not None:
         lines = ["from evals.compare import compare", *lines, f"compare(runs[{baseline.name!r}], run).frame()"]
     head.code("\n".join(lines))

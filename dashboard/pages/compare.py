@@ -6,7 +6,7 @@ import streamlit as st
 
 from dashboard import sides, state, versus
 from dashboard.components.atlas import atlas
-from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page, table_height
+from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page, table_height, token_column
 from dashboard.said import SAID
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
@@ -177,13 +177,13 @@ def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
         hide_index=True,
         height=table_height(len(kept), most=600),
         column_config={
-            "token": "Token",
+            "token": token_column(),
             "id": st.column_config.NumberColumn("Id", format="%d", width=50),
-            "a": st.column_config.ProgressColumn("A", format="%.3f", min_value=0, max_value=1),
-            "b": st.column_config.ProgressColumn("B", format="%.3f", min_value=0, max_value=1),
-            "logit_a": st.column_config.NumberColumn("Logit A", format="%.2f", width=70),
-            "logit_b": st.column_config.NumberColumn("Logit B", format="%.2f", width=70),
-            "change": st.column_config.NumberColumn("B − A", format="%+.2f", width=70),
+            "a": st.column_config.ProgressColumn("A", format="%.3f", min_value=0, max_value=1, width=110),
+            "b": st.column_config.ProgressColumn("B", format="%.3f", min_value=0, max_value=1, width=110),
+            "logit_a": st.column_config.NumberColumn("Logit A", format="%.2f", width=65),
+            "logit_b": st.column_config.NumberColumn("Logit B", format="%.2f", width=65),
+            "change": st.column_config.NumberColumn("B − A", format="%+.2f", width=65),
         },
     )
 

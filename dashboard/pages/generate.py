@@ -1,7 +1,5 @@
 """Generate: text as the model writes it, what every token was drawn from, and where each head looked at any step."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import streamlit as st
 import torch
@@ -10,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dashboard import conversation, generation, source, state, step
 from dashboard.components.choices import choices
 from dashboard.frame import Help, chart, page, problem
-from dashboard.generation import Request, Written
+from dashboard.generation import Given, Request, Written
 from dashboard.targets import token_bytes
 from dashboard.text import plain, plotly_labels
 from probes.sampled import Sampled
@@ -54,15 +52,6 @@ ENDS = {
 }
 
 
-@dataclass(frozen=True)
-class Given:
-    """The ids to go on from, the code that makes them in a notebook, and in a chat the message that is answered."""
-
-    ids: tuple[int, ...]
-    code: str
-    said: str | None = None
-
-
 def show() -> None:
     with page("Generate", "Text as it is written, and what every token was drawn from.", ABOUT) as head:
         model = state.model()
@@ -79,7 +68,7 @@ def show() -> None:
         if written is None:
             if asked is not None:
                 place.info("Press Generate: the text appears here as it is written.")
-                _meter(model, len(asked.ids))
+                _meter(model, len(asked.given.ids))
             return
         found = written.found
         with place.container(border=True, key="text_card"):
@@ -88,7 +77,7 @@ def show() -> None:
             _said(model, written, asked, given)
             _meter(model, len(found.prompt) + len(found.tokens) - 1)  # the last token has not been read
         try:
-            view = step.attention(model, found, at)
+            view = step.attention(model, found, at, written.request.given.changes)
         except CaptureBudgetError as error:
             problem("The attention of so long a text does not fit. Ask for fewer tokens.", str(error))
             view = step.View(0, 0)
@@ -123,16 +112,16 @@ def _given(model: Transformer) -> Given | None:
     if given.asked is not None:
         st.caption("The sample's prompt is continued; the answer in it is left out.")
         ids = given.ids[: given.asked]
-        return Given(ids, str(list(ids)))
+        return Given(ids, str(list(ids)), changes=given.changes)
     if given.text is None:
-        without = "" if given.changes == state.NO_CHANGES else ", without the interventions that it was made under"
-        st.caption(f"The capture's tokens are continued{without}.")
+        st.caption("The capture's tokens are continued.")
     if chat and given.text is not None:
         with above:
             made = conversation.choose(model, given.text)
-        return Given(*made, said=given.text) if made else None
+        return Given(*made, said=given.text, changes=given.changes) if made else None
     words = given.text is not None and model.tokenizer is not None
-    return Given(given.ids, f"model.tokenizer.encode({given.text!r}, bos=True)" if words else str(list(given.ids)))
+    code = f"model.tokenizer.encode({given.text!r}, bos=True)" if words else str(list(given.ids))
+    return Given(given.ids, code, changes=given.changes)
 
 
 def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, DeltaGenerator]:
@@ -162,7 +151,7 @@ def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, 
     if given is None:
         return None, buttons
     sampling = Sampling(temperature, top_p, top_k)
-    return generation.request(model, given.ids, given.code, sampling, seed, limit), buttons
+    return generation.request(model, given, sampling, seed, limit), buttons
 
 
 # --- writing --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import streamlit as st
 from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
 from dashboard.effects import AFTER, BEFORE, Changes
-from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height
+from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height, token_column
 from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.source import Input
@@ -37,13 +37,15 @@ ABOUT = Help(
     },
 )
 TOP = 8
+CHANGED = ("Attention", "RoPE", "Norms", "Lens", "Neurons", "Generate")
+"""The pages that look at the model as it is changed by their address."""
 
 
 def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "intervene")
-        given = source.choose(model)
+        given = source.unchanged(model, effects.HOOKS)
         made = specification.choose(model)
         if given is None or made is None:
             return
@@ -76,13 +78,24 @@ def show() -> None:
             )
         if st.session_state["perhead"]:
             _heads(model, given, changes)
+        _onwards(to_json(made))
+        _benchmark(from_json(changes[AFTER]), given)
+        _take_away(head, given, changes, moved, logits)
+
+
+def _onwards(changes: str) -> None:
+    """Links to the other pages, which look at the changed model."""
+    with st.container(horizontal=True, vertical_alignment="center", key="onwards"):
         st.page_link(
             "dashboard/pages/compare.py",
             label="Patterns before and after in Compare →",
-            query_params={"changes": to_json(made)},
+            query_params={"changes": changes},
         )
-        _benchmark(from_json(changes[AFTER]), given)
-        _take_away(head, given, changes, moved, logits)
+        if changes != state.NO_CHANGES:
+            st.text("The changed model in", width="content")
+            for name in CHANGED:
+                page = f"dashboard/pages/{name.lower()}.py"
+                st.page_link(page, label=f"{name} →", query_params=source.carried(changes))
 
 
 def _more() -> None:
@@ -149,7 +162,7 @@ def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
         hide_index=True,
         height=table_height(len(table), most=330),
         column_config={
-            "token": "Token",
+            "token": token_column(),
             "id": st.column_config.NumberColumn("Id", format="%d"),
             "before": st.column_config.ProgressColumn("Before", format="%.3f", min_value=0, max_value=1),
             "after": st.column_config.ProgressColumn("After", format="%.3f", min_value=0, max_value=1),
@@ -186,7 +199,7 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
         hide_index=True,
         height=table_height(len(table)),
         column_config={
-            "token": "Token",
+            "token": token_column(),
             **{name: st.column_config.NumberColumn(name.capitalize(), format="%.3f") for name in table.columns[1:]},
         },
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import source, state, targets
-from dashboard.frame import Head, Help, card, chart, page, problem, table_height
+from dashboard.frame import Head, Help, card, chart, page, problem, table_height, token_column
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.targets import Asked, plotly_names, token_bytes
@@ -18,7 +18,7 @@ from probes.lens import LogitLens
 from probes.tuned import FILE, TunedLens, tuned_lens
 from workbench import parallel
 from workbench.capture import Capture
-from workbench.intervene import Ablate, to_json
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -61,7 +61,7 @@ def show() -> None:
                 "weights. Serve it from one process.",
             )
             return
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)
@@ -115,7 +115,7 @@ def _more(model: Transformer) -> None:
 
 
 def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
-    left, right = st.columns([1, 1.2])
+    left, right = st.columns([1, 1.6])
     with left, st.container(border=True, height="stretch", key="curves_card"):
         by = state.bound(
             st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
@@ -135,15 +135,17 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
             target_table(model, found, asked),
             hide_index=True,
             column_config={
-                "target": "Target",
-                "token": "Token",
+                "target": st.column_config.TextColumn("Target", width=60),
+                "token": token_column(),
                 "id": st.column_config.NumberColumn("Id", format="%d"),
                 "probability": st.column_config.NumberColumn("Probability", format="%.4f"),
                 "rank": st.column_config.NumberColumn("Rank"),
             },
         )
         table = top_table(model, found, asked.position, st.session_state["k"])
-        st.dataframe(table, hide_index=True, height=table_height(len(table), most=300))
+        widths = {name: st.column_config.TextColumn(name, width=112) for name in table.columns[1:]}
+        widths["Layer"] = st.column_config.TextColumn("Layer", width=58)
+        st.dataframe(table, hide_index=True, height=table_height(len(table), most=300), column_config=widths)
 
 
 def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
@@ -166,7 +168,7 @@ def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd
     rows = []
     for layer, ids, logprobs in zip(found.layers, found.ids[:, at, :k], found.logprobs[:, at, :k], strict=True):
         cells = [
-            f"{short(token_bytes(model, token), 12)} {np.exp(logprob):.3f}"
+            f"{short(token_bytes(model, token), 9)} {np.exp(logprob):.3f}"
             for token, logprob in zip(ids.tolist(), logprobs, strict=True)
         ]
         rows.append(["embed" if layer == lens.EMBED else str(layer), *cells])
@@ -228,12 +230,12 @@ def _heads(made: LogitAttribution, row: int) -> None:
     st.page_link(
         "dashboard/pages/attention.py",
         label=f"{names[at]} in Attention →",
-        query_params=_with_sample({"layer": str(layer), "head": str(number)}),
+        query_params=_with_sample({"layer": str(layer), "head": str(number)} | source.carried(source.under())),
     )
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {names[at]} in Intervene →",
-        query_params=_with_sample({"changes": to_json([Ablate(names[at])])}),
+        query_params=_with_sample({"changes": to_json([*from_json(source.under()), Ablate(names[at])])}),
     )
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboard import source, state
 from dashboard.components.bars import over_tokens
-from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.targets import token_bytes
@@ -40,7 +40,7 @@ MOST_ROWS = 200
 def show() -> None:
     with page("Neurons", "How a neuron fires, and what it writes.", ABOUT) as head:
         model = state.model()
-        given = source.choose(model)
+        given = source.choose(model, HOOKS)
         if given is None:
             return
         held = state.capture(model, given.ids, HOOKS, given.changes)
@@ -114,7 +114,7 @@ def _activations(held: Held, given: Input, found: NeuronStatistics, layer: int, 
             height=table_height(len(top)),
             column_config={
                 "pos": st.column_config.NumberColumn("Position", width=70),
-                "token": "Token",
+                "token": token_column(),
                 "value": st.column_config.NumberColumn("Activation", format="%.3f"),
                 "gate": st.column_config.NumberColumn("Gate", format="%.3f", help="Before silu; open above 0."),
             },

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import source, state
-from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -39,7 +39,7 @@ NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
 def show() -> None:
     with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
         model = state.model()
-        given = source.choose(model)
+        given = source.choose(model, norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
             view = state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
             norm = "ln1"
@@ -101,7 +101,7 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
                 "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
                 "median": st.column_config.NumberColumn("Median", format="%.3g", width=80),
                 "largest": st.column_config.NumberColumn("Largest", format="%.3g", width=80),
-                "at": "At token",
+                "at": token_column("At token"),
             },
         )
     _code(head, given, "input_rms")
@@ -180,7 +180,7 @@ def _activations(head: Head, held: Held, given: Input) -> None:
                 column_config={
                     "layer": "Layer",
                     "pos": "Position",
-                    "token": "Token",
+                    "token": token_column(),
                     "dim": "Dimension",
                     "value": st.column_config.NumberColumn("Value", format="%.1f"),
                     "ratio": st.column_config.NumberColumn("x median", format="%.0f"),

@@ -8,7 +8,7 @@ import torch
 
 from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
-from dashboard.frame import Head, Help, card, page, problem
+from dashboard.frame import Head, Help, card, page, problem, token_column
 from dashboard.source import Input
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
@@ -16,6 +16,7 @@ from probes.rotation import wavelengths
 from workbench import provenance, sizes
 from workbench.capture import Request
 from workbench.errors import WorkbenchError
+from workbench.intervene import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -33,6 +34,7 @@ ABOUT = Help(
         "RoPE": "https://arxiv.org/abs/2104.09864",
     },
 )
+LAST = ("hook_logits",)  # has the next tokens
 WARM_UP = 0.5  # seconds: a process's first run is slower than the others, and worth a second one below this
 
 
@@ -60,8 +62,7 @@ def show() -> None:
         ):
             _origin(model)
         given = _prompt(model, head)
-        if given is not None:
-            capture_card.show(model, given)
+        capture_card.show(model, given)
         model_card.show()
 
 
@@ -134,7 +135,12 @@ def _origin(model: Transformer) -> None:
     table = origin(model)
     shown = table.assign(value=[plain(_brief(name, value)) for name, value in zip(*table.values.T, strict=True)])
     st.dataframe(
-        shown, hide_index=True, column_config={"name": st.column_config.TextColumn("What", width=115), "value": "Value"}
+        shown,
+        hide_index=True,
+        column_config={
+            "name": st.column_config.TextColumn("What", width=100),
+            "value": st.column_config.TextColumn("Value", width=210),
+        },
     )
 
 
@@ -156,16 +162,16 @@ def _brief(name: str, value: str) -> str:
     """Hashes by their beginning and paths by their end; the whole is in the CSV."""
     if name in ("Checkpoint", "Tokenizer", "Commit") and len(value) >= 40:
         return value[:16] + " …" + ("+" if value.endswith("+") else "")
-    return value if len(value) <= 34 else "… " + value[-32:]
+    return value if len(value) <= 29 else "… " + value[-27:]
 
 
 def _prompt(model: Transformer, head: Head) -> Input | None:
     with st.container(border=True, key="prompt_card"):
-        given = source.choose(model)
+        given = source.choose(model, LAST)
         _elsewhere()
         if given is None:
             return None
-        table, seconds = likeliest(model, given.ids)
+        table, seconds = likeliest(model, given)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
             st.subheader(
@@ -180,7 +186,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
                 hide_index=True,
                 row_height=31,
                 column_config={
-                    "token": st.column_config.TextColumn("Token", width=140),
+                    "token": token_column(),
                     "id": st.column_config.NumberColumn("Id", width=60),
                     "probability": st.column_config.ProgressColumn(
                         "Probability", format="%.3f", min_value=0, max_value=1
@@ -192,7 +198,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
 import torch, workbench as wb
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}
-with torch.no_grad():
+{given.running}
     probability = model(tokens)[0, -1].softmax(-1)
 probability.topk(8)
 """
@@ -239,23 +245,33 @@ def _take_file() -> None:
     state.hand_over("prompt", text)
 
 
-def likeliest(model: Transformer, ids: tuple[int, ...], *, k: int = 8) -> tuple[pd.DataFrame, float]:
+def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
     """The k likeliest next tokens: token, id, probability; and the seconds that the model took to read the prompt.
 
-    Only the last position is unembedded.
+    Only the last position is unembedded. Where a kept capture has the logits, nothing is run.
     """
 
-    def compute(model: Transformer, *, ids: tuple[int, ...], k: int) -> tuple[pd.DataFrame, float]:
+    def top(logits: torch.Tensor) -> pd.DataFrame:
+        best = logits.softmax(-1).topk(min(k, len(logits)))
+        return pd.DataFrame({"id": best.indices.tolist(), "probability": best.values.tolist()})
+
+    def compute(model: Transformer, *, ids: tuple[int, ...], changes: str, k: int) -> tuple[pd.DataFrame, float]:
         seconds: list[float] = []
         while len(seconds) < 2 and sum(seconds) < WARM_UP:
             begin = time.perf_counter()
-            hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
-            top = model.unembed(hidden)[0, 0].softmax(-1).topk(min(k, model.config.vocab_size))
-            found = pd.DataFrame({"id": top.indices.tolist(), "probability": top.values.tolist()})
+            with model.intervene(*from_json(changes)):
+                hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
+                logits = model.unembed(hidden, start=len(ids) - 1)
+            found = top(logits[0, 0])
             seconds.append(time.perf_counter() - begin)
         return found, min(seconds)
 
-    table, seconds = state.once_per_model(model, compute, ids=ids, k=k)
+    seconds = None
+    opened = state.opened(model, given.ids, LAST, given.changes)
+    if opened is not None:
+        table = top(opened.capture[LAST[0]][0, -1].float())
+    else:
+        table, seconds = state.once_per_model(model, compute, ids=given.ids, changes=given.changes, k=k)
     table = table.copy()  # the kept one is everybody's
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds
@@ -268,18 +284,18 @@ def _name(model: Transformer, token: int) -> str:
         return f"#{token}"
 
 
-def _costs(model: Transformer, length: int, seconds: float) -> None:
+def _costs(model: Transformer, length: int, seconds: float | None) -> None:
     """What the other pages' captures of this prompt hold, and how long a run of it takes."""
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
     for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
         held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
         rows.append(f"{sizes.readable_bytes(sum(held.values()))} for {name}")
-    took = f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-    st.caption(
-        f"The model read this prompt in {took}; a page that captures it runs it once more. A capture holds "
-        f"{', '.join(rows)}."
-    )
+    took = "Nothing was run: the capture has these logits."
+    if seconds is not None:
+        time = f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+        took = f"The model read this prompt in {time}; a page that captures it runs it once more."
+    st.caption(f"{took} A capture holds {', '.join(rows)}.")
     with st.container(horizontal=True):
         for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():
             st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title} →")

@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 
 from dashboard import guide, source, state
-from dashboard.frame import Head, Help, card, chart, page, table_height
+from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_labels, short
@@ -57,7 +57,7 @@ def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "rope")
-        given = source.choose(model)
+        given = source.choose(model, rope.HOOKS)
         view = _controls(model)
         if view.name == WAVES:
             _waves(head, view)
@@ -229,7 +229,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
             height=table_height(len(order), most=530),
             column_config={
                 "position": st.column_config.NumberColumn("Position", width="small"),
-                "token": "Token",
+                "token": token_column(),
                 "moved": st.column_config.ProgressColumn("Moved", format="%.3f", min_value=0, max_value=1),
             },
         )

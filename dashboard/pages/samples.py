@@ -63,7 +63,7 @@ def show() -> None:
             st.info("No sample of this kind. Choose another one under Show.")
             _take_away(head, run, task, table, None, None)
             return
-        left, right = st.columns([1.1, 1], gap="medium")
+        left, right = st.columns([1.4, 1], gap="medium")
         with left, card("Questions", key="questions"):
             opened = _pick(run, task, table)
         with right, card(f"Sample {opened.sample.doc_id}: {samples.verdict(opened.row.to_dict())}", key="sample"):
@@ -143,12 +143,12 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
         column_config={
             "doc": st.column_config.NumberColumn("No.", width=45),
             "result": st.column_config.TextColumn("Result", width=70),
-            "other": st.column_config.TextColumn("Other run", width=70),
+            "other": st.column_config.TextColumn("Other", width=70, help="The other run's answer."),
             "margin": st.column_config.NumberColumn("Margin", format="%.2f", width=60),
             "sure": st.column_config.NumberColumn("Sure", format="%.0f%%", width=50),
-            "question": st.column_config.TextColumn("Question", width=120),
-            "answer": st.column_config.TextColumn("Answer", width=60),
-            "target": st.column_config.TextColumn("Target", width=60),
+            "question": st.column_config.TextColumn("Question", width=160),
+            "answer": st.column_config.TextColumn("Answer", width=55),
+            "target": st.column_config.TextColumn("Target", width=55),
         },
     )
     more = f", the first {MOST_ROWS} listed" if len(table) > MOST_ROWS else ""

@@ -85,7 +85,7 @@ def logits(found: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | No
             marker={"color": colour, "symbol": "x", "size": 8}, hoverinfo="skip",
         )  # fmt: skip
     fig.update_xaxes(title="position (tokens)")
-    fig.update_yaxes(title="KL(A || B) (nats)", rangemode="tozero")
+    fig.update_yaxes(title="KL(A || B) (nats)", rangemode="tozero", exponentformat="power")
     title = f"Predictions: the same first choice at {found.agreement:.1%} of {found.agree.size:,} positions"
     if len(found.kl) > len(rows):
         title += f"; the first {len(rows)} of {len(found.kl)} batch rows"

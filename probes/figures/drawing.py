@@ -43,7 +43,7 @@ def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | N
 
 
 def colour_bar(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "side": "right"}, "thickness": 12}
+    return {"title": {"text": title, "side": "right"}, "thickness": 12, "exponentformat": "power"}  # not "500µ"
 
 
 def colour_scale(values: np.ndarray, difference: bool) -> dict[str, Any]:

@@ -42,24 +42,25 @@ def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -
 
 
 def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """What every frequency pair adds to one head's scores: signed bars, and the absolute share as a line."""
+    """What every frequency pair adds to one head's scores: signed bars, blue above 0 and orange below, and under them
+    each pair's share of the absolute size."""
     pairs = np.arange(len(found.signed))
     shade = np.where(found.signed < 0, COLOURS[1], COLOURS[0])
     fig = go.Figure()
     fig.add_bar(
-        x=pairs, y=found.signed, name="mean contribution", marker={"color": shade}, customdata=found.wavelength,
+        x=pairs, y=found.signed, marker={"color": shade}, customdata=found.wavelength,
         hovertemplate="pair %{x}, wavelength %{customdata:,.0f} tokens<br>%{y:.4f}<extra></extra>",
     )  # fmt: skip
-    fig.add_scatter(
-        x=pairs, y=found.share, name="share of absolute size", yaxis="y2", mode="lines+markers",
-        line={"color": COLOURS[2]}, hovertemplate="pair %{x}: %{y:.1%}<extra></extra>",
+    fig.add_bar(
+        x=pairs, y=found.share, yaxis="y2", marker={"color": COLOURS[2]},
+        hovertemplate="pair %{x}: %{y:.1%} of the absolute size<extra></extra>",
     )  # fmt: skip
-    fig.update_xaxes(title="frequency pair (fast to slow)")
-    fig.update_yaxes(title="contribution to the score")
-    second = {"title": "share", "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+    fig.update_xaxes(title="frequency pair (fast to slow)", anchor="y2")
+    fig.update_yaxes(title="contribution to the score", domain=[0.4, 1])
+    second = {"title": "share of size", "domain": [0, 0.3], "rangemode": "tozero", "tickformat": ".2~%", "nticks": 4}
     where = "" if found.distance is None else f" at distance {found.distance}"
     title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}{where}"
-    return finish(fig, "band_contribution", title, theme, stamp, yaxis2={**second, "tickformat": ".0%"})
+    return finish(fig, "band_contribution", title, theme, stamp, yaxis2=second, showlegend=False)
 
 
 def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

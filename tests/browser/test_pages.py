@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from dashboard.effects import choices
 from evals.explain import explain
 from evals.results import list_runs
 from probes.maps import MAX_CELLS
@@ -42,6 +43,7 @@ PAGES = {
     f"intervene?perhead=true&{urlencode({'changes': WITHOUT_A_HEAD})}": ("Intervene", ["shift", "atlas"]),
     "generate?temperature=0&new=8&written=1": ("Generate", ["atlas", "surprise"]),
     "benchmarks": ("Benchmarks", ["forest"]),
+    f"compare?{urlencode({'changes': WITHOUT_A_HEAD})}": ("Compare", ["atlas", "logit_differences", "side_by_side"]),
 }
 
 FIGURES_OF_A_SAMPLE = ("heads", "attribution", "token_curves")
@@ -104,6 +106,25 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
         tab.chart(figure)
     assert tab.page.locator(".js-plotly-plot").count() <= 3
     expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
+    assert cut_off(tab) == []
+
+
+def cut_off(tab: Tab) -> list[str]:
+    """The columns of every table that is wider than its place."""
+    return tab.page.evaluate(
+        """() => [...document.querySelectorAll('[data-testid=stDataFrame]')].flatMap(table => {
+            const inside = table.querySelector('.dvn-scroller');
+            const heads = [...table.querySelectorAll('th')].map(head => head.textContent);
+            return inside && inside.scrollWidth > inside.clientWidth ? [heads.join()] : [];
+        })"""
+    )
+
+
+def test_the_list_of_questions_fits_beside_another_run(tab: Tab, world: World) -> None:
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(world.results)}
+    tab.open("samples", run=names["second"], baseline=names["first"], task="tiny_quiz")
+    expect(tab.page.get_by_text("The other run's answer is")).to_be_visible()
+    assert cut_off(tab) == []
 
 
 def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:
@@ -133,6 +154,15 @@ def test_squares_clicked_in_quick_succession_are_no_double_click(tab: Tab) -> No
         click_square(tab, *cell)
     tab.wait_for_chart("head_map", layer=3, head=6)
     assert ring(tab.settle()) == [3, 6]
+
+
+def test_the_atlas_is_taken_away_as_a_picture(tab: Tab) -> None:
+    tab.open("attention", layer=0, head=0)
+    x, y = square(tab, 2, 2)
+    tab.page.mouse.move(x, y)
+    with tab.page.expect_download() as download:
+        tab.page.locator(".modebar-btn[data-title*=png i]").first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
 
 
 def map_values(tab: Tab) -> str:
@@ -234,7 +264,7 @@ def test_a_sample_opens_in_attention_on_its_very_tokens(tab: Tab) -> None:
     assert "sample" not in query(tab)
 
 
-def test_from_a_score_to_the_head_behind_a_wrong_answer_in_three_clicks(tab: Tab, world: World) -> None:
+def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_without_it(tab: Tab, world: World) -> None:
     run = next(run for run in list_runs(world.results) if "asked_quiz" in run.tasks)
     tab.open("benchmarks", run=run.name, task="asked_quiz")
     tab.page.get_by_role("link", name="Wrong answers, the surest first").click()
@@ -250,6 +280,7 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_in_three_clicks(tab: Tab
     expect(tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong"))).not_to_have_text(first)
     tab.settle()
     expect(tab.page.get_by_text("Replay: the stored log-probabilities")).to_be_visible()
+    wrong = int(query(tab)["doc"])
     assert {"heads", "attribution", "token_curves"} == {str(tab.chart(n)["kind"]) for n in FIGURES_OF_A_SAMPLE}
     assert tab.page.locator(".js-plotly-plot").count() <= 3
     harmless(tab)
@@ -257,7 +288,8 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_in_three_clicks(tab: Tab
     expect(prompt.first).to_contain_text("<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>")
     expect(prompt.first).to_contain_text("⟨U+202E⟩abc [a](http://example.com) :red[hot]")
 
-    found = explain(load_model(world.model), run, "asked_quiz", int(query(tab)["doc"]))
+    model = load_model(world.model)
+    found = explain(model, run, "asked_quiz", wrong)
     head = found.heads().iloc[0]
     tab.page.get_by_role("link", name=f"L{head['layer']}H{head['head']} in Attention").click()
     tab.wait_for_chart("head_map", layer=int(head["layer"]), head=int(head["head"]))
@@ -266,6 +298,33 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_in_three_clicks(tab: Tab
     heading = f"Strongest keys for token {found.decision.position}"
     expect(tab.page.get_by_role("heading", name=heading)).to_be_visible()
     harmless(tab)
+
+    name = f"L{head['layer']}H{head['head']}"
+    tab.page.get_by_role("link", name=f"Without {name} in Intervene").click()
+    expect(tab.page.get_by_role("heading", name="Intervene", exact=True)).to_be_visible()
+    expect(tab.page.get_by_text(f"1. ablate {name}")).to_be_visible()
+    row = run.samples("asked_quiz").set_index("doc_id").loc[wrong]
+    changes = "[]", json.dumps([{"kind": "ablate", "target": name}])
+    scored = np.array(choices(model, row["prompt_ids"], row["choice_ids"], changes))
+    was, now = ("ABCD"[number] for number in scored.argmax(0))
+    assert "ABCD"[int(row["answer"])] == was  # what the run answered
+    expect(tab.page.get_by_text(re.compile(f"Answer before: {was}\\s+Answer after:\\s+{now}"))).to_be_visible()
+    harmless(tab)
+
+
+def test_a_changed_model_is_looked_at_by_link_and_left_by_the_menu(tab: Tab) -> None:
+    tab.open("intervene", changes=WITHOUT_A_HEAD, prompt="The cat sat on the mat")
+    tab.page.get_by_role("link", name="Norms →").click()
+    changed = tab.page.get_by_text("The model is changed: ablate L1H2.")
+    expect(changed).to_be_visible()
+    tab.chart("input_rms")
+    assert json.loads(query(tab.settle())["under"]) == json.loads(WITHOUT_A_HEAD)
+    for page in ("Intervene", "Attention"):
+        tab.page.get_by_role("link", name=page, exact=True).click()
+        expect(tab.page.get_by_role("heading", name=page, exact=True)).to_be_visible()
+        tab.settle()
+    tab.chart("head_map")
+    expect(changed).to_have_count(0)
 
 
 def test_the_head_behind_a_wrong_answer_opens_ablated_and_in_lens(tab: Tab, world: World) -> None:

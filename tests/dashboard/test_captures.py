@@ -1,5 +1,6 @@
 """Captures on disk: kept, listed, opened instead of a run, deleted; damaged and foreign ones."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,75 @@ def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], ch
     assert found.name == "mine" and found.checkpoint == load_model(checkpoint).source.checkpoint_sha256
     page = kept("norms", capture="mine")  # it lacks the hooks of this page, which runs the tokens instead
     assert not page.exception and not page.error
+    (said,) = [text.value for text in page.text if text.value.startswith("Capture mine")]
+    assert "read from its file" not in said and said.endswith("so the model was run on its tokens")
+    assert "; the file lacks blocks." in said and " blocks.*.ln1.hook_scale," in said and "hook_resid_post" not in said
+
+
+def test_what_a_capture_lacks_is_named_by_hook_and_layer(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        _, cap = model.run_with_capture(
+            torch.tensor([[5, 6]]), ["blocks.1.attn.hook_z", "blocks.3.attn.hook_z", "hook_embed"]
+        )
+    asked = ("blocks.*.attn.hook_z", "blocks.*.hook_mlp_out", "hook_embed", "hook_logits")
+    assert captures.lacking(cap, asked) == ["blocks.{0,2}.attn.hook_z", "blocks.*.hook_mlp_out", "hook_logits"]
+    assert captures.answers(cap, ("hook_embed",)) and not captures.answers(cap, asked)
+
+
+def test_a_capture_in_another_type_is_not_said_to_be_read(kept: Callable[..., AppTest], checkpoint: Path) -> None:
+    model = load_model(checkpoint, dtype=torch.bfloat16)
+    assert model.source is not None
+    with torch.no_grad():
+        _, cap = model.run_with_capture(torch.tensor([[5, 6, 7]]), captures.HOOKS)
+    captures.save(cap, "half", checkpoint=model.source.checkpoint_sha256)
+    page = kept("norms", capture="half")
+    assert any("the file is in bfloat16, the model in float32" in text.value for text in page.text)
+    page = kept("compare", prompt=TEXT, b_of=sides.KEPT, b_capture="half")
+    assert any(text.value.startswith("B: the file is in bfloat16") for text in page.text)
+
+
+def test_overview_takes_the_next_tokens_from_the_capture(
+    kept: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = save(kept(prompt=TEXT), "cat")
+    runs: list[int] = []
+    hidden = Transformer.hidden
+    monkeypatch.setattr(Transformer, "hidden", lambda self, *a, **k: (runs.append(1), hidden(self, *a, **k))[1])
+    page = kept(capture="cat")
+    assert not page.exception and not page.error and not runs
+    shown = [next(f.value for f in one.dataframe if "probability" in f.value) for one in (page, plain)]
+    assert shown[0]["id"].tolist() == shown[1]["id"].tolist()
+    assert shown[0]["probability"].tolist() == pytest.approx(shown[1]["probability"].tolist(), rel=1e-5)
+    assert any("Nothing was run" in caption.value for caption in page.caption)
+
+
+def test_the_command_that_is_shown_keeps_what_every_page_needs(
+    kept: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompt = "it's the cat's $HOME"
+    page = kept(prompt=prompt)
+    make, run = next(code.value for code in page.code if "workbench capture" in code.value).split(" && ")
+    program, *words = shlex.split(run)
+    assert program == "workbench" and shlex.split(make) == ["mkdir", "-p", str(tmp_path / "kept")]
+    (tmp_path / "kept").mkdir()
+    assert main(words) == 0
+    page = kept(prompt=prompt)
+    assert not any("workbench capture" in code.value for code in page.code)
+    (found,) = captures.stored()
+    assert captures.answers(captures.load(found, torch.device("cpu")), captures.HOOKS)
+    ids = load_model(words[1]).tokenizer.encode(prompt, bos=True)
+    assert captures.load(found, torch.device("cpu")).tokens[0].tolist() == ids
+
+
+def test_the_list_is_there_where_nothing_can_be_run(kept: Callable[..., AppTest]) -> None:
+    page = kept(sample="gone/tiny_quiz/0")
+    assert page.error and "Captures" in [part.value for part in page.subheader]
+    assert any(code.value.endswith("mine.safetensors") and " PROMPT " in code.value for code in page.code)
+    save(kept(prompt=TEXT), "cat")
+    page = kept(sample="gone/tiny_quiz/0")
+    assert page.selectbox(key="capture_choice").options == ["cat"]
+    assert "save_capture" not in [button.key for button in page.button]
 
 
 def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..., AppTest], tmp_path: Path) -> None:
@@ -177,6 +247,7 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
 def test_without_a_kept_capture_compare_says_how_one_comes_to_be(kept: Callable[..., AppTest]) -> None:
     page = kept("compare", prompt=TEXT, b_of=sides.KEPT)
     assert not page.exception and "No capture is kept yet" in page.info[0].value
+    assert any("workbench capture" in code.value and TEXT in code.value for code in page.code)
 
 
 def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[..., AppTest], checkpoint: Path) -> None:

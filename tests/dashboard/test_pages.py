@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import workbench as wb
-from dashboard import state
+from dashboard import busy, state
 from dashboard.settings import ROOT
 from dashboard.source import DEFAULT_PROMPT
 from tests.dashboard.reading import figures, shape
@@ -156,6 +158,25 @@ def test_captures_are_told_apart_by_tokens_hooks_and_weights(checkpoint: Path) -
     assert state.capture(model, (1, 2, 3), hooks).capture is state.capture(model, (1, 2, 3), hooks).capture
 
 
+def test_a_capture_that_holds_more_is_not_made_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = app("lens", prompt="the cat sat on the mat")  # holds the last norm's output, which Intervene starts from
+    runs: list[object] = []
+    monkeypatch.setattr(Transformer, "run_with_capture", lambda *args, **options: runs.append(args))
+    session.switch_page("dashboard/pages/intervene.py").run()
+    assert not runs and session.text_area(key="prompt").value == "the cat sat on the mat"
+    assert not session.exception and not session.error
+
+
+def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> None:
+    model = wb.load_model(checkpoint)
+    held = state.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
+    capture = weakref.ref(held.capture)
+    assert any(one is held.capture for one in state._RUNS.values())
+    busy.forget()
+    del held
+    assert capture() is None
+
+
 def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
     session = app("rope", view="What if", layer=1, head=2)
     assert metrics(session)["Attention that moves"] == "0.0%"
@@ -221,6 +242,46 @@ def test_the_notebook_code_runs(app: App, page: str, options: dict[str, object])
     code = [element.value for element in app(page, **options).code if element.language == "python"]
     assert len(code) == 1
     exec(compile(code[0], page, "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("overview", {}), ("attention", {}), ("rope", {"view": "What if", "theta": 500}), ("norms", {}), ("lens", {}),
+        ("neurons", {}), ("intervene", {}), ("compare", {"compare": "Captures"}), ("generate", {"written": 1}),
+    ],
+)  # fmt: skip
+def test_columns_of_tokens_have_room_for_a_special_one(app: App, page: str, options: dict[str, object]) -> None:
+    tables = [json.loads(frame.proto.columns) for frame in app(page, **options).dataframe]
+    found = [column for table in tables for column in table.values() if column.get("label") in ("Token", "At token")]
+    assert found and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in found)
+
+
+@pytest.mark.parametrize("view", [{}, {"extent": "Window"}, {"extent": "Window", "start": 100}])
+def test_the_notebook_code_of_a_long_prompt_gives_the_drawn_map(app: App, view: dict[str, object]) -> None:
+    session = app("attention", prompt="the cat " * 300, layer=1, head=2, **view)
+    assert not session.exception and not session.error
+    scope: dict[str, Any] = {}
+    exec(next(code.value for code in session.code if code.language == "python"), scope)
+    _, drawn = session.session_state["_figures"]["head_map"]
+    assert len(scope["tokens"][0]) > 512
+    np.testing.assert_allclose(scope["found"].weights, drawn().data[0].z, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("attention", {"layer": 2, "head": 5}),
+        ("compare", {"compare": "Captures", "at_layer": 2, "at_head": 5}),
+        ("generate", {"written": 1, "layer": 2, "head": 5}),
+    ],
+)
+def test_the_atlas_is_among_the_downloads_with_its_ring(app: App, page: str, options: dict[str, object]) -> None:
+    session = app(page, prompt="the cat sat", **options)
+    assert "Atlas (HTML)" in [button.proto.label for button in session.get("download_button")]
+    _, made = session.session_state["_figures"]["atlas"]
+    squares, rings = made().data
+    assert np.shape(squares.z) == (4, 8) and list(rings.selectedpoints) == [2 * 8 + 5]
 
 
 def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:

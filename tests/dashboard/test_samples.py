@@ -295,10 +295,27 @@ def test_two_runs_are_compared_question_by_question(app: App, results: Path) -> 
     # By hand: 5 of 6 against 2 of 6, three questions right in the second alone; exact p of 3 to 0 is 2 / 2**3.
     assert table.loc["tiny_quiz", ["only_b", "only_a", "n"]].tolist() == [3, 0, 6]
     assert table.loc["tiny_quiz", "difference"] == pytest.approx(50)
-    assert table.loc["tiny_quiz", "holm"] == pytest.approx(0.5)  # twice 0.25, for two comparisons
+    assert table.loc["tiny_quiz", "holm"] == "0.5"  # twice 0.25, for two comparisons
     code = next(element.value for element in session.code if element.language == "python")
     scope: dict = {}
     exec(compile(code, "benchmarks", "exec"), scope)
+
+
+def test_a_filter_leaves_the_scores_that_have_its_words(app: App, results: Path) -> None:
+    names = {run.name.partition("/")[0]: run.name for run in list_runs(results)}
+    runs = {"run": names["second"], "baseline": names["first"]}
+    for words, left in {"": ["tiny_quiz", "tiny_sums"], "SUMS exact": ["tiny_sums"], "acc": ["tiny_quiz"]}.items():
+        session = app("benchmarks", **runs, only=words)
+        assert not session.exception and not session.error and not session.info
+        tables = [frame.value for frame in session.dataframe]
+        assert [table["task"].tolist() for table in tables] == [left, left], words
+        _, forest = session.session_state["_figures"]["forest"]
+        assert {row.partition("<br>")[0] for trace in forest().data for row in trace.y} == set(left), words
+        scope: dict = {}
+        exec(next(element.value for element in session.code if element.language == "python"), scope)
+        assert scope["shown"]["task"].tolist() == left
+    session = app("benchmarks", **runs, only="exact quiz")
+    assert not session.exception and "Shorten it" in session.info[0].value
 
 
 def test_partial_scores_are_marked_and_published_ones_stand_beside(

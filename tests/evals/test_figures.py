@@ -53,7 +53,7 @@ def test_a_forest_has_every_proportion_with_its_interval(tmp_path: Path) -> None
 
 def test_in_a_card_there_are_the_tasks_asked_for_in_two_lines(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / "a", 10, task="x\u202e · y"), run_of(tmp_path / "b", 25)]
-    fig = figures.forest(runs, tasks={"x\u202e · y"}, card=True)
+    fig = figures.forest(runs, keep=lambda score: score.task == "x\u202e · y", card=True)
     first, second = fig.data
     assert list(first.y) == ["x <br>y · exact_match"] and list(second.x) == []
     assert list(fig.layout.yaxis.categoryarray) == list(first.y) and fig.layout.title.text is None

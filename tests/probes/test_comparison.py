@@ -58,6 +58,18 @@ def test_two_hooks_by_hand(tiny_config: ModelConfig) -> None:
     assert (found.part(0.5), found.part(1.0)) == ("hook_embed", None)
 
 
+def test_of_equal_logits_the_first_is_chosen_on_both_sides(tiny_config: ModelConfig) -> None:
+    config = replace(tiny_config, n_layers=1, vocab_size=4)
+    tokens = torch.tensor([[0, 1, 2, 3]])
+    a = torch.tensor([[[0.0, 2, 1, 0], [0.0, 2, 1, 2], [0.0, 0, 3, 0], [1.0, 1, 1, 1]]])
+    b = torch.tensor([[[1.0, 1, 1, 1], [0.0, 2, 0, 2], [3.0, 5, 5, 4], [0.0, 0, 0, 0]]])
+    found = comparison.compare(*(alignment.foreign(config, tokens, {"hook_logits": side}) for side in (a, b))).logits
+    assert found is not None
+    # A takes 1, 1, 2 and 0; B takes 0, 1, 1 and 0, where all of its logits tie the one with the lowest id.
+    assert found.rank.tolist() == [[1, 0, 1, 0]]
+    assert found.agree.tolist() == [[False, True, False, True]]
+
+
 def test_a_pattern_by_hand(tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, n_layers=1, n_heads=2, n_kv_heads=1)
     name, tokens = "blocks.0.attn.hook_pattern", torch.tensor([[0, 1]])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from probes import ablation, attention, groups, heads, maps, norms, rope
+from probes.comparison import LogitDifferences
 from probes.figures import drawing as figures
 from workbench.capture import Capture
 
@@ -211,3 +212,23 @@ def test_labels_are_shown_as_text(captured: Capture) -> None:
     fig = found.figure(labels=hostile)
     assert list(fig.data[0].x) == hostile
     assert torch.tensor(fig.data[0].z).isnan().any()
+
+
+def test_pairs_and_their_shares_stand_in_panels_of_their_own(captured: Capture) -> None:
+    """Two scales over each other would have two zero lines, and a tick of the one between two of the other."""
+    found = rope.band_contribution(captured, 1, 2)
+    fig = found.figure()
+    signed, share = fig.data
+    assert signed.y == pytest.approx(found.signed) and share.y == pytest.approx(found.share)
+    assert (share.yaxis, fig.layout.yaxis2.overlaying) == ("y2", None)
+    assert fig.layout.yaxis2.domain[1] < fig.layout.yaxis.domain[0] and fig.layout.xaxis.anchor == "y2"
+    assert not fig.layout.showlegend  # no swatch can say what two colours mean
+
+
+def test_small_amounts_have_exponents_and_no_prefixes() -> None:
+    """A scale of 500 µ nats is read as 500 of something."""
+    tiny = figures.atlas(np.full((2, 2), 5e-4), title="", unit="nats", heads=range(2), layers=range(2))
+    assert tiny.data[0].colorbar.exponentformat == "power"
+    one = np.array([[5e-4]])
+    predictions = LogitDifferences(np.arange(1), kl=one, rank=one.astype(int), agree=one > 0)
+    assert predictions.figure().layout.yaxis.exponentformat == "power"
