@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import streamlit as st
 import torch
@@ -132,8 +132,16 @@ def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
 
 
 def fingerprint(model: Transformer) -> str:
-    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
-    return f"object {id(model)}" if model.source is None else model.source.checkpoint_sha256
+    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them.
+
+    A model is asked once: no page changes weights, and to look whether they are their file's takes milliseconds.
+    """
+    if model not in _NAMES:
+        _NAMES[model] = f"object {id(model)}" if model.source is None else model.source.checkpoint_sha256
+    return _NAMES[model]
+
+
+_NAMES: WeakKeyDictionary[Transformer, str] = WeakKeyDictionary()
 
 
 def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
