@@ -106,7 +106,7 @@ class Store:
         with _explained(root):
             (root / RESPONSES).mkdir(parents=True, exist_ok=True)
             index = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
-            index.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(index)
             index.execute("PRAGMA synchronous = FULL")
             index.execute("PRAGMA foreign_keys = ON")
             migrate(index, path)
@@ -338,6 +338,19 @@ class Writer:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _log_ahead(index: sqlite3.Connection) -> None:
+    """Turn on WAL. Of several that open a new store at once one does it, and SQLite lets the others not wait for it."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            index.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _stored(row: Sequence[Any]) -> StoredRun:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,23 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
         with Store.open(tmp_path) as opened:
             expected = {key_of(str(attempt), i, j): [i, j] for i in range(done) for j in range(5)}
             assert opened.read(expected) == (expected, [])
+
+
+def test_many_make_one_store_at_once(tmp_path: Path) -> None:
+    def make(folder: Path, ready: threading.Barrier) -> None:
+        ready.wait()
+        with Store.open(folder) as mine:
+            mine.begin({})
+
+    for attempt in range(40):  # without waiting for each other, 2 in 100 failed
+        ready = threading.Barrier(6)
+        threads = [threading.Thread(target=make, args=(tmp_path / str(attempt), ready)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with Store.open(tmp_path / str(attempt), create=False) as opened:
+            assert len(opened.runs()) == 6
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
@@ -332,7 +350,12 @@ def test_a_zombie_is_gone() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has taken note of it
     assert born(child.pid) is None
     child.wait()
-    assert born(os.getpid()) == born(os.getpid()) != born(os.getppid())
+
+
+def test_a_process_is_told_by_when_it_began() -> None:
+    time.sleep(0.05)  # the kernel counts hundredths of a second, and this process may have only just begun
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert born(os.getpid()) == born(os.getpid()) != born(child.pid) is not None
 
 
 def test_gc_frees_what_no_run_made(opened: Store) -> None:
