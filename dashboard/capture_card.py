@@ -37,7 +37,7 @@ def none_yet(model: Transformer) -> None:
         return
     prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no box of its own
     empty("No capture is kept yet. Overview keeps one of its prompt, and so does a terminal:")
-    st.code(plain(captures.command(state.model_path(), prompt)), language=None)
+    st.code(plain(captures.command(state.model_path(), prompt)), language=None, wrap_lines=True)
 
 
 def _offer(model: Transformer, given: Input) -> None:

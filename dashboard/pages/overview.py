@@ -153,7 +153,7 @@ def origin(model: Transformer) -> pd.DataFrame:
         "Tokenizer": about["tokenizer_sha256"] or "none",
         "Dtype, device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
         "Commit": about["commit"] or "not in a checkout",
-        "Versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+        **{name.capitalize(): version for name, version in about["versions"].items()},
     }
     return pd.DataFrame({"name": rows.keys(), "value": rows.values()})
 
