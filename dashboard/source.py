@@ -11,7 +11,7 @@ from dashboard.state import NO_CHANGES
 from dashboard.text import plain
 from evals.interventions import described
 from workbench.errors import DataError, TokenizerError, WorkbenchError
-from workbench.intervene import from_json, to_json
+from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 # The second half repeats the first, so heads that continue a repetition (induction) show themselves.
@@ -89,6 +89,16 @@ def under() -> str:
 def carried(changes: str) -> dict[str, str]:
     """What a link carries so that its page looks at the model under these interventions."""
     return {} if changes == NO_CHANGES else {UNDER: changes}
+
+
+def without(head: str, changes: str) -> dict[str, str]:
+    """What a link to Intervene carries: these interventions, and a head (as "L5H3") ablated besides."""
+    return {"changes": to_json([*from_json(changes), Ablate(head)])}
+
+
+def along(*names: str) -> dict[str, str]:
+    """What a link carries of the address. A typed prompt follows its user by itself, and may be long."""
+    return {name: st.query_params[name] for name in names if name in st.query_params}
 
 
 def _changed(model: Transformer, given: Input, changes: str) -> Input:

@@ -18,7 +18,6 @@ from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
 from probes.maps import MAX_CELLS, head_map, strongest_keys
 from probes.sampled import Sampled
-from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 COLOURS = {
@@ -135,11 +134,7 @@ def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: 
         st.page_link(
             "dashboard/pages/intervene.py",
             label=f"Without {name} in Intervene →",
-            query_params={
-                "prompt": text,
-                "position": str(at),
-                "changes": to_json([*from_json(view.changes), Ablate(name)]),
-            },
+            query_params={"prompt": text, "position": str(at)} | source.without(name, view.changes),
         )
 
 

@@ -16,7 +16,7 @@ from dashboard.state import Held
 from dashboard.text import plotly_labels, short
 from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from probes.maps import MAX_CELLS, HeadMap, head_map
-from workbench.intervene import Ablate, from_json, to_json
+from workbench.intervene import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -141,11 +141,10 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, v
     )
     _highest(values, unit)
     name = f"L{view.layer}H{view.head}"
-    sample = {key: st.query_params[key] for key in ("sample",) if key in st.query_params}
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {name} in Intervene →",
-        query_params=sample | {"changes": to_json([*from_json(source.under()), Ablate(name)])},
+        query_params=source.along("sample") | source.without(name, source.under()),
     )
 
 

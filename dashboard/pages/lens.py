@@ -18,7 +18,6 @@ from probes.lens import LogitLens
 from probes.tuned import FILE, TunedLens, tuned_lens
 from workbench import parallel
 from workbench.capture import Capture
-from workbench.intervene import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -227,22 +226,17 @@ def _heads(made: LogitAttribution, row: int) -> None:
     at = names.index(named) if named in names else 0
     state.heard("chosen", named, names[at])
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
+    along = source.along("sample", "position", "targets")
     st.page_link(
         "dashboard/pages/attention.py",
         label=f"{names[at]} in Attention →",
-        query_params=_with_sample({"layer": str(layer), "head": str(number)} | source.carried(source.under())),
+        query_params={"layer": str(layer), "head": str(number)} | source.carried(source.under()) | along,
     )
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {names[at]} in Intervene →",
-        query_params=_with_sample({"changes": to_json([*from_json(source.under()), Ablate(names[at])])}),
+        query_params=source.without(names[at], source.under()) | along,
     )
-
-
-def _with_sample(params: dict[str, str]) -> dict[str, str]:
-    """A typed prompt follows its user by itself, and may be long."""
-    kept = ("sample", "position", "targets")
-    return params | {name: st.query_params[name] for name in kept if name in st.query_params}
 
 
 def ranked_heads(made: LogitAttribution, row: int) -> pd.DataFrame:
