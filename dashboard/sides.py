@@ -154,7 +154,7 @@ def _kept(model: Transformer) -> Input | None:
 
 def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
     """The model of each side, in the type that its control names; one type alone where another would not be cheap."""
-    if model.source is None or sum(p.numel() for p in model.parameters()) > SMALL:
+    if state.origin(model) is None or sum(p.numel() for p in model.parameters()) > SMALL:
         return model, model
     own = str(model.dtype).removeprefix("torch.")
     options = [own, *(name for name in DTYPES if name != own)]
@@ -168,8 +168,9 @@ def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
 # Arguments with an underscore are left out of the key.
 @once_for_all("Loading the model in another type …", most=2)
 def _in_type(key: str, _model: Transformer, name: str) -> Transformer:
-    assert _model.source is not None
-    model = wb.load_model(_model.source.path, dtype=DTYPES[name], device=_model.device)
+    origin = state.origin(_model)
+    assert origin is not None
+    model = wb.load_model(origin.path, dtype=DTYPES[name], device=_model.device)
     model.eval().requires_grad_(False)
     return model
 

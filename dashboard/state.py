@@ -25,6 +25,7 @@ from workbench.capture import Capture
 from workbench.errors import WorkbenchError
 from workbench.intervene import from_json
 from workbench.model import Transformer
+from workbench.provenance import ModelSource
 
 T = TypeVar("T")
 
@@ -131,17 +132,23 @@ def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
     return f"the file lacks {', '.join(missing)}" if missing else ""
 
 
-def fingerprint(model: Transformer) -> str:
-    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them.
+def origin(model: Transformer) -> ModelSource | None:
+    """Where a model's weights came from; None if from no file.
 
     A model is asked once: no page changes weights, and to look whether they are their file's takes milliseconds.
     """
-    if model not in _NAMES:
-        _NAMES[model] = f"object {id(model)}" if model.source is None else model.source.checkpoint_sha256
-    return _NAMES[model]
+    if model not in _ORIGINS:
+        _ORIGINS[model] = model.source
+    return _ORIGINS[model]
 
 
-_NAMES: WeakKeyDictionary[Transformer, str] = WeakKeyDictionary()
+_ORIGINS: WeakKeyDictionary[Transformer, ModelSource | None] = WeakKeyDictionary()
+
+
+def fingerprint(model: Transformer) -> str:
+    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
+    found = origin(model)
+    return f"object {id(model)}" if found is None else found.checkpoint_sha256
 
 
 def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:

@@ -76,8 +76,7 @@ def show() -> None:
                 labels=plotly_labels(given.tokens),
                 by=CELLS[st.session_state["cells"]],
                 names=plotly_names(model, {*given.ids, *found.ids[..., 0].ravel().tolist()}),
-                stamp={"position": asked.position},
-            )
+            )  # the same for every position, so that the browser keeps it
             fig.update_xaxes(automargin=True)
             chart(fig, key="grid")
         options = {"through": through, "k": TOP_K, "targets": asked.tokens}
@@ -96,13 +95,15 @@ def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> L
     """The logit lens, or the tuned one whose file has this time of change."""
     if not through:
         return lens.logit_lens(model, cap, **options)
-    assert model.source is not None
-    return tuned_lens(model, cap, TunedLens.load(model.source.path, model), **options)
+    origin = state.origin(model)
+    assert origin is not None
+    return tuned_lens(model, cap, TunedLens.load(origin.path, model), **options)
 
 
 def _stamp(model: Transformer) -> int:
     """When the tuned lens beside the model was written; 0 where there is none."""
-    file = None if model.source is None else model.source.path / FILE
+    origin = state.origin(model)
+    file = None if origin is None else origin.path / FILE
     return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
 
 

@@ -146,7 +146,7 @@ def _origin(model: Transformer) -> None:
 
 def origin(model: Transformer) -> pd.DataFrame:
     """Where the numbers of this server come from: name, value."""
-    about = provenance.describe(model.source)
+    about = provenance.describe(state.origin(model))
     rows = {
         "Started with": state.model_path(),
         "Checkpoint": about["checkpoint_sha256"] or "not from a file",

@@ -35,6 +35,24 @@ def test_a_head_of_the_lens_opens_in_attention_and_is_taken_out_in_intervene(tab
     assert "changes" not in query(tab)
 
 
+def test_another_position_leaves_the_grid_as_it_was_drawn(tab: Tab) -> None:
+    data = "kind => [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === kind).data"
+    tab.open("lens", prompt="The cat sat on the mat", position=1)
+    tab.chart("lens_grid")
+    tab.wait_for_chart("attribution", position=1)
+    before = {kind: tab.settle().page.evaluate_handle(data, kind) for kind in ("lens_grid", "attribution")}
+    tab.page.get_by_label("Position", exact=True).fill("3")
+    tab.page.keyboard.press("Enter")
+    tab.wait_for_chart("attribution", position=3)
+    tab.wait_for_chart("token_curves", position=3)
+    tab.settle()
+    same = {
+        kind: tab.page.evaluate("([then, now]) => then === now", [then, tab.page.evaluate_handle(data, kind)])
+        for kind, then in before.items()
+    }
+    assert same == {"lens_grid": True, "attribution": False}
+
+
 def test_another_neuron_is_drawn_anew(tab: Tab) -> None:
     tab.open("neurons", prompt="The cat sat on the mat", layer=1)
     assert tab.chart("activations")["neuron"] != 17
