@@ -206,12 +206,14 @@ def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
 
 def readable(fig: go.Figure) -> go.Figure:
     """The figure, on white with text that is darker than Streamlit would have it."""
-    if st.context.theme.type != "dark":
-        ink = {"color": INK}
-        fig.update_xaxes(tickfont=ink, title={"font": ink}).update_yaxes(tickfont=ink, title={"font": ink})
-        fig.update_annotations(font=ink).update_shapes(label={"font": ink})
-        bar = {"tickfont": ink, "title": {"font": ink}}
-        fig.update_coloraxes(colorbar=bar).update_traces(colorbar=bar, selector={"type": "heatmap"})
+    if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take three times as long
+        scales = (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))
+        for part in (*fig.select_xaxes(), *fig.select_yaxes(), *(scale.colorbar for scale in scales)):
+            part.tickfont.color = part.title.font.color = INK
+        for note in fig.layout.annotations:
+            note.font.color = INK
+        for shape in fig.layout.shapes:
+            shape.label.font.color = INK
     return fig
 
 

@@ -21,11 +21,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 RING = "#E8384F"
 HEIGHT = 440
 
-# Plotly copies a template at each update. Its defaults of forty kinds of traces, which no figure here has, cost most.
-_TEMPLATES = {
-    theme: go.layout.Template(layout=pio.templates[name].layout)
-    for theme, name in {"light": "plotly_white", "dark": "plotly_dark"}.items()
-}
+# Plotly copies a template at each update. Its defaults of forty kinds of traces and of maps, which no figure here has,
+# cost most.
+_UNUSED = {"polar", "ternary", "scene", "geo"}
+
+
+def _template(name: str) -> go.layout.Template:
+    layout = pio.templates[name].layout.to_plotly_json()
+    return go.layout.Template(layout={key: value for key, value in layout.items() if key not in _UNUSED})
+
+
+_TEMPLATES = {theme: _template(name) for theme, name in {"light": "plotly_white", "dark": "plotly_dark"}.items()}
 
 
 def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
