@@ -19,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 import workbench as wb
 from benchmarks.timing import machine
@@ -56,20 +57,21 @@ READY = """
 """
 CHANGED = f"""([ended, kind]) => {{
     {READY}
-    if (window.__ended <= ended) return false;
-    return !kind || {PLOTS}.some(
+    return kind ? {PLOTS}.some(
         plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind && plot.data !== plot.__seen
-            && plot._fullLayout && plot._fullLayout._size);
+            && plot._fullLayout && plot._fullLayout._size) : window.__ended > ended;
 }}"""
 SHOWN = f"""([title, kind]) => {{
     {READY}
     if (![...document.querySelectorAll('h2')].some(h => h.innerText.trim() === title)) return false;
     return !kind || {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind);
 }}"""
-STREAMING = """() => {
+# A text may be whole before its first piece was painted; then its figure is the sign.
+STREAMING = f"""() => {{
     const shown = document.querySelector('.st-key-text_stream [data-testid=stText]');
-    return Boolean(shown && shown.innerText.length);
-}"""
+    return Boolean(shown && shown.innerText.length) || {PLOTS}.some(
+        plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === 'surprise' && plot.data !== plot.__seen);
+}}"""
 STILL = f"() => {{ {READY} return !document.querySelector('.st-key-text_stream'); }}"
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 SIZES = f"""() => {PLOTS}.map(plot => JSON.stringify([plot.data, plot.layout],
@@ -139,15 +141,22 @@ def hover(page: Page, layer: int, head: int) -> tuple[float, float]:
     return x, y
 
 
+def beforehand(page: Page, label: str, value: int) -> None:
+    """Fill a field, which is not the press yet, and wait for its run."""
+    ended = page.evaluate(MARK)
+    page.get_by_label(label, exact=True).first.fill(str(value))
+    page.keyboard.press("Enter")
+    with suppress(TimeoutError):  # a run of few milliseconds may end before the page has shown that it began
+        page.wait_for_function(CHANGED, arg=[ended, None], timeout=2000)
+    page.wait_for_function(STILL, timeout=PATIENCE)
+
+
 def another_head(page: Page, numbers: Numbers) -> Callable[[], object]:
     """The layer is set first and its run waited for; the press is Enter behind the head's number."""
     shown = {name: page.get_by_label(name, exact=True).first for name in ("Layer", "Head")}
     layer, head = next(pair for pair in numbers.heads if pair[1] != int(shown["Head"].input_value()))
     if layer != int(shown["Layer"].input_value()):
-        ended = page.evaluate(MARK)
-        shown["Layer"].fill(str(layer))
-        page.keyboard.press("Enter")
-        page.wait_for_function(CHANGED, arg=[ended, None], timeout=PATIENCE)
+        beforehand(page, "Layer", layer)
     shown["Head"].fill(str(head))
     return lambda: page.keyboard.press("Enter")
 
@@ -161,10 +170,7 @@ def without(page: Page, numbers: Numbers) -> Callable[[], object]:
 
 def another_text(page: Page, numbers: Numbers) -> Callable[[], object]:
     """Text of another seed; the press is Generate."""
-    ended = page.evaluate(MARK)
-    page.get_by_label("Seed", exact=True).first.fill(str(next(numbers.neurons) + 1))
-    page.keyboard.press("Enter")
-    page.wait_for_function(CHANGED, arg=[ended, None], timeout=PATIENCE)
+    beforehand(page, "Seed", next(numbers.neurons) + 1)
     return page.locator(".st-key-generate button").click
 
 

@@ -206,7 +206,7 @@ def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
 
 def readable(fig: go.Figure) -> go.Figure:
     """The figure, on white with text that is darker than Streamlit would have it."""
-    if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take three times as long
+    if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take twice as long
         scales = (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))
         for part in (*fig.select_xaxes(), *fig.select_yaxes(), *(scale.colorbar for scale in scales)):
             part.tickfont.color = part.title.font.color = INK
