@@ -55,11 +55,11 @@ READY = """
         return false;
     if (document.querySelector('[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]')) return false;
 """
+DRAWN = f"""kind => {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind
+    && plot.data !== plot.__seen && plot._fullLayout && plot._fullLayout._size)"""
 CHANGED = f"""([ended, kind]) => {{
     {READY}
-    return kind ? {PLOTS}.some(
-        plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind && plot.data !== plot.__seen
-            && plot._fullLayout && plot._fullLayout._size) : window.__ended > ended;
+    return kind ? ({DRAWN})(kind) : window.__ended > ended;
 }}"""
 SHOWN = f"""([title, kind]) => {{
     {READY}
@@ -69,8 +69,7 @@ SHOWN = f"""([title, kind]) => {{
 # A text may be whole before its first piece was painted; then its figure is the sign.
 STREAMING = f"""() => {{
     const shown = document.querySelector('.st-key-text_stream [data-testid=stText]');
-    return Boolean(shown && shown.innerText.length) || {PLOTS}.some(
-        plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === 'surprise' && plot.data !== plot.__seen);
+    return Boolean(shown && shown.innerText.length) || ({DRAWN})('surprise');
 }}"""
 STILL = f"() => {{ {READY} return !document.querySelector('.st-key-text_stream'); }}"
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
