@@ -2,7 +2,8 @@
 
 Two servers, one after the other: the embedded checkpoint, and random weights with 32 layers of 32 heads. A press is
 timed until the script has run, nothing on the page is stale, and the figure that it changes holds new data and is
-painted. Each press asks for something that was not shown before, so no result comes from an earlier press. Prints
+painted. Each press asks for something that was not shown before, so no result comes from an earlier press. Beside
+each cold load stands that of a bare page of Streamlit's with as many small charts, loaded in turn with it. Prints
 Markdown tables: median and 95th percentile against the target, largest figure in bytes.
 """
 
@@ -32,6 +33,7 @@ from benchmarks.timing import machine
 from dashboard.cli import serve
 from dashboard.settings import Settings
 
+BARE = Path(__file__).with_name("bare_page.py")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 TEXT = "The capital of Peru is Lima. The capital of Spain is Madrid. "
@@ -65,6 +67,11 @@ SHOWN = f"""([title, kind]) => {{
     {READY}
     if (![...document.querySelectorAll('h2')].some(h => h.innerText.trim() === title)) return false;
     return !kind || {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind);
+}}"""
+BARE_SHOWN = f"""charts => {{
+    {READY}
+    const drawn = {PLOTS}.filter(plot => plot._fullLayout && plot._fullLayout._size).length;
+    return document.querySelector('h2') && drawn === charts;
 }}"""
 # A text may be whole before its first piece was painted; then its figure is the sign.
 STREAMING = f"""() => {{
@@ -211,13 +218,17 @@ def main() -> None:
         for name in options.models:
             model = "demo" if name == "demo" else str(_checkpoint(Path(folder, name)))
             settings = Settings(model, results)
-            with serve(settings, log=Path(folder, "log"), timeout=180) as url, sync_playwright() as playwright:
+            with (
+                serve(settings, log=Path(folder, "log"), timeout=180) as url,
+                serve(settings, log=Path(folder, "bare.log"), app=BARE) as bare,
+                sync_playwright() as playwright,
+            ):
                 browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
                 found = wb.load_model(model)
                 prompt = _prompt(found.tokenizer, options.tokens)
                 print(f"\n## {name}\n")
                 if options.only != "presses":
-                    _pages(browser, url, prompt, options.presses)
+                    _pages(browser, url, bare, prompt, options.presses)
                 if options.only != "pages":
                     _presses(browser, url, prompt, found.config, options)
                 browser.close()
@@ -249,20 +260,18 @@ def _prompt(tokenizer: wb.Tokenizer, tokens: int) -> str:
     return tokenizer.decode(ids)
 
 
-def _pages(browser: Browser, url: str, prompt: str, presses: int) -> None:
-    print("| page | cold load, median ms | p95 (goal 2,000) | switch to it, median ms | p95 (goal 800) | "
-          "charts | largest figure, bytes |\n|---|---|---|---|---|---|---|")  # fmt: skip
+def _pages(browser: Browser, url: str, bare: str, prompt: str, presses: int) -> None:
+    titles = ("page", "cold load, median ms", "p95 (goal 2,000)", "a bare page with as many charts", "times as long",
+              "switch to it, median ms", "p95 (goal 800)", "charts", "largest figure, bytes")  # fmt: skip
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for path, title, figure in PAGES:
         address = f"{url}/{path}?{urlencode({'prompt': prompt})}"
-        cold = []
-        for i in range(1 + max(3, presses // 4)):
-            with browser.new_context(viewport={"width": 1280, "height": 900}) as context:  # an empty cache
-                page = context.new_page()
-                begin = time.perf_counter()
-                page.goto(address)
-                _shown(page, title, figure)
-                if i:  # the first makes the capture and the results that the server then holds
-                    cold.append(time.perf_counter() - begin)
+        _cold(browser, address, SHOWN, [title, figure])  # makes the capture and the results that the server then holds
+        cold, without = [], []
+        for _ in range(max(4, presses // 3)):
+            seconds, charts = _cold(browser, address, SHOWN, [title, figure])
+            cold.append(seconds)
+            without.append(_cold(browser, f"{bare}/?charts={charts}", BARE_SHOWN, charts)[0])
         switch = []
         with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
             page = context.new_page()
@@ -278,8 +287,21 @@ def _pages(browser: Browser, url: str, prompt: str, presses: int) -> None:
                 if i:
                     switch.append(time.perf_counter() - begin)
             sizes = page.evaluate(SIZES)
-        times = f"{_times(cold, COLD)} | {_times(switch, SWITCH)}"
+        floor = statistics.median(without)
+        ratio = f"{floor * 1e3:,.0f} | {statistics.median(cold) / floor:.2f}"
+        times = f"{_times(cold, COLD)} | {ratio} | {_times(switch, SWITCH)}"
         print(f"| {title} | {times} | {len(sizes)} | {_bytes(sizes)} |", flush=True)
+
+
+def _cold(browser: Browser, address: str, shown: str, arg: object) -> tuple[float, int]:
+    """Seconds until a page is there in a browser with an empty cache, and how many charts it has."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        begin = time.perf_counter()
+        page.goto(address)
+        page.wait_for_function(shown, arg=arg, timeout=PATIENCE)
+        page.evaluate(PAINTED)
+        return time.perf_counter() - begin, page.evaluate(f"() => {PLOTS}.length")
 
 
 def _presses(browser: Browser, url: str, prompt: str, config: wb.ModelConfig, options: argparse.Namespace) -> None:

@@ -5,8 +5,9 @@ import streamlit as st
 
 from dashboard import captures, state
 from dashboard.captures import Stored
-from dashboard.frame import card, empty, problem, table_height
+from dashboard.frame import card, empty, problem
 from dashboard.source import Input
+from dashboard.tables import Column, plain_table, verbatim
 from dashboard.text import plain, printable
 from workbench import sizes
 from workbench.capture import Request
@@ -37,7 +38,7 @@ def none_yet(model: Transformer) -> None:
         return
     prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no box of its own
     empty("No capture is kept yet. Overview keeps one of its prompt, and so does a terminal:")
-    st.code(plain(captures.command(state.model_path(), prompt)), language=None, wrap_lines=True)
+    verbatim(captures.command(state.model_path(), prompt))
 
 
 def _offer(model: Transformer, given: Input) -> None:
@@ -67,13 +68,12 @@ def _table(model: Transformer, found: list[Stored]) -> None:
     )
     if not table["state"].any():
         del table["state"]
-    st.dataframe(
+    plain_table(
         table,
-        hide_index=True,
-        height=table_height(len(table), most=250),
-        column_config={
+        most=250,
+        columns={
             "name": "Name", "model": "Model", "tokens": "Tokens", "hooks": "Hook points", "size": "File",
-            "when": st.column_config.DatetimeColumn("Saved", format="YYYY-MM-DD HH:mm"), "state": "State",
+            "when": Column("Saved", "%Y-%m-%d %H:%M"), "state": "State",
         },
     )  # fmt: skip
 

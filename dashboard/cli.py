@@ -56,17 +56,19 @@ def main(
     os.execve(sys.executable, server_command(port), os.environ | settings.to_env())
 
 
-def server_command(port: int) -> list[str]:
-    """The command that serves app.py.
+def server_command(port: int, app: Path = APP) -> list[str]:
+    """The command that serves app.py, or another script.
 
     `-P` keeps the current folder out of the import path: a file called click.py there would shadow the package.
     """
-    run = [sys.executable, "-P", "-m", "streamlit", "run", str(APP)]
+    run = [sys.executable, "-P", "-m", "streamlit", "run", str(app)]
     return [*run, "--server.port", str(port), "--server.address", HOST, "--server.headless", "true"]
 
 
 @contextmanager
-def serve(settings: Settings, *, log: Path, cwd: Path | None = None, timeout: float = 60) -> Iterator[str]:
+def serve(
+    settings: Settings, *, log: Path, cwd: Path | None = None, timeout: float = 60, app: Path = APP
+) -> Iterator[str]:
     """A server on a free port in a process group of its own, healthy on entry and gone on exit; gives its address.
 
     Raises: ServerError with the end of the log if it ends early or is not healthy in time.
@@ -74,7 +76,7 @@ def serve(settings: Settings, *, log: Path, cwd: Path | None = None, timeout: fl
     port = _free_port()
     with log.open("wb") as out:
         server = subprocess.Popen(
-            server_command(port),
+            server_command(port, app),
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=cwd,

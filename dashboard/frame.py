@@ -13,6 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import busy, memory, models, state
 from dashboard.said import SAID
+from dashboard.settings import ROOT
 from dashboard.text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
 from workbench.forwards import out_of_memory
@@ -21,10 +22,12 @@ PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButton
 
 
 HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
+STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")
 # Streamlit writes white on a theme's primary colour, which on a dark page has to be a bright one.
-ON_BRIGHT = """<style>
+ON_DARK = """
+:root { --paper: #111319 }
 [data-testid^=stBaseButton-primary] p, [data-testid=stMultiSelectTagsContainer] span { color: #0b0d12 !important }
-</style>"""
+"""
 INK = "#555867"  # of axes on white: Streamlit's own grey has a contrast of 3.7 to 1, too little to be read by everybody
 
 
@@ -48,8 +51,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
     busy.mount()
-    if st.context.theme.type == "dark":
-        st.html(ON_BRIGHT)
+    st.html(f"<style>{STYLE}{ON_DARK if st.context.theme.type == 'dark' else ''}</style>")
     _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
@@ -142,6 +144,12 @@ def problem(summary: str, detail: str) -> None:
     """A mistake that a person can repair: one sentence of ours, then the message as plain text."""
     st.error(summary)
     st.code(plain(detail), language=None, wrap_lines=True)
+
+
+def command_line(line: str) -> None:
+    """A line for a terminal, behind a button: what shows it in colours is 1.5 MB, which a first visit waits for."""
+    with st.popover("Command", help="The same in a terminal"):
+        st.code(plain(line), language=None, wrap_lines=True)
 
 
 def empty(sentence: str, command: str | None = None) -> None:

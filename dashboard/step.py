@@ -13,6 +13,7 @@ from dashboard.components.token_strip import Strip, token_strip
 from dashboard.frame import card, table_height, token_column
 from dashboard.said import SAID
 from dashboard.state import NO_CHANGES, Held
+from dashboard.tables import Column, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import short, visible
 from probes.attention import HOOKS, METRICS, head_metrics
@@ -102,15 +103,13 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
         st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table has the strongest of all.")
     table = state.once(held, strongest_keys, view.layer, view.head, at, k=6).frame()
     table.insert(4, "token", [short(names[key], 40) for key in table["key"]])
-    st.dataframe(
+    plain_table(
         table[["key", "token", "weight", "distance"]],
-        hide_index=True,
-        row_height=31,
-        column_config={
-            "key": st.column_config.NumberColumn("Position", width=70),
-            "token": token_column(),
-            "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
-            "distance": st.column_config.NumberColumn("Distance", width=70),
+        columns={
+            "key": "Position",
+            "token": "Token",
+            "weight": Column("Weight", ".3f", bar=1),
+            "distance": "Distance",
         },
     )
 

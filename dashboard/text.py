@@ -3,7 +3,8 @@
 Tokens come from strangers' prompts and from models, so every one may hold markup, control characters, half a
 character or a right-to-left override. `visible` turns bytes into text that shows all of that; the functions below
 it make the result safe for one kind of place each. Widgets that read Markdown or LaTeX (`st.markdown`, `st.metric`,
-`st.caption`, `st.table`, tabs, pills, labels) are never given a token: there is no function for them.
+`st.caption`, `st.table`, tabs, pills, labels) are never given a token: there is no function for them. Only
+`dashboard/tables.py` writes HTML, its text by `html_text`.
 
 Knows nothing of Streamlit, plotly or the model.
 """
@@ -84,6 +85,11 @@ def plain(text: str) -> str:
     from what it is; emoji sequences keep their joiners.
     """
     return "".join(_plain_char(char) for char in text)
+
+
+def html_text(text: str) -> str:
+    """Text, tokens made visible among it, inside an element of HTML: `plain`, with its markup spelled out."""
+    return html.escape(plain(text))
 
 
 def printable(values: Iterable[object]) -> list[str]:

@@ -11,6 +11,7 @@ from dashboard import runs, state
 from dashboard.frame import Head, card, chart_untitled, empty, problem, table_height
 from dashboard.said import SAID
 from dashboard.settings import Settings
+from dashboard.tables import Column, plain_table
 from dashboard.text import plain
 from evals import figures
 from evals.compare import Comparison, Sample
@@ -99,27 +100,24 @@ def _table(found: Comparison) -> None:
             "test": table["test"],
         }
     )
-    st.dataframe(
+    plain_table(
         shown,
-        hide_index=True,
-        height=table_height(len(shown)),
-        column_config={
+        columns={
             "task": "Task",
             "metric": "Metric",
-            "n": st.column_config.NumberColumn("n", width=50),
-            "a": st.column_config.TextColumn("A (95%)", alignment="right"),
-            "b": st.column_config.TextColumn("B (95%)", alignment="right"),
-            "difference": st.column_config.NumberColumn("B − A", format="%+.1f", width=60),
-            "interval": st.column_config.TextColumn("95% interval", alignment="right"),
-            "p": st.column_config.TextColumn("p", alignment="right", width=60),
-            "holm": st.column_config.TextColumn("p (Holm)", alignment="right", width=70),
-            "detectable": st.column_config.NumberColumn(
-                "Detectable", format="%.1f", width=80,
-                help="The smallest difference that these questions show with 80% power at 5%.",
+            "n": "n",
+            "a": Column("A (95%)", right=True),
+            "b": Column("B (95%)", right=True),
+            "difference": Column("B − A", "+.1f"),
+            "interval": Column("95% interval", right=True),
+            "p": Column("p", right=True),
+            "holm": Column("p (Holm)", right=True),
+            "detectable": Column(
+                "Detectable", ".1f", help="The smallest difference that these questions show with 80% power at 5%."
             ),
-            "only_a": st.column_config.NumberColumn("Only A right", width=85),
-            "only_b": st.column_config.NumberColumn("Only B right", width=85),
-            "test": st.column_config.TextColumn("Test", width=80),
+            "only_a": "Only A right",
+            "only_b": "Only B right",
+            "test": "Test",
         },
     )  # fmt: skip
     st.caption("Scores and differences of right and wrong answers are in percentage points.")

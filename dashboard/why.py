@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import samples, state
-from dashboard.frame import chart_untitled, heading, problem
+from dashboard.frame import chart_untitled, command_line, heading, problem
 from dashboard.runs import Sample
 from dashboard.samples import Again
 from dashboard.settings import Settings
@@ -167,7 +167,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     if command is None:
         given = ["--model", state.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])
-    st.code(plain(command), language=None, wrap_lines=True)
+    command_line(command)
 
 
 def on(sample: Sample) -> dict[str, str]:

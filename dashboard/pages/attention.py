@@ -9,10 +9,11 @@ import streamlit as st
 from dashboard import address, guide, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import Head, Help, card, chart_untitled, page, token_column
+from dashboard.frame import Head, Help, card, chart_untitled, page
 from dashboard.said import SAID
 from dashboard.source import Input
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.text import plotly_labels, short
 from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from probes.maps import MAX_CELLS, HeadMap, head_map
@@ -151,14 +152,12 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, v
 def _highest(values: np.ndarray, unit: str) -> None:
     order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=None, kind="stable")[:5]
     layers, heads = np.unravel_index(order, values.shape)
-    st.dataframe(
+    plain_table(
         pd.DataFrame({"layer": layers, "head": heads, "value": values[layers, heads]}),
-        hide_index=True,
-        row_height=31,
-        column_config={
-            "layer": st.column_config.NumberColumn("Layer", width=60),
-            "head": st.column_config.NumberColumn("Head", width=60),
-            "value": st.column_config.NumberColumn(f"Highest {unit}", format="%.3f"),
+        columns={
+            "layer": "Layer",
+            "head": "Head",
+            "value": Column(f"Highest {unit}", ".3f"),
         },
     )
 
@@ -263,15 +262,13 @@ def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 6) -> p
 
 def _strongest(table: pd.DataFrame, given: Input) -> None:
     table.insert(1, "token", [short(given.tokens[position], 40) for position in table["position"]])
-    st.dataframe(
+    plain_table(
         table,
-        hide_index=True,
-        row_height=31,
-        column_config={
-            "position": st.column_config.NumberColumn("Position", width=70),
-            "token": token_column(),
-            "weight": st.column_config.ProgressColumn("Weight", format="%.3f", min_value=0, max_value=1),
-            "distance": st.column_config.NumberColumn("Distance", width=70),
+        columns={
+            "position": "Position",
+            "token": "Token",
+            "weight": Column("Weight", ".3f", bar=1),
+            "distance": "Distance",
         },
     )
 

@@ -12,6 +12,7 @@ from dashboard.frame import Head, Help, card, chart_untitled, empty, page, probl
 from dashboard.said import SAID
 from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.settings import Settings
+from dashboard.tables import Column, plain_table
 from dashboard.text import plain
 from dashboard.versus import chance
 from evals import figures
@@ -93,7 +94,7 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
         {
             "task": table["task"],
             "metric": table["label"],
-            "value": [round(100 * value, 1) for value in table["value"]],  # as the terminal's table rounds
+            "value": [round(value, 3) for value in table["value"]],  # as the terminal's table rounds
             "interval": [_interval(row) for _, row in table.iterrows()],
             "n": table["n"],
             "shots": table["shots"],
@@ -102,17 +103,16 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
     )
     if not shown["partial"].any():
         del shown["partial"]
-    st.dataframe(
+    plain_table(
         shown,
-        hide_index=True,
-        column_config={
+        columns={
             "task": "Task",
             "metric": "Metric",
-            "value": st.column_config.NumberColumn("Score", format="%.1f%%", width=65),
-            "interval": st.column_config.TextColumn("95% interval", alignment="right"),
-            "n": st.column_config.NumberColumn("n", width=50),
-            "shots": st.column_config.NumberColumn("Shots", width=55),
-            "partial": st.column_config.TextColumn("Partial", help="Not all of the task's questions were asked."),
+            "value": Column("Score", ".1%"),
+            "interval": Column("95% interval", right=True),
+            "n": "n",
+            "shots": "Shots",
+            "partial": Column("Partial", help="Not all of the task's questions were asked."),
         },
     )
     for task, reason in run.not_run.items():
@@ -172,7 +172,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
             return None
         table = found.frame()
         scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {
                     "task": table["task"],
@@ -188,18 +188,18 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                     "only_a": table["only_a"],
                 }
             ),
-            hide_index=True,
-            column_config={
+            columns={
                 "task": "Task",
                 "metric": "Metric",
-                "other": st.column_config.NumberColumn("Other (A)", format="%.1f"),
-                "this": st.column_config.NumberColumn("This (B)", format="%.1f"),
-                "difference": st.column_config.NumberColumn("Difference", format="%+.1f"),
-                "low": st.column_config.NumberColumn("95% from", format="%+.1f"),
-                "high": st.column_config.NumberColumn("to", format="%+.1f"),
-                "holm": st.column_config.TextColumn("p (Holm)", alignment="right"),
-                "only_b": st.column_config.NumberColumn("Only B right"),
-                "only_a": st.column_config.NumberColumn("Only A right"),
+                "other": Column("Other (A)", ".1f"),
+                "this": Column("This (B)", ".1f"),
+                "difference": Column("Difference", "+.1f"),
+                "low": Column("95% from", "+.1f"),
+                "high": Column("to", "+.1f"),
+                "holm": Column("p (Holm)", right=True),
+                "n": "n",
+                "only_b": "Only B right",
+                "only_a": "Only A right",
             },
         )
         origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(found)]
@@ -220,9 +220,9 @@ def _published(run: Run) -> pd.DataFrame | None:
         rows = [
             {
                 "task": one.score.task,
-                "measured": 100 * one.score.value,
+                "measured": one.score.value,
                 "interval": _interval(pd.Series(vars(one.score))),
-                "published": 100 * one.published.value,
+                "published": one.published.value,
                 "within": one.within,
                 "unlike": "; ".join(one.unlike),
                 "source": one.published.source,
@@ -234,15 +234,14 @@ def _published(run: Run) -> pd.DataFrame | None:
             st.caption("None of these scores has a published one of that model.")
             return None
         table = pd.DataFrame(rows)
-        st.dataframe(
+        plain_table(
             table,
-            hide_index=True,
-            column_config={
+            columns={
                 "task": "Task",
-                "measured": st.column_config.NumberColumn("Measured", format="%.1f%%"),
+                "measured": Column("Measured", ".1%"),
                 "interval": "95% interval",
-                "published": st.column_config.NumberColumn("Published", format="%.1f%%"),
-                "within": st.column_config.CheckboxColumn("Within", help="The published score lies in the interval."),
+                "published": Column("Published", ".1%"),
+                "within": Column("Within", help="The published score lies in the interval."),
                 "unlike": "What is not the same",
                 "source": "Source",
             },

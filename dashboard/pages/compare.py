@@ -6,10 +6,11 @@ import streamlit as st
 
 from dashboard import sides, state, versus
 from dashboard.components.atlas import atlas
-from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page
 from dashboard.said import SAID
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
 from probes.comparison import Comparison, HeadDifferences
@@ -129,13 +130,11 @@ def _heads(a: Side, found: Comparison, before: Held, after: Held) -> tuple[int, 
     atlas(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)
     order = np.argsort(-_apart(values, measure), axis=None, kind="stable")[:5]
     at = np.unravel_index(order, values.shape)
-    st.dataframe(
+    plain_table(
         pd.DataFrame({"head": [f"L{x}H{y}" for x, y in zip(*at, strict=True)]}
                      | {key: by_head(heads, m, p)[at] for key, (m, p, _) in MEASURES.items() if key in options}),
-        hide_index=True,
-        row_height=31,
-        column_config={"head": st.column_config.TextColumn("Most changed", width=90)}
-        | {key: st.column_config.NumberColumn(key, format="%.3g") for key in options},
+        columns={"head": "Most changed"}
+        | {key: Column(key, ".3g") for key in options},
     )  # fmt: skip
     return layer, number
 
@@ -162,7 +161,7 @@ def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
     kept = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
     kept = kept[np.argsort(-np.maximum(first, second)[kept], kind="stable")]
     raw = [row.cpu().numpy()[kept] for row in rows]
-    st.dataframe(
+    plain_table(
         pd.DataFrame(
             {
                 "token": [short(token_bytes(a.model, token), 24) for token in kept.tolist()],
@@ -174,16 +173,15 @@ def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
                 "change": raw[1] - raw[0],
             }
         ),
-        hide_index=True,
-        height=table_height(len(kept), most=600),
-        column_config={
-            "token": token_column(),
-            "id": st.column_config.NumberColumn("Id", format="%d", width=50),
-            "a": st.column_config.ProgressColumn("A", format="%.3f", min_value=0, max_value=1, width=110),
-            "b": st.column_config.ProgressColumn("B", format="%.3f", min_value=0, max_value=1, width=110),
-            "logit_a": st.column_config.NumberColumn("Logit A", format="%.2f", width=65),
-            "logit_b": st.column_config.NumberColumn("Logit B", format="%.2f", width=65),
-            "change": st.column_config.NumberColumn("B − A", format="%+.2f", width=65),
+        most=600,
+        columns={
+            "token": "Token",
+            "id": "Id",
+            "a": Column("A", ".3f", bar=1),
+            "b": Column("B", ".3f", bar=1),
+            "logit_a": Column("Logit A", ".2f"),
+            "logit_b": Column("Logit B", ".2f"),
+            "change": Column("B − A", "+.2f"),
         },
     )
 
@@ -221,16 +219,15 @@ def _patterns(
 
 def _hooks(found: Comparison) -> None:
     table = found.frame()
-    st.dataframe(
+    plain_table(
         table,
-        hide_index=True,
-        height=table_height(len(table), most=300),
-        column_config={
-            "hook": st.column_config.TextColumn("Hook", width=240),
-            "layer": st.column_config.NumberColumn("Layer", width=60),
-            "largest": st.column_config.NumberColumn("Largest |A − B|", format="%.3g"),
-            "relative": st.column_config.NumberColumn("Relative", format="%.3g"),
-            "cosine": st.column_config.NumberColumn("Cosine", format="%.6f"),
+        most=300,
+        columns={
+            "hook": "Hook",
+            "layer": "Layer",
+            "largest": Column("Largest |A − B|", ".3g"),
+            "relative": Column("Relative", ".3g"),
+            "cosine": Column("Cosine", ".6f"),
         },
     )
     for reason in dict.fromkeys(found.left_out.values()):

@@ -9,10 +9,11 @@ import streamlit as st
 from dashboard import effects, guide, source, specification, state, targets
 from dashboard.components.bars import over_tokens
 from dashboard.effects import AFTER, BEFORE, Changes
-from dashboard.frame import Head, Help, card, chart, chart_untitled, page, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, chart_untitled, command_line, page
 from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.source import Input
+from dashboard.tables import Column, plain_table
 from dashboard.targets import LETTERS, Asked, token_bytes
 from dashboard.text import plain, plotly_labels, short
 from probes.figures import drawing
@@ -114,7 +115,8 @@ def _summary(
         columns[0].metric(f"KL after position {asked.position} (nats)", f"{moved.kl[asked.position]:.3g}")
         columns[1].metric("Mean KL (nats)", f"{moved.kl.mean():.3g}")
         columns[2].metric("Loss before (nats per token)", f"{loss[BEFORE]:.3f}")
-        columns[3].metric("Loss after", f"{loss[AFTER]:.3f}", f"{loss[AFTER] - loss[BEFORE]:+.3f}", "inverse")
+        rise = None if changes[BEFORE] == changes[AFTER] else f"{loss[AFTER] - loss[BEFORE]:+.3f}"
+        columns[3].metric("Loss after", f"{loss[AFTER]:.3f}", rise, "inverse")
         if given.sample is None and targets.is_quiz(given):
             best = logits[:, list(targets.letters(model, given))].argmax(-1)
             columns[4].metric("Answer of A to D", f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}")
@@ -133,7 +135,7 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
     )
     best = np.array(scored).argmax(0)
     with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {
                     "choice": [plain(choice) for choice in sample.choices],
@@ -142,13 +144,11 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
                     "after": [pair[AFTER] for pair in scored],
                 }
             ),
-            hide_index=True,
-            height=table_height(len(scored)),
-            column_config={
+            columns={
                 "choice": "Choice",
-                "gold": st.column_config.CheckboxColumn("Gold", width=60),
-                "before": st.column_config.NumberColumn("Before (nats)", format="%.3f"),
-                "after": st.column_config.NumberColumn("After (nats)", format="%.3f"),
+                "gold": "Gold",
+                "before": Column("Before (nats)", ".3f"),
+                "after": Column("After (nats)", ".3f"),
             },
         )
         was, now = (sample.choices[number].strip() for number in best)
@@ -157,15 +157,14 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
 
 def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
     table = top_tokens(model, logits)
-    st.dataframe(
+    plain_table(
         table,
-        hide_index=True,
-        height=table_height(len(table), most=330),
-        column_config={
-            "token": token_column(),
-            "id": st.column_config.NumberColumn("Id", format="%d"),
-            "before": st.column_config.ProgressColumn("Before", format="%.3f", min_value=0, max_value=1),
-            "after": st.column_config.ProgressColumn("After", format="%.3f", min_value=0, max_value=1),
+        most=330,
+        columns={
+            "token": "Token",
+            "id": "Id",
+            "before": Column("Before", ".3f", bar=1),
+            "after": Column("After", ".3f", bar=1),
         },
     )
 
@@ -194,13 +193,11 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
             "change": logits[AFTER, chosen] - logits[BEFORE, chosen],
         }
     )
-    st.dataframe(
+    plain_table(
         table,
-        hide_index=True,
-        height=table_height(len(table)),
-        column_config={
-            "token": token_column(),
-            **{name: st.column_config.NumberColumn(name.capitalize(), format="%.3f") for name in table.columns[1:]},
+        columns={
+            "token": "Token",
+            **{name: Column(name.capitalize(), ".3f") for name in table.columns[1:]},
         },
     )
     if len(chosen) > 1:
@@ -233,7 +230,7 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
         line = effects.command(made, model=state.model_path(), task=task, output=settings.results / "changed")
-        st.code(plain(line), language=None, wrap_lines=True)
+        command_line(line)
         st.download_button(
             "Interventions as JSON", to_json(made), file_name="changes.json", mime="application/json", on_click="ignore"
         )

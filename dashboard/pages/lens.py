@@ -7,9 +7,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import source, state, targets
-from dashboard.frame import Head, Help, card, chart, page, problem, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, page, problem
 from dashboard.source import Input
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.targets import Asked, plotly_names, token_bytes
 from dashboard.text import plotly_labels, short
 from probes import attribution, lens
@@ -43,6 +44,7 @@ ABOUT = Help(
 )
 HOOKS = tuple(dict.fromkeys((*lens.HOOKS, *attribution.HOOKS)))
 TOP_K = 10  # decoded once; the control shows as many of them as are asked for
+MOST_HEADS = 64  # that are listed
 CELLS = {"Probability": "probability", "KL to the output": "kl", "Rank": "rank"}
 CURVES = {"Log-probability": "logprob", "Rank": "rank"}
 PLAIN, TUNED = "Logit", "Tuned"
@@ -131,21 +133,18 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
             height=340,
         )
     with right, card(f"After position {asked.position}", help="The last row is the model's own.", height="stretch"):
-        st.dataframe(
+        plain_table(
             target_table(model, found, asked),
-            hide_index=True,
-            column_config={
-                "target": st.column_config.TextColumn("Target", width=60),
-                "token": token_column(),
-                "id": st.column_config.NumberColumn("Id", format="%d"),
-                "probability": st.column_config.NumberColumn("Probability", format="%.4f"),
-                "rank": st.column_config.NumberColumn("Rank"),
+            columns={
+                "target": "Target",
+                "token": "Token",
+                "id": "Id",
+                "probability": Column("Probability", ".4f"),
+                "rank": "Rank",
             },
         )
         table = top_table(model, found, asked.position, st.session_state["k"])
-        widths = {name: st.column_config.TextColumn(name, width=112) for name in table.columns[1:]}
-        widths["Layer"] = st.column_config.TextColumn("Layer", width=58)
-        st.dataframe(table, hide_index=True, height=table_height(len(table), most=300), column_config=widths)
+        plain_table(table, columns={str(name): str(name) for name in table.columns}, most=300)
 
 
 def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
@@ -195,7 +194,7 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
         # The figure's own title names the tokens, and a chart's title is read as Markdown.
         fig.update_layout(title=f"{which} after position {made.position}: parts sum to it within {made.error:.1g}")
         chart(fig, key="attribution", height=430)
-    with right, card("Heads", help="By what they add, largest first. Choose a row to follow a head.", height="stretch"):
+    with right, card("Heads", help="By what they add, largest first.", height="stretch"):
         _heads(made, row)
     return made, row
 
@@ -204,28 +203,19 @@ def _heads(made: LogitAttribution, row: int) -> None:
     table = ranked_heads(made, row)
     names = [f"L{layer}H{number}" for layer, number in zip(table["layer"], table["head"], strict=True)]
 
-    def chose() -> None:
-        rows = st.session_state["head_rows"]["selection"]["rows"]
-        if rows:
-            state.link("chosen", names[rows[0]])
-
-    st.dataframe(
-        table,
-        hide_index=True,
-        height=table_height(len(table), most=330),
-        key="head_rows",
-        on_select=chose,
-        selection_mode="single-row",
-        column_config={
-            "layer": st.column_config.NumberColumn("Layer", width=55),
-            "head": st.column_config.NumberColumn("Head", width=55),
-            "contribution": st.column_config.NumberColumn("Adds", format="%.4f", width=80),
-            "removed": st.column_config.NumberColumn("Lost without", format="%.4f", width=90),
+    plain_table(
+        table.head(MOST_HEADS),
+        most=330,
+        columns={
+            "layer": "Layer",
+            "head": "Head",
+            "contribution": Column("Adds", ".4f"),
+            "removed": Column("Lost without", ".4f"),
         },
     )
-    named = state.linked("chosen")
-    at = names.index(named) if named in names else 0
-    state.heard("chosen", named, names[at])
+    if len(table) > MOST_HEADS:
+        st.caption(f"The first {MOST_HEADS} of {len(table)}; all are in the download.")
+    at = names.index(state.bound(st.selectbox, "Follow the head", names, key="chosen"))
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
     along = source.along("sample", "position", "targets")
     st.page_link(

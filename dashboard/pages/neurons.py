@@ -8,9 +8,10 @@ import streamlit as st
 
 from dashboard import source, state
 from dashboard.components.bars import over_tokens
-from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
 from probes.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
@@ -56,7 +57,7 @@ def show() -> None:
             _written(model, written)
         with right, st.container(border=True, height="stretch", key="layers_card"):
             chart(found.figure(stamp={"layer": layer}), key="sparsity", height=300)
-            _layer(found, layer)
+            _layer(found, layer, neuron)
         _take_away(head, given, found, written, layer, neuron)
 
 
@@ -108,15 +109,13 @@ def _activations(held: Held, given: Input, found: NeuronStatistics, layer: int, 
         gates = activations(held.capture, layer, neuron)[1]
         top.insert(2, "token", [short(given.tokens[position], 24) for position in top["pos"]])
         top["gate"] = gates[top["pos"]]
-        st.dataframe(
+        plain_table(
             top[["pos", "token", "value", "gate"]],
-            hide_index=True,
-            height=table_height(len(top)),
-            column_config={
-                "pos": st.column_config.NumberColumn("Position", width=70),
-                "token": token_column(),
-                "value": st.column_config.NumberColumn("Activation", format="%.3f"),
-                "gate": st.column_config.NumberColumn("Gate", format="%.3f", help="Before silu; open above 0."),
+            columns={
+                "pos": "Position",
+                "token": "Token",
+                "value": Column("Activation", ".3f"),
+                "gate": Column("Gate", ".3f", help="Before silu; open above 0."),
             },
         )
 
@@ -134,7 +133,7 @@ def _written(model: Transformer, written: NeuronTokens) -> None:
     chart(named.figure(stamp={"layer": written.layer, "neuron": written.neurons[0]}), key="written", height=520)
 
 
-def _layer(found: NeuronStatistics, layer: int) -> None:
+def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
     table = pd.DataFrame(
         {
             "neuron": np.arange(found.rms.shape[1]),
@@ -145,24 +144,23 @@ def _layer(found: NeuronStatistics, layer: int) -> None:
     )
     table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable").head(MOST_ROWS)
 
-    def chose() -> None:
-        rows = st.session_state["neuron_rows"]["selection"]["rows"]
-        if rows:
-            st.session_state["neuron"] = int(table["neuron"].iloc[rows[0]])
+    strongest = table["neuron"].tolist()
 
-    st.caption(f"The strongest neurons of layer {layer}. Choose a row to open one.")
-    st.dataframe(
+    def chose() -> None:
+        st.session_state["neuron"] = st.session_state["strongest"]
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.caption(f"The strongest neurons of layer {layer}.")
+        st.session_state["strongest"] = neuron if neuron in strongest else None
+        st.selectbox("Open one of them", strongest, key="strongest", on_change=chose, width=160)
+    plain_table(
         table,
-        hide_index=True,
-        height=table_height(len(table), most=210),
-        key="neuron_rows",
-        on_select=chose,
-        selection_mode="single-row",
-        column_config={
-            "neuron": st.column_config.NumberColumn("Neuron", format="%d"),
-            "rms": st.column_config.NumberColumn("RMS", format="%.3g"),
-            "open": st.column_config.NumberColumn("Open gate", format="percent"),
-            "sparsity": st.column_config.NumberColumn("Sparsity", format="%.2f"),
+        most=210,
+        columns={
+            "neuron": "Neuron",
+            "rms": Column("RMS", ".3g"),
+            "open": Column("Open gate", ".1%"),
+            "sparsity": Column("Sparsity", ".2f"),
         },
     )
 

@@ -7,9 +7,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import source, state
-from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.text import plotly_labels, short
 from probes import norms
 from probes.maps import MAX_CELLS
@@ -86,7 +87,7 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
         rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, norms.FINAL)]
         values = shown.rms[rows, 0]
         largest = np.nanargmax(np.where(np.isfinite(values), values, -1.0), axis=1)
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {
                     "layer": ["final" if rms.norms[i][1] == norms.FINAL else str(rms.norms[i][0]) for i in rows],
@@ -95,13 +96,11 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
                     "at": [short(given.tokens[start + i], 24) for i in largest],
                 }
             ),
-            hide_index=True,
-            height=table_height(len(rows)),
-            column_config={
-                "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
-                "median": st.column_config.NumberColumn("Median", format="%.3g", width=80),
-                "largest": st.column_config.NumberColumn("Largest", format="%.3g", width=80),
-                "at": token_column("At token"),
+            columns={
+                "layer": Column("Layer", right=True),
+                "median": Column("Median", ".3g"),
+                "largest": Column("Largest", ".3g"),
+                "at": "At token",
             },
         )
     _code(head, given, "input_rms")
@@ -126,7 +125,7 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(norm=norm), key="gains", height=450)
     with right, card("By layer", help="Kurtosis is 3 for a normal distribution.", height="stretch"):
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {
                     "layer": ["final" if found.norms[i][1] == norms.FINAL else str(found.norms[i][0]) for i in rows],
@@ -136,13 +135,11 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
                     "dims": [", ".join(str(dim) for dim in found.top_dims[i][:3]) for i in rows],
                 }
             ),
-            hide_index=True,
-            height=table_height(len(rows)),
-            column_config={
-                "layer": st.column_config.TextColumn("Layer", width=60, alignment="right"),
-                "mean": st.column_config.NumberColumn("Mean", format="%.3f"),
-                "std": st.column_config.NumberColumn("Std", format="%.3f"),
-                "kurtosis": st.column_config.NumberColumn("Kurtosis", format="%.1f"),
+            columns={
+                "layer": Column("Layer", right=True),
+                "mean": Column("Mean", ".3f"),
+                "std": Column("Std", ".3f"),
+                "kurtosis": Column("Kurtosis", ".1f"),
                 "dims": "Farthest dimensions",
             },
         )
@@ -173,17 +170,16 @@ def _activations(head: Head, held: Held, given: Input) -> None:
             _dimensions(outliers)
         with left, card("Massive activations", height="stretch"):
             table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
-            st.dataframe(
+            plain_table(
                 table[["layer", "pos", "token", "dim", "value", "ratio"]],
-                hide_index=True,
-                height=table_height(len(table), most=340),
-                column_config={
+                most=340,
+                columns={
                     "layer": "Layer",
                     "pos": "Position",
-                    "token": token_column(),
+                    "token": "Token",
                     "dim": "Dimension",
-                    "value": st.column_config.NumberColumn("Value", format="%.1f"),
-                    "ratio": st.column_config.NumberColumn("x median", format="%.0f"),
+                    "value": Column("Value", ".1f"),
+                    "ratio": Column("x median", ".0f"),
                 },
             )
     _code(head, given, "massive_activations", "outlier_dimensions")
@@ -196,16 +192,15 @@ def _dimensions(outliers: norms.OutlierDimensions) -> None:
         "Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"
     ):
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
-        st.dataframe(
+        plain_table(
             outliers.frame().head(50),
-            hide_index=True,
-            height=305,
-            column_config={
+            most=305,
+            columns={
                 "dim": "Dimension",
-                "layer_share": st.column_config.NumberColumn("Layers", format="percent"),
-                "position_share": st.column_config.NumberColumn("Positions", format="percent"),
-                "largest": st.column_config.NumberColumn("Largest", format="%.2f"),
-                "outlier": st.column_config.CheckboxColumn("Outlier"),
+                "layer_share": Column("Layers", ".0%"),
+                "position_share": Column("Positions", ".0%"),
+                "largest": Column("Largest", ".2f"),
+                "outlier": "Outlier",
             },
         )
 
@@ -218,7 +213,7 @@ def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
     with left, st.container(border=True, height="stretch"):
         chart(shown.figure(), key="ratios", height=450)
     with right, card("By layer", help="Medians over tokens; cosines with the stream before.", height="stretch"):
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {
                     "layer": whole.layers,
@@ -228,14 +223,12 @@ def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
                     "mlp_cos": cosine[:, 1],
                 }
             ),
-            hide_index=True,
-            height=table_height(len(whole.layers)),
-            column_config={
-                "layer": st.column_config.NumberColumn("Layer", width=60),
-                "attn": st.column_config.NumberColumn("Attention", format="%.3f"),
-                "attn_cos": st.column_config.NumberColumn("Cosine", format="%.2f"),
-                "mlp": st.column_config.NumberColumn("MLP", format="%.3f"),
-                "mlp_cos": st.column_config.NumberColumn("Cosine", format="%.2f"),
+            columns={
+                "layer": "Layer",
+                "attn": Column("Attention", ".3f"),
+                "attn_cos": Column("Cosine", ".2f"),
+                "mlp": Column("MLP", ".3f"),
+                "mlp_cos": Column("Cosine", ".2f"),
             },
         )
     _code(head, given, "contribution_ratios")

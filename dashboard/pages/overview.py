@@ -8,8 +8,9 @@ import torch
 
 from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
-from dashboard.frame import Head, Help, card, page, problem, token_column
+from dashboard.frame import Head, Help, card, page, problem
 from dashboard.source import Input
+from dashboard.tables import Column, plain_table
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
 from probes.rotation import wavelengths
@@ -88,13 +89,12 @@ def _shape(model: Transformer) -> None:
 
 def _parts(model: Transformer) -> None:
     table = facts.parameters_by_part(model.config)
-    st.dataframe(
-        table.assign(parameters=table["parameters"].map(sizes.readable_count), share=100 * table["share"]),
-        hide_index=True,
-        column_config={
-            "part": st.column_config.TextColumn("Part", width=95),
-            "parameters": st.column_config.TextColumn("Count", alignment="right", width=70),
-            "share": st.column_config.ProgressColumn("Share", format="%.0f%%", min_value=0, max_value=100),
+    plain_table(
+        table.assign(parameters=table["parameters"].map(sizes.readable_count)),
+        columns={
+            "part": "Part",
+            "parameters": Column("Count", right=True),
+            "share": Column("Share", ".0%", bar=1),
         },
     )
     if model.config.tied_output:
@@ -113,14 +113,13 @@ def _cache(model: Transformer) -> None:
             "context": table["bytes_at_context"].map(sizes.readable_bytes),
         }
     )
-    st.dataframe(
+    plain_table(
         shown,
-        hide_index=True,
-        column_config={
+        columns={
             "kind": "Attention",
             "kv_heads": "K/V heads",
-            "token": st.column_config.TextColumn("A token", alignment="right"),
-            "context": st.column_config.TextColumn(f"{config.max_seq_len:,} tokens", alignment="right"),
+            "token": Column("A token", right=True),
+            "context": Column(f"{config.max_seq_len:,} tokens", right=True),
         },
     )
     waves = wavelengths(config)
@@ -134,12 +133,11 @@ def _cache(model: Transformer) -> None:
 def _origin(model: Transformer) -> None:
     table = origin(model)
     shown = table.assign(value=[plain(_brief(name, value)) for name, value in zip(*table.values.T, strict=True)])
-    st.dataframe(
+    plain_table(
         shown,
-        hide_index=True,
-        column_config={
-            "name": st.column_config.TextColumn("What", width=100),
-            "value": st.column_config.TextColumn("Value", width=210),
+        columns={
+            "name": "What",
+            "value": "Value",
         },
     )
 
@@ -181,16 +179,12 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
             _costs(model, len(given), seconds)
         with right:
             st.subheader("Likeliest next tokens", anchor=False, help="At temperature 1, over the whole vocabulary.")
-            st.dataframe(
+            plain_table(
                 table,
-                hide_index=True,
-                row_height=31,
-                column_config={
-                    "token": token_column(),
-                    "id": st.column_config.NumberColumn("Id", width=60),
-                    "probability": st.column_config.ProgressColumn(
-                        "Probability", format="%.3f", min_value=0, max_value=1
-                    ),
+                columns={
+                    "token": "Token",
+                    "id": "Id",
+                    "probability": Column("Probability", ".3f", bar=1),
                 },
             )
     head.code(

@@ -8,9 +8,10 @@ import streamlit as st
 import torch
 
 from dashboard import guide, source, state
-from dashboard.frame import Head, Help, card, chart, page, table_height, token_column
+from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
+from dashboard.tables import Column, plain_table
 from dashboard.text import plotly_labels, short
 from probes import rope
 from probes.rotation import decay, model_frequencies, wavelengths
@@ -128,18 +129,17 @@ def _waves(head: Head, view: View) -> None:
     with right, st.container(border=True):
         chart(faded.figure(), key="decay", height=400)
     with card("Pairs"):
-        st.dataframe(
+        plain_table(
             found.frame(),
-            hide_index=True,
-            height=table_height(pairs, most=340),
-            column_config={
-                "pair": st.column_config.NumberColumn("Pair", width="small"),
-                "frequency": st.column_config.NumberColumn("Frequency (radians a token)", format="%.3g"),
-                "wavelength": st.column_config.NumberColumn("Wavelength (tokens)", format="%.1f"),
-                "unscaled": st.column_config.NumberColumn("Before scaling (tokens)", format="%.1f"),
-                "turns": st.column_config.NumberColumn("Turns in the context", format="%.3g"),
+            most=340,
+            columns={
+                "pair": "Pair",
+                "frequency": Column("Frequency (radians a token)", ".3g"),
+                "wavelength": Column("Wavelength (tokens)", ".1f"),
+                "unscaled": Column("Before scaling (tokens)", ".1f"),
+                "turns": Column("Turns in the context", ".3g"),
                 "band": "Scaling band",
-                "longer": st.column_config.CheckboxColumn("Beyond the context"),
+                "longer": "Beyond the context",
             },
         )
     head.code(
@@ -188,13 +188,12 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
         table = pd.DataFrame(
             {"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)}
         )
-        st.dataframe(
+        plain_table(
             table,
-            hide_index=True,
-            column_config={
+            columns={
                 "arithmetic": "Arithmetic",
-                "largest": st.column_config.NumberColumn("Largest", format="%.2e"),
-                "mean": st.column_config.NumberColumn("Mean at the worst shift", format="%.2e"),
+                "largest": Column("Largest", ".2e"),
+                "mean": Column("Mean at the worst shift", ".2e"),
             },
         )
         st.caption(
@@ -221,16 +220,15 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
         chart(fig, key="what_if", height=540)
     with right, card("Rows that move most", height="stretch"):
         order = np.argsort(-moved, kind="stable")[:14]
-        st.dataframe(
+        plain_table(
             pd.DataFrame(
                 {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
             ),
-            hide_index=True,
-            height=table_height(len(order), most=530),
-            column_config={
-                "position": st.column_config.NumberColumn("Position", width="small"),
-                "token": token_column(),
-                "moved": st.column_config.ProgressColumn("Moved", format="%.3f", min_value=0, max_value=1),
+            most=530,
+            columns={
+                "position": "Position",
+                "token": "Token",
+                "moved": Column("Moved", ".3f", bar=1),
             },
         )
     _code(head, given, view, what_if="model_frequencies(config)")

@@ -7,6 +7,7 @@ from dashboard import address, guide, runs, samples, state
 from dashboard.frame import Head, Help, card, empty, page, problem, table_height
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
+from dashboard.tables import Column, plain_table, verbatim
 from dashboard.text import plain
 from dashboard.why import Opened, on, why
 from evals.explain import Explanation
@@ -179,39 +180,38 @@ def _open(opened: Opened) -> None:
         st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=on(sample))
         st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=on(sample))
     st.caption("Prompt")
-    st.code(plain(sample.prompt), language=None, wrap_lines=True, height=190 if len(sample.prompt) > 300 else "content")
+    verbatim(sample.prompt, most=190)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
         gold = [number == sample.gold for number in range(len(sample.choices))]
         picked = [number == sample.picked for number in range(len(sample.choices))]
         choices = {"choice": [plain(c) for c in sample.choices], "logprob": sample.logprobs}
-        st.dataframe(
+        plain_table(
             pd.DataFrame({**choices, "gold": gold, "picked": picked}).sort_values("logprob", ascending=False),
-            hide_index=True,
-            column_config={
+            columns={
                 "choice": "Choice",
-                "logprob": st.column_config.NumberColumn("Log-probability", format="%.3f"),
-                "gold": st.column_config.CheckboxColumn("Right", width=55),
-                "picked": st.column_config.CheckboxColumn("Chosen", width=65),
+                "logprob": Column("Log-probability", ".3f"),
+                "gold": "Right",
+                "picked": "Chosen",
             },
         )
     else:
         # Letters alone cannot be Markdown.
         st.caption("Output" + (f" (ended by: {sample.finish})" if sample.finish and sample.finish.isalpha() else ""))
-        st.code(plain(sample.output) or " ", language=None, wrap_lines=True)
+        verbatim(sample.output)
     answer, target = st.columns(2)
     with answer:
         st.caption("Extracted answer")
-        st.code(plain(sample.answer) or " ", language=None, wrap_lines=True)
+        verbatim(sample.answer)
     with target:
         st.caption("Target")
-        st.code(plain(sample.target) or " ", language=None, wrap_lines=True)
+        verbatim(sample.target)
     if sample.verdict:
         st.caption("Sandbox")
-        st.code(plain(": ".join(filter(None, [sample.verdict, sample.message]))), language=None, wrap_lines=True)
+        verbatim(": ".join(filter(None, [sample.verdict, sample.message])))
     if sample.stderr:
         st.caption("Standard error")
-        st.code(plain(sample.stderr), language=None, wrap_lines=True, height=150)
+        verbatim(sample.stderr, most=150)
 
 
 # --- what can be taken away -----------------------------------------------------------------------------------

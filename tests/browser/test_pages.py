@@ -112,8 +112,8 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
 def cut_off(tab: Tab) -> list[str]:
     """The columns of every table that is wider than its place."""
     return tab.page.evaluate(
-        """() => [...document.querySelectorAll('[data-testid=stDataFrame]')].flatMap(table => {
-            const inside = table.querySelector('.dvn-scroller');
+        """() => [...document.querySelectorAll('[data-testid=stDataFrame], .read-table')].flatMap(table => {
+            const inside = table.matches('.read-table') ? table : table.querySelector('.dvn-scroller');
             const heads = [...table.querySelectorAll('th')].map(head => head.textContent);
             return inside && inside.scrollWidth > inside.clientWidth ? [heads.join()] : [];
         })"""
@@ -284,7 +284,7 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     assert {"heads", "attribution", "token_curves"} == {str(tab.chart(n)["kind"]) for n in FIGURES_OF_A_SAMPLE}
     assert tab.page.locator(".js-plotly-plot").count() <= 3
     harmless(tab)
-    prompt = tab.page.locator("code").filter(has_text="Question")
+    prompt = tab.page.locator(".verbatim").filter(has_text="Question")
     expect(prompt.first).to_contain_text("<script>alert(1)</script> `code` **b** $x^2$ &amp; <b>bold</b>")
     expect(prompt.first).to_contain_text("⟨U+202E⟩abc [a](http://example.com) :red[hot]")
 

@@ -1,8 +1,97 @@
 """What AppTest itself does not read from a page."""
 
+from html.parser import HTMLParser
 from typing import Any
 
+import pandas as pd
 from streamlit.testing.v1 import AppTest
+
+WRITTEN_TO = 6e-4  # how far a number written with three digits behind the point may be from what it was
+
+
+def read_tables(session: AppTest) -> list[pd.DataFrame]:
+    """Every table of a page as it is shown, grids and plain ones: columns by name, numbers as far as they are written.
+
+    A share that is written as a percentage is a share again.
+    """
+    return [*(frame.value for frame in session.dataframe), *parse_tables("".join(_html(session)))]
+
+
+def read_table(session: AppTest, *columns: str) -> pd.DataFrame:
+    """The first table that has all of these columns."""
+    return next(found for found in read_tables(session) if set(columns) <= set(found))
+
+
+def texts(session: AppTest) -> list[str]:
+    """What stands on a page as it was written: code blocks and plain texts."""
+    reader = _Reader()
+    reader.feed("".join(_html(session)))
+    return [*(code.value for code in session.code), *reader.texts]
+
+
+def _html(session: AppTest) -> list[str]:
+    return [element.proto.body for element in session.get("html")]
+
+
+def parse_tables(page: str) -> list[pd.DataFrame]:
+    """The plain tables in some HTML."""
+    reader = _Reader()
+    reader.feed(page)
+    return [
+        pd.DataFrame({name: _values([row[i] for row in rows]) for i, name in enumerate(names)})
+        for names, rows in reader.tables
+    ]
+
+
+def _values(cells: list[str]) -> list[Any]:
+    """Numbers where all cells are some, truth where they are ticks, else text."""
+    if set(cells) <= {"✓", ""}:
+        return [cell == "✓" for cell in cells]
+    try:
+        numbers = [_number(cell) for cell in cells]
+    except ValueError:
+        return cells
+    return [int(number) for number in numbers] if all(cell.lstrip("-").isdigit() for cell in cells) else numbers
+
+
+def _number(cell: str) -> float:
+    if cell == "–":
+        return float("nan")
+    return float(cell[:-1]) / 100 if cell.endswith("%") else float(cell)
+
+
+class _Reader(HTMLParser):
+    """Tables as their columns' names and their rows, and the texts of `pre`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[tuple[list[str], list[list[str]]]] = []
+        self.texts: list[str] = []
+        self.into: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append(([], []))
+        elif tag == "th":
+            self.tables[-1][0].append(str(dict(attrs)["data-name"]))
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag == "td":
+            self.into = self.tables[-1][1][-1]
+            self.into.append("")
+        elif tag == "pre":
+            self.into = self.texts
+            self.into.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "pre"):
+            self.into = None
+        elif tag == "thead":
+            self.tables[-1][1].clear()
+
+    def handle_data(self, data: str) -> None:
+        if self.into is not None:
+            self.into[-1] += data
 
 
 def figures(session: AppTest) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import busy, captures, guide, sides
 from probes import norms
+from tests.dashboard.reading import read_table, read_tables, texts
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
 from workbench.checkpoint import load_model
@@ -66,7 +67,7 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
 def test_numbers_of_a_stored_capture_are_those_of_the_run(kept: Callable[..., AppTest]) -> None:
     save(kept(prompt=TEXT), "cat")
     plain, opened = kept("norms", prompt=TEXT), kept("norms", capture="cat")
-    assert [frame.value.equals(other.value) for frame, other in zip(plain.dataframe, opened.dataframe, strict=True)]
+    assert [frame.equals(other) for frame, other in zip(read_tables(plain), read_tables(opened), strict=True)]
     assert [metric.value for metric in plain.metric] == [metric.value for metric in opened.metric]
 
 
@@ -115,7 +116,7 @@ def test_overview_takes_the_next_tokens_from_the_capture(
     monkeypatch.setattr(Transformer, "hidden", lambda self, *a, **k: (runs.append(1), hidden(self, *a, **k))[1])
     page = kept(capture="cat")
     assert not page.exception and not page.error and not runs
-    shown = [next(f.value for f in one.dataframe if "probability" in f.value) for one in (page, plain)]
+    shown = [read_table(one, "probability") for one in (page, plain)]
     assert shown[0]["id"].tolist() == shown[1]["id"].tolist()
     assert shown[0]["probability"].tolist() == pytest.approx(shown[1]["probability"].tolist(), rel=1e-5)
     assert any("Nothing was run" in caption.value for caption in page.caption)
@@ -126,13 +127,13 @@ def test_the_command_that_is_shown_keeps_what_every_page_needs(
 ) -> None:
     prompt = "it's the cat's $HOME"
     page = kept(prompt=prompt)
-    make, run = next(code.value for code in page.code if "workbench capture" in code.value).split(" && ")
+    make, run = next(text for text in texts(page) if "workbench capture" in text).split(" && ")
     program, *words = shlex.split(run)
     assert program == "workbench" and shlex.split(make) == ["mkdir", "-p", str(tmp_path / "kept")]
     (tmp_path / "kept").mkdir()
     assert main(words) == 0
     page = kept(prompt=prompt)
-    assert not any("workbench capture" in code.value for code in page.code)
+    assert not any("workbench capture" in text for text in texts(page))
     (found,) = captures.stored()
     assert captures.answers(captures.load(found, torch.device("cpu")), captures.HOOKS)
     ids = load_model(words[1]).tokenizer.encode(prompt, bos=True)
@@ -142,7 +143,7 @@ def test_the_command_that_is_shown_keeps_what_every_page_needs(
 def test_the_list_is_there_where_nothing_can_be_run(kept: Callable[..., AppTest]) -> None:
     page = kept(sample="gone/tiny_quiz/0")
     assert page.error and "Captures" in [part.value for part in page.subheader]
-    assert any(code.value.endswith("mine.safetensors") and " PROMPT " in code.value for code in page.code)
+    assert any(text.endswith("mine.safetensors") and " PROMPT " in text for text in texts(page))
     save(kept(prompt=TEXT), "cat")
     page = kept(sample="gone/tiny_quiz/0")
     assert page.selectbox(key="capture_choice").options == ["cat"]
@@ -159,7 +160,7 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
     _, several = other.run_with_capture(torch.tensor([[5, 6], [7, 8]]), "hook_embed")
     several.save(whole.parent / "several.safetensors")
     page = kept(prompt=TEXT)
-    (table,) = [frame.value for frame in page.dataframe if "hooks" in frame.value]
+    (table,) = [found for found in read_tables(page) if "hooks" in found]
     assert table.set_index("name")["state"].str.startswith("damaged")["broken"] and len(table) == 4
     for name, said in {
         "broken": "is damaged", "foreign": "of another model", "gone": "There is no capture 'gone'",
@@ -215,7 +216,7 @@ def test_a_capture_under_interventions_stays_under_them(
     exec(given, shown)
     assert torch.equal(shown["cap"]["blocks.3.hook_resid_post"], whole["blocks.3.hook_resid_post"])
     assert [one.value for one in page.metric] != [one.value for one in plain.metric] or not all(
-        one.value.equals(other.value) for one, other in zip(page.dataframe, plain.dataframe, strict=True)
+        one.equals(other) for one, other in zip(read_tables(page), read_tables(plain), strict=True)
     )
 
 
@@ -247,7 +248,7 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
 def test_without_a_kept_capture_compare_says_how_one_comes_to_be(kept: Callable[..., AppTest]) -> None:
     page = kept("compare", prompt=TEXT, b_of=sides.KEPT)
     assert not page.exception and "No capture is kept yet" in page.info[0].value
-    assert any("workbench capture" in code.value and TEXT in code.value for code in page.code)
+    assert any("workbench capture" in text and TEXT in text for text in texts(page))
 
 
 def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[..., AppTest], checkpoint: Path) -> None:

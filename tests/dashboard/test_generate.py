@@ -17,7 +17,7 @@ import workbench as wb
 from dashboard import conversation, generation, step
 from probes.attention import HOOKS, head_metrics
 from probes.sampled import sampled
-from tests.dashboard.reading import figures
+from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables
 from tests.dashboard.world import NASTY, write_checkpoint
 from workbench.model import Transformer
 from workbench.sampling import Sampling
@@ -51,7 +51,7 @@ def encode(model: Transformer, text: str) -> list[int]:
 
 
 def table(session: AppTest, *columns: str):  # type: ignore[no-untyped-def]
-    return next(frame.value for frame in session.dataframe if set(columns) <= set(frame.value.columns))
+    return read_table(session, *columns)
 
 
 def text_of(session: AppTest) -> str:
@@ -65,7 +65,7 @@ def notebook(session: AppTest) -> str:
 def test_nothing_is_generated_before_the_press(app: App) -> None:
     session = app("generate", **SETTINGS)
     assert not session.exception and "Press Generate" in session.info[0].value
-    assert not session.dataframe and "written" not in session.query_params
+    assert not read_tables(session) and "written" not in session.query_params
 
 
 def test_the_text_is_what_generation_gives(pressed: Callable[..., AppTest], model: Transformer) -> None:
@@ -73,7 +73,7 @@ def test_the_text_is_what_generation_gives(pressed: Callable[..., AppTest], mode
     (expected,) = wb.generate(
         model, [PROMPT], max_new_tokens=12, temperature=0.9, top_k=50, top_p=0.95, seed=5
     )  # fmt: skip
-    shown = table(session, "probability", "drawn_probability")
+    shown = read_table(session, "probability", "drawn_probability")
     assert shown["token"].tolist() == list(expected.tokens) and shown["step"].tolist() == list(range(1, 13))
     np.testing.assert_array_equal(shown["logprob"], expected.logprobs)
     np.testing.assert_allclose(shown["probability"], np.exp(expected.logprobs))
@@ -86,7 +86,7 @@ def test_a_link_writes_the_text_again(app: App, pressed: Callable[..., AppTest])
     assert first.query_params["written"] == "1"
     again = app("generate", **SETTINGS, written=1)
     columns = ["token", "logprob", "rank", "entropy", "drawn_probability"]
-    first_table, second_table = (table(session, *columns)[columns] for session in (first, again))
+    first_table, second_table = (read_table(session, *columns)[columns] for session in (first, again))
     assert first_table.equals(second_table)
 
 
@@ -103,7 +103,7 @@ def test_the_notebook_code_gives_the_same_text_and_numbers(pressed: Callable[...
     session.slider(key="step").set_value(4).run()
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    shown, found = table(session, "probability", "drawn_probability"), scope["found"]
+    shown, found = read_table(session, "probability", "drawn_probability"), scope["found"]
     for column in ("token", "probability", "logprob", "rank", "entropy", "drawn_probability", "kept"):
         assert shown[column].tolist() == found.frame()[column].tolist(), column  # type: ignore[attr-defined]
     assert "[0, 0, 0, :" in notebook(session) and f"queries=[{len(scope['prompt']) + 2}]" in notebook(session)  # type: ignore[arg-type]
@@ -111,8 +111,8 @@ def test_the_notebook_code_gives_the_same_text_and_numbers(pressed: Callable[...
 
 def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., AppTest], model: Transformer) -> None:
     session = pressed(**SETTINGS, step=4, layer=2, head=5)
-    shown = table(session, "key", "weight")
-    tokens = [*encode(model, PROMPT), *table(session, "probability")["token"]]
+    shown = read_table(session, "key", "weight")
+    tokens = [*encode(model, PROMPT), *read_table(session, "probability")["token"]]
     query = len(encode(model, PROMPT)) - 1 + 3
     # Up to the query alone, and not with the capture's lazy patterns: what the fourth step's query saw.
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., Ap
     row = cap["blocks.2.attn.hook_pattern"][0, 5, query].numpy()
     order = np.argsort(-row)[:6]
     assert shown["key"].tolist() == order.tolist()
-    np.testing.assert_allclose(shown["weight"], row[order], atol=1e-4)  # float32, other orders of sums
+    np.testing.assert_allclose(shown["weight"], row[order], atol=WRITTEN_TO)
     assert session.slider(key="step").value == 4 and session.subheader[1].value == "Attention of step 4"
     assert session.subheader[2].value == f"Layer 2 · Head 5: where position {query} looks"
     assert figures(session) == (2, 0)
@@ -160,27 +160,27 @@ def test_choosing_steps_and_heads_runs_nothing_again(
 def test_another_session_sees_nothing_of_it(app: App, pressed: Callable[..., AppTest]) -> None:
     pressed()
     stranger = app("generate", prompt="the dog ran")
-    assert not stranger.dataframe and "Press Generate" in stranger.info[0].value
+    assert not read_tables(stranger) and "Press Generate" in stranger.info[0].value
 
 
 def test_changed_settings_say_so_and_leave_the_text(pressed: Callable[..., AppTest]) -> None:
     session = pressed()
-    before = table(session, "probability")["token"].tolist()
+    before = read_table(session, "probability")["token"].tolist()
     session.number_input(key="seed").set_value(6).run()
     assert "other settings" in session.info[0].value and "written" not in session.query_params
-    assert table(session, "probability")["token"].tolist() == before
+    assert read_table(session, "probability")["token"].tolist() == before
     session.button(key="generate").click().run()
-    assert not session.info and table(session, "probability")["token"].tolist() != before
+    assert not session.info and read_table(session, "probability")["token"].tolist() != before
 
 
 def test_a_shorter_text_takes_the_step_with_it(pressed: Callable[..., AppTest]) -> None:
     session = pressed(**SETTINGS, step=12)
     session.number_input(key="new").set_value(3).run()
     session.button(key="generate").click().run()
-    assert not session.exception and len(table(session, "probability")) == 3
+    assert not session.exception and len(read_table(session, "probability")) == 3
     session.number_input(key="new").set_value(1).run()
     session.button(key="generate").click().run()
-    assert not session.exception and not session.slider and len(table(session, "probability")) == 1
+    assert not session.exception and not session.slider and len(read_table(session, "probability")) == 1
 
 
 def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,11 +200,11 @@ def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) 
     session.button(key="generate").click().run()
     monkeypatch.setattr(generation, "choices", real)
     session.run()
-    assert len(table(session, "probability")) == 3 and "written" not in session.query_params
+    assert len(read_table(session, "probability")) == 3 and "written" not in session.query_params
     assert "Stopped before its end" in " ".join(caption.value for caption in session.caption)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == tuple(table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def links(session: AppTest) -> dict[str, dict[str, str]]:
@@ -221,7 +221,7 @@ def test_a_head_of_a_step_is_linked_where_the_text_is_the_very_tokens(
     session.button(key="generate").click().run()
     demo = wb.load_model("demo")
     prompt = encode(demo, session.text_area(key="prompt").value)
-    tokens = table(session, "probability")["token"].tolist()
+    tokens = read_table(session, "probability")["token"].tolist()
     session.slider(key="step").set_value(2).run()
     found = links(session)
     query = found["L5H3 in Attention →"]
@@ -241,16 +241,16 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     first = [wb.Message("system", "the sun"), wb.Message("user", "the cat")]
     assert model.tokenizer is not None
     (answer,) = wb.generate(model, [wb.encode_chat(model.tokenizer, first)], max_new_tokens=5)
-    assert table(session, "probability")["token"].tolist() == list(answer.tokens)
+    assert read_table(session, "probability")["token"].tolist() == list(answer.tokens)
 
     next(button for button in session.button if button.label.startswith("Go on")).click().run()
-    assert not session.exception and not session.dataframe and session.text_area(key="prompt").value == ""
+    assert not session.exception and not read_tables(session) and session.text_area(key="prompt").value == ""
     assert json.loads(session.query_params["turns"]) == [["user", "the cat"], ["assistant", answer.text]]
     session.text_area(key="prompt").set_value("the dog").run()
     session.button(key="generate").click().run()
     longer = [*first, wb.Message("assistant", answer.text or ""), wb.Message("user", "the dog")]
     (second,) = wb.generate(model, [wb.encode_chat(model.tokenizer, longer)], max_new_tokens=5)
-    assert table(session, "probability")["token"].tolist() == list(second.tokens)
+    assert read_table(session, "probability")["token"].tolist() == list(second.tokens)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
     assert scope["found"].tokens == second.tokens  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_ids(
     assert "Chat needs a tokenizer, and this checkpoint has none." in [caption.value for caption in session.caption]
     session.button(key="generate").click().run()
     (expected,) = wb.generate(wb.load_model(bare), [[5, 6, 7, 5, 6]], max_new_tokens=4)
-    shown = table(session, "probability")
+    shown = read_table(session, "probability")
     assert shown["token"].tolist() == list(expected.tokens)
     assert shown["text"].tolist() == [f"#{token}" for token in expected.tokens]
     scope: dict[str, object] = {}
@@ -308,7 +308,7 @@ def test_a_full_context_says_so_and_a_prompt_that_fills_it_is_refused(
     room = 24 - len(tokenizer.encode(prompt, bos=True))
     session = app("generate", prompt=prompt, temperature=0, new=24)
     session.button(key="generate").click().run()
-    assert len(table(session, "probability")) == room
+    assert len(read_table(session, "probability")) == room
     assert session.warning[0].value.startswith("The context of 24 tokens is full, so the text ends here.")
     assert "23 of 24 positions" in meter(session)
     while len(tokenizer.encode(prompt, bos=True)) < 24:
@@ -350,7 +350,7 @@ def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
     assert scope["prompt"] == [65, 66, 67]
-    assert scope["found"].tokens == tuple(table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def test_the_files_hold_the_table(model: Transformer) -> None:
@@ -376,5 +376,5 @@ def test_an_edited_address_breaks_nothing(app: App, nonsense: dict[str, object])
     if asked not in ("written", "turns"):  # controls, which say what they show instead
         assert any(code.value.startswith(f"{asked}={nonsense[asked]} is not possible") for code in session.code)
     assert len(session.error) == (asked not in ("written", "turns"))
-    assert 1 <= len(table(session, "probability", "drawn_probability")) <= 64
+    assert 1 <= len(read_table(session, "probability", "drawn_probability")) <= 64
     assert 1 <= session.slider(key="step").value <= 64

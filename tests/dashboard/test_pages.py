@@ -17,7 +17,7 @@ import workbench as wb
 from dashboard import busy, state
 from dashboard.settings import ROOT
 from dashboard.source import DEFAULT_PROMPT
-from tests.dashboard.reading import figures, shape
+from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables, shape
 from tests.dashboard.world import NASTY
 from workbench.model import Transformer
 
@@ -45,9 +45,9 @@ def test_overview_says_what_the_model_is(app: App, checkpoint: Path) -> None:
     tokens = torch.tensor([model.tokenizer.encode(DEFAULT_PROMPT, bos=True)])
     with torch.no_grad():
         expected = model(tokens)[0, -1].softmax(-1).topk(8)
-    table = next(frame.value for frame in session.dataframe if "probability" in frame.value)
+    table = read_table(session, "probability")
     assert table["id"].tolist() == expected.indices.tolist()
-    np.testing.assert_allclose(table["probability"], expected.values, rtol=1e-4)
+    np.testing.assert_allclose(table["probability"], expected.values, atol=WRITTEN_TO)
 
 
 def test_attention_shows_the_heads_own_numbers(app: App, checkpoint: Path) -> None:
@@ -62,16 +62,16 @@ def test_attention_shows_the_heads_own_numbers(app: App, checkpoint: Path) -> No
     assert shown["Sink mass"] == f"{pattern[:, 0].mean():.0%}"
     assert shown["Previous token"] == f"{pattern.diagonal(-1).mean():.0%}"
     assert shown["Entropy (nats)"] == f"{torch.special.entr(pattern).sum(-1).mean():.2f}"
-    strongest = next(frame.value for frame in session.dataframe if "distance" in frame.value)
+    strongest = read_table(session, "distance")
     order = pattern[-1].argsort(descending=True)[:6]
     assert strongest["position"].tolist() == order.tolist()
-    np.testing.assert_allclose(strongest["weight"], pattern[-1][order], atol=1e-6)
+    np.testing.assert_allclose(strongest["weight"], pattern[-1][order], atol=WRITTEN_TO)
 
 
 def test_the_strips_other_mode_lists_queries(app: App) -> None:
     session = app("attention", layer=1, head=1, token=2, strip="Who looks at it", prompt="the cat sat on the mat")
     assert session.subheader[-1].value == "Strongest queries on token 2"
-    strongest = next(frame.value for frame in session.dataframe if "distance" in frame.value)
+    strongest = read_table(session, "distance")
     assert strongest["position"].min() >= 2  # nobody before a token can look at it
     assert strongest["weight"].is_monotonic_decreasing
 
@@ -187,7 +187,7 @@ def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None
 
 
 def test_shift_errors_grow_with_fewer_bits(app: App) -> None:
-    table = next(frame.value for frame in app("rope", view="Shift").dataframe if "arithmetic" in frame.value)
+    table = read_table(app("rope", view="Shift"), "arithmetic")
     largest = table.set_index("arithmetic")["largest"]
     assert largest["float64"] < largest["float32"] < largest["bfloat16"]
 
@@ -244,16 +244,9 @@ def test_the_notebook_code_runs(app: App, page: str, options: dict[str, object])
     exec(compile(code[0], page, "exec"), {})
 
 
-@pytest.mark.parametrize(
-    ("page", "options"),
-    [
-        ("overview", {}), ("attention", {}), ("rope", {"view": "What if", "theta": 500}), ("norms", {}), ("lens", {}),
-        ("neurons", {}), ("intervene", {}), ("compare", {"compare": "Captures"}), ("generate", {"written": 1}),
-    ],
-)  # fmt: skip
-def test_columns_of_tokens_have_room_for_a_special_one(app: App, page: str, options: dict[str, object]) -> None:
-    tables = [json.loads(frame.proto.columns) for frame in app(page, **options).dataframe]
-    found = [column for table in tables for column in table.values() if column.get("label") in ("Token", "At token")]
+def test_a_grids_column_of_tokens_has_room_for_a_special_one(app: App) -> None:
+    tables = [json.loads(frame.proto.columns) for frame in app("generate", written=1).dataframe]
+    found = [column for table in tables for column in table.values() if column.get("label") == "Token"]
     assert found and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in found)
 
 
@@ -286,9 +279,9 @@ def test_the_atlas_is_among_the_downloads_with_its_ring(app: App, page: str, opt
 
 def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
     session = app("benchmarks")
-    table = session.dataframe[0].value
+    table = read_table(session, "interval")
     assert table["task"].tolist() == ["tiny_quiz", "tiny_sums"]
-    np.testing.assert_allclose(table["value"], [83.3, 66.7])
+    np.testing.assert_allclose(table["value"], [0.833, 0.667])
     assert table["n"].tolist() == [6, 6]
     assert table["interval"].tolist() == ["43.6 to 97.0", "30.0 to 90.3"]  # Wilson, by hand
     assert "tiny_code was not run: there is no sandbox" in [text.value for text in session.text]
@@ -314,7 +307,7 @@ def test_a_damaged_run_is_named_and_the_rest_shown(
     serve(str(checkpoint), root)
     session.switch_page("dashboard/pages/benchmarks.py").run()
     assert "results_broken.json" in session.expander[0].code[0].value
-    assert not session.dataframe[0].value.empty
+    assert not read_tables(session)[0].empty
 
 
 def test_a_model_that_cannot_be_loaded_is_one_message(

@@ -92,7 +92,8 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_dies_is_a_failed_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "server_command", lambda port: [sys.executable, "-c", "print('no such thing'); exit(3)"])
+    dying = [sys.executable, "-c", "print('no such thing'); exit(3)"]
+    monkeypatch.setattr(cli, "server_command", lambda port, app: dying)
     with pytest.raises(typer.Exit) as ended:
         cli.main(model=["demo"], check=True)
     assert ended.value.exit_code == 1

@@ -19,7 +19,7 @@ from dashboard.frame import Head
 from evals.explain import explain
 from evals.published import named
 from evals.results import Run, list_runs
-from tests.dashboard.reading import figures
+from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables, texts
 from tests.dashboard.world import write_answers
 
 App = Callable[..., AppTest]
@@ -47,7 +47,7 @@ def asked(app: App, serve: Serve, checkpoint: Path, answers: Path) -> App:
 
 
 def listed(session: AppTest) -> pd.DataFrame:
-    return next(frame.value for frame in session.dataframe if "result" in frame.value)
+    return read_table(session, "result")
 
 
 def said(session: AppTest) -> str:
@@ -128,7 +128,7 @@ def test_the_first_that_is_left_is_open(app: App) -> None:
     session = app("samples", task="tiny_sums", show="Wrong")
     assert listed(session)["doc"].tolist() == [4, 5]
     assert "Sample 4: wrong" in [part.value for part in session.subheader]
-    shown = [code.value for code in session.code]
+    shown = texts(session)
     assert shown[shown.index("0") + 1] == "5"  # extracted against target
     assert "Sample 5: wrong" in [part.value for part in app("samples", task="tiny_sums", doc=5).subheader]
 
@@ -153,7 +153,7 @@ def test_confidence_and_margin_by_hand() -> None:
 def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
     session = asked(task="asked_code")
     assert listed(session)["result"].tolist() == ["wrong"]
-    shown = [code.value for code in session.code]
+    shown = texts(session)
     assert "failed: AssertionError" in shown
     assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
     assert "Name a position" in session.error[0].value  # where a program was decided, nobody can say
@@ -291,11 +291,11 @@ def test_two_runs_are_compared_question_by_question(app: App, results: Path) -> 
     names = {run.name.partition("/")[0]: run.name for run in list_runs(results)}
     session = app("benchmarks", run=names["second"], baseline=names["first"])
     assert not session.exception and not session.error
-    table = next(frame.value for frame in session.dataframe if "only_b" in frame.value).set_index("task")
+    table = read_table(session, "only_b").set_index("task")
     # By hand: 5 of 6 against 2 of 6, three questions right in the second alone; exact p of 3 to 0 is 2 / 2**3.
     assert table.loc["tiny_quiz", ["only_b", "only_a", "n"]].tolist() == [3, 0, 6]
     assert table.loc["tiny_quiz", "difference"] == pytest.approx(50)
-    assert table.loc["tiny_quiz", "holm"] == "0.5"  # twice 0.25, for two comparisons
+    assert table.loc["tiny_quiz", "holm"] == 0.5  # twice 0.25, for two comparisons
     code = next(element.value for element in session.code if element.language == "python")
     scope: dict = {}
     exec(compile(code, "benchmarks", "exec"), scope)
@@ -307,7 +307,7 @@ def test_a_filter_leaves_the_scores_that_have_its_words(app: App, results: Path)
     for words, left in {"": ["tiny_quiz", "tiny_sums"], "SUMS exact": ["tiny_sums"], "acc": ["tiny_quiz"]}.items():
         session = app("benchmarks", **runs, only=words)
         assert not session.exception and not session.error and not session.info
-        tables = [frame.value for frame in session.dataframe]
+        tables = read_tables(session)
         assert [table["task"].tolist() for table in tables] == [left, left], words
         _, forest = session.session_state["_figures"]["forest"]
         assert {row.partition("<br>")[0] for trace in forest().data for row in trace.y} == set(left), words
@@ -329,16 +329,18 @@ def test_partial_scores_are_marked_and_published_ones_stand_beside(
     session = app("benchmarks")
     serve(str(checkpoint), root)
     session.run()
-    assert session.dataframe[0].value.set_index("task")["partial"].to_dict() == {
+    assert read_table(session, "partial").set_index("task")["partial"].to_dict() == {
         "tiny_quiz": "",
         "gsm8k_cot": "6 of 100",
     }
     session.selectbox(key="published").set_value("llama-3.1-8b-instruct").run()
     assert not session.exception
-    table = next(frame.value for frame in session.dataframe if "source" in frame.value)
+    table = read_table(session, "source")
     figure = next(one for one in named("llama-3.1-8b-instruct") if one.task == "gsm8k_cot")
-    assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx([100 / 6])
-    assert table["published"].tolist() == pytest.approx([100 * figure.value])
+    assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx(
+        [1 / 6], abs=WRITTEN_TO
+    )
+    assert table["published"].tolist() == pytest.approx([figure.value], abs=WRITTEN_TO)
     assert table["source"].tolist() == [figure.source] and "6 of 100 questions" in table["unlike"][0]
 
 

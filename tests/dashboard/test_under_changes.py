@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard import captures
 from dashboard.settings import ROOT
+from tests.dashboard.reading import WRITTEN_TO, read_table, read_tables
 from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer
 
@@ -58,16 +59,16 @@ def pasted(session: AppTest) -> dict[str, object]:
 
 def test_overviews_next_tokens_are_the_changed_models(ablated: App, model: Transformer) -> None:
     session = ablated("overview")
-    table = next(frame.value for frame in session.dataframe if "probability" in frame.value)
+    table = read_table(session, "probability")
     tokens = torch.tensor([PROMPT + WRITTEN])
     with torch.no_grad():
         plain = model(tokens)[0, -1].softmax(-1)
         with model.intervene(CHANGE):
             changed = model(tokens)[0, -1].softmax(-1)
     shown = table["probability"].to_numpy()
-    np.testing.assert_allclose(shown, changed[table["id"].tolist()], rtol=1e-4)
+    np.testing.assert_allclose(shown, changed[table["id"].tolist()], atol=WRITTEN_TO)
     assert not np.allclose(shown, plain[table["id"].tolist()], rtol=1e-2)
-    np.testing.assert_allclose(pasted(session)["probability"].topk(8).values, shown, rtol=1e-4)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(pasted(session)["probability"].topk(8).values, shown, atol=WRITTEN_TO)  # type: ignore[attr-defined]
 
 
 def test_a_saved_capture_is_the_changed_models(
@@ -90,7 +91,7 @@ def test_a_text_is_written_by_the_changed_model(ablated: App, model: Transformer
     (plain,) = wb.generate(model, [PROMPT], max_new_tokens=12)
     with model.intervene(CHANGE):
         (changed,) = wb.generate(model, [PROMPT], max_new_tokens=12)
-    shown = next(frame.value for frame in session.dataframe if "logprob" in frame.value)
+    shown = read_table(session, "logprob")
     assert shown["token"].tolist() == list(changed.tokens)
     np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
     assert not np.allclose(shown["logprob"][0], plain.logprobs[0], atol=1e-3)
@@ -102,15 +103,15 @@ def test_the_attention_of_a_step_is_the_changed_models(ablated: App, model: Tran
     session = ablated("generate", temperature=0, new=12, layer=2, head=5, step=4)
     session.button(key="generate").click().run()
     session.slider(key="step").set_value(4).run()
-    tokens = next(frame.value for frame in session.dataframe if "logprob" in frame.value)["token"].tolist()
-    shown = next(frame.value for frame in session.dataframe if "weight" in frame.value)
+    tokens = read_table(session, "logprob")["token"].tolist()
+    shown = read_table(session, "weight")
     ids = torch.tensor([[*PROMPT, *tokens[:3]]])
     rows = []
     for changes in ((), (CHANGE,)):
         with torch.no_grad(), model.intervene(*changes):
             _, cap = model.run_with_capture(ids, ["blocks.2.attn.hook_pattern"], materialize=True)
         rows.append(cap["blocks.2.attn.hook_pattern"][0, 5, -1].numpy())
-    np.testing.assert_allclose(shown["weight"], rows[1][shown["key"]], atol=1e-4)
+    np.testing.assert_allclose(shown["weight"], rows[1][shown["key"]], atol=WRITTEN_TO)
     assert not np.allclose(shown["weight"], rows[0][shown["key"]], atol=1e-3)
 
 
@@ -126,7 +127,7 @@ def test_a_capture_is_continued_from_its_end(
     session = app("generate", capture="mine", temperature=0, new=4)
     session.button(key="generate").click().run()
     assert not session.exception and not session.error
-    shown = next(frame.value for frame in session.dataframe if "logprob" in frame.value)
+    shown = read_table(session, "logprob")
     assert shown["token"].tolist() == list(changed.tokens)
 
 
@@ -159,7 +160,7 @@ def test_a_page_looks_at_the_model_as_its_address_changes_it(app: App, page: str
 
 
 def numbers(session: AppTest) -> list[str]:
-    tables = [frame.value.to_csv() for frame in session.dataframe if "size" not in frame.value]
+    tables = [found.to_csv() for found in read_tables(session) if "size" not in found]
     return [*(metric.value for metric in session.metric), *tables]
 
 
@@ -190,7 +191,7 @@ def test_changes_that_do_not_fit_can_be_taken_off(app: App, changes: str) -> Non
     session = app("norms", prompt=TYPED, under=changes)
     assert not session.exception and "do not fit this model" in session.error[0].value
     session.button(key="unchange").click().run()
-    assert not session.exception and not session.error and session.dataframe
+    assert not session.exception and not session.error and read_tables(session)
 
 
 def test_a_prompts_text_is_written_by_the_changed_model(app: App, model: Transformer) -> None:
@@ -199,6 +200,6 @@ def test_a_prompts_text_is_written_by_the_changed_model(app: App, model: Transfo
     assert not session.exception and not session.error
     with model.intervene(CHANGE):
         (changed,) = wb.generate(model, [TYPED], max_new_tokens=6)
-    shown = next(frame.value for frame in session.dataframe if "logprob" in frame.value)
+    shown = read_table(session, "logprob")
     assert shown["token"].tolist() == list(changed.tokens)
     np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
