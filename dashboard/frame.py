@@ -12,6 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import busy, memory, models, state
+from dashboard.components import ahead
 from dashboard.said import SAID
 from dashboard.settings import ROOT
 from dashboard.text import plain
@@ -62,6 +63,8 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     unread = st.container(key="unread")
     try:
         yield Head(tools)
+        if not st.session_state["_figures"]:
+            ahead.read_plotly()
         memory.set_aside(title)
     except CaptureBudgetError as error:
         problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))

@@ -120,6 +120,14 @@ def cut_off(tab: Tab) -> list[str]:
     )
 
 
+def test_a_page_without_figures_has_plotly_read_ahead(tab: Tab) -> None:
+    tab.open("")
+    assert tab.page.locator(".js-plotly-plot").count() == 0
+    tab.page.wait_for_function(
+        "() => performance.getEntriesByType('resource').some(file => /PlotlyChart\\..+\\.js$/.test(file.name))"
+    )
+
+
 def test_the_list_of_questions_fits_beside_another_run(tab: Tab, world: World) -> None:
     names = {run.name.partition("/")[0]: run.name for run in list_runs(world.results)}
     tab.open("samples", run=names["second"], baseline=names["first"], task="tiny_quiz")

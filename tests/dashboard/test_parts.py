@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from dashboard import cli, facts, memory
+from dashboard.components import ahead
 from dashboard.components.token_strip import pack
 from dashboard.frame import parquet
 from dashboard.runs import as_sample
@@ -142,3 +143,8 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def test_plotlys_code_lies_where_it_is_read_ahead_from() -> None:
+    """Should Streamlit move it, first switches of pages are slow again, and nothing else would say so."""
+    assert len(ahead._FILES) == 1
