@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -26,7 +26,6 @@ HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
 STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")
 # Streamlit writes white on a theme's primary colour, which on a dark page has to be a bright one.
 ON_DARK = """
-:root { --paper: #111319 }
 [data-testid^=stBaseButton-primary] p, [data-testid=stMultiSelectTagsContainer] span { color: #0b0d12 !important }
 """
 INK = "#555867"  # of axes on white: Streamlit's own grey has a contrast of 3.7 to 1, too little to be read by everybody
@@ -52,7 +51,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
     busy.mount()
-    st.html(f"<style>{STYLE}{ON_DARK if st.context.theme.type == 'dark' else ''}</style>")
+    st.html(f"<style>{_style()}</style>")
     _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
         st.markdown(about.shows)
@@ -80,6 +79,12 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         busy.unmount()
         with unread:
             _unread()
+
+
+def _style() -> str:
+    if st.context.theme.type != "dark":
+        return STYLE
+    return f"{STYLE}{ON_DARK}:root {{ --paper: {st.get_option('theme.dark.backgroundColor')} }}"
 
 
 def _unread() -> None:
@@ -175,11 +180,6 @@ def card(
 def table_height(rows: int, *, most: int = 440) -> int:
     """Pixels for a table of so many rows, so that a short one shows no empty rows and a long one scrolls."""
     return min(most, 35 * (rows + 1) + 3)
-
-
-def token_column(label: str = "Token") -> Any:
-    """A table's column of tokens, wide enough for `<|begin_of_text|>`: a cell does not say that it is cut off."""
-    return st.column_config.TextColumn(label, width=135)
 
 
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:

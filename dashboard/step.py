@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard import address, source, state
 from dashboard.components.atlas import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import card, table_height, token_column
+from dashboard.frame import card, table_height
 from dashboard.said import SAID
 from dashboard.state import NO_CHANGES, Held
 from dashboard.tables import Column, plain_table
@@ -150,7 +150,7 @@ def table(model: Transformer, found: Sampled) -> None:
             height=table_height(len(shown), most=330),
             column_config={
                 "step": st.column_config.NumberColumn("Step", width=60),
-                "text": token_column(),
+                "text": st.column_config.TextColumn("Token", width=135),  # room for <|begin_of_text|>
                 "token": st.column_config.NumberColumn("Id", format="%d", width=70),
                 "probability": st.column_config.ProgressColumn("Probability", format="%.4f", min_value=0, max_value=1),
                 "logprob": st.column_config.NumberColumn("Log-probability (nats)", format="%.4f"),

@@ -5,7 +5,7 @@ script, which a first visit to a page would wait for.
 """
 
 import html
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,7 @@ def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, mos
 
 def verbatim(text: str, *, most: int | None = None) -> None:
     """A text as it is, with its line breaks; `most` pixels of it, the rest is scrolled to."""
-    place = "" if most is None else f' style="max-height:{most}px" tabindex="0" role="region" aria-label="Text"'
-    st.html(f'<pre class="verbatim"{place}>{html_text(text) or " "}</pre>')
+    st.html(f'<pre class="verbatim"{_scrolls(most, "Text")}>{html_text(text) or " "}</pre>')
 
 
 def markup(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> str:
@@ -56,15 +55,20 @@ def markup(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: in
     parts = [_column(frame[name], column) for name, column in shown.items()]
     head = "".join(_title(name, column, right) for (name, column), (_, right) in zip(shown.items(), parts, strict=True))
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in zip(*(cells for cells, _ in parts), strict=True))
-    # Whoever scrolls with the keyboard has to be able to get there.
-    titles = html.escape(", ".join(column.label for column in shown.values()))
-    place = "" if most is None else f' style="max-height:{most}px" tabindex="0" role="region" aria-label="{titles}"'
+    place = _scrolls(most, ", ".join(column.label for column in shown.values()))
     return f'<div class="read-table"{place}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _title(name: Hashable, column: Column, right: bool) -> str:
+def _scrolls(most: int | None, name: str) -> str:
+    """The attributes of what is at most so high: whoever scrolls with the keyboard has to be able to get there."""
+    if most is None:
+        return ""
+    return f' style="max-height:{most}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
+
+
+def _title(name: str, column: Column, right: bool) -> str:
     about = f' title="{html.escape(column.help)}"' if column.help else ""
-    return f'<th scope="col" data-name="{html.escape(str(name))}"{_side(right)}{about}>{html.escape(column.label)}</th>'
+    return f'<th scope="col" data-name="{html.escape(name)}"{_side(right)}{about}>{html.escape(column.label)}</th>'
 
 
 def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:

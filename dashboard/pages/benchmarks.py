@@ -94,7 +94,7 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
         {
             "task": table["task"],
             "metric": table["label"],
-            "value": [round(value, 3) for value in table["value"]],  # as the terminal's table rounds
+            "value": table["value"],
             "interval": [_interval(row) for _, row in table.iterrows()],
             "n": table["n"],
             "shots": table["shots"],

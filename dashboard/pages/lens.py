@@ -144,7 +144,7 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
             },
         )
         table = top_table(model, found, asked.position, st.session_state["k"])
-        plain_table(table, columns={str(name): str(name) for name in table.columns}, most=300)
+        plain_table(table, columns={name: name for name in table}, most=300)
 
 
 def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:

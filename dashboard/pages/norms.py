@@ -197,8 +197,8 @@ def _dimensions(outliers: norms.OutlierDimensions) -> None:
             most=305,
             columns={
                 "dim": "Dimension",
-                "layer_share": Column("Layers", ".0%"),
-                "position_share": Column("Positions", ".0%"),
+                "layer_share": Column("Layers", ".1%"),
+                "position_share": Column("Positions", ".1%"),
                 "largest": Column("Largest", ".2f"),
                 "outlier": "Outlier",
             },
