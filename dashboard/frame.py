@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import busy, memory, models, state
+from dashboard import busy, memory, models, room, state
 from dashboard.components import ahead
 from dashboard.said import SAID
 from dashboard.settings import ROOT
@@ -63,7 +63,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     try:
         yield Head(tools)
         if not st.session_state["_figures"]:
-            ahead.read_plotly()
+            ahead.read()
         memory.set_aside(title)
     except CaptureBudgetError as error:
         problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))
@@ -216,7 +216,8 @@ def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
 
 
 def readable(fig: go.Figure) -> go.Figure:
-    """The figure, on white with text that is darker than Streamlit would have it."""
+    """The figure, with room for its labels, and on white with text that is darker than Streamlit would have it."""
+    room.make(fig)
     if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take twice as long
         scales = (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))
         for part in (*fig.select_xaxes(), *fig.select_yaxes(), *(scale.colorbar for scale in scales)):

@@ -1,14 +1,26 @@
-"""plotly's code, read by the browser while a page without figures is looked at, so that the first figure need not wait.
+"""What other pages are made of, read by the browser while a page without figures is looked at, so that the first switch
+to one with figures need not wait.
 
-It is 4.7 MB, which Streamlit loads with the first figure: more than a second, in which a switch of pages shows nothing.
+Streamlit loads the code of an element with the first of its kind: 4.7 MB for a figure, in whose time a switch of pages
+shows nothing. What a browser has run before, it also runs faster: so a few small figures are drawn, unseen.
 """
 
+import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import streamlit as st
 
+from dashboard import room
+from dashboard.components.bars import over_tokens
+from probes.figures import drawing
+
 _CODE = Path(st.__file__).parent / "static" / "static" / "js"
-_FILES = [file.name for file in _CODE.glob("PlotlyChart.*.js")]
+_KINDS = ("PlotlyChart", "Selectbox", "NumberInput", "ButtonGroup", "Checkbox", "Slider", "TextArea", "TextInput",
+          "Metric", "DownloadButton", "DataFrame")  # fmt: skip
+_FILES = [file.name for kind in _KINDS for file in _CODE.glob(f"{kind}.*.js")]
 
 # Registered once for the process: naming a component anew on each run would replace it under other users.
 _component = st.components.v2.component(
@@ -16,7 +28,22 @@ _component = st.components.v2.component(
 )
 
 
-def read_plotly() -> None:
-    """Have the browser read it when it has nothing else to do. Without effect where Streamlit keeps it elsewhere."""
-    if len(_FILES) == 1:
-        _component(key="ahead", data={"file": _FILES[0]})
+def read() -> None:
+    """Have the browser do so whenever it is idle. Without effect where Streamlit keeps its code elsewhere."""
+    _component(key="ahead", data={"files": _FILES, "figures": _figures()})
+
+
+@cache
+def _figures() -> list[dict[str, Any]]:
+    """One of each kind that pages have: squares with a colour bar, bars, and lines with a legend."""
+    names, up = [f"{i} token" for i in range(8)], np.arange(8.0)
+    of_tokens = {"kind": "", "title": "", "unit": "unit", "stamp": {}}
+    figures = [
+        drawing.atlas(np.outer(up, up), title="", unit="unit", heads=range(8), layers=range(8)),
+        over_tokens(names, {"one": up}, **of_tokens),
+        over_tokens(names, {"one": up, "other": -up}, **of_tokens),
+    ]
+    for fig in figures:
+        room.make(fig)
+        fig.update_layout(template=None, meta=None)  # nobody shall take one for a page's
+    return [json.loads(fig.to_json()) for fig in figures]

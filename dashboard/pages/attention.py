@@ -186,9 +186,7 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
     labels = plotly_labels(given.tokens)
     stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
     fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
-    fig.update_layout(title=None, margin={"t": 10, "l": 10, "r": 10, "b": 10}, height=520)
-    fig.update_xaxes(automargin=True)
-    fig.update_yaxes(automargin=True)
+    fig.update_layout(title=None, margin={"t": 10, "r": 10}, height=520)
     if found.pooling:
         st.caption(f"Each cell is the {found.pooling}. Choose a window to see single tokens.")
     chart_untitled(fig, key="head_map", stretch=True)

@@ -79,7 +79,6 @@ def show() -> None:
                 by=CELLS[st.session_state["cells"]],
                 names=plotly_names(model, {*given.ids, *found.ids[..., 0].ravel().tolist()}),
             )  # the same for every position, so that the browser keeps it
-            fig.update_xaxes(automargin=True)
             chart(fig, key="grid")
         options = {"through": through, "k": TOP_K, "targets": asked.tokens}
         here = state.once_on(model, held, read, position=asked.position, **options)
@@ -190,7 +189,6 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
         fig = made.figure(
             token=row, names=plotly_names(model, asked.tokens), stamp={"position": asked.position, "row": row}
         )
-        fig.update_xaxes(automargin=True)
         # The figure's own title names the tokens, and a chart's title is read as Markdown.
         fig.update_layout(title=f"{which} after position {made.position}: parts sum to it within {made.error:.1g}")
         chart(fig, key="attribution", height=430)

@@ -81,7 +81,6 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
     with left, st.container(border=True, height="stretch"):
         labels = plotly_labels(given.tokens[start:stop], start=start)
         fig = shown.figure(labels=labels, norm=norm)
-        fig.update_xaxes(automargin=True)
         chart(fig, key="rms", height=470)
     with right, card("By layer", help="Over the tokens that are shown.", height="stretch"):
         rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, norms.FINAL)]

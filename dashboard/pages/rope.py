@@ -215,8 +215,6 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         fig = found.figure(labels=plotly_labels(given.tokens))
-        fig.update_xaxes(automargin=True)
-        fig.update_yaxes(automargin=True)
         chart(fig, key="what_if", height=540)
     with right, card("Rows that move most", height="stretch"):
         order = np.argsort(-moved, kind="stable")[:14]

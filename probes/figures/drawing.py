@@ -40,7 +40,7 @@ def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | N
         title={"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
         template=_TEMPLATES[theme],
         meta={"kind": kind, **(stamp or {})},
-        margin={"l": 60, "r": 20, "t": 80, "b": 55},
+        margin={"l": 76, "r": 20, "t": 80, "b": 55},
         height=layout.pop("height", HEIGHT),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         **layout,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import typer
 
-from dashboard import cli, facts, memory
+from dashboard import cli, facts, memory, room
 from dashboard.components import ahead
 from dashboard.components.token_strip import pack
 from dashboard.frame import parquet
@@ -145,6 +146,28 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
         gc.unfreeze()
 
 
-def test_plotlys_code_lies_where_it_is_read_ahead_from() -> None:
+def test_the_code_that_is_read_ahead_lies_where_it_is_looked_for() -> None:
     """Should Streamlit move it, first switches of pages are slow again, and nothing else would say so."""
-    assert len(ahead._FILES) == 1
+    assert [name.partition(".")[0] for name in ahead._FILES] == list(ahead._KINDS)
+
+
+def test_margins_hold_the_longest_label() -> None:
+    def figure(names: list[str], **below: object) -> go.Figure:
+        fig = go.Figure(go.Heatmap(x=names, y=names, z=np.zeros((len(names), len(names)))))
+        fig.update_xaxes(type="category", **below)
+        fig.update_yaxes(type="category", title="query").update_layout(margin={"l": 20, "b": 30})
+        room.make(fig)
+        return fig
+
+    turned = figure(["1 a", "2 &lt;abcdefghij"], tickangle=-90)
+    assert turned.layout.yaxis.automargin is turned.layout.xaxis.automargin is False
+    widest = 10 * 7 + 3 * 4  # of `2 <abcdefghij` the space, i and j are narrow
+    assert widest + 16 <= turned.layout.margin.b <= widest + 17
+    assert turned.layout.margin.l == turned.layout.margin.b + 20  # and the title
+    wide = figure(["1 漢字漢字"], tickangle=-90)
+    assert wide.layout.margin.b == 7 + 4 + 4 * 13 + 16
+    may_turn = figure(["1 a", "2 abcdefghij"])
+    assert may_turn.layout.xaxis.automargin is None and may_turn.layout.margin.b == 30
+    numbers = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), {"margin": {"l": 20}})
+    room.make(numbers)
+    assert numbers.layout.margin.l == 20 and numbers.layout.xaxis.automargin is False
