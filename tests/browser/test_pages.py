@@ -20,6 +20,7 @@ from evals.explain import explain
 from evals.results import list_runs
 from probes.maps import MAX_CELLS
 from tests.browser.conftest import Tab, World
+from tests.browser.fitting import cut_off
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
 
@@ -107,31 +108,6 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
     assert tab.page.locator(".js-plotly-plot").count() <= 3
     expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
     assert cut_off(tab) == []
-
-
-def cut_off(tab: Tab) -> list[str]:
-    """Tables wider than their place, as their columns; text over the edge of a figure, and titles on labels."""
-    return tab.page.evaluate(
-        """() => {
-            const tables = [...document.querySelectorAll('[data-testid=stDataFrame], .read-table')].flatMap(table => {
-                const inside = table.matches('.read-table') ? table : table.querySelector('.dvn-scroller');
-                const heads = [...table.querySelectorAll('th')].map(head => head.textContent);
-                return inside && inside.scrollWidth > inside.clientWidth ? [heads.join()] : [];
-            });
-            const figures = [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
-                const edge = plot.getBoundingClientRect();
-                const of = parts => [...plot.querySelectorAll(parts)].filter(text => text.textContent)
-                    .map(text => [text, text.getBoundingClientRect()]);
-                const [ticks, titles] = [of('[class$=tick] text'), of('.infolayer [class$=title]')];
-                const over = [...ticks, ...titles].filter(([text, box]) => box.left < edge.left - 1
-                    || box.right > edge.right + 1 || box.top < edge.top - 1 || box.bottom > edge.bottom + 1);
-                const on = titles.filter(([title, one]) => ticks.some(([tick, two]) => one.left < two.right - 1
-                    && two.left < one.right - 1 && one.top < two.bottom - 1 && two.top < one.bottom - 1));
-                return [...over, ...on].map(([text]) => `${plot.layout.meta.kind}: ${text.textContent}`);
-            });
-            return [...tables, ...figures];
-        }"""
-    )
 
 
 def test_labels_fit_their_figures_whatever_they_are(tab: Tab) -> None:
