@@ -1,15 +1,12 @@
-// Imports scripts of Streamlit's own, which lie beside the one that the page began with, and has plotly draw figures
-// twice where nobody sees them: one after the other, whenever the browser is idle. What is there already is not done again.
+// Imports scripts of Streamlit's own, which lie beside the one that the page began with, once the browser is idle, and
+// has plotly draw figures twice where nobody sees them, one after the other. What is there already is not done again.
 export default function ({ data, parentElement }) {
   const start = document.querySelector("script[type=module][src]");
   if (!start || window.Plotly) return;
   const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 500));
-  const tasks = [
-    ...data.files.map((file) => () => import(new URL(file, start.src).href)),
-    ...[...data.figures, ...data.figures].map((figure) => () => draw(figure, parentElement)),
-  ];
-  const next = () => tasks.length && idle(() => tasks.shift()().catch(() => {}).then(next));
-  next();
+  const figures = [...data.figures, ...data.figures];
+  const next = () => figures.length && idle(() => draw(figures.shift(), parentElement).catch(() => {}).then(next));
+  idle(() => Promise.allSettled(data.files.map((file) => import(new URL(file, start.src).href))).then(next));
 }
 
 async function draw({ data, layout }, parentElement) {
