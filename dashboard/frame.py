@@ -219,8 +219,7 @@ def readable(fig: go.Figure) -> go.Figure:
     """The figure, with room for its labels, and on white with text that is darker than Streamlit would have it."""
     room.make(fig)
     if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take twice as long
-        scales = (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))
-        for part in (*fig.select_xaxes(), *fig.select_yaxes(), *(scale.colorbar for scale in scales)):
+        for part in (*fig.select_xaxes(), *fig.select_yaxes(), *room.colour_bars(fig)):
             part.tickfont.color = part.title.font.color = INK
         for note in fig.layout.annotations:
             note.font.color = INK

@@ -7,6 +7,7 @@ import html
 import math
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -19,8 +20,8 @@ def make(fig: go.Figure) -> None:
     """Give labels that are names the margin they need, and have plotly measure neither them nor numbers, for which the
     figure's own margins are wide enough. What it may turn by itself, names below without an angle, it still measures.
     """
-    for scale in (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"})):
-        scale.colorbar.ticklabeloverflow = "allow"
+    for bar in colour_bars(fig):
+        bar.ticklabeloverflow = "allow"
     for axis in (*fig.select_xaxes(), *fig.select_yaxes()):
         below = axis.plotly_name.startswith("x")
         widest = max(map(_width, _names(fig, axis)), default=0)
@@ -33,6 +34,11 @@ def make(fig: go.Figure) -> None:
             across = abs(math.sin(angle)) * widest + abs(math.cos(angle)) * _LINE if below else widest
             side, title = "b" if below else "l", _TITLE if axis.title.text else 0
             fig.layout.margin[side] = max(fig.layout.margin[side] or 0, math.ceil(2 * _APART + across + title))
+
+
+def colour_bars(fig: go.Figure) -> list[Any]:
+    """Those of its colour axes, and of heatmaps that have one of their own."""
+    return [scale.colorbar for scale in (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))]
 
 
 def _names(fig: go.Figure, axis: go.layout.XAxis | go.layout.YAxis) -> Iterable[str]:

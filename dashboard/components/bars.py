@@ -21,6 +21,6 @@ def over_tokens(
         fig.update_traces(hovertemplate=f"%{{x}}<br>{name} %{{y:.4g}}<extra></extra>")
     else:
         add_lines(fig, list(labels), {name: values.astype(np.float32) for name, values in series.items()})
-    fig.update_xaxes(title="token", type="category", tickangle=-60, nticks=32, automargin=True)
+    fig.update_xaxes(title="token", type="category", tickangle=-60, nticks=32)
     fig.update_yaxes(title=unit, exponentformat="power")  # not "500µ"
     return finish(fig, kind, title, "light", stamp, height=340)
