@@ -92,8 +92,8 @@ def test_causality(tiny_model: Transformer, pair: Pair, direction: patching.Dire
     """Before the first difference a patch does nothing; after the last layer the target's own position is all."""
     found = patching.patching(tiny_model, pair, "resid_post", direction=direction)
     assert (found.moved[:, 0, :FIRST] == 0).all()
-    assert found.moved[-1, 0, -1] == pytest.approx(1, abs=1e-5)
-    assert found.moved[-1, 0, :-1] == pytest.approx(np.zeros(8), abs=1e-5)  # nobody reads them any more
+    assert found.moved[-1, 0, -1] == pytest.approx(1, abs=5e-5)
+    assert found.moved[-1, 0, :-1] == pytest.approx(np.zeros(8), abs=5e-5)  # nobody reads them any more
     assert np.abs(found.moved[0, 0, FIRST:]).min() > 1e-4
 
 
