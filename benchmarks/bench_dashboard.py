@@ -55,7 +55,8 @@ READY = """
     const app = document.querySelector('[data-testid=stApp]');
     if (!app || app.dataset.testConnectionState !== 'CONNECTED' || app.dataset.testScriptState !== 'notRunning')
         return false;
-    if (document.querySelector('[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]')) return false;
+    const unfinished = '[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner], [aria-busy=true]';
+    if (document.querySelector(unfinished)) return false;
 """
 DRAWN = f"""kind => {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot.layout.meta.kind === kind
     && plot.data !== plot.__seen && plot._fullLayout && plot._fullLayout._size)"""

@@ -4,23 +4,20 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import busy, memory, models, room, state
+from dashboard import busy, memory, models, state
 from dashboard.components import ahead
+from dashboard.components.figure import figure
 from dashboard.said import SAID
 from dashboard.settings import ROOT
 from dashboard.text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
 from workbench.forwards import out_of_memory
-
-PLOTLY_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
-
 
 HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
 STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")
@@ -28,7 +25,6 @@ STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")
 ON_DARK = """
 [data-testid^=stBaseButton-primary] p, [data-testid=stMultiSelectTagsContainer] span { color: #0b0d12 !important }
 """
-INK = "#555867"  # of axes on white: Streamlit's own grey has a contrast of 3.7 to 1, too little to be read by everybody
 
 
 @dataclass(frozen=True)
@@ -202,30 +198,17 @@ def heading(title: str, kind: str) -> None:
 
 def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
     """A figure whose card has said already what it is; `stretch` lets it fill a card that is taller."""
-    _draw(fig, key, key.replace("_", " ").capitalize(), height="stretch" if stretch else "content")
+    _draw(fig, key, key.replace("_", " ").capitalize(), stretch)
 
 
-def _draw(fig: go.Figure, key: str, title: str, height: Literal["stretch", "content"] = "content") -> None:
-    st.plotly_chart(readable(fig), key=key, config=PLOTLY_CONFIG, height=height)
+def _draw(fig: go.Figure, key: str, title: str, stretch: bool = False) -> None:
+    figure(fig, key=key, title=title, stretch=stretch)
     offer(key, title, lambda: fig)
 
 
 def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
     """Put a figure among the downloads at the end of the page."""
     st.session_state.setdefault("_figures", {})[name] = (title, make)
-
-
-def readable(fig: go.Figure) -> go.Figure:
-    """The figure, with room for its labels, and on white with text that is darker than Streamlit would have it."""
-    room.make(fig)
-    if st.context.theme.type != "dark":  # one by one: `update_xaxes` and its like take twice as long
-        for part in (*fig.select_xaxes(), *fig.select_yaxes(), *room.colour_bars(fig)):
-            part.tickfont.color = part.title.font.color = INK
-        for note in fig.layout.annotations:
-            note.font.color = INK
-        for shape in fig.layout.shapes:
-            shape.label.font.color = INK
-    return fig
 
 
 def _html(title: str, fig: go.Figure) -> str:

@@ -40,7 +40,7 @@ PAGES: dict[str, dict[str, object]] = {
     "runs": {},
 }
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
-UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
+UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner], [aria-busy=true]"
 
 
 def settle(page: Page) -> None:

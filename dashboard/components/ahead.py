@@ -1,25 +1,23 @@
 """What other pages are made of, read by the browser while a page without figures is looked at, so that the first switch
 to one with figures need not wait.
 
-Streamlit loads the code of an element with the first of its kind: 4.7 MB for a figure, in whose time a switch of pages
-shows nothing. What a browser has run before, it also runs faster: so a few small figures are drawn, unseen.
+The code of an element is loaded with the first of its kind, and in that time a switch of pages shows nothing. What a
+browser has run before, it also runs faster: so a few small figures are drawn, unseen.
 """
 
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from dashboard import room
+from dashboard.components import figure
 from dashboard.components.bars import over_tokens
 from probes.figures import drawing
 
 _CODE = Path(st.__file__).parent / "static" / "static" / "js"
-_KINDS = ("PlotlyChart", "Selectbox", "NumberInput", "ButtonGroup", "Checkbox", "Slider", "TextArea", "TextInput",
-          "Metric", "DownloadButton", "DataFrame")  # fmt: skip
+_KINDS = ("Selectbox", "NumberInput", "ButtonGroup", "Checkbox", "Slider", "TextArea", "TextInput", "Metric",
+          "DownloadButton", "DataFrame")  # fmt: skip
 _FILES = [file.name for kind in _KINDS for file in _CODE.glob(f"{kind}.*.js")]
 
 # Registered once for the process: naming a component anew on each run would replace it under other users.
@@ -30,11 +28,11 @@ _component = st.components.v2.component(
 
 def read() -> None:
     """Have the browser do so whenever it is idle. Without effect where Streamlit keeps its code elsewhere."""
-    _component(key="ahead", data={"files": _FILES, "figures": _figures()})
+    _component(key="ahead", data={"files": [f"../../{figure.CODE}", *_FILES], "figures": _figures()})
 
 
 @cache
-def _figures() -> list[dict[str, Any]]:
+def _figures() -> list[str]:
     """One of each kind that pages have: squares with a colour bar, bars, and lines with a legend."""
     names, up = [f"{i} token" for i in range(8)], np.arange(8.0)
     of_tokens = {"kind": "", "title": "", "unit": "unit", "stamp": {}}
@@ -44,6 +42,5 @@ def _figures() -> list[dict[str, Any]]:
         over_tokens(names, {"one": up, "other": -up}, **of_tokens),
     ]
     for fig in figures:
-        room.make(fig)
-        fig.update_layout(template=None, meta=None)  # nobody shall take one for a page's
-    return [json.loads(fig.to_json()) for fig in figures]
+        fig.update_layout(meta=None)  # nobody shall take one for a page's
+    return [figure.spec(fig, "light") for fig in figures]

@@ -1,24 +1,21 @@
 """The atlas as a widget: one square for each head, a ring around the open one, a click opens another.
 
-A heatmap reports no clicks, so the figure carries an invisible marker over each cell and the browser itself draws the
-ring around the clicked one. The figure is not sent again for that: it only changes with its numbers, or when the
-open head was changed by something other than a click. The downloads have it with the ring where it is now.
+A heatmap reports no clicks, so the figure carries an invisible marker over each cell, and the one of the open head is
+drawn as a ring. Where only the ring moves, the figure is not drawn again.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import streamlit as st
 
-from dashboard.frame import PLOTLY_CONFIG, offer, readable
+from dashboard.components.figure import figure
+from dashboard.frame import offer
 from probes.figures import drawing
 from workbench.config import ModelConfig
 
 Cell = tuple[int, int]
 
-_RING, _TURN = "_atlas_ring", "_atlas_turn"  # the ring as the browser has it; how often the chart was mounted anew
 _ROOM = 360  # pixels that the longer side of the grid may take
 
 
@@ -35,40 +32,25 @@ def atlas(
 
     Shapes: values [layer, head] of every layer and head of the model
     """
-    drawn = st.session_state.get(_RING)
-    if drawn is None or drawn["id"] != id or drawn["now"] != selected:
-        drawn = {"id": id, "first": selected, "now": selected}
-        st.session_state[_RING] = drawn
-        st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
-    key = f"atlas_{st.session_state[_TURN]}"
-
-    def clicked() -> None:
-        cell = _cell(st.session_state[key], config.n_heads)
-        if cell is None:  # a second click took the ring away: mount the chart anew, with the ring
-            st.session_state.pop(_RING)
-        else:
-            drawn["now"] = cell
-            on_choose(*cell)
-
-    st.plotly_chart(
-        readable(_figure(values, unit, config, drawn["first"], id)),
-        key=key,
-        on_select=clicked,
-        selection_mode="points",
-        # Else two squares clicked within 300 ms count as a double click, which takes the selection away.
-        config={**PLOTLY_CONFIG, "modeBarButtons": [["toImage"]], "doubleClickDelay": 1},
-    )
+    fig = _figure(values, unit, config, id)
+    heads = config.n_heads
     title = f"{unit[0].upper()}{unit[1:]} of every head"
-    offer("atlas", title, lambda: readable(_figure(values, unit, config, selected, id)))
+    figure(
+        fig,
+        key="atlas",
+        title=title,
+        config={"modeBarButtons": [["toImage"]], "doubleClick": False},
+        chosen=selected[0] * heads + selected[1],
+        on_choose=lambda number: on_choose(*divmod(number, heads)),
+    )
+    offer("atlas", title, lambda: _ringed(fig, selected[0] * heads + selected[1]))
 
 
-def _cell(state: Any, n_heads: int) -> Cell | None:
-    """The clicked cell; the markers stand in rows of heads, layer after layer."""
-    points = state["selection"]["points"]
-    return divmod(int(points[0]["point_index"]), n_heads) if points else None
+def _ringed(fig: go.Figure, number: int) -> go.Figure:
+    return go.Figure(fig).update_traces(selectedpoints=[number], selector={"type": "scatter"})
 
 
-def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: str) -> go.Figure:
+def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.Figure:
     fig = drawing.atlas(
         values,
         title="",
@@ -76,12 +58,12 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, ring: Cell, id: 
         heads=range(config.n_heads),
         layers=range(config.n_layers),
         group_size=config.group_size,
-        selected=ring,
         stamp={"id": id},
     )
     side = max(6.0, min(52.0, _ROOM / max(values.shape)))
     height = round(side * values.shape[0]) + 125
-    fig.update_layout(height=height, margin={"t": 30, "l": 50, "r": 10, "b": 95})
+    margin = {"t": 30, "l": 50, "r": 10, "b": 95}
+    fig.update_layout(height=height, margin=margin, clickmode="event")  # the ring is moved by `figure` itself
     fig.update_xaxes(constrain="domain", title={"standoff": 8})
     fig.update_yaxes(constrain="domain", scaleanchor="x")
     bar = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "thickness": 10, "len": 0.85}

@@ -29,7 +29,7 @@ FLAGS = [
 ]
 ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"  # pictures, which no commit takes
 READY = "[data-testid=stApp][data-test-connection-state=CONNECTED][data-test-script-state=notRunning]"
-UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]"
+UNFINISHED = "[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner], [aria-busy=true]"
 ERRORS = "[data-testid=stException], [data-testid=stDialog]"
 
 

@@ -1,11 +1,10 @@
-"""The dashboard in a real browser: pages load soundly, a click opens a head, strangers' text stays text."""
+"""The dashboard in a real browser: pages load soundly, a sample leads to its heads, strangers' text stays text."""
 
 import http.client
 import json
 import re
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -13,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from dashboard.effects import choices
 from evals.explain import explain
 from evals.results import list_runs
 from probes.maps import MAX_CELLS
 from tests.browser.conftest import Tab, World
+from tests.browser.drawn import click_square, map_values, ring
 from tests.browser.fitting import cut_off
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
@@ -54,50 +53,6 @@ def query(tab: Tab) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(urlsplit(tab.page.url).query).items()}
 
 
-def square(tab: Tab, layer: int, head: int) -> tuple[float, float]:
-    """Where the atlas shows a head, in pixels of the window."""
-    x, y = tab.page.evaluate(
-        """([layer, head]) => {
-            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas');
-            plot.scrollIntoView({block: 'center'});
-            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(head), box.top + yaxis._offset + yaxis.d2p(layer)];
-        }""",
-        [layer, head],
-    )
-    return x, y
-
-
-def click_square(tab: Tab, layer: int, head: int) -> None:
-    """Plotly acts on the point that it last hovered: move, wait for its label, press.
-
-    A figure that is drawn anew under a resting mouse takes its label away; a hand moves on and has it back.
-    """
-    label = tab.page.locator(".hoverlayer .hovertext").filter(has_text=f"layer {layer} · head {head}")
-    for _ in range(60):
-        x, y = square(tab, layer, head)
-        tab.page.mouse.move(x - 3, y)
-        tab.page.mouse.move(x, y, steps=3)
-        with suppress(PlaywrightTimeout):
-            label.wait_for(timeout=1000)
-            return tab.page.mouse.click(x, y)
-    raise AssertionError(f"the atlas shows no label for layer {layer}, head {head}")
-
-
-def ring(tab: Tab) -> list[int]:
-    """Layer and head of the one square that the browser draws a ring around."""
-    return tab.page.evaluate(
-        """() => {
-            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas');
-            const squares = plot._fullData.find(trace => trace.type === 'scatter');
-            const drawn = [...plot.querySelectorAll('.scatterlayer .point')];
-            const seen = drawn.flatMap((point, i) => getComputedStyle(point).opacity > 0.5 ? [i] : []);
-            if (seen.length !== 1) return seen;
-            return Array.from(squares.customdata[seen[0]]);
-        }"""
-    )
-
-
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: str) -> None:
     title, figures = PAGES[path]
@@ -110,86 +65,11 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
     assert cut_off(tab) == []
 
 
-def test_labels_fit_their_figures_whatever_they_are(tab: Tab) -> None:
-    """No browser measures them: their margins are worked out beforehand."""
-    wide = "WWWWWWWWWWWW MMMMMMMMMMMM 漢字漢字漢字漢字 😀😀😀😀 supercalifragilistic <b>bold</b> " * 2
-    for path in ("attention", "lens", "norms", "neurons", "intervene", "compare", "rope"):
-        tab.open(path, prompt=wide, **({"view": "What if"} if path == "rope" else {}))
-        tab.page.locator(".js-plotly-plot .main-svg").first.wait_for()
-        assert cut_off(tab) == [], path
-
-
-def test_a_page_without_figures_has_the_rest_read_ahead_and_drawn_unseen(tab: Tab) -> None:
-    tab.page.add_init_script(
-        """window.drawn = [];
-        let plotly;
-        Object.defineProperty(window, 'Plotly', {get: () => plotly, set: loaded => {
-            const {newPlot} = loaded;
-            loaded.newPlot = (...given) => newPlot(...given).then(plot => window.drawn.push(plot.data[0].type));
-            plotly = loaded;
-        }});"""
-    )
-    tab.open("")
-    tab.page.wait_for_function("() => window.drawn.length === 6")
-    assert tab.page.evaluate("() => window.drawn") == 2 * ["heatmap", "bar", "scatter"]
-    read = tab.page.evaluate("() => performance.getEntriesByType('resource').map(file => file.name.split('/').pop())")
-    assert {"PlotlyChart", "DataFrame", "NumberInput"} <= {file.partition(".")[0] for file in read}
-    assert tab.page.locator(".js-plotly-plot").count() == 0
-
-
 def test_the_list_of_questions_fits_beside_another_run(tab: Tab, world: World) -> None:
     names = {run.name.partition("/")[0]: run.name for run in list_runs(world.results)}
     tab.open("samples", run=names["second"], baseline=names["first"], task="tiny_quiz")
     expect(tab.page.get_by_text("The other run's answer is")).to_be_visible()
     assert cut_off(tab) == []
-
-
-def test_clicking_a_head_opens_its_map_and_moves_the_ring(tab: Tab) -> None:
-    tab.open("attention", layer=0, head=0)
-    tab.wait_for_chart("head_map", layer=0, head=0)
-    before = map_values(tab)
-    click_square(tab, 2, 5)
-    tab.wait_for_chart("head_map", layer=2, head=5)
-    assert map_values(tab.settle()) != before
-    assert ring(tab) == [2, 5]
-    expect(tab.page.get_by_role("heading", name="Layer 2 · Head 5")).to_be_visible()
-    assert query(tab) == {"layer": "2", "head": "5"}
-
-    # A second click on the same square takes plotly's selection away; the ring comes back and the head stays open.
-    click_square(tab, 2, 5)
-    tab.settle()
-    tab.page.wait_for_timeout(200)
-    assert ring(tab.settle()) == [2, 5]
-    click_square(tab, 3, 1)
-    tab.wait_for_chart("head_map", layer=3, head=1)
-    assert ring(tab.settle()) == [3, 1]
-
-
-def test_squares_clicked_in_quick_succession_are_no_double_click(tab: Tab) -> None:
-    tab.open("attention", layer=0, head=0)
-    for cell in [(1, 1), (2, 3), (3, 6)]:
-        click_square(tab, *cell)
-    tab.wait_for_chart("head_map", layer=3, head=6)
-    assert ring(tab.settle()) == [3, 6]
-
-
-def test_the_atlas_is_taken_away_as_a_picture(tab: Tab) -> None:
-    tab.open("attention", layer=0, head=0)
-    x, y = square(tab, 2, 2)
-    tab.page.mouse.move(x, y)
-    with tab.page.expect_download() as download:
-        tab.page.locator(".modebar-btn[data-title*=png i]").first.click()
-    assert download.value.path().read_bytes().startswith(b"\x89PNG")
-
-
-def map_values(tab: Tab) -> str:
-    return tab.page.evaluate(
-        """() => {
-            const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'head_map');
-            const z = plot._fullData[0].z;
-            return JSON.stringify(Array.from(z, row => Array.from(row)));
-        }"""
-    )
 
 
 def test_the_address_reproduces_the_view_for_somebody_else(tab: Tab, new_tab: Callable[..., Tab]) -> None:

@@ -108,7 +108,7 @@ def _figures(block: Any, said: bool) -> tuple[int, int, bool]:
         if hasattr(child, "children"):
             inner = _figures(child, said)
             drawn, silent, said = drawn + inner[0], silent + inner[1], inner[2]
-        elif child.type == "plotly_chart":
+        elif getattr(getattr(child, "proto", None), "component_name", "") == "workbench.figure":
             drawn, silent, said = drawn + 1, silent + (not said), False
         elif "](https://" in getattr(getattr(child, "proto", None), "help", ""):
             said = True

@@ -195,7 +195,8 @@ def test_a_saved_capture_reads_back_as_it_was(kept: Callable[..., AppTest], chec
     read = Capture.load(captures.find("cat").path)
     assert set(read.names) == set(cap.names)
     for name in cap.names:
-        torch.testing.assert_close(read[name], cap[name], msg=name)  # two runs, which on some processors differ by a bit
+        # Two runs, which on some processors differ by a bit.
+        torch.testing.assert_close(read[name], cap[name], msg=name)
 
 
 @pytest.mark.parametrize("hooks", [captures.HOOKS, ("hook_embed",)], ids=["from the file", "run anew"])

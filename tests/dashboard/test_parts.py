@@ -2,28 +2,36 @@
 
 import base64
 import gc
+import hashlib
 import io
+import json
 import struct
 import sys
+import tomllib
 import weakref
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import typer
+from plotly.offline import get_plotlyjs_version
 
-from dashboard import cli, facts, memory, room
+from dashboard import cli, facts, look, memory, room
 from dashboard.components import ahead
+from dashboard.components.figure import CODE, spec
 from dashboard.components.token_strip import pack
 from dashboard.frame import parquet
 from dashboard.runs import as_sample
 from dashboard.said import SAID
-from dashboard.settings import Settings
+from dashboard.settings import ROOT, Settings
 from evals.results import list_runs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
+
+PUBLISHED = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # of npm's plotly.js-cartesian-dist-min
 
 
 def test_settings_survive_the_way_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +157,24 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
 def test_the_code_that_is_read_ahead_lies_where_it_is_looked_for() -> None:
     """Should Streamlit move it, first switches of pages are slow again, and nothing else would say so."""
     assert [name.partition(".")[0] for name in ahead._FILES] == list(ahead._KINDS)
+
+
+def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
+    """Of the version that writes figures to files, byte for byte as it was published, and nothing else is served."""
+    code = project_root / "static" / Path(CODE).name
+    assert sorted((project_root / "static").iterdir()) == [project_root / "static" / "LICENSE", code]
+    assert code.name == f"plotly-cartesian-{get_plotlyjs_version()}.min.js"
+    assert hashlib.sha256(code.read_bytes()).hexdigest() == PUBLISHED
+
+
+def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
+    fig = go.Figure(go.Heatmap(z=np.eye(3, dtype=np.float32)), {"meta": {"kind": "map"}, "height": 300})
+    light, dark = (json.loads(spec(fig, theme)) for theme in get_args(look.Theme))
+    paper = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]["dark"]["backgroundColor"]
+    assert [sent["layout"]["template"]["layout"]["paper_bgcolor"] for sent in (light, dark)] == ["#ffffff", paper]
+    assert light["layout"]["meta"] == {"kind": "map"} and light["data"] == dark["data"]
+    for sent in (light, dark):
+        go.layout.Template(sent["layout"]["template"])  # plotly knows every name in it
 
 
 def test_margins_hold_the_longest_label() -> None:
