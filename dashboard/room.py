@@ -9,47 +9,53 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-import plotly.graph_objects as go
+Parts = dict[str, Any]  # of a figure's JSON
 
 # Pixels, of the page's 12-point labels and 14-point titles; on the generous side of what a browser measures.
 _LINE, _TITLE, _APART = 16, 20, 8
 _WIDTHS = {char: width for width, chars in ((4, " ,.·:;'|!iIjl()[]"), (11, "mwMW@%…")) for char in chars}
 
 
-def make(fig: go.Figure) -> None:
+def make(fig: Parts) -> None:
     """Give labels that are names the margin they need, and have plotly measure neither them nor numbers, for which the
     figure's own margins are wide enough. What it may turn by itself, names below without an angle, it still measures.
     """
-    for bar in colour_bars(fig):
-        bar.ticklabeloverflow = "allow"
-    for axis in (*fig.select_xaxes(), *fig.select_yaxes()):
-        below = axis.plotly_name.startswith("x")
-        widest = max(map(_width, _names(fig, axis)), default=0)
-        if below and axis.tickangle is None and widest > _LINE:
+    layout = fig["layout"]
+    for bar in _colour_bars(fig):
+        bar["ticklabeloverflow"] = "allow"
+    for name in {"xaxis", "yaxis", *(name for name in layout if name[1:].startswith("axis"))}:
+        axis, below = layout.setdefault(name, {}), name.startswith("x")
+        widest = max(map(_width, _names(fig, name)), default=0)
+        if below and "tickangle" not in axis and widest > _LINE:
             continue
-        axis.automargin, axis.ticklabeloverflow = False, "allow"
-        axis.title.standoff = _APART
-        if widest and axis.showticklabels is not False:
-            angle = math.radians(axis.tickangle or 0)
+        axis |= {"automargin": False, "ticklabeloverflow": "allow"}
+        axis.setdefault("title", {})["standoff"] = _APART
+        if widest and axis.get("showticklabels", True):
+            angle = math.radians(axis.get("tickangle", 0))
             across = abs(math.sin(angle)) * widest + abs(math.cos(angle)) * _LINE if below else widest
-            side, title = "b" if below else "l", _TITLE if axis.title.text else 0
-            fig.layout.margin[side] = max(fig.layout.margin[side] or 0, math.ceil(2 * _APART + across + title))
+            side, title = "b" if below else "l", _TITLE if axis["title"].get("text") else 0
+            margin = layout.setdefault("margin", {})
+            margin[side] = max(margin.get(side, 0), math.ceil(2 * _APART + across + title))
 
 
-def colour_bars(fig: go.Figure) -> list[Any]:
+def _colour_bars(fig: Parts) -> Iterable[Parts]:
     """Those of its colour axes, and of heatmaps that have one of their own."""
-    return [scale.colorbar for scale in (*fig.select_coloraxes(), *fig.select_traces({"type": "heatmap"}))]
+    scales = [part for name, part in fig["layout"].items() if name.startswith("coloraxis")]
+    own = [trace for trace in fig["data"] if trace["type"] == "heatmap" and "coloraxis" not in trace]
+    return [scale.setdefault("colorbar", {}) for scale in (*scales, *own)]
 
 
-def _names(fig: go.Figure, axis: go.layout.XAxis | go.layout.YAxis) -> Iterable[str]:
+def _names(fig: Parts, axis: str) -> Iterable[str]:
     """The labels of an axis that are names: its own, or of categories those of the traces that stand on it."""
-    if axis.ticktext is not None:
-        return axis.ticktext
-    if axis.type != "category":
+    known = fig["layout"][axis]
+    if "ticktext" in known:
+        return list(known["ticktext"])
+    if known.get("type") != "category":
         return ()
-    letter, own = axis.plotly_name[0], axis.plotly_name.replace("axis", "")
-    traces = (trace for trace in fig.data if (trace[f"{letter}axis"] or letter) == own and trace[letter] is not None)
-    return {str(name) for trace in traces for name in trace[letter]}
+    letter, own = axis[0], axis.replace("axis", "")
+    traces = (trace for trace in fig["data"] if trace.get(f"{letter}axis", letter) == own)
+    places = [trace.get(letter, ()) for trace in traces]
+    return {str(name) for each in places if not isinstance(each, dict) for name in each}  # packed ones are numbers
 
 
 def _width(name: str) -> int:

@@ -69,7 +69,7 @@ def figure(
 
 def spec(fig: go.Figure, theme: look.Theme) -> str:
     """The figure's JSON as it is sent, with room for its labels and the page's look."""
-    room.make(fig)
     found = json.loads(fig.to_json(validate=False))
+    room.make(found)
     found["layout"]["template"] = look.template(theme)
     return json.dumps(found, separators=(",", ":"))
