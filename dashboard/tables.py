@@ -1,6 +1,6 @@
 """Tables and texts that are read: plain HTML, which screen readers and the browser's search read, with nothing cut off.
 
-Streamlit's grid is for lists that are long or chosen from, and its code blocks for code. Theirs are 1.2 and 1.5 MB of
+Streamlit's grid is for lists that are long, and its code blocks for code. Theirs are 1.2 and 1.5 MB of
 script, which a first visit to a page would wait for.
 """
 

@@ -4,7 +4,8 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import address, guide, runs, samples, state
-from dashboard.frame import Head, Help, card, empty, page, problem, table_height
+from dashboard.components.chooser import chooser
+from dashboard.frame import Head, Help, card, empty, page, problem
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
 from dashboard.tables import Column, plain_table, verbatim
@@ -35,7 +36,7 @@ ABOUT = Help(
     },
 )
 KINDS = (ALL, *(kind.capitalize() for kind in (RIGHT, WRONG, UNPARSED)))
-MOST_ROWS = 2000
+MOST_ROWS = 1000
 
 
 def show() -> None:
@@ -116,17 +117,12 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     listed = [runs.as_sample(run, task, row) for row in rows]
     docs = shown["doc_id"].tolist()
 
-    def chose() -> None:
-        picked = st.session_state["sample_rows"]["selection"]["rows"]
-        if picked:
-            state.link("doc", docs[picked[0]])
-
     columns = {
         "doc": docs,
         "result": shown["state"].tolist(),
         "other": shown["other"].tolist(),
         "margin": shown["margin"].tolist(),
-        "sure": (100 * shown["confidence"]).tolist(),
+        "sure": shown["confidence"].tolist(),
         "question": [plain(_gist(sample.prompt)) for sample in listed],
         "answer": [plain(_start(sample.verdict or sample.answer)) for sample in listed],
         "target": [plain(_start(sample.target.rpartition("####")[2])) for sample in listed],
@@ -134,27 +130,24 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     absent = [
         name for name in ("other", "margin", "sure") if shown[{"sure": "confidence"}.get(name, name)].isna().all()
     ]
-    st.dataframe(
+    plain_table(
         pd.DataFrame({name: values for name, values in columns.items() if name not in absent}),
-        hide_index=True,
-        height=table_height(len(docs), most=470),
-        key="sample_rows",
-        on_select=chose,
-        selection_mode="single-row",
-        column_config={
-            "doc": st.column_config.NumberColumn("No.", width=45),
-            "result": st.column_config.TextColumn("Result", width=70),
-            "other": st.column_config.TextColumn("Other", width=70, help="The other run's answer."),
-            "margin": st.column_config.NumberColumn("Margin", format="%.2f", width=60),
-            "sure": st.column_config.NumberColumn("Sure", format="%.0f%%", width=50),
-            "question": st.column_config.TextColumn("Question", width=160),
-            "answer": st.column_config.TextColumn("Answer", width=55),
-            "target": st.column_config.TextColumn("Target", width=55),
+        most=470,
+        columns={
+            "doc": "No.",
+            "result": "Result",
+            "other": Column("Other", help="The other run's answer."),
+            "margin": Column("Margin", ".2f"),
+            "sure": Column("Sure", ".0%"),
+            "question": "Question",
+            "answer": "Answer",
+            "target": "Target",
         },
     )
+    position = _position(docs, stored)
+    chooser("questions", rows=docs, chosen=position, on_choose=lambda at: state.link("doc", docs[at]))
     more = f", the first {MOST_ROWS} listed" if len(table) > MOST_ROWS else ""
     st.caption(f"n = {len(table)}{more}. Choose a row to open it.")
-    position = _position(docs, stored)
     return Opened(run, listed[position], rows[position], shown["other"].iloc[position])
 
 

@@ -170,10 +170,8 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     assert tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong")).count() == 1
     first = tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong")).inner_text()
 
-    # Another wrong answer: the second row of the list, which is drawn on a canvas.
-    grid = tab.page.locator(".st-key-questions [data-testid=stDataFrame]").bounding_box()
-    assert grid is not None
-    tab.page.mouse.click(grid["x"] + 12, grid["y"] + 35 * 2.5)
+    # Another wrong answer: the second row of the list.
+    tab.page.locator(".st-key-questions tbody tr").nth(1).click()
     expect(tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong"))).not_to_have_text(first)
     tab.settle()
     expect(tab.page.get_by_text("Replay: the stored log-probabilities")).to_be_visible()
@@ -207,6 +205,25 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     assert "ABCD"[int(row["answer"])] == was  # what the run answered
     expect(tab.page.get_by_text(re.compile(f"Answer before: {was}\\s+Answer after:\\s+{now}"))).to_be_visible()
     harmless(tab)
+
+
+def test_a_question_is_chosen_with_the_keyboard_alone(tab: Tab, world: World) -> None:
+    run = next(run for run in list_runs(world.results) if "asked_quiz" in run.tasks)
+    tab.open("samples", run=run.name, task="asked_quiz", doc=1)
+    row = tab.page.locator(".st-key-questions tbody tr")
+    expect(row.nth(1)).to_have_attribute("aria-selected", "true")
+    row.nth(1).focus()
+    tab.page.keyboard.press("ArrowDown")
+    expect(row.nth(2)).to_be_focused()
+    assert query(tab)["doc"] == "1"
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.get_by_role("heading", name=re.compile("Sample 2: "))).to_be_visible()
+    expect(tab.page.get_by_role("grid").get_by_role("row", selected=True)).to_have_count(1)
+    expect(row.nth(2)).to_have_attribute("aria-selected", "true")
+    assert query(tab.settle())["doc"] == "2"
+    tab.page.get_by_role("radio", name="Right", exact=True).click()  # another list: its first row is open
+    expect(row).to_have_count(1)
+    expect(row.first).to_have_attribute("aria-selected", "true")
 
 
 def test_a_changed_model_is_looked_at_by_link_and_left_by_the_menu(tab: Tab) -> None:

@@ -1,0 +1,49 @@
+// Marks the open row of a card's table, and reports the row that a click or Enter chooses; arrow keys move among rows.
+
+const watched = new WeakSet();
+
+export default function ({ data, parentElement, setTriggerValue }) {
+  const card = parentElement.closest(`.st-key-${data.card}`);
+  card.dataset.chosen = data.chosen;
+  const choose = (row) => {
+    const at = rows(card).indexOf(row);
+    if (at < 0 || at === Number(card.dataset.chosen)) return;
+    card.dataset.chosen = at;
+    mark(card);
+    setTriggerValue("chosen", at);
+  };
+  card.onclick = ({ target }) => choose(target.closest("tbody tr"));
+  card.onkeydown = (event) => {
+    const row = event.target.closest("tbody tr");
+    const near = { ArrowDown: row?.nextElementSibling, ArrowUp: row?.previousElementSibling }[event.key];
+    if (!row || !(near || event.key === "Enter" || event.key === " ")) return;
+    event.preventDefault();
+    if (near) near.focus();
+    else choose(row);
+  };
+  if (!watched.has(card)) new MutationObserver(() => mark(card)).observe(card, { childList: true, subtree: true });
+  watched.add(card);
+  mark(card);
+  reveal(card);
+}
+
+const rows = (card) => [...card.querySelectorAll("tbody tr")];
+
+function mark(card) {
+  card.querySelector("table")?.setAttribute("role", "grid");
+  rows(card).forEach((row, at) => {
+    const open = at === Number(card.dataset.chosen);
+    row.ariaSelected = String(open);
+    row.tabIndex = open ? 0 : -1;
+    for (const cell of row.querySelectorAll(".long")) cell.title = cell.textContent;
+  });
+}
+
+// Only the table scrolls: scrollIntoView would move the page too.
+function reveal(card) {
+  const [place, row] = [card.querySelector(".read-table"), card.querySelector("tr[aria-selected=true]")];
+  if (!row) return;
+  const [outer, inner] = [place.getBoundingClientRect(), row.getBoundingClientRect()];
+  const head = card.querySelector("thead").offsetHeight;
+  if (inner.top < outer.top + head || inner.bottom > outer.bottom) place.scrollTop += inner.top - outer.top - head;
+}
