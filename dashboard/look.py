@@ -1,10 +1,8 @@
 """What figures look like on the page, light and dark: a plotly template in the page's own type and colours."""
 
-from typing import Any, Literal
+from typing import Any
 
-from probes.figures.drawing import COLOURS
-
-Theme = Literal["light", "dark"]
+from probes.figures.drawing import COLOURS, Theme
 
 # Ink of labels, lines of the grid, the paper, and the edge of what stands on it. Streamlit's own grey on white has a
 # contrast of 3.7 to 1, too little to be read by everybody.

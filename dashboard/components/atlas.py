@@ -33,17 +33,17 @@ def atlas(
     Shapes: values [layer, head] of every layer and head of the model
     """
     fig = _figure(values, unit, config, id)
-    heads = config.n_heads
+    number = selected[0] * config.n_heads + selected[1]
     title = f"{unit[0].upper()}{unit[1:]} of every head"
     figure(
         fig,
         key="atlas",
         title=title,
         config={"modeBarButtons": [["toImage"]], "doubleClick": False},
-        chosen=selected[0] * heads + selected[1],
-        on_choose=lambda number: on_choose(*divmod(number, heads)),
+        chosen=number,
+        on_choose=lambda chosen: on_choose(*divmod(chosen, config.n_heads)),
     )
-    offer("atlas", title, lambda: _ringed(fig, selected[0] * heads + selected[1]))
+    offer("atlas", title, lambda: _ringed(fig, number))
 
 
 def _ringed(fig: go.Figure, number: int) -> go.Figure:

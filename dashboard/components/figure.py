@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import look, room
+from probes.figures.drawing import Theme
 
 CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # below the address of the dashboard
 HEIGHT = 450  # pixels of a figure that names none
@@ -67,7 +68,7 @@ def figure(
     )
 
 
-def spec(fig: go.Figure, theme: look.Theme) -> str:
+def spec(fig: go.Figure, theme: Theme) -> str:
     """The figure's JSON as it is sent, with room for its labels and the page's look."""
     found = json.loads(fig.to_json(validate=False))
     room.make(found)

@@ -19,7 +19,7 @@ import pytest
 import typer
 from plotly.offline import get_plotlyjs_version
 
-from dashboard import cli, facts, look, memory, room
+from dashboard import cli, facts, memory, room
 from dashboard.components import ahead
 from dashboard.components.figure import CODE, spec
 from dashboard.components.token_strip import pack
@@ -28,6 +28,7 @@ from dashboard.runs import as_sample
 from dashboard.said import SAID
 from dashboard.settings import ROOT, Settings
 from evals.results import list_runs
+from probes.figures.drawing import Theme
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 
@@ -169,7 +170,7 @@ def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
 
 def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
     fig = go.Figure(go.Heatmap(z=np.eye(3, dtype=np.float32)), {"meta": {"kind": "map"}, "height": 300})
-    light, dark = (json.loads(spec(fig, theme)) for theme in get_args(look.Theme))
+    light, dark = (json.loads(spec(fig, theme)) for theme in get_args(Theme))
     paper = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]["dark"]["backgroundColor"]
     assert [sent["layout"]["template"]["layout"]["paper_bgcolor"] for sent in (light, dark)] == ["#ffffff", paper]
     assert light["layout"]["meta"] == {"kind": "map"} and light["data"] == dark["data"]
