@@ -34,8 +34,11 @@ from dashboard.cli import serve
 from dashboard.settings import Settings
 
 BARE = Path(__file__).with_name("bare_page.py")
+# Playwright has the browser keep the stack of each error, also of those that scripts throw to learn what it can do. V8
+# has no source positions at hand and parses all of plotly again for them: its code takes 370 ms to read, 200 in a
+# browser that nobody drives, and 215 where V8 keeps positions from the start.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+         "--disable-component-update", "--disable-sync", "--js-flags=--no-enable-lazy-source-positions"]  # fmt: skip
 TEXT = "The capital of Peru is Lima. The capital of Spain is Madrid. "
 PATIENCE = 30_000
 COLD, SWITCH, HOVER = 2000, 800, 50  # targets in milliseconds
