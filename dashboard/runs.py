@@ -1,7 +1,7 @@
 """Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def find_sample(reference: str) -> Sample:
     return as_sample(run, rest, rows.iloc[-1])
 
 
-def as_sample(run: Run, task: str, row: pd.Series) -> Sample:
+def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample:
     """One row of `samples`. Of a multiple choice, the output is the choice that was likeliest."""
     choices = _listed(row.get("choices"))
     if choices:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dashboard import runs, state
 from dashboard.busy import once_for_all
+from dashboard.text import plain
 from evals import pairing
 from evals.decision import decision
 from evals.explain import Explanation, explainer
@@ -31,7 +32,8 @@ NOTHING_FOUND = ("", "[invalid]")  # what lm-eval's filters leave of an answer t
 
 
 def listing(run: Run, task: str) -> pd.DataFrame:
-    """One row a question and filter: doc_id, filter, state, margin, confidence. Not to be changed: it is shared.
+    """One row a question and filter: doc_id, filter, state, margin, confidence, and the beginnings of question, answer
+    and target, made plain. Not to be changed: it is shared.
 
     `margin` is the right choice's log-probability less the best other one's; `confidence` the probability of the
     answer given: among the choices, or of a generated answer the geometric mean over its tokens.
@@ -113,9 +115,9 @@ def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
 
 @once_for_all("Reading the samples …", most=16)
 def _listing(path: str, stamps: object, _run: Run, _task: str) -> pd.DataFrame:
-    rows = [_listed(row) for row in runs.samples(_run, _task).to_dict("records")]
-    table = pd.DataFrame(rows, columns=["doc_id", "filter", "state", "margin", "confidence"])
-    return table.astype({"margin": float, "confidence": float})
+    rows = [_listed(_run, _task, row) for row in runs.samples(_run, _task).to_dict("records")]
+    columns = ["doc_id", "filter", "state", "margin", "confidence", "question", "answer", "target"]
+    return pd.DataFrame(rows, columns=columns).astype({"margin": float, "confidence": float})
 
 
 @once_for_all("Comparing the runs …", most=16)
@@ -128,8 +130,20 @@ def _other(
     return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
 
 
-def _listed(row: dict[str, Any]) -> tuple[int, str, str, float | None, float | None]:
-    return int(row["doc_id"]), str(row["filter"]), verdict(row), pairing.margin(row), confidence(row)
+def _listed(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
+    sample = runs.as_sample(run, task, row)
+    texts = _gist(sample.prompt), _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
+    about = int(row["doc_id"]), str(row["filter"]), verdict(row), pairing.margin(row), confidence(row)
+    return *about, *map(plain, texts)
+
+
+def _gist(text: str) -> str:
+    """The last paragraph of a prompt tells questions apart; what stands before it is the same for all, or nearly."""
+    return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
+
+
+def _start(text: str) -> str:
+    return " ".join(text[:80].split())
 
 
 def verdict(row: dict[str, Any]) -> str:

@@ -84,7 +84,8 @@ def plain(text: str) -> str:
     Lone surrogates cannot be sent to a browser, and controls and overrides could make the text read differently
     from what it is; emoji sequences keep their joiners.
     """
-    return "".join(_plain_char(char) for char in text)
+    # Python calls printable exactly what has nothing to be spelled out, nor a break or another space.
+    return text if text.isprintable() else "".join(_plain_char(char) for char in text)
 
 
 def html_text(text: str) -> str:

@@ -117,15 +117,17 @@ def _marks(values: Sequence[float], low: Sequence[float], high: Sequence[float],
 def _finish(fig: go.Figure, kind: str, title: str, rows: Sequence[str], theme: Theme, stamp: Stamp | None) -> go.Figure:
     """Title, neutral template, identity, and a line for each row in their order from the top."""
     fig.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1], automargin=True)
-    fig.update_layout(
-        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
-        template="plotly_dark" if theme == "dark" else "plotly_white",
-        meta={"kind": kind, **(stamp or {})},
-        margin={"l": 10, "r": 20, "t": 90, "b": 50},
-        height=160 + 30 * max(2, len(rows)),
-        scattermode="group",
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
-    )
+    layout = {
+        "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        "template": "plotly_dark" if theme == "dark" else "plotly_white",
+        "meta": {"kind": kind, **(stamp or {})},
+        "margin": {"l": 10, "r": 20, "t": 90, "b": 50},
+        "height": 160 + 30 * max(2, len(rows)),
+        "scattermode": "group",
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+    }
+    for name, value in layout.items():  # `update_layout` copies the template more than once
+        fig.layout[name] = value
     return fig
 
 

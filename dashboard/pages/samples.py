@@ -113,32 +113,17 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
 def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     stored = runs.samples(run, task)
     shown = table.head(MOST_ROWS)
-    rows = [stored.loc[at] for at in shown.index]
-    listed = [runs.as_sample(run, task, row) for row in rows]
     docs = shown["doc_id"].tolist()
-
-    columns = {
-        "doc": docs,
-        "result": shown["state"].tolist(),
-        "other": shown["other"].tolist(),
-        "margin": shown["margin"].tolist(),
-        "sure": shown["confidence"].tolist(),
-        "question": [plain(_gist(sample.prompt)) for sample in listed],
-        "answer": [plain(_start(sample.verdict or sample.answer)) for sample in listed],
-        "target": [plain(_start(sample.target.rpartition("####")[2])) for sample in listed],
-    }
-    absent = [
-        name for name in ("other", "margin", "sure") if shown[{"sure": "confidence"}.get(name, name)].isna().all()
-    ]
+    empty_ones = [name for name in ("other", "margin", "confidence") if shown[name].isna().all()]
     plain_table(
-        pd.DataFrame({name: values for name, values in columns.items() if name not in absent}),
+        shown.drop(columns=empty_ones),
         most=470,
         columns={
-            "doc": "No.",
-            "result": "Result",
+            "doc_id": "No.",
+            "state": "Result",
             "other": Column("Other", help="The other run's answer."),
             "margin": Column("Margin", ".2f"),
-            "sure": Column("Sure", ".0%"),
+            "confidence": Column("Sure", ".0%"),
             "question": "Question",
             "answer": "Answer",
             "target": "Target",
@@ -148,7 +133,8 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     chooser("questions", rows=docs, chosen=position, on_choose=lambda at: state.link("doc", docs[at]))
     more = f", the first {MOST_ROWS} listed" if len(table) > MOST_ROWS else ""
     st.caption(f"n = {len(table)}{more}. Choose a row to open it.")
-    return Opened(run, listed[position], rows[position], shown["other"].iloc[position])
+    row = stored.loc[shown.index[position]]
+    return Opened(run, runs.as_sample(run, task, row), row, shown["other"].iloc[position])
 
 
 def _position(docs: list[int], stored: pd.DataFrame) -> int:
@@ -208,15 +194,6 @@ def _open(opened: Opened) -> None:
 
 
 # --- what can be taken away -----------------------------------------------------------------------------------
-
-
-def _gist(text: str) -> str:
-    """The last paragraph of a prompt tells questions apart; what stands before it is the same for all, or nearly."""
-    return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
-
-
-def _start(text: str) -> str:
-    return " ".join(text[:80].split())
 
 
 def _take_away(

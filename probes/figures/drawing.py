@@ -22,8 +22,8 @@ RING = "#E8384F"
 HEIGHT = 440
 
 # Plotly copies a template at each update. Its defaults of forty kinds of traces and of maps, which no figure here has,
-# cost most.
-_UNUSED = {"polar", "ternary", "scene", "geo"}
+# cost most, and its colour scales, for each figure names its own.
+_UNUSED = {"polar", "ternary", "scene", "geo", "colorscale"}
 
 
 def _template(name: str) -> go.layout.Template:
@@ -36,15 +36,17 @@ _TEMPLATES = {theme: _template(name) for theme, name in {"light": "plotly_white"
 
 def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
     """Title, neutral template and identity: the same for every figure."""
-    fig.update_layout(
-        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
-        template=_TEMPLATES[theme],
-        meta={"kind": kind, **(stamp or {})},
-        margin={"l": 76, "r": 20, "t": 80, "b": 55},
-        height=layout.pop("height", HEIGHT),
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    parts = {
+        "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        "template": _TEMPLATES[theme],
+        "meta": {"kind": kind, **(stamp or {})},
+        "margin": {"l": 76, "r": 20, "t": 80, "b": 55},
+        "height": HEIGHT,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         **layout,
-    )
+    }
+    for name, value in parts.items():  # a third of the time that `update_layout` takes
+        fig.layout[name] = value
     return fig
 
 
@@ -115,15 +117,13 @@ def atlas(
     z = np.asarray(values, dtype=np.float32)
     layer_of, head_of = np.meshgrid(layers, heads, indexing="ij")
     cells = np.stack([layer_of.ravel(), head_of.ravel()], 1)
-    fig = go.Figure(
-        go.Heatmap(
-            x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverinfo="skip", colorbar=colour_bar(unit),
-            **colour_scale(z, difference),
-        )
-    )  # fmt: skip
     chosen = None if selected is None else [i for i, cell in enumerate(cells) if tuple(cell) == selected]
     size = float(np.clip(300 / max(z.shape), 6, 44))
-    fig.add_scatter(
+    squares = go.Heatmap(
+        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverinfo="skip", colorbar=colour_bar(unit),
+        **colour_scale(z, difference),
+    )  # fmt: skip
+    rings = go.Scatter(
         x=cells[:, 1],
         y=cells[:, 0],
         mode="markers",
@@ -136,16 +136,26 @@ def atlas(
         selectedpoints=chosen or [],
         showlegend=False,
     )
-    if group_size > 1:
-        groups = sorted({head // group_size for head in heads})
-        for kv in groups:
-            mine = [head for head in heads if head // group_size == kv]
-            label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
-            ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
-            fig.add_shape(type="line", yref="paper", line={"width": 2, "color": "#888888"}, label=label, **ends)
     # The squares' markers would have plotly leave room for half a row more.
     across, down = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
     grid = {"showgrid": False, "zeroline": False}
-    fig.update_xaxes(title="head", dtick=max(1, len(heads) // 8), range=across, **grid)
-    fig.update_yaxes(title="layer", dtick=max(1, len(layers) // 8), range=down, **grid)
+    layout = {
+        "xaxis": {"title": "head", "dtick": max(1, len(heads) // 8), "range": across, **grid},
+        "yaxis": {"title": "layer", "dtick": max(1, len(layers) // 8), "range": down, **grid},
+        "shapes": _brackets(heads, group_size) if group_size > 1 else [],
+    }
+    fig = go.Figure([squares, rings], layout)
     return finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
+
+
+def _brackets(heads: Sequence[int], group_size: int) -> list[dict[str, Any]]:
+    """A line over the query heads of each key/value head, with its name while there are few."""
+    groups = sorted({head // group_size for head in heads})
+    lines = []
+    for kv in groups:
+        mine = [head for head in heads if head // group_size == kv]
+        label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
+        ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
+        line = {"width": 2, "color": "#888888"}
+        lines.append({"type": "line", "yref": "paper", "line": line, "label": label, **ends})
+    return lines

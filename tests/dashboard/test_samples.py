@@ -47,7 +47,7 @@ def asked(app: App, serve: Serve, checkpoint: Path, answers: Path) -> App:
 
 
 def listed(session: AppTest) -> pd.DataFrame:
-    return read_table(session, "result")
+    return read_table(session, "state")
 
 
 def said(session: AppTest) -> str:
@@ -103,15 +103,15 @@ def page_links(session: AppTest) -> dict[str, dict[str, str]]:
 
 
 def test_filters_and_orders(asked: App) -> None:
-    assert listed(asked(task="asked_sums", show="Unparsed"))["doc"].tolist() == [2]
-    assert listed(asked(task="asked_sums", show="Wrong"))["doc"].tolist() == [1, 2]  # unparsed is wrong, too
-    assert listed(asked(task="asked_sums", show="Right"))["doc"].tolist() == [0]
+    assert listed(asked(task="asked_sums", show="Unparsed"))["doc_id"].tolist() == [2]
+    assert listed(asked(task="asked_sums", show="Wrong"))["doc_id"].tolist() == [1, 2]  # unparsed is wrong, too
+    assert listed(asked(task="asked_sums", show="Right"))["doc_id"].tolist() == [0]
     surest = listed(asked(task="asked_quiz", order="Confident wrong"))
-    assert surest["result"].tolist() == ["wrong"] * 3 + ["right"]
-    assert surest["sure"][:3].is_monotonic_decreasing
+    assert surest["state"].tolist() == ["wrong"] * 3 + ["right"]
+    assert surest["confidence"][:3].is_monotonic_decreasing
     closest = listed(asked(task="asked_quiz", order="Margin"))
     assert closest["margin"].abs().is_monotonic_increasing
-    assert sorted(closest["doc"]) == [0, 1, 2, 3]
+    assert sorted(closest["doc_id"]) == [0, 1, 2, 3]
     assert "n = 4." in said(asked(task="asked_quiz"))
 
 
@@ -119,14 +119,14 @@ def test_an_order_puts_first_what_only_one_run_has_right(asked: App, results: Pa
     names = {run.name.partition("/")[0]: run.name for run in list_runs(results)}
     session = asked(results, task="tiny_quiz", run=names["second"], baseline=names["first"])
     table = listed(session)
-    assert table["doc"].tolist() == [2, 3, 4, 0, 1, 5]  # by hand: right in the second alone are 2, 3 and 4
+    assert table["doc_id"].tolist() == [2, 3, 4, 0, 1, 5]  # by hand: right in the second alone are 2, 3 and 4
     assert table["other"].tolist() == ["wrong"] * 3 + ["right", "right", "wrong"]
     assert "The other run's answer is wrong." in said(session)
 
 
 def test_the_first_that_is_left_is_open(app: App) -> None:
     session = app("samples", task="tiny_sums", show="Wrong")
-    assert listed(session)["doc"].tolist() == [4, 5]
+    assert listed(session)["doc_id"].tolist() == [4, 5]
     assert "Sample 4: wrong" in [part.value for part in session.subheader]
     shown = texts(session)
     assert shown[shown.index("0") + 1] == "5"  # extracted against target
@@ -152,7 +152,7 @@ def test_confidence_and_margin_by_hand() -> None:
 
 def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
     session = asked(task="asked_code")
-    assert listed(session)["result"].tolist() == ["wrong"]
+    assert listed(session)["state"].tolist() == ["wrong"]
     shown = texts(session)
     assert "failed: AssertionError" in shown
     assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
