@@ -44,7 +44,8 @@ PATIENCE = 30_000
 COLD, SWITCH, HOVER = 2000, 800, 50  # targets in milliseconds
 PAYLOAD = 1_500_000
 
-# Counts the runs of the script that ended, and forgets which data each figure held when `mark` was called.
+# Counts the runs of the script that ended. MARK keeps what each figure and the page hold: a run of few milliseconds may
+# end before the page has shown that it began.
 WATCH = """() => {
     window.__ended = 0;
     const app = document.querySelector('[data-testid=stApp]');
@@ -53,7 +54,12 @@ WATCH = """() => {
     }).observe(app, {attributes: true, attributeFilter: ['data-test-script-state']});
 }"""
 PLOTS = "[...document.querySelectorAll('.js-plotly-plot')]"
-MARK = f"() => {{ {PLOTS}.forEach(plot => plot.__seen = plot.data); return window.__ended; }}"
+TEXT_SHOWN = "document.querySelector('[data-testid=stMain]').textContent"
+MARK = f"""() => {{
+    {PLOTS}.forEach(plot => plot.__seen = plot.data);
+    window.__text = {TEXT_SHOWN};
+    return window.__ended;
+}}"""
 READY = """
     const app = document.querySelector('[data-testid=stApp]');
     if (!app || app.dataset.testConnectionState !== 'CONNECTED' || app.dataset.testScriptState !== 'notRunning')
@@ -65,7 +71,7 @@ DRAWN = f"""kind => {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot
     && plot.data !== plot.__seen && plot._fullLayout && plot._fullLayout._size)"""
 CHANGED = f"""([ended, kind]) => {{
     {READY}
-    return kind ? ({DRAWN})(kind) : window.__ended > ended;
+    return kind ? ({DRAWN})(kind) : window.__ended > ended || {TEXT_SHOWN} !== window.__text;
 }}"""
 SHOWN = f"""([title, kind]) => {{
     {READY}
