@@ -44,7 +44,7 @@ PATIENCE = 30_000
 COLD, SWITCH, HOVER = 2000, 800, 50  # targets in milliseconds
 PAYLOAD = 1_500_000
 
-# Counts the runs of the script that ended. MARK keeps what each figure and the page hold: a run of few milliseconds may
+# Counts the runs of the script that ended. MARK keeps what each figure and table hold: a run of few milliseconds may
 # end before the page has shown that it began.
 WATCH = """() => {
     window.__ended = 0;
@@ -54,10 +54,10 @@ WATCH = """() => {
     }).observe(app, {attributes: true, attributeFilter: ['data-test-script-state']});
 }"""
 PLOTS = "[...document.querySelectorAll('.js-plotly-plot')]"
-TEXT_SHOWN = "document.querySelector('[data-testid=stMain]').textContent"
+TABLES = "[...document.querySelectorAll('.read-table')].map(table => table.textContent).join()"
 MARK = f"""() => {{
     {PLOTS}.forEach(plot => plot.__seen = plot.data);
-    window.__text = {TEXT_SHOWN};
+    window.__tables = {TABLES};
     return window.__ended;
 }}"""
 READY_BUT_FIGURES = """
@@ -71,7 +71,7 @@ DRAWN = f"""kind => {PLOTS}.some(plot => plot.layout && plot.layout.meta && plot
     && plot.data !== plot.__seen && plot._fullLayout && plot._fullLayout._size)"""
 CHANGED = f"""([ended, kind]) => {{
     {READY}
-    return kind ? ({DRAWN})(kind) : window.__ended > ended || {TEXT_SHOWN} !== window.__text;
+    return kind ? ({DRAWN})(kind) : window.__ended > ended || {TABLES} !== window.__tables;
 }}"""
 TITLED = "if (![...document.querySelectorAll('h2')].some(h => h.innerText.trim() === title)) return false;"
 # What stands in the window before anybody scrolled. Figures further down may still be in the making.
