@@ -43,10 +43,11 @@ export default function ({ data, parentElement, setTriggerValue }) {
 }
 
 async function bring(place, state) {
+  const plotly = await read(state.wanted.code);
+  await turn(place);
   const { wanted, drawn } = state;
   const [width, height] = [place.clientWidth, place.clientHeight];
   if (!width || !height) return; // not to be seen; it is asked for again when it is
-  const plotly = await read(wanted.code);
   if (drawn.figure !== wanted.figure) {
     const { data, layout } = JSON.parse(wanted.figure);
     if (wanted.chosen !== null) data.at(-1).selectedpoints = [wanted.chosen];
@@ -58,6 +59,15 @@ async function bring(place, state) {
     if (drawn.chosen !== wanted.chosen) await mark(place, wanted.chosen);
   }
   state.drawn = { figure: wanted.figure, chosen: wanted.chosen, width, height };
+}
+
+// What is out of sight waits until the browser has nothing else to do, a second at most.
+const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 200));
+const turn = (place) => new Promise((go) => (inSight(place) ? go() : idle(go, { timeout: 1000 })));
+
+function inSight(place) {
+  const { top, bottom } = place.getBoundingClientRect();
+  return bottom > 0 && top < window.innerHeight;
 }
 
 const mark = (place, number) => window.Plotly.restyle(place, { selectedpoints: [[number]] }, [place.data.length - 1]);

@@ -115,6 +115,29 @@ def test_a_figure_fills_the_screen_and_comes_back(tab: Tab) -> None:
     tab.page.wait_for_function(f"() => {MAP}._fullLayout.height === {height}")
 
 
+def test_what_is_in_sight_is_painted_first_and_the_rest_without_scrolling(tab: Tab) -> None:
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+    tab.page.add_init_script(
+        """window.drawn = [];
+        let frame = 0;
+        const count = () => { frame += 1; requestAnimationFrame(count); };
+        count();
+        new MutationObserver(changes => {
+            for (const {target} of changes) {
+                if (target.ariaBusy !== 'false' || drawn.some(([place]) => place === target)) continue;
+                const {top, bottom} = target.getBoundingClientRect();
+                drawn.push([target, bottom > 0 && top < innerHeight, frame]);
+            }
+        }).observe(document, {subtree: true, attributes: true, attributeFilter: ['aria-busy']});"""
+    )
+    tab.open("neurons")
+    tab.page.wait_for_function("() => window.drawn.length === 3")
+    drawn = tab.page.evaluate("() => window.drawn.map(([, inSight, frame]) => [inSight, frame])")
+    first, rest = ([frame for shown, frame in drawn if shown is inside] for inside in (True, False))
+    assert first and rest and max(first) < min(rest)
+    assert tab.page.locator(".js-plotly-plot").count() == 3
+
+
 def test_figures_follow_the_theme(tab: Tab) -> None:
     tab.open("attention")
     for scheme in ("dark", "light"):
