@@ -183,7 +183,7 @@ def beforehand(page: Page, label: str, value: int) -> None:
     page.keyboard.press("Enter")
     with suppress(TimeoutError):  # a run of few milliseconds may end before the page has shown that it began
         page.wait_for_function(CHANGED, arg=[ended, None], timeout=2000)
-    page.wait_for_function(STILL, timeout=PATIENCE)
+    page.wait_for_function(STILL)
 
 
 def another_head(page: Page, numbers: Numbers) -> Callable[[], object]:
@@ -399,13 +399,13 @@ def _presses(browser: Browser, url: str, prompt: str, config: wb.ModelConfig, op
                 begin = time.perf_counter()
                 act()
                 if press.streams:
-                    page.wait_for_function(STREAMING, timeout=PATIENCE)
+                    page.wait_for_function(STREAMING)
                 else:
                     page.wait_for_function(CHANGED, arg=[ended, press.figure])
                 page.evaluate(PAINTED)
                 if i >= 2:
                     times.append(time.perf_counter() - begin)
-                page.wait_for_function(STILL, timeout=PATIENCE)
+                page.wait_for_function(STILL)
                 page.wait_for_timeout(100)
             sizes = page.evaluate(SIZES)
         _row(press.title, press.what, _times(times, press.target), _bytes(sizes))
@@ -445,7 +445,7 @@ def _numbers(config: wb.ModelConfig, tokens: int) -> Numbers:
 
 
 def _shown(page: Page, title: str, figure: str | None) -> None:
-    page.wait_for_function(SHOWN, arg=[title, figure], timeout=PATIENCE)
+    page.wait_for_function(SHOWN, arg=[title, figure])
     page.evaluate(PAINTED)
 
 

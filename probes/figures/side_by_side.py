@@ -42,7 +42,7 @@ def side_by_side(
     apart = difference(a, b, shared)
     names = [side.labels(position_names(labels, side.stop)) for side, labels in ((a, labels_a), (b, labels_b))]
     most = float(max(np.nanmax(side.weights) for side in (a, b)))
-    maps = [_map(np.asarray(a.weights, np.float32), names[0], 1), _map(np.asarray(b.weights, np.float32), names[1], 2)]
+    maps = [_map(a.weights, names[0], 1), _map(b.weights, names[1], 2)]
     bar = {**colour_bar("attention weight"), "x": 1.0}
     layout = {"coloraxis": {"colorscale": SEQUENTIAL, "cmin": 0.0, "cmax": most, "colorbar": bar}}
     if apart.size:
@@ -61,6 +61,7 @@ def _map(z: np.ndarray, names: Sequence[str], column: int) -> dict[str, Any]:
     said, scale = ("B − A %{z:+.4f}", "coloraxis2") if column == 3 else ("weight %{z:.4f}", "coloraxis")
     hover = f"query %{{y}}<br>key %{{x}}<br>{said}<extra></extra>"
     axes = {"xaxis": f"x{column}", "yaxis": f"y{column}", "coloraxis": scale}
+    z = np.asarray(z, dtype=np.float32)
     return {"type": "heatmap", "x": names, "y": names, "z": z, "hovertemplate": hover, **axes}
 
 

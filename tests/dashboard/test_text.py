@@ -35,6 +35,13 @@ def test_visible_shows_what_a_screen_would_hide(token: bytes, shown: str) -> Non
     assert visible(token) == shown
 
 
+def test_plain_spells_out_each_control_format_and_strange_space_of_unicode() -> None:
+    kinds = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+    for char in map(chr, range(0x110000)):
+        hidden = unicodedata.category(char) in kinds and char not in "\n\t \u200d\u00a0"
+        assert plain(char) == (f"⟨U+{ord(char):04X}⟩" if hidden else char)
+
+
 @given(st.binary(max_size=12), st.binary(max_size=12))
 def test_different_bytes_never_look_alike(one: bytes, other: bytes) -> None:
     assert (visible(one) == visible(other)) == (one == other)
