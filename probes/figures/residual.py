@@ -124,13 +124,16 @@ def attribution(
     chosen = np.sort(np.argsort(-np.abs(values), kind="stable")[:top])
     rest = logit - values[chosen].sum()  # the other parts, and what the sum misses by rounding
     labels = [_part(*found.parts[i]) for i in chosen]
+    steps = np.append(values[chosen], rest)
+    sums = np.cumsum(steps)
+    # Bars from where the last one ended: plotly's build for figures with axes has no waterfall.
     fig = go.Figure(
-        go.Waterfall(
-            x=[*labels, f"{len(values) - len(chosen)} others", "logit"], y=[*values[chosen], rest, logit],
-            measure=[*["relative"] * (len(chosen) + 1), "total"], showlegend=False,
-            hovertemplate="%{x}<br>%{delta:.4f}, sum %{final:.4f}<extra></extra>",
-            increasing={"marker": {"color": COLOURS[0]}}, decreasing={"marker": {"color": COLOURS[1]}},
-            totals={"marker": {"color": "#888888"}},
+        go.Bar(
+            x=[*labels, f"{len(values) - len(chosen)} others", "logit"], y=[*steps, logit], base=[*(sums - steps), 0.0],
+            customdata=[*sums, logit], text=[f"{step:.4f}" for step in (*steps, logit)], textposition="none",
+            showlegend=False,
+            hovertemplate="%{x}<br>%{text}, sum %{customdata:.4f}<extra></extra>",
+            marker={"color": [*(COLOURS[0] if step >= 0 else COLOURS[1] for step in steps), "#888888"]},
         )
     )  # fmt: skip
     removed = found.removed[token, chosen]

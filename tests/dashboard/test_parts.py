@@ -5,6 +5,7 @@ import gc
 import hashlib
 import io
 import json
+import re
 import struct
 import sys
 import tomllib
@@ -166,6 +167,16 @@ def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
     assert sorted((project_root / "static").iterdir()) == [project_root / "static" / "LICENSE", code]
     assert code.name == f"plotly-cartesian-{get_plotlyjs_version()}.min.js"
     assert hashlib.sha256(code.read_bytes()).hexdigest() == PUBLISHED
+
+
+def test_the_code_that_draws_figures_knows_every_kind_of_trace_that_they_have(project_root: Path) -> None:
+    """What it does not know it draws as lines, without a word; of scattergl these are what is meant."""
+    built = (project_root / "static" / Path(CODE).name).read_text(encoding="utf-8")
+    sources = [file for part in ("probes", "evals", "dashboard") for file in (project_root / part).rglob("*.py")]
+    made = {name for file in sources for name in re.findall(r"\bgo\.([A-Z]\w+)\(", file.read_text(encoding="utf-8"))}
+    kinds = {name.lower() for name in made} - {"figure", "layout"}
+    assert {"bar", "heatmap", "scatter"} <= kinds
+    assert [kind for kind in sorted(kinds) if f'name:"{kind}"' not in built] == []
 
 
 def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:

@@ -320,7 +320,8 @@ def test_figures_show_what_was_found(
     ranks = figures_residual.token_curves(seen.curves, by="rank", position=3)
     assert ranks.data[0].y == pytest.approx(seen.curves.ranks[:, 3, 0] + 1)
     bars = drawn["attribution"].data[0]
-    assert len(bars.y) == 8 and bars.measure[-1] == "total"
+    assert len(bars.y) == 8 and bars.base[0] == bars.base[-1] == 0.0
+    assert bars.base[1:-1] == pytest.approx(np.cumsum(bars.y[:-2]))  # each begins where the last one ended
     assert sum(bars.y[:-1]) == pytest.approx(bars.y[-1]) == pytest.approx(parts.logits[1])
     anew = drawn["attribution"].data[1]
     assert anew.y - (np.cumsum(bars.y[:6]) - bars.y[:6]) == pytest.approx(anew.customdata)
