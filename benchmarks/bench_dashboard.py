@@ -92,10 +92,13 @@ BARE_SHOWN = f"""charts => {{
     const drawn = {PLOTS}.filter(plot => plot._fullLayout && plot._fullLayout._size).length;
     return document.querySelector('h2') && drawn === charts;
 }}"""
-# A text may be whole before its first piece was painted; then its figure is the sign.
-STREAMING = f"""() => {{
+# A text may be whole before its first piece was painted; then the end of its run is the sign, for a text that is the
+# same as the one before has the same figure.
+STREAMING = f"""ended => {{
     const shown = document.querySelector('.st-key-text_stream [data-testid=stText]');
-    return Boolean(shown && shown.innerText.length) || ({DRAWN})('surprise');
+    if (shown && shown.innerText.length) return true;
+    {READY}
+    return window.__ended > ended;
 }}"""
 STILL = f"() => {{ {READY} return !document.querySelector('.st-key-text_stream'); }}"
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -220,7 +223,8 @@ PRESSES = (
     Press("lens", "Lens", "another position", 600, type_in("Position", lambda n: next(n.positions)), "token_curves"),
     Press("neurons", "Neurons", "another neuron", 500, type_in("Neuron", lambda n: next(n.neurons)), "activations"),
     Press("intervene", "Intervene", "without another head", 1000, without, "shift"),
-    Press("generate", "Generate", "first text", 500, another_text, None, (("new", "12"),), streams=True),
+    Press("generate", "Generate", "first text", 500, another_text, None,
+          (("new", "12"), ("temperature", "1.5")), streams=True),
     Press("compare", "Compare", "a head of the atlas", 1000, square, "side_by_side", (("changes", ABLATED),)),
     Press("samples", "Samples", "right or wrong", 400, turn("Wrong", "Right")),
 )  # fmt: skip
@@ -399,7 +403,7 @@ def _presses(browser: Browser, url: str, prompt: str, config: wb.ModelConfig, op
                 begin = time.perf_counter()
                 act()
                 if press.streams:
-                    page.wait_for_function(STREAMING)
+                    page.wait_for_function(STREAMING, arg=ended)
                 else:
                     page.wait_for_function(CHANGED, arg=[ended, press.figure])
                 page.evaluate(PAINTED)
