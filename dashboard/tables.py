@@ -48,6 +48,21 @@ def verbatim(text: str, *, most: int | None = None) -> None:
     st.html(f'<pre class="verbatim"{_scrolls(most, "Text")}>{html_text(text) or " "}</pre>')
 
 
+def numbers(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
+    """A row of numbers, each below its name, in as many lines as it takes; `help` is what a name says when it is
+    pointed at."""
+    st.html(numbered(values, help or {}))
+
+
+def numbered(values: Mapping[str, str], help: Mapping[str, str]) -> str:
+    """The row of numbers as HTML."""
+    parts = (
+        f"<div><dt{_about(help.get(name))}>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>"
+        for name, value in values.items()
+    )
+    return f'<dl class="read-numbers">{"".join(parts)}</dl>'
+
+
 def markup(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> str:
     """The table as HTML."""
     named = ((name, columns[name]) for name in columns if name in frame)
@@ -67,8 +82,12 @@ def _scrolls(most: int | None, name: str) -> str:
 
 
 def _title(name: str, column: Column, right: bool) -> str:
-    about = f' title="{html.escape(column.help)}"' if column.help else ""
-    return f'<th scope="col" data-name="{html.escape(name)}"{_side(right)}{about}>{html.escape(column.label)}</th>'
+    side, about = _side(right), _about(column.help)
+    return f'<th scope="col" data-name="{html.escape(name)}"{side}{about}>{html.escape(column.label)}</th>'
+
+
+def _about(help: str | None) -> str:
+    return f' title="{html.escape(help)}"' if help else ""
 
 
 def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:

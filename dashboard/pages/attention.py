@@ -13,7 +13,7 @@ from dashboard.frame import Head, Help, card, chart_untitled, page
 from dashboard.said import SAID
 from dashboard.source import Input
 from dashboard.state import Held
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plotly_labels, short
 from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from probes.maps import MAX_CELLS, HeadMap, head_map
@@ -169,18 +169,16 @@ def _choose_head(layer: int, head: int) -> None:
 def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
     st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=SAID["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
-    cards = {
-        "Entropy (nats)": ("entropy", "{:.2f}"),
-        "Sink mass": ("sink_1", "{:.0%}"),
-        "Previous token": ("previous", "{:.0%}"),
-        "Distance (tokens)": ("distance", "{:.1f}"),
+    wanted = {
+        "Entropy (nats)": ("entropy", ".2f"),
+        "Sink mass": ("sink_1", ".0%"),
+        "Previous token": ("previous", ".0%"),
+        "Distance (tokens)": ("distance", ".1f"),
     }
-    columns = st.columns([1, 0.8, 1, 1.15, 0.8])
-    for column, (label, (name, form)) in zip(columns, cards.items(), strict=False):
-        value = metrics.values[name][at]
-        column.metric(label, form.format(value) if np.isfinite(value) else "none")
+    values = {label: (metrics.values[name][at], form) for label, (name, form) in wanted.items()}
     if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
-        columns[-1].metric("Induction", f"{_induction(model, given.changes).induction[at]:.0%}")
+        values["Induction"] = _induction(model, given.changes).induction[at], ".0%"
+    numbers({label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()})
     window = _window(len(given))
     found = state.once(held, head_map, view.layer, view.head, window=window)
     labels = plotly_labels(given.tokens)

@@ -10,7 +10,7 @@ from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, pa
 from dashboard.said import SAID
 from dashboard.sides import Shared, Side
 from dashboard.state import Held
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
 from probes.comparison import Comparison, HeadDifferences
@@ -95,18 +95,22 @@ def _summary(a: Side, found: Comparison, common: Shared) -> int:
     logits = found.logits
     assert logits is not None and found.by_head is not None  # `sides.HOOKS` has them
     first, last = int(logits.positions[0]), int(logits.positions[-1])
-    with st.container(border=True, key="summary"):
-        columns = st.columns([1, 1, 1, 1, 2], vertical_alignment="bottom")
-        with columns[0]:
-            asked = state.bound(
-                st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared."
-            )
+    with st.container(border=True, horizontal=True, vertical_alignment="bottom", gap="large", key="summary"):
+        asked = state.bound(
+            st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared.",
+            width=180,
+        )  # fmt: skip
         position = last if asked < 0 else min(max(asked, first), last)
         state.heard("position", asked if asked >= 0 else None, position)
-        columns[1].metric(f"KL after position {position} (nats)", f"{logits.kl[0, position - first]:.3g}")
-        columns[2].metric("Mean KL (nats)", f"{logits.kl.mean():.3g}")
-        columns[3].metric("Same first choice", f"{logits.agreement:.0%}")
-        columns[4].metric("The runs part at", found.part() or "nowhere", help="The first hook over 0.1% apart.")
+        numbers(
+            {
+                f"KL after position {position} (nats)": f"{logits.kl[0, position - first]:.3g}",
+                "Mean KL (nats)": f"{logits.kl.mean():.3g}",
+                "Same first choice": f"{logits.agreement:.0%}",
+                "The runs part at": found.part() or "nowhere",
+            },
+            help={"The runs part at": "The first hook over 0.1% apart."},
+        )
     if not np.isfinite(logits.kl).all():
         st.error("The logits of A or B hold NaN or infinite numbers.")
     return position

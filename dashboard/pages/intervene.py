@@ -13,7 +13,7 @@ from dashboard.frame import Head, Help, card, chart, chart_untitled, command_lin
 from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.source import Input
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import LETTERS, Asked, token_bytes
 from dashboard.text import plain, plotly_labels, short
 from probes.figures import drawing
@@ -110,16 +110,18 @@ def _summary(
     model: Transformer, given: Input, moved: effects.Shift, logits: np.ndarray, asked: Asked, changes: Changes
 ) -> None:
     loss = moved.loss.mean(-1) if moved.loss.shape[-1] else np.full(2, np.nan)
+    rise = "" if changes[BEFORE] == changes[AFTER] else f" ({loss[AFTER] - loss[BEFORE]:+.3f})"
+    values = {
+        f"KL after position {asked.position} (nats)": f"{moved.kl[asked.position]:.3g}",
+        "Mean KL (nats)": f"{moved.kl.mean():.3g}",
+        "Loss before (nats per token)": f"{loss[BEFORE]:.3f}",
+        "Loss after": f"{loss[AFTER]:.3f}{rise}",
+    }
+    if given.sample is None and targets.is_quiz(given):
+        best = logits[:, list(targets.letters(model, given))].argmax(-1)
+        values["Answer of A to D"] = f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}"
     with st.container(border=True, key="summary"):
-        columns = st.columns(5)
-        columns[0].metric(f"KL after position {asked.position} (nats)", f"{moved.kl[asked.position]:.3g}")
-        columns[1].metric("Mean KL (nats)", f"{moved.kl.mean():.3g}")
-        columns[2].metric("Loss before (nats per token)", f"{loss[BEFORE]:.3f}")
-        rise = None if changes[BEFORE] == changes[AFTER] else f"{loss[AFTER] - loss[BEFORE]:+.3f}"
-        columns[3].metric("Loss after", f"{loss[AFTER]:.3f}", rise, "inverse")
-        if given.sample is None and targets.is_quiz(given):
-            best = logits[:, list(targets.letters(model, given))].argmax(-1)
-            columns[4].metric("Answer of A to D", f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}")
+        numbers(values)
     if not np.isfinite(logits).all():
         st.error("The logits hold NaN or infinite numbers: before, after, or both.")
     if given.sample is not None and given.sample.choice_ids:

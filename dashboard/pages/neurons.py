@@ -11,7 +11,7 @@ from dashboard.components.bars import over_tokens
 from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
 from probes.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
@@ -86,8 +86,7 @@ def _numbers(found: NeuronStatistics, layer: int, neuron: int) -> None:
         "Layer: sparsity": f"{found.token_sparsity[layer]:.2f}",
     }
     with st.container(border=True, key="numbers"):
-        for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
-            column.metric(label, value)
+        numbers(values)
 
 
 def _activations(held: Held, given: Input, found: NeuronStatistics, layer: int, neuron: int) -> None:

@@ -10,7 +10,7 @@ from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
 from dashboard.frame import Head, Help, card, page, problem
 from dashboard.source import Input
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plain, visible
 from probes import attention, norms, rope
 from probes.rotation import wavelengths
@@ -81,10 +81,7 @@ def _shape(model: Transformer) -> None:
         "Context": f"{config.max_seq_len:,}",
     }
     with st.container(border=True, key="shape"):
-        for column, (label, value) in zip(
-            st.columns([1, 0.7, 0.7, 1.5, 0.8, 0.8, 0.9, 0.9]), values.items(), strict=True
-        ):
-            column.metric(label, value)
+        numbers(values)
 
 
 def _parts(model: Transformer) -> None:

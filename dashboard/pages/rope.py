@@ -11,7 +11,7 @@ from dashboard import guide, source, state
 from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
-from dashboard.tables import Column, plain_table
+from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plotly_labels, short
 from probes import rope
 from probes.rotation import decay, model_frequencies, wavelengths
@@ -122,7 +122,7 @@ def _waves(head: Head, view: View) -> None:
         "Longest wavelength": f"{found.wavelength.max():,.0f} tokens",
         "Cosines turn negative at": "never" if faded.first_negative is None else f"{faded.first_negative:,} tokens",
     }
-    _metrics(cards)
+    _numbers(cards)
     left, right = st.columns(2)
     with left, st.container(border=True):
         chart(found.figure(), key="wavelengths", height=400)
@@ -162,7 +162,7 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
     bands = state.once(held, rope.band_contribution, view.layer, view.head, distance=distance)
     scores = state.once(held, rope.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)
-    _metrics(
+    _numbers(
         {
             "Mean score": f"{bands.score:.3f}",
             "Strongest pair": f"{int(bands.share.argmax())} ({bands.share.max():.0%} of the size)",
@@ -211,7 +211,7 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     moved = found.moved
     if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
         st.info("These are the frequencies that the model was trained with. Change theta or scaling to see what moves.")
-    _metrics({"Attention that moves": f"{moved.mean():.1%}", "In the row that moves most": f"{moved.max():.1%}"})
+    _numbers({"Attention that moves": f"{moved.mean():.1%}", "In the row that moves most": f"{moved.max():.1%}"})
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         fig = found.figure(labels=plotly_labels(given.tokens))
@@ -238,10 +238,9 @@ def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3
     return rope.what_if(cap, layer, head, model_frequencies(config))
 
 
-def _metrics(values: dict[str, str]) -> None:
+def _numbers(values: dict[str, str]) -> None:
     with st.container(border=True):
-        for column, (label, value) in zip(st.columns(len(values)), values.items(), strict=True):
-            column.metric(label, value)
+        numbers(values)
 
 
 def _scaling_code(config: ModelConfig) -> str:

@@ -22,6 +22,18 @@ def read_table(session: AppTest, *columns: str) -> pd.DataFrame:
     return next(found for found in read_tables(session) if set(columns) <= set(found))
 
 
+def numbers(session: AppTest) -> dict[str, str]:
+    """Every number of a page's rows of numbers, by its name and as it is written."""
+    return parse_numbers("".join(_html(session)))
+
+
+def parse_numbers(page: str) -> dict[str, str]:
+    """The numbers in some HTML, by their names."""
+    reader = _Reader()
+    reader.feed(page)
+    return dict(zip(reader.names, reader.numbers, strict=True))
+
+
 def texts(session: AppTest) -> list[str]:
     """What stands on a page as it was written: code blocks and plain texts."""
     reader = _Reader()
@@ -61,12 +73,14 @@ def _number(cell: str) -> float:
 
 
 class _Reader(HTMLParser):
-    """Tables as their columns' names and their rows, and the texts of `pre`."""
+    """Tables as their columns' names and their rows, the texts of `pre`, and numbers with their names."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tables: list[tuple[list[str], list[list[str]]]] = []
         self.texts: list[str] = []
+        self.names: list[str] = []
+        self.numbers: list[str] = []
         self.into: list[str] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -79,12 +93,12 @@ class _Reader(HTMLParser):
         elif tag == "td":
             self.into = self.tables[-1][1][-1]
             self.into.append("")
-        elif tag == "pre":
-            self.into = self.texts
+        elif tag in ("pre", "dt", "dd"):
+            self.into = {"pre": self.texts, "dt": self.names, "dd": self.numbers}[tag]
             self.into.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "pre"):
+        if tag in ("td", "pre", "dt", "dd"):
             self.into = None
         elif tag == "thead":
             self.tables[-1][1].clear()

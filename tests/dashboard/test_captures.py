@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import busy, captures, guide, sides
 from probes import norms
-from tests.dashboard.reading import read_table, read_tables, texts
+from tests.dashboard.reading import numbers, read_table, read_tables, texts
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
 from workbench.checkpoint import load_model
@@ -68,7 +68,7 @@ def test_numbers_of_a_stored_capture_are_those_of_the_run(kept: Callable[..., Ap
     save(kept(prompt=TEXT), "cat")
     plain, opened = kept("norms", prompt=TEXT), kept("norms", capture="cat")
     assert [frame.equals(other) for frame, other in zip(read_tables(plain), read_tables(opened), strict=True)]
-    assert [metric.value for metric in plain.metric] == [metric.value for metric in opened.metric]
+    assert numbers(plain) == numbers(opened)
 
 
 def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], checkpoint: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_capture_under_interventions_stays_under_them(
     shown: dict[str, object] = {}
     exec(given, shown)
     assert torch.equal(shown["cap"]["blocks.3.hook_resid_post"], whole["blocks.3.hook_resid_post"])
-    assert [one.value for one in page.metric] != [one.value for one in plain.metric] or not all(
+    assert numbers(page) != numbers(plain) or not all(
         one.equals(other) for one, other in zip(read_tables(page), read_tables(plain), strict=True)
     )
 
@@ -240,7 +240,7 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
     busy.forget()
     page = kept("compare", capture="plain", b_of=sides.KEPT, b_capture="scaled")
     assert not page.exception and not page.error
-    shown = {metric.label: metric.value for metric in page.metric}
+    shown = numbers(page)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl), rel=1e-2)  # three digits are shown
     assert shown["The runs part at"] == "blocks.1.hook_mlp_out"
     assert not runs
@@ -268,7 +268,7 @@ def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[...,
     for name in ("intervene", "compare"):
         page = kept(name, capture="scaled", changes=to_json([other]))
         assert not page.exception and not page.error, name
-        shown = {metric.label: metric.value for metric in page.metric}
+        shown = numbers(page)
         assert float(shown["Mean KL (nats)"]) == pytest.approx(kl, rel=1e-2), name
         pasted: dict[str, object] = {}
         exec(next(code.value for code in page.code if code.value.startswith("import torch")), pasted)

@@ -17,16 +17,12 @@ from dashboard.source import Input
 from evals.compare import compare as compare_runs
 from evals.results import list_runs
 from probes.comparison import compare
-from tests.dashboard.reading import read_table
+from tests.dashboard.reading import numbers, read_table
 from workbench.intervene import Ablate, to_json
 
 App = Callable[..., AppTest]
 PROMPT = "the cat sat on the mat and the dog ran"
 CHANGES = to_json([Ablate("L1H2")])
-
-
-def metrics(session: AppTest) -> dict[str, str]:
-    return {metric.label: metric.value for metric in session.metric}
 
 
 def table(session: AppTest, column: str):  # type: ignore[no-untyped-def]
@@ -36,7 +32,7 @@ def table(session: AppTest, column: str):  # type: ignore[no-untyped-def]
 def test_a_model_compared_with_itself_is_equal(app: App) -> None:
     session = app("compare", prompt=PROMPT)
     assert not session.exception and not session.error
-    shown = metrics(session)
+    shown = numbers(session)
     assert shown["Mean KL (nats)"] == "0" and shown["Same first choice"] == "100%"
     assert shown["The runs part at"] == "nowhere"
     assert read_table(session, "largest")["largest"].max() == 0
@@ -58,7 +54,7 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
         with model.intervene(Ablate("L1H2")):
             after = model(tokens)[0].double().log_softmax(-1)
     kl = (before.exp() * (before - after)).sum(-1)
-    shown = metrics(session)
+    shown = numbers(session)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl.mean()), rel=1e-2)  # three digits are shown
     assert float(shown[f"KL after position {len(kl) - 1} (nats)"]) == pytest.approx(float(kl[-1]), rel=1e-2)
     assert shown["The runs part at"] == "blocks.1.attn.hook_z"
@@ -75,11 +71,11 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
 
 def test_sides_can_be_swapped_and_kl_is_from_a(app: App) -> None:
     session = app("compare", prompt=PROMPT, changes=CHANGES)
-    was = metrics(session)["Mean KL (nats)"]
+    was = numbers(session)["Mean KL (nats)"]
     next(button for button in session.button if button.label == "Swap interventions").click().run()
     assert not session.exception
     assert session.text_area(key="a_changes").value == CHANGES and session.text_area(key="changes").value == "[]"
-    assert metrics(session)["Mean KL (nats)"] != was
+    assert numbers(session)["Mean KL (nats)"] != was
 
 
 def test_another_type_rounds_more(app: App) -> None:
@@ -102,9 +98,9 @@ def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, sa
     assert not session.exception and not session.error
     assert any(said in text.value for text in session.text)
     if "begin" in said:  # causal: what follows cannot change what stands before
-        assert float(metrics(session)["Mean KL (nats)"]) < 1e-6
+        assert float(numbers(session)["Mean KL (nats)"]) < 1e-6
     else:
-        assert float(metrics(session)["Mean KL (nats)"]) > 1e-3
+        assert float(numbers(session)["Mean KL (nats)"]) > 1e-3
         assert any("No difference" in caption.value for caption in session.caption)
 
 

@@ -18,8 +18,7 @@ from dashboard.runs import Sample
 from dashboard.settings import ROOT
 from dashboard.source import Input
 from probes.tuned import TunedLens
-from tests.dashboard.reading import WRITTEN_TO, read_table, read_tables
-from tests.dashboard.test_pages import metrics
+from tests.dashboard.reading import WRITTEN_TO, numbers, read_table, read_tables
 from workbench import parallel
 from workbench.intervene import from_json, to_json
 from workbench.model import Transformer
@@ -176,7 +175,7 @@ def test_neurons_shows_the_neurons_own_numbers(app: App, model: Transformer) -> 
         )
     gate, up = (cap[f"blocks.2.mlp.{name}"][0] for name in ("hook_pre", "hook_pre_linear"))
     fired = torch.nn.functional.silu(gate) * up
-    shown = metrics(session)
+    shown = numbers(session)
     assert shown["Open gate"] == f"{(gate[:, 7] > 0).float().mean():.0%}"
     assert shown["RMS"] == f"{fired[:, 7].square().mean().sqrt():.3g}"
     assert shown["Layer: open gates"] == f"{(gate > 0).float().mean():.0%}"
@@ -200,7 +199,7 @@ def test_the_page_opens_on_the_layers_strongest_neuron(app: App, model: Transfor
 
 
 def test_nothing_changed_moves_nothing(app: App) -> None:
-    shown = metrics(app("intervene", prompt=PROMPT))
+    shown = numbers(app("intervene", prompt=PROMPT))
     assert shown["Mean KL (nats)"] == "0" and shown["Loss before (nats per token)"] == shown["Loss after"]
 
 
@@ -225,10 +224,11 @@ def test_before_and_after_are_two_plain_runs(app: App, model: Transformer, chang
             after = model(tokens)[0]
     p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
-    shown = metrics(session)
+    shown = numbers(session)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl.mean()), rel=6e-3)  # three digits are shown
     loss = [-x[:-1].gather(-1, tokens[0, 1:, None]).mean() for x in (p, q)]
-    assert shown["Loss before (nats per token)"] == f"{loss[0]:.3f}" and shown["Loss after"] == f"{loss[1]:.3f}"
+    assert shown["Loss before (nats per token)"] == f"{loss[0]:.3f}"
+    assert shown["Loss after"] == f"{loss[1]:.3f} ({loss[1] - loss[0]:+.3f})"
     rows = read_table(session, "before", "after", "change")
     np.testing.assert_allclose(rows["before"], before[-1, [65, 70]], atol=WRITTEN_TO)
     np.testing.assert_allclose(rows["after"], after[-1, [65, 70]], atol=WRITTEN_TO)
@@ -318,7 +318,7 @@ def test_the_answer_to_a_sample_is_scored_as_the_benchmark_does(app: App, model:
 
 def test_a_typed_quiz_has_its_answer_before_and_after(app: App, model: Transformer) -> None:
     change = wb.Scale("L3.mlp", -2.0)
-    shown = metrics(app("intervene", prompt=QUIZ, changes=to_json([change])))
+    shown = numbers(app("intervene", prompt=QUIZ, changes=to_json([change])))
     assert model.tokenizer is not None
     letters = [model.tokenizer.encode(letter)[0] for letter in "ABCD"]
     tokens = encode(model, QUIZ)

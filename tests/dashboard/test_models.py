@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import busy, models, sides, state
 from dashboard.settings import ROOT, Settings
+from tests.dashboard.reading import numbers
 from tests.dashboard.world import write_checkpoint
 from workbench.errors import CheckpointError, DataError
 
@@ -180,11 +181,11 @@ def test_overview_adds_shows_and_unloads(app: Callable[..., AppTest], larger: Pa
     page.button(key="add_model_button").click().run()
     first, added = models.known()
     assert page.selectbox(key="model").value == added.id and not page.exception
-    assert page.metric[1].value == "6"
+    assert numbers(page)["Layers"] == "6"
     page.button(key=f"unload_{first.id}").click().run()
     assert list(models.shelf().bytes()) == [str(larger)]
     page.button(key=f"look_{first.id}").click().run()
-    assert page.metric[1].value == "4" and not page.exception
+    assert numbers(page)["Layers"] == "4" and not page.exception
 
 
 def test_a_view_that_takes_too_much_memory_says_so(

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboard.tables import Column, markup
+from dashboard.tables import Column, markup, numbered
 from dashboard.text import html_text
-from tests.dashboard.reading import parse_tables
+from tests.dashboard.reading import parse_numbers, parse_tables
 
 NASTY = [
     "<img src=x onerror=alert(1)>",
@@ -47,6 +47,15 @@ def test_text_is_never_markup(text: str) -> None:
     assert read["token"].tolist() == [text.replace("\u202e", "⟨U+202E⟩")]
     assert "<img" not in page and "<script" not in page and page.count("<td") == page.count("<th ") == 1
     assert "<" not in html_text(text) and '"' not in html_text(text)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_number_and_its_name_are_never_markup(text: str) -> None:
+    row = numbered({"Entropy (nats)": "0.52", text: text}, {text: text})
+    safe = text.replace("\u202e", "⟨U+202E⟩")
+    assert parse_numbers(row) == {"Entropy (nats)": "0.52", safe: safe}
+    assert "<img" not in row and "<script" not in row and row.count("<dt") == row.count("<dd>") == 2
+    assert row.count(" title=") == 1
 
 
 @pytest.mark.parametrize(("value", "share"), [(0.0, "0.0%"), (0.25, "12.5%"), (2.0, "100.0%"), (7.0, "100.0%")])

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard import captures
 from dashboard.settings import ROOT
-from tests.dashboard.reading import WRITTEN_TO, read_table, read_tables
+from tests.dashboard.reading import WRITTEN_TO, numbers, read_table, read_tables
 from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer
 
@@ -152,16 +152,16 @@ def test_a_page_looks_at_the_model_as_its_address_changes_it(app: App, page: str
         assert not session.exception and not session.error
     assert any(text.value == "The model is changed: ablate L1H2." for text in changed.text)
     assert not any("is changed" in text.value for text in plain.text)
-    assert numbers(plain) != numbers(changed)
+    assert shown(plain) != shown(changed)
     assert "model.intervene(*from_json(" in next(code.value for code in changed.code if code.language == "python")
     changed.button(key="unchange").click().run()
     assert not changed.exception and "under" not in changed.query_params
-    assert numbers(changed) == numbers(plain)
+    assert shown(changed) == shown(plain)
 
 
-def numbers(session: AppTest) -> list[str]:
+def shown(session: AppTest) -> list[str]:
     tables = [found.to_csv() for found in read_tables(session) if "size" not in found]
-    return [*(metric.value for metric in session.metric), *tables]
+    return [*numbers(session).values(), *tables]
 
 
 def test_attention_under_changes_has_the_changed_models_patterns(app: App, model: Transformer) -> None:
