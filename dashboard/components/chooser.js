@@ -1,4 +1,5 @@
 // Marks the open row of a card's table, and reports the row that a click or Enter chooses; arrow keys move among rows.
+// Below it stand the buttons that turn the pages of a list that has several.
 
 const watched = new WeakSet();
 
@@ -25,16 +26,17 @@ export default function ({ data, parentElement, setTriggerValue }) {
   watched.add(card);
   mark(card);
   reveal(card);
+  turning(parentElement.querySelector(".turning"), data, (first) => setTriggerValue("turned", first));
 }
 
 const rows = (card) => [...card.querySelectorAll("tbody tr")];
 
 function mark(card) {
   card.querySelector("table")?.setAttribute("role", "grid");
+  const open = Number(card.dataset.chosen);
   rows(card).forEach((row, at) => {
-    const open = at === Number(card.dataset.chosen);
-    row.ariaSelected = String(open);
-    row.tabIndex = open ? 0 : -1;
+    row.ariaSelected = String(open === at);
+    row.tabIndex = Math.max(open, 0) === at ? 0 : -1;
     for (const cell of row.querySelectorAll(".long")) cell.title = cell.textContent;
   });
 }
@@ -46,4 +48,16 @@ function reveal(card) {
   const [outer, inner] = [place.getBoundingClientRect(), row.getBoundingClientRect()];
   const head = card.querySelector("thead").offsetHeight;
   if (inner.top < outer.top + head || inner.bottom > outer.bottom) place.scrollTop += inner.top - outer.top - head;
+}
+
+function turning(place, { first, count, total, page }, turn) {
+  const [back, on] = place.querySelectorAll("button");
+  back.hidden = on.hidden = total <= page;
+  back.disabled = first === 0;
+  on.disabled = first + count >= total;
+  back.onclick = () => turn(Math.max(0, first - page));
+  on.onclick = () => turn(first + page);
+  const numbered = (number) => number.toLocaleString("en");
+  const listed = total > page ? `${numbered(first + 1)} to ${numbered(first + count)} of ${numbered(total)}` : `n = ${total}`;
+  place.querySelector("span").textContent = `${listed}. Choose a row to open it.`;
 }

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import address, guide, runs, samples, state
-from dashboard.components.chooser import chooser
+from dashboard.components.chooser import PAGE, chooser
 from dashboard.frame import Head, Help, card, empty, page, problem
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
@@ -35,8 +35,8 @@ ABOUT = Help(
         "lm-eval": "https://github.com/EleutherAI/lm-evaluation-harness",
     },
 )
+FROM = "from"  # in an address: a row of the page of the list that was turned to, counted from 1
 KINDS = (ALL, *(kind.capitalize() for kind in (RIGHT, WRONG, UNPARSED)))
-MOST_ROWS = 1000
 
 
 def show() -> None:
@@ -112,11 +112,12 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
 
 def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     stored = runs.samples(run, task)
-    shown = table.head(MOST_ROWS)
-    docs = shown["doc_id"].tolist()
-    empty_ones = [name for name in ("other", "margin", "confidence") if shown[name].isna().all()]
+    docs = table["doc_id"].tolist()
+    position = _position(docs, stored)
+    first = _first(docs, position)
+    empty_ones = [name for name in ("other", "margin", "confidence") if table[name].isna().all()]
     plain_table(
-        shown.drop(columns=empty_ones),
+        table.drop(columns=empty_ones)[first : first + PAGE],
         most=470,
         columns={
             "doc_id": "No.",
@@ -129,12 +130,12 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
             "target": "Target",
         },
     )
-    position = _position(docs, stored)
-    chooser("questions", rows=docs, chosen=position, on_choose=lambda at: state.link("doc", docs[at]))
-    more = f", the first {MOST_ROWS} listed" if len(table) > MOST_ROWS else ""
-    st.caption(f"n = {len(table)}{more}. Choose a row to open it.")
-    row = stored.loc[shown.index[position]]
-    return Opened(run, runs.as_sample(run, task, row), row, shown["other"].iloc[position])
+    chooser(
+        "questions", total=len(docs), first=first, chosen=position,
+        on_choose=lambda at: state.link("doc", docs[at]), on_turn=_turn,
+    )  # fmt: skip
+    row = stored.loc[table.index[position]]
+    return Opened(run, runs.as_sample(run, task, row), row, table["other"].iloc[position])
 
 
 def _position(docs: list[int], stored: pd.DataFrame) -> int:
@@ -149,6 +150,25 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
         what = f"No question {named}; this task has {stored['doc_id'].min()} to {stored['doc_id'].max()}."
         problem("The question that this address names is not in this task. Choose one from the list.", what)
     return 0
+
+
+def _first(docs: list[int], position: int) -> int:
+    """The place of the first row shown: of this list's page that was turned to, else of the open question's."""
+    session, parameters = st.session_state, st.query_params
+    if session.get("_listed") != docs and not session["_arrived"]:
+        parameters.pop(FROM, None)
+    session["_listed"] = docs
+    turned = parameters.get(FROM)
+    if turned is not None:
+        at = address.whole(turned) or 0
+        if 0 < at <= len(docs):
+            return (at - 1) // PAGE * PAGE
+        problem("The row that this address names is not in the list.", f"from={turned}: it has {len(docs)} rows.")
+    return position // PAGE * PAGE
+
+
+def _turn(first: int) -> None:
+    st.query_params[FROM] = str(first + 1)
 
 
 def _open(opened: Opened) -> None:

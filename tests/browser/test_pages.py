@@ -212,6 +212,8 @@ def test_a_question_is_chosen_with_the_keyboard_alone(tab: Tab, world: World) ->
     tab.open("samples", run=run.name, task="asked_quiz", doc=1)
     row = tab.page.locator(".st-key-questions tbody tr")
     expect(row.nth(1)).to_have_attribute("aria-selected", "true")
+    expect(tab.page.get_by_text("n = 4. Choose a row to open it.")).to_be_visible()
+    expect(tab.page.get_by_role("button", name="Next rows")).to_be_hidden()
     row.nth(1).focus()
     tab.page.keyboard.press("ArrowDown")
     expect(row.nth(2)).to_be_focused()

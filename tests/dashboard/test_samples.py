@@ -15,12 +15,13 @@ from streamlit.testing.v1 import AppTest
 
 import workbench as wb
 from dashboard import samples
+from dashboard.components import chooser
 from dashboard.frame import Head
 from evals.explain import explain
 from evals.published import named
 from evals.results import Run, list_runs
 from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables, texts
-from tests.dashboard.world import write_answers
+from tests.dashboard.world import write_answers, write_many
 
 App = Callable[..., AppTest]
 Serve = Callable[[str, Path], None]
@@ -112,7 +113,6 @@ def test_filters_and_orders(asked: App) -> None:
     closest = listed(asked(task="asked_quiz", order="Margin"))
     assert closest["margin"].abs().is_monotonic_increasing
     assert sorted(closest["doc_id"]) == [0, 1, 2, 3]
-    assert "n = 4." in said(asked(task="asked_quiz"))
 
 
 def test_an_order_puts_first_what_only_one_run_has_right(asked: App, results: Path) -> None:
@@ -359,3 +359,51 @@ def test_the_other_run_is_badged_where_it_is_partial(
     assert not session.exception and not session.error
     assert [badge for badge in map(str, said(session).splitlines()) if "Other (A): partial" in badge]
     assert "This (B): partial" not in said(session) and "tiny_quiz: 6 of 400 questions" in said(session)
+
+
+# --- pages of the list ----------------------------------------------------------------------------------------
+
+UNLISTED = "The row that this address names is not in the list."
+
+
+@pytest.fixture
+def turned(asked: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    """The page over a run of seven sums, of which 0, 3 and 6 are wrong, two rows of the list at once."""
+    monkeypatch.setattr(chooser, "PAGE", 2)
+    root = write_many(tmp_path, 7)
+    return lambda **params: asked(root, **params)
+
+
+@pytest.mark.parametrize(
+    ("address", "rows", "opened"),
+    [
+        ({}, [0, 1], 0),
+        ({"doc": 3}, [2, 3], 3),
+        ({"doc": 3, "from": 5}, [4, 5], 3),
+        ({"doc": 3, "from": 6}, [4, 5], 3),
+        ({"doc": 3, "from": 7}, [6], 3),
+        ({"doc": 3, "show": "Wrong", "from": 3}, [6], 3),
+    ],
+)
+def test_of_a_long_list_one_page_is_shown(
+    turned: App, address: dict[str, object], rows: list[int], opened: int
+) -> None:
+    session = turned(**address)
+    assert not session.exception and UNLISTED not in said(session)
+    assert listed(session)["doc_id"].tolist() == rows
+    assert any(head.value.startswith(f"Sample {opened}:") for head in session.subheader)
+
+
+@pytest.mark.parametrize("row", ["8", "0", "-1", "x"])
+def test_a_row_that_the_list_does_not_have_is_said_and_the_open_question_listed(turned: App, row: str) -> None:
+    session = turned(doc=3, **{"from": row})
+    assert UNLISTED in said(session)
+    assert f"from={row}: it has 7 rows." in said(session)
+    assert listed(session)["doc_id"].tolist() == [2, 3]
+
+
+def test_another_list_begins_where_the_open_question_is(turned: App) -> None:
+    session = turned(doc=3, **{"from": 7})
+    session.segmented_control(key="show").set_value("Wrong").run()
+    assert "from" not in session.query_params and UNLISTED not in said(session)
+    assert listed(session)["doc_id"].tolist() == [0, 3]

@@ -107,6 +107,20 @@ def write_answers(folder: Path, checkpoint: Path | str, *, quiz: str = "asked_qu
     return folder
 
 
+def write_many(folder: Path, questions: int) -> Path:
+    """A run of so many sums, of which every third was answered wrongly."""
+    sums = [_sum(doc, correct=doc % 3 > 0) for doc in range(questions)]
+    share = sum(row["exact_match"] for row in sums) / questions
+    data = {
+        "results": {"many_sums": {"alias": "many_sums", "exact_match,none": share}},
+        "configs": {"many_sums": {"task": "many_sums"}},
+        "n-samples": {"many_sums": {"original": questions, "effective": questions}},
+        "model_name": "tiny",
+    }
+    write(folder / "many", data, {"many_sums": sums})
+    return folder
+
+
 def _asked(model: Transformer, doc: int) -> dict[str, Any]:
     assert model.tokenizer is not None
     prompt = f"Question {doc}: {NASTY}\nA. one\nB. two\nC. three\nD. four\nAnswer:"
@@ -169,7 +183,7 @@ def _quiz(doc: int, *, correct: bool) -> dict[str, object]:
     }
 
 
-def _sum(doc: int, *, correct: bool) -> dict[str, object]:
+def _sum(doc: int, *, correct: bool) -> dict[str, Any]:
     response = f"It is <<{doc}+1={doc + 1}>>.\n#### {doc + 1 if correct else 0}"
     return {
         "doc_id": doc,
