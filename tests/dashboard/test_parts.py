@@ -173,8 +173,10 @@ def test_the_code_that_draws_figures_knows_every_kind_of_trace_that_they_have(pr
     """What it does not know it draws as lines, without a word; of scattergl these are what is meant."""
     built = (project_root / "static" / Path(CODE).name).read_text(encoding="utf-8")
     sources = [file for part in ("probes", "evals", "dashboard") for file in (project_root / part).rglob("*.py")]
-    made = {name for file in sources for name in re.findall(r"\bgo\.([A-Z]\w+)\(", file.read_text(encoding="utf-8"))}
-    kinds = {name.lower() for name in made} - {"figure", "layout"}
+    known = {name.lower() for name in dir(go)}
+    named = re.compile(r"\bgo\.([A-Z]\w+)\(|\.add_([a-z0-9]+)\(")
+    made = {"".join(found) for file in sources for found in named.findall(file.read_text(encoding="utf-8"))}
+    kinds = {name.lower() for name in made} & known - {"figure", "layout", "scattergl"}
     assert {"bar", "heatmap", "scatter"} <= kinds
     assert [kind for kind in sorted(kinds) if f'name:"{kind}"' not in built] == []
 
