@@ -1,7 +1,6 @@
 """The atlas as a widget: one square for each head, a ring around the open one, a click opens another.
 
-A heatmap reports no clicks, so the figure carries an invisible marker over each cell, and the one of the open head is
-drawn as a ring. Where only the ring moves, the figure is not drawn again.
+Where only the ring moves, the figure is not drawn again.
 """
 
 from collections.abc import Callable
@@ -33,21 +32,20 @@ def atlas(
     Shapes: values [layer, head] of every layer and head of the model
     """
     fig = _figure(values, unit, config, id)
-    number = selected[0] * config.n_heads + selected[1]
     title = f"{unit[0].upper()}{unit[1:]} of every head"
     figure(
         fig,
         key="atlas",
         title=title,
         config={"modeBarButtons": [["toImage"]], "doubleClick": False},
-        chosen=number,
-        on_choose=lambda chosen: on_choose(*divmod(chosen, config.n_heads)),
+        chosen=selected[::-1],
+        on_choose=lambda head, layer: on_choose(layer, head),
     )
-    offer("atlas", title, lambda: _ringed(fig, number))
+    offer("atlas", title, lambda: _ringed(fig, *selected))
 
 
-def _ringed(fig: go.Figure, number: int) -> go.Figure:
-    return go.Figure(fig).update_traces(selectedpoints=[number], selector={"type": "scatter"})
+def _ringed(fig: go.Figure, layer: int, head: int) -> go.Figure:
+    return go.Figure(fig).update_traces(x=[head], y=[layer], selector={"type": "scatter"})
 
 
 def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.Figure:
@@ -63,7 +61,7 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.F
     side = max(6.0, min(52.0, _ROOM / max(values.shape)))
     height = round(side * values.shape[0]) + 125
     margin = {"t": 30, "l": 50, "r": 10, "b": 95}
-    fig.update_layout(height=height, margin=margin, clickmode="event")  # the ring is moved by `figure` itself
+    fig.update_layout(height=height, margin=margin)
     fig.update_xaxes(constrain="domain", title={"standoff": 8})
     fig.update_yaxes(constrain="domain", scaleanchor="x")
     bar = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "thickness": 10, "len": 0.85}

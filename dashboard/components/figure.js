@@ -1,4 +1,4 @@
-// Has plotly draw a figure, again when it or its place changed, and reports the points that are clicked.
+// Has plotly draw a figure, again when it or its place changed, and reports the cells that are clicked.
 
 const WHOLE_SCREEN = {
   name: "Fullscreen",
@@ -21,7 +21,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const state = places.get(place) ?? { drawn: {}, pending: 0, work: Promise.resolve() };
   places.set(place, state);
   state.wanted = data;
-  state.choose = (number) => setTriggerValue("chosen", number);
+  state.choose = (cell) => setTriggerValue("chosen", cell);
   const draw = () => {
     place.ariaBusy = "true";
     state.pending += 1;
@@ -50,13 +50,13 @@ async function bring(place, state) {
   if (!width || !height) return; // not to be seen; it is asked for again when it is
   if (drawn.figure !== wanted.figure) {
     const { data, layout } = JSON.parse(wanted.figure);
-    if (wanted.chosen !== null) data.at(-1).selectedpoints = [wanted.chosen];
+    if (wanted.chosen) Object.assign(data.at(-1), at(wanted.chosen));
     const config = { ...wanted.config, modeBarButtonsToAdd: [WHOLE_SCREEN] };
     await plotly.react(place, data, { ...layout, width, height }, config);
-    if (!drawn.figure) place.on("plotly_click", ({ points }) => click(place, state, points[0].pointIndex));
+    if (!drawn.figure) place.on("plotly_click", ({ points }) => click(place, state, [points[0].x, points[0].y]));
   } else {
     if (drawn.width !== width || drawn.height !== height) await plotly.relayout(place, { width, height });
-    if (drawn.chosen !== wanted.chosen) await mark(place, wanted.chosen);
+    if (!same(drawn.chosen, wanted.chosen)) await mark(place, wanted.chosen);
   }
   state.drawn = { figure: wanted.figure, chosen: wanted.chosen, width, height };
 }
@@ -70,13 +70,15 @@ function inSight(place) {
   return bottom > 0 && top < window.innerHeight;
 }
 
-const mark = (place, number) => window.Plotly.restyle(place, { selectedpoints: [[number]] }, [place.data.length - 1]);
+const at = ([x, y]) => ({ x: [x], y: [y] });
+const same = (one, other) => String(one) === String(other);
+const mark = (place, [x, y]) => window.Plotly.restyle(place, { x: [[x]], y: [[y]] }, [place.data.length - 1]);
 
-function click(place, state, number) {
-  if (state.drawn.chosen === null || state.drawn.chosen === number) return;
-  state.drawn.chosen = number;
-  mark(place, number);
-  state.choose(number);
+function click(place, state, cell) {
+  if (!state.drawn.chosen || same(state.drawn.chosen, cell)) return;
+  state.drawn.chosen = cell;
+  mark(place, cell);
+  state.choose(cell);
 }
 
 // The script that the page began with is two folders below the dashboard's address, which may have a path.

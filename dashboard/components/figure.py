@@ -38,20 +38,21 @@ def figure(
     title: str,
     stretch: bool = False,
     config: Mapping[str, Any] | None = None,
-    chosen: int | None = None,
-    on_choose: Callable[[int], None] | None = None,
+    chosen: tuple[int, int] | None = None,
+    on_choose: Callable[[int, int], None] | None = None,
 ) -> None:
     """Draw it; `title` names it to who does not see it. `stretch` lets it fill a card that is taller.
 
-    With `on_choose`, which gets a point's number, the points of the last trace can be clicked, and `chosen` is the one
-    that is drawn as selected. Where only this one differs, the figure is not drawn again.
+    With `on_choose`, which gets x and y, the cells of the first trace can be clicked, a heatmap over whole numbers from
+    0 on; the last trace, of one point, stands at x and y of `chosen`. Where only this differs, the figure is not drawn
+    again.
     """
     name = f"figure_{key}"
 
     def chose() -> None:
-        number = st.session_state[name].get("chosen")
-        if on_choose is not None and isinstance(number, int) and 0 <= number < len(fig.data[-1].x):
-            on_choose(number)
+        match st.session_state[name].get("chosen"):
+            case [int(x), int(y)] if on_choose and x in fig.data[0].x and y in fig.data[0].y:
+                on_choose(x, y)
 
     _component(
         key=name,

@@ -110,33 +110,22 @@ def atlas(
 ) -> go.Figure:
     """One square per head, with brackets over the query heads that share a key/value head.
 
-    A heatmap has no click events, so an invisible square stands over each cell with customdata [layer, head]; the
-    browser draws the selected one as a ring by opacity alone, and the figure need not change when it moves.
+    The last trace is the ring around the `selected` (layer, head), at x = head and y = layer.
     Shapes: values [layer, head]
     """
     z = np.asarray(values, dtype=np.float32)
-    layer_of, head_of = np.meshgrid(layers, heads, indexing="ij")
-    cells = np.stack([layer_of.ravel(), head_of.ravel()], 1)
-    chosen = None if selected is None else [i for i, cell in enumerate(cells) if tuple(cell) == selected]
+    layer, head = selected or (None, None)
     size = float(np.clip(300 / max(z.shape), 6, 44))
     squares = go.Heatmap(
-        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverinfo="skip", colorbar=colour_bar(unit),
+        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverongaps=False, colorbar=colour_bar(unit),
+        hovertemplate=f"layer %{{y}} · head %{{x}}<br>{unit}: %{{z:.4~g}}<extra></extra>",
         **colour_scale(z, difference),
     )  # fmt: skip
-    rings = go.Scatter(
-        x=cells[:, 1],
-        y=cells[:, 0],
-        mode="markers",
-        customdata=cells,
-        text=[f"{value:.4g}" for value in z.ravel()],
-        hovertemplate=f"layer %{{customdata[0]}} · head %{{customdata[1]}}<br>{unit}: %{{text}}<extra></extra>",
+    ring = go.Scatter(
+        x=[head], y=[layer], mode="markers", hoverinfo="skip", showlegend=False,
         marker={"symbol": "square-open", "size": size, "color": RING, "line": {"width": 3}},
-        selected={"marker": {"opacity": 1}},
-        unselected={"marker": {"opacity": 0}},
-        selectedpoints=chosen or [],
-        showlegend=False,
-    )
-    # The squares' markers would have plotly leave room for half a row more.
+    )  # fmt: skip
+    # For the ring plotly would leave room for half a row more.
     across, down = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
     grid = {"showgrid": False, "zeroline": False}
     layout = {
@@ -144,8 +133,8 @@ def atlas(
         "yaxis": {"title": "layer", "dtick": max(1, len(layers) // 8), "range": down, **grid},
         "shapes": _brackets(heads, group_size) if group_size > 1 else [],
     }
-    fig = go.Figure([squares, rings], layout)
-    return finish(fig, "atlas", title, theme, stamp, clickmode="event+select", hovermode="closest", dragmode=False)
+    fig = go.Figure([squares, ring], layout)
+    return finish(fig, "atlas", title, theme, stamp, hovermode="closest", dragmode=False)
 
 
 def _brackets(heads: Sequence[int], group_size: int) -> list[dict[str, Any]]:

@@ -48,11 +48,12 @@ def ring(tab: Tab) -> list[int]:
             const plot = """
         + ATLAS
         + """;
-            const squares = plot._fullData.find(trace => trace.type === 'scatter');
-            const drawn = [...plot.querySelectorAll('.scatterlayer .point')];
-            const seen = drawn.flatMap((point, i) => getComputedStyle(point).opacity > 0.5 ? [i] : []);
-            if (seen.length !== 1) return seen;
-            return Array.from(squares.customdata[seen[0]]);
+            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+            const [point, ...more] = plot.querySelectorAll('.scatterlayer .point');
+            if (!point || more.length) return [];
+            const {left, width, top, height} = point.getBoundingClientRect();
+            const x = xaxis.p2d(left + width / 2 - box.left - xaxis._offset);
+            return [yaxis.p2d(top + height / 2 - box.top - yaxis._offset), x].map(Math.round);
         }"""
     )
 
