@@ -1,13 +1,21 @@
-"""Makes a plain table one to choose from: a row is open, and a click, or arrow keys and Enter, open another; of a long
-list it is one page, and buttons turn to the others."""
+"""A plain table to choose from: a row is open, and a click, or arrow keys and Enter, open another; of a long list it is
+one page, and buttons turn to the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
+
+from dashboard import address
+from dashboard.frame import problem
+from dashboard.tables import Column, plain_table
 
 PAGE = 50
 """Rows of a list that are shown at once: a browser lays all of them out before it shows one."""
+
+FROM = "from"
+"""In an address: a row of the page that was turned to, counted from 1."""
 
 _HTML = """
 <div class="turning">
@@ -27,14 +35,22 @@ _component = st.components.v2.component(
 
 
 def chooser(
-    card: str, *, total: int, first: int, chosen: int, on_choose: Callable[[int], None], on_turn: Callable[[int], None]
+    frame: pd.DataFrame,
+    columns: Mapping[str, Column | str],
+    *,
+    card: str,
+    rows: Sequence[int],
+    chosen: int,
+    on_choose: Callable[[int], None],
+    most: int,
 ) -> None:
-    """Of the one table in the card with that key, which shows up to `PAGE` rows of a list from place `first` on.
+    """Draw it as `plain_table` does, the only table of the card with that key.
 
-    chosen: the open row's place in the list, wherever that is. `on_choose` gets the place of the row that was chosen,
-    `on_turn` that of the first row to be shown. Places count from 0 on.
+    `rows` tells the frame's rows apart, and a list from another. `chosen` is the place of the open row, counted from 0
+    on; `on_choose` gets that of the row that was chosen.
     """
-    key, count = f"{card}_chooser", min(PAGE, total - first)
+    key, total, first = f"{card}_chooser", len(frame), _first(list(rows), chosen, card)
+    count = min(PAGE, total - first)
 
     def chose() -> None:
         at = st.session_state[key].get("chosen")
@@ -44,8 +60,9 @@ def chooser(
     def turned() -> None:
         to = st.session_state[key].get("turned")
         if isinstance(to, int) and 0 <= to < total:
-            on_turn(to)
+            st.query_params[FROM] = str(to + 1)
 
+    plain_table(frame[first : first + PAGE], columns, most=most)
     _component(
         key=key,
         data={
@@ -59,3 +76,19 @@ def chooser(
         on_chosen_change=chose,
         on_turned_change=turned,
     )
+
+
+def _first(rows: list[int], chosen: int, card: str) -> int:
+    """The place of the first row shown: of the page that was turned to, until the list or its open row is another;
+    else of the open row's."""
+    session, parameters, memory = st.session_state, st.query_params, f"_listed_{card}"
+    if session.get(memory) != (rows, chosen) and not session["_arrived"]:
+        parameters.pop(FROM, None)
+    session[memory] = rows, chosen
+    turned = parameters.get(FROM)
+    if turned is not None:
+        at = address.whole(turned) or 0
+        if 0 < at <= len(rows):
+            return (at - 1) // PAGE * PAGE
+        problem("The row that this address names is not in the list.", f"{FROM}={turned}: it has {len(rows)} rows.")
+    return chosen // PAGE * PAGE

@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard import source, state
 from dashboard.components.bars import over_tokens
+from dashboard.components.chooser import chooser
 from dashboard.frame import Head, Help, card, chart, page
 from dashboard.source import Input
 from dashboard.state import Held
@@ -35,7 +36,6 @@ ABOUT = Help(
     },
 )
 STRONGEST = -1
-MOST_ROWS = 200
 
 
 def show() -> None:
@@ -141,26 +141,22 @@ def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
             "sparsity": found.sparsity[layer],
         }
     )
-    table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable").head(MOST_ROWS)
-
+    table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable")
     strongest = table["neuron"].tolist()
-
-    def chose() -> None:
-        st.session_state["neuron"] = st.session_state["strongest"]
-
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.caption(f"The strongest neurons of layer {layer}.")
-        st.session_state["strongest"] = neuron if neuron in strongest else None
-        st.selectbox("Open one of them", strongest, key="strongest", on_change=chose, width=160)
-    plain_table(
+    st.caption(f"The neurons of layer {layer}, the strongest first.")
+    chooser(
         table,
-        most=210,
-        columns={
+        {
             "neuron": "Neuron",
             "rms": Column("RMS", ".3g"),
             "open": Column("Open gate", ".1%"),
             "sparsity": Column("Sparsity", ".2f"),
         },
+        card="layers_card",
+        rows=strongest,
+        chosen=strongest.index(neuron),
+        on_choose=lambda at: st.session_state.update(neuron=strongest[at]),
+        most=210,
     )
 
 

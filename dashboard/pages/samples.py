@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import address, guide, runs, samples, state
-from dashboard.components.chooser import PAGE, chooser
+from dashboard.components.chooser import chooser
 from dashboard.frame import Head, Help, card, empty, page, problem
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
@@ -35,7 +35,6 @@ ABOUT = Help(
         "lm-eval": "https://github.com/EleutherAI/lm-evaluation-harness",
     },
 )
-FROM = "from"  # in an address: a row of the page of the list that was turned to, counted from 1
 KINDS = (ALL, *(kind.capitalize() for kind in (RIGHT, WRONG, UNPARSED)))
 
 
@@ -114,12 +113,10 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     stored = runs.samples(run, task)
     docs = table["doc_id"].tolist()
     position = _position(docs, stored)
-    first = _first(docs, position)
     empty_ones = [name for name in ("other", "margin", "confidence") if table[name].isna().all()]
-    plain_table(
-        table.drop(columns=empty_ones)[first : first + PAGE],
-        most=470,
-        columns={
+    chooser(
+        table.drop(columns=empty_ones),
+        {
             "doc_id": "No.",
             "state": "Result",
             "other": Column("Other", help="The other run's answer."),
@@ -129,11 +126,12 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
             "answer": "Answer",
             "target": "Target",
         },
+        card="questions",
+        rows=docs,
+        chosen=position,
+        on_choose=lambda at: state.link("doc", docs[at]),
+        most=470,
     )
-    chooser(
-        "questions", total=len(docs), first=first, chosen=position,
-        on_choose=lambda at: state.link("doc", docs[at]), on_turn=_turn,
-    )  # fmt: skip
     row = stored.loc[table.index[position]]
     return Opened(run, runs.as_sample(run, task, row), row, table["other"].iloc[position])
 
@@ -150,25 +148,6 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
         what = f"No question {named}; this task has {stored['doc_id'].min()} to {stored['doc_id'].max()}."
         problem("The question that this address names is not in this task. Choose one from the list.", what)
     return 0
-
-
-def _first(docs: list[int], position: int) -> int:
-    """The place of the first row shown: of this list's page that was turned to, else of the open question's."""
-    session, parameters = st.session_state, st.query_params
-    if session.get("_listed") != docs and not session["_arrived"]:
-        parameters.pop(FROM, None)
-    session["_listed"] = docs
-    turned = parameters.get(FROM)
-    if turned is not None:
-        at = address.whole(turned) or 0
-        if 0 < at <= len(docs):
-            return (at - 1) // PAGE * PAGE
-        problem("The row that this address names is not in the list.", f"from={turned}: it has {len(docs)} rows.")
-    return position // PAGE * PAGE
-
-
-def _turn(first: int) -> None:
-    st.query_params[FROM] = str(first + 1)
 
 
 def _open(opened: Opened) -> None:

@@ -61,6 +61,12 @@ def test_another_neuron_is_drawn_anew(tab: Tab) -> None:
     tab.wait_for_chart("activations", layer=1, neuron=17)
     tab.wait_for_chart("neuron_tokens", layer=1, neuron=17)
     assert query(tab.settle())["neuron"] == "17"
+    row = tab.page.locator(".st-key-layers_card tbody tr").nth(1)
+    other = int(row.locator("td").first.inner_text())
+    row.click()
+    tab.wait_for_chart("activations", layer=1, neuron=other)
+    expect(row).to_have_attribute("aria-selected", "true")
+    assert query(tab.settle())["neuron"] == str(other)
 
 
 @pytest.mark.parametrize("path", ["lens", "neurons", f"intervene?{urlencode({'changes': WITHOUT_A_HEAD})}"])
