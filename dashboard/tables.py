@@ -45,7 +45,20 @@ def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, mos
 
 def verbatim(text: str, *, most: int | None = None) -> None:
     """A text as it is, with its line breaks; `most` pixels of it, the rest is scrolled to."""
-    st.html(f'<pre class="verbatim"{_scrolls(most, "Text")}>{html_text(text) or " "}</pre>')
+    st.html(_verbatim(text, most, "Text"))
+
+
+def texts(named: Mapping[str, str], *, most: int | None = None) -> None:
+    """Texts beside each other as `verbatim` draws one, each below its name."""
+    parts = (
+        f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim(text, most, name)}</figure>"
+        for name, text in named.items()
+    )
+    st.html(f'<div class="read-texts">{"".join(parts)}</div>')
+
+
+def _verbatim(text: str, most: int | None, name: str) -> str:
+    return f'<pre class="verbatim"{_scrolls(most, name)}>{html_text(text) or " "}</pre>'
 
 
 def numbers(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:

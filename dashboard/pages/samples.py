@@ -8,7 +8,7 @@ from dashboard.components.chooser import chooser
 from dashboard.frame import Head, Help, card, empty, page, problem
 from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.settings import Settings
-from dashboard.tables import Column, plain_table, verbatim
+from dashboard.tables import Column, plain_table, texts
 from dashboard.text import plain
 from dashboard.why import Opened, on, why
 from evals.explain import Explanation
@@ -157,8 +157,7 @@ def _open(opened: Opened) -> None:
     with st.container(horizontal=True):
         st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=on(sample))
         st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=on(sample))
-    st.caption("Prompt")
-    verbatim(sample.prompt, most=190)
+    texts({"Prompt": sample.prompt}, most=190)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
         gold = [number == sample.gold for number in range(len(sample.choices))]
@@ -174,22 +173,12 @@ def _open(opened: Opened) -> None:
             },
         )
     else:
-        # Letters alone cannot be Markdown.
-        st.caption("Output" + (f" (ended by: {sample.finish})" if sample.finish and sample.finish.isalpha() else ""))
-        verbatim(sample.output)
-    answer, target = st.columns(2)
-    with answer:
-        st.caption("Extracted answer")
-        verbatim(sample.answer)
-    with target:
-        st.caption("Target")
-        verbatim(sample.target)
+        texts({f"Output (ended by: {sample.finish})" if sample.finish else "Output": sample.output})
+    texts({"Extracted answer": sample.answer, "Target": sample.target})
     if sample.verdict:
-        st.caption("Sandbox")
-        verbatim(": ".join(filter(None, [sample.verdict, sample.message])))
+        texts({"Sandbox": ": ".join(filter(None, [sample.verdict, sample.message]))})
     if sample.stderr:
-        st.caption("Standard error")
-        verbatim(sample.stderr, most=150)
+        texts({"Standard error": sample.stderr}, most=150)
 
 
 # --- what can be taken away -----------------------------------------------------------------------------------
