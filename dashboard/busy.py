@@ -8,9 +8,11 @@ address.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import streamlit as st
+
+from dashboard.kept import Kept
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +52,28 @@ def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Calla
                 return cached(*args, **options)
 
         _kept[f"{compute.__module__}.{compute.__qualname__}"] = cached.clear
+        return call
+
+    return decorate
+
+
+def once_while_it_fits(
+    says: str, *, fits: int, size: Callable[[T], int]
+) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
+    """As `once_for_all`, of the latest results that together hold `fits` bytes. The first argument alone is the key."""
+
+    def decorate(compute: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+        kept = Kept(fits, size)
+
+        def run(key: str, *args: P.args, **options: P.kwargs) -> T:
+            with place(), st.spinner(says):
+                return compute(key, *args, **options)
+
+        @wraps(compute)
+        def call(key: str, *args: P.args, **options: P.kwargs) -> T:
+            return kept.get(key, lambda: run(key, *args, **options))
+
+        _kept[f"{compute.__module__}.{compute.__qualname__}"] = kept.clear
         return call
 
     return decorate

@@ -18,7 +18,7 @@ import torch
 
 from dashboard import address, busy, captures, models
 from dashboard.address import Misread
-from dashboard.busy import once_for_all
+from dashboard.busy import once_for_all, once_while_it_fits
 from dashboard.models import Known
 from dashboard.text import plain
 from workbench.capture import Capture
@@ -35,8 +35,8 @@ MAX_TOKENS = 4096
 NO_CHANGES = "[]"
 """The model as it is: no interventions."""
 
-CAPTURE_BYTES, CAPTURES = 2 << 30, 6
-"""Bytes that one capture may hold, and how many are kept: what all users together can make the server hold."""
+CAPTURE_BYTES, CAPTURES_BYTES = 2 << 30, 4 << 30
+"""Bytes that one capture may hold, and that all may that are kept: what all users together make the server hold."""
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,10 @@ def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -
     return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
 
 
-# Arguments with an underscore are left out of the key: the first argument names all that the result depends on.
-@once_for_all("Running the model …", most=CAPTURES)
-def _run(
-    capture_id: str, _model: Transformer, _ids: tuple[int, ...], _hooks: tuple[str, ...], _changes: str
-) -> Capture:
-    with torch.no_grad(), _model.intervene(*from_json(_changes)):
-        _, cap = _model.run_with_capture(torch.tensor([_ids], device=_model.device), _hooks, budget=CAPTURE_BYTES)
+@once_while_it_fits("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
+def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
+    with torch.no_grad(), model.intervene(*from_json(changes)):
+        _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
     return cap
 
 

@@ -77,6 +77,6 @@ def test_figures_of_a_long_prompt_keep_within_their_budget(tab: Tab, path: str) 
     sizes = tab.page.evaluate(
         """() => [...document.querySelectorAll('.js-plotly-plot')].map(
             plot => JSON.stringify([plot.data, plot.layout],
-                (key, value) => ArrayBuffer.isView(value) ? 'x'.repeat(value.byteLength * 4 / 3) : value).length)"""
+                (key, value) => key === '_inputArray' ? undefined : value).length)"""
     )
     assert sizes and max(sizes) < 1.5e6, sizes

@@ -360,6 +360,7 @@ def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None
     first = shape(session.main)
     assert shape(session.run().main) == first
     st.cache_resource.clear()
+    busy.forget()
     assert shape(session.run().main) == first
 
 
