@@ -117,7 +117,7 @@ def atlas(
     layer, head = selected or (None, None)
     size = float(np.clip(300 / max(z.shape), 6, 44))
     squares = go.Heatmap(
-        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, hoverongaps=False, colorbar=colour_bar(unit),
+        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, colorbar=colour_bar(unit),
         hovertemplate=f"layer %{{y}} · head %{{x}}<br>{unit}: %{{z:.4~g}}<extra></extra>",
         **colour_scale(z, difference),
     )  # fmt: skip
