@@ -24,18 +24,17 @@ class Kept(Generic[T]):
         with self._guard:
             lock = self._locks.setdefault(key, Lock())
         with lock:
-            with self._guard:
-                if key in self._results:
-                    self._results.move_to_end(key)
-                    self._locks.pop(key, None)
-                    return self._results[key]
             try:
+                with self._guard:
+                    if key in self._results:
+                        self._results.move_to_end(key)
+                        return self._results[key]
                 result = compute()
                 self._keep(key, result)
+                return result
             finally:
                 with self._guard:
                     self._locks.pop(key, None)
-        return result
 
     def clear(self) -> None:
         """Forget them all."""
