@@ -87,5 +87,5 @@ def test_no_line_names_the_machine_it_was_written_on(project_root: Path) -> None
 
 
 def test_generated_things_are_not_tracked(project_root: Path) -> None:
-    bad = re.compile(r"(^|/)(__pycache__|\.venv|results|[^/]+\.egg-info)(/|$)|\.pyc$")
+    bad = re.compile(r"(^|/)(__pycache__|\.venv|[^/]+\.egg-info)(/|$)|\.pyc$|^(results|runs)/")
     assert [name for name in tracked_text(project_root) if bad.search(name)] == []
