@@ -27,9 +27,9 @@ from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList,
 
 import workbench as wb
 from benchmarks.timing import Timing, interleaved
-from evals import suites
-from evals.code import Judge
-from evals.lm import WorkbenchLM
+from evals.models.workbench_lm import WorkbenchLM
+from evals.tasks import registry
+from evals.tasks.code_metrics import Judge
 from workbench import prefix_tree
 from workbench.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Asked:
 
 def questions(lm: WorkbenchLM, data: Path, n: int) -> Asked:
     """The first `n` of GSM8K's test questions under lm-eval's eight fixed examples."""
-    task = suites.load(("gsm8k_cot",), root=data, judge=Judge()).tasks["gsm8k_cot"]
+    task = registry.load(("gsm8k_cot",), root=data, judge=Judge()).tasks["gsm8k_cot"]
     task.set_config("num_fewshot", 8)
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=n, rank=0, world_size=1)

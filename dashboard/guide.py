@@ -15,7 +15,7 @@ from dashboard import jobs, runs, samples, state
 from dashboard.frame import card, problem
 from dashboard.request import Request
 from dashboard.settings import Settings
-from evals.results import Run
+from evals.results.runs import Run
 from probes.heads import RULES, Head, catalogue, repeat_scores, text_scores
 from workbench.errors import DataError, WorkbenchError
 from workbench.intervene import Ablate, to_json

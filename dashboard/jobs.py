@@ -26,11 +26,11 @@ import pandas as pd
 
 from dashboard import warden
 from dashboard.request import WORKBENCH, Request, need_lm_eval
-from evals import progress
 from evals.interventions import described
-from evals.processes import born
-from evals.progress import Progress
-from evals.store import StoredRun, Unfinished, unfinished
+from evals.runtime import progress
+from evals.runtime.process_start import born
+from evals.runtime.progress import Progress
+from evals.store.store import StoredRun, Unfinished, unfinished
 from workbench import intervene
 from workbench.errors import DataError
 

@@ -43,7 +43,8 @@ class Request:
         Raises: DataError, CheckpointError, InterventionError and others for whatever would fail later.
         """
         need_lm_eval()
-        from evals import presets, sandbox, suites
+        from evals import sandbox
+        from evals.tasks import presets, registry
 
         name = self.name.strip() or f"{Path(self.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if not _NAME.fullmatch(name):
@@ -62,7 +63,7 @@ class Request:
         for task in asked:
             if reason := why_not.get(task, "no benchmark of this name is known"):
                 raise DataError(f"{task} cannot be run: {reason}.")
-        programs = [task for task in asked if suites.runs_code(task)]
+        programs = [task for task in asked if registry.runs_code(task)]
         reason = sandbox.why_unavailable() if programs else None
         if reason and programs == list(asked):
             raise DataError(f"{', '.join(programs)} runs generated code, and there is no sandbox here: {reason}")
@@ -103,20 +104,20 @@ def need_lm_eval() -> None:
 
 def benchmarks() -> list[Listed]:
     """Every benchmark that can be named, those whose questions are here first."""
-    from evals import data, listing
+    from evals.tasks import availability, local_data
 
-    place = data.folder(None)
-    where = data.home() if place is None else place
-    found = [Listed(row.name, _missing(row.data, row.source, where)) for row in listing.benchmarks(place)]
+    place = local_data.folder(None)
+    where = local_data.home() if place is None else place
+    found = [Listed(row.name, _missing(row.data, row.source, where)) for row in availability.benchmarks(place)]
     return sorted(found, key=lambda one: (one.missing is not None, one.name))
 
 
 def _missing(state: str, source: str, where: Path) -> str | None:
     if state in ("embedded", "here"):
         return None
-    from evals import data
+    from evals.tasks import local_data
 
     sources = source.split(", ")
-    given = "FOLDER" if all(map(data.readable, sources)) else f"{sources[0]}=FOLDER"
+    given = "FOLDER" if all(map(local_data.readable, sources)) else f"{sources[0]}=FOLDER"
     part = "a part of " if state == "partly" else ""
     return f"{part}{source} is not in {where}; `workbench eval prepare {given}` brings it in"

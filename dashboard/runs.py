@@ -13,8 +13,8 @@ from dashboard import address, state
 from dashboard.busy import once_for_all
 from dashboard.settings import Settings
 from dashboard.text import plain
-from evals.compare import Comparison, compare
-from evals.results import Run, questions, scan
+from evals.compare.compare import Comparison, compare
+from evals.results.runs import Run, questions, scan
 from workbench.errors import DataError
 
 NO_BASELINE = "none"

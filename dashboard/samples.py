@@ -10,11 +10,11 @@ import pandas as pd
 from dashboard import runs, state
 from dashboard.busy import once_for_all
 from dashboard.text import plain
-from evals import pairing
-from evals.decision import decision
-from evals.explain import Explanation, explainer
-from evals.replay import Replay, again, under
-from evals.results import Run
+from evals.compare import matching
+from evals.explain.decision import decision
+from evals.explain.explain import Explanation, explainer
+from evals.explain.replay import Replay, again, under
+from evals.results.runs import Run
 from workbench.errors import DataError, WorkbenchError
 from workbench.model import Transformer
 
@@ -126,14 +126,14 @@ def _other(
 ) -> dict[tuple[int, str], str]:
     if not other_stamps:
         raise DataError(f"The other run has no samples of {_task}.")
-    rows = pairing.pair(_run, _baseline, _task).b
+    rows = matching.pair(_run, _baseline, _task).b
     return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
 
 
 def _listed(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
     sample = runs.as_sample(run, task, row)
     texts = _gist(sample.prompt), _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
-    about = int(row["doc_id"]), str(row["filter"]), verdict(row), pairing.margin(row), confidence(row)
+    about = int(row["doc_id"]), str(row["filter"]), verdict(row), matching.margin(row), confidence(row)
     return *about, *map(plain, texts)
 
 

@@ -13,10 +13,10 @@ from dashboard.said import SAID
 from dashboard.settings import Settings
 from dashboard.tables import Column, plain_table
 from dashboard.text import plain
-from evals import figures
-from evals.compare import Comparison, Sample
-from evals.results import Run
-from evals.table import besides
+from evals.compare.compare import Comparison, Sample
+from evals.report import forest_plots
+from evals.report.terminal_table import besides
+from evals.results.runs import Run
 from workbench.errors import DataError
 
 MOST_ROWS = 1000
@@ -46,12 +46,12 @@ def show(head: Head) -> None:
         _table(compared)
     if any(one.a.proportion for one in compared.differences):
         with card("Differences with 95% intervals", key="differences_card", help=SAID["differences"]):
-            chart_untitled(figures.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
+            chart_untitled(forest_plots.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
     _parted(compared)
     head.code(
         f"""
-from evals.compare import compare
-from evals.results import list_runs
+from evals.compare.compare import compare
+from evals.results.runs import list_runs
 
 runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}
 found = compare(runs[{a.name!r}], runs[{b.name!r}])

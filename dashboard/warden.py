@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from evals.processes import born
+from evals.runtime.process_start import born
 
 JOB, STATE, LOG, PROGRESS, CANCELLED = "job.json", "state.json", "log.txt", "progress.json", "cancelled"
 GRACE = 15

@@ -14,11 +14,11 @@ from dashboard.samples import Again
 from dashboard.settings import Settings
 from dashboard.targets import plotly_names
 from dashboard.text import plain
-from evals import counterpart
-from evals.explain import Explanation
+from evals.explain import baseline_run
+from evals.explain.explain import Explanation
+from evals.explain.replay import changes_of, entry_of
 from evals.interventions import described
-from evals.replay import changes_of, entry_of
-from evals.results import Run
+from evals.results.runs import Run
 from probes.explain import Explanation as Parts
 from probes.figures import drawing
 from workbench.errors import DataError
@@ -163,7 +163,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     st.caption("Whether a head is to blame, a run without it says: the command for the first one.")
     command = None
     if run.provenance.get("run"):
-        command = counterpart.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
+        command = baseline_run.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
     if command is None:
         given = ["--model", state.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])

@@ -24,7 +24,7 @@ ALLOWED = {
     "fairscale": ("workbench/parallel.py",),
     "streamlit": ("app.py", "dashboard/"),
     # results.py for a type annotation alone
-    "plotly": ("evals/figures.py", "probes/figures/", "probes/results.py", "dashboard/"),
+    "plotly": ("evals/report/forest_plots.py", "probes/figures/", "probes/results.py", "dashboard/"),
     "lm_eval": ("evals/",),
     "datasets": ("evals/",),
     "pandas": ("evals/", "probes/", "dashboard/"),

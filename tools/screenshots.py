@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from dashboard.cli import serve  # noqa: E402
 from dashboard.settings import Settings  # noqa: E402
-from evals.results import list_runs  # noqa: E402
+from evals.results.runs import list_runs  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 ABLATED = json.dumps([{"kind": "ablate", "target": "L4H0"}])

@@ -1,8 +1,8 @@
 """A model-analysis workbench for Llama 3: load a Llama, look inside it, change it, measure it.
 
-    import workbench as wb
-    model = wb.load_model("demo")
-    logits, cap = model.run_with_capture(tokens, ["blocks.*.attn.hook_pattern"])
+import workbench as wb
+model = wb.load_model("demo")
+logits, cap = model.run_with_capture(tokens, ["blocks.*.attn.hook_pattern"])
 """
 
 from workbench.cache import KVCache

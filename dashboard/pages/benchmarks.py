@@ -15,11 +15,11 @@ from dashboard.settings import Settings
 from dashboard.tables import Column, plain_table
 from dashboard.text import plain
 from dashboard.versus import chance
-from evals import figures
-from evals.compare import Comparison
-from evals.published import beside, named, published
-from evals.results import Run, Score, questions
-from evals.table import besides
+from evals.compare.compare import Comparison
+from evals.compare.published import beside, named, published
+from evals.report import forest_plots
+from evals.report.terminal_table import besides
+from evals.results.runs import Run, Score, questions
 from workbench.errors import DataError
 
 ABOUT = Help(
@@ -150,7 +150,7 @@ def _forest(run: Run, baseline: Run | None) -> None:
         else:
             shown.append(baseline)
     keep = lambda score: score.task in tasks and _asked(score)  # noqa: E731
-    chart_untitled(figures.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
+    chart_untitled(forest_plots.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:
@@ -261,7 +261,7 @@ def _samples(run: Run) -> None:
 
 def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
     lines = [
-        "from evals.results import list_runs",
+        "from evals.results.runs import list_runs",
         "",
         f"runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}",
         f"run = runs[{run.name!r}]",
@@ -274,7 +274,7 @@ def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, 
         ]
     lines.append("shown")
     if "differences" in tables and baseline is not None:
-        lines = ["from evals.compare import compare", *lines, f"compare(runs[{baseline.name!r}], run).frame()"]
+        lines = ["from evals.compare.compare import compare", *lines, f"compare(runs[{baseline.name!r}], run).frame()"]
     head.code("\n".join(lines))
     head.data(tables)
 

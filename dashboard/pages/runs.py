@@ -17,8 +17,8 @@ from dashboard.request import Listed, Request, benchmarks, need_lm_eval
 from dashboard.samples import FIRST
 from dashboard.settings import Settings
 from dashboard.text import plain, printable
-from evals.presets import PRESETS
-from evals.store import Unfinished
+from evals.store.store import Unfinished
+from evals.tasks.presets import PRESETS
 from workbench.errors import WorkbenchError
 
 ABOUT = Help(

@@ -11,8 +11,8 @@ from dashboard.settings import Settings
 from dashboard.tables import Column, plain_table, texts
 from dashboard.text import plain
 from dashboard.why import Opened, on, why
-from evals.explain import Explanation
-from evals.results import Run
+from evals.explain.explain import Explanation
+from evals.results.runs import Run
 from workbench.errors import DataError
 
 ABOUT = Help(
@@ -189,7 +189,7 @@ def _take_away(
 ) -> None:
     settings = Settings.from_env()
     lines = [
-        "from evals.results import list_runs",
+        "from evals.results.runs import list_runs",
         "",
         f"run = next(run for run in list_runs({str(settings.results)!r}) if run.name == {run.name!r})",
         f"questions = run.samples({task!r})",
@@ -199,10 +199,10 @@ def _take_away(
         wanted = f"run, {task!r}, {opened.sample.doc_id}"
         named = f"filter={opened.row['filter']!r}"
         if explained is None:
-            lines = ["from evals.replay import sample", *lines, f"row = sample({wanted}, {named})"]
+            lines = ["from evals.explain.replay import sample", *lines, f"row = sample({wanted}, {named})"]
         else:
             behind = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
-            lines = ["import workbench as wb", "from evals.explain import explain", *lines]
+            lines = ["import workbench as wb", "from evals.explain.explain import explain", *lines]
             lines += [
                 f"model = wb.load_model({state.model_path()!r})",
                 f"found = explain(model, {wanted}, {named}{behind})",

@@ -6,9 +6,9 @@ name and the arguments of an example. lm_eval and pandas are imported only when 
 
 import typer
 
-from evals.cli import answers, data, looking, reports, running, samples
+from evals.cli import data, reports, run, runs, samples, score
 
-TOPICS = (running, looking, reports, data, answers, samples)
+TOPICS = (run, runs, reports, data, score, samples)
 
 app = typer.Typer(
     help="Run benchmarks on a checkpoint, and read what they found.",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evals.cli.given import AsJson, Data, need_lm_eval
+from evals.cli.options import AsJson, Data, need_lm_eval
 from workbench.errors import DataError
 
 NOT_WHOLE = 1
@@ -25,13 +25,13 @@ def tasks(
     Every other task of lm-eval can be asked for by its name, where the data folder has a copy of its data set.
     """
     need_lm_eval()
-    from evals import data as places
-    from evals import listing
+    from evals.tasks import availability
+    from evals.tasks import local_data as places
 
     root = places.folder(data)
-    rows = [vars(row) for row in listing.benchmarks(root)]
+    rows = [vars(row) for row in availability.benchmarks(root)]
     if suite is not None:
-        rows += [vars(row) for row in listing.own(suite)]
+        rows += [vars(row) for row in availability.own(suite)]
     if as_json:
         typer.echo(json.dumps({"data": None if root is None else str(root), "tasks": rows}, indent=2))
         return
@@ -65,8 +65,8 @@ def prepare(
 
     Exit code 1 if something is missing, or with --check is not what was prepared.
     """
-    from evals import data as places
-    from evals import prepare as preparing
+    from evals.tasks import local_data as places
+    from evals.tasks import prepare as preparing
 
     folder = data or places.home()
     if bool(sources) == check:

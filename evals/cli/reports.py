@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evals.cli.given import AsJson, Cluster, Results
-from evals.cli.looking import find
+from evals.cli.find_run import find
+from evals.cli.options import AsJson, Cluster, Results
 from workbench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
-    from evals.document import Document
+    from evals.report.document import Document
 
 Figure = Annotated[Path | None, typer.Option(help="Also draw a forest plot into this .html file.")]
 
@@ -53,19 +52,19 @@ def compare(
     Without --format and --output as plain text. CSV and Parquet hold the differences; all samples are in a second file
     beside the first, NAME.samples.csv.
     """
-    from evals import comparison_report, table
-    from evals.compare import compare as compared
+    from evals.compare.compare import compare as compared
+    from evals.report import comparison_report, terminal_table
 
     _check_figure(figure)
     wanted = _format(Format.json if as_json else format, output)
     found = compared(find(a, results), find(b, results), cluster=cluster, seed=seed)
     if figure is not None:
-        from evals import figures
+        from evals.report import forest_plots
 
-        figures.save(figures.differences(found), figure)
+        forest_plots.save(forest_plots.differences(found), figure)
         typer.echo(f"written to {figure}", err=True)
     if wanted is None:
-        typer.echo(table.render_comparison(found, samples=samples))
+        typer.echo(terminal_table.render_comparison(found, samples=samples))
     else:
         _deliver(comparison_report.document(found, samples=samples), wanted, output)
 
@@ -82,12 +81,12 @@ def report(
     results: Results = Path("results"),
 ) -> None:
     """Report one run, or several side by side, as Markdown, LaTeX, a static page, CSV, Parquet or JSON."""
-    from evals import published as cards
-    from evals import report as reporting
+    from evals.compare import published as cards
+    from evals.report import report as reporting
 
     _check_figure(figure)
     wanted = _format(format, output) or "md"
-    found = [replace(find(run, results), cluster=cluster) for run in runs]
+    found = [find(run, results, cluster=cluster) for run in runs]
     known = [one for name in published or () for one in cards.named(name)]
     for run in found if not known else ():
         if names := cards.of_size((run.data.get("config") or {}).get("model_num_parameters")):
@@ -95,16 +94,16 @@ def report(
                 f"{run.name} has as many parameters as {', '.join(names)}; --published NAME shows theirs.", err=True
             )
     if figure is not None:
-        from evals import figures
+        from evals.report import forest_plots
 
-        figures.save(figures.forest(found, figures=known), figure)
+        forest_plots.save(forest_plots.forest(found, figures=known), figure)
         typer.echo(f"written to {figure}", err=True)
     _deliver(reporting.document(found, figures=known), wanted, output)
 
 
 def _format(format: Format | None, output: Path | None) -> str | None:
     """The format that was asked for, by its name or the file's; None where neither says one."""
-    from evals.document import format_of
+    from evals.report.document import format_of
 
     wanted = format.value if format is not None else format_of(output)
     if wanted is None and output is not None:

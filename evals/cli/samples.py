@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.given import AsJson, Device, Results
+from evals.cli.options import AsJson, Device, Results
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evals.explain import Explanation
-    from evals.pairing import Row
-    from evals.results import Run
+    from evals.compare.matching import Row
+    from evals.explain.explain import Explanation
+    from evals.results.runs import Run
 
 SampleName = Annotated[str | None, typer.Option("--sample", help="One sample, as TASK/ID: demo_mmlu/17.")]
 Explain = Annotated[
@@ -44,15 +44,15 @@ def show_sample(
     as_json: bool,
 ) -> None:
     """Print a sample; with `explained` what decided its answer, after running it again."""
-    from evals.replay import sample
+    from evals.explain.replay import sample
 
     task, doc_id = _named(name)
     row = sample(run, task, doc_id)
     if not explained:
         typer.echo(json.dumps(_told(task, row), indent=2, default=str) if as_json else "\n".join(_said(task, row)))
         return
-    from evals import explain
-    from evals.replay import model_of
+    from evals.explain import explain
+    from evals.explain.replay import model_of
 
     found = explain.explain(model_of(run, path=model, device=device), run, task, doc_id, position=position)
     if as_json:
@@ -82,9 +82,9 @@ def heads(
     The numbers are direct contributions to the right answer's logit less the given one's, means over the wrong answers.
     That is no proof: the command printed last makes the run without the first head, and compares the two.
     """
-    from evals import counterpart, explain
-    from evals.cli.looking import find
-    from evals.replay import changes_of, model_of
+    from evals.cli.find_run import find
+    from evals.explain import baseline_run, explain
+    from evals.explain.replay import changes_of, model_of
 
     found_run = find(run, results)
     if not task and len(found_run.tasks) != 1:
@@ -97,7 +97,7 @@ def heads(
         found = explain.blame(loaded, found_run, task, limit=limit, done=lambda now, total: bar.update())
     table = found.heads()
     first = (int(table["layer"][0]), int(table["head"][0]))
-    check = counterpart.without(found_run, first)
+    check = baseline_run.without(found_run, first)
     if as_json:
         told = {
             "task": task, "n": len(found.doc_ids), "wrong": len(asked), "doc_ids": found.doc_ids,
@@ -127,21 +127,21 @@ def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
 
     against: another run to compare with, whatever the interventions. err: print on stderr, beside JSON.
     """
-    from evals import counterpart
+    from evals.explain import baseline_run
+    from evals.explain.replay import changes_of
     from evals.interventions import described
-    from evals.replay import changes_of
 
     changes = changes_of(run)
-    other = against or (counterpart.plain_of(run) if changes else None)
+    other = against or (baseline_run.plain_of(run) if changes else None)
     if other is not None:
         try:
-            lines = counterpart.compared(other, run)
+            lines = baseline_run.compared(other, run)
         except DataError as error:  # the run itself is made, and whole
             typer.echo(f"not compared with {other.name}: {error}", err=True)
             return
         typer.echo(f"\n{described(changes)}, compared with {other.name} question by question:", err=err)
         typer.echo("\n".join(lines), err=err)
-    elif changes and (command := counterpart.command(run)):
+    elif changes and (command := baseline_run.command(run)):
         said = f"The plain run is not in {run.path.parent}. This makes it; then make the same run again:"
         typer.echo(f"\n{said}\n  {command}", err=err)
 
@@ -162,7 +162,7 @@ def _told(task: str, row: Row) -> dict[str, Any]:
 
 
 def _said(task: str, row: Row) -> list[str]:
-    from evals import explain
+    from evals.explain import explain
 
     verdict = {1.0: "right", 0.0: "wrong", None: "not judged"}.get(row["correct"], f"{row['metric']} {row['correct']}")
     lines = [f"{task}/{row['doc_id']}: {verdict}", "", str(row["prompt"]), ""]
@@ -176,7 +176,7 @@ def _said(task: str, row: Row) -> list[str]:
 
 
 def _explanation(found: Explanation, run: Run) -> dict[str, Any]:
-    from evals import counterpart
+    from evals.explain import baseline_run
 
     replayed, where = found.replayed, found.decision
     first = _first(found)
@@ -186,7 +186,7 @@ def _explanation(found: Explanation, run: Run) -> dict[str, Any]:
         "decided": where.says, "position": where.position, "token": where.token, "minus": where.minus,
         "difference": found.found.difference, "rest": found.found.rest,
         "lens": found.found.lens().to_dict("records"), "parts": found.found.frame().to_dict("records"),
-        "check": None if first is None else counterpart.without(run, first),
+        "check": None if first is None else baseline_run.without(run, first),
     }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _first(found: Explanation) -> tuple[int, int] | None:
 
 
 def _explained(found: Explanation, run: Run, top: int) -> list[str]:
-    from evals import counterpart
+    from evals.explain import baseline_run
 
     replayed, what = found.replayed, found.found
     lines = ["", f"replayed{_under(run)}: {replayed}"]
@@ -219,7 +219,7 @@ def _explained(found: Explanation, run: Run, top: int) -> list[str]:
     lines += [*_table(columns, top), "norm anew: what would be lost if the last norm were scaled without the head;"]
     lines.append("norm's error: how wrong its fixed scale is about that head, as a share of the true change.")
     if (first := _first(found)) is not None:
-        lines += ["", _check(first, counterpart.without(run, first))]
+        lines += ["", _check(first, baseline_run.without(run, first))]
     return lines
 
 
@@ -239,8 +239,8 @@ def _check(head: tuple[int, int], command: str | None) -> str:
 
 
 def _under(run: Run) -> str:
+    from evals.explain.replay import changes_of
     from evals.interventions import described
-    from evals.replay import changes_of
 
     changes = changes_of(run)
     return f" under {described(changes)}" if changes else ""

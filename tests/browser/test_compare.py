@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from tests.browser.conftest import Tab, World
 from tests.browser.test_pages import harmless, query
 from tests.dashboard.world import NASTY

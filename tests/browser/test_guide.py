@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from dashboard import guide
 from dashboard.cli import serve
 from dashboard.settings import Settings
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from tests.browser.conftest import Tab, World
 from tests.browser.test_pages import query
 from tests.dashboard.world import write_answers

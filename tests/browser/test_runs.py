@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, expect
 from dashboard import jobs
 from dashboard.cli import serve
 from dashboard.settings import Settings
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from tests.browser.conftest import ERRORS, PATIENCE, Tab, World
 from tests.dashboard.world import write_checkpoint
 

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import address, models
 from dashboard.settings import ROOT, Settings
 from dashboard.source import DEFAULT_PROMPT
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from tests.dashboard.world import write_checkpoint
 
 App = Callable[..., AppTest]

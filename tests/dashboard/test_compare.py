@@ -14,8 +14,8 @@ import workbench as wb
 from dashboard import sides, versus
 from dashboard.settings import ROOT
 from dashboard.source import Input
-from evals.compare import compare as compare_runs
-from evals.results import list_runs
+from evals.compare.compare import compare as compare_runs
+from evals.results.runs import list_runs
 from probes.comparison import compare
 from tests.dashboard.reading import numbers, read_table
 from workbench.intervene import Ablate, to_json

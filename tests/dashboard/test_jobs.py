@@ -17,10 +17,10 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from dashboard import jobs, request, warden
 from dashboard.jobs import Job
 from dashboard.request import Request
-from evals.cli import running
-from evals.processes import born
-from evals.results import list_runs
-from evals.store import unfinished
+from evals.cli import run
+from evals.results.runs import list_runs
+from evals.runtime.process_start import born
+from evals.store.store import unfinished
 from workbench.errors import DataError, WorkbenchError
 
 # In place of the evaluation, where only its life and death matter; the first option's value says which life.
@@ -134,7 +134,7 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     ("code", "status", "words"),
     [
         (0, jobs.FINISHED, "It finished (exit code 0)."),
-        (running.NOT_ALL, jobs.FINISHED, "without the tasks that could not be run here"),
+        (run.NOT_ALL, jobs.FINISHED, "without the tasks that could not be run here"),
         (2, jobs.FAILED, "It failed with exit code 2."),
     ],
 )

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import captures
 from dashboard.settings import ROOT
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
 from workbench.intervene import Scale

@@ -28,7 +28,7 @@ from dashboard.frame import parquet
 from dashboard.runs import as_sample
 from dashboard.said import SAID
 from dashboard.settings import ROOT, Settings
-from evals.results import list_runs
+from evals.results.runs import list_runs
 from probes.figures.drawing import Theme
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError

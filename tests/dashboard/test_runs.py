@@ -14,9 +14,9 @@ from dashboard import jobs, request, warden
 from dashboard.jobs import Job
 from dashboard.request import Request
 from dashboard.settings import ROOT
-from evals.progress import Progress
-from evals.results import list_runs
-from evals.store import Store
+from evals.results.runs import list_runs
+from evals.runtime.progress import Progress
+from evals.store.store import Store
 from tests.dashboard.world import write_results
 
 App = Callable[..., AppTest]

@@ -17,9 +17,9 @@ import workbench as wb
 from dashboard import samples
 from dashboard.components import chooser
 from dashboard.frame import Head
-from evals.explain import explain
-from evals.published import named
-from evals.results import Run, list_runs
+from evals.compare.published import named
+from evals.explain.explain import explain
+from evals.results.runs import Run, list_runs
 from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables, texts
 from tests.dashboard.world import write_answers, write_many
 

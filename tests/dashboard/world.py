@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evals.results import write
+from evals.results.runs import write
 from workbench.checkpoint import load_model
 from workbench.config import ModelConfig
 from workbench.demo.bpe import learn

@@ -1,0 +1,71 @@
+"""What the commands share: their options, and how a run is printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from evals.results.runs import Run
+    from evals.runtime.distributed import Team
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Results = Annotated[Path, typer.Option("--results", help="The folder that runs are looked for in, at any depth.")]
+Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of benchmark files, as `workbench eval prepare` makes it; default $WORKBENCH_DATA, else the "
+        "platform's folder for a user's data."
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+TensorParallel = Annotated[
+    int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: processes that share one model's layers.")
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="A field that questions share, as passage: count passages, not questions.")
+]
+
+
+def need_lm_eval() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError("lm_eval", "eval")
+
+
+def print_run(run: Run, *, as_json: bool) -> None:
+    from evals.report import headlines, terminal_table
+
+    if not as_json:
+        source = run.provenance
+        if source:
+            sha = str(source.get("checkpoint_sha256") or "no file")[:12]
+            typer.echo(f"model {run.model} ({sha}), {source.get('dtype')} on {source.get('device')}\n")
+        typer.echo(terminal_table.render(run))
+        if source.get("preset") == "meta":
+            for score, rule in headlines.headlines(run):
+                typer.echo(f"{score.task}, as Meta reports it: {score.value:.1%} ({rule.source})")
+        return
+    report: dict[str, Any] = {
+        "path": str(run.path),
+        "model": run.model,
+        "scores": [vars(score) for score in run.scores],
+        "headlines": {score.task: vars(score) for score, _ in headlines.headlines(run)},
+        "not_run": run.not_run,
+        "provenance": run.provenance,
+    }
+    typer.echo(json.dumps(report, indent=2, default=str))
+
+
+def team_of(tensor_parallel: int) -> Team:
+    """This process's place among those that torchrun started."""
+    from evals.runtime.distributed import join
+
+    return join(tensor_parallel)

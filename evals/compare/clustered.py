@@ -1,0 +1,60 @@
+"""Intervals for scores whose questions share something, as a passage: passages are counted, not questions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from evals import stats
+from evals.compare.matching import Row, clusters
+from evals.results.runs import Run, Score, leaves_of
+from workbench.errors import DataError
+
+Part = tuple[list[float], list[Hashable]]
+
+
+def clustered(run: Run, field: str) -> Run:
+    """The run with clustered errors: standard errors and 95% intervals are over the values of a field.
+
+    field: a field of the questions' documents. A score whose documents lack it, or that is not a mean over its
+    questions, stays as it is.
+    Raises: DataError if no task's documents all have the field.
+    """
+    scores, children = run.scores, run.data.get("group_subtasks") or {}
+    tasks = {score.task: leaves_of(score.task, children) for score in scores}
+    rows: dict[str, list[Row]] = {
+        task: run.samples(task).to_dict("records") for task in dict.fromkeys(sum(tasks.values(), []))
+    }
+    units = {task: values for task, samples in rows.items() if (values := clusters(samples, field)) is not None}
+    if not any(units.values()):
+        known = sorted({name for samples in rows.values() for row in samples for name in row["doc"]})
+        raise DataError(f"no task's documents all have the field {field!r}; there are {', '.join(known) or 'none'}.")
+    parts = [[_part(score, rows[task], units.get(task)) for task in tasks[score.task]] for score in scores]
+    changed = [_over(score, values) for score, values in zip(scores, parts, strict=True)]
+    return replace(run, cluster=field, clustered_scores=tuple(changed))
+
+
+def _part(score: Score, rows: Sequence[Row], units: Sequence[Hashable] | None) -> Part | None:
+    """The values of one metric over a task's questions, and the unit of each."""
+    some = [(row, unit) for row, unit in zip(rows, units or (), strict=False) if row["filter"] == score.filter]
+    if not some or any(score.metric not in row["scores"] for row, _ in some):
+        return None
+    return [float(row["scores"][score.metric]) for row, _ in some], [unit for _, unit in some]
+
+
+def _over(score: Score, parts: Sequence[Part | None]) -> Score:
+    having = [part for part in parts if part is not None]
+    if len(having) != len(parts) or score.average == "own":
+        return score
+    if score.average == "macro":
+        value, stderr = stats.macro([(sum(v) / len(v), stats.clustered_stderr(v, units)) for v, units in having])
+    else:
+        values = [value for some, _ in having for value in some]
+        named = [(i, unit) for i, (_, units) in enumerate(having) for unit in units]
+        value, stderr = sum(values) / len(values), stats.clustered_stderr(values, named)
+    if abs(value - score.value) > 1e-6 * max(1.0, abs(value)):
+        return score
+    low, high = stats.normal(value, stderr)
+    if score.proportion:
+        low, high = max(0.0, low), min(1.0, high)
+    return replace(score, stderr=stderr, low=low, high=high)

@@ -1,0 +1,127 @@
+"""One score in two runs: the difference, its interval, and whether it can be chance. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evals import stats
+from evals.results.runs import Score
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task's numbers in both runs, question by question; `clusters` are what several of them share, if told.
+
+    Shapes: a, b [question]
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    clusters: Sequence[Hashable] | None = None
+
+    @property
+    def binary(self) -> bool:
+        return bool(np.isin(self.a, (0, 1)).all() and np.isin(self.b, (0, 1)).all())
+
+    @property
+    def units(self) -> Sequence[Hashable]:
+        """What is drawn as one: a cluster, or a question."""
+        return range(len(self.a)) if self.clusters is None else self.clusters
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one task or group in both runs, over the questions they share.
+
+    `low` and `high` bound the 95% interval of b less a; None where the questions are too few or too much alike to
+    give one. `test` is "mcnemar" (exact, of right and wrong answers), "bootstrap" (of questions, within each task) or
+    "clustered" (of passages). `holm` is p adjusted for the number of comparisons that were made together.
+    `detectable` is the smallest difference that these questions show with 80% power at 5%. `only_a` and `only_b`
+    count the questions that one of them alone got right; None where answers are not right or wrong.
+    """
+
+    a: Score
+    b: Score
+    value: float
+    low: float | None
+    high: float | None
+    test: str
+    p: float | None
+    holm: float | None
+    detectable: float | None
+    only_a: int | None
+    only_b: int | None
+
+
+def contrast(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 0) -> Difference:
+    """Judge b less a over these tasks: the members of a group, or one task. `a.average` says how they are averaged.
+
+    Of `a` and `b` the names and shots are kept; values, n and intervals become those of the shared questions.
+    """
+    macro = a.average == "macro"
+    clustered = any(part.clusters is not None for part in parts)
+    binary = all(part.binary for part in parts)
+    exact = binary and not macro and not clustered
+    a, b = (_over(score, [getattr(part, side) for part in parts], parts, exact) for score, side in ((a, "a"), (b, "b")))
+    differences = [part.b - part.a for part in parts]
+    value = b.value - a.value
+    only_a, only_b = (sum(int((sign * d > 0).sum()) for d in differences) for sign in (-1, 1))
+    low: float | None
+    high: float | None
+    p: float | None
+    if exact and len(parts) == 1:
+        (low, high), p = stats.paired_interval(only_a, only_b, a.n), stats.mcnemar(only_a, only_b)
+    else:
+        clusters = [part.units for part in parts] if clustered else None
+        draws = stats.bootstrap(differences, clusters=clusters, macro=macro, seed=seed)
+        varied = bool(np.ptp(draws) > 1e-12)
+        low, high = stats.percentiles(draws) if varied else (None, None)
+        p = stats.bootstrap_p(draws, value) if varied else (1.0 if abs(value) < 1e-12 else None)
+        p = stats.mcnemar(only_a, only_b) if exact else p
+    if exact:
+        detectable = stats.detectable_pairs(a.n, (only_a + only_b) / a.n)
+    else:
+        stderr = _stderr(differences, parts, macro)
+        detectable = stats.detectable_mean(stderr) if stderr else None
+    return Difference(
+        a=a, b=b, value=value, low=low, high=high,
+        test="clustered" if clustered else "mcnemar" if exact else "bootstrap",
+        p=p, holm=None, detectable=detectable,
+        only_a=only_a if binary else None, only_b=only_b if binary else None,
+    )  # fmt: skip
+
+
+def adjusted(found: Sequence[Difference], families: Sequence[Hashable]) -> list[Difference]:
+    """The same with Holm's p values, adjusted within each family of comparisons."""
+    result = list(found)
+    for family in dict.fromkeys(families):
+        members = [i for i, name in enumerate(families) if name == family and found[i].p is not None]
+        for i, p in zip(members, stats.holm([found[i].p or 0.0 for i in members]), strict=True):
+            result[i] = replace(found[i], holm=p)
+    return result
+
+
+def _over(score: Score, values: Sequence[np.ndarray], parts: Sequence[Part], exact: bool) -> Score:
+    """The score of one run over the shared questions."""
+    macro = score.average == "macro"
+    n = sum(map(len, values))
+    value = float(np.mean([v.mean() for v in values]) if macro else np.concatenate(values).mean())
+    stderr = _stderr(values, parts, macro)
+    low, high = stats.wilson(value * n, n) if exact else stats.normal(value, stderr)
+    if score.metric.startswith("pass@") and not macro and all(part.clusters is None for part in parts):
+        low, high = stats.problems_interval(np.concatenate(values))
+    if all(part.binary for part in parts):
+        low, high = max(0.0, low), min(1.0, high)
+    return replace(score, n=n, value=value, stderr=stderr, low=low, high=high)
+
+
+def _stderr(values: Sequence[np.ndarray], parts: Sequence[Part], macro: bool) -> float:
+    """Of the mean over all questions, or of the tasks' means; the tasks are taken as given."""
+    if macro:
+        pairs = zip(values, parts, strict=True)
+        return stats.macro([(0.0, stats.clustered_stderr(v.tolist(), part.units)) for v, part in pairs])[1]
+    units = [(i, unit) for i, part in enumerate(parts) for unit in part.units]
+    return stats.clustered_stderr(np.concatenate(values).tolist(), units)

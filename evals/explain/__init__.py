@@ -1,0 +1,1 @@
+"""From a wrong answer to the parts of the model behind it."""

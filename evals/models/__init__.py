@@ -1,0 +1,1 @@
+"""The models that lm-eval asks: ours and its own, behind one response cache."""

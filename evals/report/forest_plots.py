@@ -1,0 +1,162 @@
+"""Plotly figures of scores and their differences, with 95% intervals. Computes nothing, reads no files.
+
+Every figure has a title, units on its axes and `layout.meta` with its `kind` and whatever `stamp` adds. Names of runs
+and tasks are shown as they are: markup in them is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from evals.compare.compare import Comparison
+from evals.compare.published import Published, beside
+from evals.report.document import write
+from evals.report.markup import line
+from evals.results.runs import Run, Score, questions
+
+Theme = Literal["light", "dark"]
+Stamp = Mapping[str, Any]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+_BETWEEN = " · "  # a task and its metric
+SYMBOLS = ("square", "diamond", "circle", "triangle-up", "pentagon", "hexagon")
+
+
+def forest(
+    runs: Sequence[Run],
+    *,
+    figures: Sequence[Published] = (),
+    keep: Callable[[Score], bool] | None = None,
+    card: bool = False,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """Every proportion of these runs with its interval, a row a task, metric and average; published ones as crosses.
+
+    keep: whether a score has a row; all have where it is None.
+    card: for a narrow place that bears the title itself, with labels of two lines.
+    """
+    fig = go.Figure()
+    rows: list[str] = []
+    for i, run in enumerate(runs):
+        scores = [score for score in run.scores if score.proportion and score.low is not None]
+        scores = [score for score in scores if keep is None or keep(score)]
+        rows += [_row(score) for score in scores]
+        values, low, high = ([100 * getattr(score, end) for score in scores] for end in ("value", "low", "high"))
+        fig.add_scatter(
+            x=values, y=[_row(score) for score in scores], name=_named(run), mode="markers", orientation="h",
+            customdata=[(score.n, "-" if score.shots is None else score.shots) for score in scores],
+            hovertemplate="%{y}<br>%{x:.1f}%, n = %{customdata[0]}, %{customdata[1]} shots"
+            "<extra>%{fullData.name}</extra>",
+            **_marks(values, low, high, i),
+        )  # fmt: skip
+    # One cross for a figure, however many runs stand beside it.
+    crosses = {(_row(one.score), one.published): None for run in runs for one in beside(run, figures)}
+    for name in dict.fromkeys(figure.name for _, figure in crosses):
+        mine = [(row, figure) for row, figure in crosses if figure.name == name]
+        fig.add_scatter(
+            x=[100 * figure.value for _, figure in mine], y=[row for row, _ in mine], name=f"{name}, published",
+            mode="markers", orientation="h", marker={"symbol": "x", "size": 10, "color": "#777777"},
+            customdata=[(figure.source, figure.shots, figure.metric) for _, figure in mine],
+            hovertemplate="%{x:.1f}% · %{customdata[2]} · %{customdata[1]} shots<br>%{customdata[0]}<extra></extra>",
+        )  # fmt: skip
+    names = dict.fromkeys(rows)
+    fig.update_xaxes(title="score (%), with 95% interval", range=[0, 100], zeroline=False)
+    fig = _finish(fig, "forest", "Scores", list(names), theme, stamp)
+    return _in_card(fig) if card else fig
+
+
+def differences(found: Comparison, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """B less A with its interval, a row a task, metric and average; filled where Holm's p is below 5%."""
+    shown = [one for one in found.differences if one.a.proportion]
+    sure = [one.holm is not None and one.holm < 0.05 for one in shown]
+    values = [100 * one.value for one in shown]
+    # Where there is no interval the bar has no length.
+    low, high = ([100 * (one.value if end is None else end) for one, end in zip(shown, ends, strict=True)]
+                 for ends in ([one.low for one in shown], [one.high for one in shown]))  # fmt: skip
+    marks = _marks(values, low, high, 0)
+    marks["marker"]["symbol"] = ["square" if yes else "square-open" for yes in sure]
+    fig = go.Figure()
+    fig.add_scatter(
+        x=values, y=[_row(one.a) for one in shown], name="B less A", mode="markers", orientation="h", showlegend=False,
+        customdata=[(one.a.n, "-" if one.holm is None else f"{one.holm:.3g}", one.test) for one in shown],
+        hovertemplate="%{y}<br>%{x:+.1f} points, n = %{customdata[0]}<br>p = %{customdata[1]} (%{customdata[2]}, Holm)"
+        "<extra></extra>",
+        **marks,
+    )  # fmt: skip
+    fig.add_vline(x=0, line={"color": "#888888", "width": 1})
+    fig.update_xaxes(title="difference (percentage points), with 95% interval", zeroline=False)
+    title = f"{_plain(found.b.name)} less {_plain(found.a.name)}"
+    return _finish(fig, "differences", title, list(dict.fromkeys(_row(one.a) for one in shown)), theme, stamp)
+
+
+def save(fig: go.Figure, path: Path) -> None:
+    """Write a figure as a page of its own, that needs no network.
+
+    Raises: DataError if the place cannot be written.
+    """
+    page = fig.to_html(include_plotlyjs=True)
+    write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _marks(values: Sequence[float], low: Sequence[float], high: Sequence[float], i: int) -> dict[str, Any]:
+    colour = COLOURS[i % len(COLOURS)]
+    above = [top - value for top, value in zip(high, values, strict=True)]
+    below = [value - bottom for bottom, value in zip(low, values, strict=True)]
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 2, "width": 5}
+    return {
+        "marker": {"size": 9, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        "error_x": {**bars, "color": colour},
+    }
+
+
+def _finish(fig: go.Figure, kind: str, title: str, rows: Sequence[str], theme: Theme, stamp: Stamp | None) -> go.Figure:
+    """Title, neutral template, identity, and a line for each row in their order from the top."""
+    fig.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1], automargin=True)
+    layout = {
+        "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        "template": "plotly_dark" if theme == "dark" else "plotly_white",
+        "meta": {"kind": kind, **(stamp or {})},
+        "margin": {"l": 10, "r": 20, "t": 90, "b": 50},
+        "height": 160 + 30 * max(2, len(rows)),
+        "scattermode": "group",
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+    }
+    for name, value in layout.items():  # `update_layout` copies the template more than once
+        fig.layout[name] = value
+    return fig
+
+
+def _in_card(fig: go.Figure) -> go.Figure:
+    for trace in fig.data:
+        trace.y = [_two_lines(row) for row in trace.y]
+    rows = [_two_lines(row) for row in fig.layout.yaxis.categoryarray]
+    alone = len(fig.data) == 1
+    fig.update_yaxes(categoryarray=rows)
+    fig.update_layout(
+        title=None, showlegend=not alone, margin_t=10 if alone else 36, height=110 + 54 * max(2, len(rows))
+    )
+    return fig
+
+
+def _two_lines(row: str) -> str:
+    return row.replace(_BETWEEN, "<br>", 1)
+
+
+def _row(score: Score) -> str:
+    return _plain(f"{score.task}{_BETWEEN}{score.label}")
+
+
+def _named(run: Run) -> str:
+    """A run's name, and whether any of its scores is of a part of the questions."""
+    counts = (questions(run, task) for task in {score.task for score in run.scores})
+    return f"{_plain(run.name)}{' (partial)' if any(asked < whole for asked, whole in counts) else ''}"
+
+
+def _plain(text: str) -> str:
+    """Nothing that plotly would take for markup, or a reader for other letters."""
+    return line(text).replace("&", "&amp;").replace("<", "&lt;")

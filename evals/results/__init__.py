@@ -1,0 +1,1 @@
+"""Finished runs on disk: written, found, read as tables, exported."""

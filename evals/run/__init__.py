@@ -1,0 +1,1 @@
+"""One evaluation from settings to results, and many of them as a sweep."""

@@ -1,0 +1,98 @@
+"""The processes of one evaluation: which of them this is, and how they tell each other what they have.
+
+`torchrun` starts them. Those that share a model's layers (tensor parallelism) are one team member and answer the same
+questions; the members share the questions out. Without torchrun there is one process, and nothing here does anything.
+Knows nothing of questions or models.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# Members wait for the slowest, whose share of a long benchmark may take hours; the libraries' own limits are minutes.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place: member `rank` of `size`. `first` is true in one process, which speaks and writes results;
+    `keeps` in one process of each member, which writes down its answers; `reads` in one process of each machine;
+    `away` on every machine but the first one's."""
+
+    rank: int = 0
+    size: int = 1
+    first: bool = True
+    keeps: bool = True
+    reads: bool = True
+    away: bool = False
+    group: Any = None
+
+    def tell(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in every process."""
+        if self.group is None:
+            return make()
+        import torch.distributed as dist
+
+        told: list[Any] = [make() if self.first else None]
+        dist.broadcast_object_list(told, src=0, group=self.group)
+        made: T = told[0]
+        return made
+
+    def gather(self, own: T) -> list[T]:
+        """What every process has, in every process."""
+        if self.group is None:
+            return [own]
+        import torch.distributed as dist
+
+        every: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(every, own, group=self.group)
+        return every
+
+    def leave(self) -> None:
+        """Part from the others at the end of a program."""
+        if self.group is not None:
+            from workbench import parallel
+
+            parallel.close()
+
+
+ALONE = Team()
+
+
+@cache
+def join(tensor_parallel: int = 1) -> Team:
+    """The team that torchrun started, each member `tensor_parallel` processes; one of one outside torchrun.
+
+    Raises: ParallelError if the size does not divide the number of processes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ and tensor_parallel == 1:
+        return ALONE
+    import torch
+    import torch.distributed as dist
+
+    from workbench import parallel
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    parallel.init(tensor_parallel)
+    # Objects go by the processors, whatever the tensors take.
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    member, members = parallel.member()
+    everyone = Team(group=group).gather(socket.gethostname())
+    rank, own = dist.get_rank(), socket.gethostname()
+    return Team(
+        rank=member,
+        size=members,
+        first=rank == 0,
+        keeps=parallel.rank() == 0,
+        reads=everyone.index(own) == rank,
+        away=own != everyone[0],
+        group=group,
+    )

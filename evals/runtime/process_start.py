@@ -1,0 +1,28 @@
+"""When a process started, which tells it from a later process with the same number."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def born(pid: int) -> str | None:
+    """What tells a process from a later one with the same number: when it began; None if it is gone, or a zombie."""
+    try:
+        # The second field is the program's name, in which there may be spaces and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _born_elsewhere(pid)
+    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def _born_elsewhere(pid: int) -> str | None:
+    """Where there is no /proc, as on macOS."""
+    command, language = ["ps", "-o", "stat=,lstart=", "-p", str(pid)], os.environ | {"LC_ALL": "C"}
+    said = subprocess.run(command, capture_output=True, text=True, check=False, env=language)
+    state, _, since = said.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else since.strip()

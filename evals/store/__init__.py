@@ -1,0 +1,1 @@
+"""The response store: every answer a model gave, so that no question is asked twice."""

@@ -1,0 +1,1 @@
+"""The benchmarks: which there are, where their questions come from, how answers are graded."""

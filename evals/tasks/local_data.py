@@ -1,0 +1,228 @@
+"""Benchmark questions from local files, as rows: MMLU's CSVs, GSM8K's JSONL, HumanEval's JSONL.gz, our own
+suites; and which folder they are looked for in.
+
+Nothing is fetched, copied or cached. Knows nothing of prompts or models.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import DataError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+Row = dict[str, Any]
+Splits = dict[str, list[Row]]
+
+
+def home() -> Path:
+    """The data folder where none is named: $WORKBENCH_DATA, else the platform's place for a user's data.
+
+    That is ~/Library/Application Support/llama-workbench on macOS, %LOCALAPPDATA%\\llama-workbench on Windows, and
+    $XDG_DATA_HOME/llama-workbench (~/.local/share/llama-workbench) elsewhere.
+    """
+    if named := os.environ.get("WORKBENCH_DATA"):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "llama-workbench"
+
+
+def folder(given: Path | None) -> Path | None:
+    """The data folder to read: the given one, else `home()` if it is there."""
+    if given is not None:
+        return given
+    found = home()
+    return found if found.is_dir() or "WORKBENCH_DATA" in os.environ else None
+
+
+def _mmlu_rows(path: Path, subject: str) -> list[Row]:
+    rows = []
+    with _opened(path, newline="") as file:
+        for number, record in enumerate(csv.reader(file), 1):
+            if len(record) != 6 or record[5] not in ("A", "B", "C", "D"):
+                raise DataError(
+                    f"{path}: record {number} is not question, four choices and a letter A-D; "
+                    f"found {len(record)} fields, the last {record[-1:]}."
+                )
+            rows.append(
+                {
+                    "question": record[0],
+                    "subject": subject,
+                    "choices": record[1:5],
+                    "answer": "ABCD".index(record[5]),
+                }
+            )
+    return rows
+
+
+_PROGRAM = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of one of the three benchmarks' files, told by its name.
+
+    Raises: DataError if a line is malformed.
+    """
+    if path.suffix == ".csv":
+        return _mmlu_rows(path, path.stem.rpartition("_")[0])
+    if path.name.startswith("HumanEval"):
+        return read_jsonl(path, _PROGRAM)
+    return read_jsonl(path, {"question": str, "answer": str})
+
+
+_EMBEDDED: dict[str, dict[str, type]] = {
+    "demo_mmlu": {"question": str, "subject": str, "choices": list, "answer": int},
+    "demo_gsm8k": {"question": str, "answer": str},
+    "demo_humaneval": _PROGRAM,
+}
+
+
+def embedded(name: str) -> Splits:
+    """One of the suites that come with the package; `dev` holds its few-shot examples, if it has any."""
+    splits = {"test": read_jsonl(ASSETS / f"{name}.jsonl", _EMBEDDED[name])}
+    dev = ASSETS / f"{name}_dev.jsonl"
+    splits["dev"] = read_jsonl(dev, _EMBEDDED[name]) if dev.is_file() else []
+    return splits
+
+
+def _mmlu(root: Path, subject: str) -> dict[str, Path]:
+    """Hendrycks' layout: `{test,dev}/<subject>_{test,dev}.csv`, no header, the answer a letter."""
+    folder = _folder(root, "mmlu", Path("test") / f"{subject}_test.csv", "MMLU", ("", "data"))
+    return {split: folder / split / f"{subject}_{split}.csv" for split in ("test", "dev")}
+
+
+def _gsm8k(root: Path, name: str) -> dict[str, Path]:
+    folder = _folder(root, "gsm8k", Path("test.jsonl"), "GSM8K")
+    return {split: folder / f"{split}.jsonl" for split in ("test", "train")}
+
+
+def _humaneval(root: Path, name: str) -> dict[str, Path]:
+    places = [folder / f"HumanEval.jsonl{end}" for folder in (root / "humaneval", root) for end in (".gz", "")]
+    for path in places:
+        if path.is_file():
+            return {"test": path}
+    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
+
+
+# By the names that lm-eval's definitions have for them; two copies of MMLU hold the same questions.
+_PLACES: dict[str, Callable[[Path, str], dict[str, Path]]] = {
+    "cais/mmlu": _mmlu,
+    "hails/mmlu_no_train": _mmlu,
+    "openai/gsm8k": _gsm8k,
+    "openai/openai_humaneval": _humaneval,
+}
+
+
+def is_embedded(dataset: str) -> bool:
+    """Whether a data set comes with the package."""
+    return dataset in _EMBEDDED
+
+
+def readable(dataset: str) -> bool:
+    """Whether a data set is one that this module reads."""
+    return dataset in _EMBEDDED or dataset in _PLACES
+
+
+def present(dataset: str, name: str | None, root: Path | None) -> bool:
+    """Whether `load` would find its files; they are not read."""
+    if dataset in _EMBEDDED or dataset not in _PLACES or root is None:
+        return dataset in _EMBEDDED
+    try:
+        return all(path.is_file() for path in _PLACES[dataset](root, name or "").values())
+    except DataError:
+        return False
+
+
+def load(dataset: str, name: str | None, root: Path | None) -> Splits:
+    """The rows of a data set by lm-eval's name for it, out of the user's data folder or out of the package.
+
+    Raises: DataError if there is no folder, no such file in it, or a malformed line.
+    """
+    if dataset in _EMBEDDED:
+        return embedded(dataset)
+    if dataset not in _PLACES:
+        raise DataError(f"no local files are known for the data set {dataset!r}.")
+    if root is None:
+        raise DataError(
+            f"this benchmark reads its questions from local files, and {home()} does not exist: give their folder "
+            "with --data, or make one with `workbench eval prepare`. --online fetches them from the hub."
+        )
+    return {split: read_file(path) for split, path in _PLACES[dataset](root, name or "").items()}
+
+
+def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
+    """Rows of a JSON-lines file, gzipped or not, of which each has these fields.
+
+    Raises: DataError with the line's number.
+    """
+    rows = []
+    for number, row in objects(path):
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind):
+                raise DataError(f"{path}: line {number} has no field {name!r} of type {kind.__name__}.")
+        rows.append({name: row[name] for name in fields})
+    return rows
+
+
+def objects(path: Path) -> Iterator[tuple[int, Row]]:
+    """The objects of a JSON-lines file, gzipped or not, each with its line's number.
+
+    Raises: DataError with the line's number, or if there are none.
+    """
+    number, some = 0, False
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{path}: line {number} has no fields: it is no JSON object.")
+                    some = True
+                    yield number, row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 behind line {number} ({error.reason}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: cut short or damaged behind line {number} ({error}).") from error
+    if not some:
+        raise DataError(f"{path} is empty.")
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows, which says whether two runs had the same questions."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def _folder(root: Path, name: str, member: Path, title: str, inner: tuple[str, ...] = ("",)) -> Path:
+    """Where a benchmark lies: in its own folder under the root, or in the root itself."""
+    for base in (root / name, root):
+        for part in inner:
+            if (base / part / member).is_file():
+                return base / part
+    if not root.is_dir():
+        raise DataError(f"the data folder {root} does not exist.")
+    raise DataError(f"{title} is not in {root}: expected {root / name / member}. Give its folder with --data.")
+
+
+def _opened(path: Path, newline: str | None = None) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8", newline=newline)

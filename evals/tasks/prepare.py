@@ -1,0 +1,314 @@
+"""One data folder out of what people have: MMLU's CSVs or their tar, GSM8K's and HumanEval's JSON lines, the hub's
+parquet, or whole data sets of the hub under their own names.
+
+The folder has `mmlu/{test,dev}/*.csv`, `gsm8k/{test,train}.jsonl`, `humaneval/HumanEval.jsonl.gz`, data sets by name
+below `hub/`, and a manifest: source, layout, licence, rows and SHA-256 of every file. A file that has its layout
+already is copied byte for byte. Knows nothing of tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from evals.tasks import known_datasets, local_data
+from workbench.errors import DataError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_PARTS = {
+    frozenset({"question", "subject", "choices", "answer"}): "mmlu",
+    frozenset({"question", "answer"}): "gsm8k",
+    frozenset({"task_id", "prompt", "canonical_solution", "test", "entry_point"}): "humaneval",
+}
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)=(.+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a source, which may lie in an archive."""
+
+    name: PurePosixPath
+    read: Callable[[], bytes]
+
+
+def prepare(sources: Sequence[str | Path], target: Path) -> dict[str, Any]:
+    """Bring what these sources hold into a data folder, and return its manifest.
+
+    sources: folders, archives (.tar, .tar.gz) and files, searched for the three benchmarks; `org/name=FOLDER` takes a
+    folder as the hub's data set of that name. What the target has and no source brings stays.
+
+    Raises: DataError if a source does not exist, holds no benchmark, contradicts itself or is malformed; nothing has
+    been changed then.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".preparing-") as scratch:
+            staged = Path(scratch)
+            for source in map(str, sources):
+                found = _hub(source, staged) if _HUB_NAME.fullmatch(source) else _benchmarks(source, staged)
+                if twice := sorted(found.keys() & entries.keys()):
+                    raise DataError(f"{twice[0]} is in two of the sources; {source} is the second.")
+                entries |= found
+            manifest = read_manifest(target) or {"format": _FORMAT, "sets": {}}
+            _take_in(staged, target, manifest, entries)
+    except OSError as error:
+        raise DataError(f"{target} cannot be prepared: {error}.") from error
+    finally:
+        with suppress(OSError):  # a folder that has become one of data is not empty
+            target.rmdir()
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `prepare` said of a data folder; None for a folder that it did not make.
+
+    Raises: DataError if it is not whole.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        whole = manifest["format"] == _FORMAT and all("files" in entry for entry in manifest["sets"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no manifest ({error!r}); prepare the folder again.") from error
+    if not whole:
+        raise DataError(f"{path} is a manifest of another version, {manifest['format']}; prepare the folder again.")
+    return dict(manifest)
+
+
+def missing(benchmark: str, rows: dict[str, int]) -> list[str]:
+    """What a benchmark lacks of its published size, from the rows of each of its files by path."""
+    wanted = known_datasets.files(benchmark)
+    absent = [path for path in wanted if path not in rows]
+    named = ", ".join([*absent[:3], "..."] if len(absent) > 3 else absent)
+    found = [f"{len(absent)} of {len(wanted)} files are not there: {named}"] if absent else []
+    for path, (_, n) in wanted.items():
+        if path in rows and rows[path] != n:
+            found.append(f"{path} has {rows[path]} rows, the published one {n}")
+    return found
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with a prepared folder: absent files, files that changed, benchmarks that are not whole.
+
+    Raises: DataError if it was not prepared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(f"{folder} has no {MANIFEST}; `workbench eval prepare SOURCE --data {folder}` makes one.")
+    problems = []
+    for name, entry in manifest["sets"].items():
+        for path, facts in entry["files"].items():
+            if not (folder / path).is_file():
+                problems.append(f"{name}: {path} is gone")
+            elif _sha256((folder / path).read_bytes()) != facts["sha256"]:
+                problems.append(f"{name}: {path} is not what was prepared: its SHA-256 differs")
+        problems += [f"{name}: {what}" for what in entry["missing"]]
+    return problems
+
+
+def _benchmarks(source: str, staged: Path) -> dict[str, dict[str, Any]]:
+    """Write the benchmarks of a source into the scratch folder, read them back, and describe them."""
+    files: dict[str, tuple[bytes, str, str]] = {}  # by target: content, layout, where it was
+    tables: dict[tuple[str, str], dict[str, list[local_data.Row]]] = {}  # by benchmark and split, then configuration
+    for member in _members(Path(source).expanduser()):
+        if member.name.suffix == ".parquet":
+            _read_parquet(member, tables)
+        elif (content := _in_layout(member)) is not None:
+            path, layout, text = content
+            if path in files and files[path][0] != text:
+                raise DataError(f"{source} has two different {path}: {files[path][2]} and {member.name}; give one.")
+            files[path] = (text, layout, str(member.name))
+    brought = {path.partition("/")[0] for path in files}
+    for (benchmark, split), by_name in tables.items():
+        if benchmark not in brought:  # what has its layout already is taken as it is
+            # The hub's MMLU has every question twice: in `all`, and in its subject's folder.
+            rows = by_name["all"] if "all" in by_name else [row for name in sorted(by_name) for row in by_name[name]]
+            files |= {path: (text, "hub parquet", split) for path, text in _in_files(benchmark, split, rows)}
+    if not files:
+        raise DataError(
+            f"{source} holds no MMLU CSVs ({{dev,test}}/<subject>_test.csv), no GSM8K or HumanEval JSON lines, and no "
+            "parquet of theirs; give another data set of the hub as org/name=FOLDER."
+        )
+    for path, (text, _, _) in files.items():
+        _write(staged / path, text)
+    return {name: _describe(name, source, files, staged) for name in known_datasets.BENCHMARKS if _has(files, name)}
+
+
+def _has(files: Iterable[str], benchmark: str) -> bool:
+    return any(path.startswith(f"{benchmark}/") for path in files)
+
+
+def _describe(name: str, source: str, files: dict[str, tuple[bytes, str, str]], staged: Path) -> dict[str, Any]:
+    about, facts = known_datasets.BENCHMARKS[name], {}
+    splits = {path: split for path, (split, _) in known_datasets.files(name).items()}
+    for path in sorted(path for path in files if path in splits):
+        try:
+            rows = local_data.read_file(staged / path)
+        except DataError as error:
+            raise DataError(f"{source}: {str(error).replace(f'{staged}/', '')}") from error
+        facts[path] = {"rows": len(rows), "sha256": _sha256(files[path][0])}
+    return {
+        "source": str(Path(source).expanduser().absolute()),
+        "layout": next(layout for path, (_, layout, _) in files.items() if path in facts),
+        "licence": about.licence,
+        "origin": about.origin,
+        "rows": {split: sum(f["rows"] for p, f in facts.items() if splits[p] == split) for split in about.rows},
+        "missing": missing(name, {path: fact["rows"] for path, fact in facts.items()}),
+        "files": facts,
+    }
+
+
+def _members(source: Path) -> Iterator[Member]:
+    if source.is_dir():
+        for folder, folders, names in os.walk(source):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder) / name
+                yield Member(PurePosixPath(path.absolute().as_posix()), path.read_bytes)
+    elif not source.is_file():
+        raise DataError(f"{source} does not exist.")
+    elif ".tar" in source.suffixes or source.suffix == ".tgz":
+        yield from _archived(source)
+    else:
+        yield Member(PurePosixPath(source.absolute().as_posix()), source.read_bytes)
+
+
+def _archived(source: Path) -> Iterator[Member]:
+    """An archive's files, read in their places: nothing is unpacked, so no name in it can point anywhere."""
+    try:
+        with tarfile.open(source) as archive:
+            for info in archive:
+                if info.isfile() and (file := archive.extractfile(info)) is not None:
+                    yield Member(PurePosixPath(info.name), file.read)
+    except tarfile.TarError as error:
+        raise DataError(f"{source} is no archive that can be read ({error}).") from error
+
+
+def _in_layout(member: Member) -> tuple[str, str, bytes] | None:
+    """Where a file goes that is as the data folder wants it, the name of its layout, and what it holds."""
+    name = member.name.name
+    if parts := re.fullmatch(r"(\w+)_(test|dev)\.csv", name):
+        if parts[1] in known_datasets.MMLU_TEST and member.name.parent.name == parts[2]:
+            return f"mmlu/{parts[2]}/{name}", "Hendrycks' CSV", member.read()
+    elif name in ("HumanEval.jsonl.gz", "human-eval-v2-20210705.jsonl.gz"):
+        return "humaneval/HumanEval.jsonl.gz", "HumanEval JSONL", member.read()
+    elif name == "HumanEval.jsonl":
+        return "humaneval/HumanEval.jsonl.gz", "HumanEval JSONL", gzip.compress(member.read(), mtime=0)
+    elif name in ("train.jsonl", "test.jsonl"):
+        text = member.read()
+        try:
+            fields = set(json.loads(text.partition(b"\n")[0]))
+        except (ValueError, TypeError):
+            fields = set()
+        if fields == {"question", "answer"}:
+            return f"gsm8k/{name}", "GSM8K JSONL", text
+    return None
+
+
+def _read_parquet(member: Member, tables: dict[tuple[str, str], dict[str, list[local_data.Row]]]) -> None:
+    """Add the rows of a parquet file that is a benchmark's, by split and configuration; others are passed over."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    split, config = member.name.stem.partition("-")[0], member.name.parent.name
+    if split.isdigit():  # <configuration>/<split>/0000.parquet, as the hub converts
+        split, config = config, member.name.parent.parent.name
+    try:
+        file = pq.ParquetFile(io.BytesIO(member.read()))
+        benchmark = _PARTS.get(frozenset(file.schema_arrow.names))
+        # GSM8K's other configuration has the same questions with other answers.
+        if benchmark is not None and split in known_datasets.BENCHMARKS[benchmark].rows and config != "socratic":
+            tables.setdefault((benchmark, split), {}).setdefault(config, []).extend(file.read().to_pylist())
+    except pa.ArrowException as error:
+        raise DataError(f"{member.name} is no parquet that can be read ({error}).") from error
+
+
+def _in_files(benchmark: str, split: str, rows: list[local_data.Row]) -> Iterator[tuple[str, bytes]]:
+    """A table's rows in the layout of the data folder."""
+    if benchmark == "mmlu":
+        by_subject: dict[str, list[local_data.Row]] = {}
+        for row in rows:
+            by_subject.setdefault(row["subject"], []).append(row)
+        for subject, these in by_subject.items():
+            text = io.StringIO(newline="")
+            lines = ([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in these)
+            # Ends of lines of two characters, so that either is quoted within a field.
+            csv.writer(text, lineterminator="\r\n").writerows(lines)
+            yield f"mmlu/{split}/{subject}_{split}.csv", text.getvalue().encode()
+        return
+    lines_ = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if benchmark == "gsm8k":
+        yield f"gsm8k/{split}.jsonl", lines_
+    else:
+        yield "humaneval/HumanEval.jsonl.gz", gzip.compress(lines_, mtime=0)
+
+
+def _hub(source: str, staged: Path) -> dict[str, dict[str, Any]]:
+    """Copy a data set of the hub as it is; which files are which split is for its README to say, or their names."""
+    parts = _HUB_NAME.fullmatch(source)
+    assert parts is not None
+    name, folder = parts[1], Path(parts[2]).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give a data set of the hub as {name}=FOLDER.")
+    facts = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        below = path.relative_to(folder)
+        if not any(part.startswith(".") for part in below.parts):
+            content = path.read_bytes()
+            _write(staged / "hub" / name / below, content)
+            facts[f"hub/{name}/{below.as_posix()}"] = {"sha256": _sha256(content)}
+    if not facts:
+        raise DataError(f"{folder} has no files.")
+    readme = folder / "README.md"
+    stated = re.search(r"^license:\s*(.+)$", readme.read_text("utf-8"), re.M) if readme.is_file() else None
+    licence = stated[1].strip() if stated else "not stated in the folder"
+    about = {"source": str(folder.absolute()), "layout": "hub", "licence": licence}
+    return {f"hub/{name}": {**about, "origin": f"{name} on the Hugging Face hub", "missing": [], "files": facts}}
+
+
+def _take_in(staged: Path, target: Path, manifest: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
+    """Move the new files in. Stopped in between, the manifest does not claim what is half there."""
+    old = {path for name in entries for path in manifest["sets"].pop(name, {"files": {}})["files"]}
+    _write_manifest(target, manifest)
+    new = [path for entry in entries.values() for path in entry["files"]]
+    for path in new:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged / path, target / path)
+    for path in old.difference(new):
+        (target / path).unlink(missing_ok=True)
+    manifest["sets"] |= entries
+    _write_manifest(target, manifest)
+
+
+def _write_manifest(target: Path, manifest: dict[str, Any]) -> None:
+    temporary = target / f"{MANIFEST}.tmp"
+    _write(temporary, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    os.replace(temporary, target / MANIFEST)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
