@@ -16,14 +16,19 @@ from safetensors import SafetensorError, safe_open
 
 from dashboard.busy import once_for_all
 from dashboard.settings import Settings
-from probes import attention, attribution, lens, neurons, norms, rope
+from probes.attention import head_metrics
+from probes.logits import logit_attribution, logit_lens
+from probes.mlp import neurons
+from probes.norms import rms_norms
+from probes.rope import head_scores
 from workbench.capture import Capture
 from workbench.errors import CaptureError, DataError
 from workbench.hooks import expand, layer_of, point_of
 
 HOOKS = tuple(
     dict.fromkeys(
-        (*attention.HOOKS, *rope.HOOKS, *norms.HOOKS, *lens.HOOKS, *attribution.HOOKS, *neurons.HOOKS,
+        (*head_metrics.HOOKS, *head_scores.HOOKS, *rms_norms.HOOKS, *logit_lens.HOOKS, *logit_attribution.HOOKS,
+         *neurons.HOOKS,
          "blocks.*.attn.hook_z", "blocks.*.hook_attn_out", "ln_final.hook_out", "hook_logits")
     )
 )  # fmt: skip

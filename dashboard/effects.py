@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import workbench as wb
-from probes.lens import position_blocks
-from probes.results import frozen
+from probes.base.result import frozen
+from probes.logits.logit_lens import position_blocks
 from workbench.capture import Capture
 from workbench.intervene import Ablate, Intervention, from_json
 from workbench.model import Transformer

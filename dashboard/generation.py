@@ -13,7 +13,7 @@ import streamlit as st
 from dashboard import state
 from dashboard.source import running
 from dashboard.state import NO_CHANGES
-from probes.sampled import Choice, Sampled, choices, gathered
+from probes.generation.token_choices import Choice, Sampled, choices, gathered
 from workbench.intervene import from_json
 from workbench.model import Transformer
 from workbench.sampling import Sampling
@@ -54,8 +54,8 @@ class Request:
         sampling, step = self.sampling, query + 2 - len(self.given.ids)
         return f"""
 import torch, workbench as wb
-from probes.attention import HOOKS, head_metrics
-from probes.sampled import sampled
+from probes.attention.head_metrics import HOOKS, head_metrics
+from probes.generation.token_choices import sampled
 from workbench.sampling import Sampling
 
 model = wb.load_model({self.path!r}).eval().requires_grad_(False)

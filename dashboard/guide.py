@@ -16,7 +16,8 @@ from dashboard.frame import card, problem
 from dashboard.request import Request
 from dashboard.settings import Settings
 from evals.results.runs import Run
-from probes.heads import RULES, Head, catalogue, repeat_scores, text_scores
+from probes.attention.head_types import RULES, catalogue, repeat_scores, text_scores
+from probes.base.head_names import Head
 from workbench.errors import DataError, WorkbenchError
 from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from probes.figures.drawing import COLOURS, Theme
+from probes.base.drawing import COLOURS, Theme
 
 # Ink of labels, lines of the grid, the paper, and the edge of what stands on it. Streamlit's own grey on white has a
 # contrast of 3.7 to 1, too little to be read by everybody.

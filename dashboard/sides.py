@@ -13,9 +13,9 @@ from dashboard.samples import SMALL
 from dashboard.source import MAX_CHARS, Input
 from dashboard.state import NO_CHANGES, Held
 from dashboard.text import plain
-from probes.alignment import Align
-from probes.comparison import Comparison, compare
-from probes.maps import HOOKS as MAP_HOOKS
+from probes.attention.head_map import HOOKS as MAP_HOOKS
+from probes.comparison.alignment import Align
+from probes.comparison.compare_runs import Comparison, compare
 from workbench.capture import Capture
 from workbench.errors import DataError, WorkbenchError
 from workbench.intervene import from_json, to_json
@@ -116,7 +116,7 @@ def shared(a: Input, b: Input) -> Shared | None:
 
 
 def compared(model: Transformer, a: Capture, b: Capture, align: Align) -> Comparison:
-    """`probes.comparison.compare`, in the form that `state.once_between` calls."""
+    """`probes.comparison.compare_runs.compare`, in the form that `state.once_between` calls."""
     return compare(a, b, align=align)
 
 

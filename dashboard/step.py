@@ -16,9 +16,9 @@ from dashboard.state import NO_CHANGES, Held
 from dashboard.tables import Column, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import short, visible
-from probes.attention import HOOKS, METRICS, head_metrics
-from probes.maps import MAX_CELLS, head_map, strongest_keys
-from probes.sampled import Sampled
+from probes.attention.head_map import MAX_CELLS, head_map, strongest_keys
+from probes.attention.head_metrics import HOOKS, METRICS, head_metrics
+from probes.generation.token_choices import Sampled
 from workbench.model import Transformer
 
 COLOURS = {

@@ -11,7 +11,7 @@ from dashboard.frame import problem
 from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.text import plotly_text
-from probes.attribution import likeliest
+from probes.logits.logit_attribution import likeliest
 from workbench.errors import DataError
 from workbench.model import Transformer
 

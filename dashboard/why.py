@@ -19,8 +19,8 @@ from evals.explain.explain import Explanation
 from evals.explain.replay import changes_of, entry_of
 from evals.interventions import described
 from evals.results.runs import Run
-from probes.explain import Explanation as Parts
-from probes.figures import drawing
+from probes.base import drawing
+from probes.logits.explain import Explanation as Parts
 from workbench.errors import DataError
 from workbench.intervene import Ablate, to_json
 from workbench.model import Transformer

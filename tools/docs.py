@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from probes.results import Result
+from probes.base.result import Result
 from workbench.cli import app
 from workbench.hooks import HOOKS
 
@@ -100,17 +100,20 @@ def cli_page() -> str:
 
 
 PROBES = {
-    "Where heads look": ("attention", "maps", "received", "heads", "groups", "retrieval"),
-    "What heads do": ("ablation", "specimen"),
-    "What is moved, and from where": ("flow", "weighted", "routes"),
-    "Rotary position embedding": ("rotation", "rope", "turning", "positions"),
-    "Norms and the residual stream": ("norms", "norm_lab", "generated"),
-    "What a text was drawn from": ("sampled",),
-    "What the stream says about the output": ("lens", "tuned", "attribution", "within", "explain"),
-    "Patching": ("pairs", "patching", "attribution_patching", "paths"),
-    "Neurons": ("neurons",),
-    "Two runs, and errors": ("comparison", "comparison_runs", "alignment", "finite"),
+    "Where heads look": "attention",
+    "What is moved, and from where": "flow",
+    "Rotary position embedding": "rope",
+    "Norms and the residual stream": "norms",
+    "What the stream says about the output": "logits",
+    "Neurons": "mlp",
+    "Ablation and patching": "patching",
+    "Generated text": "generation",
+    "Two runs": "comparison",
+    "Values that are not finite": "base.non_finite",
 }
+"""Headings of the probes' page, and the folder or module below each."""
+
+
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
 
 
@@ -169,12 +172,21 @@ def result_lines(kind: type[Result]) -> list[str]:
     lines += [f"- **Units** {kind.UNITS}"]
     if kind.FIGURE:
         module, _, name = kind.FIGURE.rpartition(".")
-        draw = getattr(importlib.import_module(f"probes.{module}"), name)
+        draw = getattr(importlib.import_module(module), name)
         options = [p for p in list(inspect.signature(draw).parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
         shown = ", ".join(f"`{p.name}={p.default!r}`" for p in options if p.name not in ("theme", "stamp"))
         what = " ".join(re.split(r"\n\n|\s+Shapes:", inspect.cleandoc(draw.__doc__ or ""))[0].split())
         lines += [f"- **Figure** {what}" + (f" Options: {shown}." if shown else "")]
     return [*lines, ""]
+
+
+def measurements(room: str) -> list[str]:
+    """The modules of a folder of probes, without its figures and commands; a module is itself."""
+    folder = DOCS.parent / "probes" / room
+    if not folder.is_dir():
+        return [room]
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    return [f"{room}.{name}" for name in names if name != "__init__" and not name.endswith(("figures", "commands"))]
 
 
 def probes_page() -> str:
@@ -189,16 +201,17 @@ def probes_page() -> str:
         "shows it without either. Numbers such as 2309.17453 are arXiv papers.",
         "",
     ]
-    modules = {name: importlib.import_module(f"probes.{name}") for names in PROBES.values() for name in names}
-    contents = []
-    for topic, names in PROBES.items():
+    contents, modules = [], []
+    for topic, room in PROBES.items():
         contents += [f"**{topic}**", ""]
-        for name in names:
-            about = (inspect.getdoc(modules[name]) or "").split("\n\n")[0]
-            contents.append(f"- [{name}](#probes{name}): {cell(about)}")
+        for name in measurements(room):
+            module = importlib.import_module(f"probes.{name}")
+            about = (inspect.getdoc(module) or "").split("\n\n")[0]
+            contents.append(f"- [{name}](#probes{name.replace('.', '')}): {cell(about)}")
+            modules.append(module)
         contents.append("")
     shown: set[type] = set()
-    sections = [line for module in modules.values() for line in probe_section(module, shown)]
+    sections = [line for module in modules for line in probe_section(module, shown)]
     return "\n".join(intro + contents + sections).rstrip() + "\n"
 
 

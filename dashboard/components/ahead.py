@@ -13,7 +13,7 @@ import streamlit as st
 
 from dashboard.components import figure
 from dashboard.components.bars import over_tokens
-from probes.figures import drawing
+from probes.base import drawing
 
 _CODE = Path(st.__file__).parent / "static" / "static" / "js"
 _KINDS = ("Selectbox", "NumberInput", "ButtonGroup", "Checkbox", "Slider", "TextArea", "TextInput", "Metric",

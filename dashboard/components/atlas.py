@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.components.figure import figure
 from dashboard.frame import offer
-from probes.figures import drawing
+from probes.base import drawing
 from workbench.config import ModelConfig
 
 Cell = tuple[int, int]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures.drawing import COLOURS, Stamp, add_lines, finish
+from probes.base.drawing import COLOURS, Stamp, add_lines, finish
 
 
 def over_tokens(

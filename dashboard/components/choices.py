@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard.text import short
-from probes.sampled import Sampled
+from probes.generation.token_choices import Sampled
 
 PROMPT_SHOWN = 40
 """Tokens of the prompt's end that stand before the text: enough to read on from."""

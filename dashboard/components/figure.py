@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import look, room
-from probes.figures.drawing import Theme
+from probes.base.drawing import Theme
 
 CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # below the address of the dashboard
 HEIGHT = 450  # pixels of a figure that names none

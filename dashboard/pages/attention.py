@@ -15,8 +15,8 @@ from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plotly_labels, short
-from probes.attention import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
-from probes.maps import MAX_CELLS, HeadMap, head_map
+from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
+from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from workbench.intervene import from_json
 from workbench.model import Transformer
 
@@ -274,8 +274,8 @@ def _take_away(head: Head, given: Input, metrics: HeadMetrics, found: HeadMap, v
     head.code(
         f"""
 import torch, workbench as wb
-from probes.attention import HOOKS, head_metrics
-from probes.maps import head_map
+from probes.attention.head_metrics import HOOKS, head_metrics
+from probes.attention.head_map import head_map
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}

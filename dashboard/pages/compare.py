@@ -13,10 +13,10 @@ from dashboard.state import Held
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
-from probes.comparison import Comparison, HeadDifferences
-from probes.figures.comparison import logits as logit_figure
-from probes.figures.side_by_side import SIDE, side_by_side
-from probes.maps import HeadMap, head_map
+from probes.attention.head_map import HeadMap, head_map
+from probes.attention.pair_figures import SIDE, side_by_side
+from probes.comparison.compare_runs import Comparison, HeadDifferences
+from probes.comparison.figures import logits as logit_figure
 from workbench.hooks import PATTERN, layer_of
 
 ABOUT = Help(
@@ -242,7 +242,7 @@ def _hooks(found: Comparison) -> None:
 def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, maps: tuple[HeadMap, HeadMap]) -> None:
     lines = [
         "import torch, workbench as wb",
-        "from probes.comparison import compare",
+        "from probes.comparison.compare_runs import compare",
         "from workbench.intervene import from_json",
         "",
         f"HOOKS = {list(sides.HOOKS)!r}",

@@ -11,7 +11,7 @@ from dashboard.frame import Help, chart, page, problem
 from dashboard.generation import Given, Request, Written
 from dashboard.targets import token_bytes
 from dashboard.text import plain, plotly_labels
-from probes.sampled import Sampled
+from probes.generation.token_choices import Sampled
 from workbench import sizes
 from workbench.errors import CaptureBudgetError, GenerationError
 from workbench.model import Transformer

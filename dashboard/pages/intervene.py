@@ -16,7 +16,7 @@ from dashboard.source import Input
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import LETTERS, Asked, token_bytes
 from dashboard.text import plain, plotly_labels, short
-from probes.figures import drawing
+from probes.base import drawing
 from workbench.intervene import Intervention, from_json, to_json
 from workbench.model import Transformer
 

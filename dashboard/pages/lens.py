@@ -13,10 +13,10 @@ from dashboard.state import Held
 from dashboard.tables import Column, plain_table
 from dashboard.targets import Asked, plotly_names, token_bytes
 from dashboard.text import plotly_labels, short
-from probes import attribution, lens
-from probes.attribution import LogitAttribution, Target
-from probes.lens import LogitLens
-from probes.tuned import FILE, TunedLens, tuned_lens
+from probes.logits import logit_attribution, logit_lens
+from probes.logits.logit_attribution import LogitAttribution, Target
+from probes.logits.logit_lens import LogitLens
+from probes.logits.tuned_lens import FILE, TunedLens, tuned_lens
 from workbench import parallel
 from workbench.capture import Capture
 from workbench.model import Transformer
@@ -42,7 +42,7 @@ ABOUT = Help(
         "error of the frozen norm": "https://arxiv.org/abs/2507.02559",
     },
 )
-HOOKS = tuple(dict.fromkeys((*lens.HOOKS, *attribution.HOOKS)))
+HOOKS = tuple(dict.fromkeys((*logit_lens.HOOKS, *logit_attribution.HOOKS)))
 TOP_K = 10  # decoded once; the control shows as many of them as are asked for
 MOST_HEADS = 64  # that are listed
 CELLS = {"Probability": "probability", "KL to the output": "kl", "Rank": "rank"}
@@ -95,7 +95,7 @@ def show() -> None:
 def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> LogitLens:
     """The logit lens, or the tuned one whose file has this time of change."""
     if not through:
-        return lens.logit_lens(model, cap, **options)
+        return logit_lens.logit_lens(model, cap, **options)
     origin = state.origin(model)
     assert origin is not None
     return tuned_lens(model, cap, TunedLens.load(origin.path, model), **options)
@@ -169,7 +169,7 @@ def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd
             f"{short(token_bytes(model, token), 9)} {np.exp(logprob):.3f}"
             for token, logprob in zip(ids.tolist(), logprobs, strict=True)
         ]
-        rows.append(["embed" if layer == lens.EMBED else str(layer), *cells])
+        rows.append(["embed" if layer == logit_lens.EMBED else str(layer), *cells])
     return pd.DataFrame(rows, columns=["Layer", *(str(rank + 1) for rank in range(len(rows[0]) - 1))])
 
 
@@ -177,7 +177,7 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
     pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
     wanted: list[Target] = [*pairs, *asked.tokens]
     names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
-    made = state.once_on(model, held, attribution.logit_attribution, tuple(wanted), position=asked.position)
+    made = state.once_on(model, held, logit_attribution.logit_attribution, tuple(wanted), position=asked.position)
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch", key="attribution_card"):
         if st.session_state.get("logit") not in (None, *names):
@@ -249,9 +249,9 @@ def _take_away(head: Head, given: Input, asked: Asked, made: LogitAttribution, r
     head.code(
         f"""
 import torch, workbench as wb
-from probes.attribution import HOOKS as PARTS, logit_attribution
-from probes.lens import HOOKS, logit_lens
-from probes.tuned import TunedLens, tuned_lens
+from probes.logits.logit_attribution import HOOKS as PARTS, logit_attribution
+from probes.logits.logit_lens import HOOKS, logit_lens
+from probes.logits.tuned_lens import TunedLens, tuned_lens
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}

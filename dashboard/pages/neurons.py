@@ -15,7 +15,7 @@ from dashboard.state import Held
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.targets import token_bytes
 from dashboard.text import plotly_labels, short
-from probes.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
+from probes.mlp.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
 from workbench.capture import Capture
 from workbench.model import Transformer
 
@@ -166,7 +166,7 @@ def _take_away(
     head.code(
         f"""
 import torch, workbench as wb
-from probes.neurons import HOOKS, neuron_statistics, neuron_tokens
+from probes.mlp.neurons import HOOKS, neuron_statistics, neuron_tokens
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}

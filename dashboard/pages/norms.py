@@ -12,8 +12,8 @@ from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.tables import Column, plain_table
 from dashboard.text import plotly_labels, short
-from probes import norms
-from probes.maps import MAX_CELLS
+from probes.attention.head_map import MAX_CELLS
+from probes.norms import rms_norms
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -40,7 +40,7 @@ NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
 def show() -> None:
     with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
         model = state.model()
-        given = source.choose(model, norms.HOOKS)
+        given = source.choose(model, rms_norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
             view = state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
             norm = "ln1"
@@ -61,8 +61,8 @@ def show() -> None:
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, norms.HOOKS, given.changes)
-        rms = state.once(held, norms.input_rms)
+        held = state.capture(model, given.ids, rms_norms.HOOKS, given.changes)
+        rms = state.once(held, rms_norms.input_rms)
         if rms.nonfinite:
             st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
         skip = int(first and len(given) > 1)
@@ -74,7 +74,7 @@ def show() -> None:
             _contributions(head, held, given, skip)
 
 
-def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) -> None:
+def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int) -> None:
     start, stop = _window(len(given), skip)
     shown = replace(rms, rms=rms.rms[:, :, start:stop])
     left, right = st.columns([1.7, 1])
@@ -83,13 +83,13 @@ def _rms(head: Head, rms: norms.InputRms, given: Input, norm: str, skip: int) ->
         fig = shown.figure(labels=labels, norm=norm)
         chart(fig, key="rms", height=470)
     with right, card("By layer", help="Over the tokens that are shown.", height="stretch"):
-        rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, norms.FINAL)]
+        rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, rms_norms.FINAL)]
         values = shown.rms[rows, 0]
         largest = np.nanargmax(np.where(np.isfinite(values), values, -1.0), axis=1)
         plain_table(
             pd.DataFrame(
                 {
-                    "layer": ["final" if rms.norms[i][1] == norms.FINAL else str(rms.norms[i][0]) for i in rows],
+                    "layer": ["final" if rms.norms[i][1] == rms_norms.FINAL else str(rms.norms[i][0]) for i in rows],
                     "median": pd.DataFrame(values).median(axis=1),
                     "largest": values[np.arange(len(rows)), largest],
                     "at": [short(given.tokens[start + i], 24) for i in largest],
@@ -118,8 +118,8 @@ def _window(length: int, skip: int) -> tuple[int, int]:
 
 
 def _gains(head: Head, model: Transformer, norm: str) -> None:
-    found = state.once_per_model(model, norms.gain_statistics)
-    rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, norms.FINAL)]
+    found = state.once_per_model(model, rms_norms.gain_statistics)
+    rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, rms_norms.FINAL)]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(norm=norm), key="gains", height=450)
@@ -127,7 +127,9 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
         plain_table(
             pd.DataFrame(
                 {
-                    "layer": ["final" if found.norms[i][1] == norms.FINAL else str(found.norms[i][0]) for i in rows],
+                    "layer": [
+                        "final" if found.norms[i][1] == rms_norms.FINAL else str(found.norms[i][0]) for i in rows
+                    ],
                     "mean": found.mean[rows],
                     "std": found.std[rows],
                     "kurtosis": found.kurtosis[rows],
@@ -145,7 +147,7 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
     head.code(
         f"""
 import workbench as wb
-from probes.norms import gain_statistics
+from probes.norms.rms_norms import gain_statistics
 
 gain_statistics(wb.load_model({state.model_path()!r})).frame()
 """
@@ -154,8 +156,8 @@ gain_statistics(wb.load_model({state.model_path()!r})).frame()
 
 
 def _activations(head: Head, held: Held, given: Input) -> None:
-    massive = state.once(held, norms.massive_activations)
-    outliers = state.once(held, norms.outlier_dimensions)
+    massive = state.once(held, rms_norms.massive_activations)
+    outliers = state.once(held, rms_norms.outlier_dimensions)
     with st.container(border=True):
         fig = massive.figure()
         fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
@@ -185,7 +187,7 @@ def _activations(head: Head, held: Held, given: Input) -> None:
     head.data({"massive_activations": massive.by_layer, "largest_dimensions": outliers.frame})
 
 
-def _dimensions(outliers: norms.OutlierDimensions) -> None:
+def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
     count = len(outliers.dims)
     with card(
         "Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"
@@ -205,7 +207,7 @@ def _dimensions(outliers: norms.OutlierDimensions) -> None:
 
 
 def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
-    whole = state.once(held, norms.contribution_ratios)
+    whole = state.once(held, rms_norms.contribution_ratios)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])
@@ -239,7 +241,7 @@ def _code(head: Head, given: Input, *probes: str) -> None:
     head.code(
         f"""
 import torch, workbench as wb
-from probes.norms import HOOKS, {", ".join(probes)}
+from probes.norms.rms_norms import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}

@@ -12,8 +12,10 @@ from dashboard.frame import Head, Help, card, page, problem
 from dashboard.source import Input
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plain, visible
-from probes import attention, norms, rope
-from probes.rotation import wavelengths
+from probes.attention import head_metrics
+from probes.norms import rms_norms
+from probes.rope import head_scores
+from probes.rope.formulas import wavelengths
 from workbench import provenance, sizes
 from workbench.capture import Request
 from workbench.errors import WorkbenchError
@@ -279,7 +281,7 @@ def _costs(model: Transformer, length: int, seconds: float | None) -> None:
     """What the other pages' captures of this prompt hold, and how long a run of it takes."""
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
-    for name, hooks in {"Attention": attention.HOOKS, "RoPE": rope.HOOKS, "Norms": norms.HOOKS}.items():
+    for name, hooks in {"Attention": head_metrics.HOOKS, "RoPE": head_scores.HOOKS, "Norms": rms_norms.HOOKS}.items():
         held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
         rows.append(f"{sizes.readable_bytes(sum(held.values()))} for {name}")
     took = "Nothing was run: the capture has these logits."

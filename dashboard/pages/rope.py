@@ -13,8 +13,8 @@ from dashboard.source import Input
 from dashboard.state import Held
 from dashboard.tables import Column, numbers, plain_table
 from dashboard.text import plotly_labels, short
-from probes import rope
-from probes.rotation import decay, model_frequencies, wavelengths
+from probes.rope import head_scores
+from probes.rope.formulas import decay, model_frequencies, wavelengths
 from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.model import Transformer
@@ -58,14 +58,14 @@ def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
         model = state.model()
         guide.strip(model, "rope")
-        given = source.choose(model, rope.HOOKS)
+        given = source.choose(model, head_scores.HOOKS)
         view = _controls(model)
         if view.name == WAVES:
             _waves(head, view)
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, rope.HOOKS, given.changes)
+        held = state.capture(model, given.ids, head_scores.HOOKS, given.changes)
         turned = (held.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
         if not all(vectors.isfinite().all() for vectors in turned):
             st.error("This layer's queries or keys hold NaN or infinite numbers: overflow. Try float32.")
@@ -146,7 +146,7 @@ def _waves(head: Head, view: View) -> None:
         f"""
 from dataclasses import replace
 import workbench as wb
-from probes.rotation import decay, wavelengths
+from probes.rope.formulas import decay, wavelengths
 
 config = replace(wb.load_model({state.model_path()!r}).config,
                  rope_theta={view.config.rope_theta!r}, rope_scaling={_scaling_code(view.config)})
@@ -159,8 +159,8 @@ wavelengths(config).frame()
 def _own(head: Head, held: Held, given: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(given) - 1)
     state.heard("distance", view.distance, distance)
-    bands = state.once(held, rope.band_contribution, view.layer, view.head, distance=distance)
-    scores = state.once(held, rope.score_by_distance, view.layer, view.head, pair=view.pair)
+    bands = state.once(held, head_scores.band_contribution, view.layer, view.head, distance=distance)
+    scores = state.once(held, head_scores.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)
     _numbers(
         {
@@ -180,7 +180,7 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
 
 
 def _shift(head: Head, held: Held, given: Input, view: View) -> None:
-    found = state.once(held, rope.relative_invariance, view.layer, view.head)
+    found = state.once(held, head_scores.relative_invariance, view.layer, view.head)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(), key="invariance", height=430)
@@ -233,9 +233,9 @@ def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     head.data({"what_if": found.frame})
 
 
-def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> rope.WhatIf:
+def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> head_scores.WhatIf:
     config = replace(cap.config, rope_theta=theta, rope_scaling=scaling)
-    return rope.what_if(cap, layer, head, model_frequencies(config))
+    return head_scores.what_if(cap, layer, head, model_frequencies(config))
 
 
 def _numbers(values: dict[str, str]) -> None:
@@ -255,14 +255,14 @@ def _code(head: Head, given: Input, view: View, **probes: str) -> None:
     config = ""
     if "what_if" in probes:
         config = (
-            "from dataclasses import replace\nfrom probes.rotation import model_frequencies\n"
+            "from dataclasses import replace\nfrom probes.rope.formulas import model_frequencies\n"
             f"config = replace(model.config, rope_theta={view.config.rope_theta!r}, "
             f"rope_scaling={_scaling_code(view.config)})\n"
         )
     head.code(
         f"""
 import torch, workbench as wb
-from probes.rope import HOOKS, {", ".join(probes)}
+from probes.rope.head_scores import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({state.model_path()!r})
 tokens = {given.code}

@@ -16,7 +16,7 @@ from playwright.sync_api import Locator, expect
 from dashboard.effects import choices
 from evals.explain.explain import explain
 from evals.results.runs import list_runs
-from probes.maps import MAX_CELLS
+from probes.attention.head_map import MAX_CELLS
 from tests.browser.conftest import Tab, World
 from tests.browser.drawn import click_square, map_values, ring
 from tests.browser.fitting import cut_off

@@ -10,7 +10,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from dashboard import busy, captures, guide, sides
-from probes import norms
+from probes.norms import rms_norms
 from tests.dashboard.reading import numbers, read_table, read_tables, texts
 from tests.dashboard.world import write_checkpoint
 from workbench.capture import Capture
@@ -207,7 +207,7 @@ def test_a_capture_under_interventions_stays_under_them(
     ids = [model.tokenizer.encode(TEXT, bos=True)]
     with torch.no_grad(), model.intervene(Scale("blocks.1.hook_mlp_out", 3.0)):
         _, cap = model.run_with_capture(torch.tensor(ids), hooks)
-        _, whole = model.run_with_capture(torch.tensor(ids), norms.HOOKS)
+        _, whole = model.run_with_capture(torch.tensor(ids), rms_norms.HOOKS)
     captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
     page, plain = kept("norms", capture="scaled"), kept("norms", prompt=TEXT)
     assert any("under scale blocks.1.hook_mlp_out x 3" in text.value for text in page.text)

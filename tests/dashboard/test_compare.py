@@ -16,7 +16,7 @@ from dashboard.settings import ROOT
 from dashboard.source import Input
 from evals.compare.compare import compare as compare_runs
 from evals.results.runs import list_runs
-from probes.comparison import compare
+from probes.comparison.compare_runs import compare
 from tests.dashboard.reading import numbers, read_table
 from workbench.intervene import Ablate, to_json
 

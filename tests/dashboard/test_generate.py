@@ -15,8 +15,8 @@ from streamlit.testing.v1 import AppTest
 
 import workbench as wb
 from dashboard import conversation, generation, step
-from probes.attention import HOOKS, head_metrics
-from probes.sampled import sampled
+from probes.attention.head_metrics import HOOKS, head_metrics
+from probes.generation.token_choices import sampled
 from tests.dashboard.reading import WRITTEN_TO, figures, read_table, read_tables
 from tests.dashboard.world import NASTY, write_checkpoint
 from workbench.model import Transformer

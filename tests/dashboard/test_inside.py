@@ -17,7 +17,7 @@ from dashboard import effects, state, targets
 from dashboard.runs import Sample
 from dashboard.settings import ROOT
 from dashboard.source import Input
-from probes.tuned import TunedLens
+from probes.logits.tuned_lens import TunedLens
 from tests.dashboard.reading import WRITTEN_TO, numbers, read_table, read_tables
 from workbench import parallel
 from workbench.intervene import from_json, to_json

@@ -29,7 +29,7 @@ from dashboard.runs import as_sample
 from dashboard.said import SAID
 from dashboard.settings import ROOT, Settings
 from evals.results.runs import list_runs
-from probes.figures.drawing import Theme
+from probes.base.drawing import Theme
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import attention, attribution, lens, patching
+from probes.attention import head_metrics
+from probes.logits import logit_attribution, logit_lens
+from probes.patching import activation_patching
 from workbench.capture import Capture
 from workbench.model import Transformer
 from workbench.rope import to_half_split
@@ -184,11 +186,11 @@ def test_the_order_of_q_and_k_matters(pair: Pair) -> None:
 @torch.no_grad()
 def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor, position: int) -> None:
     """Their stack of embedding, heads and MLPs, scaled by their frozen norm, against their unembedding's columns."""
-    wanted: list[attribution.Target] = [3, 17, (150, 3)]  # the last is a difference of two logits
+    wanted: list[logit_attribution.Target] = [3, 17, (150, 3)]  # the last is a difference of two logits
     folded = hooked(source, folded=True)
     _, cache = folded.run_with_cache(tokens)
     at = position % tokens.shape[1]
-    found = attribution.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
+    found = logit_attribution.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
     heads = cache.stack_head_results(pos_slice=at)  # [layer * head, batch, dim]
     mlps = torch.stack([cache[f"blocks.{layer}.hook_mlp_out"][:, at] for layer in range(3)])
     embed = cache["hook_embed"][None, :, at]
@@ -211,7 +213,7 @@ def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor,
 
 def test_logit_lens_agrees(pair: Pair) -> None:
     """Their accumulated stream, normed as the last one would be, through their unembedding."""
-    found = lens.logit_lens(pair.model, pair.cap, k=3, targets=[3, 17], row=0)
+    found = logit_lens.logit_lens(pair.model, pair.cap, k=3, targets=[3, 17], row=0)
     for layer in range(3):
         stream = pair.theirs.ln_final(pair.cache[f"blocks.{layer}.hook_resid_post"])
         theirs = pair.theirs.unembed(stream)[0].log_softmax(-1).detach()
@@ -225,8 +227,8 @@ def test_logit_lens_agrees(pair: Pair) -> None:
 def test_induction_scores_agree(pair: Pair) -> None:
     """A[i, i - L + 1] over the second copy, read off their patterns' diagonal."""
     block = 16
-    found = attention.induction_scores(pair.model, block=block, batch=3, seed=2)
-    repeated = attention.repeated_blocks(pair.model, block=block, batch=3, seed=2)
+    found = head_metrics.induction_scores(pair.model, block=block, batch=3, seed=2)
+    repeated = head_metrics.repeated_blocks(pair.model, block=block, batch=3, seed=2)
     with torch.no_grad():
         _, cache = pair.theirs.run_with_cache(repeated)
     start = repeated.shape[1] - block
@@ -242,7 +244,7 @@ def test_head_detectors_agree(pair: Pair, tokens: torch.Tensor) -> None:
     from transformer_lens import head_detector
 
     n = tokens.shape[1]
-    metrics = [attention.query_metrics(pair.cap, layer).values for layer in range(3)]
+    metrics = [head_metrics.query_metrics(pair.cap, layer).values for layer in range(3)]
     for name, wanted in (
         ("previous", head_detector.get_previous_token_head_detection_pattern),
         ("duplicate", head_detector.get_duplicate_token_head_detection_pattern),
@@ -273,15 +275,15 @@ def test_head_detectors_agree(pair: Pair, tokens: torch.Tensor) -> None:
     ],
 )
 @torch.no_grad()
-def test_activation_patching_agrees(pair: Pair, what: patching.What, theirs: str) -> None:
+def test_activation_patching_agrees(pair: Pair, what: activation_patching.What, theirs: str) -> None:
     """Their sweeps, one whole run for each patch: the logit difference of the corrupted prompt with one clean part."""
     from transformer_lens import patching as their_patching
 
     clean = torch.randint(40, (1, 8), generator=torch.Generator().manual_seed(5))
     corrupted = clean.clone()
     corrupted[0, 3] = 150
-    asked = patching.Pair(clean, corrupted, patching.LogitDifference(11, 12))
-    found = patching.patching(pair.model, asked, what)
+    asked = activation_patching.Pair(clean, corrupted, activation_patching.LogitDifference(11, 12))
+    found = activation_patching.patching(pair.model, asked, what)
     _, cache = pair.theirs.run_with_cache(clean)
     sweep = getattr(their_patching, theirs)
     expected = sweep(pair.theirs, corrupted, cache, lambda logits: logits[0, -1, 11] - logits[0, -1, 12])

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from probes import attention, norms, rope
+from probes.attention import head_metrics
+from probes.norms import rms_norms
+from probes.rope import head_scores
 from workbench.capture import Capture
 from workbench.model import Transformer
 from workbench.rope import to_half_split
@@ -20,7 +22,7 @@ def tokens() -> torch.Tensor:
 @pytest.fixture
 def captured(tiny_model: Transformer, tokens: torch.Tensor) -> Capture:
     with torch.no_grad():
-        _, cap = tiny_model.run_with_capture(tokens, {*attention.HOOKS, *rope.HOOKS, *norms.HOOKS})
+        _, cap = tiny_model.run_with_capture(tokens, {*head_metrics.HOOKS, *head_scores.HOOKS, *rms_norms.HOOKS})
     return cap
 
 

@@ -15,20 +15,13 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import (
-    ablation,
-    attention,
-    attribution,
-    cli,
-    delivery,
-    heads,
-    lens,
-    norms,
-    positions,
-    rotation,
-    tuned,
-    within,
-)
+from probes import cli
+from probes.attention import head_metrics, head_types
+from probes.base import command
+from probes.logits import component_attribution, logit_attribution, logit_lens, tuned_lens
+from probes.norms import rms_norms
+from probes.patching import ablation
+from probes.rope import formulas, loss_by_position
 from workbench.cli import main
 
 PROMPT = "one two three. one two three."
@@ -55,7 +48,7 @@ def demo() -> wb.Transformer:
 COMMANDS = [
     pytest.param(command, shlex.split(example), id=command.__name__)
     for topic in cli.TOPICS
-    for command, example in topic.COMMANDS
+    for command, example in topic
 ]
 SHORTENED = {  # what keeps a command short enough for a test
     "ablation": ["--draws", "3"],
@@ -91,8 +84,8 @@ def test_a_file_holds_what_the_function_returns(probe, tmp_path: Path, demo: wb.
     assert probe("heads", *RUN, "--output", file)[0] == 0
     ids = demo.tokenizer.encode(PROMPT, bos=True)
     with torch.no_grad():
-        _, cap = demo.run_with_capture(torch.tensor([ids]), attention.HOOKS)
-    pd.testing.assert_frame_equal(pd.read_parquet(file), attention.head_metrics(cap).frame())
+        _, cap = demo.run_with_capture(torch.tensor([ids]), head_metrics.HOOKS)
+    pd.testing.assert_frame_equal(pd.read_parquet(file), head_metrics.head_metrics(cap).frame())
     about = json.loads((tmp_path / "heads.parquet.json").read_text())
     assert about["n_tokens"] == len(ids)
     assert about["result"] == "HeadMetrics"
@@ -110,12 +103,12 @@ def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
     table = pd.read_csv(io.StringIO(out), sep=r"\s+")
     ids = demo.tokenizer.encode(PROMPT, bos=True)
     with torch.no_grad():
-        _, cap = demo.run_with_capture(torch.tensor([ids]), norms.HOOKS)
-    expected = norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(delivery.SHOWN_ROWS)
+        _, cap = demo.run_with_capture(torch.tensor([ids]), rms_norms.HOOKS)
+    expected = rms_norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(command.SHOWN_ROWS)
     assert table["dim"].tolist() == expected["dim"].tolist()
     code, out, _ = probe("induction", "--block", "5", "--device", "cpu")
     shown = pd.read_csv(io.StringIO(out), sep=r"\s+")["induction"].to_numpy()
-    assert shown == pytest.approx(attention.induction_scores(demo, block=5).induction.ravel(), abs=1e-5)
+    assert shown == pytest.approx(head_metrics.induction_scores(demo, block=5).induction.ravel(), abs=1e-5)
 
 
 def test_thresholds_and_lines_reach_the_catalogue(probe, tmp_path: Path, demo: wb.Transformer) -> None:
@@ -124,8 +117,10 @@ def test_thresholds_and_lines_reach_the_catalogue(probe, tmp_path: Path, demo: w
     options = ("--file", text, "--device", "cpu", "--threshold", "previous=0.2", "--threshold", "induction=0.05")
     assert probe("catalogue", *options, "-o", file)[0] == 0
     prompts = [demo.tokenizer.encode(line, bos=True) for line in ("one two three one two", "four five six four five")]
-    rules = heads.with_thresholds(["previous=0.2", "induction=0.05"])
-    expected = heads.catalogue(heads.text_scores(demo, prompts), heads.repeat_scores(demo), rules=rules).frame()
+    rules = head_types.with_thresholds(["previous=0.2", "induction=0.05"])
+    expected = head_types.catalogue(
+        head_types.text_scores(demo, prompts), head_types.repeat_scores(demo), rules=rules
+    ).frame()
     pd.testing.assert_frame_equal(pd.read_csv(file), expected, check_dtype=False)
     assert json.loads((tmp_path / "found.csv.json").read_text())["thresholds"]["previous"] == 0.2
 
@@ -144,12 +139,12 @@ def test_positions_runs_each_scaling_on_windows_of_the_text(probe, demo: wb.Tran
     table = pd.read_csv(file)
     assert table["run"].unique().tolist() == ["plain", "theta=100", "llama3=2"]
     ids = demo.tokenizer.encode(PROMPT, bos=True)
-    cut = positions.windows(ids[1:], 8, bos=ids[0])
+    cut = loss_by_position.windows(ids[1:], 8, bos=ids[0])
     runs = {
         "theta=100": [wb.RopeScaling(theta=100.0)],
         "llama3=2": [wb.RopeScaling(llama3=wb.Llama3Scaling(2.0, original_context=demo.config.max_seq_len))],
     }
-    expected = positions.loss_by_position(demo, cut, runs).frame()
+    expected = loss_by_position.loss_by_position(demo, cut, runs).frame()
     pd.testing.assert_frame_equal(table, expected, check_exact=False, rtol=1e-5)
     for wrong in ("yarn", "turn=3", "ntk=many"):
         code, _, err = probe("positions", *RUN, "--scaling", wrong)
@@ -180,7 +175,7 @@ def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) ->
 
 def test_long_tables_are_cut_and_say_so(probe) -> None:
     code, out, err = probe("rms", *RUN)
-    assert len(out.splitlines()) == delivery.SHOWN_ROWS + 1
+    assert len(out.splitlines()) == command.SHOWN_ROWS + 1
     assert "--output" in err and "more rows" in err
 
 
@@ -188,31 +183,31 @@ def test_wavelengths_are_the_models_own(probe, tmp_path: Path) -> None:
     file = tmp_path / "w.csv"
     assert probe("wavelengths", "-o", file)[0] == 0
     config = wb.load_model("demo", device="cpu").config
-    assert pd.read_csv(file)["wavelength"].to_numpy() == pytest.approx(rotation.wavelengths(config).wavelength)
+    assert pd.read_csv(file)["wavelength"].to_numpy() == pytest.approx(formulas.wavelengths(config).wavelength)
     assert np.array_equal(pd.read_csv(file)["pair"], np.arange(config.head_dim // 2))
 
 
 def test_the_lens_follows_tokens_and_uses_a_trained_lens(probe, tmp_path: Path, demo: wb.Transformer) -> None:
-    text, saved, file = tmp_path / "text.txt", tmp_path / tuned.FILE, tmp_path / "found.csv"
+    text, saved, file = tmp_path / "text.txt", tmp_path / tuned_lens.FILE, tmp_path / "found.csv"
     text.write_text("One cat sat. Two cats sat. " * 20, encoding="utf-8")
     options = ("--file", text, "--device", "cpu", "--length", "16")
     code, out, err = probe("tuned-lens", "--train", *options, "--steps", "2", "--seed", "3", "--save", tmp_path)
     assert code == 0 and f"saved as {saved}" in err
     ids = demo.tokenizer.encode(text.read_text(), bos=True)
-    windows = positions.windows(ids[1:], 16, bos=ids[0])
+    windows = loss_by_position.windows(ids[1:], 16, bos=ids[0])
     held = -(-len(windows) // 5)
-    made = tuned.train_tuned_lens(demo, windows[:-held], steps=2, seed=3)
-    expected = tuned.lens_divergence(demo, windows[-held:], made).frame()
+    made = tuned_lens.train_tuned_lens(demo, windows[:-held], steps=2, seed=3)
+    expected = tuned_lens.lens_divergence(demo, windows[-held:], made).frame()
     assert out.strip() == expected.to_string(index=False).strip()
     code, out, _ = probe("tuned-lens", "--use", saved, *options)
-    assert out.strip() == tuned.lens_divergence(demo, windows, made).frame().to_string(index=False).strip()
+    assert out.strip() == tuned_lens.lens_divergence(demo, windows, made).frame().to_string(index=False).strip()
     word = demo.tokenizer.decode([300])
     assert demo.tokenizer.encode(word) == [300], "a token whose text gives it again"
     assert probe("lens", *RUN, "--tuned", tmp_path, "--token", word, "--id", "7", "-o", file)[0] == 0
     prompt = torch.tensor([demo.tokenizer.encode(PROMPT, bos=True)])
     with torch.no_grad():
-        _, cap = demo.run_with_capture(prompt, lens.HOOKS)
-    curves = tuned.tuned_lens(demo, cap, made, targets=[300, 7]).curves.frame()
+        _, cap = demo.run_with_capture(prompt, logit_lens.HOOKS)
+    curves = tuned_lens.tuned_lens(demo, cap, made, targets=[300, 7]).curves.frame()
     pd.testing.assert_frame_equal(pd.read_csv(file, keep_default_na=False), curves, check_dtype=False, rtol=1e-5)
     for by in ("kl", "rank"):
         assert probe("lens", *RUN, "--by", by, "-o", tmp_path / "a.html")[0] == 0
@@ -221,21 +216,23 @@ def test_the_lens_follows_tokens_and_uses_a_trained_lens(probe, tmp_path: Path, 
 
 def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, demo: wb.Transformer) -> None:
     file = tmp_path / "found.csv"
-    hooks = {*attribution.HOOKS, *within.HOOKS}
+    hooks = {*logit_attribution.HOOKS, *component_attribution.HOOKS}
     with torch.no_grad():
         prompt = torch.tensor([demo.tokenizer.encode(PROMPT, bos=True)])
         _, cap = demo.run_with_capture(prompt, hooks)
-    likeliest, given = attribution.likeliest(demo, cap), [(300, 7), 300, 7]
+    likeliest, given = logit_attribution.likeliest(demo, cap), [(300, 7), 300, 7]
     expected = {
-        (): attribution.logit_attribution(demo, cap, likeliest),
-        ("--id", "7", "--position", "3"): attribution.logit_attribution(demo, cap, [7], position=3),
-        ("--id", "300", "--id", "7", "--neurons"): within.neuron_attribution(demo, cap, given),
-        ("--id", "300", "--id", "7", "--head", "L2H3"): within.source_attribution(demo, cap, given, (2, 3)),
+        (): logit_attribution.logit_attribution(demo, cap, likeliest),
+        ("--id", "7", "--position", "3"): logit_attribution.logit_attribution(demo, cap, [7], position=3),
+        ("--id", "300", "--id", "7", "--neurons"): component_attribution.neuron_attribution(demo, cap, given),
+        ("--id", "300", "--id", "7", "--head", "L2H3"): component_attribution.source_attribution(
+            demo, cap, given, (2, 3)
+        ),
     }
     for argv, found in expected.items():
         code, _, err = probe("attribution", *RUN, *argv, "-o", file)
         assert code == 0 and all(
-            f'{token} "{text}"' in err for token, text in attribution.texts_of(demo, found.tokens).items()
+            f'{token} "{text}"' in err for token, text in logit_attribution.texts_of(demo, found.tokens).items()
         )
         # Single precision written as text, from another run: a capture of other hooks changes no number.
         pd.testing.assert_frame_equal(pd.read_csv(file), found.frame(), check_dtype=False, rtol=1e-5, atol=1e-6)
@@ -293,7 +290,7 @@ def test_a_file_that_is_no_text(probe, tmp_path: Path) -> None:
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; from workbench.cli import main; main(['probe', '--help']);"
-        "light = ('probes.cli', 'probes.delivery');"
+        "light = ('probes.cli', 'probes.base.command');"
         "heavy = [m for m in sys.modules if m.startswith('probes.') and not m.startswith(light)];"
         "print(heavy + [m for m in ('pandas', 'plotly') if m in sys.modules], file=sys.stderr)"
     )
@@ -302,7 +299,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_a_missing_library_says_what_to_install(probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = delivery.importlib.util.find_spec
-    monkeypatch.setattr(delivery.importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
     code, _, err = probe("wavelengths")
     assert code == 2 and "'.[probe]'" in err

@@ -15,7 +15,12 @@ import pytest
 import torch
 
 import workbench as wb
-from probes import ablation, attention, attribution, flow, groups, norm_lab, norms, patching, positions
+from probes.attention import head_metrics, kv_groups
+from probes.flow import rollout
+from probes.logits import logit_attribution
+from probes.norms import norm_linearity, rms_norms
+from probes.patching import ablation, activation_patching
+from probes.rope import loss_by_position
 from workbench.capture import Capture
 from workbench.hooks import STATS
 from workbench.model import Transformer
@@ -66,7 +71,13 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def cap(ours: Transformer, tokens: torch.Tensor) -> Capture:
-    hooks = {*attention.HOOKS, *norms.HOOKS, *norm_lab.HOOKS, *attribution.HOOKS, "blocks.*.attn.hook_stats"}
+    hooks = {
+        *head_metrics.HOOKS,
+        *rms_norms.HOOKS,
+        *norm_linearity.HOOKS,
+        *logit_attribution.HOOKS,
+        "blocks.*.attn.hook_stats",
+    }
     with torch.no_grad():
         return ours.run_with_capture(tokens, hooks)[1]
 
@@ -133,8 +144,8 @@ def test_statistics_of_rows_without_a_pattern(cap: Capture, output: Any) -> None
 @torch.no_grad()
 def test_induction_scores(ours: Transformer, theirs: Any) -> None:
     block = 12
-    found = attention.induction_scores(ours, block=block, batch=2, seed=3)
-    repeated = attention.repeated_blocks(ours, block=block, batch=2, seed=3)
+    found = head_metrics.induction_scores(ours, block=block, batch=2, seed=3)
+    repeated = head_metrics.repeated_blocks(ours, block=block, batch=2, seed=3)
     weights = theirs(repeated, output_attentions=True).attentions
     for layer, a in enumerate(weights):
         second = range(block, 2 * block)
@@ -147,7 +158,7 @@ def test_induction_scores(ours: Transformer, theirs: Any) -> None:
 def test_distances_between_heads(cap: Capture, output: Any) -> None:
     """scipy's Jensen-Shannon distance between transformers' rows."""
     distance = pytest.importorskip("scipy.spatial.distance", reason="scipy comes with the evals").jensenshannon
-    found = groups.group_similarity(cap)
+    found = kv_groups.group_similarity(cap)
     a = output.attentions[3].double().numpy()[:, :, 1:]  # [batch, head, query_pos, key_pos]
     for one in range(HEADS):
         for other in range(one):
@@ -160,12 +171,12 @@ def test_rollout(cap: Capture, output: Any) -> None:
     rolled = np.broadcast_to(np.eye(n), (2, n, n))
     for layer, weights in enumerate(output.attentions):
         rolled = (weights.double().numpy().mean(1) / 2 + np.eye(n) / 2) @ rolled
-        assert flow.rollout(cap).shares[layer] == pytest.approx(rolled, abs=1e-5)
+        assert rollout.rollout(cap).shares[layer] == pytest.approx(rolled, abs=1e-5)
 
 
 def test_contribution_ratios(cap: Capture, theirs: Any, tokens: torch.Tensor, output: Any) -> None:
     parts = parts_of(theirs, tokens)
-    found = norms.contribution_ratios(cap)
+    found = rms_norms.contribution_ratios(cap)
     for layer in range(LAYERS):
         stream = output.hidden_states[layer]
         for at, name in enumerate(("attn", "mlp")):
@@ -183,7 +194,7 @@ def test_frozen_scale_of_the_final_norm(
 ) -> None:
     """What transformers' own final norm makes of the last stream without a sublayer, against the fixed scale."""
     parts = parts_of(theirs, tokens)
-    found = norm_lab.linearised_norm(ours, cap, final=True)
+    found = norm_linearity.linearised_norm(ours, cap, final=True)
     last = output.hidden_states[LAYERS - 1] + parts["attn"][-1] + parts["mlp"][-1]
     normed = theirs.model.norm(last)
     assert normed.numpy() == pytest.approx(output.hidden_states[LAYERS].numpy(), abs=1e-4)
@@ -197,7 +208,7 @@ def test_frozen_scale_of_the_final_norm(
 
 
 def test_recentring(cap: Capture, output: Any) -> None:
-    found = norm_lab.recentring(cap)
+    found = norm_linearity.recentring(cap)
     for layer in range(LAYERS):
         x = output.hidden_states[layer].double()
         plain = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -212,7 +223,7 @@ def test_recentring(cap: Capture, output: Any) -> None:
 def test_every_parts_logit(cap: Capture, ours: Transformer, theirs: Any, tokens: torch.Tensor, output: Any) -> None:
     """Every head through its columns of o_proj and every MLP, at the scale of transformers' last stream."""
     parts, token, row, at = parts_of(theirs, tokens), 77, 1, 13
-    found = attribution.logit_attribution(ours, cap, [token], position=at, row=row)
+    found = logit_attribution.logit_attribution(ours, cap, [token], position=at, row=row)
     last = (output.hidden_states[LAYERS - 1] + parts["attn"][-1] + parts["mlp"][-1])[row, at]
     direction = theirs.lm_head.weight[token] * theirs.model.norm.weight / (last.square().mean() + 1e-5).sqrt()
     expected = {("embed", -1, -1): direction @ output.hidden_states[0][row, at]}
@@ -264,7 +275,7 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
     clean, corrupted = tokens[:1], tokens[:1].clone()
     corrupted[0, 6] = 500
     answer, wrong, layer = 7, 9, 3
-    pair = patching.Pair(clean, corrupted, patching.LogitDifference(answer, wrong))
+    pair = activation_patching.Pair(clean, corrupted, activation_patching.LogitDifference(answer, wrong))
     block = theirs.model.layers[layer]
     source = theirs(clean, output_hidden_states=True).hidden_states[layer]
     z = parts_of(theirs, clean)["z"][layer]
@@ -274,7 +285,7 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
             logits = theirs(corrupted).logits[0, -1]
         return float(logits[answer] - logits[wrong])
 
-    stream = patching.patching(ours, pair, "resid_pre", layers=[layer])
+    stream = activation_patching.patching(ours, pair, "resid_pre", layers=[layer])
     for position in (6, 12, 19):
 
         def at_position(_: Any, given: tuple[Any, ...], position: int = position) -> tuple[Any, ...]:
@@ -284,7 +295,7 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
 
         expected = difference(block, at_position)
         assert stream.patched[0, 0, stream.positions.index(position), 0] == pytest.approx(expected, abs=1e-4)
-    heads = patching.patching(ours, pair, "heads", layers=[layer])
+    heads = activation_patching.patching(ours, pair, "heads", layers=[layer])
     for head in range(HEADS):
         mine = slice(WIDTH * head, WIDTH * (head + 1))
 
@@ -298,6 +309,6 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
 
 
 def test_loss_by_position(ours: Transformer, tokens: torch.Tensor, output: Any) -> None:
-    found = positions.loss_by_position(ours, tokens, edges=[1, 5, 20])
+    found = loss_by_position.loss_by_position(ours, tokens, edges=[1, 5, 20])
     expected = losses(output.logits, tokens).mean(0)
     assert found.loss[0] == pytest.approx([float(expected[:4].mean()), float(expected[4:].mean())], abs=1e-4)

@@ -69,7 +69,7 @@ ASKED = ["--tasks", "demo_mmlu,demo_gsm8k", "--limit", "60", "--device", "cpu", 
 SMALL_UNITS = """
 import sys, time
 import workbench as wb
-from evals import lm
+from evals.models import workbench_lm as lm
 lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER, lm._BATCHES_TOGETHER = 8, 2, 0
 def slowly(ask):
     def asked(*given, **options):

@@ -1,0 +1,1 @@
+"""Where heads look, and of which type they are."""

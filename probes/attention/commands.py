@@ -1,0 +1,130 @@
+"""Commands that measure heads: where they look, of which type they are, what becomes of a loss without them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probes.base.cli_options import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
+from probes.base.command import Origin, capture, check, deliver, load, text
+
+
+def heads(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: entropy, sinks, previous token, distance, ..."""
+    check(output)
+    from probes.attention import head_metrics
+
+    _, cap, origin = capture(model, prompt, file, head_metrics.HOOKS, device)
+    deliver(head_metrics.head_metrics(cap), output, origin)
+
+
+def catalogue(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Another threshold for a type, as previous=0.5; may be repeated.")
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: which are of which type. Each line of the text is a prompt; intervals need two or more.
+
+    Induction and duplicate-token heads are looked for on random tokens that come twice.
+    """
+    check(output)
+    from probes.attention import head_types as probe
+    from workbench.commands import tokenizer_of
+
+    rules = probe.with_thresholds(threshold or ())
+    lines = [line for line in text(prompt, file).splitlines() if line.strip()]
+    loaded = load(model, device)
+    tokenizer = tokenizer_of(loaded, model)
+    prompts = [tokenizer.encode(line, bos=True) for line in lines]
+    found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
+    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
+    origin = Origin(model, loaded, sum(map(len, prompts)), extra)
+    deliver(found, output, origin)
+
+
+def groups(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: how alike those are that share a key, against others."""
+    check(output)
+    from probes.attention import kv_groups as probe
+
+    _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.group_similarity(cap), output, origin)
+
+
+def received(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Heads: how much attention each token receives, at any length."""
+    check(output)
+    from probes.attention import key_mass as probe
+
+    _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.key_mass(cap), output, origin)
+
+
+def induction(
+    model: Model = "demo",
+    block: Annotated[int, typer.Option(min=1, help="Random tokens that come twice.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens.")] = 0,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: induction on random tokens that come twice."""
+    check(output)
+    from probes.attention import head_metrics
+
+    loaded = load(model, device)
+    found = head_metrics.induction_scores(loaded, block=block, seed=seed)
+    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
+
+
+def retrieval(
+    needle: Annotated[str, typer.Option(help="What is hidden in the text, between two sentences.")],
+    question: Annotated[str, typer.Option(help="What is put after the text, so that the needle is written.")],
+    model: Model = "demo",
+    prompt: Annotated[str | None, typer.Option(help="The text that hides the needle.")] = None,
+    file: File = None,
+    depth: Annotated[
+        list[float] | None, typer.Option(help="Where, from 0 to 1; may be repeated. 0, 0.5 and 1 where not given.")
+    ] = None,
+    least_recall: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out a prompt on which less of the needle is written.")
+    ] = 0.5,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Heads: which look at a needle while they copy it."""
+    check(output)
+    from probes.attention import retrieval_heads as probe
+    from workbench.commands import tokenizer_of
+
+    given = text(prompt, file)
+    loaded = load(model, device)
+    tokenizer, depths = tokenizer_of(loaded, model), depth or [0.0, 0.5, 1.0]
+    hays = [probe.haystack(tokenizer, given, needle, question, depth=at) for at in depths]
+    found = probe.retrieval_scores(loaded, hays, least_recall=least_recall)
+    extra = {"depths": depths, "least_recall": least_recall, "recall": found.recall.tolist()}
+    deliver(found, output, Origin(model, loaded, sum(len(hay.tokens) for hay in hays), extra))
+
+
+one_map = of_head("map", "probes.attention.head_map.head_map", "Heads: where one head looks, query by query.")
+
+COMMANDS = (
+    (heads, ON_A_PROMPT),
+    (catalogue, ON_A_PROMPT),
+    (groups, ON_A_PROMPT),
+    (one_map, ON_A_HEAD),
+    (received, ON_A_PROMPT),
+    (induction, ""),
+    (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),
+)

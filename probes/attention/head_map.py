@@ -1,0 +1,154 @@
+"""One head's pattern as a map small enough to draw: windowed, and pooled where it is still too large."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.attention.head_metrics import HOOKS, pattern_blocks
+from probes.base import capture_access
+from probes.base.result import Result, frozen
+from workbench.capture import Capture
+from workbench.errors import HookError
+
+__all__ = ["HOOKS", "MAX_CELLS", "HeadMap", "StrongestKeys", "head_map", "pool", "strongest_keys"]
+
+MAX_CELLS = 448
+"""Largest side of a map: as a figure's JSON, 448 x 448 float32 weights and their labels stay under 1.5 MB."""
+
+
+@dataclass(frozen=True)
+class HeadMap(Result):
+    """Attention weights of one head over a window of positions, NaN after the query.
+
+    `weights` is [query_tile, key_tile]: each cell the largest weight of `factor` x `factor` positions.
+    """
+
+    AXES = {"weights": ("query_tile", "key_tile")}
+    FIGURE = "probes.attention.map_figures.head_map"
+    UNITS = "attention, 0 to 1"
+
+    layer: int
+    head: int
+    start: int
+    stop: int
+    factor: int
+    weights: np.ndarray
+
+    @property
+    def pooling(self) -> str:
+        """How the map was made smaller, for its title; empty where it was not."""
+        return f"largest of {self.factor} x {self.factor} positions" if self.factor > 1 else ""
+
+    def labels(self, tokens: Sequence[str]) -> list[str]:
+        """A label for every row and column, from one for every position from 0: of a tile, its first and last."""
+        assert len(tokens) >= self.stop, "one label for every position"
+        if self.factor == 1:
+            return list(tokens[self.start : self.stop])
+        firsts = range(self.start, self.stop, self.factor)
+        return [f"{first}–{min(first + self.factor, self.stop) - 1}" for first in firsts]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per cell on or below the diagonal: layer, head, query, key (first positions), weight."""
+        query, key = np.nonzero(~np.isnan(self.weights))
+        return pd.DataFrame(
+            {
+                "layer": self.layer,
+                "head": self.head,
+                "query": self.start + query * self.factor,
+                "key": self.start + key * self.factor,
+                "weight": self.weights[query, key],
+            }
+        )
+
+
+def pool(values: np.ndarray, factor: int, *, magnitude: bool = False) -> np.ndarray:
+    """The largest value of every factor x factor tile, NaN left out; of signed values, the largest in magnitude.
+
+    Shapes: [rows, columns] -> [ceil(rows / factor), ceil(columns / factor)]
+    """
+    if factor == 1:
+        return values
+    pad = [(0, -size % factor) for size in values.shape]
+    whole = np.pad(values, pad, constant_values=np.nan)
+    rows, columns = (size // factor for size in whole.shape)
+    tiles = whole.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, factor * factor)
+    if not magnitude:
+        return np.fmax.reduce(tiles, -1)
+    at = np.where(np.isnan(tiles), -1, np.abs(tiles)).argmax(-1)
+    return np.take_along_axis(tiles, at[..., None], -1)[..., 0]
+
+
+def head_map(
+    cap: Capture,
+    layer: int,
+    head: int,
+    *,
+    row: int = 0,
+    window: tuple[int, int] | None = None,
+    max_cells: int = MAX_CELLS,
+) -> HeadMap:
+    """One head's pattern over positions start to stop, pooled to at most `max_cells` a side.
+
+    Only blocks of queries are computed at a time: memory does not grow with the square of the prompt.
+    Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [query_tile, key_tile]
+    Units:  probability; rows of an unpooled map over the whole prompt sum to 1.
+    Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window or a capture of
+            some positions only.
+    """
+    capture_access.whole(cap, "A head's map")
+    length = cap.tokens.shape[1]
+    start, stop = (0, length) if window is None else window
+    if not 0 <= start < stop <= length:
+        raise HookError(f"a window must lie in 0 to {length}, found {start} to {stop}.")
+    row = capture_access.row_of(cap, row)
+    factor = -(-(stop - start) // max_cells)
+    parts: list[np.ndarray] = []
+    left = np.empty((0, stop - start), np.float32)  # rows that do not fill a tile yet
+    for queries, pattern in pattern_blocks(cap, layer, heads=(head,), queries=range(start, stop)):
+        keys = torch.arange(start, stop, device=queries.device)
+        future = keys > queries.unsqueeze(-1)
+        rows = pattern[row, 0, :, start:stop].masked_fill(future, torch.nan).cpu().numpy()
+        left = np.concatenate([left, rows])
+        full = len(left) // factor * factor
+        parts.append(pool(left[:full], factor))
+        left = left[full:]
+    if len(left):
+        parts.append(pool(left, factor))
+    return HeadMap(layer, head, start, stop, factor, frozen(np.concatenate(parts)))
+
+
+@dataclass(frozen=True)
+class StrongestKeys(Result):
+    """The keys that one query of one head looks at most. Arrays are [rank], the strongest first."""
+
+    AXES = {"keys": ("rank",), "weights": ("rank",)}
+    FIGURE = "probes.attention.figures.strongest_keys"
+    UNITS = "attention, 0 to 1; distance in tokens"
+
+    layer: int
+    head: int
+    query: int
+    keys: np.ndarray
+    weights: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """One row per key, the strongest first: layer, head, query, key, weight, distance."""
+        about = {"layer": self.layer, "head": self.head, "query": self.query}
+        columns = {"key": self.keys, "weight": self.weights, "distance": self.query - self.keys}
+        return pd.DataFrame({**about, **columns})
+
+
+def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int = 0, k: int = 10) -> StrongestKeys:
+    """The keys that one query looks at most, the strongest first.
+
+    Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [rank], at most k
+    Units:  probability.
+    Raises: MissingHookError for a layer, head or query that was not captured.
+    """
+    weights = cap.pattern(layer, heads=[head], queries=[query])[capture_access.row_of(cap, row), 0, 0].detach().cpu()
+    weights = weights[: query + 1]
+    top = weights.topk(min(k, len(weights)))
+    return StrongestKeys(layer, head, query, frozen(top.indices), frozen(top.values))

@@ -1,0 +1,72 @@
+"""Whether the query heads that share one key/value head look alike. Computes on patterns, knows nothing of weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.attention.head_metrics import HOOKS as HOOKS
+from probes.attention.head_metrics import PATTERN, entropy, pattern_blocks
+from probes.base import capture_access
+from probes.base.result import Result, frozen, tidy
+from workbench.capture import Capture
+from workbench.errors import HookError
+
+
+@dataclass(frozen=True)
+class GroupSimilarity(Result):
+    """How alike the heads of one key/value group look, against heads of different groups.
+
+    `distance` is [layer, head, head]; `within` and `across` are [layer], NaN where there is no such pair.
+    """
+
+    AXES = {"distance": ("layer", "head", "other_head"), "within": ("layer",), "across": ("layer",)}
+    FIGURE = "probes.attention.figures.group_similarity"
+    UNITS = "Jensen-Shannon distance, 0 (alike) to 1; ratio is within / across"
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    distance: np.ndarray
+    within: np.ndarray
+    across: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer: layer, within, across, ratio (below 1: a shared key makes heads alike)."""
+        columns = {"within": self.within, "across": self.across, "ratio": self.within / self.across}
+        return tidy({"layer": self.layers}, columns)
+
+
+def group_similarity(cap: Capture) -> GroupSimilarity:
+    """Jensen-Shannon distance between the patterns of every two heads of a layer, mean over queries after the first.
+
+    Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] -> [layer, head, head]
+    Units:  the square root of the divergence in bits: 0 for equal rows, 1 for rows with no key in common.
+    Raises: MissingHookError if `hook_pattern` was captured for no layer; HookError for left-padded rows, or one query.
+    Source: arXiv 1906.04341 (distances between heads), 2305.13245 (groups).
+    """
+    capture_access.unpadded(cap)
+    held = capture_access.heads(cap)
+    layers = capture_access.layers(cap, PATTERN)
+    wanted = [position for position in capture_access.positions(cap).tolist() if position > 0]
+    if not wanted:
+        raise HookError("the first position sees itself alone; capture at least one more to compare heads.")
+    distance = np.zeros((len(layers), len(held), len(held)))
+    for row, layer in enumerate(layers):
+        total = torch.zeros(len(held), len(held), dtype=torch.float64)
+        for _, pattern in pattern_blocks(cap, layer, queries=wanted):
+            own = entropy(pattern)  # [batch, head, query_pos]
+            for i in range(len(held) - 1):  # the distance is symmetric
+                middle = entropy((pattern[:, i + 1 :] + pattern[:, i : i + 1]) / 2)
+                divergence = (middle - (own[:, i + 1 :] + own[:, i : i + 1]) / 2) / np.log(2)
+                total[i, i + 1 :] += divergence.clamp(0, 1).sqrt().sum((0, 2)).double().cpu()
+        distance[row] = (total + total.T).numpy() / (len(wanted) * cap.tokens.shape[0])
+    group = np.array(held) // cap.config.group_size
+    same = group[:, None] == group
+    apart = ~np.eye(len(held), dtype=bool)
+    pairs = {"within": same & apart, "across": ~same}
+    means = {
+        name: frozen(distance[:, mask].mean(-1) if mask.any() else np.full(len(layers), np.nan))
+        for name, mask in pairs.items()
+    }
+    return GroupSimilarity(layers, held, frozen(distance), means["within"], means["across"])

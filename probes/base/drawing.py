@@ -1,0 +1,165 @@
+"""What all figures are drawn with: titles, colours, lines, and the atlas of heads. Knows nothing of results.
+
+Every figure has a title, units on its axes, a colour bar that says what it shows, and `layout.meta`: a dict with the
+figure's `kind` and whatever `stamp` adds, so that a page or a test knows which result it is looking at. Colour scales
+are colour-blind safe: viridis for amounts, a blue-red scale centred on 0 for differences. Token labels come in
+already escaped for plotly's pseudo-HTML. Budget: 1.5 MB a figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
+
+Theme = Literal["light", "dark"]
+Stamp = Mapping[str, Any]
+
+SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+RING = "#E8384F"
+HEIGHT = 440
+MOST_BARS = 40  # bars with a label of their own, one below the other
+
+# Plotly copies a template at each update. Its defaults of forty kinds of traces and of maps, which no figure here has,
+# cost most, and its colour scales, for each figure names its own.
+_UNUSED = {"polar", "ternary", "scene", "geo", "colorscale"}
+
+
+def _template(name: str) -> go.layout.Template:
+    layout = pio.templates[name].layout.to_plotly_json()
+    return go.layout.Template(layout={key: value for key, value in layout.items() if key not in _UNUSED})
+
+
+_TEMPLATES = {theme: _template(name) for theme, name in {"light": "plotly_white", "dark": "plotly_dark"}.items()}
+
+
+def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
+    """Title, neutral template and identity: the same for every figure."""
+    parts = {
+        "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
+        "template": _TEMPLATES[theme],
+        "meta": {"kind": kind, **(stamp or {})},
+        "margin": {"l": 76, "r": 20, "t": 80, "b": 55},
+        "height": HEIGHT,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **layout,
+    }
+    for name, value in parts.items():  # a third of the time that `update_layout` takes
+        fig.layout[name] = value
+    return fig
+
+
+def colour_bar(title: str) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "thickness": 12, "exponentformat": "power"}  # not "500µ"
+
+
+def colour_scale(values: np.ndarray, difference: bool) -> dict[str, Any]:
+    """Colour scale of amounts, or of differences: centred on 0 and symmetric."""
+    if not difference:
+        return {"colorscale": SEQUENTIAL}
+    finite = values[np.isfinite(values)]
+    most = float(np.abs(finite).max()) if finite.size else 1.0
+    return {"colorscale": DIVERGING, "zmin": -(most or 1.0), "zmax": most or 1.0}
+
+
+def add_lines(
+    fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray], *, mode: str = "lines"
+) -> None:
+    for i, (name, y) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        fig.add_scatter(x=x, y=y, name=name, mode=mode, line={"color": colour, "width": 2}, marker={"size": 5})
+
+
+def add_medians(fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Medians with quartiles of what varies along the last axes. Shapes: each series [x, ...]"""
+    add_lines(
+        fig, x, {name: np.nanmedian(y.reshape(len(y), -1), -1) for name, y in series.items()}, mode="lines+markers"
+    )
+    for line, y in zip(fig.data, series.values(), strict=True):
+        low, high = np.nanquantile(y.reshape(len(y), -1), [0.25, 0.75], -1)
+        bars = {"symmetric": False, "array": high - line.y, "arrayminus": line.y - low}
+        line.error_y = {"type": "data", "thickness": 1, "color": line.line.color, **bars}
+
+
+def add_level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -> None:
+    """A dashed line at one height, named in the legend."""
+    line = {"dash": "dash", "color": RING, "width": 2}
+    fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
+
+
+def position_names(labels: Sequence[str] | None, count: int) -> list[str]:
+    """One unique label for each of the first `count` positions: their numbers, where none are given."""
+    names = [str(i) for i in range(count)] if labels is None else list(labels[:count])
+    assert len(set(names)) == len(names) == count, "one unique label for every position"
+    return names
+
+
+def atlas(
+    values: np.ndarray,
+    *,
+    title: str,
+    unit: str,
+    heads: Sequence[int],
+    layers: Sequence[int],
+    group_size: int = 1,
+    difference: bool = False,
+    selected: tuple[int, int] | None = None,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """One square per head, with brackets over the query heads that share a key/value head.
+
+    The last trace is the ring around the `selected` (layer, head), at x = head and y = layer.
+    Shapes: values [layer, head]
+    """
+    z = np.asarray(values, dtype=np.float32)
+    layer, head = selected or (None, None)
+    size = float(np.clip(300 / max(z.shape), 6, 44))
+    squares = go.Heatmap(
+        x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, colorbar=colour_bar(unit),
+        hovertemplate=f"layer %{{y}} · head %{{x}}<br>{unit}: %{{z:.4~g}}<extra></extra>",
+        **colour_scale(z, difference),
+    )  # fmt: skip
+    ring = go.Scatter(
+        x=[head], y=[layer], mode="markers", hoverinfo="skip", showlegend=False,
+        marker={"symbol": "square-open", "size": size, "color": RING, "line": {"width": 3}},
+    )  # fmt: skip
+    # For the ring plotly would leave room for half a row more.
+    across, down = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
+    grid = {"showgrid": False, "zeroline": False}
+    layout = {
+        "xaxis": {"title": "head", "dtick": max(1, len(heads) // 8), "range": across, **grid},
+        "yaxis": {"title": "layer", "dtick": max(1, len(layers) // 8), "range": down, **grid},
+        "shapes": _brackets(heads, group_size) if group_size > 1 else [],
+    }
+    fig = go.Figure([squares, ring], layout)
+    return finish(fig, "atlas", title, theme, stamp, hovermode="closest", dragmode=False)
+
+
+def _brackets(heads: Sequence[int], group_size: int) -> list[dict[str, Any]]:
+    """A line over the query heads of each key/value head, with its name while there are few."""
+    groups = sorted({head // group_size for head in heads})
+    lines = []
+    for kv in groups:
+        mine = [head for head in heads if head // group_size == kv]
+        label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
+        ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
+        line = {"width": 2, "color": "#888888"}
+        lines.append({"type": "line", "yref": "paper", "line": line, "label": label, **ends})
+    return lines
+
+
+def interval_dots(names: Sequence[str], middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> go.Figure:
+    """A dot for each name, the first on top, with its interval; without where the ends are NaN."""
+    bars = {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low, "thickness": 1}
+    fig = go.Figure(
+        go.Scatter(
+            x=middle, y=list(names), mode="markers", marker={"color": COLOURS[0], "size": 8},
+            error_x=bars if np.isfinite(low).any() else None, customdata=np.stack([low, high], 1),
+            hovertemplate="%{y}: %{x:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g})<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_yaxes(type="category", autorange="reversed", automargin=True, dtick=1)
+    return fig

@@ -1,0 +1,1 @@
+"""The same tokens in two runs or two models."""

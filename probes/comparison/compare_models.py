@@ -1,0 +1,122 @@
+"""Two models compared on the same tokens without holding either run whole: some layers at a time.
+
+Captures and runs; what differs is measured by `probes.comparison.compare_runs`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probes.base import capture_access
+from probes.base.result import frozen
+from probes.comparison.compare_runs import MEASURES, Comparison, HeadDifferences, compare
+from workbench.capture import Request, free_memory
+from workbench.errors import HookError
+from workbench.hooks import HOOKS as HOOK_TABLE
+from workbench.hooks import SCORES, expand, hook_names, layer_of, point_of
+from workbench.intervene import Intervention
+from workbench.model import Transformer
+
+HOOKS = tuple(
+    point.name.replace("{l}", "*")
+    for point in HOOK_TABLE
+    if capture_access.of_tokens(point.name) and not point.name.endswith((SCORES, "hook_result"))
+)
+"""What `compare_runs` compares: not scores (q and k make them), hook_result (z makes it) and summaries of patterns."""
+
+
+@torch.no_grad()
+def compare_runs(
+    model_a: Transformer,
+    model_b: Transformer,
+    tokens: Tensor,
+    names: str | Iterable[str] | None = None,
+    *,
+    changes: Sequence[Intervention] = (),
+    budget: int | None = None,
+) -> Comparison:
+    """Run both models on the same tokens, B under `changes`, and compare some layers at a time.
+
+    Only as many layers as the budget allows are held of both at once, and the models run once for each such group.
+    names: hooks to compare; `HOOKS` where not given. budget: bytes that the captures of both may hold; None: half of
+    the memory that is free now.
+    Shapes: tokens [batch, pos] int64
+    Units:  as `comparison.compare`.
+    Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
+    """
+    budget = free_memory(model_a.device) // 2 if budget is None else budget
+    names = [names] if isinstance(names, str) else list(names or HOOKS)
+    parts = []
+    for group in _groups((model_a, model_b), tokens, names, budget):
+        caps = []
+        for model, acting in ((model_a, ()), (model_b, changes)):
+            with model.intervene(*acting):
+                _, cap = model.run_with_capture(tokens.to(model.device), group, budget=budget)
+            caps.append(cap)
+        parts.append(compare(*caps))
+        del caps, cap  # before the next group is captured
+    alone: dict[str, str] = {}
+    for side, model, other in (("A", model_a, model_b), ("B", model_b, model_a)):
+        missing = set(expand(names, model.config)) - set(hook_names(other.config))
+        alone |= dict.fromkeys(sorted(missing), f"in {side} alone")
+    return _joined(parts, alone)
+
+
+def _groups(models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int) -> list[tuple[str, ...]]:
+    """Hook names of neighbouring layers whose captures of both models fit the budget together."""
+    sizes: dict[str, int] = {}
+    for model in models:
+        request = Request.of(model.config, names)
+        itemsize = torch.empty(0, dtype=model.dtype).element_size()
+        for name, size in request.n_bytes(model.config, *tokens.shape, 0, itemsize).items():
+            sizes[name] = sizes.get(name, 0) + size
+    shared = set(hook_names(models[0].config)) & set(hook_names(models[1].config))
+    sizes = {name: size for name, size in sizes.items() if name in shared}
+    if not sizes:
+        raise HookError("the two models share none of these hooks.")
+    groups: list[list[str]] = [[]]
+    held = 0
+    pieces: dict[int | None, list[str]] = {}
+    for name in sizes:
+        pieces.setdefault(layer_of(name), []).append(name)
+    for piece in pieces.values():
+        size = sum(sizes[name] for name in piece)
+        if groups[-1] and held + size > budget:
+            groups.append([])
+            held = 0
+        groups[-1] += piece
+        held += size
+    return [tuple(group) for group in groups]
+
+
+def _joined(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
+    """Comparisons of several groups of hooks as one, in the order of a run."""
+    hooks = [hook for part in parts for hook in part.hooks]
+    order = np.array(sorted(range(len(hooks)), key=lambda i: _place(hooks[i])), dtype=int)
+    joined = {name: frozen(np.concatenate([getattr(p, name) for p in parts])[order]) for name in MEASURES}
+    heads = [part.by_head for part in parts if part.by_head is not None]  # layers come in their order
+    by_head = None
+    if heads:
+        arrays = {
+            name: frozen(np.concatenate([getattr(part, name) for part in heads])) for name in HeadDifferences.AXES
+        }
+        named = [tuple(x for part in heads for x in getattr(part, field)) for field in ("hooks", "layers")]
+        by_head = HeadDifferences(*named, heads[0].group_size, **arrays)
+    return Comparison(
+        tuple(hooks[i] for i in order),
+        **joined,
+        by_head=by_head,
+        logits=next((part.logits for part in parts if part.logits is not None), None),
+        left_out={name: reason for part in parts for name, reason in part.left_out.items()} | dict(alone),
+    )
+
+
+def _place(hook: str) -> tuple[float, int]:
+    """Where a run reaches a hook: the order of the table, layer by layer."""
+    point, layer = point_of(hook), layer_of(hook)
+    row = HOOK_TABLE.index(point)
+    if layer is not None:
+        return layer, row
+    return (-1 if hook == "hook_embed" else np.inf), row

@@ -1,0 +1,125 @@
+"""Plotly figures of two runs compared, and of values that are not finite."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.base.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish
+from probes.base.non_finite import NonFinite
+from probes.comparison.compare_runs import Comparison, HeadDifferences, LogitDifferences
+from workbench.hooks import HOOKS, PATTERN, layer_of, point_of
+
+OF_KEYS = ("hook_k", "hook_rot_k", "hook_v")
+SMALLEST = 1e-9  # relative differences are drawn from here; float32 rounds at 1e-7
+MAX_LINES = 6  # batch rows that are drawn, each as a line
+
+
+def comparison(
+    found: Comparison, *, threshold: float = 1e-3, theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """Relative difference of every hook, layer by layer, on a logarithmic scale; the model's own in the last column.
+
+    Equal hooks are drawn at the scale's end, hooks that are not compared are blank.
+    """
+    values = dict(zip(found.hooks, found.relative, strict=True))
+    with np.errstate(divide="ignore"):
+        logs = {hook: np.log10(np.maximum(value, SMALLEST)) for hook, value in values.items()}
+    fig = _by_layer(logs, {hook: f"{value:.3g}" for hook, value in values.items()}, "log10 of |a - b| / |a|")
+    at = found.part(threshold)
+    said = (
+        f"no hook differs by more than {threshold:g}" if at is None else f"the runs part at {at} (above {threshold:g})"
+    )
+    return finish(fig, "comparison", f"Relative difference by hook: {said}", theme, stamp, height=560)
+
+
+def heads(
+    found: HeadDifferences,
+    *,
+    measure: str = "kl",
+    point: str = PATTERN,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """The atlas of a measure: `kl` or `moved` of patterns, or `largest`, `relative`, `cosine` of any hook with heads.
+
+    Where no pattern was compared, it is the relative difference of the last hook that has heads.
+    """
+    if measure in ("kl", "moved") and not len(found.layers):
+        measure, point = "relative", found.hooks[-1].split(".", 2)[-1]
+    of_patterns = measure in ("kl", "moved")
+    point = PATTERN if of_patterns else point
+    rows = [i for i, hook in enumerate(found.hooks) if hook.endswith(f".{point}")]
+    layers = [layer for i in rows if (layer := layer_of(found.hooks[i])) is not None]
+    values = getattr(found, measure) if of_patterns else getattr(found, measure)[rows]
+    of = "of attention patterns, mean over queries" if of_patterns else f"of {point}"
+    names = {
+        "kl": ("KL(A || B)", "nats"),
+        "moved": ("Total variation", "share of attention"),
+        "largest": ("Largest difference", "largest |a - b|"),
+        "relative": ("Relative difference", "|a - b| / |a|"),
+        "cosine": ("Mean cosine", "cosine"),
+    }
+    name, unit = names[measure]
+    columns = [head for head in range(values.shape[1]) if found.held[rows, head].any()]
+    shape = {"group_size": 1 if point.endswith(OF_KEYS) else found.group_size, "heads": columns, "layers": layers}
+    return atlas(values[:, columns], title=f"{name} {of}", unit=unit, theme=theme, stamp=stamp, **shape)
+
+
+def logits(found: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """KL of the predictions at every position, and where the first choice is another."""
+    fig = go.Figure()
+    rows = range(min(len(found.kl), MAX_LINES))
+    for row in rows:
+        name = "KL" if len(found.kl) == 1 else f"batch row {row}"
+        colour = COLOURS[row % len(COLOURS)]
+        fig.add_scatter(
+            x=found.positions, y=found.kl[row], name=name, mode="lines", line={"color": colour, "width": 2},
+            customdata=found.rank[row],
+            hovertemplate="position %{x}: %{y:.3g} nats<br>A's first choice is at rank %{customdata} in B",
+        )  # fmt: skip
+        other = ~found.agree[row]
+        fig.add_scatter(
+            x=found.positions[other], y=found.kl[row][other], mode="markers",
+            name="another first choice" if len(found.kl) == 1 else f"{name}: another first choice",
+            marker={"color": colour, "symbol": "x", "size": 8}, hoverinfo="skip",
+        )  # fmt: skip
+    fig.update_xaxes(title="position (tokens)")
+    fig.update_yaxes(title="KL(A || B) (nats)", rangemode="tozero", exponentformat="power")
+    title = f"Predictions: the same first choice at {found.agreement:.1%} of {found.agree.size:,} positions"
+    if len(found.kl) > len(rows):
+        title += f"; the first {len(rows)} of {len(found.kl)} batch rows"
+    return finish(fig, "logit_differences", title, theme, stamp)
+
+
+def non_finite(found: NonFinite, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Share of tokens with NaN or infinity at every hook that has any, layer by layer."""
+    values = {hook: float(found.spoilt[i].mean()) for i, hook in enumerate(found.hooks)}
+    texts = {hook: f"{value:.1%}" for hook, value in values.items()}
+    fig = _by_layer(values, texts, "share of tokens")
+    first = found.first
+    title = f"No NaN or infinity at {found.n_checked:,} hooks" if first is None else f"Not finite from {first}"
+    return finish(fig, "non_finite", title, theme, stamp, height=560)
+
+
+def _by_layer(values: Mapping[str, float], texts: Mapping[str, str], unit: str) -> go.Figure:
+    """A square per hook: points of the table against layers, the model's own hooks in a column of their own."""
+    points = [point for point in HOOKS if any(point_of(hook) == point for hook in values)]
+    layers = sorted({layer for hook in values if (layer := layer_of(hook)) is not None})
+    columns: Sequence[str] = [*map(str, layers), *(["model"] if any(layer_of(hook) is None for hook in values) else [])]
+    z = np.full((len(points), len(columns)), np.nan, dtype=np.float32)
+    said = np.full(z.shape, "not compared", dtype=object)
+    for hook, value in values.items():
+        layer = layer_of(hook)
+        at = points.index(point_of(hook)), columns.index("model" if layer is None else str(layer))
+        z[at], said[at] = value, texts[hook]
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(columns), y=[point.name.removeprefix("blocks.{l}.") for point in points], z=z, customdata=said,
+            colorscale=SEQUENTIAL, colorbar=colour_bar(unit), xgap=1, ygap=1, hoverongaps=False,
+            hovertemplate="%{y}, layer %{x}<br>%{customdata}<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="layer", type="category", showgrid=False)
+    fig.update_yaxes(title="hook, in the order of a run", type="category", autorange="reversed", showgrid=False)
+    return fig

@@ -1,0 +1,1 @@
+"""What attention moves, and from where it reaches a position."""

@@ -1,0 +1,135 @@
+"""Commands on what reaches a position and from where: rollout, flow, what is moved, routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Layer, Model, Output, Prompt
+from probes.base.command import capture, check, deliver, labels
+from workbench.errors import DataError
+
+Position = Annotated[int, typer.Option(help="The position asked about; negative ones count from the last.")]
+
+
+def rollout(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    layer: Annotated[int, typer.Option(help="The figure's layer; negative ones count from the last.")] = -1,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Flow: attention followed back through all layers."""
+    check(output)
+    from probes.flow import rollout as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    if not -loaded.config.n_layers <= layer < loaded.config.n_layers:
+        raise DataError(f"--layer {layer}: the model has layers 0 to {loaded.config.n_layers - 1}.")
+    deliver(probe.rollout(cap), output, origin, labels=labels(loaded, cap), layer=layer)
+
+
+def flow(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    position: Position = -1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Refuse a longer way: the cost grows steeply.")] = 64,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Flow: the largest through attention, beside the rollout."""
+    check(output)
+    from probes.flow import rollout as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    found = probe.attention_flow(cap, position=position, max_tokens=max_tokens)
+    deliver(found, output, origin, labels=labels(loaded, cap))
+
+
+def weighted(
+    layer: Layer,
+    head: Annotated[int | None, typer.Option(min=0, help="One head; all with the residual where not given.")] = None,
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Flow: attention weighted by the norms of what it moves."""
+    check(output)
+    from probes.flow import value_weighted as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device, layer=layer)
+    deliver(probe.weighted_pattern(loaded, cap, layer, head), output, origin, labels=labels(loaded, cap))
+
+
+def first_token(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    show: Annotated[
+        Literal["attention", "weighted", "difference"], typer.Option(help="What the figure shows.")
+    ] = "difference",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Flow: every head's attention to it, and what it gives."""
+    check(output)
+    from probes.flow import value_weighted as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.first_token(loaded, cap), output, origin, show=show)
+
+
+def mixing(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Flow: how much attention brings from other positions."""
+    check(output)
+    from probes.flow import value_weighted as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.context_mixing(loaded, cap), output, origin, labels=labels(loaded, cap))
+
+
+def shares(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Flow: heads' and MLPs' shares of the stream they enter."""
+    check(output)
+    from probes.flow import information_flow_routes as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.stream_contributions(loaded, cap), output, origin)
+
+
+def routes(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    position: Position = -1,
+    threshold: Annotated[float, typer.Option(help="Least share of the stream that an edge enters.")] = 0.04,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Flow: the edges that lead to one position, as a graph."""
+    check(output)
+    from probes.flow import information_flow_routes as probe
+
+    loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    found = probe.routes(loaded, cap, position=position, threshold=threshold)
+    deliver(found, output, origin, labels=labels(loaded, cap))
+
+
+COMMANDS = (
+    (rollout, ON_A_PROMPT),
+    (flow, ON_A_PROMPT),
+    (weighted, f" --layer 2 --head 1{ON_A_PROMPT}"),
+    (first_token, ON_A_PROMPT),
+    (mixing, ON_A_PROMPT),
+    (shares, ON_A_PROMPT),
+    (routes, ON_A_PROMPT),
+)

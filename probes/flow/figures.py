@@ -1,0 +1,71 @@
+"""Plotly figures of what reaches a position and from where."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from probes.attention.retrieval_heads import THRESHOLD, RetrievalScores
+from probes.base.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish, position_names
+from probes.flow.rollout import AttentionFlow, Rollout
+
+
+def rollout(
+    found: Rollout,
+    labels: Sequence[str] | None = None,
+    *,
+    layer: int = -1,
+    row: int = 0,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """Which input tokens every position's stream comes from, after one layer.
+
+    Shapes: labels [pos], unique and escaped; positions where they are not given
+    """
+    n_layers = len(found.shares)
+    fig = token_map(found.shares[layer, row], labels, "share of the stream")
+    return finish(fig, "rollout", f"Attention rolled out to layer {layer % n_layers}", theme, stamp, height=560)
+
+
+def attention_flow(
+    found: AttentionFlow, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
+) -> go.Figure:
+    """The largest flow to each input token, and the rollout beside it. Shapes: labels as `rollout`'s"""
+    names = position_names(labels, len(found.flow))
+    fig = go.Figure()
+    for name, values, colour in (("largest flow", found.flow, COLOURS[0]), ("rollout", found.rollout, COLOURS[1])):
+        fig.add_bar(x=names, y=values, name=name, marker={"color": colour}, hovertemplate="%{x}<br>%{y:.4f}")
+    fig.update_xaxes(title="input token", type="category", tickangle=-60, nticks=40)
+    fig.update_yaxes(title="share of the position's stream", rangemode="tozero")
+    title = f"Attention flow from position {found.position} to each input token"
+    return finish(fig, "attention_flow", title, theme, stamp, barmode="group")
+
+
+def retrieval_scores(found: RetrievalScores, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The mean retrieval score of every head, over the prompts whose needle was written."""
+    mean = found.mean
+    n_layers, n_heads = mean.shape
+    retrieved = int((~np.isnan(found.scores).all((1, 2))).sum())
+    said = f"{int((mean >= THRESHOLD).sum())} of {mean.size} heads reach {THRESHOLD:g}, on {retrieved} prompts"
+    if not retrieved:
+        said = f"nothing was retrieved (at most {found.recall.max():.0%} of a needle)"
+    return atlas(
+        mean, title=f"Retrieval: {said}", unit="share of the needle", heads=range(n_heads), layers=range(n_layers),
+        group_size=found.group_size, theme=theme, stamp=stamp,
+    )  # fmt: skip
+
+
+def token_map(values: np.ndarray, labels: Sequence[str] | None, unit: str) -> go.Figure:
+    """A square of queries and keys, the future blank. Shapes: values [query_pos, key_pos]"""
+    names = position_names(labels, len(values))
+    z = np.where(np.tri(len(values), dtype=bool), values, np.nan).astype(np.float32)
+    fig = go.Figure(
+        go.Heatmap(
+            x=names, y=names, z=z, colorscale=SEQUENTIAL, colorbar=colour_bar(unit),
+            hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{unit} %{{z:.4f}}<extra></extra>",
+        )
+    )  # fmt: skip
+    fig.update_xaxes(title="key", type="category", showgrid=False, tickangle=-60, nticks=24)
+    fig.update_yaxes(title="query", type="category", showgrid=False, autorange="reversed", nticks=24)
+    return fig

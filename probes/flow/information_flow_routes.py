@@ -1,0 +1,243 @@
+"""What each head, each token through it, and each MLP contributes to the stream, and the routes to one position.
+
+A part contributes as much as the stream comes nearer to its sum through it: parts that point elsewhere, or are
+cancelled by others, contribute nothing. All is read from one run; nothing is patched, so a route is no cause yet.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes.attention.head_metrics import PATTERN
+from probes.base import capture_access
+from probes.base.result import Result, frozen, tidy
+from probes.flow.value_weighted import HOOKS as WEIGHTED
+from probes.flow.value_weighted import transformed, whole
+from workbench.capture import Capture
+from workbench.errors import HookError
+from workbench.model import Transformer
+
+HOOKS = (*WEIGHTED, "blocks.*.hook_mlp_out", "blocks.*.hook_resid_post")
+"""What to capture for every probe of this module."""
+
+_BLOCK_BYTES = 1 << 22  # of [query_pos, key_pos, dim] held at a time: what a cache holds is four times as fast
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AttentionContributions(Result):
+    """Shares of the stream after one layer's attention, by head and token; `heads` and `residual` sum to 1 by query.
+
+    `heads` is [head, query_pos, key_pos], `residual` [query_pos]; `queries` are the positions. `error` is the largest
+    entry of the stream that the parts leave out or add, over its largest entry.
+    """
+
+    layer: int
+    queries: tuple[int, ...]
+    heads: np.ndarray
+    residual: np.ndarray
+    error: float
+
+    AXES = {"heads": ("head", "query_pos", "key_pos"), "residual": ("query_pos",)}
+    FIGURE = "probes.flow.route_figures.attention_contributions"
+    UNITS = "shares of the stream after attention, 0 to 1"
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The share of every token, through all heads. Shapes: -> [query_pos, key_pos]"""
+        total: np.ndarray = self.heads.sum(0)
+        return total
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head, query and key that it may see: head, query, key, share; the residual has head, key -1."""
+        axes = {"head": range(len(self.heads)), "query": self.queries, "key": range(self.heads.shape[2])}
+        table = tidy(axes, {"share": self.heads})
+        past = pd.DataFrame({"head": -1, "query": self.queries, "key": -1, "share": self.residual})
+        return pd.concat([table[table["key"] <= table["query"]], past], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class StreamContributions(Result):
+    """Shares of every layer's stream, for one sequence: after attention by head, and after the MLP.
+
+    `heads` [layer, head, pos] and `past_attn` [layer, pos] sum to 1; `mlp` [layer, pos] is the MLP's, the rest of 1
+    being the stream that passes it. `error` as in `AttentionContributions`, the largest over layers.
+    """
+
+    heads: np.ndarray
+    past_attn: np.ndarray
+    mlp: np.ndarray
+    error: float
+
+    AXES = {"heads": ("layer", "head", "pos"), "past_attn": ("layer", "pos"), "mlp": ("layer", "pos")}
+    FIGURE = "probes.flow.route_figures.stream_contributions"
+    UNITS = "shares of the stream that the part enters, 0 to 1"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer, part and position: layer, part (h0, ..., past_attn, mlp), pos, share."""
+        n_heads = self.heads.shape[1]
+        parts = [*(f"h{head}" for head in range(n_heads)), "past_attn", "mlp"]
+        values = np.concatenate([self.heads, self.past_attn[:, None], self.mlp[:, None]], 1)  # [layer, part, pos]
+        return tidy({"layer": range(len(values)), "part": parts, "pos": range(values.shape[2])}, {"share": values})
+
+
+@dataclass(frozen=True)
+class Routes(Result):
+    """The edges over `threshold` that lead to one position's last stream.
+
+    `edges` has a row per edge (see `frame`); `reached` is [layer, pos] bool: the streams before layer 0, 1, ... and
+    after the last one that a route goes through.
+    """
+
+    position: int
+    threshold: float
+    edges: pd.DataFrame
+    reached: np.ndarray
+
+    AXES = {"reached": ("layer", "pos")}
+    FIGURE = "probes.flow.route_figures.routes"
+    UNITS = "shares of the stream that the edge enters, 0 to 1"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per edge, the last layer's first: layer, kind, head, source, target, share.
+
+        kind: "mlp" and "past_mlp" make the stream after the layer from that between its halves; "head" (from `source`
+        to `target`, two positions) and "past_attn" make the latter from the stream before the layer. head is -1 but
+        for heads.
+        """
+        return self.edges.copy()
+
+
+def shares(near: Tensor, *, eps: float = EPS) -> Tensor:
+    """Nearness made into shares: max(near, eps), over its sum.
+
+    Shapes: near [..., part] from `nearness`, -inf for a part that is not there -> [..., part]; sums to 1
+    """
+    floored = torch.where(near == -torch.inf, 0, near.clamp(min=eps))
+    return floored / floored.sum(-1, keepdim=True)
+
+
+def nearness(part: Tensor, total: Tensor) -> Tensor:
+    """How much nearer the total is through a part: norm1(y) - norm1(y - x); norm1(x) at most, for a part like it.
+
+    Shapes: [..., dim], [..., dim] -> [...]
+    Source: arXiv 2403.00824.
+    """
+    return total.abs().sum(-1) - (total - part).abs().sum(-1)
+
+
+@torch.no_grad()
+def attention_contributions(
+    model: Transformer, cap: Capture, layer: int, *, queries: tuple[int, ...] | None = None, row: int = 0
+) -> AttentionContributions:
+    """What every token adds through every head to the stream after attention, and the stream before it.
+
+    Shapes: `HOOKS` but the MLP's -> [head, query_pos, key_pos] and [query_pos]; the time goes with their size x dim
+    Units:  shares between 0 and 1; a query's parts sum to 1.
+    Raises: MissingHookError for a hook that was not captured; HookError for a narrowed capture, or a model that is
+            split over processes.
+    Source: arXiv 2403.00824: max(norm1(y) - norm1(y - x_j), eps), normalised.
+    Exact:  the parts sum to the stream; `error` says how nearly.
+    """
+    whole(cap)
+    row, seqlen, dim = capture_access.row_of(cap, row), cap.tokens.shape[1], cap.config.dim
+    at = tuple(range(seqlen)) if queries is None else queries
+    if not at or min(at) < 0 or max(at) >= seqlen:
+        raise HookError(f"this capture holds positions 0 to {seqlen - 1}, not all of {list(at)}.")
+    total = cap[f"blocks.{layer}.hook_resid_mid"][row, list(at)].float()  # [query_pos, dim]
+    before = cap[f"blocks.{layer}.hook_resid_pre"][row, list(at)].float()
+    summed, found = before.clone(), []
+    future = torch.arange(seqlen, device=total.device) > torch.tensor(at, device=total.device).unsqueeze(-1)
+    step = max(1, _BLOCK_BYTES // (4 * seqlen * dim))
+    for head in range(cap.config.n_heads):
+        values = transformed(model, cap, layer, head, row=row)  # [key_pos, dim]
+        near = []
+        for start in range(0, len(at), step):
+            block = slice(start, start + step)
+            seen = max(at[block]) + 1  # later keys have no weight in any of these rows
+            weights = cap.pattern(layer, heads=[head], queries=at[block])[row, 0, :, :seen]
+            summed[block] += weights @ values[:seen]
+            parts = weights.unsqueeze(-1) * values[:seen]  # [query_pos, key_pos, dim]
+            part = nearness(parts, total[block].unsqueeze(1))
+            near.append(torch.nn.functional.pad(part, (0, seqlen - seen)))
+        found.append(torch.cat(near).masked_fill(future, -torch.inf))
+    heads = torch.stack(found, 1).flatten(1)  # [query_pos, head x key_pos]
+    both = shares(torch.cat([heads, nearness(before, total).unsqueeze(-1)], -1))
+    split = both[:, :-1].unflatten(-1, (cap.config.n_heads, seqlen)).transpose(0, 1)
+    error = float((summed - total).abs().max() / total.abs().max())
+    return AttentionContributions(layer, at, frozen(split), frozen(both[:, -1]), error)
+
+
+@torch.no_grad()
+def mlp_shares(cap: Capture, layer: int, *, row: int = 0) -> Tensor:
+    """The MLP's share of the stream after a layer, the rest being the stream before it. Shapes: -> [pos] float32"""
+    row = capture_access.row_of(cap, row)
+    names = ("hook_mlp_out", "hook_resid_mid", "hook_resid_post")
+    added, before, total = (cap[f"blocks.{layer}.{name}"][row].float() for name in names)
+    return shares(torch.stack([nearness(added, total), nearness(before, total)], -1))[..., 0]
+
+
+def stream_contributions(model: Transformer, cap: Capture, *, row: int = 0) -> StreamContributions:
+    """Every head's and every MLP's share of the stream that it adds to, layer by layer.
+
+    Shapes: `HOOKS` of every layer -> heads [layer, head, pos], past_attn, mlp [layer, pos]
+    Units:  shares between 0 and 1; a head's is the sum over its keys.
+    Raises: HookError as `attention_contributions`, or if a layer is missing.
+    Source: arXiv 2403.00824.
+    """
+    layers = _all_layers(cap)
+    found = [attention_contributions(model, cap, layer, row=row) for layer in layers]
+    return StreamContributions(
+        frozen(np.stack([part.heads.sum(-1) for part in found])),
+        frozen(np.stack([part.residual for part in found])),
+        frozen(torch.stack([mlp_shares(cap, layer, row=row) for layer in layers])),
+        max(part.error for part in found),
+    )
+
+
+def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: float = 0.04, row: int = 0) -> Routes:
+    """The edges that carry at least `threshold` of the stream that they enter, followed back from one position.
+
+    From the last layer down: only streams that a kept edge leads to are opened, so a low threshold costs more.
+    Shapes: `HOOKS` of every layer -> a table of edges, and reached [layer + 1, pos]
+    Units:  position is absolute, or negative from the last; threshold a share between 0 and 1.
+    Raises: HookError as `attention_contributions`, for a missing layer, an unknown position, or a threshold that is
+            no share.
+    Source: arXiv 2403.00824; here every pair of a head and a token is an edge.
+    """
+    layers, seqlen = _all_layers(cap), cap.tokens.shape[1]
+    at = capture_access.place(cap, position)
+    if not 0 < threshold < 1:
+        raise HookError(f"a threshold is a share of the stream between 0 and 1, found {threshold:g}.")
+    reached = np.zeros((len(layers) + 1, seqlen), bool)
+    reached[-1, at] = True
+    rows: list[tuple[int, str, int, int, int, float]] = []
+    for layer in reversed(layers):
+        targets = tuple(np.flatnonzero(reached[layer + 1]).tolist())
+        if not targets:
+            break
+        added = mlp_shares(cap, layer, row=row).tolist()
+        for pos in targets:
+            both = (("mlp", added[pos]), ("past_mlp", 1 - added[pos]))
+            rows += [(layer, kind, -1, pos, pos, share) for kind, share in both if share >= threshold]
+        # Both of those read the stream between the halves, and one of them carries at least a half.
+        found = attention_contributions(model, cap, layer, queries=targets, row=row)
+        for i, pos in enumerate(targets):
+            if found.residual[i] >= threshold:
+                rows.append((layer, "past_attn", -1, pos, pos, float(found.residual[i])))
+                reached[layer, pos] = True
+        for head, i, key in np.argwhere(found.heads >= threshold).tolist():
+            rows.append((layer, "head", head, key, targets[i], float(found.heads[head, i, key])))
+            reached[layer, key] = True
+    edges = pd.DataFrame(rows, columns=["layer", "kind", "head", "source", "target", "share"])
+    return Routes(at, threshold, edges, frozen(reached))
+
+
+def _all_layers(cap: Capture) -> tuple[int, ...]:
+    layers = capture_access.layers(cap, PATTERN)
+    if layers != tuple(range(cap.config.n_layers)):
+        raise HookError("this goes through all layers; capture without layers=.")
+    return layers

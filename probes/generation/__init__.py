@@ -1,0 +1,1 @@
+"""What each generated token was drawn from."""

@@ -1,0 +1,217 @@
+"""What a text was drawn from: every generated token with its probability, its rank and what else was likely.
+
+Two distributions are told apart at every step. The model's own is the softmax of its logits, at temperature 1. The
+drawn one is what temperature, top-k and top-p leave of it, and what the token really came from.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes.base.result import Result, frozen
+from workbench import parallel
+from workbench.continuation import Continuation, FinishReason
+from workbench.errors import DataError
+from workbench.model import Transformer
+from workbench.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One generated token. Log-probabilities and entropies are in nats; rank 1 is the likeliest.
+
+    `logprob`, `rank` and `entropy` are the model's own; `share` is the token's probability in what was drawn from,
+    `share_entropy` that distribution's entropy, and `kept` how many tokens it could have given. `likeliest` are the
+    model's first tokens: id, log-probability, share. `text` and `finish_reason` as `workbench.generate.Piece`'s.
+    """
+
+    token: int
+    logprob: float
+    rank: int
+    entropy: float
+    share: float
+    share_entropy: float
+    kept: int
+    likeliest: tuple[tuple[int, float, float], ...]
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Sampled(Result):
+    """A generated text, step by step. Arrays are [step], those of the alternatives [step, rank], likeliest first.
+
+    Step s, counted from 0, gave tokens[s]; the query that chose it stands at position len(prompt) - 1 + s. What the
+    arrays hold is said at `Choice`; `finish_reason` is None where generation was broken off.
+    """
+
+    AXES = {
+        **dict.fromkeys(("logprobs", "ranks", "entropy", "shares", "share_entropy", "kept"), ("step",)),
+        **dict.fromkeys(("other_tokens", "other_logprobs", "other_shares"), ("step", "rank")),
+    }
+    FIGURE = "probes.generation.figures.surprise"
+    UNITS = "log-probabilities and entropies in nats; shares are probabilities in what was drawn from"
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: np.ndarray
+    ranks: np.ndarray
+    entropy: np.ndarray
+    shares: np.ndarray
+    share_entropy: np.ndarray
+    kept: np.ndarray
+    other_tokens: np.ndarray
+    other_logprobs: np.ndarray
+    other_shares: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """One row per generated token: step (from 1), position, token, then the model's own and the drawn numbers."""
+        steps = np.arange(len(self.tokens))
+        return pd.DataFrame(
+            {
+                "step": steps + 1,
+                "position": len(self.prompt) + steps,
+                "token": self.tokens,
+                "probability": np.exp(self.logprobs),
+                "logprob": self.logprobs,
+                "rank": self.ranks,
+                "entropy": self.entropy,
+                "drawn_probability": self.shares,
+                "drawn_entropy": self.share_entropy,
+                "kept": self.kept,
+            }
+        )
+
+    def alternatives(self) -> pd.DataFrame:
+        """One row per step and likely token: step (from 1), rank (from 1), token, probability, drawn_probability."""
+        steps, ranks = self.other_tokens.shape
+        return pd.DataFrame(
+            {
+                "step": np.repeat(np.arange(steps) + 1, ranks),
+                "rank": np.tile(np.arange(ranks) + 1, steps),
+                "token": self.other_tokens.ravel(),
+                "probability": np.exp(self.other_logprobs.ravel()),
+                "drawn_probability": self.other_shares.ravel(),
+            }
+        )
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities that `sampling` draws from: 0 for what it leaves out, all on one token at temperature 0.
+
+    Shapes: logits [vocab] -> [vocab]
+    Source: arXiv 1904.09751 (top-p), 1805.04833 (top-k).
+    Exact:  as `workbench.sampling.Sampling.choose` draws: top-p looks at the mass before top-k is taken away.
+    """
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).index_fill(0, logits.argmax(), 1.0)
+    shares = (logits / sampling.temperature).softmax(-1)
+    if not sampling.top_k and sampling.top_p == 1:
+        return shares
+    values, order = shares.sort(descending=True, stable=True)
+    if sampling.top_k:
+        values[sampling.top_k :] = 0
+    values = values.masked_fill(values.cumsum(-1) - values >= sampling.top_p, 0)
+    return torch.zeros_like(shares).scatter(0, order, values / values.sum())
+
+
+def choices(
+    model: Transformer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    alternatives: int = 8,
+) -> Iterator[Choice]:
+    """The continuation of token ids, a token at a time, each with what it was drawn from.
+
+    It is what `workbench.generate.stream` gives at the same settings, from the logits of the very step.
+    Shapes: prompt [pos]
+    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
+    """
+    row = Continuation.start(model, list(prompt), max_new_tokens, seed=seed, stop=(), stop_tokens=None)
+    return _steps(model, row, sampling, min(alternatives, model.config.vocab_size))
+
+
+def sampled(
+    model: Transformer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    alternatives: int = 8,
+) -> Sampled:
+    """A whole continuation with what every token was drawn from.
+
+    Shapes: prompt [pos] -> [step], and [step, rank] for the alternatives
+    Units:  nats and probabilities.
+    Raises: as `choices`.
+    Exact:  probabilities are those of the cached steps themselves; one run of the whole text gives them up to rounding.
+    """
+    found = choices(model, prompt, sampling, seed=seed, max_new_tokens=max_new_tokens, alternatives=alternatives)
+    return gathered(prompt, found)
+
+
+def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> Sampled:
+    """Steps that have been run, as one result; of an unfinished text too.
+
+    Raises: DataError where there are none.
+    """
+    steps = list(found)
+    if not steps:
+        raise DataError("No token has been generated yet.")
+    columns = ("logprob", "rank", "entropy", "share", "share_entropy", "kept")
+    arrays = (frozen(np.array([getattr(step, name) for step in steps])) for name in columns)
+    others = (frozen(np.array([[one[i] for one in step.likeliest] for step in steps])) for i in range(3))
+    return Sampled(
+        tuple(prompt),
+        tuple(step.token for step in steps),
+        "".join(step.text for step in steps),
+        steps[-1].finish_reason,
+        *arrays,
+        *others,
+    )
+
+
+def _steps(model: Transformer, row: Continuation, sampling: Sampling, alternatives: int) -> Iterator[Choice]:
+    now = list(row.prompt)
+    cache = model.empty_cache(1, len(now) + row.room)
+    while row.finish_reason is None:
+        with torch.no_grad():
+            hidden = model.hidden(torch.tensor([now], device=model.device), cache)
+            logits = model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0]  # [1, vocab]
+            choice = _choice(row, logits, sampling, alternatives)
+        yield choice
+        now = [choice.token]
+
+
+def _choice(row: Continuation, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
+    """Draw the next token, as `workbench.generate` does, and say what it was drawn from. Shapes: logits [1, vocab]"""
+    uniform = torch.zeros(1)
+    if sampling.temperature > 0:
+        uniform = torch.rand((), generator=row.generator).unsqueeze(0)
+    token = int(parallel.agreed(sampling.choose(logits, uniform.to(logits.device))))
+    own = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
+    share = distribution(logits[0], sampling)
+    top = own.topk(alternatives)
+    row.take(token, float(own[token]))
+    return Choice(
+        token,
+        float(own[token]),
+        int((own > own[token]).sum()) + 1,
+        float(torch.special.entr(own.exp()).sum()),
+        float(share[token]),
+        float(torch.special.entr(share).sum()),
+        int((share > 0).sum()),
+        tuple(zip(top.indices.tolist(), top.values.tolist(), share[top.indices].tolist(), strict=True)),
+        row.new_text(),
+        row.finish_reason,
+    )

@@ -1,0 +1,127 @@
+"""Why one token and not another: their logits' difference by part of the model, and both through the layers.
+
+Joins `probes.logits.logit_attribution` and `probes.logits.logit_lens` on tokens that were run somewhere else, as a
+benchmark's are. Runs the model once, under whatever intervenes just now; knows nothing of benchmarks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.base.result import frozen
+from probes.logits import logit_attribution, logit_lens
+from probes.logits.logit_attribution import LogitAttribution
+from probes.logits.logit_lens import TokenCurves
+from probes.norms.norm_linearity import linearisation
+from workbench.capture import Capture
+from workbench.errors import HookError
+from workbench.hooks import expand, layer_of
+from workbench.intervene import Targeted, acting
+from workbench.model import Transformer
+
+HOOKS = (*dict.fromkeys((*logit_attribution.HOOKS, *logit_lens.HOOKS, "blocks.*.hook_attn_out")),)
+"""What `explain` captures, at one position."""
+
+_BEHIND_THE_HEADS = ("attn.hook_result", "hook_attn_out")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What made one token likelier than another at a position.
+
+    `attribution` splits the logit of `token` less that of `minus`; `curves` follows these two, and others that were
+    asked for, through the layers. `rest` is what the parts do not explain of `difference`, the model's own: rounding,
+    or an intervention on the stream itself.
+    """
+
+    token: int
+    minus: int
+    attribution: LogitAttribution
+    curves: TokenCurves
+
+    @property
+    def position(self) -> int:
+        return self.attribution.position
+
+    @property
+    def difference(self) -> float:
+        """The model's logit of `token` less that of `minus`."""
+        return float(self.attribution.logits[0])
+
+    @property
+    def rest(self) -> float:
+        """The difference less the sum of the parts."""
+        return self.difference - float(self.attribution.values[0].astype(np.float64).sum())
+
+    def frame(self) -> pd.DataFrame:
+        """One row per part, as `LogitAttribution` has them: kind, layer, head, contribution, removed, frozen_error."""
+        return self.attribution.frame().drop(columns=["token", "minus"])
+
+    def lens(self) -> pd.DataFrame:
+        """One row per layer, -1 being the embedding, and token: layer, token, logprob, rank, text."""
+        return self.curves.frame().drop(columns="pos")
+
+    def figure(self, **options: Any) -> Any:
+        """The attribution's figure. `curves.figure()` is that of the lens."""
+        return self.attribution.figure(**options)
+
+
+@torch.no_grad()
+def explain(
+    model: Transformer, ids: Sequence[int], *, token: int, minus: int, position: int = -1, also: Sequence[int] = ()
+) -> Explanation:
+    """Direct logit attribution of `token` less `minus` at a position, and the logit lens over both and `also`.
+
+    Where an intervention acts on a layer's attention behind its heads, what they wrote is not what arrived: that layer
+    then has one part "attn" in place of its heads. What an intervention adds to the stream itself is in `rest`.
+    Shapes: ids [pos], run up to `position` inclusive; negative positions count from the last
+    Units:  logits; the lens in nats.
+    Raises: HookError for an unknown position or token, one token twice, or a model that is split over processes.
+    Exact:  the parts and `rest` sum to the difference of the model's own logits.
+    """
+    at = position + len(ids) if position < 0 else position
+    if not 0 <= at < len(ids):
+        raise HookError(f"there are {len(ids)} tokens, positions 0 to {len(ids) - 1}, not {position}.")
+    if token == minus:
+        raise HookError(f"token {token} cannot be told from itself; give two tokens.")
+    run = torch.tensor([list(ids[: at + 1])], device=model.device)
+    _, cap = model.run_with_capture(run, HOOKS, positions=[at])
+    found = logit_attribution.logit_attribution(model, cap, [(token, minus)], position=at)
+    followed = tuple(dict.fromkeys((token, minus, *also)))
+    curves = logit_lens.logit_lens(model, cap, targets=followed, k=1).curves
+    return Explanation(token, minus, _as_arrived(model, cap, found), curves)
+
+
+def _as_arrived(model: Transformer, cap: Capture, found: LogitAttribution) -> LogitAttribution:
+    """The attribution with one part for the attention of every layer that is changed behind its heads."""
+    changes = [change for change in acting(model) if isinstance(change, Targeted)]
+    hooks = {name for change in changes for name in expand(change.hook, cap.config) if name.endswith(_BEHIND_THE_HEADS)}
+    changed = sorted({layer for name in hooks if (layer := layer_of(name)) is not None})
+    if not changed:
+        return found
+    written = torch.stack([cap[f"blocks.{layer}.hook_attn_out"][0, 0].float() for layer in changed])  # [part, dim]
+    x = cap[f"blocks.{cap.config.n_layers - 1}.hook_resid_post"][0, 0]
+    readout = logit_attribution.readout_of(model, found.tokens)
+    values = readout / cap["ln_final.hook_scale"][0, 0].float() @ written.T
+    removed = logit_attribution.removed_by(model, x, written, readout)
+    _, wrong = linearisation(x.double(), -written.double(), model.norm.weight.double(), cap.config.norm_eps)
+    kept = [i for i, (kind, layer, _) in enumerate(found.parts) if kind != "head" or layer not in changed]
+    parts = [found.parts[i] for i in kept] + [("attn", layer, -1) for layer in changed]
+    order = sorted(range(len(parts)), key=lambda i: (parts[i][1], parts[i][0] == "mlp", parts[i][2]))
+    values, removed = (
+        np.concatenate([old[:, kept], frozen(new)], 1)[:, order]
+        for old, new in ((found.values, values), (found.removed, removed))
+    )
+    error = float(np.abs(values.sum(-1) - found.logits).max())
+    return replace(
+        found,
+        parts=tuple(parts[i] for i in order),
+        values=frozen(values),
+        removed=frozen(removed),
+        frozen_error=frozen(np.concatenate([found.frozen_error[kept], frozen(wrong)])[order]),
+        error=error,
+    )

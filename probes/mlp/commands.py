@@ -1,0 +1,55 @@
+"""Commands on the MLPs' neurons."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.base.command import Origin, capture, check, deliver, load
+
+
+def neurons(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Neurons: open gates, sparsity, kurtosis, top position."""
+    check(output)
+    from probes.mlp import neurons as probe
+
+    _, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
+    deliver(probe.neuron_statistics(cap), output, origin)
+
+
+def neuron(
+    layer: Annotated[int, typer.Option(min=0, help="The neuron's layer.")],
+    neuron: Annotated[int, typer.Option(min=0, help="The neuron.")],
+    model: Model = "demo",
+    top: Annotated[int, typer.Option(min=1, help="Tokens on either side.")] = 10,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Neurons: the tokens that one promotes and suppresses."""
+    check(output)
+    from probes.mlp import neurons as probe
+
+    loaded = load(model, device)
+    found = probe.neuron_tokens(loaded, layer, [neuron], k=top)
+    deliver(found, output, Origin(model, loaded))
+
+
+def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
+    """Neurons: large weights that move all logits alike."""
+    check(output)
+    from probes.mlp import neurons as probe
+
+    loaded = load(model, device)
+    found = probe.entropy_neurons(loaded)
+    deliver(found, output, Origin(model, loaded))
+
+
+COMMANDS = (
+    (neurons, ON_A_PROMPT),
+    (neuron, " --layer 2 --neuron 7"),
+    (entropy_neurons, ""),
+)

@@ -1,0 +1,99 @@
+"""Commands on the norms: what they read and scale, and what a linear or a re-centring norm would do instead."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.base.command import Origin, capture, check, config, deliver, labels, labels_of, load, tokens
+
+
+def gains(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
+    """Norms: quantiles and extreme dimensions of the gains."""
+    check(output)
+    from probes.norms import rms_norms
+
+    loaded = load(model, device)
+    found = rms_norms.gain_statistics(loaded)
+    deliver(found, output, Origin(model, loaded))
+
+
+def rms(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Norms: what every norm divides every token by."""
+    check(output)
+    from probes.norms import rms_norms
+
+    loaded, cap, origin = capture(model, prompt, file, [h for h in rms_norms.HOOKS if h.endswith("hook_scale")], device)
+    deliver(rms_norms.input_rms(cap), output, origin, labels=labels(loaded, cap))
+
+
+def norm_times(
+    model: Model = "demo",
+    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to normalise.")] = 512,
+    output: Output = None,
+) -> None:
+    """Norms: time of RMSNorm and LayerNorm on this CPU."""
+    check(output)
+    from probes.norms import norm_linearity
+
+    found = norm_linearity.norm_times(config(model), tokens=tokens)
+    deliver(found, output, Origin(model))
+
+
+def linear(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    final: Annotated[bool, typer.Option("--final", help="Judge every part at the final norm.")] = False,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: how wrong a linear norm is, part by part."""
+    check(output)
+    from probes.norms import norm_linearity
+
+    loaded, cap, origin = capture(model, prompt, file, norm_linearity.HOOKS, device)
+    found = norm_linearity.linearised_norm(loaded, cap, final=final)
+    deliver(found, output, origin)
+
+
+def recentring(
+    model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
+) -> None:
+    """Norms: what LayerNorm would have changed."""
+    check(output)
+    from probes.norms import norm_linearity
+
+    _, cap, origin = capture(model, prompt, file, norm_linearity.HOOKS, device)
+    deliver(norm_linearity.recentring(cap), output, origin)
+
+
+def generated_norms(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Norms: what they divide by while the model writes."""
+    check(output)
+    from probes.norms import during_generation as probe
+
+    loaded, ids, origin = tokens(model, prompt, file, device)
+    found = probe.generated_norms(loaded, ids, steps=steps)
+    deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
+
+
+COMMANDS = (
+    (gains, ""),
+    (rms, ON_A_PROMPT),
+    (generated_norms, ON_A_PROMPT),
+    (linear, ON_A_PROMPT),
+    (recentring, ON_A_PROMPT),
+    (norm_times, ""),
+)

@@ -1,0 +1,219 @@
+"""The norms and the stream while a model writes: what is divided by, added, and grows, at every generated token.
+
+Each step is captured as it is run, on the key/value cache: nothing is computed twice, and no step's stream is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes.base.result import Result, frozen, tidy
+from probes.norms import rms_norms
+from probes.norms.rms_norms import ContributionRatios, InputRms, OutlierDimensions
+from workbench.capture import Capture
+from workbench.errors import DataError
+from workbench.model import Transformer
+
+HOOKS = rms_norms.HOOKS
+"""What is captured at every step, each probe taking its part."""
+
+_LAYER_SHARE, _POSITION_SHARE = 0.25, 0.06  # of an outlier dimension, as in `norms.outlier_dimensions`
+
+
+@dataclass(frozen=True)
+class GeneratedNorms(Result):
+    """Norms over a prompt and what was generated after it, for one sequence.
+
+    `tokens` are the ids that were run: the prompt's, then all generated ones but the last, which nothing has read.
+    Position p of `rms` and `contributions` belongs to tokens[p]; from `n_prompt` - 1 on, each one's run chose the next.
+    """
+
+    tokens: tuple[int, ...]
+    n_prompt: int
+    rms: InputRms
+    contributions: ContributionRatios
+
+    AXES = {"steps": ("pos",)}
+    FIGURE = "probes.norms.generation_figures.generated_norms"
+    UNITS = "rms as the stream's entries"
+
+    @property
+    def steps(self) -> np.ndarray:
+        """0 for the prompt, then 1, 2, ... Shapes: -> [pos]"""
+        return _steps(self.tokens, self.n_prompt)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per norm and position: layer, norm, pos, step (0 for the prompt), token, rms."""
+        table = self.rms.frame().drop(columns="batch")
+        return _told(table, self.tokens, self.n_prompt, at=3)
+
+
+@dataclass(frozen=True)
+class GeneratedStream(Result):
+    """The stream after every block, and what was added to it, over a prompt and what was generated after it.
+
+    All arrays but `outliers` are [layer, pos]: `largest` and `median` magnitude of a position's entries; `massive`,
+    how many entries are over the threshold and `ratio` times that median; `large`, how many reach the magnitude of
+    an outlier dimension; `attn`, `mlp`: the norm each adds over that of the stream. `outliers` [pos] counts the
+    outlier dimensions of the text up to each position; `dimensions` are those of the whole. `tokens` and `n_prompt`
+    as in `GeneratedNorms`.
+    """
+
+    tokens: tuple[int, ...]
+    n_prompt: int
+    largest: np.ndarray
+    median: np.ndarray
+    massive: np.ndarray
+    large: np.ndarray
+    attn: np.ndarray
+    mlp: np.ndarray
+    outliers: np.ndarray
+    dimensions: OutlierDimensions
+
+    AXES = {
+        **{name: ("layer", "pos") for name in ("largest", "median", "massive", "large", "attn", "mlp")},
+        "outliers": ("pos",),
+    }
+    FIGURE = "probes.norms.generation_figures.generated_stream"
+    UNITS = (
+        "largest and median as the stream's entries; massive, large and outliers are counts; attn and mlp "
+        "over the stream's norm"
+    )
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer and position: layer, pos, step (0 for the prompt), token, then a column per array."""
+        names = ("largest", "median", "massive", "large", "attn", "mlp")
+        columns = {name: getattr(self, name) for name in names}
+        columns["outliers"] = np.broadcast_to(self.outliers, self.largest.shape)
+        n_layers, pos = self.largest.shape
+        table = tidy({"layer": range(n_layers), "pos": range(pos)}, columns)
+        return _told(table, self.tokens, self.n_prompt, at=2)
+
+
+@torch.no_grad()
+def generated_norms(model: Transformer, prompt: Sequence[int], *, steps: int = 32) -> GeneratedNorms:
+    """Input RMS and contribution ratios over a prompt and `steps` greedily generated tokens.
+
+    Shapes: prompt [pos] -> rms [norm, 1, pos + steps - 1], contributions [layer, sublayer, 1, pos + steps - 1]
+    Units:  as `probes.norms.rms_norms.input_rms` and `contribution_ratios`.
+    Raises: DataError for an empty prompt or no steps.
+    Source: arXiv 1910.07467 (RMS), 2004.10102 (ratios).
+    Exact:  equals one capture of the whole text, up to the rounding of a cached run.
+    """
+    hooks = [name for name in HOOKS if not name.endswith("resid_post")]
+    tokens, rms, ratios = list(prompt), [], []
+    for cap in _captures(model, tokens, steps, hooks):
+        rms.append(rms_norms.input_rms(cap))
+        ratios.append(rms_norms.contribution_ratios(cap))
+    return GeneratedNorms(
+        tuple(tokens),
+        len(prompt),
+        InputRms(rms[0].norms, _joined([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
+        ContributionRatios(
+            ratios[0].layers, _joined([part.ratio for part in ratios]), _joined([part.cosine for part in ratios])
+        ),
+    )
+
+
+@torch.no_grad()
+def generated_stream(
+    model: Transformer,
+    prompt: Sequence[int],
+    *,
+    steps: int = 32,
+    threshold: float = 100.0,
+    ratio: float = 1000.0,
+    magnitude: float = 6.0,
+) -> GeneratedStream:
+    """Massive activations, outlier dimensions and contribution ratios while `steps` tokens are generated greedily.
+
+    Shapes: prompt [pos] -> [layer, pos + steps - 1]
+    Units:  magnitudes those of the stream, computed in float32. A position is judged by its own median, so that a
+            step's verdict does not hang on later ones.
+    Raises: DataError for an empty prompt or no steps.
+    Source: arXiv 2402.17762 (threshold, ratio), 2208.07339 (magnitude, in a quarter of the layers and at 6% of the
+            positions), 2004.10102 (ratios).
+    Exact:  equals one capture of the whole text, up to the rounding of a cached run.
+    """
+    hooks = [name for name in HOOKS if not name.endswith("hook_scale")]
+    tokens, tally = list(prompt), _Tally(model.config.n_layers, model.config.dim)
+    found: list[dict[str, Tensor]] = []
+    ratios: list[np.ndarray] = []
+    for cap in _captures(model, tokens, steps, hooks):
+        size = torch.stack([cap[f"blocks.{i}.hook_resid_post"][0].float().abs() for i in range(model.config.n_layers)])
+        ordered = size.sort(-1).values  # [layer, pos, dim]
+        dim = size.shape[-1]
+        median = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
+        over = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
+        large = size >= magnitude
+        tally.add(size.cpu(), large.cpu())
+        part = {"largest": ordered[..., -1], "median": median, "massive": over.sum(-1), "large": large.sum(-1)}
+        found.append({name: values.cpu() for name, values in part.items()})
+        ratios.append(rms_norms.contribution_ratios(cap).ratio[:, :, 0])  # [layer, sublayer, pos]
+    added = _joined(ratios)
+    return GeneratedStream(
+        tuple(tokens),
+        len(prompt),
+        *(frozen(torch.cat([part[name] for part in found], -1)) for name in ("largest", "median", "massive", "large")),
+        frozen(added[:, 0]),
+        frozen(added[:, 1]),
+        frozen(np.array(tally.counts)),
+        tally.dimensions(len(tokens)),
+    )
+
+
+def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence[str]) -> Iterator[Capture]:
+    """One capture per step: the prompt, then every generated token, which `tokens` grows by; not the last one."""
+    if not tokens or steps < 1:
+        raise DataError(f"generation needs a prompt and at least 1 step; found {len(tokens)} tokens, {steps} steps.")
+    cache = model.empty_cache(1, len(tokens) + steps - 1)
+    now = list(tokens)
+    for step in range(steps):
+        logits, cap = model.run_with_capture(torch.tensor([now], device=model.device), hooks, cache=cache)
+        yield cap
+        now = [int(logits[0, -1].argmax())]
+        if step < steps - 1:
+            tokens += now
+
+
+class _Tally:
+    """Outlier dimensions of a text that grows: large entries are counted, streams are not kept."""
+
+    def __init__(self, n_layers: int, dim: int) -> None:
+        self.hits = torch.zeros(n_layers, dim)
+        self.most = torch.zeros(dim)
+        self.counts: list[int] = []
+
+    def add(self, size: Tensor, large: Tensor) -> None:
+        """Shapes: [layer, pos, dim], [layer, pos, dim] bool"""
+        self.most = torch.maximum(self.most, size.amax((0, 1)))
+        for position in large.unbind(1):
+            self.hits += position
+            self.counts.append(len(self.dimensions(len(self.counts) + 1).dims))
+
+    def dimensions(self, n: int) -> OutlierDimensions:
+        """Those of the n positions that were added."""
+        layers, positions = (self.hits > 0).float().mean(0), (self.hits / n).mean(0)
+        outlier = (layers >= _LAYER_SHARE) & (positions >= _POSITION_SHARE)
+        return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.most), frozen(outlier))
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Along the positions, which are the last axis."""
+    return frozen(np.concatenate(parts, -1))
+
+
+def _steps(tokens: Sequence[int], n_prompt: int) -> np.ndarray:
+    return np.maximum(np.arange(len(tokens)) - n_prompt + 1, 0)
+
+
+def _told(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
+    """The table with step and token after its column of positions."""
+    pos = table["pos"].to_numpy()
+    table.insert(at, "step", _steps(tokens, n_prompt)[pos])
+    table.insert(at + 1, "token", np.array(tokens)[pos])
+    return table

@@ -1,0 +1,1 @@
+"""What changes when activations are removed or replaced: ablation and patching."""

@@ -1,0 +1,279 @@
+"""Paths between heads and to the logits: by patching a head's output on its way to others alone, by attribution from
+every token that a head looks at, and by the weights on the way.
+
+Activation patching says that a head matters, not for whom. Here every other head is held at what it was, so that a
+change reaches the chosen receivers through the stream alone; and composition scores say, with no prompt at all, how
+much of what one head reads another can have written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes.base import weights
+from probes.base.head_names import Head
+from probes.base.result import Result, frozen, tidy
+from probes.logits.component_attribution import source_attribution
+from probes.logits.logit_attribution import Target
+from probes.patching.activation_patching import BUDGET, SITES, Direction, Patching, Place, _mask, _result, _Runs
+from probes.patching.prompt_pairs import Pair
+from workbench import hooks
+from workbench.capture import Capture
+from workbench.errors import HookError
+from workbench.hooks import Site, Subscription
+from workbench.model import Transformer
+
+Through = Literal["q", "k", "v"]
+Z, MLP = SITES["heads"], SITES["mlp_out"]
+
+
+@dataclass(frozen=True)
+class PathPatching(Patching):
+    """A target under every sender's patch on its way to the receivers alone: `patched` [layer, head, pos, prompt].
+
+    Layers and heads are the senders'; `pos` is one, -1 for all. No receivers: the logits. `through` is the receivers'
+    input that changes, "q", "k" or "v". The rest is as in `Patching`.
+    """
+
+    receivers: tuple[Head, ...]
+    through: Through
+    mlps_frozen: bool
+
+    FIGURE = "probes.patching.figures.path_patching"
+
+
+@torch.no_grad()
+def path_patching(
+    model: Transformer,
+    pair: Pair,
+    receivers: Sequence[Head] = (),
+    *,
+    through: Through = "q",
+    direction: Direction = "denoise",
+    freeze_mlps: bool = False,
+    budget: int = BUDGET,
+) -> PathPatching:
+    """The target when every head's output is patched only as the receivers (no receivers: the logits) see it.
+
+    All other heads are held at what they were in the unpatched run, MLPs are not unless asked. What the receivers
+    then compute their queries, keys or values to be is put into a second run that is otherwise free. Heads that share
+    a key/value head receive its keys and values together. `budget` is as in `patching.patching`.
+    Shapes: -> [layer, head, 1, prompt], for every layer below the highest receiver
+    Units:  the target's own.
+    Raises: HookError for a receiver that the model does not have, or with no head below it.
+    Source: arXiv 2211.00593, 2304.05969.
+    Exact:  with MLPs frozen and no receivers, the last stream changes by what the head writes and nothing else.
+    """
+    config, aims = model.config, tuple(sorted(set(receivers)))
+    for layer, head in aims:
+        if not (0 <= layer < config.n_layers and 0 <= head < config.n_heads):
+            raise HookError(
+                f"the model has heads L0H0 to L{config.n_layers - 1}H{config.n_heads - 1}; found L{layer}H{head}."
+            )
+    if aims and aims[-1][0] == 0:
+        raise HookError("no head stands below layer 0; name a receiver in a later layer.")
+    if through not in ("q", "k", "v"):
+        raise HookError(f"receivers are reached through q, k or v; found {through!r}.")
+    run = _Runs.of(model, pair, "heads", direction)
+    layers = tuple(range(aims[-1][0] if aims else config.n_layers))
+    _, base = model.run_with_capture(run.tokens, [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])])
+    n_prompts, n_pos = pair.clean.shape
+    at_once = max(1, budget // (n_prompts * n_pos))
+    patched, layer_runs = [], 3 * n_prompts * config.n_layers
+    for layer in layers:
+        mine = [aim for aim in aims if aim[0] > layer]
+        rows = []
+        for start in range(0, config.n_heads, at_once):
+            some = run.places[start : start + at_once]
+            normed, seen = _sent(run, base, layer, some, [f"blocks.{at}.attn.hook_{through}" for at, _ in mine])
+            if aims:
+                normed = _received(run, mine, seen)
+            rows.append(torch.stack([run.measured(one) for one in normed.split(n_prompts)]))
+            ran = config.n_layers - layer + (config.n_layers - mine[0][0] if aims else 0)
+            layer_runs += len(some) * n_prompts * ran
+        patched.append(torch.cat(rows))
+    naive = (3 + (2 if aims else 1) * len(layers) * config.n_heads) * n_prompts * config.n_layers
+    found = _result(run, layers, torch.stack(patched), ("exact", layer_runs, naive))
+    return PathPatching(**vars(found), receivers=aims, through=through, mlps_frozen=freeze_mlps)
+
+
+def _sent(
+    run: _Runs, base: Capture, layer: int, places: Sequence[Place], watched: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A run with some senders of a layer patched, a row for each, and all later heads held; what was watched in it.
+
+    Shapes: -> [place * prompt, pos, dim], and tensors whose first axis is place * prompt
+    """
+    later = [name for name in base.names if _after(name, layer)]
+    seen: dict[str, Tensor] = {}
+    held = [Subscription(frozenset([name]), edit=partial(_instead, _rows(base[name], len(places)))) for name in later]
+    watch = Subscription(frozenset(watched), observe=lambda site, x: seen.__setitem__(site.name, x))
+    with hooks.subscribe(run.model, *held, watch):
+        return run.normed(layer, places), seen
+
+
+def _received(run: _Runs, receivers: Sequence[Head], seen: dict[str, Tensor]) -> Tensor:
+    """A free run in which the receivers' inputs are those that were seen. Shapes: -> [place * prompt, pos, dim]"""
+    first, group, edits = receivers[0][0], run.model.config.group_size, []
+    for name, given in seen.items():
+        shared = 1 if name.endswith("hook_q") else group
+        places = [(head // shared, -1) for layer, head in receivers if layer == hooks.layer_of(name)]
+        chosen = torch.stack([_mask(given[:1], [place]) for place in places]).any(0)
+        edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, given)))
+    times = len(next(iter(seen.values()))) // len(run.tokens)
+    with hooks.subscribe(run.model, *edits):
+        return run.model.resume(_rows(run.entering(first), times), first)
+
+
+def _after(name: str, layer: int) -> bool:
+    """Whether a hook point comes after the heads of a layer."""
+    at = hooks.layer_of(name)
+    assert at is not None
+    return at > layer or (at == layer and name.endswith(MLP))
+
+
+def _instead(value: Tensor, _: Site, x: Tensor) -> Tensor:
+    return value
+
+
+def _where(chosen: Tensor, value: Tensor, _: Site, x: Tensor) -> Tensor:
+    return torch.where(chosen, value, x)
+
+
+def _rows(x: Tensor, times: int) -> Tensor:
+    """The prompts again for every place. Shapes: [prompt, ...] -> [place * prompt, ...]"""
+    return x.repeat(times, *[1] * (x.dim() - 1))
+
+
+# --- from a pattern to the logits -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogitPaths(Result):
+    """What every head carries to a logit from every token that it looks at: `values` [layer, head, key_pos].
+
+    `weights` [layer, head, key_pos] is the attention of `position`; `error` the largest difference between a head's
+    keys together and its direct attribution.
+    """
+
+    position: int
+    target: Target
+    values: np.ndarray
+    weights: np.ndarray
+    error: float
+
+    AXES = dict.fromkeys(("values", "weights"), ("layer", "head", "key_pos"))
+    FIGURE = "probes.patching.figures.logit_paths"
+    UNITS = "weight from 0 to 1; contribution in logits"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head and key, the strongest first: layer, head, key_pos, weight, contribution."""
+        axes = {name: range(size) for name, size in zip(("layer", "head", "key_pos"), self.values.shape, strict=True)}
+        table = tidy(axes, {"weight": self.weights, "contribution": self.values})
+        return table.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def logit_paths(model: Transformer, cap: Capture, target: Target, *, position: int = -1, row: int = 0) -> LogitPaths:
+    """`within.source_attribution` of every head: A_ij (v_j W_O * gain / r_final) . W_U[target], to rank them together.
+
+    Shapes: -> [layer, head, key_pos]
+    Units:  logits, computed in float32.
+    Raises: MissingHookError or HookError as `within.source_attribution`, for a capture of `within.SOURCE_HOOKS`.
+    Source: arXiv 2211.00593, 2004.10102.
+    Exact:  a head's keys sum to its direct attribution; `error` says how nearly.
+    """
+    config = model.config
+    heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    found = [source_attribution(model, cap, [target], head, position=position, row=row) for head in heads]
+    shape = (config.n_layers, config.n_heads, -1)
+    values = np.stack([one.values[0] for one in found]).reshape(shape)
+    weights = np.stack([one.weights for one in found]).reshape(shape)
+    error = max(one.error for one in found)
+    return LogitPaths(found[0].position, target, frozen(values), frozen(weights), error)
+
+
+# --- by the weights alone -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Composition(Result):
+    """How much of what a head reads another can have written: `q`, `k`, `v` [layer, head, to_layer, to_head].
+
+    NaN where the reader's layer is not above the writer's, or a head's matrices are 0. `chance` is the root mean
+    square of a score when what the writer writes is turned at random.
+    """
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    chance: float
+
+    AXES = dict.fromkeys(("q", "k", "v"), ("layer", "head", "to_layer", "to_head"))
+    FIGURE = "probes.patching.figures.composition"
+    UNITS = "0 (nothing that is written is read) to 1"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per writer and reader above it: layer, head, to_layer, to_head, q, k, v."""
+        below, _, above, _ = np.indices(self.q.shape)
+        places = np.argwhere(below < above)
+        table = pd.DataFrame(places, columns=["layer", "head", "to_layer", "to_head"])
+        for name in ("q", "k", "v"):
+            table[name] = getattr(self, name)[tuple(places.T)]
+        return table
+
+
+@torch.no_grad()
+def composition(model: Transformer) -> Composition:
+    """Q-, K- and V-composition of every two heads: the norm of their matrices' product over the product of their norms.
+
+    For a writer's W_OV = W_O W_V and a reader's W_QK = W_Q^T W_K: ||W_QK^T W_OV|| (q) and ||W_QK W_OV|| (k) over
+    ||W_QK|| ||W_OV||, and ||W_OV' W_OV|| over ||W_OV'|| ||W_OV|| (v); norms are Frobenius. The gain of an RMSNorm
+    belongs to what reads after it. Rotation is left out: scores are those at distance 0. A reader of all that is
+    written, r directions alike, scores r^-1/2: compare with `chance`, not with 1.
+    Shapes: -> [layer, head, to_layer, to_head]
+    Units:  none: 0 (nothing that is written is read) to 1.
+    Raises: HookError for a model that is split over processes.
+    Source: Elhage et al. 2021.
+    """
+    weights.whole(model)
+    heads = [_matrices(model, layer) for layer in range(model.config.n_layers)]
+    n_layers, n_heads = model.config.n_layers, model.config.n_heads
+    found = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))
+    for above, (q, k, v, o) in enumerate(heads):
+        # Each kind: what reads the stream, and the Gram matrix of what stands behind it.
+        kinds = ((q, _gram(k)), (k, _gram(q)), (v, _gram(o)))
+        for below, (_, _, write_v, write_o) in enumerate(heads[:above]):
+            written = _gram(write_v)  # [head, head_dim, head_dim]
+            size = (_gram(write_o) * written).sum((-1, -2))  # [head]: ||W_OV||^2
+            for kind, (reader, behind) in enumerate(kinds):
+                scale = (_gram(reader) * behind).sum((-1, -2))  # [to_head]
+                for head in range(n_heads):
+                    middle = reader @ write_o[head].mT  # [to_head, head_dim, head_dim]
+                    squared = ((behind @ middle @ written[head]) * middle).sum((-1, -2))
+                    share = (squared.clamp(min=0) / (scale * size[head])).sqrt()
+                    found[kind, below, head, above] = share.float().cpu()
+    return Composition(*(frozen(values) for values in found), model.config.dim**-0.5)
+
+
+def _matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer's W_Q, W_K, W_V with the norm's gain, and W_O transposed, by query head.
+
+    Shapes: -> float64 [head, head_dim, dim], four of them
+    """
+    block, config = model.layers[layer], model.config
+    gain = block.attention_norm.weight.double()
+    at = block.attention
+    q, k, v = ((weight.weight.double() * gain).unflatten(0, (-1, config.head_dim)) for weight in (at.wq, at.wk, at.wv))
+    o = at.wo.weight.double().T.unflatten(0, (-1, config.head_dim))
+    return q, k.repeat_interleave(config.group_size, 0), v.repeat_interleave(config.group_size, 0), o
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Shapes: [head, head_dim, dim] -> [head, head_dim, head_dim]"""
+    return x @ x.mT

@@ -1,0 +1,98 @@
+"""Commands on rotary position embedding: of a configuration, of a text, and of one head's q and k."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from probes.base.cli_options import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
+from probes.base.command import Origin, capture, check, config, deliver, tokens
+
+
+def wavelengths(model: Model = "demo", output: Output = None) -> None:
+    """RoPE: every pair's wavelength against the context."""
+    check(output)
+    from probes.rope import formulas
+
+    found = formulas.wavelengths(config(model))
+    deliver(found, output, Origin(model))
+
+
+def decay(model: Model = "demo", output: Output = None) -> None:
+    """RoPE: how the score of like vectors fades with distance."""
+    check(output)
+    from probes.rope import formulas
+
+    deliver(formulas.decay(config(model)), output, Origin(model))
+
+
+def positions(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a window; the text, up to 4 contexts, where not given.")
+    ] = None,
+    scaling: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor); may be given again."),
+    ] = None,
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: loss by position, plain and under other scalings."""
+    check(output)
+    from probes.rope import loss_by_position as probe
+    from workbench.rope_scaling import scaling_of
+
+    loaded, ids, origin = tokens(model, prompt, file, device)
+    bos, context = ids[0], loaded.config.max_seq_len
+    length = min(len(ids), 4 * context) if length is None else length
+    factor = max(1.0, length / context)
+    given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
+    runs = {text: [scaling_of(text, loaded.config)] for text in given}
+    found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    deliver(found, output, origin)
+
+
+def turned(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    scaling: Annotated[
+        str, typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor).")
+    ] = "yarn=4",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """RoPE: how each head's pattern would move under another."""
+    check(output)
+    from probes.rope import head_scores, what_if_heads
+    from workbench.rope_scaling import scaling_of
+
+    other = scaling_of(scaling, config(model)).rotary(config(model))
+    _, cap, origin = capture(model, prompt, file, head_scores.HOOKS, device)
+    found = what_if_heads.what_if_heads(cap, other.frequencies, temperature=other.temperature)
+
+    deliver(found, output, replace(origin, extra={"scaling": scaling}), other=scaling)
+
+
+bands = of_head(
+    "bands", "probes.rope.head_scores.band_contribution", "RoPE: what each frequency adds to one head's scores."
+)
+distance = of_head("distance", "probes.rope.head_scores.score_by_distance", "RoPE: one head's scores against distance.")
+invariance = of_head(
+    "invariance", "probes.rope.head_scores.relative_invariance", "RoPE: how rounding breaks shift invariance."
+)
+
+COMMANDS = (
+    (wavelengths, ""),
+    (decay, ""),
+    (bands, ON_A_HEAD),
+    (distance, ON_A_HEAD),
+    (invariance, ON_A_HEAD),
+    (positions, ON_A_PROMPT),
+    (turned, ON_A_PROMPT),
+)

@@ -1,0 +1,402 @@
+"""What rotary position embedding does to a model's heads: bands, shift invariance, distance, other scalings.
+
+Measured on the model's own un-rotated q and k, and checked against its own rotated ones. The wavelengths and decay
+curves of a configuration, and the formula behind all of it, are in `probes.rope.formulas` and can be had from here too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probes.base import capture_access
+from probes.base.result import Result, frozen, tidy
+from probes.rope.formulas import (
+    Decay,
+    Wavelengths,
+    as_pairs,
+    band_scores,
+    decay,
+    evenly,
+    model_frequencies,
+    rotated_scores,
+    wavelengths,
+    what_if_frequencies,
+    yarn_temperature,
+)
+from workbench.capture import Capture
+from workbench.config import ModelConfig
+from workbench.errors import ConfigError, HookError
+
+__all__ = [
+    "ARITHMETICS",
+    "BandContribution",
+    "Decay",
+    "HOOKS",
+    "HeadVectors",
+    "RelativeInvariance",
+    "ScoreByDistance",
+    "Wavelengths",
+    "WhatIf",
+    "band_contribution",
+    "decay",
+    "head_vectors",
+    "invariance_of",
+    "relative_invariance",
+    "score_by_distance",
+    "wavelengths",
+    "what_if",
+    "what_if_frequencies",
+    "yarn_temperature",
+]
+
+HOOKS = (
+    "blocks.*.attn.hook_q",
+    "blocks.*.attn.hook_k",
+    "blocks.*.attn.hook_rot_q",
+    "blocks.*.attn.hook_rot_k",
+)
+"""What to capture for the probes of a head's own q and k."""
+
+ARITHMETICS = {
+    "float64": (torch.float64, torch.float64),
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.float32),
+    "bfloat16 angles": (torch.bfloat16, torch.bfloat16),
+}
+"""Name -> dtype of q and k, dtype of the angles. A bfloat16 model turns by float32 angles; the last row shows why."""
+
+
+@dataclass(frozen=True)
+class HeadVectors:
+    """One head's queries and its group's keys, before and after rotation, in float64 on the CPU.
+
+    Shapes: q, k, rot_q, rot_k [pos, head_dim]; positions [pos], absolute.
+    """
+
+    q: Tensor
+    k: Tensor
+    rot_q: Tensor
+    rot_k: Tensor
+    positions: Tensor
+
+    @property
+    def distance(self) -> Tensor:
+        """How far each key lies behind each query; negative after it. Shapes: -> [query_pos, key_pos]"""
+        return self.positions.unsqueeze(-1) - self.positions
+
+    @property
+    def score(self) -> Tensor:
+        """The model's own scaled scores, unmasked. Shapes: -> [query_pos, key_pos] float64"""
+        return self.rot_q @ self.rot_k.T / math.sqrt(self.q.shape[-1])
+
+    def score_of(self, pair: int) -> Tensor:
+        """What one frequency pair adds to `score`. Shapes: -> [query_pos, key_pos] float64"""
+        q, k = as_pairs(self.rot_q)[:, pair], as_pairs(self.rot_k)[:, pair]
+        return torch.outer(q, k.conj()).real / math.sqrt(self.q.shape[-1])
+
+
+def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVectors:
+    """One head's vectors out of a capture of `HOOKS`, for one batch row.
+
+    Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer, or the head, was not captured;
+            HookError for left-padded rows, or a capture under another rotation.
+    """
+    capture_access.unpadded(cap)
+    capture_access.own_rotation(cap)
+    own, shared = capture_access.head_index(cap, head)
+    row = capture_access.row_of(cap, row)
+    at = {"q": own, "k": shared, "rot_q": own, "rot_k": shared}
+    vectors = {
+        name: cap[f"blocks.{layer}.attn.hook_{name}"][row, :, index].detach().double().cpu()
+        for name, index in at.items()
+    }
+    return HeadVectors(**vectors, positions=capture_access.positions(cap))
+
+
+@dataclass(frozen=True)
+class BandContribution(Result):
+    """What each frequency pair adds to one head's scores, over causal pairs of query and key. Arrays are [pair].
+
+    `distance` is how far apart query and key stand, None for all distances.
+
+    `signed` is the mean contribution and sums to `score`, the mean score; `absolute` is the mean of its size and
+    `share` that size as a part of all pairs'. `error` is the largest difference between the sum over pairs and the
+    score from the model's own rotated q and k.
+    """
+
+    AXES = {"wavelength": ("pair",), "signed": ("pair",), "absolute": ("pair",), "share": ("pair",)}
+    FIGURE = "probes.rope.figures.band_contribution"
+    UNITS = "wavelength in tokens; signed, absolute and error as scores before softmax; share sums to 1"
+
+    layer: int
+    head: int
+    wavelength: np.ndarray
+    signed: np.ndarray
+    absolute: np.ndarray
+    share: np.ndarray
+    score: float
+    error: float
+    n_scores: int
+    distance: int | None = None
+
+    def frame(self) -> pd.DataFrame:
+        """One row per pair: layer, head, pair, wavelength, signed, absolute, share, and the sum's `error`."""
+        return pd.DataFrame(
+            {
+                "layer": self.layer,
+                "head": self.head,
+                "pair": np.arange(len(self.signed)),
+                "wavelength": self.wavelength,
+                "signed": self.signed,
+                "absolute": self.absolute,
+                "share": self.share,
+                "error": self.error,
+            }
+        )
+
+
+def band_contribution(
+    cap: Capture, layer: int, head: int, *, row: int = 0, distance: int | None = None, max_queries: int = 128
+) -> BandContribution:
+    """The signed and absolute share of every frequency pair in one head's scores, on the model's own q and k.
+
+    distance: only of queries and keys that stand so many tokens apart; None for all.
+    Shapes: hook_q, hook_k [batch, pos, head, head_dim] -> [pair]; at most `max_queries` evenly spaced queries
+            against all their keys
+    Units:  score (the softmax's input), computed in float64.
+    Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer was not captured; HookError if
+            no query and key stand so far apart.
+    Source: arXiv 2410.06205, 2502.01563.
+    Exact:  the contributions sum to the score; `error` says how nearly.
+    """
+    vectors = head_vectors(cap, layer, head, row=row)
+    freqs = model_frequencies(cap.config, dtype=torch.float32).double()  # as the model turns
+    pairs = cap.config.head_dim // 2
+    signed, absolute = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
+    count, total, error = 0, 0.0, 0.0
+    scores, behind = vectors.score, vectors.distance
+    used = behind >= 0 if distance is None else behind == distance  # [query_pos, key_pos]
+    queries = used.any(1).nonzero().flatten().tolist()
+    if not queries or (distance or 0) < 0:
+        raise HookError(f"No query and key of the capture's {len(vectors.positions)} stand {distance} tokens apart.")
+    for query in (queries[at] for at in evenly(len(queries), max_queries)):
+        keys = used[query]
+        parts = band_scores(vectors.q[query], vectors.k[keys], behind[query, keys], freqs)  # [key_pos, pair]
+        own = scores[query, keys]
+        signed += parts.sum(0)
+        absolute += parts.abs().sum(0)
+        total += float(own.sum())
+        count += len(own)
+        error = max(error, float((parts.sum(-1) - own).abs().max()))
+    return BandContribution(
+        layer,
+        head,
+        frozen(2 * math.pi / freqs),
+        frozen(signed / count),
+        frozen(absolute / count),
+        frozen(absolute / absolute.sum()),
+        total / count,
+        error,
+        count,
+        distance,
+    )
+
+
+@dataclass(frozen=True)
+class RelativeInvariance(Result):
+    """How much a head's scores move when query and key shift together. Arrays are [arithmetic, shift].
+
+    In exact arithmetic nothing moves: what is seen is rounding. `largest` is the maximum and `mean` the average of
+    |s(i + D, j + D) - s(i, j)| over the sampled pairs.
+    """
+
+    AXES = {"shift": ("shift",), "largest": ("arithmetic", "shift"), "mean": ("arithmetic", "shift")}
+    FIGURE = "probes.rope.figures.relative_invariance"
+    UNITS = "shift in tokens; the others as scores before softmax"
+
+    layer: int
+    head: int
+    arithmetic: tuple[str, ...]
+    shift: np.ndarray
+    largest: np.ndarray
+    mean: np.ndarray
+    score_size: float  # largest |score|, to judge the errors by
+
+    def frame(self) -> pd.DataFrame:
+        """One row per arithmetic and shift: layer, head, arithmetic, shift, largest, mean."""
+        columns = {"largest": self.largest, "mean": self.mean}
+        table = tidy({"arithmetic": self.arithmetic, "shift": self.shift}, columns)
+        table.insert(0, "layer", self.layer)
+        table.insert(1, "head", self.head)
+        return table
+
+
+def relative_invariance(
+    cap: Capture, layer: int, head: int, *, shifts: Sequence[int] | None = None, row: int = 0, max_positions: int = 32
+) -> RelativeInvariance:
+    """Scores of fixed q and k under a common shift, in each of `ARITHMETICS` side by side.
+
+    Shapes: hook_q, hook_k [batch, pos, head, head_dim] -> [arithmetic, shift], over all causal pairs of at most
+            `max_positions` evenly spaced positions; by default shifts are powers of two up to the model's context
+    Units:  score (the softmax's input).
+    Raises: MissingHookError as `band_contribution`.
+    Source: arXiv 2104.09864; the bfloat16 angles of arXiv 2411.13476.
+    """
+    vectors = head_vectors(cap, layer, head, row=row)
+    chosen = torch.tensor(evenly(len(vectors.positions), max_positions))
+    q, k, positions = vectors.q[chosen], vectors.k[chosen], vectors.positions[chosen]
+    if shifts is None:
+        shifts = [2**n for n in range(int(math.log2(max(1, cap.config.max_seq_len))) + 1)]
+    return replace(invariance_of(q, k, positions, cap.config, shifts=shifts), layer=layer, head=head)
+
+
+def invariance_of(
+    q: Tensor, k: Tensor, positions: Tensor, config: ModelConfig, *, shifts: Sequence[int]
+) -> RelativeInvariance:
+    """`relative_invariance` of given vectors; layer and head are -1.
+
+    Shapes: q, k [pos, head_dim], positions [pos] -> [arithmetic, shift]
+    """
+    causal = positions.unsqueeze(-1) >= positions
+    largest, mean = np.zeros((len(ARITHMETICS), len(shifts))), np.zeros((len(ARITHMETICS), len(shifts)))
+    size = 0.0
+    for a, (dtype, angles) in enumerate(ARITHMETICS.values()):
+        freqs = model_frequencies(config, dtype=torch.promote_types(angles, torch.float32))
+
+        def scores(shift: int, dtype: torch.dtype = dtype, angles: torch.dtype = angles, f: Tensor = freqs) -> Tensor:
+            at = positions + shift
+            return rotated_scores(q, k, at, at, f, dtype=dtype, angles=angles)[causal].double()
+
+        home = scores(0)
+        size = max(size, float(home.abs().max())) if a == 0 else size
+        for s, shift in enumerate(shifts):
+            moved = (scores(shift) - home).abs()
+            largest[a, s], mean[a, s] = float(moved.max()), float(moved.mean())
+    return RelativeInvariance(-1, -1, tuple(ARITHMETICS), frozen(np.array(shifts)), frozen(largest), frozen(mean), size)
+
+
+@dataclass(frozen=True)
+class ScoreByDistance(Result):
+    """How one head's scores depend on distance, or the part of them that one frequency `pair` adds. Arrays are
+    [distance].
+
+    `mean`, `low` and `high` (10% and 90%) are of the scores that occurred at that distance. `expected` is the score
+    averaged over every pair of a captured query and key, as if each stood at that distance: position alone.
+    """
+
+    AXES = dict.fromkeys(("distance", "count", "mean", "low", "high", "expected"), ("distance",))
+    FIGURE = "probes.rope.figures.score_by_distance"
+    UNITS = "distance in tokens; the others as scores before softmax"
+
+    layer: int
+    head: int
+    distance: np.ndarray
+    count: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    expected: np.ndarray
+    pair: int | None = None
+
+    def frame(self) -> pd.DataFrame:
+        """One row per distance: layer, head, distance, count, mean, low, high, expected."""
+        names = ("distance", "count", "mean", "low", "high", "expected")
+        return pd.DataFrame({"layer": self.layer, "head": self.head, **{n: getattr(self, n) for n in names}})
+
+
+def score_by_distance(
+    cap: Capture, layer: int, head: int, *, row: int = 0, pair: int | None = None, skip: int = 1,
+    max_positions: int = 1024,
+) -> ScoreByDistance:  # fmt: skip
+    """The head's own scores against distance, with what position alone would make of its queries and keys.
+
+    The first `skip` keys are left out: a sink's score says nothing of distance. Only the last `max_positions`
+    positions are used. pair: only what this frequency pair adds; the parts of all pairs sum to the score.
+    Shapes: hook_rot_q, hook_rot_k [batch, pos, head, head_dim] -> [distance]
+    Units:  score (the softmax's input); distance in tokens.
+    Raises: MissingHookError as `band_contribution`; HookError if no key is left, or there is no such pair.
+    Source: arXiv 2104.09864; the mean over pairs factorises by frequency.
+    """
+    vectors = head_vectors(cap, layer, head, row=row)
+    n_pairs = cap.config.head_dim // 2
+    if pair is not None and not 0 <= pair < n_pairs:
+        raise HookError(f"There is no frequency pair {pair}; a head has {n_pairs}, from 0 on.")
+    start = max(skip, len(vectors.positions) - max_positions)
+    if start >= len(vectors.positions):
+        raise HookError(f"No key is left: the capture holds {len(vectors.positions)} positions and {skip} are skipped.")
+    scores = (vectors.score if pair is None else vectors.score_of(pair))[start:, start:]
+    n = len(scores)
+    rows = [scores.diagonal(-r) for r in range(n)]
+    bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in rows])
+    which = slice(None) if pair is None else slice(pair, pair + 1)
+    freqs = model_frequencies(cap.config)[which]
+    q, k = as_pairs(vectors.q[start:])[:, which], as_pairs(vectors.k[start:])[:, which]
+    content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
+    r = torch.arange(n, dtype=torch.float64)
+    angles = r.unsqueeze(-1) * freqs
+    expected = (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1) / math.sqrt(cap.config.head_dim)
+    return ScoreByDistance(
+        layer,
+        head,
+        frozen(r, np.int64),
+        frozen(np.array([len(row) for row in rows])),
+        frozen(torch.stack([row.mean() for row in rows])),
+        frozen(bounds[:, 0]),
+        frozen(bounds[:, 1]),
+        frozen(expected),
+        pair,
+    )
+
+
+@dataclass(frozen=True)
+class WhatIf(Result):
+    """One head's pattern as it is and as another rotation would make it. Patterns are [query_pos, key_pos]."""
+
+    AXES = {"before": ("query_pos", "key_pos"), "after": ("query_pos", "key_pos"), "moved": ("query_pos",)}
+    FIGURE = "probes.rope.figures.what_if"
+    UNITS = "share of the query's attention that lands elsewhere"
+
+    layer: int
+    head: int
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def moved(self) -> np.ndarray:
+        """[query_pos]: share of each row's attention that lands elsewhere (total variation), between 0 and 1."""
+        return 0.5 * np.abs(self.after - self.before).sum(-1)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per query: layer, head, query, moved."""
+        moved = self.moved
+        return pd.DataFrame({"layer": self.layer, "head": self.head, "query": np.arange(len(moved)), "moved": moved})
+
+
+def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: float = 1.0, row: int = 0) -> WhatIf:
+    """Re-score captured un-rotated q and k under other frequencies, as `what_if_frequencies` gives them.
+
+    `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k stay what the model's own
+    rotation led to in earlier layers (`workbench.RopeScaling` changes them all, in the running model).
+    Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
+    Units:  probability; `moved` is a share of attention, between 0 and 1.
+    Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
+    Source: arXiv 2306.15595, 2309.00071 for the other rotations.
+    """
+    pairs = cap.config.head_dim // 2
+    if tuple(freqs.shape) != (pairs,):
+        raise ConfigError(f"A head of {cap.config.head_dim} dimensions has {pairs} pairs, found {tuple(freqs.shape)}.")
+    capture_access.whole(cap, "A pattern under another rotation")
+    vectors = head_vectors(cap, layer, head, row=row)
+    future = vectors.distance < 0
+
+    def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
+        at = vectors.positions
+        scores = rotated_scores(vectors.q, vectors.k, at, at, f, dtype=torch.float64, angles=torch.float64)
+        return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
+
+    return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))

@@ -1,0 +1,71 @@
+"""What another rotation would do to every head's pattern at once: a map of which heads depend on it.
+
+Knows one head's what-if from `probes.rope.head_scores`; here is the summary over layers and heads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from probes.base import capture_access
+from probes.base.result import Result, frozen, tidy
+from probes.rope.head_scores import HOOKS, what_if
+from workbench.capture import Capture
+
+__all__ = ["HOOKS", "Turned", "what_if_heads"]
+
+
+@dataclass(frozen=True)
+class Turned(Result):
+    """How much of each head's attention would land elsewhere under another rotation. Arrays are [layer, head].
+
+    `moved` is the mean over queries and batch rows of the total variation between the two patterns, between 0 and 1;
+    `low` and `high` are the 10% and 90% quantiles over queries and rows.
+    """
+
+    AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
+    FIGURE = "probes.rope.figures.turned"
+    UNITS = "share of attention that lands elsewhere, 0 to 1"
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    moved: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    group_size: int = 1  # query heads that share a key/value head
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head: layer, head, moved, low, high."""
+        axes = {"layer": self.layers, "head": self.heads}
+        return tidy(axes, {name: getattr(self, name) for name in ("moved", "low", "high")})
+
+
+def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> Turned:
+    """`what_if` of every captured head: which of them another theta or scaling would make look elsewhere.
+
+    Each head is re-scored on the q and k that the model's own rotation led to in earlier layers.
+    Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> [layer, head]; the first query, which can
+            only look at itself, is left out where there are others
+    Units:  a share of attention, between 0 and 1.
+    Raises: as `what_if`.
+    Source: arXiv 2306.15595, 2309.00071 for the other rotations.
+    Exact:  the model's own frequencies move nothing.
+    """
+    layers, heads = capture_access.layers(cap, "attn.hook_q"), capture_access.heads(cap)
+    rows = range(cap.tokens.shape[0])
+    skip = int(cap.tokens.shape[1] > 1)
+    moved = np.array(
+        [
+            [
+                np.concatenate(
+                    [what_if(cap, layer, head, freqs, temperature=temperature, row=row).moved[skip:] for row in rows]
+                )
+                for head in heads
+            ]
+            for layer in layers
+        ]
+    )  # [layer, head, batch * query]
+    low, high = np.quantile(moved, [0.1, 0.9], axis=-1)
+    return Turned(layers, heads, frozen(moved.mean(-1)), frozen(low), frozen(high), cap.config.group_size)
