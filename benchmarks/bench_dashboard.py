@@ -31,7 +31,7 @@ from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 import workbench as wb
 from benchmarks.timing import machine
 from dashboard.cli import serve
-from dashboard.settings import Settings
+from dashboard.session.settings import Settings
 
 BARE = Path(__file__).with_name("bare_page.py")
 # Playwright has the browser keep the stack of each error, also of those that scripts throw to learn what it can do. V8

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from dashboard.settings import ROOT, Settings
+from dashboard.session.settings import ROOT, Settings
 from workbench.errors import CheckpointError, MissingExtraError, WorkbenchError
 
 APP = ROOT / "app.py"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dashboard.cli import serve  # noqa: E402
-from dashboard.settings import Settings  # noqa: E402
+from dashboard.session.settings import Settings  # noqa: E402
 from evals.results.runs import list_runs  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"

@@ -1,1 +1,1 @@
-"""Components with a browser half: Python beside the css and js that it mounts."""
+"""Elements with a browser half: Python with its css and js."""

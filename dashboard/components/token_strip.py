@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import streamlit as st
 
-from dashboard.text import short
+from dashboard.token_text import short
 
 Mode = Literal["looks", "seen"]
 

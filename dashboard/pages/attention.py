@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, guide, source, state
-from dashboard.components.atlas import atlas
+from dashboard.components.head_grid import atlas
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.frame import Head, Help, card, chart_untitled, page
-from dashboard.said import SAID
-from dashboard.source import Input
-from dashboard.state import Held
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.text import plotly_labels, short
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import Head, Help, card, chart_untitled, page
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import prompt_input, tour
+from dashboard.panels.prompt_input import Input
+from dashboard.session import computed, url_state, url_values
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
 from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
 from workbench.intervene import from_json
@@ -69,13 +70,13 @@ class View:
 
 def show() -> None:
     with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
-        model = state.model()
-        guide.strip(model, "attention")
-        given = source.choose(model, HOOKS)
+        model = computed.model()
+        tour.strip(model, "attention")
+        given = prompt_input.choose(model, HOOKS)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS, given.changes)
-        metrics = state.once(held, head_metrics)
+        held = computed.capture(model, given.ids, HOOKS, given.changes)
+        metrics = computed.once(held, head_metrics)
         broken = ~np.isfinite(metrics.values["entropy"])
         if broken.any():
             st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
@@ -94,27 +95,29 @@ def _controls(model: Transformer) -> View:
     config = model.config
     layer, head = _first_head(model)
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        colour = state.bound(
+        colour = url_state.bound(
             st.segmented_control, "Colour heads by", list(COLOURS), key="colour", default="Entropy", required=True
         )
-        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
-        head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
-        log = state.bound(st.toggle, "Log scale", key="log")
-        hide = state.bound(st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank.")
+        layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
+        head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
+        log = url_state.bound(st.toggle, "Log scale", key="log")
+        hide = url_state.bound(
+            st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank."
+        )
     return View(COLOURS[colour], layer, head, log, hide)
 
 
 def _first_head(model: Transformer) -> tuple[int, int]:
     if sum(p.numel() for p in model.parameters()) > SMALL:
         return 0, 0
-    scores = _induction(model, state.NO_CHANGES).induction
+    scores = _induction(model, computed.NO_CHANGES).induction
     layer, head = np.unravel_index(int(scores.argmax()), scores.shape)
     return int(layer), int(head)
 
 
 def _induction(model: Transformer, changes: str) -> InductionScores:
     block = min(32, (model.config.max_seq_len - 1) // 2)
-    return state.once_per_model(model, _induction_under, block=block, changes=changes)
+    return computed.once_per_model(model, _induction_under, block=block, changes=changes)
 
 
 def _induction_under(model: Transformer, *, block: int, changes: str) -> InductionScores:
@@ -145,7 +148,7 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, v
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {name} in Intervene →",
-        query_params=source.along("sample") | source.without(name, source.under()),
+        query_params=prompt_input.along("sample") | prompt_input.without(name, prompt_input.under()),
     )
 
 
@@ -180,7 +183,7 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
         values["Induction"] = _induction(model, given.changes).induction[at], ".0%"
     numbers({label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()})
     window = _window(len(given))
-    found = state.once(held, head_map, view.layer, view.head, window=window)
+    found = computed.once(held, head_map, view.layer, view.head, window=window)
     labels = plotly_labels(given.tokens)
     stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
     fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
@@ -196,11 +199,13 @@ def _window(length: int) -> tuple[int, int] | None:
     if length <= MAX_CELLS:
         return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        extent = state.bound(st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True)
+        extent = url_state.bound(
+            st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True
+        )
         if extent == WHOLE:
             return None
         last = length - 2
-        start = state.bound(st.number_input, "From position", 0, last, 0, step=64, key="start", width=150)
+        start = url_state.bound(st.number_input, "From position", 0, last, 0, step=64, key="start", width=150)
     return start, min(start + MAX_CELLS // 2, length)
 
 
@@ -208,7 +213,7 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
     start, stop = found.start, found.stop
     if found.factor > 1:
         stop = min(start + MAX_CELLS, len(given))
-    pattern = found if found.factor == 1 else state.once(held, head_map, view.layer, view.head, window=(start, stop))
+    pattern = found if found.factor == 1 else computed.once(held, head_map, view.layer, view.head, window=(start, stop))
     chosen = _chosen(start, stop)
     left, right = st.columns([0.59, 0.41], gap="medium")
     with left:
@@ -216,7 +221,7 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
             st.subheader(
                 "Tokens", anchor=False, help="Hover to preview a token, click or use the arrow keys to choose it."
             )
-            mode = state.bound(
+            mode = url_state.bound(
                 st.segmented_control, "Show", [LOOKS, SEEN], key="strip", default=LOOKS, required=True,
                 label_visibility="collapsed",
             )  # fmt: skip
@@ -227,7 +232,7 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
             start,
             "looks" if mode == LOOKS else "seen",
         )
-        token_strip(strip, chosen=chosen, on_choose=lambda position: state.link("token", position))
+        token_strip(strip, chosen=chosen, on_choose=lambda position: url_state.link("token", position))
         if (start, stop) != (0, len(given)):
             st.caption(f"Tokens {start} to {stop - 1} of {len(given)}.")
     with right:
@@ -238,11 +243,11 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
 
 def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
-    named = state.linked("token")
-    asked = address.whole(named)
+    named = url_state.linked("token")
+    asked = url_values.whole(named)
     position = stop - 1 if asked is None else asked
     shown = min(max(position, start), stop - 1)
-    state.heard("token", named, shown)
+    url_state.heard("token", named, shown)
     return shown
 
 
@@ -277,7 +282,7 @@ import torch, workbench as wb
 from probes.attention.head_metrics import HOOKS, head_metrics
 from probes.attention.head_map import head_map
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)

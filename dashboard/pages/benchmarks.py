@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import runs, state
-from dashboard.frame import Head, Help, card, chart_untitled, empty, page, problem
-from dashboard.said import SAID
-from dashboard.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
-from dashboard.settings import Settings
-from dashboard.tables import Column, plain_table
-from dashboard.text import plain
-from dashboard.versus import chance
+from dashboard.data import runs
+from dashboard.data.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import Head, Help, card, chart_untitled, empty, page, problem
+from dashboard.layout.tables import Column, plain_table
+from dashboard.panels.compare_runs import chance
+from dashboard.session import url_state
+from dashboard.session.settings import Settings
+from dashboard.token_text import plain
 from evals.compare.compare import Comparison
 from evals.compare.published import beside, named, published
 from evals.report import forest_plots
@@ -74,7 +75,7 @@ def show() -> None:
 
 
 def _filter() -> None:
-    state.bound(
+    url_state.bound(
         st.text_input, "Filter", "", key="only", placeholder="task or metric", max_chars=200, width=190,
         help="Scores whose task and metric have all of these words, here and in the downloads.",
     )  # fmt: skip
@@ -211,7 +212,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
 def _published(run: Run) -> pd.DataFrame | None:
     names = list(dict.fromkeys(one.name for one in published()))
     with card("Published figures", key="published_card"):
-        model = state.bound(
+        model = url_state.bound(
             st.selectbox, "Scores published for", [runs.NO_BASELINE, *names], key="published", width=300,
             help="Nothing here guesses which model a checkpoint is: name it.",
         )  # fmt: skip
@@ -253,7 +254,7 @@ def _samples(run: Run) -> None:
     if not run.tasks:
         return
     with card("Samples", key="samples"), st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
-        task = state.pinned("Task", run.tasks, key="task", follows="run", width=300)
+        task = url_state.pinned("Task", run.tasks, key="task", follows="run", width=300)
         address = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
         for label, more in LINKS.items():
             st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)

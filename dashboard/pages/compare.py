@@ -4,15 +4,16 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import sides, state, versus
-from dashboard.components.atlas import atlas
-from dashboard.frame import Head, Help, card, chart, chart_untitled, heading, page
-from dashboard.said import SAID
-from dashboard.sides import Shared, Side
-from dashboard.state import Held
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.targets import token_bytes
-from dashboard.text import plotly_labels, short
+from dashboard.components.head_grid import atlas
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import Head, Help, card, chart, chart_untitled, heading, page
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import compare_runs, compare_sides
+from dashboard.panels.compare_sides import Shared, Side
+from dashboard.panels.target_tokens import token_bytes
+from dashboard.session import computed, url_state
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import HeadMap, head_map
 from probes.attention.pair_figures import SIDE, side_by_side
 from probes.comparison.compare_runs import Comparison, HeadDifferences
@@ -51,29 +52,29 @@ TOP = 8
 
 def show() -> None:
     with page("Compare", "Two captures or two runs: A, B and the difference on the same scale.", ABOUT) as head:
-        what = state.bound(
+        what = url_state.bound(
             st.segmented_control, "Compare", [CAPTURES, RUNS], key="compare", default=CAPTURES, required=True
         )
         if what == RUNS:
-            versus.show(head)
+            compare_runs.show(head)
         else:
             _captures(head)
 
 
 def _captures(head: Head) -> None:
-    model = state.model()
-    chosen = sides.choose(model)
+    model = computed.model()
+    chosen = compare_sides.choose(model)
     if chosen is None:
         return
     a, b = chosen
-    common = sides.shared(a.given, b.given)
+    common = compare_sides.shared(a.given, b.given)
     if common is None:
         st.error("The prompts share neither their first two nor their last two tokens: nothing can be aligned. Let B "
                  "begin or end as A does.")  # fmt: skip
         return
     st.text(common.said)
     before, after = a.capture(), b.capture()
-    found = state.once_between(model, before, after, sides.compared, common.align)
+    found = computed.once_between(model, before, after, compare_sides.compared, common.align)
     position = _summary(a, found, common)
     left, right = st.columns([0.41, 0.59])
     with left, card("All heads", key="atlas_card", height="stretch", help=SAID["compared_heads"]):
@@ -96,12 +97,12 @@ def _summary(a: Side, found: Comparison, common: Shared) -> int:
     assert logits is not None and found.by_head is not None  # `sides.HOOKS` has them
     first, last = int(logits.positions[0]), int(logits.positions[-1])
     with st.container(border=True, horizontal=True, vertical_alignment="bottom", gap="large", key="summary"):
-        asked = state.bound(
+        asked = url_state.bound(
             st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared.",
             width=180,
         )  # fmt: skip
         position = last if asked < 0 else min(max(asked, first), last)
-        state.heard("position", asked if asked >= 0 else None, position)
+        url_state.heard("position", asked if asked >= 0 else None, position)
         numbers(
             {
                 f"KL after position {position} (nats)": f"{logits.kl[0, position - first]:.3g}",
@@ -120,15 +121,19 @@ def _heads(a: Side, found: Comparison, before: Held, after: Held) -> tuple[int, 
     config, heads = a.model.config, found.by_head
     assert heads is not None
     options = [name for name, (measure, _, _) in MEASURES.items() if measure != "kl" or len(heads.layers)]
-    name = state.bound(
+    name = url_state.bound(
         st.segmented_control, "Colour heads by", options, key="measure", default=options[0], required=True
     )
     measure, point, unit = MEASURES.get(name, MEASURES[options[0]])
     values = by_head(heads, measure, point)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         worst = np.unravel_index(int(np.nanargmax(_apart(values, measure))), values.shape)
-        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, int(worst[0]), key="at_layer", width=130)
-        number = state.bound(st.number_input, "Head", 0, config.n_heads - 1, int(worst[1]), key="at_head", width=130)
+        layer = url_state.bound(
+            st.number_input, "Layer", 0, config.n_layers - 1, int(worst[0]), key="at_layer", width=130
+        )
+        number = url_state.bound(
+            st.number_input, "Head", 0, config.n_heads - 1, int(worst[1]), key="at_head", width=130
+        )
     st.caption(f"{unit}, over the shared tokens. Click a square to open the head.")
     id = f"{before.id}/{after.id}/{measure}"
     atlas(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)
@@ -196,12 +201,12 @@ def _patterns(
     shortest = min(len(a.given), len(b.given))
     start = 0
     if max(len(a.given), len(b.given)) > SIDE:
-        start = state.bound(
+        start = url_state.bound(
             st.number_input, "Patterns from position", 0, shortest - 1, 0, step=64, key="from", width=200,
             help=f"{SIDE} positions are drawn at a time.",
         )  # fmt: skip
     maps = tuple(
-        state.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
+        computed.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
         for side, held in ((a, before), (b, after))
     )
     # At the same positions the keys are comparable, though the tokens there are not all the same.
@@ -245,12 +250,12 @@ def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, 
         "from probes.comparison.compare_runs import compare",
         "from workbench.intervene import from_json",
         "",
-        f"HOOKS = {list(sides.HOOKS)!r}",
+        f"HOOKS = {list(compare_sides.HOOKS)!r}",
         "caps = []",
         "for dtype, prompt, changes in (",
         *(f"    ({side.model.dtype}, lambda model: {side.given.code}, {side.changes!r})," for side in (a, b)),
         "):",
-        f"    model = wb.load_model({state.model_path()!r}, dtype=dtype)",
+        f"    model = wb.load_model({computed.model_path()!r}, dtype=dtype)",
         "    with torch.no_grad(), model.intervene(*from_json(changes)):",
         "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
         f"found = compare(*caps, align={common.align!r})",

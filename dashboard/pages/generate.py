@@ -5,12 +5,13 @@ import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import conversation, generation, source, state, step
-from dashboard.components.choices import choices
-from dashboard.frame import Help, chart, page, problem
-from dashboard.generation import Given, Request, Written
-from dashboard.targets import token_bytes
-from dashboard.text import plain, plotly_labels
+from dashboard.components.generated_text import choices
+from dashboard.layout.page import Help, chart, page, problem
+from dashboard.panels import chat_turns, generation_step, prompt_input, text_generation
+from dashboard.panels.target_tokens import token_bytes
+from dashboard.panels.text_generation import Given, Request, Written
+from dashboard.session import computed, url_state
+from dashboard.token_text import plain, plotly_labels
 from probes.generation.token_choices import Sampled
 from workbench import sizes
 from workbench.errors import CaptureBudgetError, GenerationError
@@ -54,7 +55,7 @@ ENDS = {
 
 def show() -> None:
     with page("Generate", "Text as it is written, and what every token was drawn from.", ABOUT) as head:
-        model = state.model()
+        model = computed.model()
         given = _given(model)
         asked, buttons = _settings(model, given)
         place = st.empty()
@@ -64,7 +65,7 @@ def show() -> None:
             except GenerationError as error:
                 problem("Nothing can be generated with these settings.", str(error))
                 return
-        written = generation.held(model)
+        written = text_generation.held(model)
         if written is None:
             if asked is not None:
                 place.info("Press Generate: the text appears here as it is written.")
@@ -77,16 +78,21 @@ def show() -> None:
             _said(model, written, asked, given)
             _meter(model, len(found.prompt) + len(found.tokens) - 1)  # the last token has not been read
         try:
-            view = step.attention(model, found, at, written.request.given.changes)
+            view = generation_step.attention(model, found, at, written.request.given.changes)
         except CaptureBudgetError as error:
             problem("The attention of so long a text does not fit. Ask for fewer tokens.", str(error))
-            view = step.View(0, 0)
+            view = generation_step.View(0, 0)
         with st.container(border=True, key="surprise_card"):
             labels = plotly_labels([token_bytes(model, token) for token in found.tokens], start=1)
             chart(found.figure(labels=labels, stamp={"steps": len(found.tokens)}), key="surprise", height=360)
-        step.table(model, found)
-        head.code(written.request.notebook(len(found.tokens), step.query(found, at), view.layer, view.head))
-        head.data({"steps": lambda: step.steps(model, found), "alternatives": lambda: step.alternatives(model, found)})
+        generation_step.table(model, found)
+        head.code(written.request.notebook(len(found.tokens), generation_step.query(found, at), view.layer, view.head))
+        head.data(
+            {
+                "steps": lambda: generation_step.steps(model, found),
+                "alternatives": lambda: generation_step.alternatives(model, found),
+            }
+        )
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------
@@ -95,10 +101,10 @@ def show() -> None:
 def _given(model: Transformer) -> Given | None:
     """The prompt, the conversation, the sample's prompt or the capture's tokens; None where there is nothing (the page
     says why)."""
-    refused = conversation.refusal(model.tokenizer)
+    refused = chat_turns.refusal(model.tokenizer)
     chat = False
-    if source.typed() and refused is None:
-        mode = state.bound(
+    if prompt_input.typed() and refused is None:
+        mode = url_state.bound(
             st.segmented_control, "Mode", [TEXT, CHAT], key="mode", default=TEXT, required=True,
             label_visibility="collapsed",
         )  # fmt: skip
@@ -106,7 +112,7 @@ def _given(model: Transformer) -> Given | None:
     elif refused is not None:
         st.caption(refused)
     above = st.container()
-    given = source.choose(model)
+    given = prompt_input.choose(model)
     if given is None:
         return None
     if given.asked is not None:
@@ -117,7 +123,7 @@ def _given(model: Transformer) -> Given | None:
         st.caption("The capture's tokens are continued.")
     if chat and given.text is not None:
         with above:
-            made = conversation.choose(model, given.text)
+            made = chat_turns.choose(model, given.text)
         return Given(*made, said=given.text, changes=given.changes) if made else None
     words = given.text is not None and model.tokenizer is not None
     code = f"model.tokenizer.encode({given.text!r}, bos=True)" if words else str(list(given.ids))
@@ -128,22 +134,22 @@ def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, 
     """The request, and the place beside the controls where its buttons go."""
     most = min(MOST_NEW, model.config.max_seq_len)
     with st.container(horizontal=True, vertical_alignment="bottom", key="sampling"):
-        temperature = state.bound(
+        temperature = url_state.bound(
             st.number_input, "Temperature", 0.0, 5.0, 0.8, step=0.1, key="temperature", width=130,
             help="0 always takes the likeliest token; 1 draws from the model's own distribution.",
         )  # fmt: skip
-        top_k = state.bound(
+        top_k = url_state.bound(
             st.number_input, "Top-k", 0, model.config.vocab_size, 0, key="topk", width=120,
             help="Draws among the k likeliest tokens; 0 leaves all.",
         )  # fmt: skip
-        top_p = state.bound(
+        top_p = url_state.bound(
             st.number_input, "Top-p", 0.01, 1.0, 1.0, step=0.05, key="topp", width=120,
             help="Draws among the likeliest tokens that together have this probability; 1 leaves all.",
         )  # fmt: skip
-        seed = state.bound(
+        seed = url_state.bound(
             st.number_input, "Seed", 0, 2**31 - 1, 0, key="seed", width=140, help="The same seed gives the same text."
         )
-        limit = state.bound(
+        limit = url_state.bound(
             st.number_input, "New tokens, at most", 1, most, min(64, most), key="new", width=160,
             help="The text ends here, at an end-of-text token, or where the context is full.",
         )  # fmt: skip
@@ -151,7 +157,7 @@ def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, 
     if given is None:
         return None, buttons
     sampling = Sampling(temperature, top_p, top_k)
-    return generation.request(model, given, sampling, seed, limit), buttons
+    return text_generation.request(model, given, sampling, seed, limit), buttons
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -162,11 +168,11 @@ def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: D
     with buttons:
         pressed = st.button("Generate", type="primary", key="generate")
         stop = st.empty()
-    before = generation.held(model)
+    before = text_generation.held(model)
     if pressed:
         st.session_state["step"] = 1
-        state.unlink("written")
-    linked = state.linked("written") is not None
+        url_state.unlink("written")
+    linked = url_state.linked("written") is not None
     if pressed or (linked and before is None and sum(p.numel() for p in model.parameters()) <= SMALL):
         # The press itself stops the script; what it wrote is held.
         stop.button("Stop", key="stop")
@@ -174,11 +180,11 @@ def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: D
             st.subheader("Text", anchor=False)
             line = st.empty()
         line.caption("Reading the prompt …")
-        generation.write(model, asked, lambda text: line.text(plain(text)))
+        text_generation.write(model, asked, lambda text: line.text(plain(text)))
         stop.empty()
-        state.link("written", 1)
+        url_state.link("written", 1)
     elif before is not None and before.request != asked and linked:
-        state.unlink("written")  # the address is no longer that of the text below
+        url_state.unlink("written")  # the address is no longer that of the text below
 
 
 def _text(model: Transformer, written: Written, found: Sampled) -> int:
@@ -192,7 +198,7 @@ def _text(model: Transformer, written: Written, found: Sampled) -> int:
             st.session_state[key] = count
     at = 0
     if count > 1:
-        at = state.bound(
+        at = url_state.bound(
             st.slider, "Step", 1, count, 1, key="step", help="The step whose attention is shown below."
         ) - 1  # fmt: skip
     with above:
@@ -224,7 +230,7 @@ def _said(model: Transformer, written: Written, asked: Request | None, given: Gi
             with st.popover("As text", help="What was written, to copy"):
                 st.code(plain(found.text), language=None, wrap_lines=True)
         if given is not None and given.said is not None and asked == written.request:
-            if conversation.fits(given.said, found.text):
+            if chat_turns.fits(given.said, found.text):
                 st.button(
                     "Go on with the conversation", on_click=_go_on, args=(given.said, found.text),
                     help="Puts the message and this answer among the turns.",
@@ -236,8 +242,8 @@ def _said(model: Transformer, written: Written, asked: Request | None, given: Gi
 
 
 def _go_on(said: str, answer: str) -> None:
-    conversation.go_on(said, answer)
-    generation.forget()
+    chat_turns.go_on(said, answer)
+    text_generation.forget()
 
 
 def _meter(model: Transformer, used: int) -> None:

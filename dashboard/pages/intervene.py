@@ -6,16 +6,18 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import effects, guide, source, specification, state, targets
-from dashboard.components.bars import over_tokens
-from dashboard.effects import AFTER, BEFORE, Changes
-from dashboard.frame import Head, Help, card, chart, chart_untitled, command_line, page
-from dashboard.said import SAID
-from dashboard.settings import Settings
-from dashboard.source import Input
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.targets import LETTERS, Asked, token_bytes
-from dashboard.text import plain, plotly_labels, short
+from dashboard.data import intervention_effects
+from dashboard.data.intervention_effects import AFTER, BEFORE, Changes
+from dashboard.layout.bars import over_tokens
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import Head, Help, card, chart, chart_untitled, command_line, page
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import intervention_editor, prompt_input, target_tokens, tour
+from dashboard.panels.prompt_input import Input
+from dashboard.panels.target_tokens import LETTERS, Asked, token_bytes
+from dashboard.session import computed, url_state
+from dashboard.session.settings import Settings
+from dashboard.token_text import plain, plotly_labels, short
 from probes.base import drawing
 from workbench.intervene import Intervention, from_json, to_json
 from workbench.model import Transformer
@@ -44,21 +46,21 @@ CHANGED = ("Attention", "RoPE", "Norms", "Lens", "Neurons", "Generate")
 
 def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
-        model = state.model()
-        guide.strip(model, "intervene")
-        given = source.unchanged(model, effects.HOOKS)
-        made = specification.choose(model)
+        model = computed.model()
+        tour.strip(model, "intervene")
+        given = prompt_input.unchanged(model, intervention_effects.HOOKS)
+        made = intervention_editor.choose(model)
         if given is None or made is None:
             return
         # A sample's run may have been changed already: that is how it was before.
         changes = given.changes, given.with_also(to_json(made))
-        before = state.capture(model, given.ids, effects.HOOKS, changes[BEFORE])
-        asked = targets.choose(model, given, before, _more)
+        before = computed.capture(model, given.ids, intervention_effects.HOOKS, changes[BEFORE])
+        asked = target_tokens.choose(model, given, before, _more)
         if asked is None:
             return
-        after = state.capture(model, given.ids, effects.HOOKS, changes[AFTER])
-        moved = state.once_between(model, before, after, effects.shift, changes)
-        logits = state.once_between(model, before, after, effects.logits_at, changes, asked.position)
+        after = computed.capture(model, given.ids, intervention_effects.HOOKS, changes[AFTER])
+        moved = computed.once_between(model, before, after, intervention_effects.shift, changes)
+        logits = computed.once_between(model, before, after, intervention_effects.logits_at, changes, asked.position)
         _summary(model, given, moved, logits, asked, changes)
         left, right = st.columns([1, 1])
         with left, card("Likeliest next tokens", help="Before and after, at temperature 1.", height="stretch"):
@@ -92,22 +94,27 @@ def _onwards(changes: str) -> None:
             label="Patterns before and after in Compare →",
             query_params={"changes": changes},
         )
-        if changes != state.NO_CHANGES:
+        if changes != computed.NO_CHANGES:
             st.text("The changed model in", width="content")
             for name in CHANGED:
                 page = f"dashboard/pages/{name.lower()}.py"
-                st.page_link(page, label=f"{name} →", query_params=source.carried(changes))
+                st.page_link(page, label=f"{name} →", query_params=prompt_input.carried(changes))
 
 
 def _more() -> None:
-    state.bound(st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time.")
+    url_state.bound(st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time.")
 
 
 # --- before and after -----------------------------------------------------------------------------------------
 
 
 def _summary(
-    model: Transformer, given: Input, moved: effects.Shift, logits: np.ndarray, asked: Asked, changes: Changes
+    model: Transformer,
+    given: Input,
+    moved: intervention_effects.Shift,
+    logits: np.ndarray,
+    asked: Asked,
+    changes: Changes,
 ) -> None:
     loss = moved.loss.mean(-1) if moved.loss.shape[-1] else np.full(2, np.nan)
     rise = "" if changes[BEFORE] == changes[AFTER] else f" ({loss[AFTER] - loss[BEFORE]:+.3f})"
@@ -117,8 +124,8 @@ def _summary(
         "Loss before (nats per token)": f"{loss[BEFORE]:.3f}",
         "Loss after": f"{loss[AFTER]:.3f}{rise}",
     }
-    if given.sample is None and targets.is_quiz(given):
-        best = logits[:, list(targets.letters(model, given))].argmax(-1)
+    if given.sample is None and target_tokens.is_quiz(given):
+        best = logits[:, list(target_tokens.letters(model, given))].argmax(-1)
         values["Answer of A to D"] = f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}"
     with st.container(border=True, key="summary"):
         numbers(values)
@@ -132,8 +139,8 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
     """The choices of a sample, scored as the benchmark scores them."""
     sample = given.sample
     assert sample is not None
-    scored = state.once_per_model(
-        model, effects.choices, prompt=sample.prompt_ids, answers=sample.choice_ids, changes=changes
+    scored = computed.once_per_model(
+        model, intervention_effects.choices, prompt=sample.prompt_ids, answers=sample.choice_ids, changes=changes
     )
     best = np.array(scored).argmax(0)
     with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
@@ -208,8 +215,8 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
 
 
 def _heads(model: Transformer, given: Input, changes: Changes) -> None:
-    before, after = (state.capture(model, given.ids, effects.HEAD_HOOKS, side) for side in changes)
-    values = state.once_between(model, before, after, effects.head_changes)
+    before, after = (computed.capture(model, given.ids, intervention_effects.HEAD_HOOKS, side) for side in changes)
+    values = computed.once_between(model, before, after, intervention_effects.head_changes)
     with card("How far each head's output moves", key="heads_card", help=SAID["head_changes"]):
         fig = drawing.atlas(
             values,
@@ -231,20 +238,24 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
     with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
-        line = effects.command(made, model=state.model_path(), task=task, output=settings.results / "changed")
+        line = intervention_effects.command(
+            made, model=computed.model_path(), task=task, output=settings.results / "changed"
+        )
         command_line(line)
         st.download_button(
             "Interventions as JSON", to_json(made), file_name="changes.json", mime="application/json", on_click="ignore"
         )
 
 
-def _take_away(head: Head, given: Input, changes: Changes, moved: effects.Shift, logits: np.ndarray) -> None:
+def _take_away(
+    head: Head, given: Input, changes: Changes, moved: intervention_effects.Shift, logits: np.ndarray
+) -> None:
     head.code(
         f"""
 import torch, workbench as wb
 from workbench.intervene import from_json
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 sides = []
 for changes in {changes!r}:

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import source, state, targets
-from dashboard.frame import Head, Help, card, chart, page, problem
-from dashboard.source import Input
-from dashboard.state import Held
-from dashboard.tables import Column, plain_table
-from dashboard.targets import Asked, plotly_names, token_bytes
-from dashboard.text import plotly_labels, short
+from dashboard.layout.page import Head, Help, card, chart, page, problem
+from dashboard.layout.tables import Column, plain_table
+from dashboard.panels import prompt_input, target_tokens
+from dashboard.panels.prompt_input import Input
+from dashboard.panels.target_tokens import Asked, plotly_names, token_bytes
+from dashboard.session import computed, url_state
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.logits import logit_attribution, logit_lens
 from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import LogitLens
@@ -54,7 +55,7 @@ DIFFERENCE = "First less second"
 
 def show() -> None:
     with page("Lens", "What each layer would say, and which parts made the logit.", ABOUT) as head:
-        model = state.model()
+        model = computed.model()
         if parallel.size() > 1:
             problem(
                 "The lens needs the whole unembedding.",
@@ -62,15 +63,15 @@ def show() -> None:
                 "weights. Serve it from one process.",
             )
             return
-        given = source.choose(model, HOOKS)
+        given = prompt_input.choose(model, HOOKS)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS, given.changes)
-        asked = targets.choose(model, given, held, lambda: _more(model))
+        held = computed.capture(model, given.ids, HOOKS, given.changes)
+        asked = target_tokens.choose(model, given, held, lambda: _more(model))
         if asked is None:
             return
         through = _stamp(model) if st.session_state.get("lens") == TUNED else 0
-        found = state.once_on(model, held, read, through=through, k=TOP_K)
+        found = computed.once_on(model, held, read, through=through, k=TOP_K)
         if not np.isfinite(found.logprobs).all():
             st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
@@ -81,13 +82,13 @@ def show() -> None:
             )  # the same for every position, so that the browser keeps it
             chart(fig, key="grid")
         options = {"through": through, "k": TOP_K, "targets": asked.tokens}
-        here = state.once_on(model, held, read, position=asked.position, **options)
+        here = computed.once_on(model, held, read, position=asked.position, **options)
         _tokens(model, here, asked)
         made, row = _attribution(model, held, asked)
         _take_away(head, given, asked, made, row, tuned=through > 0)
 
         def curves() -> pd.DataFrame:  # of every position, when somebody downloads them
-            return state.once_on(model, held, read, **options).curves.frame()
+            return computed.once_on(model, held, read, **options).curves.frame()
 
         head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
 
@@ -96,29 +97,29 @@ def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> L
     """The logit lens, or the tuned one whose file has this time of change."""
     if not through:
         return logit_lens.logit_lens(model, cap, **options)
-    origin = state.origin(model)
+    origin = computed.origin(model)
     assert origin is not None
     return tuned_lens(model, cap, TunedLens.load(origin.path, model), **options)
 
 
 def _stamp(model: Transformer) -> int:
     """When the tuned lens beside the model was written; 0 where there is none."""
-    origin = state.origin(model)
+    origin = computed.origin(model)
     file = None if origin is None else origin.path / FILE
     return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
 
 
 def _more(model: Transformer) -> None:
     if _stamp(model):
-        state.bound(st.segmented_control, "Lens", [PLAIN, TUNED], key="lens", default=PLAIN, required=True)
-    state.bound(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
-    state.bound(st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True)
+        url_state.bound(st.segmented_control, "Lens", [PLAIN, TUNED], key="lens", default=PLAIN, required=True)
+    url_state.bound(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
+    url_state.bound(st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True)
 
 
 def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
     left, right = st.columns([1, 1.6])
     with left, st.container(border=True, height="stretch", key="curves_card"):
-        by = state.bound(
+        by = url_state.bound(
             st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
         )
         chart(
@@ -177,12 +178,12 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
     pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
     wanted: list[Target] = [*pairs, *asked.tokens]
     names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
-    made = state.once_on(model, held, logit_attribution.logit_attribution, tuple(wanted), position=asked.position)
+    made = computed.once_on(model, held, logit_attribution.logit_attribution, tuple(wanted), position=asked.position)
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch", key="attribution_card"):
         if st.session_state.get("logit") not in (None, *names):
             st.session_state["logit"] = names[0]  # there are fewer targets than before
-        which = state.bound(
+        which = url_state.bound(
             st.segmented_control, "Logit of the target", names, key="logit", default=names[0], required=True
         )
         row = names.index(which)
@@ -213,18 +214,18 @@ def _heads(made: LogitAttribution, row: int) -> None:
     )
     if len(table) > MOST_HEADS:
         st.caption(f"The first {MOST_HEADS} of {len(table)}; all are in the download.")
-    at = names.index(state.bound(st.selectbox, "Follow the head", names, key="chosen"))
+    at = names.index(url_state.bound(st.selectbox, "Follow the head", names, key="chosen"))
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
-    along = source.along("sample", "position", "targets")
+    along = prompt_input.along("sample", "position", "targets")
     st.page_link(
         "dashboard/pages/attention.py",
         label=f"{names[at]} in Attention →",
-        query_params={"layer": str(layer), "head": str(number)} | source.carried(source.under()) | along,
+        query_params={"layer": str(layer), "head": str(number)} | prompt_input.carried(prompt_input.under()) | along,
     )
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {names[at]} in Intervene →",
-        query_params=source.without(names[at], source.under()) | along,
+        query_params=prompt_input.without(names[at], prompt_input.under()) | along,
     )
 
 
@@ -253,7 +254,7 @@ from probes.logits.logit_attribution import HOOKS as PARTS, logit_attribution
 from probes.logits.logit_lens import HOOKS, logit_lens
 from probes.logits.tuned_lens import TunedLens, tuned_lens
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})

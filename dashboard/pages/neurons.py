@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import source, state
-from dashboard.components.bars import over_tokens
-from dashboard.components.chooser import chooser
-from dashboard.frame import Head, Help, card, chart, page
-from dashboard.source import Input
-from dashboard.state import Held
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.targets import token_bytes
-from dashboard.text import plotly_labels, short
+from dashboard.components.row_picker import chooser
+from dashboard.layout.bars import over_tokens
+from dashboard.layout.page import Head, Help, card, chart, page
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import prompt_input
+from dashboard.panels.prompt_input import Input
+from dashboard.panels.target_tokens import token_bytes
+from dashboard.session import computed, url_state
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.mlp.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
 from workbench.capture import Capture
 from workbench.model import Transformer
@@ -40,16 +41,16 @@ STRONGEST = -1
 
 def show() -> None:
     with page("Neurons", "How a neuron fires, and what it writes.", ABOUT) as head:
-        model = state.model()
-        given = source.choose(model, HOOKS)
+        model = computed.model()
+        given = prompt_input.choose(model, HOOKS)
         if given is None:
             return
-        held = state.capture(model, given.ids, HOOKS, given.changes)
-        found = state.once(held, neuron_statistics, top=min(8, len(given)))
+        held = computed.capture(model, given.ids, HOOKS, given.changes)
+        found = computed.once(held, neuron_statistics, top=min(8, len(given)))
         layer, neuron = _controls(model, found)
         if found.nonfinite.any():
             st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite: overflow. Try float32.")
-        written = state.once_per_model(model, neuron_tokens, layer=layer, neurons=(neuron,), k=10)
+        written = computed.once_per_model(model, neuron_tokens, layer=layer, neurons=(neuron,), k=10)
         _numbers(found, layer, neuron)
         _activations(held, given, found, layer, neuron)
         left, right = st.columns([1, 1])
@@ -64,8 +65,8 @@ def show() -> None:
 def _controls(model: Transformer, found: NeuronStatistics) -> tuple[int, int]:
     config = model.config
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
-        neuron = state.bound(
+        layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
+        neuron = url_state.bound(
             st.number_input, "Neuron", STRONGEST, config.ffn_dim - 1, STRONGEST, key="neuron", width=160,
             help="-1 is the layer's strongest on this prompt.",
         )  # fmt: skip
@@ -168,7 +169,7 @@ def _take_away(
 import torch, workbench as wb
 from probes.mlp.neurons import HOOKS, neuron_statistics, neuron_tokens
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)

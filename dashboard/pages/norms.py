@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import source, state
-from dashboard.frame import Head, Help, card, chart, page
-from dashboard.source import Input
-from dashboard.state import Held
-from dashboard.tables import Column, plain_table
-from dashboard.text import plotly_labels, short
+from dashboard.layout.page import Head, Help, card, chart, page
+from dashboard.layout.tables import Column, plain_table
+from dashboard.panels import prompt_input
+from dashboard.panels.prompt_input import Input
+from dashboard.session import computed, url_state
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS
 from probes.norms import rms_norms
 from workbench.model import Transformer
@@ -39,18 +40,18 @@ NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
 
 def show() -> None:
     with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
-        model = state.model()
-        given = source.choose(model, rms_norms.HOOKS)
+        model = computed.model()
+        given = prompt_input.choose(model, rms_norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-            view = state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
+            view = url_state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
             norm = "ln1"
             if view in (RMS, GAINS):
                 norm = NORMS[
-                    state.bound(
+                    url_state.bound(
                         st.segmented_control, "Norm", list(NORMS), key="norm", default=next(iter(NORMS)), required=True
                     )
                 ]
-            first = view in (RMS, CONTRIBUTIONS) and state.bound(
+            first = view in (RMS, CONTRIBUTIONS) and url_state.bound(
                 st.toggle,
                 "Leave out the first token",
                 key="nofirst",
@@ -61,8 +62,8 @@ def show() -> None:
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, rms_norms.HOOKS, given.changes)
-        rms = state.once(held, rms_norms.input_rms)
+        held = computed.capture(model, given.ids, rms_norms.HOOKS, given.changes)
+        rms = computed.once(held, rms_norms.input_rms)
         if rms.nonfinite:
             st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
         skip = int(first and len(given) > 1)
@@ -109,7 +110,7 @@ def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int
 def _window(length: int, skip: int) -> tuple[int, int]:
     if length - skip <= MAX_CELLS:
         return skip, length
-    start = state.bound(
+    start = url_state.bound(
         st.number_input, "From position", 0, length - 2, 0, key="from", step=128, width=190,
         help=f"{MAX_CELLS} tokens are shown at once.",
     )  # fmt: skip
@@ -118,7 +119,7 @@ def _window(length: int, skip: int) -> tuple[int, int]:
 
 
 def _gains(head: Head, model: Transformer, norm: str) -> None:
-    found = state.once_per_model(model, rms_norms.gain_statistics)
+    found = computed.once_per_model(model, rms_norms.gain_statistics)
     rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, rms_norms.FINAL)]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
@@ -149,15 +150,15 @@ def _gains(head: Head, model: Transformer, norm: str) -> None:
 import workbench as wb
 from probes.norms.rms_norms import gain_statistics
 
-gain_statistics(wb.load_model({state.model_path()!r})).frame()
+gain_statistics(wb.load_model({computed.model_path()!r})).frame()
 """
     )
     head.data({"gains": found.frame})
 
 
 def _activations(head: Head, held: Held, given: Input) -> None:
-    massive = state.once(held, rms_norms.massive_activations)
-    outliers = state.once(held, rms_norms.outlier_dimensions)
+    massive = computed.once(held, rms_norms.massive_activations)
+    outliers = computed.once(held, rms_norms.outlier_dimensions)
     with st.container(border=True):
         fig = massive.figure()
         fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
@@ -207,7 +208,7 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
 
 
 def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
-    whole = state.once(held, rms_norms.contribution_ratios)
+    whole = computed.once(held, rms_norms.contribution_ratios)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])
@@ -243,7 +244,7 @@ def _code(head: Head, given: Input, *probes: str) -> None:
 import torch, workbench as wb
 from probes.norms.rms_norms import HOOKS, {", ".join(probes)}
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)

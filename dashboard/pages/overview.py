@@ -6,12 +6,14 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from dashboard import capture_card, facts, guide, model_card, source, state
 from dashboard.components.token_strip import plain_strip
-from dashboard.frame import Head, Help, card, page, problem
-from dashboard.source import Input
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.text import plain, visible
+from dashboard.data import model_facts
+from dashboard.layout.page import Head, Help, card, page, problem
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import capture_card, model_card, prompt_input, tour
+from dashboard.panels.prompt_input import Input
+from dashboard.session import computed, url_state
+from dashboard.token_text import plain, visible
 from probes.attention import head_metrics
 from probes.norms import rms_norms
 from probes.rope import head_scores
@@ -43,9 +45,9 @@ WARM_UP = 0.5  # seconds: a process's first run is slower than the others, and w
 
 def show() -> None:
     with page("Overview", "One model, seen from outside.", ABOUT) as head:
-        model = state.model()
+        model = computed.model()
         _shape(model)
-        guide.offer(model)
+        tour.offer(model)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)
@@ -71,7 +73,7 @@ def show() -> None:
 
 def _shape(model: Transformer) -> None:
     config = model.config
-    kind = facts.attention_kind(config)
+    kind = model_facts.attention_kind(config)
     values = {
         "Parameters": sizes.readable_count(config.n_params),
         "Layers": str(config.n_layers),
@@ -87,7 +89,7 @@ def _shape(model: Transformer) -> None:
 
 
 def _parts(model: Transformer) -> None:
-    table = facts.parameters_by_part(model.config)
+    table = model_facts.parameters_by_part(model.config)
     plain_table(
         table.assign(parameters=table["parameters"].map(sizes.readable_count)),
         columns={
@@ -103,7 +105,7 @@ def _parts(model: Transformer) -> None:
 def _cache(model: Transformer) -> None:
     config = model.config
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
-    table = facts.cache_bytes(config, itemsize=itemsize)
+    table = model_facts.cache_bytes(config, itemsize=itemsize)
     shown = pd.DataFrame(
         {
             "kind": [f"{k} (this)" if this else k for k, this in zip(table["kind"], table["this_model"], strict=True)],
@@ -143,9 +145,9 @@ def _origin(model: Transformer) -> None:
 
 def origin(model: Transformer) -> pd.DataFrame:
     """Where the numbers of this server come from: name, value."""
-    about = provenance.describe(state.origin(model))
+    about = provenance.describe(computed.origin(model))
     rows = {
-        "Started with": state.model_path(),
+        "Started with": computed.model_path(),
         "Checkpoint": about["checkpoint_sha256"] or "not from a file",
         "Tokenizer": about["tokenizer_sha256"] or "none",
         "Dtype, device": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
@@ -164,7 +166,7 @@ def _brief(name: str, value: str) -> str:
 
 def _prompt(model: Transformer, head: Head) -> Input | None:
     with st.container(border=True, key="prompt_card"):
-        given = source.choose(model, LAST)
+        given = prompt_input.choose(model, LAST)
         _elsewhere()
         if given is None:
             return None
@@ -174,7 +176,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
             st.subheader(
                 f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id."
             )
-            plain_strip(f"{state.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
+            plain_strip(f"{computed.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
             _costs(model, len(given), seconds)
         with right:
             st.subheader("Likeliest next tokens", anchor=False, help="At temperature 1, over the whole vocabulary.")
@@ -189,7 +191,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
     head.code(
         f"""
 import torch, workbench as wb
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     probability = model(tokens)[0, -1].softmax(-1)
@@ -199,7 +201,7 @@ probability.topk(8)
     head.data(
         {
             "provenance": lambda: origin(model),
-            "parameters": lambda: facts.parameters_by_part(model.config),
+            "parameters": lambda: model_facts.parameters_by_part(model.config),
             "next_tokens": lambda: table,
             "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
         }
@@ -213,7 +215,7 @@ def _elsewhere() -> None:
         with st.popover("From a file"):
             st.file_uploader(
                 "Text file", key="prompt_file", on_change=_take_file,
-                help=f"UTF-8, at most {source.MAX_CHARS:,} characters; it takes the prompt's place.",
+                help=f"UTF-8, at most {prompt_input.MAX_CHARS:,} characters; it takes the prompt's place.",
             )  # fmt: skip
         st.page_link("dashboard/pages/samples.py", label="From a benchmark sample →")
     refused = st.session_state.pop("_file_refused", None)
@@ -230,12 +232,12 @@ def _take_file() -> None:
     except UnicodeDecodeError as error:
         st.session_state["_file_refused"] = f"{file.name} is no UTF-8 text: {error.reason} at byte {error.start}."
         return
-    if len(text) > source.MAX_CHARS:
-        st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; {source.MAX_CHARS:,} fit."
+    if len(text) > prompt_input.MAX_CHARS:
+        st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; {prompt_input.MAX_CHARS:,} fit."
         return
     for other in ("sample", "capture"):
-        state.unlink(other)
-    state.hand_over("prompt", text)
+        url_state.unlink(other)
+    url_state.hand_over("prompt", text)
 
 
 def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
@@ -260,11 +262,11 @@ def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataF
         return found, min(seconds)
 
     seconds = None
-    opened = state.opened(model, given.ids, LAST, given.changes)
+    opened = computed.opened(model, given.ids, LAST, given.changes)
     if opened is not None:
         table = top(opened.capture[LAST[0]][0, -1].float())
     else:
-        table, seconds = state.once_per_model(model, compute, ids=given.ids, changes=given.changes, k=k)
+        table, seconds = computed.once_per_model(model, compute, ids=given.ids, changes=given.changes, k=k)
     table = table.copy()  # the kept one is everybody's
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds

@@ -7,12 +7,13 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from dashboard import guide, source, state
-from dashboard.frame import Head, Help, card, chart, page
-from dashboard.source import Input
-from dashboard.state import Held
-from dashboard.tables import Column, numbers, plain_table
-from dashboard.text import plotly_labels, short
+from dashboard.layout.page import Head, Help, card, chart, page
+from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.panels import prompt_input, tour
+from dashboard.panels.prompt_input import Input
+from dashboard.session import computed, url_state
+from dashboard.session.computed import Held
+from dashboard.token_text import plotly_labels, short
 from probes.rope import head_scores
 from probes.rope.formulas import decay, model_frequencies, wavelengths
 from workbench.capture import Capture
@@ -56,16 +57,16 @@ class View:
 
 def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
-        model = state.model()
-        guide.strip(model, "rope")
-        given = source.choose(model, head_scores.HOOKS)
+        model = computed.model()
+        tour.strip(model, "rope")
+        given = prompt_input.choose(model, head_scores.HOOKS)
         view = _controls(model)
         if view.name == WAVES:
             _waves(head, view)
             return
         if given is None:
             return
-        held = state.capture(model, given.ids, head_scores.HOOKS, given.changes)
+        held = computed.capture(model, given.ids, head_scores.HOOKS, given.changes)
         turned = (held.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
         if not all(vectors.isfinite().all() for vectors in turned):
             st.error("This layer's queries or keys hold NaN or infinite numbers: overflow. Try float32.")
@@ -75,27 +76,27 @@ def show() -> None:
 def _controls(model: Transformer) -> View:
     config = model.config
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        name = state.bound(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
+        name = url_state.bound(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
         layer = head = 0
         if name != WAVES:
-            layer = state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
-            head = state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
+            layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
+            head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
         pair = distance = None
         if name == OWN:
             pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "What it alone adds, against distance.")
             distance = _or_all("Distance", "distance", None, "How far apart query and key stand, for the pairs.")
         if name in (WAVES, WHAT_IF):
-            theta = state.bound(
+            theta = url_state.bound(
                 st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
                 help="The base of the frequencies. Larger turns slower.",
             )  # fmt: skip
-            scaling = state.bound(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
+            scaling = url_state.bound(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
             config = _changed(config, theta, scaling)
     return View(name, layer, head, config, pair, distance)
 
 
 def _or_all(label: str, key: str, most: int | None, what: str) -> int | None:
-    number = state.bound(st.number_input, label, -1, most, -1, key=key, width=130, help=f"{what} -1 is all.")
+    number = url_state.bound(st.number_input, label, -1, most, -1, key=key, width=130, help=f"{what} -1 is all.")
     return None if number < 0 else number
 
 
@@ -148,7 +149,7 @@ from dataclasses import replace
 import workbench as wb
 from probes.rope.formulas import decay, wavelengths
 
-config = replace(wb.load_model({state.model_path()!r}).config,
+config = replace(wb.load_model({computed.model_path()!r}).config,
                  rope_theta={view.config.rope_theta!r}, rope_scaling={_scaling_code(view.config)})
 wavelengths(config).frame()
 """
@@ -158,9 +159,9 @@ wavelengths(config).frame()
 
 def _own(head: Head, held: Held, given: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(given) - 1)
-    state.heard("distance", view.distance, distance)
-    bands = state.once(held, head_scores.band_contribution, view.layer, view.head, distance=distance)
-    scores = state.once(held, head_scores.score_by_distance, view.layer, view.head, pair=view.pair)
+    url_state.heard("distance", view.distance, distance)
+    bands = computed.once(held, head_scores.band_contribution, view.layer, view.head, distance=distance)
+    scores = computed.once(held, head_scores.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)
     _numbers(
         {
@@ -180,7 +181,7 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
 
 
 def _shift(head: Head, held: Held, given: Input, view: View) -> None:
-    found = state.once(held, head_scores.relative_invariance, view.layer, view.head)
+    found = computed.once(held, head_scores.relative_invariance, view.layer, view.head)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(), key="invariance", height=430)
@@ -207,7 +208,7 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
 def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
     changed = model_frequencies(view.config, dtype=torch.float64)
     about = (view.config.rope_theta, view.config.rope_scaling)
-    found = state.once(held, _rescored, view.layer, view.head, *about)
+    found = computed.once(held, _rescored, view.layer, view.head, *about)
     moved = found.moved
     if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
         st.info("These are the frequencies that the model was trained with. Change theta or scaling to see what moves.")
@@ -264,7 +265,7 @@ def _code(head: Head, given: Input, view: View, **probes: str) -> None:
 import torch, workbench as wb
 from probes.rope.head_scores import HOOKS, {", ".join(probes)}
 
-model = wb.load_model({state.model_path()!r})
+model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}
 {given.running}
     _, cap = model.run_with_capture(tokens, HOOKS)

@@ -9,14 +9,16 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from dashboard import jobs, runs, state
-from dashboard.busy import once_for_all
-from dashboard.frame import Head, Help, card, empty, page, problem, table_height
-from dashboard.jobs import Job
-from dashboard.request import Listed, Request, benchmarks, need_lm_eval
-from dashboard.samples import FIRST
-from dashboard.settings import Settings
-from dashboard.text import plain, printable
+from dashboard.data import runs
+from dashboard.data.samples import FIRST
+from dashboard.jobs import jobs
+from dashboard.jobs.eval_request import Listed, Request, benchmarks, need_lm_eval
+from dashboard.jobs.jobs import Job
+from dashboard.layout.page import Head, Help, card, empty, page, problem, table_height
+from dashboard.session import computed, url_state
+from dashboard.session.settings import Settings
+from dashboard.session.shared_cache import once_for_all
+from dashboard.token_text import plain, printable
 from evals.store.store import Unfinished
 from evals.tasks.presets import PRESETS
 from workbench.errors import WorkbenchError
@@ -105,10 +107,10 @@ def _benchmarks() -> list[Listed]:
 def _form(results: Path) -> None:
     listed = _benchmarks()
     ready = sorted((one.name for one in listed if one.missing is None), key=lambda name: name != FIRST_CHOICE)
-    model = state.model_path()
+    model = computed.model_path()
     with st.form("start_form", border=False):
         st.text(f"Model: {plain(model)}")
-        tasks = state.bound(
+        tasks = url_state.bound(
             st.multiselect, "Benchmarks", ready, key="tasks", default=ready[:1], max_selections=20,
             help="Those whose questions are here; the others stand below, with what is missing.",
         )  # fmt: skip
@@ -116,37 +118,37 @@ def _form(results: Path) -> None:
                              help="The folder below the results folder that it writes to.")  # fmt: skip
         limit, shots, preset = st.columns(3)
         with limit:
-            questions = state.bound(
+            questions = url_state.bound(
                 st.number_input, "Questions per task", 1, None, None, key="limit", step=1, placeholder="all",
             )  # fmt: skip
         with shots:
-            examples = state.bound(
+            examples = url_state.bound(
                 st.number_input, "Few-shot examples", 0, 64, None, key="shots", step=1, placeholder="default",
             )  # fmt: skip
         with preset:
-            way = state.bound(
+            way = url_state.bound(
                 st.selectbox, "Preset", list(PRESETS), key="preset",
                 help="lm-eval's own way, or Meta's for the figures of the model cards.",
             )  # fmt: skip
         ablate, rope = st.columns(2)
         with ablate:
-            off = state.bound(
+            off = url_state.bound(
                 st.text_input, "Set to zero", key="ablate", max_chars=500, placeholder="L5H3,L2.mlp",
                 help="Heads and sublayers that are ablated for the whole run.",
             )  # fmt: skip
         with rope:
-            other = state.bound(
+            other = url_state.bound(
                 st.text_input, "Other rotation", key="rope_scaling", max_chars=100, placeholder="yarn=4",
                 help="Of the rotary embedding: interpolation=2, ntk=4, yarn=4, theta=500000.",
             )  # fmt: skip
         seed, chat, go = st.columns([1, 1.2, 1], vertical_alignment="bottom")
         with seed:
-            number = state.bound(
+            number = url_state.bound(
                 st.number_input, "Seed", 0, 2**31 - 1, 1234, key="run_seed", step=1,
                 help="Of the examples and of sampling.",
             )  # fmt: skip
         with chat:
-            turns = state.bound(st.toggle, "Chat format", key="in_chat", help="Ask in the model's chat format.")
+            turns = url_state.bound(st.toggle, "Chat format", key="in_chat", help="Ask in the model's chat format.")
         with go:
             pressed = st.form_submit_button("Start", type="primary", width="stretch")
     if pressed:
@@ -167,7 +169,7 @@ def _form(results: Path) -> None:
 
 def _open(job: Job) -> None:
     """Show a job from the next run of the page on."""
-    state.link("job", job.id)
+    url_state.link("job", job.id)
     st.rerun()
 
 
@@ -175,7 +177,7 @@ def _open(job: Job) -> None:
 
 
 def _choose(found: list[Job]) -> Job:
-    name = state.pinned("Job", [job.id for job in found], key="job", width=420)
+    name = url_state.pinned("Job", [job.id for job in found], key="job", width=420)
     return next(job for job in found if job.id == name)
 
 
@@ -259,7 +261,7 @@ def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
                 st.text(f"The record and the log go; {plain(str(job.output))} stays.")
                 if st.button("Delete the record", key="delete"):
                     jobs.delete(job)
-                    state.unlink("job")
+                    url_state.unlink("job")
                     st.rerun()
 
 
@@ -383,7 +385,7 @@ def _clock(seconds: float) -> str:
 
 
 def _take_away(head: Head, results: Path, job: Job | None) -> None:
-    lines = ["from dashboard.jobs import frame", "", f"frame({str(results)!r})"]
+    lines = ["from dashboard.jobs.jobs import frame", "", f"frame({str(results)!r})"]
     head.code("\n".join(lines))
     if job is not None:
         with head.tools.popover("Command", help="The same run from a terminal"):

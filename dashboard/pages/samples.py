@@ -3,14 +3,16 @@
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, guide, runs, samples, state
-from dashboard.components.chooser import chooser
-from dashboard.frame import Head, Help, card, empty, page, problem
-from dashboard.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
-from dashboard.settings import Settings
-from dashboard.tables import Column, plain_table, texts
-from dashboard.text import plain
-from dashboard.why import Opened, on, why
+from dashboard.components.row_picker import chooser
+from dashboard.data import runs, samples
+from dashboard.data.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
+from dashboard.layout.page import Head, Help, card, empty, page, problem
+from dashboard.layout.tables import Column, plain_table, texts
+from dashboard.panels import tour
+from dashboard.panels.answer_explanation import Opened, on, why
+from dashboard.session import computed, url_state, url_values
+from dashboard.session.settings import Settings
+from dashboard.token_text import plain
 from evals.explain.explain import Explanation
 from evals.results.runs import Run
 from workbench.errors import DataError
@@ -48,7 +50,7 @@ def show() -> None:
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
-        guide.strip(state.model(), "samples")
+        tour.strip(computed.model(), "samples")
         run, baseline = runs.choose(found)
         if not run.tasks:
             empty("This run has no samples. Choose another one.")
@@ -80,9 +82,9 @@ def show() -> None:
 def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
     """The task, and the rows of its listing that are asked for, in their order; None where they cannot be read."""
     with st.container(horizontal=True, vertical_alignment="bottom", key="list_controls"):
-        task = state.pinned("Task", run.tasks, key="task", follows="run", width=260)
-        kind = state.bound(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
-        order = state.bound(
+        task = url_state.pinned("Task", run.tasks, key="task", follows="run", width=260)
+        kind = url_state.bound(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
+        order = url_state.bound(
             st.segmented_control, "Order", ORDERS, key="order", default=ORDERS[0], required=True,
             help="Margin: the closest decisions first. Confident wrong: the wrong answers given most surely.",
         )  # fmt: skip
@@ -93,7 +95,7 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
             return None
         filters = table["filter"].unique().tolist()
         if len(filters) > 1:
-            chosen = state.bound(
+            chosen = url_state.bound(
                 st.segmented_control, "Extraction", filters, key="filter", default=filters[0], required=True
             )
             table = table[table["filter"] == chosen]
@@ -129,7 +131,7 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
         card="questions",
         rows=docs,
         chosen=position,
-        on_choose=lambda at: state.link("doc", docs[at]),
+        on_choose=lambda at: url_state.link("doc", docs[at]),
         most=470,
     )
     row = stored.loc[table.index[position]]
@@ -138,10 +140,10 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
 
 def _position(docs: list[int], stored: pd.DataFrame) -> int:
     """Which row is open: the question that the address names, where it is listed; else the first."""
-    named = state.linked("doc")
+    named = url_state.linked("doc")
     if named in (None, FIRST):
         return 0
-    number = address.whole(named)
+    number = url_values.whole(named)
     if number in docs:
         return docs.index(number)
     if number not in set(stored["doc_id"]):
@@ -204,7 +206,7 @@ def _take_away(
             behind = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
             lines = ["import workbench as wb", "from evals.explain.explain import explain", *lines]
             lines += [
-                f"model = wb.load_model({state.model_path()!r})",
+                f"model = wb.load_model({computed.model_path()!r})",
                 f"found = explain(model, {wanted}, {named}{behind})",
                 "print(found.replayed)",
                 "found.heads()",

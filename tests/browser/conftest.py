@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 
 from dashboard.cli import serve
-from dashboard.settings import Settings
+from dashboard.session.settings import Settings
 from tests.dashboard.world import write_answers, write_checkpoint, write_results
 
 pytest.importorskip("playwright", reason="playwright is not installed (extra: dev)")

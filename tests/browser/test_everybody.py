@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from dashboard import jobs, warden
+from dashboard.jobs import jobs, supervisor
 from tests.browser.conftest import PATIENCE, Tab, World
 from tests.browser.test_pages import WITHOUT_A_HEAD, harmless
 from tests.dashboard.world import NASTY
@@ -135,8 +135,8 @@ def test_a_hostile_log_is_shown_as_text(tab: Tab, world: World) -> None:
         "preset": NASTY, "seed": 1,
     }  # fmt: skip
     job = {"attempt": 1, "command": ["true", NASTY], "about": about, "created": 1.0, "host": "", "output": "/tmp/none"}
-    warden.write(folder / warden.JOB, job)
-    (folder / warden.LOG).write_text(NASTY)
+    supervisor.write(folder / supervisor.JOB, job)
+    (folder / supervisor.LOG).write_text(NASTY)
     try:
         tab.open("runs", job="hostile")
         expect(tab.page.get_by_test_id("stMain")).to_contain_text("<script>alert(1)</script>")

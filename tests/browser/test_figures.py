@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from dashboard.components.figure import CODE
+from dashboard.layout.figure import CODE
 from tests.browser.conftest import Tab
 from tests.browser.drawn import ATLAS, click_square, map_values, ring, square
 from tests.browser.fitting import cut_off

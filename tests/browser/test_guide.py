@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from dashboard import guide
 from dashboard.cli import serve
-from dashboard.settings import Settings
+from dashboard.panels import tour
+from dashboard.session.settings import Settings
 from evals.results.runs import list_runs
 from tests.browser.conftest import Tab, World
 from tests.browser.test_pages import query
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 def world(tmp_path_factory: pytest.TempPathFactory, chromium: str | None) -> Iterator[World]:
     """The demo checkpoint, with answers of its own to a quiz that goes by the embedded one's name."""
     root = tmp_path_factory.mktemp("guide")
-    results, log = write_answers(root / "results", "demo", quiz=guide.TASK), root / "server.log"
+    results, log = write_answers(root / "results", "demo", quiz=tour.TASK), root / "server.log"
     with serve(Settings("demo", results), log=log, cwd=root) as url:
         yield World(url, log, Path("demo"), results)
 
@@ -86,7 +86,7 @@ def test_the_wrong_answer_leads_to_a_head_and_to_the_model_without_it(tab: Tab, 
     tab.page.get_by_role("button", name="Next: Attention").click()
     step(tab, "A wrong quiz answer", 2)
     at = query(tab)
-    assert at["sample"] == f"{list_runs(world.results)[0].name}/{guide.TASK}/{doc}"
+    assert at["sample"] == f"{list_runs(world.results)[0].name}/{tour.TASK}/{doc}"
     shown = tab.chart("head_map")
     tab.page.get_by_role("button", name="Next: Intervene").click()
     step(tab, "A wrong quiz answer", 3)
@@ -96,6 +96,6 @@ def test_the_wrong_answer_leads_to_a_head_and_to_the_model_without_it(tab: Tab, 
 
 def test_the_heads_are_those_that_repetitions_show() -> None:
     model = load_model("demo").eval()
-    found = guide.heads_of(model, "induction")
+    found = tour.heads_of(model, "induction")
     assert {layer for layer, _ in found} == {5} and len(found) >= 3  # by the checkpoint's own account
-    assert guide.heads_of(model, "previous")[0] == (4, 0)
+    assert tour.heads_of(model, "previous")[0] == (4, 0)

@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import expect
 
 from dashboard.cli import serve
-from dashboard.components.chooser import PAGE
-from dashboard.settings import Settings
+from dashboard.components.row_picker import PAGE
+from dashboard.session.settings import Settings
 from tests.browser.conftest import Tab, World
 from tests.browser.test_pages import query
 from tests.dashboard.world import write_checkpoint, write_many

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
 
-from dashboard.effects import choices
+from dashboard.data.intervention_effects import choices
 from evals.explain.explain import explain
 from evals.results.runs import list_runs
 from probes.attention.head_map import MAX_CELLS

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from playwright.sync_api import Browser, expect
 
-from dashboard import jobs
 from dashboard.cli import serve
-from dashboard.settings import Settings
+from dashboard.jobs import jobs
+from dashboard.session.settings import Settings
 from evals.results.runs import list_runs
 from tests.browser.conftest import ERRORS, PATIENCE, Tab, World
 from tests.dashboard.world import write_checkpoint

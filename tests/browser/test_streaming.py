@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from dashboard.cli import serve
-from dashboard.settings import Settings
+from dashboard.session.settings import Settings
 from tests.browser.conftest import Tab, World
 from tests.browser.test_generate import written
 from tests.browser.test_pages import query

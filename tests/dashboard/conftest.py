@@ -7,8 +7,8 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from dashboard import busy
-from dashboard.settings import ROOT, Settings
+from dashboard.session import shared_cache
+from dashboard.session.settings import ROOT, Settings
 from tests.dashboard.world import write_checkpoint, write_results
 
 
@@ -28,7 +28,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
 
     def configure(model: str, results: Path) -> None:
         st.cache_resource.clear()
-        busy.forget()
+        shared_cache.forget()
         for name, value in Settings(model, results).to_env().items():
             monkeypatch.setenv(name, value)
 

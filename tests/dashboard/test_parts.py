@@ -20,14 +20,16 @@ import pytest
 import typer
 from plotly.offline import get_plotlyjs_version
 
-from dashboard import cli, facts, memory, room
-from dashboard.components import ahead
-from dashboard.components.figure import CODE, spec
+from dashboard import cli
 from dashboard.components.token_strip import pack
-from dashboard.frame import parquet
-from dashboard.runs import as_sample
-from dashboard.said import SAID
-from dashboard.settings import ROOT, Settings
+from dashboard.data import model_facts
+from dashboard.data.runs import as_sample
+from dashboard.layout import figure_margins, preload
+from dashboard.layout.figure import CODE, spec
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import parquet
+from dashboard.session import gc_freeze
+from dashboard.session.settings import ROOT, Settings
 from evals.results.runs import list_runs
 from probes.base.drawing import Theme
 from workbench.config import ModelConfig
@@ -49,14 +51,14 @@ def test_cache_bytes_are_those_of_the_published_8b() -> None:
     config = ModelConfig(
         dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14336, vocab_size=128256, max_seq_len=131072
     )
-    table = facts.cache_bytes(config, itemsize=2).set_index("kind")
+    table = model_facts.cache_bytes(config, itemsize=2).set_index("kind")
     assert table.loc["GQA", "bytes_per_token"] == 128 * 1024
     assert table.loc["GQA", "bytes_at_context"] == 16 * 1024**3
     assert table.loc["MHA", "bytes_per_token"] == 4 * 128 * 1024
 
 
 def test_parts_hold_every_parameter_once(tiny_model) -> None:  # type: ignore[no-untyped-def]
-    table = facts.parameters_by_part(tiny_model.config)
+    table = model_facts.parameters_by_part(tiny_model.config)
     assert table["parameters"].sum() == sum(parameter.numel() for parameter in tiny_model.parameters())
     assert table.set_index("part").loc["Norms", "parameters"] == 32 * (2 * 3 + 1)
     assert table["share"].sum() == pytest.approx(1)
@@ -146,10 +148,10 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
     gc.disable()  # none but those that are asked for
     try:
         gone = weakref.ref(Loop())
-        memory.set_aside("a page of its own")
+        gc_freeze.set_aside("a page of its own")
         gc.collect()
         assert gone() is not None and gc.get_freeze_count() > before
-        memory.free()
+        gc_freeze.free()
         assert gone() is None and gc.get_freeze_count() > 0
     finally:
         gc.enable()
@@ -158,7 +160,7 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
 
 def test_the_code_that_is_read_ahead_lies_where_it_is_looked_for() -> None:
     """Should Streamlit move it, first switches of pages are slow again, and nothing else would say so."""
-    assert [name.partition(".")[0] for name in ahead._FILES] == list(ahead._KINDS)
+    assert [name.partition(".")[0] for name in preload._FILES] == list(preload._KINDS)
 
 
 def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
@@ -194,7 +196,7 @@ def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
 def test_margins_hold_the_longest_label() -> None:
     def sent(fig: go.Figure) -> dict[str, dict]:
         found = json.loads(fig.to_json())
-        room.make(found)
+        figure_margins.make(found)
         return found["layout"]
 
     def figure(names: list[str], **below: object) -> dict[str, dict]:

@@ -24,7 +24,7 @@ def demo() -> wb.Transformer:
 @pytest.fixture(scope="module")
 def windows(demo: wb.Transformer) -> torch.Tensor:
     """24 windows of 32 tokens of this project's own prose; the last 8 are held out."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     text = "".join((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/footguns.md"))
     ids = demo.tokenizer.encode(text, bos=True)
     return loss_by_position.windows(ids[1:], 32, bos=ids[0])[:24]

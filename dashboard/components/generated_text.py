@@ -1,0 +1,78 @@
+"""A generated text as tokens shaded by probability; one that is pointed at or focused says what else was likely."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from dashboard.token_text import short
+from probes.generation.token_choices import Sampled
+
+PROMPT_SHOWN = 40
+"""Tokens of the prompt's end that stand before the text: enough to read on from."""
+
+_FILES = Path(__file__).with_suffix("")
+_HTML = """
+<div class="choices">
+  <div class="text" role="group" aria-label="Generated tokens: arrow keys move, Enter chooses a step"></div>
+  <div class="about" role="status"></div>
+</div>
+"""
+
+# Registered once for the process: naming a component anew on each run would replace it under other users.
+_component = st.components.v2.component(
+    "workbench.choices",
+    html=_HTML,
+    css=_FILES.with_suffix(".css").read_text(encoding="utf-8"),
+    js=_FILES.with_suffix(".js").read_text(encoding="utf-8"),
+)
+
+
+def choices(
+    found: Sampled, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
+) -> None:
+    """Draw it with one step marked; `on_choose` gets the step, counted from 0, that a click or Enter chose.
+
+    id: names the text; `name` gives a token's bytes.
+    """
+
+    def chose() -> None:
+        step = st.session_state["choices"].get("chosen")
+        if isinstance(step, int) and 0 <= step < len(found.tokens):
+            on_choose(step)
+
+    _component(
+        key="choices",
+        data={
+            "id": id,
+            "before": [short(name(token), 40) for token in found.prompt[-PROMPT_SHOWN:]],
+            "cut": len(found.prompt) > PROMPT_SHOWN,
+            "start": len(found.prompt),
+            "tokens": [short(name(token), 40) for token in found.tokens],
+            "ids": list(found.tokens),
+            "p": _sent(np.exp(found.logprobs)),
+            "logp": _sent(found.logprobs),
+            "rank": found.ranks.tolist(),
+            "entropy": _sent(found.entropy),
+            "share": _sent(found.shares),
+            "shareEntropy": _sent(found.share_entropy),
+            "kept": found.kept.tolist(),
+            "others": [
+                [[short(name(token), 24), p, share] for token, p, share in zip(*row, strict=True)]
+                for row in zip(
+                    found.other_tokens.tolist(),
+                    map(_sent, np.exp(found.other_logprobs)),
+                    map(_sent, found.other_shares),
+                    strict=True,
+                )
+            ],
+            "chosen": chosen,
+        },
+        on_chosen_change=chose,
+    )
+
+
+def _sent(values: np.ndarray) -> list[float]:
+    """Five digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
+    return [float(f"{value:.5g}") for value in np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)]

@@ -1,0 +1,69 @@
+"""The atlas as a widget: one square for each head, a ring around the open one, a click opens another.
+
+Where only the ring moves, the figure is not drawn again.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboard.layout.figure import figure
+from dashboard.layout.page import offer
+from probes.base import drawing
+from workbench.config import ModelConfig
+
+Cell = tuple[int, int]
+
+_ROOM = 360  # pixels that the longer side of the grid may take
+
+
+def atlas(
+    values: np.ndarray,
+    *,
+    id: str,
+    unit: str,
+    config: ModelConfig,
+    selected: Cell,
+    on_choose: Callable[[int, int], None],
+) -> None:
+    """Draw it; `on_choose` gets the layer and head of a clicked square. `id` names the numbers that are shown.
+
+    Shapes: values [layer, head] of every layer and head of the model
+    """
+    fig = _figure(values, unit, config, id)
+    title = f"{unit[0].upper()}{unit[1:]} of every head"
+    figure(
+        fig,
+        key="atlas",
+        title=title,
+        config={"modeBarButtons": [["toImage"]], "doubleClick": False},
+        chosen=selected[::-1],
+        on_choose=lambda head, layer: on_choose(layer, head),
+    )
+    offer("atlas", title, lambda: _ringed(fig, *selected))
+
+
+def _ringed(fig: go.Figure, layer: int, head: int) -> go.Figure:
+    return go.Figure(fig).update_traces(x=[head], y=[layer], selector={"type": "scatter"})
+
+
+def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.Figure:
+    fig = drawing.atlas(
+        values,
+        title="",
+        unit=unit,
+        heads=range(config.n_heads),
+        layers=range(config.n_layers),
+        group_size=config.group_size,
+        stamp={"id": id},
+    )
+    side = max(6.0, min(52.0, _ROOM / max(values.shape)))
+    height = round(side * values.shape[0]) + 125
+    margin = {"t": 30, "l": 50, "r": 10, "b": 95}
+    fig.update_layout(height=height, margin=margin)
+    fig.update_xaxes(constrain="domain", title={"standoff": 8})
+    fig.update_yaxes(constrain="domain", scaleanchor="x")
+    bar = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "thickness": 10, "len": 0.85}
+    fig.update_traces(selector={"type": "heatmap"}, colorbar={**bar, "title": None})
+    return fig

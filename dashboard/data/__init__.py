@@ -1,0 +1,1 @@
+"""Numbers that pages show and that belong to no single page: runs, samples, effects, facts of a model."""

@@ -1,0 +1,171 @@
+"""A task's questions as the Samples page lists them, and one of them run again and explained."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dashboard.data import runs
+from dashboard.session import computed
+from dashboard.session.shared_cache import once_for_all
+from dashboard.token_text import plain
+from evals.compare import matching
+from evals.explain.decision import decision
+from evals.explain.explain import Explanation, explainer
+from evals.explain.replay import Replay, again, under
+from evals.results.runs import Run
+from workbench.errors import DataError, WorkbenchError
+from workbench.model import Transformer
+
+RIGHT, WRONG, UNPARSED, UNSCORED = "right", "wrong", "unparsed", "unscored"
+ALL = "All"
+NUMBER, MARGIN, CONFIDENT = "Number", "Margin", "Confident wrong"
+ORDERS = (NUMBER, MARGIN, CONFIDENT)
+
+FIRST = "first"  # in an address in a question's place: the first one listed
+
+SMALL = 300_000_000
+"""Parameters of a model; with more of them a sample is run again only when a button asks for it."""
+
+NOTHING_FOUND = ("", "[invalid]")  # what lm-eval's filters leave of an answer that holds none
+
+
+def listing(run: Run, task: str) -> pd.DataFrame:
+    """One row a question and filter: doc_id, filter, state, margin, confidence, and the beginnings of question, answer
+    and target, made plain. Not to be changed: it is shared.
+
+    `margin` is the right choice's log-probability less the best other one's; `confidence` the probability of the
+    answer given: among the choices, or of a generated answer the geometric mean over its tokens.
+    Units:  margin in nats.
+    Raises: DataError if there are no samples, or a line is damaged.
+    """
+    return _listing(*runs.samples_key(run, task), run, task)
+
+
+def discordant(run: Run, baseline: Run, task: str) -> dict[tuple[int, str], str]:
+    """What the other run made of each question that both answered, by number and filter: right or wrong.
+
+    Raises: DataError if they have no question in common, or samples cannot be read.
+    """
+    return _other(*runs.samples_key(run, task), *runs.samples_key(baseline, task), run, baseline, task)
+
+
+def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) -> pd.DataFrame:
+    """The rows of `listing` in an order of `ORDERS`; before that, those that only one of two runs has right.
+
+    Number: by question. Margin: the closest decisions first. Confident wrong: wrong answers first, the surest of them
+    at the top. What has no margin or confidence comes last.
+    """
+    table = table.copy()
+    found = zip(table["doc_id"], table["filter"], table["state"], strict=True)
+    said = [other.get((doc, filter)) for doc, filter, _ in found]
+    table["other"] = pd.Series(said, index=table.index, dtype=object)
+    right = table["state"] == RIGHT
+    differs = [a is not None and (a == RIGHT) != b for a, b in zip(said, right, strict=True)]
+    keys: dict[str, Sequence[Any]] = {"_same": [not one for one in differs]}
+    if order == MARGIN:
+        keys["_margin"] = table["margin"].abs()
+    elif order == CONFIDENT:
+        keys |= {"_right": right, "_doubt": -table["confidence"]}
+    table = table.assign(**keys)
+    return table.sort_values([*keys, "doc_id"], kind="stable", na_position="last").drop(columns=list(keys))
+
+
+@dataclass(frozen=True)
+class Again:
+    """A sample run again. Where something is missing, `problem` says why.
+
+    Only while `replayed.agrees` is the explanation one of the stored answer.
+    """
+
+    replayed: Replay | None = None
+    explanation: Explanation | None = None
+    problem: str = ""
+
+
+def run_again(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> Again:
+    """Replay and explanation of a row of `runs.samples`, made once for each sample, position and model."""
+    return _again(again_key(model, run, task, row, position), model, run, task, row, position)
+
+
+def again_key(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> str:
+    """What the result of `run_again` depends on."""
+    what = runs.samples_key(run, task), row["doc_id"], row["filter"], position
+    return f"{computed.fingerprint(model)}/{model.dtype}/{model.device}/{what}"
+
+
+# Arguments with an underscore are left out of the key.
+@once_for_all("Running the sample again …", most=64)
+def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> Again:
+    row: dict[str, Any] = {str(name): value for name, value in _row.items()}
+    replayed = None
+    try:
+        with under(_model, _run):
+            replayed = again(_model, row, _task)
+            if _position is None and isinstance(row.get("verdict"), str):
+                # A number in a program is no answer that could be compared with one in its tests.
+                raise DataError("the answer is a program, which was judged as a whole.")
+            where = decision(_model, replayed, position=_position)
+            found = explainer()(_model, where.ids, token=where.token, minus=where.minus, also=where.also)
+    except WorkbenchError as error:
+        return Again(replayed, None, str(error))
+    return Again(replayed, Explanation(replayed, where, found))
+
+
+@once_for_all("Reading the samples …", most=16)
+def _listing(path: str, stamps: object, _run: Run, _task: str) -> pd.DataFrame:
+    rows = [_listed(_run, _task, row) for row in runs.samples(_run, _task).to_dict("records")]
+    columns = ["doc_id", "filter", "state", "margin", "confidence", "question", "answer", "target"]
+    return pd.DataFrame(rows, columns=columns).astype({"margin": float, "confidence": float})
+
+
+@once_for_all("Comparing the runs …", most=16)
+def _other(
+    path: str, stamps: object, other_path: str, other_stamps: object, _run: Run, _baseline: Run, _task: str
+) -> dict[tuple[int, str], str]:
+    if not other_stamps:
+        raise DataError(f"The other run has no samples of {_task}.")
+    rows = matching.pair(_run, _baseline, _task).b
+    return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
+
+
+def _listed(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
+    sample = runs.as_sample(run, task, row)
+    texts = _gist(sample.prompt), _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
+    about = int(row["doc_id"]), str(row["filter"]), verdict(row), matching.margin(row), confidence(row)
+    return *about, *map(plain, texts)
+
+
+def _gist(text: str) -> str:
+    """The last paragraph of a prompt tells questions apart; what stands before it is the same for all, or nearly."""
+    return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
+
+
+def _start(text: str) -> str:
+    return " ".join(text[:80].split())
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Right, wrong, unparsed (wrong, because no answer was found in what was written) or unscored."""
+    correct = row["correct"]
+    if correct is None or pd.isna(correct):
+        return UNSCORED
+    if correct >= 1:
+        return RIGHT
+    written = not isinstance(row.get("choices"), list) and not isinstance(row.get("verdict"), str)
+    return UNPARSED if written and str(row["answer"]).strip() in NOTHING_FOUND else WRONG
+
+
+def confidence(row: dict[str, Any]) -> float | None:
+    """The probability of the answer given, None where none was stored.
+
+    Exact:  softmax over the choices' log-probabilities; of a generated answer exp of the mean over its tokens.
+    """
+    if isinstance(row.get("choices"), list):
+        given = [float(value) for value in row["logprobs"]]
+        highest = max(given)
+        return math.exp(given[int(row["answer"])] - highest) / sum(math.exp(value - highest) for value in given)
+    tokens = row.get("generated_logprobs")
+    return math.exp(sum(tokens) / len(tokens)) if isinstance(tokens, list) and tokens else None

@@ -1,0 +1,87 @@
+"""The process between the server and one benchmark: it outlives the server, and writes down how the benchmark ended.
+
+`python -P -m dashboard.jobs.supervisor FOLDER` runs the command of FOLDER/job.json, its output in log.txt, and keeps state.json.
+Imports next to nothing: it waits for hours beside a model. Knows nothing of benchmarks.
+"""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from evals.runtime.process_start import born
+
+JOB, STATE, LOG, PROGRESS, CANCELLED = "job.json", "state.json", "log.txt", "progress.json", "cancelled"
+GRACE = 15
+"""Seconds that a command has to end after its interrupt, before it is killed."""
+NOT_STARTED = 127
+
+
+def write(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a file of JSON as a whole: a reader sees the old or the new one."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def watch(folder: Path) -> int:
+    """Run a job's command to its end; returns its exit code, which is below zero for a signal."""
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    state = {
+        "attempt": job["attempt"], "host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid()),
+        "started": time.time(), "child": None, "child_born": None, "ended": None, "code": None,
+    }  # fmt: skip
+    children: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        _tell(children, signal.SIGINT)
+        signal.alarm(GRACE)
+
+    # Handlers, not SIG_IGN: what is ignored stays ignored in the child, which has to hear the interrupt.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    signal.signal(signal.SIGALRM, lambda *_: _tell(children, signal.SIGKILL))
+    with (folder / LOG).open("ab") as log:
+        log.write(f"$ {shlex.join(job['command'])}\n".encode(errors="surrogateescape"))
+        log.flush()
+        try:
+            child = subprocess.Popen(
+                job["command"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0,
+                env=os.environ | job["environment"],
+            )  # fmt: skip
+        except OSError as error:
+            log.write(f"the command could not be started: {error}\n".encode(errors="surrogateescape"))
+            write(folder / STATE, {**state, "ended": time.time(), "code": NOT_STARTED})
+            return NOT_STARTED
+    children.append(child.pid)
+    state |= {"child": child.pid, "child_born": born(child.pid)}
+    with suppress(OSError):  # a disk that is full now may have room when there is a code to write
+        write(folder / STATE, state)
+    if (folder / CANCELLED).exists():  # before there was anybody to hear of it
+        interrupt()
+    code = child.wait()
+    signal.alarm(0)
+    _tell(children, signal.SIGKILL)  # whatever it left behind in its group
+    write(folder / STATE, {**state, "ended": time.time(), "code": code})
+    return code
+
+
+def _tell(groups: list[int], number: int) -> None:
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+
+
+if __name__ == "__main__":
+    watch(Path(sys.argv[1]))

@@ -1,0 +1,129 @@
+"""Tables and texts that are read: plain HTML, which screen readers and the browser's search read, with nothing cut off.
+
+Streamlit's grid is for lists that are long, and its code blocks for code. Theirs are 1.2 and 1.5 MB of
+script, which a first visit to a page would wait for.
+"""
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard.token_text import html_text
+
+NOTHING = "–"  # in the place of a number that is not there
+WRAPS = 40  # characters, over which a cell's text is broken into lines
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column is shown: its title and, of numbers, the format as in `format(value, ".3f")`.
+
+    help: what the title says when it is pointed at. bar: the value at which the bar behind a number is full.
+    right: text that stands at the right, as numbers do by themselves.
+    """
+
+    label: str
+    format: str = ""
+    help: str | None = None
+    bar: float | None = None
+    right: bool = False
+
+
+def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> None:
+    """Draw the frame's columns that are named, in the order given; `most` pixels of it, the rest is scrolled to.
+
+    A name that the frame does not have is left out: some columns depend on what there is to show. Text is shown as it
+    stands, whatever markup it holds. `page` brings the style.
+    """
+    st.html(markup(frame, columns, most=most))
+
+
+def verbatim(text: str, *, most: int | None = None) -> None:
+    """A text as it is, with its line breaks; `most` pixels of it, the rest is scrolled to."""
+    st.html(_verbatim(text, most, "Text"))
+
+
+def texts(named: Mapping[str, str], *, most: int | None = None) -> None:
+    """Texts beside each other as `verbatim` draws one, each below its name."""
+    parts = (
+        f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim(text, most, name)}</figure>"
+        for name, text in named.items()
+    )
+    st.html(f'<div class="read-texts">{"".join(parts)}</div>')
+
+
+def _verbatim(text: str, most: int | None, name: str) -> str:
+    return f'<pre class="verbatim"{_scrolls(most, name)}>{html_text(text) or " "}</pre>'
+
+
+def numbers(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
+    """A row of numbers, each below its name, in as many lines as it takes; `help` is what a name says when it is
+    pointed at."""
+    st.html(numbered(values, help or {}))
+
+
+def numbered(values: Mapping[str, str], help: Mapping[str, str]) -> str:
+    """The row of numbers as HTML."""
+    parts = (
+        f"<div><dt{_about(help.get(name))}>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>"
+        for name, value in values.items()
+    )
+    return f'<dl class="read-numbers">{"".join(parts)}</dl>'
+
+
+def markup(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> str:
+    """The table as HTML."""
+    named = ((name, columns[name]) for name in columns if name in frame)
+    shown = {name: Column(as_) if isinstance(as_, str) else as_ for name, as_ in named}
+    parts = [_column(frame[name], column) for name, column in shown.items()]
+    head = "".join(_title(name, column, right) for (name, column), (_, right) in zip(shown.items(), parts, strict=True))
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in zip(*(cells for cells, _ in parts), strict=True))
+    place = _scrolls(most, ", ".join(column.label for column in shown.values()))
+    return f'<div class="read-table"{place}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _scrolls(most: int | None, name: str) -> str:
+    """The attributes of what is at most so high: whoever scrolls with the keyboard has to be able to get there."""
+    if most is None:
+        return ""
+    return f' style="max-height:{most}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
+
+
+def _title(name: str, column: Column, right: bool) -> str:
+    side, about = _side(right), _about(column.help)
+    return f'<th scope="col" data-name="{html.escape(name)}"{side}{about}>{html.escape(column.label)}</th>'
+
+
+def _about(help: str | None) -> str:
+    return f' title="{html.escape(help)}"' if help else ""
+
+
+def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:
+    """A column's cells, and whether they stand at the right."""
+    numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    right = column.right or numbers
+    return [_cell(value, column, right) for value in values], right
+
+
+def _cell(value: Any, column: Column, right: bool) -> str:
+    if isinstance(value, bool | np.bool_):
+        return f"<td{_side(right)}>{'✓' if value else ''}</td>"
+    if isinstance(value, str):
+        kind = _side(right) if len(value) <= WRAPS else ' class="long"'
+        return f"<td{kind}>{html_text(value)}</td>"
+    if value is None or pd.isna(value):
+        return f"<td{_side(right)}>{NOTHING}</td>"
+    text = html_text(format(value, column.format))
+    if column.bar is None:
+        return f"<td{_side(right)}>{text}</td>"
+    share = min(max(float(value) / column.bar, 0.0), 1.0)
+    return f'<td class="bar" style="--share:{share:.1%}">{text}</td>'
+
+
+def _side(right: bool) -> str:
+    return ' class="right"' if right else ""

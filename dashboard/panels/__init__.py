@@ -1,0 +1,1 @@
+"""Parts of pages that read widgets and draw: prompts, interventions, comparisons, explanations."""

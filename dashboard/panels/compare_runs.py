@@ -1,0 +1,218 @@
+"""Two runs of the results folder beside each other: scores, paired differences, and the questions where they part."""
+
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard.data import runs
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import Head, card, chart_untitled, empty, problem, table_height
+from dashboard.layout.tables import Column, plain_table
+from dashboard.session import url_state
+from dashboard.session.settings import Settings
+from dashboard.token_text import plain
+from evals.compare.compare import Comparison, Sample
+from evals.report import forest_plots
+from evals.report.terminal_table import besides
+from evals.results.runs import Run
+from workbench.errors import DataError
+
+MOST_ROWS = 1000
+COMMAND = "workbench eval run --model demo --tasks demo_mmlu --output {folder}"
+
+
+def show(head: Head) -> None:
+    """Everything below the switch to runs."""
+    found, _ = runs.runs()
+    if len(found) < 2:
+        folder = Settings.from_env().results / "second"
+        empty(f"Two finished runs are compared; the results folder has {len(found)}. Run another, then reload.",
+              COMMAND.format(folder=folder))  # fmt: skip
+        return
+    b, a = _choose(found)
+    if a is None:
+        st.info("Choose a run as A: differences are B less A.")
+        return
+    for side, run in (("A", a), ("B", b)):
+        runs.badge(side, run)
+    try:
+        compared = runs.compared(b, a)
+    except DataError as error:
+        problem("These runs cannot be compared. Choose another one.", str(error))
+        return
+    with card("Scores and paired differences", key="pairs", help="B less A, on the questions that both answered."):
+        _table(compared)
+    if any(one.a.proportion for one in compared.differences):
+        with card("Differences with 95% intervals", key="differences_card", help=SAID["differences"]):
+            chart_untitled(forest_plots.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
+    _parted(compared)
+    head.code(
+        f"""
+from evals.compare.compare import compare
+from evals.results.runs import list_runs
+
+runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}
+found = compare(runs[{a.name!r}], runs[{b.name!r}])
+found.frame()
+found.samples_frame()
+"""
+    )
+    head.data({"differences": compared.frame, "samples_that_differ": compared.samples_frame})
+
+
+def _choose(found: list[Run]) -> tuple[Run, Run | None]:
+    """Runs B and A. Their keys are no other page's: one whose default differs would take a link's value away."""
+    names = [run.name for run in found]
+    with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
+        place = st.container(width=420)
+        name = url_state.pinned("Run B", names, key="b_run", width=420)
+        others = [*(other for other in names if other != name), runs.NO_BASELINE]
+        with place:
+            against = url_state.pinned("Run A", others, key="a_run", follows="b_run", width=420)
+    by_name = {run.name: run for run in found}
+    return by_name[name], by_name.get(against)
+
+
+def _table(found: Comparison) -> None:
+    table = found.frame()
+    scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
+    sides = {
+        key: [_score(*row) for row in zip(table[key] * scale, table[f"{key}_low"] * scale, table[f"{key}_high"] * scale,
+                                          strict=True)]
+        for key in ("a", "b")
+    }  # fmt: skip
+    interval = [_between(low, high, "+") for low, high in zip(table["low"] * scale, table["high"] * scale, strict=True)]
+    shown = pd.DataFrame(
+        {
+            "task": [plain(task) for task in table["task"]],
+            "metric": [plain(one.a.label) for one in found.differences],
+            "n": table["n"],
+            **sides,
+            "difference": table["difference"] * scale,
+            "interval": interval,
+            "p": table["p"].map(chance),
+            "holm": table["holm"].map(chance),
+            "detectable": table["detectable"] * scale,
+            "only_a": table["only_a"],
+            "only_b": table["only_b"],
+            "test": table["test"],
+        }
+    )
+    plain_table(
+        shown,
+        columns={
+            "task": "Task",
+            "metric": "Metric",
+            "n": "n",
+            "a": Column("A (95%)", right=True),
+            "b": Column("B (95%)", right=True),
+            "difference": Column("B − A", "+.1f"),
+            "interval": Column("95% interval", right=True),
+            "p": Column("p", right=True),
+            "holm": Column("p (Holm)", right=True),
+            "detectable": Column(
+                "Detectable", ".1f", help="The smallest difference that these questions show with 80% power at 5%."
+            ),
+            "only_a": "Only A right",
+            "only_b": "Only B right",
+            "test": "Test",
+        },
+    )  # fmt: skip
+    st.caption("Scores and differences of right and wrong answers are in percentage points.")
+    origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(found)]
+    for note in (*found.notes, *origins):
+        st.text(plain(note))
+
+
+def _parted(found: Comparison) -> None:
+    """The questions answered differently, those that one run alone has right first."""
+    tasks = list(dict.fromkeys(sample.task for sample in found.samples))
+    with card("Where they part", key="parted", help="A question's link opens it in Samples, in another tab."):
+        if not tasks:
+            st.caption("Both runs answered every shared question alike.")
+            return
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            # Another than Samples' own control, which has all tasks of a run.
+            task = url_state.bound(st.selectbox, "Task", tasks, key="parted_task", width=300)
+        samples = [sample for sample in found.samples if sample.task == task]
+        only = {side: [sample for sample in samples if sample.right == side] for side in ("A", "B", "")}
+        left, right = st.columns(2)
+        with left:
+            _questions(f"Only A right: {len(only['A'])}", only["A"], found)
+        with right:
+            _questions(f"Only B right: {len(only['B'])}", only["B"], found)
+        if only[""]:
+            with st.expander(f"{len(only[''])} more were answered differently, and neither better"):
+                _questions("", only[""], found)
+
+
+def _questions(title: str, samples: Sequence[Sample], found: Comparison) -> None:
+    if title:
+        st.markdown(f"**{title}**")
+    if not samples:
+        st.caption("None.")
+        return
+    shown = samples[:MOST_ROWS]
+    table = pd.DataFrame(
+        {
+            "open": [address(sample, found) for sample in shown],
+            "question": [plain(_gist(str(sample.question))) for sample in shown],
+            "a": [plain(_gist(str(sample.answer_a))) for sample in shown],
+            "b": [plain(_gist(str(sample.answer_b))) for sample in shown],
+            "margin_a": [sample.margin_a for sample in shown],
+            "margin_b": [sample.margin_b for sample in shown],
+        }
+    ).astype({"margin_a": float, "margin_b": float})
+    if table["margin_a"].isna().all():
+        table = table.drop(columns=["margin_a", "margin_b"])
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=table_height(len(table), most=330),
+        column_config={
+            "open": st.column_config.LinkColumn("Open", display_text=r"doc=(\d+)", width=55),
+            "question": st.column_config.TextColumn("Question", width=180),
+            "a": st.column_config.TextColumn("A says", width=80),
+            "b": st.column_config.TextColumn("B says", width=80),
+            "margin_a": st.column_config.NumberColumn("Margin A", format="%.2f", help="Nats: right less best other."),
+            "margin_b": st.column_config.NumberColumn("Margin B", format="%.2f"),
+        },
+    )
+    if len(samples) > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS} of {len(samples)}; the others are in the download.")
+    st.page_link(
+        "dashboard/pages/samples.py",
+        label=f"Question {shown[0].doc_id} in Samples →",
+        query_params=_parameters(shown[0], found),
+    )
+
+
+def address(sample: Sample, found: Comparison) -> str:
+    """The Samples page on this question: run B's answer, beside run A."""
+    return f"/samples?{urlencode(_parameters(sample, found))}"
+
+
+def _parameters(sample: Sample, found: Comparison) -> dict[str, str]:
+    return {"run": found.b.name, "baseline": found.a.name, "task": sample.task, "doc": str(sample.doc_id)}
+
+
+def _gist(text: str) -> str:
+    return " ".join(text.split())[:160]
+
+
+def chance(p: float | None) -> str:
+    """A p value as tables show it; empty for none."""
+    if pd.isna(p):
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3g}"
+
+
+def _score(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} ({_between(low, high)})"
+
+
+def _between(low: float, high: float, sign: str = "") -> str:
+    return "none" if pd.isna(low) or pd.isna(high) else f"{low:{sign}.1f} to {high:{sign}.1f}"

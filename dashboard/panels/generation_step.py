@@ -1,0 +1,191 @@
+"""One step of a generated text as the Generate page shows it: where every head looked, and the table of all steps."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard.components.head_grid import atlas
+from dashboard.components.token_strip import Strip, token_strip
+from dashboard.layout.figure_help import SAID
+from dashboard.layout.page import card, table_height
+from dashboard.layout.tables import Column, plain_table
+from dashboard.panels import prompt_input
+from dashboard.panels.target_tokens import token_bytes
+from dashboard.session import computed, url_state, url_values
+from dashboard.session.computed import NO_CHANGES, Held
+from dashboard.token_text import short, visible
+from probes.attention.head_map import MAX_CELLS, head_map, strongest_keys
+from probes.attention.head_metrics import HOOKS, METRICS, head_metrics
+from probes.generation.token_choices import Sampled
+from workbench.model import Transformer
+
+COLOURS = {
+    "Entropy": "entropy",
+    "Sink mass": "sink_1",
+    "Previous": "previous",
+    "Duplicate": "duplicate",
+    "Distance": "distance",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """The head that is open, and the interventions of its run."""
+
+    layer: int
+    head: int
+    changes: str = NO_CHANGES
+
+
+def query(found: Sampled, step: int) -> int:
+    """Position of the token that was read when a step, counted from 0, chose its own."""
+    return len(found.prompt) - 1 + step
+
+
+def run(model: Transformer, found: Sampled, changes: str = NO_CHANGES) -> Held:
+    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read.
+
+    changes: the interventions that the text was written under.
+    """
+    return computed.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS, changes)
+
+
+def attention(model: Transformer, found: Sampled, step: int, changes: str) -> View:
+    """The atlas of all heads for one query, and the row of the open head over the tokens; `changes` as in `run`."""
+    held, at = run(model, found, changes), query(found, step)
+    config = model.config
+    with card(f"Attention of step {step + 1}", key="step_card", help="Of the query that chose this step's token."):
+        with st.container(horizontal=True, vertical_alignment="bottom", key="step_controls"):
+            colour = url_state.bound(
+                st.segmented_control, "Colour heads by", list(COLOURS), key="by", default="Entropy", required=True
+            )
+            layer = url_state.bound(
+                st.number_input, "Layer", 0, config.n_layers - 1, config.n_layers - 1, key="layer", width=140
+            )
+            head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=140)
+        left, right = st.columns([0.41, 0.59], gap="medium")
+        with left:
+            name = COLOURS[colour]
+            unit = METRICS[name]
+            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=SAID["atlas"])
+            values = computed.once(held, head_metrics, queries=(at,)).values[name]
+            id = f"{held.id}/{name}/{at}"
+            atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
+        with right:
+            view = View(layer, head, changes)
+            _row(model, held, found, at, view)
+            _onwards(model, found, held.capture.tokens[0].tolist(), at, view)
+    return view
+
+
+def _choose_head(layer: int, head: int) -> None:
+    st.session_state["layer"], st.session_state["head"] = layer, head
+
+
+def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) -> None:
+    st.subheader(f"Layer {view.layer} · Head {view.head}: where position {at} looks", anchor=False)
+    ids = held.capture.tokens[0].tolist()
+    names = [token_bytes(model, token) for token in ids]
+    start = max(0, min(at + 1, len(ids)) - MAX_CELLS) if len(ids) > MAX_CELLS else 0
+    stop = min(start + MAX_CELLS, len(ids))
+    whole = computed.once(held, head_map, view.layer, view.head, window=(start, stop))
+    first = len(found.prompt) - 1
+
+    def choose(position: int) -> None:
+        if position >= first:  # before it stand tokens that chose nothing of this text
+            st.session_state["step"] = position - first + 1
+
+    strip = Strip(f"{held.id}/{view.layer}/{view.head}/{start}", names[start:stop], whole.weights, start, "looks")
+    token_strip(strip, chosen=at, on_choose=choose, key="step_strip")
+    if (start, stop) != (0, len(ids)):
+        st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table has the strongest of all.")
+    table = computed.once(held, strongest_keys, view.layer, view.head, at, k=6).frame()
+    table.insert(4, "token", [short(names[key], 40) for key in table["key"]])
+    plain_table(
+        table[["key", "token", "weight", "distance"]],
+        columns={
+            "key": "Position",
+            "token": "Token",
+            "weight": Column("Weight", ".3f", bar=1),
+            "distance": "Distance",
+        },
+    )
+
+
+def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:
+    """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
+    text = st.session_state.get("prompt", "") + found.text
+    if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits({"prompt": text}):
+        return
+    # The last token was never read; it is in the text unless it ended it.
+    if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):
+        return
+    name = f"L{view.layer}H{view.head}"
+    with st.container(horizontal=True):
+        st.page_link(
+            "dashboard/pages/attention.py",
+            label=f"{name} in Attention →",
+            query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)}
+            | prompt_input.carried(view.changes),
+        )
+        st.page_link(
+            "dashboard/pages/intervene.py",
+            label=f"Without {name} in Intervene →",
+            query_params={"prompt": text, "position": str(at)} | prompt_input.without(name, view.changes),
+        )
+
+
+# --- all steps ------------------------------------------------------------------------------------------------
+
+
+def table(model: Transformer, found: Sampled) -> None:
+    """Every step with its numbers, and the same as files."""
+    with card("Every step", help="Probability, log-probability, rank and entropy are the model's own."):
+        shown = steps(model, found)
+        st.dataframe(
+            shown.drop(columns=["position", "drawn_entropy"]),
+            hide_index=True,
+            height=table_height(len(shown), most=330),
+            column_config={
+                "step": st.column_config.NumberColumn("Step", width=60),
+                "text": st.column_config.TextColumn("Token", width=135),  # room for <|begin_of_text|>
+                "token": st.column_config.NumberColumn("Id", format="%d", width=70),
+                "probability": st.column_config.ProgressColumn("Probability", format="%.4f", min_value=0, max_value=1),
+                "logprob": st.column_config.NumberColumn("Log-probability (nats)", format="%.4f"),
+                "rank": st.column_config.NumberColumn("Rank", width=60),
+                "entropy": st.column_config.NumberColumn("Entropy (nats)", format="%.4f"),
+                "drawn_probability": st.column_config.NumberColumn("Probability drawn from", format="%.4f"),
+                "kept": st.column_config.NumberColumn("Tokens to draw from", format="%d"),
+            },
+        )
+        with st.container(horizontal=True):
+            st.download_button(
+                "CSV", lambda: shown.to_csv(index=False), "generated.csv", "text/csv", on_click="ignore", key="csv"
+            )
+            st.download_button(
+                "Parquet", lambda: _parquet(shown), "generated.parquet", "application/vnd.apache.parquet",
+                on_click="ignore", key="parquet",
+            )  # fmt: skip
+
+
+def steps(model: Transformer, found: Sampled) -> pd.DataFrame:
+    """`Sampled.frame` with each token's visible text."""
+    shown = found.frame()
+    shown.insert(2, "text", [visible(token_bytes(model, token)) for token in found.tokens])
+    return shown
+
+
+def alternatives(model: Transformer, found: Sampled) -> pd.DataFrame:
+    """`Sampled.alternatives` with each token's visible text."""
+    shown = found.alternatives()
+    shown.insert(2, "text", [visible(token_bytes(model, token)) for token in np.asarray(shown["token"]).tolist()])
+    return shown
+
+
+def _parquet(shown: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    shown.to_parquet(buffer, index=False)
+    return buffer.getvalue()

@@ -1,0 +1,66 @@
+"""Overview's list of models: look at another, add a folder, free the memory of one."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard.layout.page import card, problem
+from dashboard.session import computed, models, url_state
+from dashboard.session.models import Known
+from dashboard.token_text import plain
+from workbench import sizes
+from workbench.errors import WorkbenchError
+
+
+def show() -> None:
+    with card("Models", key="models", help="Each is loaded when it is first looked at, and kept for all users."):
+        held, chosen = models.shelf().bytes(), computed.chosen()
+        for known in models.known():
+            _row(known, held.get(known.path), chosen == known)
+        with st.container(horizontal=True, vertical_alignment="bottom", key="add_model_row"):
+            text = st.text_input(
+                "Checkpoint folder", key="add_model", max_chars=1000, placeholder="/checkpoints/Llama-3.2-1B",
+                help="On this server: a folder of a Meta or Hugging Face checkpoint.",
+            )  # fmt: skip
+            st.button("Add", key="add_model_button", on_click=_add, disabled=not text.strip())
+        refused = st.session_state.pop("_model_refused", None)
+        if refused:
+            problem("This folder cannot be added.", refused)
+        elif text.strip():
+            _estimate(text)
+
+
+def _row(known: Known, held: int | None, chosen: bool) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", key=f"model_{known.id}"):
+        where = "" if known.path == "demo" else f", in {Path(known.path).parent}"
+        memory = "not loaded" if held is None else f"{sizes.readable_bytes(held)} of weights in memory"
+        st.text(plain(f"{known.id}{where}: {memory}" + (", looked at" if chosen else "")))
+        if not chosen:
+            st.button("Look at it", key=f"look_{known.id}", on_click=url_state.hand_over, args=("model", known.id))
+        if held is not None:
+            st.button(
+                "Unload", key=f"unload_{known.id}", on_click=computed.unload, args=(known,), disabled=chosen,
+                help="Look at another model first." if chosen else "Whoever looks at it next loads it anew.",
+            )  # fmt: skip
+
+
+def _add() -> None:
+    try:
+        known = models.add(st.session_state["add_model"])
+    except WorkbenchError as error:
+        st.session_state["_model_refused"] = str(error)
+        return
+    st.session_state["add_model"] = ""
+    url_state.hand_over("model", known.id)
+
+
+def _estimate(text: str) -> None:
+    try:
+        path, needed = models.look(text)
+    except WorkbenchError as error:
+        problem("This folder cannot be added.", str(error))
+        return
+    count, layers = sizes.readable_count(needed.config.n_params), needed.config.n_layers
+    st.text(plain(f"{path}: {count} parameters in {layers} layers. It needs {needed}."))
+    if needed.weights > needed.free:
+        st.warning("Its weights are more than the memory that is free. Unload a model, or use a larger machine.")

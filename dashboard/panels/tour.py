@@ -1,0 +1,285 @@
+"""The guided first visit: worked examples that set up the pages one after another, and say what to look at there.
+
+A step is a page with values for its controls. They are put where the page looks for what its user left there, so the
+address that results is the page's own. The heads are the model's, found by the catalogue; nothing names them here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from dashboard.data import runs, samples
+from dashboard.jobs import jobs
+from dashboard.jobs.eval_request import Request
+from dashboard.layout.page import card, problem
+from dashboard.session import computed, url_state
+from dashboard.session.settings import Settings
+from evals.results.runs import Run
+from probes.attention.head_types import RULES, catalogue, repeat_scores, text_scores
+from probes.base.head_names import Head
+from workbench.errors import DataError, WorkbenchError
+from workbench.intervene import Ablate, to_json
+from workbench.model import Transformer
+
+# Words that seldom stand together, said twice: the second time only what was read before can tell what follows.
+REPEATED = " ".join(["seven lemons drift under nine old bells while marten folds a quiet map."] * 2)
+REPEATED_IDS = " ".join(str(token) for token in [*range(1, 13)] * 2)
+TASK = "demo_mmlu"
+SLOWER = 20  # theta is divided by this
+
+Values = dict[str, Any]  # of a page's controls and links, by their names in the address
+# What an example must not inherit from whatever its user did before.
+FORGOTTEN = (
+    *("sample", "token", "doc", "chosen", "position", "targets", "changes", "extent", "log", "nosink", "theta"),
+    *("scaling", "baseline", "filter", "behind", "perhead", "capture", "pair", "distance", "start"),
+)
+LINKED = {"sample", "token", "doc", "guide"}  # they belong to no widget
+PLACE = {"attention": "Attention", "rope": "RoPE", "samples": "Samples", "intervene": "Intervene"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A page, what to look at there, and what its controls are to say."""
+
+    page: str
+    look: str
+    values: Callable[[Transformer], Values]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One worked example: its name on the button, what it shows, and its steps."""
+
+    name: str
+    shows: str
+    steps: tuple[Step, ...]
+
+
+# --- what the steps show --------------------------------------------------------------------------------------
+
+
+def _prompt(model: Transformer) -> str:
+    return REPEATED_IDS if model.tokenizer is None else REPEATED
+
+
+def _ids(model: Transformer) -> list[int]:
+    text = _prompt(model)
+    return [int(word) for word in text.split()] if model.tokenizer is None else model.tokenizer.encode(text, bos=True)
+
+
+def heads_of(model: Transformer, kind: str) -> list[Head]:
+    """The heads of the catalogue's type `induction` or `previous`, strongest first; where it has none, the nearest.
+
+    Measured once for each model: induction on random blocks that come twice, previous on the examples' prompt.
+    """
+
+    def measured(model: Transformer, *, kind: str) -> list[Head]:
+        most = (model.config.max_seq_len - 1) // 2
+        blocks = sorted({min(most, block) for block in (16, 24)})
+        scores = repeat_scores(model, blocks=blocks) if kind == "induction" else text_scores(model, [_ids(model)])
+        found = catalogue(scores, rules={kind: RULES[kind]})
+        layer, head = np.unravel_index(int(np.nanargmax(found.mean[kind])), found.mean[kind].shape)
+        return found.of(kind) or [(int(layer), int(head))]
+
+    return computed.once_per_model(model, measured, kind=kind)
+
+
+def _head(model: Transformer, kind: str) -> Values:
+    layer, head = heads_of(model, kind)[0]
+    return {"prompt": _prompt(model), "layer": layer, "head": head}
+
+
+def _induction(model: Transformer) -> Values:
+    return _head(model, "induction") | {"colour": "Induction", "strip": "Where it looks"}
+
+
+def _previous(model: Transformer) -> Values:
+    return _head(model, "previous") | {"colour": "Previous", "strip": "Where it looks"}
+
+
+def _without_induction(model: Transformer) -> Values:
+    taken = [Ablate(f"L{layer}H{head}") for layer, head in heads_of(model, "induction")]
+    return {"prompt": _prompt(model), "changes": to_json(taken)}
+
+
+def _rope(view: str) -> Callable[[Transformer], Values]:
+    return lambda model: _head(model, "previous") | {"view": view}
+
+
+def _slower(model: Transformer) -> Values:
+    return _rope("What if")(model) | {"theta": max(2.0, float(model.config.rope_theta) / SLOWER)}
+
+
+def _wrong_answer(model: Transformer) -> Values:
+    run, doc = wrong_answer(model)
+    return {"run": run.name, "task": TASK, "doc": doc, "show": "Wrong", "order": samples.CONFIDENT}
+
+
+def wrong_answer(model: Transformer) -> tuple[Run, int]:
+    """A run of this very checkpoint on the embedded quiz, and the wrong answer that it gave most surely.
+
+    Raises: DataError where there is no such run, or it has no wrong answer.
+    """
+    run = run_of(model)
+    if run is None:
+        raise DataError(f"No run of this checkpoint on {TASK} is in the results folder.")
+    table = samples.ordered(samples.listing(run, TASK), samples.CONFIDENT, {})
+    wrong = table[table["state"] == samples.WRONG]
+    if wrong.empty:
+        raise DataError(f"The run {run.name} has no wrong answer on {TASK}.")
+    return run, int(wrong["doc_id"].iloc[0])
+
+
+def run_of(model: Transformer) -> Run | None:
+    """The newest run of this checkpoint that holds the embedded quiz."""
+    own = computed.fingerprint(model)
+    return next(
+        (run for run in runs.runs()[0] if TASK in run.tasks and run.provenance.get("checkpoint_sha256") == own), None
+    )
+
+
+def _blamed(model: Transformer) -> tuple[runs.Sample, Head, int]:
+    """The sample of the example, the head that spoke most for its wrong answer, and the position that decided."""
+    run, doc = wrong_answer(model)
+    stored = runs.samples(run, TASK)
+    row = stored[stored["doc_id"] == doc].iloc[-1]
+    again = samples.run_again(model, run, TASK, row, None)
+    if again.explanation is None:
+        raise DataError(f"Question {doc} of run {run.name} cannot be explained: {again.problem}")
+    first = again.explanation.heads().iloc[0]
+    where = again.explanation.decision.position
+    return runs.as_sample(run, TASK, row), (int(first["layer"]), int(first["head"])), where
+
+
+def _head_of_answer(model: Transformer) -> Values:
+    sample, (layer, head), position = _blamed(model)
+    return {"sample": sample.reference, "layer": layer, "head": head, "token": position, "strip": "Where it looks"}
+
+
+def _without_head(model: Transformer) -> Values:
+    sample, (layer, head), _ = _blamed(model)
+    return {"sample": sample.reference, "changes": to_json([Ablate(f"L{layer}H{head}")])}
+
+
+EXAMPLES: Mapping[str, Example] = {
+    "induction": Example(
+        "An induction head",
+        "A sentence said twice, and the heads that continue it the second time.",
+        (
+            Step("attention", "The prompt says a sentence twice. The ring is around the head that continues "
+                 "repetitions best: its map has a stripe in the lower left, where each token of the second copy looks "
+                 "at the one that followed its first copy.", _induction),
+            Step("attention", "An induction head can only know what followed if an earlier head noted it. This is "
+                 "the strongest previous-token head: its stripe is just below the diagonal.", _previous),
+            Step("intervene", "Now without all induction heads. Look at the orange line under What moves along the "
+                 "prompt: in the second copy each next token becomes unlikely again.", _without_induction),
+        ),
+    ),
+    "rope": Example(
+        "The RoPE invariance",
+        "Scores know distances and no positions: move query and key together, and nothing moves but rounding.",
+        (
+            Step("rope", "Queries and keys of the strongest previous-token head, moved together through the context. "
+                 "The score must stay: the curves are rounding, smaller with every bit of precision.", _rope("Shift")),
+            Step("rope", "The same head's scores by distance, and the frequency pairs that make them: this is what the "
+                 "rotation lets a head know.", _rope("This head")),
+            Step("rope", f"Now theta is divided by {SLOWER}: the pairs turn faster than the head was trained for. "
+                 "The map says where its attention moves.", _slower),
+        ),
+    ),
+    "quiz": Example(
+        "A wrong quiz answer",
+        "From an answer to the head that spoke for it, and to the model without that head.",
+        (
+            Step("samples", "The wrong answer that the model gave most surely. Below it, What decided the answer ranks "
+                 "the heads by what they added to the answer given.", _wrong_answer),
+            Step("attention", "The head that spoke most for the wrong answer, on the sample's own tokens. The token "
+                 "chosen below is the one after which the answer was decided: see where it looks.", _head_of_answer),
+            Step("intervene", "The model without that head. The sample's answer stands before and after: one head "
+                 "seldom decides alone.", _without_head),
+        ),
+    ),
+}  # fmt: skip
+
+
+# --- on the pages ---------------------------------------------------------------------------------------------
+
+
+def offer(model: Transformer) -> None:
+    """Draw the examples that work with this model, each with its button; of the quiz one that runs it where none is."""
+    quiz = run_of(model) is not None
+    with card("A guided first visit", key="guide", help="Three steps each; leave one by opening any page."):
+        offered = [name for name in EXAMPLES if name != "quiz" or quiz]
+        columns = st.columns(len(EXAMPLES))
+        for column, name in zip(columns, offered, strict=False):
+            with column:
+                if st.button(EXAMPLES[name].name, key=f"guide_{name}", width="stretch"):
+                    _go(model, name, 0)
+                st.caption(EXAMPLES[name].shows)
+        if not quiz and computed.model_path() == "demo":
+            with columns[-1]:
+                if st.button("Run the embedded quiz", key="guide_run", width="stretch"):
+                    _run_quiz()
+                st.caption(f"{EXAMPLES['quiz'].shows} It needs a run of the quiz; Runs shows how far it is.")
+
+
+def strip(model: Transformer, page: str) -> None:
+    """Draw what to look at, where this page is a step of the example under way; before the page's controls."""
+    name, at = _underway()
+    if name is None or EXAMPLES[name].steps[at].page != page:
+        return
+    url_state.linked("guide")
+    example = EXAMPLES[name]
+    steps = example.steps
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key="guide_strip"):
+        st.markdown(f"**{example.name}, step {at + 1} of {len(steps)}:** {steps[at].look}", width="stretch")
+        last = at + 1 == len(steps)
+        if not last and st.button(f"Next: {PLACE[steps[at + 1].page]}", key="guide_next", type="primary"):
+            _go(model, name, at + 1)
+        if st.button("Done" if last else "Leave", key="guide_leave"):
+            url_state.unlink("guide")
+            st.rerun()
+
+
+def _run_quiz() -> None:
+    """Start the quiz that the third example is of, unless it is under way, and look at it."""
+    results, asked = Settings.from_env().results, Request("", computed.model_path(), (TASK,))
+    try:
+        running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.about["tasks"]]
+        mine = [job for job in running if job.about["model"] == asked.model]
+        job = mine[0] if mine else jobs.start(results, asked.checked()[0])
+    except WorkbenchError as error:
+        problem("The quiz was not started.", str(error))
+        return
+    url_state.forget("job")
+    st.switch_page("dashboard/pages/runs.py", query_params={"job": job.id})
+
+
+def _underway() -> tuple[str | None, int]:
+    """The example and step that the address names, or that the session is at."""
+    named = st.query_params.get("guide") or st.session_state.get("_last_guide") or ""
+    name, _, number = named.partition(".")
+    if name not in EXAMPLES or number not in {str(at + 1) for at in range(len(EXAMPLES[name].steps))}:
+        return None, 0
+    return name, int(number) - 1
+
+
+def _go(model: Transformer, name: str, at: int) -> None:
+    """Leave for a step, with its page set up."""
+    step = EXAMPLES[name].steps[at]
+    try:
+        values = step.values(model)
+    except WorkbenchError as error:
+        problem("This example cannot be shown with this model and its results.", str(error))
+        return
+    values = values | {"guide": f"{name}.{at + 1}"}
+    # A control that is drawn now writes its own part of the address; Streamlit lets nobody else.
+    address = {key: str(value) for key, value in values.items() if key not in st.session_state}
+    for key in FORGOTTEN:
+        url_state.forget(key)
+    for key in values.keys() - LINKED:
+        url_state.hand_over(key, values[key])
+    st.switch_page(f"dashboard/pages/{step.page}.py", query_params=address)

@@ -1,0 +1,190 @@
+"""What the pages share: the model, captures and what was computed from them, and widget values that live in the URL.
+
+Models, captures and results are kept for the whole process and shared by its users. They are keyed by content (the
+checkpoint's hash and the token ids), never by a session, so a user is only ever given what was made from the very
+tokens that this user sent. What a session itself remembers is its own widgets' values.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import streamlit as st
+import torch
+
+from dashboard.session import captures, models, shared_cache
+from dashboard.session.models import Known
+from dashboard.session.shared_cache import once_for_all, once_while_it_fits
+from dashboard.token_text import plain
+from workbench.capture import Capture
+from workbench.errors import WorkbenchError
+from workbench.intervene import from_json
+from workbench.model import Transformer
+from workbench.provenance import ModelSource
+
+T = TypeVar("T")
+
+MAX_TOKENS = 4096
+"""The longest input that a page captures; longer ones are for scripts."""
+
+NO_CHANGES = "[]"
+"""The model as it is: no interventions."""
+
+CAPTURE_BYTES, CAPTURES_BYTES = 2 << 30, 4 << 30
+"""Bytes that one capture may hold, and that all may that are kept: what all users together make the server hold."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A capture and its id: a hash over the checkpoint, dtype, device, token ids and changes, and its hooks' names."""
+
+    id: str
+    capture: Capture
+
+
+def chosen() -> Known:
+    """The model that this session looks at: the one its address names, else the one the server was started with."""
+    known = models.known()
+    named = st.session_state.get("model", st.query_params.get("model"))
+    return next((one for one in known if one.id == named), known[0])
+
+
+def model() -> Transformer:
+    """The model that this session looks at, loaded once for all who do."""
+    path, shelf = chosen().path, models.shelf()
+    if path in shelf.bytes():
+        return shelf.get(path)
+    with shared_cache.place():
+        bar = st.empty()
+    name = Path(path).name
+    found = shelf.get(path, lambda share: bar.progress(share, plain(f"Loading {name} …")))
+    bar.empty()
+    return found
+
+
+def model_path() -> str:
+    """What `workbench.load_model` takes for the model that this session looks at."""
+    return chosen().path
+
+
+def unload(known: Known) -> None:
+    """Free a model's memory, and that of every capture and result: they hold its numbers."""
+    shared_cache.forget()
+    models.unload(known.path)
+
+
+def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
+    """One run of the model on these tokens with these hooks, or one that is already held and has them.
+
+    changes: interventions in force during the run, as `workbench.intervene.to_json` writes them.
+    Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
+    """
+    found = opened(model, ids, hooks, changes)
+    if found is not None:
+        return found
+    identity = [fingerprint(model), str(model.dtype), str(model.device), ids, changes]
+    run = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    hooks = next((made for (of, made), cap in list(_RUNS.items()) if of == run and captures.answers(cap, hooks)), hooks)
+    capture_id = f"{run} {sorted(hooks)}"
+    made = _RUNS[run, hooks] = _run(capture_id, model, ids, hooks, changes)
+    return Held(capture_id, made)
+
+
+_RUNS: WeakValueDictionary[tuple[str, tuple[str, ...]], Capture] = WeakValueDictionary()
+"""What `_run` still holds, by the run's identity and its hooks: a page finds a capture that holds more than it asks."""
+
+
+def opened(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+    """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
+    names = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
+    answers = (_answer(name, model, ids, hooks, changes) for name in names if name is not None)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _answer(name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+    try:
+        found = captures.find(name)
+        capture = captures.load(found, model.device)
+        made = tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]
+        if made != (ids, json.loads(changes)) or short_of(model, name, hooks):
+            return None
+    except WorkbenchError:  # the page has said so
+        return None
+    return Held(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
+
+
+def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+    """Why a capture on disk does not spare a run on its tokens that needs these hooks; empty where it does.
+
+    Raises: WorkbenchError if it is gone or damaged.
+    """
+    found, dtype = captures.find(name), str(model.dtype).removeprefix("torch.")
+    if found.checkpoint != fingerprint(model):
+        return "the file does not say that it is of these weights"
+    if found.dtype != dtype:
+        return f"the file is in {found.dtype}, the model in {dtype}"
+    missing = captures.lacking(captures.load(found, model.device), hooks)
+    return f"the file lacks {', '.join(missing)}" if missing else ""
+
+
+def origin(model: Transformer) -> ModelSource | None:
+    """Where a model's weights came from; None if from no file.
+
+    A model is asked once: no page changes weights, and to look whether they are their file's takes milliseconds.
+    """
+    if model not in _ORIGINS:
+        _ORIGINS[model] = model.source
+    return _ORIGINS[model]
+
+
+_ORIGINS: WeakKeyDictionary[Transformer, ModelSource | None] = WeakKeyDictionary()
+
+
+def fingerprint(model: Transformer) -> str:
+    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
+    found = origin(model)
+    return f"object {id(model)}" if found is None else found.checkpoint_sha256
+
+
+def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+    """`probe(capture, *args, **options)`, computed once for each capture and arguments. Results must be read-only."""
+    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(held.capture, *args, **options))
+
+
+def once_on(model: Transformer, held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+    """`probe(model, capture, *args, **options)`, computed once for each capture and arguments."""
+    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(model, held.capture, *args, **options))
+
+
+def once_between(model: Transformer, before: Held, after: Held, probe: Callable[..., T], *args: Any) -> T:
+    """`probe(model, before's capture, after's capture, *args)`, computed once for each pair and arguments."""
+    key = f"{before.id}/{after.id}/{_name(probe)}{args}"
+    return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
+
+
+def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -> T:
+    """`probe(model, **kwargs)`, computed once for each checkpoint and arguments."""
+    return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
+
+
+@once_while_it_fits("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
+def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
+    with torch.no_grad(), model.intervene(*from_json(changes)):
+        _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
+    return cap
+
+
+@once_for_all("Computing …", most=256)
+def _computed(key: str, _compute: Callable[[], Any]) -> Any:
+    with torch.no_grad():
+        return _compute()
+
+
+def _name(probe: Callable[..., Any]) -> str:
+    return f"{probe.__module__}.{probe.__qualname__}"

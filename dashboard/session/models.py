@@ -1,0 +1,147 @@
+"""The models of this server: those it was started with and those added in a page, each loaded when first looked at.
+
+They are kept for the whole process and shared by its users; one that loads holds up nobody who looks at another. Draws
+nothing.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import streamlit as st
+import torch
+
+import workbench as wb
+from dashboard.session import gc_freeze
+from dashboard.session.settings import Settings
+from workbench import sizes
+from workbench.capture import free_memory
+from workbench.checkpoint.contents import open_checkpoint
+from workbench.checkpoint.load import resolve_device
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError, DataError
+from workbench.model import Transformer
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that can be looked at. `id` is what links carry: the folder's name with a part of the path's hash."""
+
+    id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes before it is loaded. Units: bytes; `cache` is that of one text as long as the context."""
+
+    config: ModelConfig
+    weights: int
+    cache: int
+    free: int
+
+    def __str__(self) -> str:
+        weights, cache, free = map(sizes.readable_bytes, (self.weights, self.cache, self.free))
+        context = f"{self.config.max_seq_len:,} tokens"
+        return f"{weights} for its weights and {cache} for the keys and values of {context}; {free} are free"
+
+
+class Shelf:
+    """Models by their paths. One lock for each path: whoever waits, waits for that model alone."""
+
+    def __init__(self) -> None:
+        self.added: list[str] = []
+        self._guard = Lock()
+        self._locks: dict[str, Lock] = {}
+        self._loaded: dict[str, Transformer] = {}
+
+    def get(self, path: str, progress: Callable[[float], None] | None = None) -> Transformer:
+        with self._guard:
+            lock = self._locks.setdefault(path, Lock())
+        with lock:
+            if path not in self._loaded:
+                model = wb.load_model(path, progress=progress)
+                with self._guard:
+                    self._loaded[path] = model.eval().requires_grad_(False)
+            return self._loaded[path]
+
+    def drop(self, path: str) -> None:
+        with self._guard:
+            self._loaded.pop(path, None)
+
+    def bytes(self) -> dict[str, int]:
+        """What each loaded model's weights hold."""
+        with self._guard:
+            loaded = dict(self._loaded)
+        return {
+            path: sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+            for path, model in loaded.items()
+        }
+
+
+@st.cache_resource(show_spinner=False)
+def shelf() -> Shelf:
+    """This server's."""
+    return Shelf()
+
+
+def known() -> tuple[Known, ...]:
+    """Every model of this server, the one it was started with first."""
+    settings = Settings.from_env()
+    paths = dict.fromkeys((settings.model, *settings.more, *shelf().added))
+    return tuple(Known(_id(path), path) for path in paths)
+
+
+def add(text: str) -> Known:
+    """A checkpoint folder that the pages may switch to from now on.
+
+    Raises: CheckpointError or ConfigError for what is no checkpoint, DataError if its weights do not fit.
+    """
+    path, needed = look(text)
+    if needed.weights > needed.free:
+        raise DataError(f"It needs {needed}. Unload a model, or serve it on a larger machine.")
+    if path not in shelf().added:
+        shelf().added.append(path)
+    return Known(_id(path), path)
+
+
+def look(text: str) -> tuple[str, Cost]:
+    """A typed folder's whole path and what its model would take; nothing is loaded.
+
+    Raises: CheckpointError or ConfigError for what is no checkpoint.
+    """
+    if text.strip() == "demo":
+        return "demo", cost("demo")
+    try:
+        path = Path(text.strip()).expanduser().resolve()
+        if not path.is_dir():
+            raise CheckpointError(f"There is no folder {path}. Give the folder of a Meta or Hugging Face checkpoint.")
+        return str(path), cost(str(path))
+    except (OSError, RuntimeError, ValueError) as error:  # not ours to read, no such home, a zero byte
+        raise CheckpointError(f"The folder cannot be read: {error}.") from error
+
+
+def cost(path: str) -> Cost:
+    """Raises: CheckpointError or ConfigError for what is no checkpoint."""
+    checkpoint = open_checkpoint(path)
+    config, itemsize = checkpoint.config, checkpoint.dtype.itemsize
+    cache = sizes.cache_bytes_per_token(config, itemsize=itemsize) * config.max_seq_len
+    return Cost(config, config.n_params * itemsize, cache, free_memory(resolve_device("auto")))
+
+
+def unload(path: str) -> None:
+    """Free a model's memory. Whoever looks at it next loads it anew."""
+    shelf().drop(path)
+    gc_freeze.free()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _id(path: str) -> str:
+    if path == "demo":
+        return path
+    name = re.sub(r"[^\w.-]+", "-", Path(path).name)[:40].strip("-") or "model"
+    return f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:6]}"

@@ -1,0 +1,42 @@
+"""What the server was started with: its models and folders. Fixed for the life of the process."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+_MODEL, _RESULTS = "WORKBENCH_APP_MODEL", "WORKBENCH_APP_RESULTS"
+_MORE, _CAPTURES = "WORKBENCH_APP_MORE_MODELS", "WORKBENCH_APP_CAPTURES"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`model` is "demo" or a checkpoint folder, `more` are others to switch to; `results` holds benchmark runs and
+    `captures`, by default a folder in it, what was kept of runs of a model. Neither folder need exist."""
+
+    model: str = "demo"
+    results: Path = ROOT / "results"
+    more: tuple[str, ...] = ()
+    captures: Path | None = None
+
+    @property
+    def captures_folder(self) -> Path:
+        return self.results / "captures" if self.captures is None else self.captures
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        return cls(
+            env.get(_MODEL, cls.model),
+            Path(env.get(_RESULTS, cls.results)),
+            tuple(json.loads(env.get(_MORE, "[]"))),
+            Path(env[_CAPTURES]) if env.get(_CAPTURES) else None,
+        )
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that hand these settings to the server's process; paths made absolute."""
+        model, *more = (path if path == "demo" else str(Path(path).resolve()) for path in (self.model, *self.more))
+        captures = "" if self.captures is None else str(self.captures.resolve())
+        return {_MODEL: model, _RESULTS: str(self.results.resolve()), _MORE: json.dumps(more), _CAPTURES: captures}

@@ -1,0 +1,389 @@
+"""Jobs: started, watched, killed, resumed and told apart, with and without the server that began them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+
+from dashboard.jobs import eval_request, jobs, supervisor
+from dashboard.jobs.eval_request import Request
+from dashboard.jobs.jobs import Job
+from evals.cli import run
+from evals.results.runs import list_runs
+from evals.runtime.process_start import born
+from evals.store.store import unfinished
+from workbench.errors import DataError, WorkbenchError
+
+# In place of the evaluation, where only its life and death matter; the first option's value says which life.
+STAND_IN = """
+import os, signal, sys, time
+model = sys.argv[3].partition("=")[2]
+print("\\rone\\rtwo\\r", "last \\u202e words", flush=True)
+if model == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("deaf", flush=True)
+if model == "orphans" and os.fork() == 0:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("child", os.getpid(), flush=True)
+    time.sleep(60)
+if model.isdigit():
+    sys.exit(int(model))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "results"
+    for job in jobs.jobs(tmp_path / "results")[0]:
+        if job.active:
+            jobs.kill(job)
+            until(lambda job=job: not jobs.find(job.folder.parents[1], job.id).active)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_request, "WORKBENCH", (sys.executable, "-P", "-c", STAND_IN))
+    monkeypatch.setattr(Request, "about", lambda self: {**vars(self), "changes": ""})
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.03)
+
+
+def ended(results: Path, name: str) -> Job:
+    until(lambda: not jobs.find(results, name).active)
+    return jobs.find(results, name)
+
+
+def said(results: Path, name: str, text: str) -> Job:
+    """The job, once a line of its log begins so."""
+    until(lambda: any(line.startswith(text) for line in jobs.tail(jobs.find(results, name)).splitlines()))
+    until(lambda: jobs.find(results, name).status != jobs.STARTING)
+    return jobs.find(results, name)
+
+
+def life(model: str, name: str = "job") -> Request:
+    return Request(name, model, ("demo_mmlu",))
+
+
+# --- the evaluation itself ------------------------------------------------------------------------------------
+
+
+def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, checkpoint: Path) -> None:
+    asked, notes = Request("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
+    assert notes == []
+    job = jobs.start(results, asked)
+    assert job.status in (jobs.STARTING, jobs.RUNNING) and job.about["changes"] == "ablate L0H1"
+    # The first unit of questions is answered, and the next one is not.
+    until(lambda: (now := jobs.find(results, "real")).progress is not None and now.progress.what == "generating")
+    now = jobs.find(results, "real")
+    assert now.progress is not None and now.progress.total == 40 and now.child is not None
+    os.kill(now.child, signal.SIGKILL)
+    dead = ended(results, "real")
+    assert (dead.status, dead.code) == (jobs.FAILED, -9) and "killed by SIGKILL" in dead.ending
+    left = jobs.open_run(dead)
+    assert left is not None and left.run.status == "interrupted" and left.answers == 160  # four choices each
+    again = jobs.resume(results, left)
+    assert (again.id, again.attempt) == ("real", 2)
+    done = ended(results, "real")
+    assert (done.status, done.code) == (jobs.FINISHED, 0), jobs.tail(done)
+    assert jobs.open_run(done) is None and jobs.strays(results) == ([], [])
+    (run,) = list_runs(results)
+    assert run.path.parent == done.output and sorted(run.tasks) == ["demo_gsm8k", "demo_mmlu"]
+    text = jobs.log(done).decode()
+    assert text.count("$ ") == 2 and "--ablate=L0H1" in text and "eval resume" in text
+
+
+def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: Path) -> None:
+    command = [sys.executable, "-P", "-m", "workbench", "eval", "run", f"--model={checkpoint}", "--tasks=demo_gsm8k"]
+    alone = subprocess.Popen(
+        [*command, "--limit=15", f"--output={results / 'mine'}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    until(lambda: any(one.run.status == "running" for one in jobs.strays(results)[0]))
+    (stray,) = jobs.strays(results)[0]
+    with pytest.raises(DataError, match="is running still"):
+        jobs.resume(results, stray)
+    alone.kill()
+    alone.wait()
+    (stray,) = jobs.strays(results)[0]
+    assert stray.run.status == "interrupted"
+    job = jobs.resume(results, stray)
+    assert job.id == stray.run.id and job.about["tasks"] == ["demo_gsm8k"] and job.about["limit"] == 15
+    assert jobs.strays(results)[0] == []  # it is a job's now
+    assert ended(results, job.id).status == jobs.FINISHED
+
+
+# --- life and death -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        (0, jobs.FINISHED, "It finished (exit code 0)."),
+        (run.NOT_ALL, jobs.FINISHED, "without the tasks that could not be run here"),
+        (2, jobs.FAILED, "It failed with exit code 2."),
+    ],
+)
+def test_the_exit_code_tells_how_it_ended(results: Path, stand_in: None, code: int, status: str, words: str) -> None:
+    jobs.start(results, life(str(code)))
+    job = ended(results, "job")
+    assert (job.status, job.code) == (status, code) and words in job.ending
+    assert job.seconds is not None and 0 <= job.seconds < 30
+
+
+def test_a_cancelled_job_ends_by_its_interrupt(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("slow"))
+    jobs.cancel(said(results, "job", "ready"))
+    job = ended(results, "job")
+    assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
+    assert "KeyboardInterrupt" in jobs.tail(job) and "It was cancelled" in job.ending
+
+
+def test_a_cancel_before_the_start_is_heard(results: Path, stand_in: None) -> None:
+    jobs.cancel(jobs.start(results, life("slow")))
+    assert ended(results, "job").status == jobs.CANCELLED
+
+
+def test_what_does_not_listen_is_killed_with_all_it_started(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("orphans"))
+    job = said(results, "job", "child ")
+    orphan = next(int(line.split()[1]) for line in jobs.tail(job).splitlines() if line.startswith("child "))
+    since = born(orphan)
+    assert since is not None
+    jobs.cancel(said(results, "job", "ready"))
+    assert ended(results, "job").status == jobs.CANCELLED
+    until(lambda: born(orphan) != since)
+
+    jobs.start(results, life("deaf", "other"))
+    jobs.cancel(said(results, "other", "ready"))
+    time.sleep(0.3)
+    stopping = jobs.find(results, "other")
+    assert stopping.status == jobs.STOPPING
+    jobs.kill(stopping)
+    assert (ended(results, "other").status, ended(results, "other").code) == (jobs.CANCELLED, -9)
+
+
+def test_the_grace_ends_by_itself(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from dashboard.jobs import supervisor; supervisor.GRACE = 1; "
+    program += "supervisor.watch(Path(sys.argv[1]))"
+    stand_in = [sys.executable, "-P", "-c", STAND_IN, "eval", "run", "--model=deaf"]
+    supervisor.write(tmp_path / supervisor.JOB, {"command": stand_in, "attempt": 1, "environment": {}})
+    watching = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], start_new_session=True)
+    until(lambda: (tmp_path / supervisor.LOG).exists() and "\nready\n" in (tmp_path / supervisor.LOG).read_text())
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=20) == 0
+    assert json.loads((tmp_path / supervisor.STATE).read_text())["code"] == -9
+
+
+def test_it_outlives_the_server_and_its_exit_code_is_known(results: Path) -> None:
+    """A server that ignores interrupts, as one does that a script put into the background, starts it and is killed."""
+    program = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from pathlib import Path
+from dashboard.jobs import eval_request, jobs
+eval_request.WORKBENCH = (sys.executable, "-P", "-c", {STAND_IN!r})
+eval_request.Request.about = lambda self: {{**vars(self), "changes": ""}}
+jobs.start(Path({str(results)!r}), eval_request.Request("job", "slow", ("demo_mmlu",)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    server = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert server.returncode == -9
+    job = said(results, "job", "ready")
+    assert job.status == jobs.RUNNING
+    jobs.cancel(job)
+    until(lambda: not jobs.find(results, "job").active, 8)  # by the interrupt: the grace is longer
+    job = jobs.find(results, "job")
+    assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
+
+
+def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("slow"))
+    job = said(results, "job", "ready")
+    assert job.pid is not None
+    os.kill(job.pid, signal.SIGKILL)
+    until(lambda: born(job.pid) is None)
+    assert jobs.find(results, "job").status == jobs.RUNNING
+    jobs.cancel(jobs.find(results, "job"))
+    job = ended(results, "job")
+    assert job.code is None and "gone without an exit code" in job.ending
+
+
+def test_another_process_with_its_number_is_not_the_job(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("0"))
+    folder = ended(results, "job").folder
+    state = json.loads((folder / supervisor.STATE).read_text())
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        for key in ("pid", "child"):
+            state[key] = other.pid
+        supervisor.write(folder / supervisor.STATE, {**state, "code": None, "ended": None})
+        job = jobs.find(results, "job")
+        assert (job.status, job.code) == (jobs.FAILED, None)
+        jobs.cancel(job)
+        jobs.kill(job)
+        time.sleep(0.1)
+        assert other.poll() is None
+        # The same number and the same beginning: that is the process.
+        state |= {"born": born(other.pid), "child_born": born(other.pid)}
+        supervisor.write(folder / supervisor.STATE, {**state, "code": None, "ended": None})
+        assert jobs.find(results, "job").active
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_of_another_machine_nothing_is_claimed(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("0"))
+    folder = ended(results, "job").folder
+    for file in (supervisor.JOB, supervisor.STATE):
+        values = json.loads((folder / file).read_text()) | {"host": "far", "code": None, "ended": None}
+        supervisor.write(folder / file, values)
+    job = jobs.find(results, "job")
+    assert job.status == jobs.ELSEWHERE and "far" in job.ending and not job.active
+
+
+def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("0"))
+    folder = ended(results, "job").folder
+    (folder / supervisor.STATE).unlink()
+    assert jobs.find(results, "job").status == jobs.STARTING
+    asked = json.loads((folder / supervisor.JOB).read_text())
+    supervisor.write(folder / supervisor.JOB, asked | {"created": time.time() - jobs.PATIENCE - 1})
+    assert jobs.find(results, "job").status == jobs.FAILED
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("slow", "one"))
+    with pytest.raises(DataError, match="the name one is taken"):
+        jobs.start(results, life("slow", "one"))
+    (results / "there").mkdir()
+    with pytest.raises(DataError, match="the name there is taken"):
+        jobs.start(results, life("slow", "there"))
+    jobs.start(results, life("slow", "two"))
+    with pytest.raises(DataError, match="2 at once are the most"):
+        jobs.start(results, life("slow", "three"))
+    running = jobs.find(results, "one")
+    with pytest.raises(DataError, match="one is running; cancel it first"):
+        jobs.delete(running)
+    assert [job.id for job in jobs.jobs(results)[0]] == ["two", "one"]
+    jobs.kill(said(results, "one", "ready"))
+    jobs.delete(ended(results, "one"))
+    with pytest.raises(DataError, match="there is no job 'one'"):
+        jobs.find(results, "one")
+    jobs.start(results, life("0", "one"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../up"}, "cannot be a folder's here"),
+        ({"name": ".jobs"}, "cannot be a folder's here"),
+        ({"name": "a\nb"}, "cannot be a folder's here"),
+        ({"tasks": ()}, "no benchmark was chosen"),
+        ({"tasks": ("demo_mlu",)}, "demo_mlu cannot be run: no benchmark of this name"),
+        ({"tasks": ("gsm8k",)}, "openai/gsm8k is not in"),
+        ({"limit": 2.5}, "the limit is a number of questions"),
+        ({"ablate": "L99H0"}, "--ablate L99H0"),
+        ({"rope_scaling": "nothing"}, "--rope-scaling nothing"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"preset": "mine"}, "there is no preset 'mine'"),
+    ],
+)
+def test_what_would_fail_later_is_refused_now(
+    change: dict[str, object], message: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    good = Request("good", str(checkpoint), ("demo_mmlu",))
+    assert good.checked() == (good, [])
+    with pytest.raises(WorkbenchError, match=message):
+        replace(good, **change).checked()
+
+
+def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.sandbox.why_unavailable", lambda: "no bubblewrap")
+    asked = Request("code", str(checkpoint), ("demo_humaneval",))
+    with pytest.raises(DataError, match="there is no sandbox here: no bubblewrap"):
+        asked.checked()
+    _, notes = replace(asked, tasks=("demo_humaneval", "demo_mmlu")).checked()
+    assert notes == ["demo_humaneval will be left out: there is no sandbox here (no bubblewrap)."]
+
+
+def test_no_value_can_be_taken_for_another_option(tmp_path: Path) -> None:
+    asked = Request("n", "-m; rm -rf /", ("a", "b"), 0.5, 3, "meta", True, "--help", "yarn=4", 7)
+    assert asked.command(tmp_path)[len(eval_request.WORKBENCH) :] == [
+        "eval", "run", "--model=-m; rm -rf /", "--tasks=a,b", f"--output={tmp_path}", "--limit=0.5", "--num_fewshot=3",
+        "--preset=meta", "--ablate=--help", "--rope_scaling=yarn=4", "--seed=7", "--apply_chat_template",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_sentence(
+    tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be used"):
+        jobs.start(tmp_path / "file", life("0"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(supervisor, "write", full)
+    with pytest.raises(DataError, match="is full; make room"):
+        jobs.start(tmp_path / "results", life("0"))
+    assert jobs.jobs(tmp_path / "results") == ([], [])
+
+
+def test_a_damaged_record_is_named_and_the_rest_shown(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("0"))
+    ended(results, "job")
+    (results / jobs.FOLDER / "bad").mkdir()
+    (results / jobs.FOLDER / "bad" / supervisor.JOB).write_text("{")
+    whole = json.loads((results / jobs.FOLDER / "job" / supervisor.JOB).read_text())
+    strange: dict[str, object] = {"about": {}, "tasks": {**whole["about"], "tasks": 1}, "none": None}
+    strange["limit"] = whole["about"] | {"limit": "few"}
+    for name, about in strange.items():
+        (results / jobs.FOLDER / name).mkdir()
+        (results / jobs.FOLDER / name / supervisor.JOB).write_text(json.dumps(whole | {"about": about}))
+    found, problems = jobs.jobs(results)
+    assert [job.id for job in found] == ["job"] and len(problems) == 1 + len(strange)
+    assert any("bad/job.json tells of no job" in problem for problem in problems)
+    assert jobs.frame(results)["job"].tolist() == ["job"] and jobs.frame(results / "none").empty
+
+
+def test_the_logs_end_is_what_a_terminal_would_show(results: Path, stand_in: None) -> None:
+    jobs.start(results, life("0"))
+    job = ended(results, "job")
+    assert jobs.tail(job).splitlines()[-1] == " last \u202e words"  # the bar before it is written over
+    (job.folder / supervisor.LOG).write_text("\n".join(f"line {i} " + "x" * 5000 for i in range(400)))
+    shown = jobs.tail(job).splitlines()
+    assert len(shown) <= jobs.MOST_LINES and shown[-1].startswith("line 399") and len(shown[-1]) == jobs.MOST_COLUMNS
+    (job.folder / supervisor.LOG).unlink()
+    assert jobs.tail(job) == ""
+
+
+def test_where_the_questions_are_missing_it_is_said_how_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    listed = {one.name: one.missing for one in eval_request.benchmarks()}
+    assert next(iter(listed)) == "demo_gsm8k" and listed["demo_mmlu"] is None
+    assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; `workbench eval prepare FOLDER` brings it in"
+    assert "`workbench eval prepare allenai/ai2_arc=FOLDER`" in str(listed["arc_challenge_llama"])
+    assert unfinished(tmp_path) == ([], [])

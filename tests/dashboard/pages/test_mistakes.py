@@ -1,0 +1,137 @@
+"""Mistakes a person can make: edited addresses, a model without words or with broken numbers, runs that are gone. On no
+page do they end in a traceback, and what can be said in a sentence is."""
+
+import ast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from dashboard.session import captures
+from dashboard.session.settings import ROOT
+from evals.results.runs import list_runs
+from tests.dashboard.world import NASTY
+from workbench.checkpoint import load_model
+from workbench.intervene import Scale
+
+App = Callable[..., AppTest]
+
+DEEP, LONG = "[" * 3000, "9" * 5000  # what Python itself refuses to read, or to make a number of
+NONSENSE = (
+    *("", "x", "-7", "99999999999", "1e309", "nan", "[]", "[{}]", '{"a": 1}', "../../etc", "\x00", NASTY),
+    *(DEEP, LONG),
+)
+PAGES = sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py"))
+OF_A_PROMPT = sorted({*PAGES} - {"benchmarks", "samples", "runs"})
+EARLY = {"sample", "capture", "run", "a_run", "b_run", "changes", "a_changes", "prompt", "b_prompt", "b_capture",
+         "targets", "model", "turns", "job"}  # fmt: skip
+"""What ends a page where it names nothing: left out the second time, so that the rest is reached."""
+
+
+def parameters() -> set[str]:
+    """Every name that the pages keep in the address, as their source has them."""
+    found = set()
+    for path in (ROOT / "dashboard").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            if ast.unparse(call.func) in ("state.bound", "state.pinned"):
+                keys = [keyword.value for keyword in call.keywords if keyword.arg == "key"]
+            elif ast.unparse(call.func) in ("state.linked", "linked"):
+                keys = call.args[:1]
+            else:
+                continue
+            for key in keys:
+                found |= {key.value} if isinstance(key, ast.Constant) else {"a_dtype", "b_dtype"}
+    return found
+
+
+def test_parameters_are_found_in_the_source() -> None:
+    assert len(parameters()) > 60
+    assert {"layer", "sample", "capture", "topk", "b_capture", "a_dtype", "job", "guide", "model"} <= parameters()
+
+
+@pytest.mark.parametrize("value", NONSENSE, ids=lambda value: value[:12])
+@pytest.mark.parametrize("page", PAGES)
+def test_an_edited_address_is_no_traceback(app: App, page: str, value: str) -> None:
+    for names in (parameters(), parameters() - EARLY):
+        session = app(page, **dict.fromkeys(names, value))
+        assert not session.exception, session.exception[0].message
+        assert not [error for error in session.error if "Traceback" in error.value or "\n" in error.value]
+
+
+@pytest.fixture
+def wordless(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint without its tokenizer."""
+    folder = tmp_path / "wordless"
+    shutil.copytree(checkpoint, folder)
+    (folder / "tokenizer.model").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
+    serve: Callable[[str, Path], None], app: App, results: Path, wordless: Path, page: str
+) -> None:
+    serve(str(wordless), results)
+    session = app(page, prompt="5 6 7 8 5 6 7 8")
+    assert not session.exception
+    assert not session.error or page == "samples"  # which explains a sample with the run's own model
+    if page in OF_A_PROMPT:
+        assert session.text_area(key="prompt").label == "Token ids"
+        words = app(page, prompt="the cat sat")
+        assert not words.exception
+        said = [error.value for error in words.error] + [code.value for code in words.code]
+        assert any("whole numbers, separated by spaces" in line for line in said)
+        for ids, complaint in {
+            f"1 {'9' * 30}": "9 is not in the vocabulary",
+            "1 -2": "-2 is not",
+            LONG: "found",
+        }.items():
+            outside = app(page, prompt=ids)
+            assert not outside.exception, outside.exception[0].message
+            assert any(complaint in code.value for code in outside.code), (page, ids[:20])
+            other = app("compare", prompt="5 6", b_of="Another prompt", b_prompt=ids)
+            assert not other.exception and any(complaint in code.value for code in other.code)
+
+
+@pytest.mark.parametrize("page", ["rope", "norms", "attention", "lens", "neurons", "intervene", "compare"])
+def test_numbers_that_overflowed_are_shown_with_a_banner(
+    app: App, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """A prompt's capture under an intervention that takes the stream beyond float32."""
+    monkeypatch.setattr("dashboard.session.captures.folder", lambda: tmp_path)
+    model = load_model(checkpoint)
+    assert model.tokenizer is not None and model.source is not None
+    ids = torch.tensor([model.tokenizer.encode("The cat sat on the mat", bos=True)])
+    with torch.no_grad(), model.intervene(Scale("blocks.1.hook_resid_post", float("inf"))):
+        logits, cap = model.run_with_capture(ids, captures.HOOKS)
+    assert not logits.isfinite().all()
+    captures.save(cap, "overflowed", checkpoint=model.source.checkpoint_sha256)
+    session = app(page, capture="overflowed", view="This head", layer=3)
+    assert not session.exception, session.exception[0].message
+    assert any("NaN or infinite" in error.value for error in session.error), page
+
+
+@pytest.mark.parametrize("page", ["benchmarks", "samples", "compare"])
+def test_a_run_deleted_while_its_page_is_open_says_so(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path, page: str
+) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(results, kept)
+    serve(str(checkpoint), kept)
+    names = {run.name.split("/")[0]: run.name for run in list_runs(kept)}
+    first, second = names["first"], names["second"]
+    chosen = {"run": first, "baseline": second, "a_run": first, "b_run": second, "compare": "Runs"}
+    session = app(page, **chosen)
+    assert not session.exception
+    gone, alone = f"run={first} is not possible here", "Two finished runs are compared"
+    assert not any(gone in code.value for code in session.code)
+    shutil.rmtree(kept / "first")
+    session.run()
+    assert not session.exception
+    said = [line.value for line in (*session.code, *session.info)]
+    assert any((alone if page == "compare" else gone) in line for line in said), said

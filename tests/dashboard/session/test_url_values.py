@@ -1,0 +1,248 @@
+"""What an address keeps, what a session remembers, and what is said of an address that asks for what is not there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboard.panels.prompt_input import DEFAULT_PROMPT
+from dashboard.session import models, url_values
+from dashboard.session.settings import ROOT, Settings
+from evals.results.runs import list_runs
+from tests.dashboard.world import write_checkpoint
+
+App = Callable[..., AppTest]
+
+
+def misread(session: AppTest) -> list[str]:
+    """What the page says of its address, line by line."""
+    said = [code.value for code in session.code if " is not possible here; shown is " in code.value]
+    return "\n".join(said).splitlines()
+
+
+def reloaded(session: AppTest, page: str) -> AppTest:
+    """The same address in a session that remembers nothing."""
+    fresh = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    fresh.run()
+    fresh.switch_page(f"dashboard/pages/{page}.py")
+    fresh.query_params.clear()
+    fresh.query_params.update(session.query_params)
+    return fresh.run()
+
+
+# --- what data decides stays in the address -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "keys"),
+    [
+        ("benchmarks", ("run", "baseline", "task")),
+        ("samples", ("run", "baseline", "task")),
+        ("compare", ("b_run", "a_run")),
+    ],
+)
+def test_a_run_that_was_the_newest_is_still_the_one_after_another(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path, page: str,
+    keys: tuple[str, ...],
+) -> None:  # fmt: skip
+    kept = shutil.copytree(results, tmp_path / "kept")
+    serve(str(checkpoint), kept)
+    session = app(page, compare="Runs")
+    serve(str(checkpoint), kept)
+    session.run()
+    shown = {key: session.selectbox(key=key).value for key in keys}
+    assert shown[keys[0]] == list_runs(kept)[0].name
+    newest = shutil.copytree(kept / "first", kept / "third")
+    for path in newest.glob("*_2*.json*"):
+        path.rename(path.with_name(path.name.replace("_2", "_9")))
+    assert list_runs(kept)[0].name.startswith("third")
+    again = reloaded(session, page)
+    assert not again.exception and not misread(again)
+    assert {key: again.selectbox(key=key).value for key in keys} == shown
+
+
+def test_another_run_takes_its_task_without_a_word_and_a_link_does_not(app: App, results: Path) -> None:
+    session = app("samples", task="tiny_sums")
+    assert session.selectbox(key="task").value == "tiny_sums" and not misread(session)
+    other = next(run.name for run in list_runs(results) if run.name != session.selectbox(key="run").value)
+    session.selectbox(key="baseline").set_value(other).run()
+    session.selectbox(key="run").set_value(other).run()
+    assert session.selectbox(key="baseline").value == "none" and session.selectbox(key="task").value == "tiny_sums"
+    assert not misread(session) and not session.exception
+    linked = app("samples", run=other, baseline=other)
+    assert misread(linked) == [f"baseline={other} is not possible here; shown is none."]
+
+
+# --- defaults are not remembered ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, app: App) -> tuple[str, str, str]:
+    """The ids of three models on one server: one, one of another theta with its weights, one without words."""
+    other = write_checkpoint(tmp_path / "other", layers=6)
+    (other / "params.json").write_text(
+        json.dumps(json.loads((other / "params.json").read_text()) | {"rope_theta": 500_000.0})
+    )
+    wordless = shutil.copytree(checkpoint, tmp_path / "wordless")
+    (wordless / "tokenizer.model").unlink()
+    settings = Settings(str(checkpoint), tmp_path, (str(other), str(wordless)))
+    for name, value in settings.to_env().items():
+        monkeypatch.setenv(name, value)
+    first, second, third = models.known()
+    return first.id, second.id, third.id
+
+
+def test_another_model_has_its_own_theta_as_trained(three: tuple[str, str, str], app: App) -> None:
+    session = app_of("rope")
+    assert session.number_input(key="theta").value == 10_000
+    session.selectbox(key="model").set_value(three[1]).run()
+    assert session.number_input(key="theta").value == 500_000 and "theta" not in session.query_params
+    session.number_input(key="theta").set_value(2000.0).run()
+    session.switch_page("dashboard/pages/norms.py").run()
+    session.selectbox(key="model").set_value(three[0]).run()
+    session.switch_page("dashboard/pages/rope.py").run()
+    assert session.number_input(key="theta").value == 2000  # this one was chosen
+    session.number_input(key="theta").set_value(10_000.0).run()
+    session.switch_page("dashboard/pages/norms.py").run()
+    session.selectbox(key="model").set_value(three[1]).run()
+    session.switch_page("dashboard/pages/rope.py").run()
+    assert session.number_input(key="theta").value == 500_000
+
+
+def test_another_model_has_its_own_prompt_and_head_where_none_was_chosen(three: tuple[str, str, str]) -> None:
+    session = app_of("attention")
+    first = [session.number_input(key=key).value for key in ("layer", "head")]
+    session.selectbox(key="model").set_value(three[1]).run()
+    second = [session.number_input(key=key).value for key in ("layer", "head")]
+    assert second == [app_of("attention", model=three[1]).number_input(key=key).value for key in ("layer", "head")]
+    assert first != second
+    session.selectbox(key="model").set_value(three[2]).run()
+    assert not session.error and session.text_area(key="prompt").value.startswith("1 2 3")
+    session.selectbox(key="model").set_value(three[0]).run()
+    assert session.text_area(key="prompt").value == DEFAULT_PROMPT
+    head = min({*range(8)} - {first[1], second[1]})
+    session.number_input(key="head").set_value(head).run()
+    session.selectbox(key="model").set_value(three[1]).run()
+    assert session.number_input(key="head").value == head  # this one was chosen
+
+
+def test_a_choice_that_is_another_pages_default_comes_back(app: App) -> None:
+    session = app("attention", layer=3)
+    session.number_input(key="layer").set_value(0).run()
+    session.switch_page("dashboard/pages/neurons.py").run()
+    assert session.number_input(key="layer").value == 0  # its default
+    session.switch_page("dashboard/pages/attention.py").run()
+    assert session.number_input(key="layer").value == 0
+
+
+def app_of(page: str, **given: str) -> AppTest:
+    session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    session.query_params.update(given)
+    session.run()
+    session.switch_page(f"dashboard/pages/{page}.py")
+    session.query_params.update(given)
+    return session.run()
+
+
+# --- what is asked for in vain --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "given", "said"),
+    [
+        ("rope", {"theta": "-5"}, "theta=-5 is not possible here; shown is 10000."),
+        ("rope", {"theta": "abc"}, "theta=abc is not possible here; shown is 10000."),
+        ("rope", {"theta": "nan"}, "theta=nan is not possible here; shown is 10000."),
+        ("rope", {"scaling": "Nonsense"}, "scaling=Nonsense is not possible here; shown is As trained."),
+        ("rope", {"view": "Bogus"}, "view=Bogus is not possible here; shown is Wavelengths."),
+        ("rope", {"view": "This head", "layer": "99"}, "layer=99 is not possible here; shown is 0."),
+        ("rope", {"view": "This head", "distance": "99999", "prompt": "a"}, "distance=99999 is not possible here; "),
+        ("attention", {"colour": "Bogus"}, "colour=Bogus is not possible here; shown is Entropy."),
+        ("attention", {"head": "x" * 99}, f"head={'x' * 60}… is not possible here; shown is "),
+        ("attention", {"token": "999"}, "token=999 is not possible here; shown is "),
+        ("attention", {"log": "maybe"}, "log=maybe is not possible here; shown is false."),
+        ("lens", {"position": "999"}, "position=999 is not possible here; shown is "),
+        ("lens", {"chosen": "L99H0"}, "chosen=L99H0 is not possible here; shown is L"),
+        ("generate", {"temperature": "-1"}, "temperature=-1 is not possible here; shown is 0.8."),
+        ("generate", {"new": "999999"}, "new=999999 is not possible here; shown is 64."),
+        ("benchmarks", {"task": "nope"}, "task=nope is not possible here; shown is tiny_quiz."),
+        ("benchmarks", {"published": "Llama"}, "published=Llama is not possible here; shown is none."),
+        ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not possible here; shown is "),
+    ],
+)
+def test_what_an_address_asks_for_in_vain_is_said(app: App, page: str, given: dict[str, str], said: str) -> None:
+    session = app(page, **given)
+    assert not session.exception
+    assert len(misread(session)) == 1 and misread(session)[0].startswith(said), misread(session)
+    assert misread(session.run())  # until the page is left, or the control says something else
+    session.switch_page("dashboard/pages/overview.py").run()
+    assert not misread(session)
+
+
+def test_a_control_that_is_moved_ends_what_is_said_of_it(app: App) -> None:
+    session = app("attention", layer=99, head=77)
+    assert [line.partition("=")[0] for line in misread(session)] == ["layer", "head"]
+    session.number_input(key="layer").set_value(1).run()
+    assert [line.partition("=")[0] for line in misread(session)] in (["head"], [])
+
+
+@pytest.mark.parametrize(
+    ("page", "given"),
+    [
+        ("attention", {"layer": 3, "head": "7.0", "log": "TRUE", "token": 2, "prompt": "the cat sat\non a mat"}),
+        ("rope", {"theta": "1e4", "scaling": "Unscaled", "view": "What if"}),
+        ("lens", {"position": 2, "targets": "a b"}),
+        ("runs", {"limit": "", "tasks": "demo_gsm8k"}),
+        ("samples", {"task": "tiny_sums", "doc": "first", "show": "Wrong"}),
+    ],
+)
+def test_nothing_is_said_of_what_an_address_has_right(app: App, page: str, given: dict[str, object]) -> None:
+    assert not misread(app(page, **given))
+
+
+def test_a_value_means_what_it_shows() -> None:
+    assert url_values.means(["a", "", "b"], ["a", "b"]) and not url_values.means(["a", "x"], ["a"])
+    assert url_values.means([""], None) and not url_values.means(["x"], None)
+    assert not url_values.means(["3.5"], 3) and url_values.means(["3.0"], 3)
+
+
+# --- how much it holds ----------------------------------------------------------------------------------------
+
+
+def too_long(session: AppTest) -> list[str]:
+    return [warning.value for warning in session.warning if "too long for the address" in warning.value]
+
+
+def written(session: AppTest, key: str) -> bool:
+    """Whether the browser puts a text into the address."""
+    return bool(session.text_area(key=key).proto.query_param_key)
+
+
+def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(url_values, "MOST_BYTES", 3000)
+    session = app("compare", b_of="Another prompt")
+    session.text_area(key="prompt").set_value("漢" * 200).run()
+    assert not too_long(session) and written(session, "prompt")  # of nine bytes each
+    session.text_area(key="b_prompt").set_value("漢" * 200).run()  # each would fit, but not both
+    assert [line.partition(":")[0] for line in too_long(session)] == ["B's prompt"]
+    assert written(session, "prompt") and not written(session, "b_prompt")
+    assert not session.exception and not session.error
+    session.text_area(key="prompt").set_value("漢" * 400).run()
+    assert too_long(session)[0].startswith("Prompt: ") and not written(session, "prompt")
+    session.switch_page("dashboard/pages/neurons.py").run()
+    assert session.text_area(key="prompt").value == "漢" * 400 and len(too_long(session)) == 1
+    session.text_area(key="prompt").set_value("漢" * 20).run()
+    assert not too_long(session) and session.query_params["prompt"] == "漢" * 20
+
+
+def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
+    for most, fits in ((3000, True), (600, False)):
+        session = app("generate", mode="Chat", turns=said, prompt="the cat", temperature=0, new=3)
+        monkeypatch.setattr(url_values, "MOST_BYTES", most)
+        session.button(key="generate").click().run()
+        assert not session.exception
+        assert any(button.label == "Go on with the conversation" for button in session.button) == fits
