@@ -18,7 +18,7 @@ class _WithoutTaps(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
         self.generic_visit(node)
-        needs_tap = any(a.annotation and ast.unparse(a.annotation) == "hooks.Tap" for a in node.args.args)
+        needs_tap = any(a.annotation and ast.unparse(a.annotation) == "hook_points.Tap" for a in node.args.args)
         return None if needs_tap else node
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:

@@ -27,8 +27,8 @@ from evals.models.workbench_lm import WorkbenchLM
 from evals.tasks import registry
 from evals.tasks.code_metrics import Judge
 from workbench.checkpoint import load_model
-from workbench.scoring import Counted, score_counted
-from workbench.tokenizer import Tokenizer
+from workbench.inference.scoring import Counted, score_counted
+from workbench.text.tokenizer import Tokenizer
 
 SHAPE = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4,

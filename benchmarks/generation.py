@@ -30,8 +30,8 @@ from benchmarks.timing import Timing, interleaved
 from evals.models.workbench_lm import WorkbenchLM
 from evals.tasks import registry
 from evals.tasks.code_metrics import Judge
-from workbench import prefix_tree
-from workbench.tokenizer import Tokenizer
+from workbench.inference import prefix_tree
+from workbench.text.tokenizer import Tokenizer
 
 LIKELY = 1e4  # a logit above all others
 MOST = 256  # tokens of an answer: lm-eval's own limit
@@ -131,7 +131,7 @@ def compare(
 @contextmanager
 def ending(lengths: dict[Ids, int], end: int, made: dict[Ids, int]) -> Iterator[None]:
     """Our engine draws the end token where an answer has its length; `made` is told how long each answer was."""
-    module = importlib.import_module("workbench.generate")  # the package's name for it is the function's
+    module = importlib.import_module("workbench.inference.generate")  # the package's name for it is the function's
     draw = module._draw
 
     def drawn(sampling: Any, rows: Sequence[Any], logits: Tensor) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import intervene
 from workbench.config import ModelConfig
 from workbench.errors import DataError, InterventionError, WorkbenchError
-from workbench.intervene import Ablate, Intervention, Scale, Targeted
-from workbench.rope_scaling import scaling_of
+from workbench.hooks import interventions
+from workbench.hooks.intervention import Intervention
+from workbench.hooks.interventions import Ablate, Scale, Targeted
+from workbench.hooks.rope_scaling import scaling_of
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Changes:
 
 
 def read(path: Path) -> tuple[Intervention, ...]:
-    """The interventions of a JSON file, as `workbench.intervene.to_json` writes them.
+    """The interventions of a JSON file, as `workbench.hooks.interventions.to_json` writes them.
 
     Raises: DataError if it cannot be read, InterventionError if it describes none.
     """
     try:
-        return intervene.from_json(path.read_text(encoding="utf-8"))
+        return interventions.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ BELOW = {
 
 # Other people's packages: who may import them, as patterns of paths below the project's root.
 ALLOWED = {
-    "fairscale": ("workbench/parallel.py",),
+    "fairscale": ("workbench/layers/tensor_parallel.py",),
     "streamlit": ("app.py", "dashboard/*"),
     # result.py for a type annotation alone
     "plotly": ("evals/report/forest_plots.py", "probes/*figures.py", "probes/base/drawing.py", "probes/base/result.py",

@@ -5,19 +5,19 @@ model = wb.load_model("demo")
 logits, cap = model.run_with_capture(tokens, ["blocks.*.attn.hook_pattern"])
 """
 
-from workbench.cache import KVCache
-from workbench.capture import Capture
-from workbench.chat import Message, ToolCall, decode_message, encode_chat
 from workbench.checkpoint import load_model
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import WorkbenchError
-from workbench.generate import Generation, generate, stream
-from workbench.hooks import HOOKS, hook_names
-from workbench.intervene import Ablate, Add, Patch, Scale
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import HOOKS, hook_names
+from workbench.hooks.interventions import Ablate, Add, Patch, Scale
+from workbench.hooks.rope_scaling import RopeScaling
+from workbench.inference.generate import Generation, generate, stream
+from workbench.inference.scoring import score, score_rolling
+from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
-from workbench.rope_scaling import RopeScaling
-from workbench.scoring import score, score_rolling
-from workbench.tokenizer import Tokenizer
+from workbench.text.chat_format import Message, ToolCall, decode_message, encode_chat
+from workbench.text.tokenizer import Tokenizer
 
 __all__ = [
     "Ablate",

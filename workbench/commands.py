@@ -19,7 +19,7 @@ from workbench.errors import CaptureError, GenerationError, TokenizerError
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
-    from workbench.tokenizer import Tokenizer
+    from workbench.text.tokenizer import Tokenizer
 
 Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
 Shape = Annotated[
@@ -61,7 +61,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Print a model's shape, and its parameters, arithmetic and cache by part, without loading weights."""
-    from workbench import sizes
+    from workbench import model_cost
     from workbench.checkpoint import fingerprint, read_shape
     from workbench.published import PUBLISHED
 
@@ -71,8 +71,8 @@ def info(
         config, weights = read_shape(model)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
-    parts, work = sizes.parameters(config), sizes.flops(config, context=length)
-    kinds = sizes.variants(config, context=length, itemsize=itemsize)
+    parts, work = config.parameters_by_part, model_cost.flops(config, context=length)
+    kinds = model_cost.variants(config, context=length, itemsize=itemsize)
     digest = fingerprint(model) if weights else None
     if as_json:
         facts = {
@@ -83,7 +83,7 @@ def info(
             "flops_per_token": sum(work.values()),
             "flops_by_part": work,
             "kv_cache_dtype": dtype,
-            "kv_cache_bytes_per_token": sizes.cache_bytes_per_token(config, itemsize=itemsize),
+            "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
             "checkpoint_sha256": digest,
         }
@@ -105,14 +105,14 @@ def info(
     for name, value in shape.items():
         print(f"{name:<12}{value}")
     print(f"\n{'part':<20}{'parameters':>18}{'FLOPs a token*':>20}")
-    for part in sizes.PARTS:
+    for part in model_cost.PARTS:
         print(f"{part:<20}{parts.get(part, 0):>18,}{work.get(part, 0):>20,}")
     print(f"{'all':<20}{config.n_params:>18,}{sum(work.values()):>20,}")
     token, whole = f"{dtype} cache a token", f"at {length:,}"
     print(f"\n{'attention':<12}{'K/V heads':>10}{'parameters':>18}{token:>28}{whole:>14}")
     for kind in kinds:
         name = "/".join(kind.kinds) + (" (this)" if kind.this_model else "")
-        held = (sizes.readable_bytes(size) for size in (kind.cache_bytes_per_token, kind.cache_bytes))
+        held = (model_cost.readable_bytes(size) for size in (kind.cache_bytes_per_token, kind.cache_bytes))
         print(f"{name:<12}{kind.kv_heads:>10}{kind.parameters:>18,}{next(held):>28}{next(held):>14}")
     print(f"\n* matrix products of one token that sees {length:,} positions: two for each multiply-add.")
 
@@ -132,11 +132,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the continuations go to stdout, a single one as it is written."""
-    from workbench.chat import Message, encode_chat
     from workbench.checkpoint import load_model
-    from workbench.continuation import Prompt
-    from workbench.generate import generate as generate_all
-    from workbench.generate import stream
+    from workbench.inference.generate import generate as generate_all
+    from workbench.inference.generate import stream
+    from workbench.inference.sequence import Prompt
+    from workbench.text.chat_format import Message, encode_chat
 
     loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)
@@ -216,8 +216,8 @@ def train(
 ) -> None:
     """Train a model from a recipe; a training that was stopped goes on where it was last saved."""
     from workbench.checkpoint.load import resolve_device
-    from workbench.recipe import Recipe
-    from workbench.train import train as run_training
+    from workbench.training.recipe import Recipe
+    from workbench.training.train import train as run_training
 
     on = str(resolve_device(device))
     print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=on))

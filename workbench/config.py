@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from workbench import sizes
 from workbench.errors import ConfigError
 
 # Llama 3 as published allows 8,192 tokens; with scaled RoPE (3.1 and later) 131,072.
@@ -115,7 +114,23 @@ class ModelConfig:
     @property
     def n_params(self) -> int:
         """Number of weights, the tied output counted once."""
-        return sum(sizes.parameters(self).values())
+        return sum(self.parameters_by_part.values())
+
+    @property
+    def parameters_by_part(self) -> dict[str, int]:
+        """Number of weights of each part; a tied output counts with the embedding.
+
+        Exact:  they sum to the number of weights in the model.
+        """
+        table = self.vocab_size * self.dim
+        counts = {
+            "Embedding": table,
+            "Attention": self.n_layers * 2 * self.dim * self.head_dim * (self.n_heads + self.n_kv_heads),
+            "MLP": self.n_layers * 3 * self.dim * self.ffn_dim,
+            "Norms": (2 * self.n_layers + 1) * self.dim,
+            "Output": 0 if self.tied_output else table,
+        }
+        return {part: count for part, count in counts.items() if count}
 
     @classmethod
     def from_meta(cls, params: dict[str, Any], *, source: str = "params.json") -> ModelConfig:

@@ -16,17 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench import attention, hooks, parallel, rope
-from workbench.cache import KVCache
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.linear import product
+from workbench.hooks import hook_points
+from workbench.layers import attention, rope, tensor_parallel
+from workbench.layers.attention_mask import Mask
+from workbench.layers.fast_linear import product
+from workbench.layers.kv_cache import KVCache
 from workbench.provenance import ModelSource, marks
 
 if TYPE_CHECKING:
-    from workbench.capture import Capture
-    from workbench.intervene import Intervention
-    from workbench.tokenizer import Tokenizer
+    from workbench.hooks.capture import Capture
+    from workbench.hooks.intervention import Intervention
+    from workbench.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Step:
 
     rotation: Tensor
     turned: Tensor
-    mask: attention.Mask
+    mask: Mask
     allowed: Tensor | None
     cache: KVCache | None
 
@@ -56,14 +58,16 @@ class Transformer(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self._loaded: tuple[ModelSource, ModelConfig, tuple[Any, ...]] | None = None
-        self.tok_embeddings = parallel.embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = tensor_parallel.embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output: nn.Module | None = None
         if not config.tied_output:
-            self.output = parallel.column(config.dim, config.vocab_size, gather=True)
-        elif parallel.size() > 1 and config.vocab_size % parallel.size():
-            raise ConfigError(f"a vocabulary of {config.vocab_size} cannot be split over {parallel.size()} processes.")
+            self.output = tensor_parallel.column(config.dim, config.vocab_size, gather=True)
+        elif tensor_parallel.size() > 1 and config.vocab_size % tensor_parallel.size():
+            raise ConfigError(
+                f"a vocabulary of {config.vocab_size} cannot be split over {tensor_parallel.size()} processes."
+            )
 
     @property
     def source(self) -> ModelSource | None:
@@ -104,7 +108,7 @@ class Transformer(nn.Module):
         """
         self._check(tokens)
         step = self._step(tokens, cache)
-        tap = hooks.tap_for(self, self.config, step.mask.positions)
+        tap = hook_points.tap_for(self, self.config, step.mask.positions)
         if tap:
             step = self._otherwise(step, tap)
         x: Tensor = self.tok_embeddings(tokens)  # [batch, pos, dim]
@@ -131,7 +135,7 @@ class Transformer(nn.Module):
                 f"a run goes on at layers 0 to {n_layers} from [batch, pos, {dim}]; found {layer}, {tuple(x.shape)}."
             )
         step = self._step(x[..., 0], None)
-        tap = hooks.tap_for(self, self.config, step.mask.positions)
+        tap = hook_points.tap_for(self, self.config, step.mask.positions)
         if tap:
             step = self._otherwise(step, tap)
         for at in range(layer, n_layers):
@@ -148,9 +152,9 @@ class Transformer(nn.Module):
             logits: Tensor = self.output(x)
         else:
             weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
-            logits = parallel.gather(product(parallel.spread(x), weight), -1)
+            logits = tensor_parallel.gather(product(tensor_parallel.spread(x), weight), -1)
         logits = logits.float()
-        tap = hooks.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
+        tap = hook_points.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
         return tap("hook_logits", logits) if tap else logits
 
     def empty_cache(self, batch: int, capacity: int, *, pad: Tensor | None = None) -> KVCache:
@@ -162,7 +166,7 @@ class Transformer(nn.Module):
 
         Raises: InterventionError or UnknownHookError for a target that the model does not have.
         """
-        return hooks.subscribe(self, *(i.subscription(self.config) for i in interventions))
+        return hook_points.subscribe(self, *(i.subscription(self.config) for i in interventions))
 
     def run_with_capture(
         self,
@@ -176,8 +180,8 @@ class Transformer(nn.Module):
         budget: int | None = None,
         materialize: bool = False,
     ) -> tuple[Tensor, Capture]:
-        """Logits, and what was asked for by hook name or pattern: see `workbench.capture.run`."""
-        from workbench.capture import Request, run
+        """Logits, and what was asked for by hook name or pattern: see `workbench.hooks.capture.run`."""
+        from workbench.hooks.capture import Request, run
 
         request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions)
         return run(self, tokens, request, cache=cache, budget=budget, materialize=materialize)
@@ -201,7 +205,7 @@ class Transformer(nn.Module):
             cache.room_for(batch, seqlen)
             past, pad, forks, depth = cache.length, cache.pad, cache.forks, cache.depth
         positions = torch.arange(past, past + seqlen, device=tokens.device)
-        mask = attention.Mask(positions, pad, forks, depth)
+        mask = Mask(positions, pad, forks, depth)
         turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
         turned = turned if forks is None else forks.depth
         turned = turned if depth is None else depth
@@ -209,7 +213,7 @@ class Transformer(nn.Module):
         allowed = None if plain else mask.allowed(past + seqlen)
         return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache)
 
-    def _otherwise(self, step: Step, tap: hooks.Tap) -> Step:
+    def _otherwise(self, step: Step, tap: hook_points.Tap) -> Step:
         """The step under the rotation that an intervention asks for, if one does."""
         other = tap.rotary()
         return step if other is None else replace(step, rotation=other.rotations(step.turned))
@@ -225,7 +229,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, step: Step, tap: hooks.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, step: Step, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         if tap:
             x = tap("hook_resid_pre", x)
@@ -248,14 +252,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        parallel.share(config.n_heads, "n_heads")
-        parallel.share(config.n_kv_heads, "n_kv_heads")
-        self.wq = parallel.column(config.dim, config.n_heads * config.head_dim)
-        self.wk = parallel.column(config.dim, config.n_kv_heads * config.head_dim)
-        self.wv = parallel.column(config.dim, config.n_kv_heads * config.head_dim)
-        self.wo = parallel.row(config.n_heads * config.head_dim, config.dim)
+        tensor_parallel.share(config.n_heads, "n_heads")
+        tensor_parallel.share(config.n_kv_heads, "n_kv_heads")
+        self.wq = tensor_parallel.column(config.dim, config.n_heads * config.head_dim)
+        self.wk = tensor_parallel.column(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = tensor_parallel.column(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = tensor_parallel.row(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, layer: int, step: Step, tap: hooks.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, step: Step, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, head, head_dim]
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, kv_head, head_dim]
@@ -270,7 +274,7 @@ class Attention(nn.Module):
         if step.cache is not None:
             k, v = step.cache.write(layer, k, v)
             shared = step.cache.shared(layer)
-        if tap and tap.edits(hooks.SCORES, hooks.PATTERN):
+        if tap and tap.edits(hook_points.SCORES, hook_points.PATTERN):
             z = self._openly(q, k, v, step, tap)
         elif shared is not None:
             z = attention.behind(shared, q, k, v, step.allowed)
@@ -278,7 +282,7 @@ class Attention(nn.Module):
             z = attention.fused(q, k, v, step.allowed)
             if tap:
                 inputs = attention.AttentionInputs.of(q, k, step.mask)
-                for name in hooks.FROM_INPUTS:
+                for name in hook_points.FROM_INPUTS:
                     tap.inputs(name, inputs)
         z = z.transpose(1, 2)  # [batch, pos, head, head_dim]
         if tap:
@@ -286,17 +290,17 @@ class Attention(nn.Module):
             if tap.wants("attn.hook_result"):
                 result = tap("attn.hook_result", self._per_head(z))
                 if tap.edits("attn.hook_result"):
-                    return parallel.total(result.sum(2))
+                    return tensor_parallel.total(result.sum(2))
         out: Tensor = self.wo(z.flatten(2))
         return out
 
-    def _openly(self, q: Tensor, k: Tensor, v: Tensor, step: Step, tap: hooks.Tap) -> Tensor:
+    def _openly(self, q: Tensor, k: Tensor, v: Tensor, step: Step, tap: hook_points.Tap) -> Tensor:
         """Attention with scores and pattern in the open, because an intervention changes them."""
-        scores = tap(hooks.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
-        pattern = tap(hooks.PATTERN, scores.softmax(-1))
-        for name in hooks.SUMMARIES:
+        scores = tap(hook_points.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
+        pattern = tap(hook_points.PATTERN, scores.softmax(-1))
+        for name in hook_points.SUMMARIES:
             if tap.wants(name):
-                tap(name, hooks.summarise(name, attention.OpenPattern(pattern, step.mask)))
+                tap(name, hook_points.summarise(name, attention.OpenPattern(pattern, step.mask)))
         return attention.mix(pattern, v)
 
     def _per_head(self, z: Tensor) -> Tensor:
@@ -310,12 +314,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        parallel.share(config.ffn_dim, "ffn_dim")
-        self.w1 = parallel.column(config.dim, config.ffn_dim)
-        self.w2 = parallel.row(config.ffn_dim, config.dim)
-        self.w3 = parallel.column(config.dim, config.ffn_dim)
+        tensor_parallel.share(config.ffn_dim, "ffn_dim")
+        self.w1 = tensor_parallel.column(config.dim, config.ffn_dim)
+        self.w2 = tensor_parallel.row(config.ffn_dim, config.dim)
+        self.w3 = tensor_parallel.column(config.dim, config.ffn_dim)
 
-    def forward(self, x: Tensor, tap: hooks.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         gate, up = self.w1(x), self.w3(x)  # [batch, pos, ffn]
         if tap:
@@ -335,7 +339,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor, tap: hooks.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         wide = x.float()
         scale = (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()  # [batch, pos, 1]

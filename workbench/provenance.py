@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -19,21 +19,21 @@ SAMPLED = 256  # values looked at of each weight
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The directory a model was loaded from; hashes are computed when somebody asks.
+    """The directory a model was loaded from; hashes are computed when they are read.
 
-    `files` are its weights and configuration as they were before loading: path, size, time of change.
+    `hash_checkpoint` gives the SHA-256 of the directory's weights and configuration, hex. `files` are its weights and
+    configuration as they were before loading: path, size, time of change.
     """
 
     path: Path
+    hash_checkpoint: Callable[[Path], str]
     tokenizer_sha256: str | None = None
     files: tuple[tuple[Path, int, int], ...] = ()
 
     @cached_property
     def checkpoint_sha256(self) -> str:
         """SHA-256 over the weights and the configuration, hex."""
-        from workbench.checkpoint import fingerprint
-
-        return str(fingerprint(self.path))
+        return self.hash_checkpoint(self.path)
 
     @property
     def intact(self) -> bool:

@@ -14,8 +14,9 @@ import torch
 import workbench as wb
 from probes.base.result import frozen
 from probes.logits.logit_lens import position_blocks
-from workbench.capture import Capture
-from workbench.intervene import Ablate, Intervention, from_json
+from workbench.hooks.capture import Capture
+from workbench.hooks.intervention import Intervention
+from workbench.hooks.interventions import Ablate, from_json
 from workbench.model import Transformer
 
 HOOKS = ("ln_final.hook_out",)
@@ -26,7 +27,7 @@ HEAD_HOOKS = ("blocks.*.attn.hook_z",)
 
 BEFORE, AFTER = 0, 1
 Changes = tuple[str, str]
-"""The interventions before and after, each as `workbench.intervene.to_json` writes them."""
+"""The interventions before and after, each as `workbench.hooks.interventions.to_json` writes them."""
 
 
 @dataclass(frozen=True)

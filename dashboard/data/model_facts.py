@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from workbench import sizes
+from workbench import model_cost
 from workbench.config import ModelConfig
 
 
 def parameters_by_part(config: ModelConfig) -> pd.DataFrame:
     """One row per part of the model: part, parameters, share. The parts hold every parameter once."""
-    counts = sizes.parameters(config)
+    counts = config.parameters_by_part
     table = pd.DataFrame({"part": list(counts), "parameters": list(counts.values())})
     table["share"] = table["parameters"] / table["parameters"].sum()
     return table.sort_values("parameters", ascending=False, ignore_index=True)
@@ -21,7 +21,7 @@ def cache_bytes(config: ModelConfig, *, itemsize: int) -> pd.DataFrame:
     """
     rows = [
         ("/".join(kind.kinds), kind.kv_heads, kind.cache_bytes_per_token, kind.cache_bytes, kind.this_model)
-        for kind in sizes.variants(config, itemsize=itemsize)
+        for kind in model_cost.variants(config, itemsize=itemsize)
     ]
     return pd.DataFrame(rows, columns=["kind", "kv_heads", "bytes_per_token", "bytes_at_context", "this_model"])
 

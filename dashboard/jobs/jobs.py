@@ -31,8 +31,8 @@ from evals.runtime import progress
 from evals.runtime.process_start import born
 from evals.runtime.progress import Progress
 from evals.store.store import StoredRun, Unfinished, unfinished
-from workbench import intervene
 from workbench.errors import DataError
+from workbench.hooks import interventions
 
 FOLDER = ".jobs"
 ASKED = ("limit", "num_fewshot", "preset", "chat", "seed")
@@ -338,7 +338,7 @@ def _launch(
 def _about(run: StoredRun) -> dict[str, Any]:
     asked = run.settings.get("settings", {})
     kept = {key: asked.get(key) for key in ASKED}
-    changes = intervene.from_json(json.dumps(asked.get("interventions", [])))
+    changes = interventions.from_json(json.dumps(asked.get("interventions", [])))
     more = {"tasks": list(asked.get("tasks", [])), "changes": described(changes)}
     return kept | more | {"model": run.settings.get("model")}
 

@@ -1,7 +1,8 @@
 """The process between the server and one benchmark: it outlives the server, and writes down how the benchmark ended.
 
-`python -P -m dashboard.jobs.supervisor FOLDER` runs the command of FOLDER/job.json, its output in log.txt, and keeps state.json.
-Imports next to nothing: it waits for hours beside a model. Knows nothing of benchmarks.
+`python -P -m dashboard.jobs.supervisor FOLDER` runs the command of FOLDER/job.json, writes its output to
+log.txt, and keeps state.json. Imports next to nothing, since it waits for hours next to a model. Knows nothing of
+benchmarks.
 """
 
 import json

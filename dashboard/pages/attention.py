@@ -18,7 +18,7 @@ from dashboard.session.computed import Held
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
 from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
-from workbench.intervene import from_json
+from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(

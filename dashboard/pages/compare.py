@@ -18,7 +18,7 @@ from probes.attention.head_map import HeadMap, head_map
 from probes.attention.pair_figures import SIDE, side_by_side
 from probes.comparison.compare_runs import Comparison, HeadDifferences
 from probes.comparison.figures import logits as logit_figure
-from workbench.hooks import PATTERN, layer_of
+from workbench.hooks.hook_points import PATTERN, layer_of
 
 ABOUT = Help(
     "Two captures: A is the prompt above, B the same or another prompt, under interventions, another RoPE scaling or "
@@ -248,7 +248,7 @@ def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, 
     lines = [
         "import torch, workbench as wb",
         "from probes.comparison.compare_runs import compare",
-        "from workbench.intervene import from_json",
+        "from workbench.hooks.interventions import from_json",
         "",
         f"HOOKS = {list(compare_sides.HOOKS)!r}",
         "caps = []",

@@ -13,10 +13,10 @@ from dashboard.panels.text_generation import Given, Request, Written
 from dashboard.session import computed, url_state
 from dashboard.token_text import plain, plotly_labels
 from probes.generation.token_choices import Sampled
-from workbench import sizes
+from workbench import model_cost
 from workbench.errors import CaptureBudgetError, GenerationError
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 ABOUT = Help(
     "The model continues the prompt, a token at a time. Each token is shaded by the probability that the model gave "
@@ -248,8 +248,8 @@ def _go_on(said: str, answer: str) -> None:
 
 def _meter(model: Transformer, used: int) -> None:
     config = model.config
-    each = sizes.cache_bytes_per_token(config, itemsize=torch.empty(0, dtype=model.dtype).element_size())
-    say = sizes.readable_bytes
+    each = model_cost.cache_bytes_per_token(config, itemsize=torch.empty(0, dtype=model.dtype).element_size())
+    say = model_cost.readable_bytes
     st.progress(
         min(1.0, used / config.max_seq_len),
         text=f"KV cache: {used:,} of {config.max_seq_len:,} positions, {say(used * each)} of "

@@ -19,7 +19,8 @@ from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain, plotly_labels, short
 from probes.base import drawing
-from workbench.intervene import Intervention, from_json, to_json
+from workbench.hooks.intervention import Intervention
+from workbench.hooks.interventions import from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -253,7 +254,7 @@ def _take_away(
     head.code(
         f"""
 import torch, workbench as wb
-from workbench.intervene import from_json
+from workbench.hooks.interventions import from_json
 
 model = wb.load_model({computed.model_path()!r})
 tokens = {given.code}

@@ -18,8 +18,8 @@ from probes.logits import logit_attribution, logit_lens
 from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import LogitLens
 from probes.logits.tuned_lens import FILE, TunedLens, tuned_lens
-from workbench import parallel
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -56,11 +56,11 @@ DIFFERENCE = "First less second"
 def show() -> None:
     with page("Lens", "What each layer would say, and which parts made the logit.", ABOUT) as head:
         model = computed.model()
-        if parallel.size() > 1:
+        if tensor_parallel.size() > 1:
             problem(
                 "The lens needs the whole unembedding.",
-                f"This model is split over {parallel.size()} processes, and each holds a part of the unembedding "
-                "weights. Serve it from one process.",
+                f"This model is split over {tensor_parallel.size()} processes, and each holds a part of the "
+                "unembedding weights. Serve it from one process.",
             )
             return
         given = prompt_input.choose(model, HOOKS)

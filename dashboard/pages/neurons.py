@@ -17,7 +17,7 @@ from dashboard.session import computed, url_state
 from dashboard.session.computed import Held
 from dashboard.token_text import plotly_labels, short
 from probes.mlp.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 ABOUT = Help(

@@ -18,10 +18,10 @@ from probes.attention import head_metrics
 from probes.norms import rms_norms
 from probes.rope import head_scores
 from probes.rope.formulas import wavelengths
-from workbench import provenance, sizes
-from workbench.capture import Request
+from workbench import model_cost, provenance
 from workbench.errors import WorkbenchError
-from workbench.intervene import from_json
+from workbench.hooks.capture import Request
+from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
@@ -75,7 +75,7 @@ def _shape(model: Transformer) -> None:
     config = model.config
     kind = model_facts.attention_kind(config)
     values = {
-        "Parameters": sizes.readable_count(config.n_params),
+        "Parameters": model_cost.readable_count(config.n_params),
         "Layers": str(config.n_layers),
         "Width": f"{config.dim:,}",
         f"Heads ({kind})": f"{config.n_heads} / {config.n_kv_heads}",
@@ -91,7 +91,7 @@ def _shape(model: Transformer) -> None:
 def _parts(model: Transformer) -> None:
     table = model_facts.parameters_by_part(model.config)
     plain_table(
-        table.assign(parameters=table["parameters"].map(sizes.readable_count)),
+        table.assign(parameters=table["parameters"].map(model_cost.readable_count)),
         columns={
             "part": "Part",
             "parameters": Column("Count", right=True),
@@ -110,8 +110,8 @@ def _cache(model: Transformer) -> None:
         {
             "kind": [f"{k} (this)" if this else k for k, this in zip(table["kind"], table["this_model"], strict=True)],
             "kv_heads": table["kv_heads"],
-            "token": table["bytes_per_token"].map(sizes.readable_bytes),
-            "context": table["bytes_at_context"].map(sizes.readable_bytes),
+            "token": table["bytes_per_token"].map(model_cost.readable_bytes),
+            "context": table["bytes_at_context"].map(model_cost.readable_bytes),
         }
     )
     plain_table(
@@ -285,7 +285,7 @@ def _costs(model: Transformer, length: int, seconds: float | None) -> None:
     rows = []
     for name, hooks in {"Attention": head_metrics.HOOKS, "RoPE": head_scores.HOOKS, "Norms": rms_norms.HOOKS}.items():
         held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
-        rows.append(f"{sizes.readable_bytes(sum(held.values()))} for {name}")
+        rows.append(f"{model_cost.readable_bytes(sum(held.values()))} for {name}")
     took = "Nothing was run: the capture has these logits."
     if seconds is not None:
         time = f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

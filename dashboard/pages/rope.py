@@ -16,8 +16,8 @@ from dashboard.session.computed import Held
 from dashboard.token_text import plotly_labels, short
 from probes.rope import head_scores
 from probes.rope.formulas import decay, model_frequencies, wavelengths
-from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 ABOUT = Help(

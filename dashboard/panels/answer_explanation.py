@@ -23,7 +23,7 @@ from evals.results.runs import Run
 from probes.base import drawing
 from probes.logits.explain import Explanation as Parts
 from workbench.errors import DataError
-from workbench.intervene import Ablate, to_json
+from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 
 TOP = 6  # heads that have links

@@ -9,9 +9,9 @@ from dashboard.panels.prompt_input import Input
 from dashboard.session import captures, computed, url_state
 from dashboard.session.captures import Stored
 from dashboard.token_text import plain, printable
-from workbench import sizes
-from workbench.capture import Request
+from workbench import model_cost
 from workbench.errors import WorkbenchError
+from workbench.hooks.capture import Request
 from workbench.model import Transformer
 
 
@@ -50,7 +50,7 @@ def _offer(model: Transformer, given: Input) -> None:
         st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, given))
         request = Request.of(model.config, captures.HOOKS)
         needed = sum(request.n_bytes(model.config, 1, len(given), 0, model.dtype.itemsize).values())
-        st.text(f"takes {sizes.readable_bytes(needed)}")
+        st.text(f"takes {model_cost.readable_bytes(needed)}")
 
 
 def _table(model: Transformer, found: list[Stored]) -> None:
@@ -61,7 +61,7 @@ def _table(model: Transformer, found: list[Stored]) -> None:
             "model": printable(f"{one.model}{'' if one.checkpoint in (None, own) else ' (another)'}" for one in found),
             "tokens": [one.tokens for one in found],
             "hooks": [one.hooks for one in found],
-            "size": [sizes.readable_bytes(one.bytes) for one in found],
+            "size": [model_cost.readable_bytes(one.bytes) for one in found],
             "when": [one.when for one in found],
             "state": [plain(f"damaged: {one.problem}") if one.problem else "" for one in found],
         }

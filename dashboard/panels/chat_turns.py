@@ -8,10 +8,10 @@ import streamlit as st
 from dashboard.layout.page import problem
 from dashboard.session import url_state, url_values
 from dashboard.token_text import plain
-from workbench.chat import Message, encode_chat
 from workbench.errors import DataError, TokenizerError, WorkbenchError
 from workbench.model import Transformer
-from workbench.tokenizer import Tokenizer
+from workbench.text.chat_format import Message, encode_chat
+from workbench.text.tokenizer import Tokenizer
 
 MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 """The tokens without which there is no chat."""

@@ -17,9 +17,9 @@ from dashboard.token_text import plain
 from probes.attention.head_map import HOOKS as MAP_HOOKS
 from probes.comparison.alignment import Align
 from probes.comparison.compare_runs import Comparison, compare
-from workbench.capture import Capture
 from workbench.errors import DataError, WorkbenchError
-from workbench.intervene import from_json, to_json
+from workbench.hooks.capture import Capture
+from workbench.hooks.interventions import from_json, to_json
 from workbench.model import Transformer
 
 SAME, OTHER, KEPT = "The same prompt", "Another prompt", "A kept capture"
@@ -36,7 +36,7 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Side:
-    """What one side runs on; `changes` are all its interventions as `workbench.intervene.to_json` writes them."""
+    """What one side runs on; `changes` are all its interventions, as `interventions.to_json` writes them."""
 
     model: Transformer
     given: Input

@@ -10,9 +10,10 @@ from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
 from evals.interventions import described
 from workbench.errors import WorkbenchError
-from workbench.intervene import Ablate, Add, Intervention, Scale, from_json, to_json
+from workbench.hooks.intervention import Intervention
+from workbench.hooks.interventions import Ablate, Add, Scale, from_json, to_json
+from workbench.hooks.rope_scaling import scaling_of
 from workbench.model import Transformer
-from workbench.rope_scaling import scaling_of
 
 KINDS = ("Ablate", "Scale", "Add", "RoPE")
 PLACES = ("Head", "Sublayer", "Hook")

@@ -8,7 +8,7 @@ from dashboard.layout.page import card, problem
 from dashboard.session import computed, models, url_state
 from dashboard.session.models import Known
 from dashboard.token_text import plain
-from workbench import sizes
+from workbench import model_cost
 from workbench.errors import WorkbenchError
 
 
@@ -33,7 +33,7 @@ def show() -> None:
 def _row(known: Known, held: int | None, chosen: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"model_{known.id}"):
         where = "" if known.path == "demo" else f", in {Path(known.path).parent}"
-        memory = "not loaded" if held is None else f"{sizes.readable_bytes(held)} of weights in memory"
+        memory = "not loaded" if held is None else f"{model_cost.readable_bytes(held)} of weights in memory"
         st.text(plain(f"{known.id}{where}: {memory}" + (", looked at" if chosen else "")))
         if not chosen:
             st.button("Look at it", key=f"look_{known.id}", on_click=url_state.hand_over, args=("model", known.id))
@@ -60,7 +60,7 @@ def _estimate(text: str) -> None:
     except WorkbenchError as error:
         problem("This folder cannot be added.", str(error))
         return
-    count, layers = sizes.readable_count(needed.config.n_params), needed.config.n_layers
+    count, layers = model_cost.readable_count(needed.config.n_params), needed.config.n_layers
     st.text(plain(f"{path}: {count} parameters in {layers} layers. It needs {needed}."))
     if needed.weights > needed.free:
         st.warning("Its weights are more than the memory that is free. Unload a model, or use a larger machine.")

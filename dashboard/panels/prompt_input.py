@@ -12,7 +12,7 @@ from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
 from evals.interventions import described
 from workbench.errors import DataError, TokenizerError, WorkbenchError
-from workbench.intervene import Ablate, from_json, to_json
+from workbench.hooks.interventions import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 # The second half repeats the first, so heads that continue a repetition (induction) show themselves.
@@ -28,7 +28,7 @@ class Input:
     """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook.
 
     Of a benchmark sample, `asked` tokens are its prompt, and `sample` is there if the ids are those that it ran on.
-    `changes` are the interventions that its run, or the capture, was made under, as `workbench.intervene.to_json` has
+    `changes` are the interventions that its run, or the capture, was made under, as `interventions.to_json` writes
     them. `text` is what was typed; None of a sample or a capture.
     """
 
@@ -46,7 +46,7 @@ class Input:
         return running(self.changes)
 
     def with_also(self, changes: str) -> str:
-        """Its own interventions and then these, both as `workbench.intervene.to_json` writes them."""
+        """Its own interventions and then these, both as `workbench.hooks.interventions.to_json` writes them."""
         return to_json([*from_json(self.changes), *from_json(changes)])
 
     def __len__(self) -> int:
@@ -59,10 +59,11 @@ def typed() -> bool:
 
 
 def running(changes: str) -> str:
-    """How a notebook's run under these interventions begins, which are as `workbench.intervene.to_json` writes them."""
+    """The first lines of a notebook's run under these interventions, given as `interventions.to_json` writes them."""
     if changes == NO_CHANGES:
         return "with torch.no_grad():"
-    return f"from workbench.intervene import from_json\nwith torch.no_grad(), model.intervene(*from_json({changes!r})):"
+    imports = "from workbench.hooks.interventions import from_json"
+    return f"{imports}\nwith torch.no_grad(), model.intervene(*from_json({changes!r})):"
 
 
 def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:

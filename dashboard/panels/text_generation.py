@@ -14,9 +14,9 @@ from dashboard.panels.prompt_input import running
 from dashboard.session import computed
 from dashboard.session.computed import NO_CHANGES
 from probes.generation.token_choices import Choice, Sampled, choices, gathered
-from workbench.intervene import from_json
+from workbench.hooks.interventions import from_json
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 ALTERNATIVES = 8
 FRAME_SECONDS = 0.05
@@ -29,7 +29,7 @@ _KEY = "_written"
 class Given:
     """The ids to go on from, the code that makes them in a notebook, and in a chat the message that is answered.
 
-    `changes` are the interventions in force, as `workbench.intervene.to_json` writes them.
+    `changes` are the interventions in force, as `workbench.hooks.interventions.to_json` writes them.
     """
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class Request:
 import torch, workbench as wb
 from probes.attention.head_metrics import HOOKS, head_metrics
 from probes.generation.token_choices import sampled
-from workbench.sampling import Sampling
+from workbench.inference.sampling import Sampling
 
 model = wb.load_model({self.path!r}).eval().requires_grad_(False)
 prompt = {self.given.code}

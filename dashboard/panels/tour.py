@@ -21,7 +21,7 @@ from evals.results.runs import Run
 from probes.attention.head_types import RULES, catalogue, repeat_scores, text_scores
 from probes.base.head_names import Head
 from workbench.errors import DataError, WorkbenchError
-from workbench.intervene import Ablate, to_json
+from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 
 # Words that seldom stand together, said twice: the second time only what was read before can tell what follows.

@@ -21,9 +21,9 @@ from probes.logits import logit_attribution, logit_lens
 from probes.mlp import neurons
 from probes.norms import rms_norms
 from probes.rope import head_scores
-from workbench.capture import Capture
 from workbench.errors import CaptureError, DataError
-from workbench.hooks import expand, layer_of, point_of
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import expand, layer_of, point_of
 
 HOOKS = tuple(
     dict.fromkeys(

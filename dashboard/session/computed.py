@@ -20,9 +20,9 @@ from dashboard.session import captures, models, shared_cache
 from dashboard.session.models import Known
 from dashboard.session.shared_cache import once_for_all, once_while_it_fits
 from dashboard.token_text import plain
-from workbench.capture import Capture
 from workbench.errors import WorkbenchError
-from workbench.intervene import from_json
+from workbench.hooks.capture import Capture
+from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 from workbench.provenance import ModelSource
 
@@ -80,7 +80,7 @@ def unload(known: Known) -> None:
 def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
     """One run of the model on these tokens with these hooks, or one that is already held and has them.
 
-    changes: interventions in force during the run, as `workbench.intervene.to_json` writes them.
+    changes: interventions in force during the run, as `workbench.hooks.interventions.to_json` writes them.
     Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
     found = opened(model, ids, hooks, changes)

@@ -17,12 +17,12 @@ import torch
 import workbench as wb
 from dashboard.session import gc_freeze
 from dashboard.session.settings import Settings
-from workbench import sizes
-from workbench.capture import free_memory
-from workbench.checkpoint.contents import open_checkpoint
+from workbench import model_cost
 from workbench.checkpoint.load import resolve_device
+from workbench.checkpoint.manifest import open_checkpoint
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError, DataError
+from workbench.hooks.capture import free_memory
 from workbench.model import Transformer
 
 
@@ -44,7 +44,7 @@ class Cost:
     free: int
 
     def __str__(self) -> str:
-        weights, cache, free = map(sizes.readable_bytes, (self.weights, self.cache, self.free))
+        weights, cache, free = map(model_cost.readable_bytes, (self.weights, self.cache, self.free))
         context = f"{self.config.max_seq_len:,} tokens"
         return f"{weights} for its weights and {cache} for the keys and values of {context}; {free} are free"
 
@@ -128,7 +128,7 @@ def cost(path: str) -> Cost:
     """Raises: CheckpointError or ConfigError for what is no checkpoint."""
     checkpoint = open_checkpoint(path)
     config, itemsize = checkpoint.config, checkpoint.dtype.itemsize
-    cache = sizes.cache_bytes_per_token(config, itemsize=itemsize) * config.max_seq_len
+    cache = model_cost.cache_bytes_per_token(config, itemsize=itemsize) * config.max_seq_len
     return Cost(config, config.n_params * itemsize, cache, free_memory(resolve_device("auto")))
 
 

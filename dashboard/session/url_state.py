@@ -1,4 +1,4 @@
-"""Widget values and parameters that live in the URL, and what the page says of a URL that asks for something unavailable."""
+"""Widget values and parameters that live in the URL, and which values of a URL were not available."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

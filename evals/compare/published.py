@@ -82,9 +82,8 @@ def named(name: str) -> tuple[Published, ...]:
 def of_size(parameters: int | None) -> list[str]:
     """The models with published scores that have exactly this many parameters: what a run may be asked about."""
     from workbench.published import PUBLISHED
-    from workbench.sizes import parameters as of
 
-    same = {name for name, config in PUBLISHED.items() if sum(of(config).values()) == parameters}
+    same = {name for name, config in PUBLISHED.items() if config.n_params == parameters}
     return list(dict.fromkeys(one.name for one in published() if one.model in same))
 
 

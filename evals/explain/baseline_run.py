@@ -15,8 +15,9 @@ from evals.results.provenance import basis
 from evals.results.runs import Run, read_run
 from evals.store.store import Store, StoredRun
 from workbench.errors import DataError
-from workbench.intervene import Ablate, Intervention, Scale
-from workbench.rope_scaling import RopeScaling
+from workbench.hooks.intervention import Intervention
+from workbench.hooks.interventions import Ablate, Scale
+from workbench.hooks.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from evals.compare.difference import Difference

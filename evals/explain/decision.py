@@ -17,7 +17,7 @@ from evals.compare.matching import Row
 from evals.explain.replay import Replay
 from workbench.errors import DataError
 from workbench.model import Transformer
-from workbench.tokenizer import Tokenizer
+from workbench.text.tokenizer import Tokenizer
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

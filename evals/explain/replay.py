@@ -17,12 +17,12 @@ import numpy as np
 from evals.compare.matching import Row
 from evals.results.runs import Run
 from evals.store.store import Store, StoredRun
-from workbench import intervene
 from workbench.checkpoint import load_model
 from workbench.errors import DataError
-from workbench.intervene import Intervention
+from workbench.hooks import interventions
+from workbench.hooks.intervention import Intervention, active_interventions
+from workbench.inference.scoring import Scored, score_tokens
 from workbench.model import Transformer
-from workbench.scoring import Scored, score_tokens
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.06}
 """Nats a token: how far a replay may be off, which runs a question by itself where the run had it in a batch.
@@ -143,7 +143,7 @@ def sample(run: Run, task: str, doc_id: int, *, filter: str | None = None) -> Ro
 
 def changes_of(run: Run) -> tuple[Intervention, ...]:
     """The interventions that a run was made under."""
-    return intervene.from_json(json.dumps(run.provenance.get("interventions") or []))
+    return interventions.from_json(json.dumps(run.provenance.get("interventions") or []))
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def under(model: Transformer, run: Run) -> Iterator[None]:
             found, wanted = (str(part or "none")[:16] for part in (value, own.get(name)))
             raise DataError(f"this model is not the run's: its {what} is {found}, the run's was {wanted}.")
     wanted_changes = changes_of(run)
-    acting = [None if change is None else change.to_dict() for change in intervene.acting(model)]
+    acting = [None if change is None else change.to_dict() for change in active_interventions(model)]
     if acting and acting != [change.to_dict() for change in wanted_changes]:
         raise DataError("the model is under other interventions than the run was; leave them, the run's own are used.")
     with model.intervene(*(() if acting else wanted_changes)):

@@ -21,7 +21,7 @@ from workbench import provenance
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
-    from workbench.intervene import Intervention
+    from workbench.hooks.intervention import Intervention
 
 # As in `evals.models.workbench_lm`: few enough to lose little by a kill.
 _SCORED_TOGETHER, _TEXTS_TOGETHER, _CONTINUED_TOGETHER = 512, 16, 64

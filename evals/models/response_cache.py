@@ -17,7 +17,7 @@ from typing import Any
 
 from evals.runtime.distributed import ALONE, Team
 from evals.store.store import Store, Writer, key_of
-from workbench import intervene
+from workbench.hooks.intervention import active_interventions
 from workbench.model import Transformer
 
 # Raised whenever the same weights would answer the same question otherwise: a mistake in scoring or generation mended.
@@ -37,7 +37,7 @@ def identity(model: Transformer) -> tuple[Any, ...] | None:
     That is: checkpoint, tokenizer, dtype, kind of device, context, interventions in force. Weights that came from no
     file or were changed since, and changes that no intervention describes, have no name to keep answers under.
     """
-    changes, source, tokenizer = intervene.acting(model), model.source, model.tokenizer
+    changes, source, tokenizer = active_interventions(model), model.source, model.tokenizer
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     if source is None or tokenizer is None or None in changes or hooked:
         return None

@@ -25,16 +25,17 @@ from evals.models.generation_args import Decoding, seeds_of
 from evals.models.response_cache import ENGINE, Recall, digest, identity
 from evals.models.token_trace import Traces
 from evals.runtime.progress import Bar, bar
-from workbench import intervene, provenance
-from workbench.chat import encode_chat
+from workbench import provenance
 from workbench.checkpoint import load_model
 from workbench.errors import DataError, TokenizerError
-from workbench.vocabulary import LLAMA3_PATTERN
+from workbench.hooks.intervention import active_interventions
+from workbench.text.chat_format import encode_chat
+from workbench.text.vocabulary_files import LLAMA3_PATTERN
 
 if TYPE_CHECKING:
     from workbench import Transformer
-    from workbench.intervene import Intervention
-    from workbench.tokenizer import Tokenizer
+    from workbench.hooks.intervention import Intervention
+    from workbench.text.tokenizer import Tokenizer
 
 _GENERATED_AT_MOST = 256  # where a task sets no limit; lm-eval's own default
 _ROWS_AT_ONCE = 32
@@ -95,7 +96,7 @@ class WorkbenchLM(TemplateLM):
         return self.model.intervene(*interventions)
 
     def origin(self) -> dict[str, Any]:
-        changes = [change.to_dict() for change in intervene.acting(self.model) if change is not None]
+        changes = [change.to_dict() for change in active_interventions(self.model) if change is not None]
         return {**provenance.describe(self.model.source), "engine": ENGINE, "interventions": changes}
 
     @property

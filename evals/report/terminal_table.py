@@ -10,7 +10,7 @@ from evals.interventions import described
 from evals.report.markup import line
 from evals.results.runs import Run, Score
 from workbench.errors import WorkbenchError
-from workbench.intervene import from_json
+from workbench.hooks.interventions import from_json
 
 if TYPE_CHECKING:
     from evals.compare.compare import Comparison, Sample

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from evals.models.generation_args import Decoding
 from evals.tasks import custom
-from workbench import intervene
 from workbench.errors import DataError
-from workbench.intervene import Intervention
+from workbench.hooks import interventions
+from workbench.hooks.intervention import Intervention
 
 if TYPE_CHECKING:
     pass
@@ -77,7 +77,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        changes = intervene.from_json(json.dumps(values["interventions"]))
+        changes = interventions.from_json(json.dumps(values["interventions"]))
         data = None if values["data"] is None else Path(values["data"])
         given = {**values, "tasks": tuple(values["tasks"]), "output": Path(values["output"]), "data": data}
         return cls(**{**given, "interventions": changes})

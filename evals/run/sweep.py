@@ -23,9 +23,9 @@ from evals.store.store import INDEX, Store, StoredRun
 from evals.tasks import presets
 from workbench import provenance
 from workbench.checkpoint import fingerprint
-from workbench.checkpoint.layout import find_layout
+from workbench.checkpoint.files import find_layout
 from workbench.errors import WorkbenchError
-from workbench.tokenizer import find_tokenizer
+from workbench.text.tokenizer import find_tokenizer
 
 
 @dataclass(frozen=True)

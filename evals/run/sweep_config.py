@@ -27,7 +27,7 @@ from typing import Any
 from evals.interventions import Changes, described
 from evals.run.settings import OURS, Settings
 from workbench.errors import DataError, WorkbenchError
-from workbench.intervene import Intervention
+from workbench.hooks.intervention import Intervention
 
 # Options of the file -> their types and the names they have in `Settings`.
 _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {

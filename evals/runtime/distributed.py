@@ -58,9 +58,9 @@ class Team:
     def leave(self) -> None:
         """Part from the others at the end of a program."""
         if self.group is not None:
-            from workbench import parallel
+            from workbench.layers import tensor_parallel
 
-            parallel.close()
+            tensor_parallel.close()
 
 
 ALONE = Team()
@@ -77,21 +77,21 @@ def join(tensor_parallel: int = 1) -> Team:
     import torch
     import torch.distributed as dist
 
-    from workbench import parallel
+    from workbench.layers import tensor_parallel as layers
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    parallel.init(tensor_parallel)
+    layers.init(tensor_parallel)
     # Objects go by the processors, whatever the tensors take.
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    member, members = parallel.member()
+    member, members = layers.member()
     everyone = Team(group=group).gather(socket.gethostname())
     rank, own = dist.get_rank(), socket.gethostname()
     return Team(
         rank=member,
         size=members,
         first=rank == 0,
-        keeps=parallel.rank() == 0,
+        keeps=layers.rank() == 0,
         reads=everyone.index(own) == rank,
         away=own != everyone[0],
         group=group,

@@ -10,8 +10,8 @@ import torch
 from probes.attention.head_metrics import HOOKS, pattern_blocks
 from probes.base import capture_access
 from probes.base.result import Result, frozen
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 
 __all__ = ["HOOKS", "MAX_CELLS", "HeadMap", "StrongestKeys", "head_map", "pool", "strongest_keys"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
+from workbench.layers.attention_stats import STATS
 from workbench.model import Transformer
-from workbench.streaming import STATS
 
 PATTERN = "attn.hook_pattern"
 HOOKS = (f"blocks.*.{PATTERN}",)

@@ -28,8 +28,8 @@ from probes.base import capture_access
 from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.head_names import Head
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
 from workbench.errors import DataError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 Rows = Callable[[Tensor, Tensor], dict[str, Tensor]]

@@ -9,8 +9,8 @@ import pandas as pd
 
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
-from workbench.streaming import map_factor
+from workbench.hooks.capture import Capture
+from workbench.layers.attention_stats import map_factor
 
 KEY_MASS, MAP = "attn.hook_key_mass", "attn.hook_map"
 HOOKS = (f"blocks.*.{KEY_MASS}",)

@@ -10,8 +10,8 @@ from probes.attention.head_metrics import HOOKS as HOOKS
 from probes.attention.head_metrics import PATTERN, entropy, pattern_blocks
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from probes.attention.head_metrics import PATTERN
 from probes.attention.head_types import HeadScores
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.cache import KVCache
 from workbench.errors import DataError
+from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
-from workbench.tokenizer import Tokenizer
+from workbench.text.tokenizer import Tokenizer
 
 THRESHOLD = 0.1
 """A head is a retrieval head when its mean score is at least this (arXiv 2404.15574)."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.config import ModelConfig
+from workbench.layers.rope import frequencies
 from workbench.model import Transformer
-from workbench.rope import frequencies
 
 PREVIOUS, INDUCTION, DUPLICATE = (0, 2), (1, 1), (0, 0)
 """The three heads that do something, as (layer, head)."""

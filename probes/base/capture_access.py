@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
-from workbench.hooks import point_of
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import point_of
 
 
 def layers(cap: Capture, suffix: str) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from probes.base.non_finite import Place
     from probes.base.result import Result
-    from workbench.capture import Capture
     from workbench.config import ModelConfig
+    from workbench.hooks.capture import Capture
     from workbench.model import Transformer
 
 SHOWN_ROWS = 60

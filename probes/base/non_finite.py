@@ -16,12 +16,12 @@ from torch import Tensor
 
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.attention import AttentionInputs
-from workbench.capture import Capture
-from workbench.checkpoint.finite import is_finite
+from workbench.checkpoint.assemble import is_finite
 from workbench.config import ModelConfig
-from workbench.hooks import SCORES, Site, Subscription, expand, hook_names, layer_of, point_of, subscribe
-from workbench.intervene import position_axis
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import SCORES, Site, Subscription, expand, hook_names, layer_of, point_of, subscribe
+from workbench.hooks.interventions import position_axis
+from workbench.layers.attention import AttentionInputs
 from workbench.model import Transformer
 
 KINDS = ("nan", "plus", "minus")

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from workbench import parallel
 from workbench.errors import HookError
+from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
 
 def whole(model: Transformer) -> None:
     """Refuse a model that is split over processes. Raises: HookError"""
-    if parallel.size() > 1:
+    if tensor_parallel.size() > 1:
         raise HookError("this probe reads whole weights; load the model in one process.")
 
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.base import capture_access
-from workbench.capture import Capture, Request
 from workbench.config import ModelConfig
 from workbench.errors import HookError
-from workbench.hooks import PATTERN, SCORES, compute, expand, hook_names, layer_of, point_of
-from workbench.intervene import position_axis
-from workbench.rope import to_adjacent
+from workbench.hooks.capture import Capture, Request
+from workbench.hooks.hook_points import PATTERN, SCORES, compute, expand, hook_names, layer_of, point_of
+from workbench.hooks.interventions import position_axis
+from workbench.layers.rope import to_adjacent
 
 Align = Literal["equal", "prefix", "suffix"]
 """Which tokens of two captures are compared: all, which must then be equal; those they begin with; those they end
@@ -83,7 +83,9 @@ def aligned(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
         capture_access.unpadded(cap)
     orders = [cap.provenance.get("pair_order", "adjacent") for cap in (a, b)]
     if orders[0] != orders[1]:
-        raise HookError(f"q and k are in {orders[0]} order in A and {orders[1]} in B; `workbench.rope` permutes.")
+        raise HookError(
+            f"q and k are in {orders[0]} order in A and {orders[1]} in B; `workbench.layers.rope` permutes."
+        )
     shift, first, end = _shared(a, b, align)
     at_a, at_b = capture_access.positions(a), capture_access.positions(b)
     rows_a = ((at_a >= first) & (at_a < end)).nonzero().squeeze(-1)

@@ -36,8 +36,9 @@ def compare(
     from probes.comparison import compare_models, compare_runs
     from workbench.commands import tokenizer_of
     from workbench.errors import DataError
-    from workbench.intervene import Ablate, Intervention
-    from workbench.rope_scaling import scaling_of
+    from workbench.hooks.intervention import Intervention
+    from workbench.hooks.interventions import Ablate
+    from workbench.hooks.rope_scaling import scaling_of
 
     given = text(prompt, file)
     heads = head_names.parse(ablate) if ablate else []

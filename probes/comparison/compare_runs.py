@@ -16,8 +16,8 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen, tidy
 from probes.comparison.alignment import Align, Aligned, aligned
-from workbench.capture import Capture
-from workbench.hooks import PATTERN, layer_of
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import PATTERN, layer_of
 
 LOGITS, MEASURES = "hook_logits", ("largest", "relative", "cosine")
 

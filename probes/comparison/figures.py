@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from probes.base.drawing import COLOURS, SEQUENTIAL, Stamp, Theme, atlas, colour_bar, finish
 from probes.base.non_finite import NonFinite
 from probes.comparison.compare_runs import Comparison, HeadDifferences, LogitDifferences
-from workbench.hooks import HOOKS, PATTERN, layer_of, point_of
+from workbench.hooks.hook_points import HOOKS, PATTERN, layer_of, point_of
 
 OF_KEYS = ("hook_k", "hook_rot_k", "hook_v")
 SMALLEST = 1e-9  # relative differences are drawn from here; float32 rounds at 1e-7

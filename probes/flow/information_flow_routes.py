@@ -16,8 +16,8 @@ from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.flow.value_weighted import HOOKS as WEIGHTED
 from probes.flow.value_weighted import transformed, whole
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = (*WEIGHTED, "blocks.*.hook_mlp_out", "blocks.*.hook_resid_post")

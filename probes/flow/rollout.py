@@ -18,8 +18,8 @@ from probes.attention.head_metrics import HOOKS as HOOKS
 from probes.attention.head_metrics import PATTERN
 from probes.base import capture_access
 from probes.base.result import Result, frozen
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 
 _UNIT = 2**40  # capacities are whole numbers of this, so that the search is exact and ends
 

@@ -17,8 +17,8 @@ from probes.attention.head_metrics import PATTERN, pattern_blocks
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.base.weights import head_writer
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = (

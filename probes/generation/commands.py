@@ -25,7 +25,7 @@ def sampled(
     """Generation: what every token was drawn from, its rank and the entropy before it."""
     check(output)
     from probes.generation import token_choices as probe
-    from workbench.sampling import Sampling
+    from workbench.inference.sampling import Sampling
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     found = probe.sampled(loaded, ids, Sampling(temperature, top_p, top_k), seed=seed, max_new_tokens=steps)

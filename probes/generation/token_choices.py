@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from probes.base.result import Result, frozen
-from workbench import parallel
-from workbench.continuation import Continuation, FinishReason
 from workbench.errors import DataError
+from workbench.inference.sampling import Sampling
+from workbench.inference.sequence import Continuation, FinishReason
+from workbench.layers import tensor_parallel
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Choice:
 
     `logprob`, `rank` and `entropy` are the model's own; `share` is the token's probability in what was drawn from,
     `share_entropy` that distribution's entropy, and `kept` how many tokens it could have given. `likeliest` are the
-    model's first tokens: id, log-probability, share. `text` and `finish_reason` as `workbench.generate.Piece`'s.
+    model's first tokens: id, log-probability, share. `text` and `finish_reason` as in `generate.Piece`.
     """
 
     token: int
@@ -107,7 +107,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
     Shapes: logits [vocab] -> [vocab]
     Source: arXiv 1904.09751 (top-p), 1805.04833 (top-k).
-    Exact:  as `workbench.sampling.Sampling.choose` draws: top-p looks at the mass before top-k is taken away.
+    Exact:  as `workbench.inference.sampling.Sampling.choose` draws: top-p looks at the mass before top-k is taken away.
     """
     if sampling.temperature == 0:
         return torch.zeros_like(logits).index_fill(0, logits.argmax(), 1.0)
@@ -132,7 +132,7 @@ def choices(
 ) -> Iterator[Choice]:
     """The continuation of token ids, a token at a time, each with what it was drawn from.
 
-    It is what `workbench.generate.stream` gives at the same settings, from the logits of the very step.
+    It is what `workbench.inference.generate.stream` gives at the same settings, from the logits of the very step.
     Shapes: prompt [pos]
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
     """
@@ -194,11 +194,11 @@ def _steps(model: Transformer, row: Continuation, sampling: Sampling, alternativ
 
 
 def _choice(row: Continuation, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
-    """Draw the next token, as `workbench.generate` does, and say what it was drawn from. Shapes: logits [1, vocab]"""
+    """Draw the next token as `generate` does, and say what it was drawn from. Shapes: logits [1, vocab]"""
     uniform = torch.zeros(1)
     if sampling.temperature > 0:
         uniform = torch.rand((), generator=row.generator).unsqueeze(0)
-    token = int(parallel.agreed(sampling.choose(logits, uniform.to(logits.device))))
+    token = int(tensor_parallel.agreed(sampling.choose(logits, uniform.to(logits.device))))
     own = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
     share = distribution(logits[0], sampling)
     top = own.topk(alternatives)

@@ -16,8 +16,8 @@ from probes.base.result import Result, frozen
 from probes.base.weights import head_writer, neuron_writer
 from probes.logits.logit_attribution import Target, by_target, readout_of, removed_by, texts_of
 from probes.logits.logit_lens import token_text
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 NEURON_HOOKS = (

@@ -17,10 +17,11 @@ from probes.logits import logit_attribution, logit_lens
 from probes.logits.logit_attribution import LogitAttribution
 from probes.logits.logit_lens import TokenCurves
 from probes.norms.norm_linearity import linearisation
-from workbench.capture import Capture
 from workbench.errors import HookError
-from workbench.hooks import expand, layer_of
-from workbench.intervene import Targeted, acting
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import expand, layer_of
+from workbench.hooks.intervention import active_interventions
+from workbench.hooks.interventions import Targeted
 from workbench.model import Transformer
 
 HOOKS = (*dict.fromkeys((*logit_attribution.HOOKS, *logit_lens.HOOKS, "blocks.*.hook_attn_out")),)
@@ -98,7 +99,7 @@ def explain(
 
 def _as_arrived(model: Transformer, cap: Capture, found: LogitAttribution) -> LogitAttribution:
     """The attribution with one part for the attention of every layer that is changed behind its heads."""
-    changes = [change for change in acting(model) if isinstance(change, Targeted)]
+    changes = [change for change in active_interventions(model) if isinstance(change, Targeted)]
     hooks = {name for change in changes for name in expand(change.hook, cap.config) if name.endswith(_BEHIND_THE_HEADS)}
     changed = sorted({layer for name in hooks if (layer := layer_of(name)) is not None})
     if not changed:

@@ -19,8 +19,8 @@ from probes.base.result import Result, frozen, tidy
 from probes.base.weights import head_writer, unembedding
 from probes.logits.logit_lens import known_tokens, token_text
 from probes.norms.norm_linearity import linearisation, rms_norm
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = (

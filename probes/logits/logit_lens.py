@@ -15,8 +15,8 @@ from torch import Tensor
 
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = ("hook_embed", "blocks.*.hook_resid_post", "ln_final.hook_out")

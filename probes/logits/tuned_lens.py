@@ -22,8 +22,8 @@ from probes.base.result import Result, frozen
 from probes.logits import logit_lens as plain
 from probes.logits.logit_lens import EMBED, LogitLens
 from workbench import provenance
-from workbench.capture import Capture
 from workbench.errors import CheckpointError, HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 FILE = "tuned_lens.safetensors"  # its name beside a checkpoint

@@ -18,8 +18,8 @@ from probes.base.result import Result, frozen, tidy
 from probes.base.weights import neuron_writer, unembedding
 from probes.logits.logit_lens import token_text
 from probes.norms.rms_norms import kurtosis
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = ("blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post")

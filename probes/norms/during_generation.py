@@ -14,8 +14,8 @@ from torch import Tensor
 from probes.base.result import Result, frozen, tidy
 from probes.norms import rms_norms
 from probes.norms.rms_norms import ContributionRatios, InputRms, OutlierDimensions
-from workbench.capture import Capture
 from workbench.errors import DataError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = rms_norms.HOOKS

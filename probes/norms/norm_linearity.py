@@ -17,8 +17,8 @@ from torch import Tensor
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.norms.rms_norms import FINAL
-from workbench.capture import Capture
 from workbench.config import ModelConfig
+from workbench.hooks.capture import Capture
 from workbench.model import RMSNorm, Transformer
 
 HOOKS = (

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from workbench.capture import Capture
 from workbench.errors import MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = (

@@ -20,7 +20,7 @@ from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.head_names import Head, label
 from probes.base.result import Result, frozen
 from workbench.errors import HookError
-from workbench.intervene import Intervention
+from workbench.hooks.intervention import Intervention
 from workbench.model import Transformer
 
 Target = Callable[[Tensor, Tensor], Tensor]

@@ -19,10 +19,10 @@ from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.result import Result, frozen, tidy
 from probes.patching.ablation import Target
 from probes.patching.prompt_pairs import LogitDifference, Pair
-from workbench import hooks
-from workbench.capture import Capture
 from workbench.errors import HookError
-from workbench.hooks import Site, Subscription
+from workbench.hooks import hook_points
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import Site, Subscription
 from workbench.model import Transformer
 
 What = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"]
@@ -212,7 +212,7 @@ class _Runs:
         def edit(_: Site, x: Tensor) -> Tensor:
             return torch.where(chosen, given, x)
 
-        with hooks.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
+        with hook_points.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
             return self.model.resume(self.entering(layer).repeat(times, 1, 1), layer)
 
     def entering(self, layer: int) -> Tensor:

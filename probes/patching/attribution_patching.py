@@ -10,9 +10,9 @@ import torch
 from probes.base.result import Result, frozen, tidy
 from probes.patching.activation_patching import SITES, Direction, Patching, What, _layers, _result, _Runs
 from probes.patching.prompt_pairs import Pair
-from workbench import hooks
 from workbench.errors import HookError
-from workbench.hooks import Subscription
+from workbench.hooks import hook_points
+from workbench.hooks.hook_points import Subscription
 from workbench.model import Transformer
 
 
@@ -38,7 +38,7 @@ def attribution_patching(
     names = [f"blocks.{layer}.{SITES[what]}" for layer in chosen]
     # A leaf at the embedding makes everything above it part of the graph, whether or not weights want gradients.
     leaf = Subscription(frozenset(["hook_embed"]), edit=lambda _, x: x.detach().requires_grad_())
-    with torch.enable_grad(), hooks.subscribe(model, leaf):
+    with torch.enable_grad(), hook_points.subscribe(model, leaf):
         logits, cap = model.run_with_capture(run.tokens, names)
         value = pair.target(logits, run.tokens)
         grads = torch.autograd.grad(value.sum(), [cap[name] for name in names])

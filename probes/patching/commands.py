@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from probes.patching.activation_patching import Patching
     from probes.patching.prompt_pairs import Pair
     from workbench.model import Transformer
-    from workbench.tokenizer import Tokenizer
+    from workbench.text.tokenizer import Tokenizer
 
 Clean = Annotated[str, typer.Option("--prompt", help="The clean text; begin-of-text is put before it.")]
 Corrupted = Annotated[str, typer.Option(help="The same in as many tokens, with what matters changed.")]

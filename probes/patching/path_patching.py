@@ -23,10 +23,10 @@ from probes.logits.component_attribution import source_attribution
 from probes.logits.logit_attribution import Target
 from probes.patching.activation_patching import BUDGET, SITES, Direction, Patching, Place, _mask, _result, _Runs
 from probes.patching.prompt_pairs import Pair
-from workbench import hooks
-from workbench.capture import Capture
 from workbench.errors import HookError
-from workbench.hooks import Site, Subscription
+from workbench.hooks import hook_points
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import Site, Subscription
 from workbench.model import Transformer
 
 Through = Literal["q", "k", "v"]
@@ -114,7 +114,7 @@ def _sent(
     seen: dict[str, Tensor] = {}
     held = [Subscription(frozenset([name]), edit=partial(_instead, _rows(base[name], len(places)))) for name in later]
     watch = Subscription(frozenset(watched), observe=lambda site, x: seen.__setitem__(site.name, x))
-    with hooks.subscribe(run.model, *held, watch):
+    with hook_points.subscribe(run.model, *held, watch):
         return run.normed(layer, places), seen
 
 
@@ -123,17 +123,17 @@ def _received(run: _Runs, receivers: Sequence[Head], seen: dict[str, Tensor]) ->
     first, group, edits = receivers[0][0], run.model.config.group_size, []
     for name, given in seen.items():
         shared = 1 if name.endswith("hook_q") else group
-        places = [(head // shared, -1) for layer, head in receivers if layer == hooks.layer_of(name)]
+        places = [(head // shared, -1) for layer, head in receivers if layer == hook_points.layer_of(name)]
         chosen = torch.stack([_mask(given[:1], [place]) for place in places]).any(0)
         edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, given)))
     times = len(next(iter(seen.values()))) // len(run.tokens)
-    with hooks.subscribe(run.model, *edits):
+    with hook_points.subscribe(run.model, *edits):
         return run.model.resume(_rows(run.entering(first), times), first)
 
 
 def _after(name: str, layer: int) -> bool:
     """Whether a hook point comes after the heads of a layer."""
-    at = hooks.layer_of(name)
+    at = hook_points.layer_of(name)
     assert at is not None
     return at > layer or (at == layer and name.endswith(MLP))
 

@@ -45,7 +45,7 @@ def positions(
     """RoPE: loss by position, plain and under other scalings."""
     check(output)
     from probes.rope import loss_by_position as probe
-    from workbench.rope_scaling import scaling_of
+    from workbench.hooks.rope_scaling import scaling_of
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     bos, context = ids[0], loaded.config.max_seq_len
@@ -70,7 +70,7 @@ def turned(
     """RoPE: how each head's pattern would move under another."""
     check(output)
     from probes.rope import head_scores, what_if_heads
-    from workbench.rope_scaling import scaling_of
+    from workbench.hooks.rope_scaling import scaling_of
 
     other = scaling_of(scaling, config(model)).rotary(config(model))
     _, cap, origin = capture(model, prompt, file, head_scores.HOOKS, device)

@@ -3,7 +3,7 @@
 The score of a query at position i and a key at j is a sum over frequency pairs m of
 head_dim^-1/2 * Re[q_m conj(k_m) e^{i (i - j) theta_m}], with q and k before rotation and pairs adjacent as in Meta's
 weights. Everything here follows from that formula. The frequencies themselves, of this and of every other rotation,
-are in `workbench.rope`.
+are in `workbench.layers.rope`.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen
 from workbench.config import ModelConfig
-from workbench.rope import frequencies, what_if_frequencies, yarn_temperature
+from workbench.layers.rope import frequencies, what_if_frequencies, yarn_temperature
 
 __all__ = [
     "Decay",

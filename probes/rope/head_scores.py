@@ -28,9 +28,9 @@ from probes.rope.formulas import (
     what_if_frequencies,
     yarn_temperature,
 )
-from workbench.capture import Capture
 from workbench.config import ModelConfig
 from workbench.errors import ConfigError, HookError
+from workbench.hooks.capture import Capture
 
 __all__ = [
     "ARITHMETICS",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen, tidy
 from workbench.errors import DataError
-from workbench.intervene import Intervention
+from workbench.hooks.intervention import Intervention
 from workbench.model import Transformer
 
 PLAIN = "plain"

@@ -12,7 +12,7 @@ from torch import Tensor
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.rope.head_scores import HOOKS, what_if
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
 
 __all__ = ["HOOKS", "Turned", "what_if_heads"]
 

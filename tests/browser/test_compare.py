@@ -7,7 +7,7 @@ from evals.results.runs import list_runs
 from tests.browser.conftest import Tab, World
 from tests.browser.test_pages import harmless, query
 from tests.dashboard.world import NASTY
-from workbench.intervene import Ablate, to_json
+from workbench.hooks.interventions import Ablate, to_json
 
 pytestmark = pytest.mark.browser
 

@@ -9,10 +9,10 @@ import torch
 from evals.results.runs import write
 from workbench.checkpoint import load_model
 from workbench.config import ModelConfig
-from workbench.demo.bpe import learn
+from workbench.inference.scoring import score_tokens
 from workbench.model import Transformer
-from workbench.scoring import score_tokens
-from workbench.tokenizer import Tokenizer
+from workbench.text.tokenizer import Tokenizer
+from workbench.training.demo_data.bpe import learn
 
 TEXT = "The cat sat on the mat and the dog ran to the park. It was warm because the sun was out all day.\n" * 3
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from workbench.config import ModelConfig
 from workbench.model import Transformer
-from workbench.tokenizer import Tokenizer
+from workbench.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

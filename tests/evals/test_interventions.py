@@ -6,14 +6,14 @@ import pytest
 
 import workbench as wb
 from evals.interventions import Changes, described
-from workbench import intervene
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, DataError, InterventionError, UnknownHookError, WorkbenchError
+from workbench.hooks import interventions
 
 
 def test_options_stand_for_interventions(tiny_config: ModelConfig, tmp_path: Path) -> None:
     file = tmp_path / "changes.json"
-    file.write_text(intervene.to_json([wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3])]))
+    file.write_text(interventions.to_json([wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3])]))
     found = Changes(file, "L2H3, L0.mlp", "L1H0=0.5,L1.attn=-2", "yarn=4").interventions(tiny_config)
     expected = [
         wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3]),

@@ -18,9 +18,9 @@ import workbench as wb
 from probes.attention import head_metrics
 from probes.logits import logit_attribution, logit_lens
 from probes.patching import activation_patching
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.layers.rope import to_half_split
 from workbench.model import Transformer
-from workbench.rope import to_half_split
 
 peer = pytest.importorskip("transformer_lens", reason="transformer_lens is not installed; run `make test-peers`")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; run `make test-peers`")

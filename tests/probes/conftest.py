@@ -8,9 +8,9 @@ import torch
 from probes.attention import head_metrics
 from probes.norms import rms_norms
 from probes.rope import head_scores
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.layers.rope import to_half_split
 from workbench.model import Transformer
-from workbench.rope import to_half_split
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from probes.generation import token_choices
 from probes.logits import component_attribution, logit_attribution, logit_lens, tuned_lens
 from probes.norms import rms_norms
 from probes.rope import head_scores
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     "head_metrics": lambda model, cap: head_metrics.head_metrics(cap),

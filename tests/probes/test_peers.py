@@ -21,8 +21,8 @@ from probes.logits import logit_attribution
 from probes.norms import norm_linearity, rms_norms
 from probes.patching import ablation, activation_patching
 from probes.rope import loss_by_position
-from workbench.capture import Capture
-from workbench.hooks import STATS
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import STATS
 from workbench.model import Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")

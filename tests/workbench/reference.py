@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
-from workbench.rope import to_adjacent
+from workbench.layers.rope import to_adjacent
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

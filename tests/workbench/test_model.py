@@ -6,6 +6,7 @@ import torch
 import workbench as wb
 from tests.workbench.reference import hugging_face, ours
 from workbench.errors import GenerationError, WorkbenchError
+from workbench.hooks import hook_points
 
 SHAPES = {
     "MHA": {"heads": 4, "kv_heads": 4},
@@ -89,10 +90,10 @@ def test_a_run_goes_on_from_any_layer_to_the_last_bit(tiny_model) -> None:
 @torch.no_grad()
 def test_a_resumed_run_fires_its_own_layers_hooks_alone(tiny_model) -> None:
     seen = []
-    watch = wb.hooks.Subscription(
-        frozenset(wb.hooks.hook_names(tiny_model.config)), observe=lambda site, _: seen.append(site.layer)
+    watch = hook_points.Subscription(
+        frozenset(hook_points.hook_names(tiny_model.config)), observe=lambda site, _: seen.append(site.layer)
     )
-    with wb.hooks.subscribe(tiny_model, watch):
+    with hook_points.subscribe(tiny_model, watch):
         tiny_model.resume(torch.randn(1, 5, 32), 2)
     assert set(seen) == {2, None}  # None: the final norm
 

@@ -1,22 +1,28 @@
 """Weights out of mapped files: any part of a whole tensor, from any pieces, in any type, on any device.
 
-A view of the file where nothing has to change; otherwise one copy, made block by block, with the file's pages given
-back as it goes, so that memory stays near the size of the result.
+A view of the file where nothing has to change; otherwise one copy, made block by block, with the file's pages released
+as it goes, so that memory stays near the size of the result. Values are checked to be finite at the speed of reading
+them once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import rope
-from workbench.checkpoint.contents import Piece, Weight
-from workbench.checkpoint.finite import first_not_finite, is_finite
-from workbench.checkpoint.pages import MappedPages
+from workbench.checkpoint.manifest import Piece, Weight
 from workbench.errors import CheckpointError
+from workbench.layers import rope
 
 _BLOCK = 8 << 20  # bytes copied before the file's pages are given back
 
@@ -115,3 +121,77 @@ def _copy(into: Tensor, source: Tensor, pages: MappedPages, *, check: bool) -> b
         into[low : low + rows].copy_(block)
         pages.give_back(block)
     return True
+
+
+class MappedPages:
+    """The address ranges at which some files are mapped now; keep those tensors alive while this is in use."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        if sys.platform != "linux":
+            return
+        wanted = {str(file.resolve()) for file in files}
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=5)  # addresses, permissions, offset, device, inode, path
+            if len(fields) == 6 and fields[5] in wanted:
+                low, high = fields[0].split("-")
+                self._ranges.append((int(low, 16), int(high, 16)))
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Drop the pages that lie wholly inside a tensor (of any strides); they must not have been written to."""
+        if not self._ranges or tensor.device.type != "cpu" or not tensor.numel():
+            return
+        low = tensor.data_ptr()
+        span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        high = low + span * tensor.element_size()
+        # Memory that is not of these files would be lost, not fetched again.
+        if not any(begin <= low and high <= end for begin, end in self._ranges):
+            return
+        low = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE
+        high = high // mmap.PAGESIZE * mmap.PAGESIZE
+        if low < high:
+            _libc().madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), mmap.MADV_DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+_CHUNK = 2 << 20  # bytes that stay in the cache between the two looks at them
+
+# Per type: an integer of the same size, and the bits of infinity; whatever is not finite has no smaller bits.
+_INFINITY = {
+    torch.bfloat16: (torch.int16, np.uint16, 0x7F80),
+    torch.float16: (torch.int16, np.uint16, 0x7C00),
+    torch.float32: (torch.int32, np.uint32, 0x7F80_0000),
+    torch.float64: (torch.int64, np.uint64, 0x7FF0_0000_0000_0000),
+}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value of a floating tensor is a NaN or an infinity; needs no memory of its size."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    integer, unsigned, infinity = _INFINITY[tensor.dtype]
+    signed = tensor.detach().flatten().view(integer).numpy()
+    negative_infinity = infinity + (1 << (tensor.element_size() * 8 - 1))
+    step = _CHUNK // tensor.element_size()
+    for start in range(0, len(signed), step):
+        chunk = signed[start : start + step]
+        # As signed integers the largest is the most positive float, as unsigned ones the most negative.
+        if chunk.max() >= infinity or chunk.view(unsigned).max() >= negative_infinity:
+            return False
+    return True
+
+
+def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
+    """The place of the first tensor that has a value that is not finite, or None."""
+    if tensors and tensors[0].device.type != "cpu":
+        # One answer for all of them, because a GPU is only waited for once.
+        extremes = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors])
+        bad = (~extremes.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy leaves Python's lock
+            bad = [i for i, fine in enumerate(pool.map(is_finite, tensors)) if not fine]
+    return bad[0] if bad else None

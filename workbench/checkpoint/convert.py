@@ -13,17 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from workbench import rope
-from workbench.checkpoint.assemble import Target, assemble
-from workbench.checkpoint.contents import Checkpoint, Weight, open_checkpoint
-from workbench.checkpoint.fit import fitting_tokenizer
-from workbench.checkpoint.layout import INDEX
-from workbench.checkpoint.pages import MappedPages
+from workbench.checkpoint.assemble import MappedPages, Target, assemble
+from workbench.checkpoint.files import INDEX
+from workbench.checkpoint.load import fitting_tokenizer
+from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
 from workbench.checkpoint.tensors import Kind, stored_name
 from workbench.checkpoint.write import Entry, write_pth, write_safetensors
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
-from workbench.tokenizer import Tokenizer
+from workbench.layers import rope
+from workbench.text.tokenizer import Tokenizer
 
 # What goes along unchanged.
 _COMPANIONS = (

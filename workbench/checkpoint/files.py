@@ -1,12 +1,15 @@
-"""One weight file, memory-mapped: names and tensors, nothing read before somebody looks at it.
+"""The files of a checkpoint directory: which layout it has, which files in which order, and what one of them holds.
 
-Knows the two containers (safetensors, and PyTorch's zip) and nothing of what the tensors mean.
+Knows how Meta and Hugging Face name things, and the two containers (safetensors, and PyTorch's zip); weight files are
+memory-mapped, and nothing is read before it is used. Knows nothing of what the tensors mean.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from workbench.checkpoint.tensors import Kind
+from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 
 
@@ -58,3 +63,107 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a checkpoint's configuration and weights are; files in shard order."""
+
+    kind: Kind
+    root: Path
+    config_file: Path
+    weight_files: tuple[Path, ...]
+
+
+def resolve(path: str | Path) -> Path:
+    """The directory that a user means; "demo" is the embedded checkpoint.
+
+    Raises: CheckpointError if it does not exist or is a file.
+    """
+    root = DEMO if str(path) == "demo" else Path(path).expanduser()
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; give the directory that holds it and its configuration.")
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
+    return root
+
+
+def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
+    """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
+
+    Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
+    """
+    root = resolve(path)
+    meta, hf = root / "params.json", root / "config.json"
+    shards = _meta_files(root)
+    if meta.is_file() and (shards or not hf.is_file()):
+        if hf.is_file() and _hf_files(root, required=False):
+            raise CheckpointError(
+                f"{root}: holds both Meta's and Hugging Face's weights; keep each in its own directory."
+            )
+        if weights and not shards:
+            raise CheckpointError(f"{root}: params.json is there, but no consolidated.NN.pth or .safetensors.")
+        return Layout("meta", root, meta, shards)
+    if hf.is_file():
+        return Layout("hf", root, hf, _hf_files(root, required=weights))
+    raise CheckpointError(f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory.")
+
+
+def stated_config(layout: Layout) -> ModelConfig:
+    """What the configuration file says; the weights may know better whether the output is tied."""
+    values = read_json(layout.config_file)
+    read = ModelConfig.from_meta if layout.kind == "meta" else ModelConfig.from_hf
+    return read(values, source=str(layout.config_file))
+
+
+def _meta_files(root: Path) -> tuple[Path, ...]:
+    for suffix in ("safetensors", "pth"):
+        found = {}
+        for path in root.glob(f"consolidated*.{suffix}"):
+            match = re.fullmatch(r"consolidated(?:\.(\d+))?", path.stem)
+            if match:
+                found[int(match[1] or 0)] = path
+        absent = sorted(set(range(max(found, default=-1) + 1)) - set(found))
+        if absent:
+            raise CheckpointError(
+                f"{root}: consolidated.{absent[0]:02d}.{suffix} is missing; "
+                f"found {', '.join(path.name for _, path in sorted(found.items()))}."
+            )
+        if found:
+            return tuple(path for _, path in sorted(found.items()))
+    return ()
+
+
+def _hf_files(root: Path, *, required: bool) -> tuple[Path, ...]:
+    index = root / INDEX
+    if index.is_file():
+        names = sorted(set(weight_map(index).values()))
+        absent = [name for name in names if not (root / name).is_file()]
+        if absent and required:
+            raise CheckpointError(
+                f"{index}: names {absent[0]}, which is not there ({len(absent)} of {len(names)} missing)."
+            )
+        return tuple(root / name for name in names)
+    single = root / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    if required:
+        others = sorted(path.name for path in (*root.glob("*.safetensors"), *root.glob("pytorch_model*.bin")))
+        hint = f"; found {', '.join(others[:3])}, which cannot be used alone" if others else ""
+        raise CheckpointError(f"{root}: config.json is there, but neither model.safetensors nor {INDEX}{hint}.")
+    return ()
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """File name of every tensor in a Hugging Face index."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"{index}: has no weight_map from tensor to file.")
+    outside = [name for name in found.values() if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index}: names {outside[0]!r}, which is not in this directory.")
+    return found

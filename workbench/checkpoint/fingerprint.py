@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from workbench.checkpoint.layout import find_layout
+from workbench.checkpoint.files import find_layout
 
 
 def fingerprint(path: str | Path) -> str:

@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workbench import parallel
-from workbench.checkpoint.assemble import Target, assemble, verify
-from workbench.checkpoint.contents import Checkpoint, Weight, open_checkpoint
-from workbench.checkpoint.fit import fitting_tokenizer
-from workbench.checkpoint.pages import MappedPages
-from workbench.errors import ConfigError
+from workbench.checkpoint.assemble import MappedPages, Target, assemble, verify
+from workbench.checkpoint.files import Layout
+from workbench.checkpoint.fingerprint import fingerprint
+from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
+from workbench.checkpoint.tensors import Kind
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError, ConfigError
+from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 from workbench.provenance import ModelSource, stamps
+from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -26,6 +29,8 @@ _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
+# Hugging Face checkpoints pad the embedding up to a multiple of at most this many rows; Meta's never do.
+_PADDING = 128
 STEPS = 20  # how often progress is told of, in each half
 
 
@@ -56,7 +61,7 @@ def load_model(
         model = Transformer(checkpoint.config)
     _fill(model, checkpoint, wanted or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
-    model.source = ModelSource(checkpoint.layout.root, tokenizer.sha256 if tokenizer else None, files)
+    model.source = ModelSource(checkpoint.layout.root, fingerprint, tokenizer.sha256 if tokenizer else None, files)
     return model.eval()
 
 
@@ -68,7 +73,7 @@ def _fill(
     progress: Callable[[float], None] | None,
 ) -> None:
     pages = MappedPages(checkpoint.layout.weight_files)
-    target = Target(dtype, device, parallel.rank(), parallel.size())
+    target = Target(dtype, device, tensor_parallel.rank(), tensor_parallel.size())
     tensors: list[Tensor] = []
     for part in _parts(checkpoint.weights, STEPS if progress else 1):
         tensors += [assemble(weight, pages, target) for weight in checkpoint.weights[part]]
@@ -89,6 +94,25 @@ def _parts(weights: Sequence[Weight], count: int) -> Iterator[slice]:
     """Slices of the weights, in order and all of them: at most `count`, of about as many weights each."""
     step = -(-len(weights) // count)
     return (slice(first, min(first + step, len(weights))) for first in range(0, len(weights), step))
+
+
+def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None = None) -> Tokenizer | None:
+    """The tokenizer in a checkpoint's directory, None where there is none.
+
+    `kind` is the layout that it has to fit, by default the directory's own.
+    Raises: CheckpointError if its vocabulary is not the configuration's; TokenizerError if it cannot be read.
+    """
+    file = find_tokenizer(layout.root)
+    if file is None:
+        return None
+    tokenizer = Tokenizer.from_file(file)
+    padding = config.vocab_size - tokenizer.vocab_size
+    if not 0 <= padding < (_PADDING if (kind or layout.kind) == "hf" else 1):
+        raise CheckpointError(
+            f"{file}: this vocabulary has {tokenizer.vocab_size:,} tokens, but {layout.config_file.name} says "
+            f"{config.vocab_size:,}; expected the tokenizer that this model was trained with."
+        )
+    return tokenizer
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

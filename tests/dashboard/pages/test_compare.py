@@ -18,7 +18,7 @@ from evals.compare.compare import compare as compare_evaluations
 from evals.results.runs import list_runs
 from probes.comparison.compare_runs import compare
 from tests.dashboard.page_text import numbers, read_table
-from workbench.intervene import Ablate, to_json
+from workbench.hooks.interventions import Ablate, to_json
 
 App = Callable[..., AppTest]
 PROMPT = "the cat sat on the mat and the dog ran"

@@ -19,10 +19,10 @@ from probes.attention.head_metrics import HOOKS, head_metrics
 from probes.generation.token_choices import sampled
 from tests.dashboard.page_text import WRITTEN_TO, figures, read_table, read_tables
 from tests.dashboard.world import NASTY, write_checkpoint
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
-from workbench.tokenizer import Tokenizer
-from workbench.vocabulary import Vocabulary
+from workbench.text.tokenizer import Tokenizer
+from workbench.text.vocabulary_files import Vocabulary
 
 App = Callable[..., AppTest]
 PROMPT = "the cat sat on the mat"

@@ -21,8 +21,8 @@ from dashboard.session import computed
 from dashboard.session.settings import ROOT
 from probes.logits.tuned_lens import TunedLens
 from tests.dashboard.page_text import WRITTEN_TO, numbers, read_table, read_tables
-from workbench import parallel
-from workbench.intervene import from_json, to_json
+from workbench.hooks.interventions import from_json, to_json
+from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
 App = Callable[..., AppTest]
@@ -142,7 +142,7 @@ def test_a_sample_asks_for_gold_less_predicted_right_after_its_prompt(app: App, 
 
 def test_a_model_that_is_split_is_refused_with_the_reason(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     session = app("lens")
-    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(tensor_parallel, "size", lambda: 2)
     session.run()
     assert session.error[0].value == "The lens needs the whole unembedding."
     assert "split over 2 processes" in session.code[0].value and not session.exception

@@ -15,7 +15,7 @@ from dashboard.session.settings import ROOT
 from evals.results.runs import list_runs
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
-from workbench.intervene import Scale
+from workbench.hooks.interventions import Scale
 
 App = Callable[..., AppTest]
 

@@ -14,7 +14,7 @@ import workbench as wb
 from dashboard.session import captures
 from dashboard.session.settings import ROOT
 from tests.dashboard.page_text import WRITTEN_TO, numbers, read_table, read_tables
-from workbench.intervene import Ablate, to_json
+from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 
 App = Callable[..., AppTest]

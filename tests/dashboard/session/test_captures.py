@@ -14,11 +14,11 @@ from dashboard.session import captures, shared_cache
 from probes.norms import rms_norms
 from tests.dashboard.page_text import numbers, read_table, read_tables, texts
 from tests.dashboard.world import write_checkpoint
-from workbench.capture import Capture
 from workbench.checkpoint import load_model
 from workbench.cli import main
 from workbench.errors import DataError
-from workbench.intervene import Ablate, Scale, to_json
+from workbench.hooks.capture import Capture
+from workbench.hooks.interventions import Ablate, Scale, to_json
 from workbench.model import Transformer
 
 TEXT = "The cat sat on the mat"

@@ -19,7 +19,7 @@ from evals.report import comparison_report, report, terminal_table
 from evals.results.runs import Run, Score, list_runs, write
 from workbench.cli import main
 from workbench.errors import DataError
-from workbench.intervene import Ablate
+from workbench.hooks.interventions import Ablate
 
 scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.tokenizer import Tokenizer
+from workbench.text.tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -1,4 +1,4 @@
-"""One of the processes of test_processes.py, started by torchrun: the command, in units of a few questions."""
+"""One of the processes of test_distributed.py, started by torchrun: the command, in units of a few questions."""
 
 import os
 import socket

@@ -11,8 +11,8 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 from evals.models.workbench_lm import _LINES, WorkbenchLM
 from workbench.model import Transformer
-from workbench.tokenizer import Tokenizer
-from workbench.vocabulary import Vocabulary
+from workbench.text.tokenizer import Tokenizer
+from workbench.text.vocabulary_files import Vocabulary
 
 
 @pytest.fixture(scope="module")

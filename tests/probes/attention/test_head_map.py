@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from probes.attention import head_map, head_metrics
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

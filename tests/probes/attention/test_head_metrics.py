@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from probes.attention import head_metrics as probe
-from workbench.cache import KVCache
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
+from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
 
 # One head over four tokens; every row sums to 1 and looks at nothing after itself.

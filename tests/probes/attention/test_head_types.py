@@ -10,11 +10,11 @@ import torch
 import workbench as wb
 from probes.attention import head_types, kv_groups, toy_induction_model
 from probes.attention.head_metrics import HOOKS, PATTERN, induction_scores
-from workbench.capture import Capture
-from workbench.demo import corpus
 from workbench.errors import DataError
+from workbench.hooks.capture import Capture
+from workbench.layers.rope import frequencies
 from workbench.model import Transformer
-from workbench.rope import frequencies
+from workbench.training.demo_data import corpus
 
 BLOCKS = (8, 10, 12, 16)  # what the 32 tokens of the hand-set model have room for
 

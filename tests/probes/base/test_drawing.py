@@ -16,7 +16,7 @@ from probes.comparison.compare_runs import LogitDifferences
 from probes.norms import rms_norms
 from probes.patching import ablation
 from probes.rope import head_scores
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
 
 BUDGET = 1_500_000
 LABELS = [f"{i} ·t" for i in range(24)]

@@ -13,10 +13,10 @@ import torch
 import workbench as wb
 from probes.attention import head_metrics
 from probes.base import capture_access, non_finite
-from workbench.cache import KVCache
-from workbench.capture import Capture
 from workbench.cli import main
-from workbench.hooks import hook_names
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import hook_names
+from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
 
 NAN, INF = math.nan, math.inf

@@ -30,9 +30,9 @@ from probes.norms import during_generation, norm_linearity, rms_norms
 from probes.patching import ablation, activation_patching, attribution_patching, path_patching
 from probes.patching.prompt_pairs import LogitDifference, Pair
 from probes.rope import formulas, head_scores, loss_by_position, what_if_heads
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 BUDGET = 1_500_000  # bytes of a figure
 HOSTILE = "</td><script>alert(1)</script>"

@@ -12,13 +12,14 @@ import torch
 
 import workbench as wb
 from probes.comparison import alignment, compare_models, compare_runs
-from workbench.capture import Capture
 from workbench.cli import main
 from workbench.config import ModelConfig
 from workbench.errors import CaptureBudgetError, HookError, UnknownHookError
-from workbench.hooks import hook_names
+from workbench.hooks import hook_points
+from workbench.hooks.capture import Capture
+from workbench.hooks.hook_points import hook_names
+from workbench.layers.rope import to_half_split
 from workbench.model import Transformer
-from workbench.rope import to_half_split
 
 EVERYTHING = "*"
 
@@ -140,7 +141,7 @@ def test_patterns_are_read_in_blocks(
     sizes = []
     monkeypatch.setattr(alignment, "CELLS", 2000)
     monkeypatch.setattr(alignment, "compute", lambda *given: sizes.append((x := compute(*given)).numel()) or x)
-    compute = wb.hooks.compute
+    compute = hook_points.compute
     compare_runs.compare(cap, cap)
     assert max(sizes) <= 2000 and 0.5 < sum(sizes) / (2 * 3 * 2 * 4 * 24 * 24) < 0.7  # keys that nobody sees are left
 

@@ -8,8 +8,8 @@ import torch
 
 from probes.attention import toy_induction_model
 from probes.flow import information_flow_routes
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

@@ -12,9 +12,9 @@ from probes.attention.head_metrics import HOOKS
 from probes.flow import figures as figures_flow
 from probes.flow import information_flow_routes, rollout, value_weighted
 from probes.norms import during_generation
-from workbench.capture import Capture
 from workbench.cli import main
 from workbench.errors import HookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from probes.flow import value_weighted
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

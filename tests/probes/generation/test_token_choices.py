@@ -10,8 +10,8 @@ import workbench as wb
 from probes.attention.head_metrics import HOOKS, LONG_HOOKS, head_metrics, query_metrics
 from probes.generation.token_choices import Sampled, choices, distribution, gathered, sampled
 from workbench.errors import DataError, GenerationError
+from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
-from workbench.sampling import Sampling
 
 SETTINGS = [Sampling(), Sampling(1.0), Sampling(0.7, 0.9, 0), Sampling(1.3, 1.0, 5), Sampling(0.9, 0.8, 6)]
 

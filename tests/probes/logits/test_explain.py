@@ -8,7 +8,7 @@ import workbench as wb
 from probes.logits import logit_attribution, logit_lens
 from probes.logits.explain import explain
 from workbench.errors import HookError
-from workbench.intervene import Intervention
+from workbench.hooks.intervention import Intervention
 from workbench.model import Transformer
 
 IDS = torch.randint(96, (20,), generator=torch.Generator().manual_seed(3)).tolist()

@@ -12,9 +12,9 @@ import workbench as wb
 from probes.logits import component_attribution, logit_attribution, logit_lens
 from probes.logits import figures as figures_residual
 from probes.norms import norm_linearity
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
-from workbench.intervene import Ablate
+from workbench.hooks.capture import Capture
+from workbench.hooks.interventions import Ablate
 from workbench.model import Transformer
 
 HOOKS = {*logit_attribution.HOOKS, *logit_lens.HOOKS}

@@ -11,8 +11,8 @@ import workbench as wb
 from probes.logits import logit_attribution
 from probes.mlp import figures as figures_neurons
 from probes.mlp import neurons as probe
-from workbench.capture import Capture
 from workbench.errors import HookError, MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

@@ -8,8 +8,8 @@ import torch
 
 from probes.logits import logit_attribution
 from probes.norms import norm_linearity, rms_norms
-from workbench.capture import Capture
 from workbench.errors import MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

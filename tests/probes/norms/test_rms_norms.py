@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from probes.norms import rms_norms as probe
-from workbench.capture import Capture
 from workbench.errors import MissingHookError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 

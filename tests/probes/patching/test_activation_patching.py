@@ -17,7 +17,7 @@ from probes.patching import attribution_patching as estimates
 from probes.patching.prompt_pairs import LogitDifference, Pair
 from workbench.cli import main
 from workbench.errors import DataError, HookError
-from workbench.hooks import Subscription, subscribe
+from workbench.hooks.hook_points import Subscription, subscribe
 from workbench.model import Transformer
 
 FIRST = 4  # the first position that is corrupted

@@ -12,7 +12,7 @@ from probes.logits import component_attribution, logit_attribution
 from probes.patching import path_patching
 from probes.patching.prompt_pairs import LogitDifference, Pair
 from workbench.errors import HookError
-from workbench.hooks import Subscription, subscribe
+from workbench.hooks.hook_points import Subscription, subscribe
 from workbench.model import Transformer
 
 Z = "blocks.{}.attn.hook_z"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from probes.rope import formulas, head_scores
-from workbench.capture import Capture
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, HookError, MissingHookError
+from workbench.hooks.capture import Capture
+from workbench.hooks.rope_scaling import RopeScaling
 from workbench.model import Transformer
-from workbench.rope_scaling import RopeScaling
 
 
 def llama(theta: float, scaling: Llama3Scaling | None = None, context: int = 8192) -> ModelConfig:

@@ -9,9 +9,9 @@ import torch
 
 import workbench as wb
 from probes.rope import loss_by_position
-from workbench.demo.corpus import Corpus, Mix, Packer
 from workbench.errors import ConfigError, DataError
 from workbench.model import Transformer
+from workbench.training.demo_data.corpus import Corpus, Mix, Packer
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from probes.rope import formulas, head_scores, what_if_heads
-from workbench.capture import Capture
+from workbench.hooks.capture import Capture
+from workbench.hooks.rope_scaling import RopeScaling
 from workbench.model import Transformer
-from workbench.rope_scaling import RopeScaling
 
 
 def test_each_head_is_its_own_what_if(captured: Capture) -> None:

@@ -1,0 +1,169 @@
+"""Conversion: there and back is identical, any number of shards, readable by others, nothing half written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_meta
+from workbench.checkpoint import convert, fingerprint, load_model
+from workbench.checkpoint.write import Entry, write_safetensors
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.errors import CheckpointError
+from workbench.text.tokenizer import Tokenizer
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return make_config(n_kv_heads=4, vocab_size=128, rope_scaling=Llama3Scaling())
+
+
+@pytest.fixture
+def hf(tmp_path: Path, config: ModelConfig) -> Path:
+    hf_model(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("container", ["safetensors", "pth"])
+def test_there_and_back(hf: Path, tmp_path: Path, shards: int, container: Any) -> None:
+    meta = convert(hf, tmp_path / "meta", layout="meta", shards=shards, container=container)
+    assert len(list(meta.glob(f"consolidated.*.{container}"))) == shards
+    back = convert(meta, tmp_path / "back", layout="hf")
+    assert (back / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+    first, second = load_model(hf, device="cpu"), load_model(meta, device="cpu")
+    assert first.config == second.config
+    for name, weight in first.named_parameters():
+        assert torch.equal(weight, second.get_parameter(name)), name
+
+
+def test_meta_there_and_back(hf: Path, tmp_path: Path) -> None:
+    meta = convert(hf, tmp_path / "meta", layout="meta", shards=2)
+    convert(meta, tmp_path / "between", layout="hf", shards=3)
+    again = convert(tmp_path / "between", tmp_path / "again", layout="meta", shards=2)
+    for file in sorted(meta.iterdir()):
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+    assert fingerprint(again) == fingerprint(meta)
+
+
+def test_meta_shards_are_divided_as_meta_divides_them(hf: Path, tmp_path: Path) -> None:
+    meta = convert(hf, tmp_path / "meta", layout="meta", shards=2)
+    write_meta(load_model(hf, device="cpu"), tmp_path / "expected", shards=2, suffix="safetensors")
+    for number in range(2):
+        file = f"consolidated.{number:02d}.safetensors"
+        with safe_open(meta / file, "pt") as ours, safe_open(tmp_path / "expected" / file, "pt") as expected:
+            assert set(ours.keys()) == set(expected.keys())
+            for name in expected.keys():  # noqa: SIM118
+                assert torch.equal(ours.get_tensor(name), expected.get_tensor(name)), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("changes", [{}, {"tied_output": True}, {"head_dim": 16, "rope_scaling": Llama3Scaling()}])
+def test_hugging_face_reads_what_is_written(tmp_path: Path, changes: dict[str, Any], shards: int) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = make_config(**changes)
+    original = hf_model(config)
+    original.save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "meta", layout="meta", shards=2)
+    convert(tmp_path / "meta", tmp_path / "back", layout="hf", shards=shards)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) == shards
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "back")
+    tokens = torch.randint(config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(theirs(tokens).logits, original(tokens).logits)
+
+
+def test_safetensors_are_those_of_the_package(tmp_path: Path) -> None:
+    state = {
+        "b": torch.randn(3, 5).to(torch.bfloat16),
+        "a": torch.randn(7).half(),
+        "c": torch.randn(2, 2),
+        "d": torch.randn(1, dtype=torch.float64),
+        "a2": torch.randn(4, 6).to(torch.bfloat16).T.contiguous(),
+    }
+    save_file(state, tmp_path / "theirs", metadata={"format": "pt"})
+    write_safetensors(tmp_path / "ours", [Entry(n, t.dtype, tuple(t.shape), lambda t=t: t) for n, t in state.items()])
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def small_tokenizer() -> Tokenizer:
+    merges = [b"he", b"ll", b"hell", b"hello", b" hello"]
+    return Tokenizer.from_ranks({bytes([b]): b for b in range(256)} | {t: 256 + i for i, t in enumerate(merges)})
+
+
+def test_tokenizer_goes_along(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    tokenizer = small_tokenizer()
+    config = make_config(vocab_size=tokenizer.vocab_size)
+    hf_model(config).save_pretrained(tmp_path / "bare")
+    meta = convert(tmp_path / "bare", tmp_path / "meta", layout="meta")
+    assert load_model(meta, device="cpu").tokenizer is None
+    (meta / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
+    (meta / "LICENSE").write_text("terms")
+
+    hf = convert(meta, tmp_path / "hf", layout="hf")
+    assert (hf / "tokenizer.model").read_bytes() == tokenizer.to_tiktoken()
+    assert (hf / "LICENSE").read_text() == "terms"
+    theirs = transformers.AutoTokenizer.from_pretrained(hf)
+    text = "hello hello  12345 he'LL\n<|eot_id|>é🙂"
+    assert theirs(text)["input_ids"] == tokenizer.encode(text, bos=True, allow_special=True)
+    assert theirs.decode(tokenizer.encode(text)) == text
+    assert json.loads((hf / "config.json").read_text())["eos_token_id"] == sorted(tokenizer.stop_ids)
+    loaded = load_model(hf, device="cpu")
+    assert loaded.tokenizer and loaded.source
+    assert loaded.tokenizer.to_tiktoken() == tokenizer.to_tiktoken()
+    assert loaded.source.tokenizer_sha256 == loaded.tokenizer.sha256
+    assert loaded.source.checkpoint_sha256 == fingerprint(hf) != fingerprint(meta)
+
+    (hf / "tokenizer.model").unlink()
+    back = convert(hf, tmp_path / "back", layout="meta")
+    assert (back / "tokenizer.model").read_bytes() == tokenizer.to_tiktoken()
+
+
+def test_nothing_half_written(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError("no space left on device")
+
+    (hf / "LICENSE").write_text("terms")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="no space"):
+        convert(hf, tmp_path / "meta", layout="meta")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"layout": "gguf"}, "unknown layout 'gguf'"),
+        ({"layout": "meta", "shards": 3}, "n_heads 8 cannot be divided into 3 shards"),
+        ({"layout": "meta", "shards": 8}, "n_kv_heads 4 cannot be divided into 8 shards"),
+        ({"layout": "meta", "shards": 0}, "at least 1"),
+        ({"layout": "hf", "container": "pth"}, "not written as 'pth'"),
+    ],
+)
+def test_mistakes_are_named(hf: Path, tmp_path: Path, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        convert(hf, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_not_written_over(hf: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json already"):
+        convert(hf, hf, layout="meta")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="a file already"):
+        convert(hf, tmp_path / "file", layout="meta")

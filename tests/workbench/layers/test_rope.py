@@ -1,0 +1,78 @@
+"""RoPE: golden numbers of Llama 3.1's scaling, the two pair orders, and relative positions."""
+
+import math
+
+import pytest
+import torch
+
+from workbench.config import Llama3Scaling
+from workbench.layers.rope import frequencies, rotate, rotations, to_adjacent, to_half_split
+
+
+def test_llama_3_wavelengths() -> None:
+    """head_dim 128, theta 5e5: 29 of 64 pairs are longer than 8,192 tokens, the longest 2.56 million."""
+    wavelengths = 2 * math.pi / frequencies(128, 500_000.0, dtype=torch.float64)
+    assert (wavelengths > 8192).sum() == 29
+    assert wavelengths.max() == pytest.approx(2.56e6, rel=0.01)
+    assert (2 * math.pi / frequencies(128, 10_000.0, dtype=torch.float64) > 4096).sum() == 18
+
+
+def test_llama_3_1_scaling() -> None:
+    """Factor 8: 29 pairs unchanged, 6 blended, 29 divided by 8."""
+    plain = frequencies(128, 500_000.0, dtype=torch.float64)
+    scaled = frequencies(128, 500_000.0, Llama3Scaling(8.0), dtype=torch.float64)
+    ratio = plain / scaled
+    assert (ratio == 1).sum() == 29
+    assert torch.isclose(ratio, torch.tensor(8.0, dtype=torch.float64), rtol=1e-12).sum() == 29
+    assert ((ratio > 1.0001) & (ratio < 7.9999)).sum() == 6
+    assert (ratio.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_scaling_equals_hugging_face(factor: float) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=2048, num_attention_heads=32, head_dim=64, rope_parameters=parameters,
+        max_position_embeddings=131_072,
+    )  # fmt: skip
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    assert torch.allclose(frequencies(64, 500_000.0, Llama3Scaling(factor)), theirs, rtol=1e-6)
+
+
+def test_the_two_orders_are_permutations_of_each_other() -> None:
+    weight = torch.arange(2 * 8 * 3).reshape(16, 3)
+    assert torch.equal(to_adjacent(to_half_split(weight, 2), 2), weight)
+    # Head 0's rows 0..7 are pairs (0,1) (2,3) (4,5) (6,7): Hugging Face wants the firsts, then the seconds.
+    assert to_half_split(weight, 2)[:8, 0].tolist() == [3 * row for row in (0, 2, 4, 6, 1, 3, 5, 7)]
+
+
+def test_a_rotation_by_hand() -> None:
+    """A quarter turn of the first pair, an eighth of the second."""
+    freqs = torch.tensor([math.pi / 2, math.pi / 4])
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0]).reshape(1, 1, 1, 4).expand(1, 2, 1, 4)
+    turned = rotate(x, rotations(torch.tensor([0, 1]), freqs))
+    assert torch.allclose(turned[0, 0, 0], torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    assert torch.allclose(turned[0, 1, 0], torch.tensor([0.0, 1.0, 0.0, math.sqrt(2)]), atol=1e-6)
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 64, generator=generator, dtype=torch.float64)
+    freqs = frequencies(64, 500_000.0, dtype=torch.float64)
+
+    def product(i: int, j: int) -> float:
+        return float(
+            (rotate(q, rotations(torch.tensor([i]), freqs)) * rotate(k, rotations(torch.tensor([j]), freqs))).sum()
+        )
+
+    assert product(1007, 1000) == pytest.approx(product(7, 0), abs=1e-10)
+    assert abs(product(8, 0) - product(7, 0)) > 1e-3
+    assert rotate(q.float(), rotations(torch.tensor([9]), freqs.float())).norm() == pytest.approx(
+        float(q.norm()), rel=1e-5
+    )

@@ -1,0 +1,210 @@
+"""What a checkpoint's files hold, verified against its configuration: which tensor is where, in which pieces.
+
+Opens files and compares names, types and shapes; reads no weights (`assemble.py` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workbench.checkpoint.files import INDEX, Layout, find_layout, open_tensors, stated_config, weight_map
+from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
+from workbench.config import ModelConfig
+from workbench.errors import CheckpointError
+from workbench.published import tied_as_published
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stored part of one weight: a view of its mapped file, and where it begins in the whole tensor."""
+
+    file: Path
+    tensor: Tensor
+    offset: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as stored: its pieces cover the whole; wq and wk of the "hf" kind have rows in half-split order."""
+
+    spec: TensorSpec
+    stored_name: str
+    pieces: tuple[Piece, ...]
+    half_split: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: every weight of the configuration is there, in the right shape, and nothing else."""
+
+    layout: Layout
+    config: ModelConfig
+    weights: tuple[Weight, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the embedding, which most of the others share."""
+        return self.weights[0].pieces[0].tensor.dtype
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint directory; none of its weights are read.
+
+    Raises: CheckpointError, or ConfigError for what the file says.
+    """
+    layout = find_layout(path)
+    config = stated_config(layout)
+    if layout.kind == "hf" or config.tied_output or len(layout.weight_files) > 1:
+        return config
+    return _settle_tie(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
+
+
+def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
+    """The configuration of a directory that may hold no weights, and whether it holds any.
+
+    Raises: CheckpointError if there is no configuration, ConfigError for what the file says.
+    """
+    layout = find_layout(path, weights=False)
+    if any(file.is_file() for file in layout.weight_files):
+        return read_config(path), True
+    config = stated_config(layout)
+    return tied_as_published(config) if layout.kind == "meta" else config, False
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Map a checkpoint's files and verify names, types and shapes.
+
+    Raises: CheckpointError naming file, tensor, expected and found; ConfigError for what the configuration says.
+    """
+    layout = find_layout(path)
+    config = stated_config(layout)
+    files = {file: open_tensors(file) for file in layout.weight_files}
+    if layout.kind == "hf":
+        _check_index(layout, files)
+    else:
+        config = _settle_tie(config, files)
+    specs = tensor_specs(config)
+    _check_extra(layout, config, specs, files)
+    weights = tuple(_find(layout, spec, files) for spec in specs)
+    if config.tied_output:
+        _check_tied(layout, config, weights[0], files)
+    return Checkpoint(layout, config, weights)
+
+
+def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, Tensor]]) -> None:
+    index = layout.root / INDEX
+    if not index.is_file():
+        return
+    listed = weight_map(index)
+    for name, file in listed.items():
+        if name not in files[layout.root / file]:
+            raise CheckpointError(f"{layout.root / file}: tensor {name!r} is missing; {INDEX} says that it is here.")
+    for path, tensors in files.items():
+        for name in tensors:
+            if listed.get(name, path.name) != path.name:
+                raise CheckpointError(f"{path}: tensor {name!r} is stored here; {INDEX} says in {listed[name]}.")
+
+
+def _check_extra(
+    layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Mapping[Path, Mapping[str, Tensor]]
+) -> None:
+    known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
+    for path, tensors in files.items():
+        extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
+        if extra:
+            raise CheckpointError(
+                f"{path}: tensor {extra[0]!r} {list(tensors[extra[0]].shape)} is not a weight of the Llama with "
+                f"{config.n_layers} layers that {layout.config_file.name} describes ({len(extra)} such tensors)."
+            )
+
+
+def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, Tensor]]) -> Weight:
+    name = stored_name(layout.kind, spec)
+    if layout.kind == "meta":
+        stored = [(path, tensors.get(name)) for path, tensors in files.items()]
+    else:
+        stored = [(path, tensors[name]) for path, tensors in files.items() if name in tensors]
+    found = [(path, tensor) for path, tensor in stored if tensor is not None]
+    if not found or len(found) < len(stored):
+        where = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
+        if len(layout.weight_files) > 1 and layout.kind == "hf":
+            where = layout.root
+        expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
+        hint = "; if the output is tied to the embedding, the configuration must say so" if spec.name == OUTPUT else ""
+        raise CheckpointError(f"{where}: tensor {name!r} is missing; {expected}, found none{hint}.")
+    if layout.kind == "hf" and len(found) > 1:
+        raise CheckpointError(f"{found[1][0]}: tensor {name!r} is also in {found[0][0].name}; expected it once.")
+    pieces = _pieces(layout, spec, name, found)
+    return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
+
+
+def _pieces(layout: Layout, spec: TensorSpec, name: str, found: list[tuple[Path, Tensor]]) -> tuple[Piece, ...]:
+    n = len(found)
+    axis = spec.split
+    if spec.name == EMBEDDING and n > 1 and found[0][1].shape[:1] == spec.shape[:1]:
+        axis = 1  # Llama 2's shards divide the embedding's columns, Llama 3's its rows
+    expected = list(spec.shape)
+    if axis is not None:
+        if spec.shape[axis] % n:
+            raise CheckpointError(f"{found[0][0]}: {name!r} {expected} cannot be in {n} equal shards.")
+        expected[axis] //= n
+    pieces = []
+    for number, (path, tensor) in enumerate(found):
+        if list(tensor.shape) != expected:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has the wrong shape; expected {expected} by {layout.config_file.name}"
+                f"{f' in {n} shards' if n > 1 else ''}, found {list(tensor.shape)}{_shard_hint(tensor, expected)}."
+            )
+        if tensor.dtype not in _FLOATS or tensor.dtype != found[0][1].dtype:
+            wanted = "a floating type" if tensor.dtype not in _FLOATS else f"{found[0][1].dtype} as in the first shard"
+            raise CheckpointError(f"{path}: tensor {name!r}: expected {wanted}, found {tensor.dtype}.")
+        offset = [0] * tensor.dim()
+        if axis is not None:
+            offset[axis] = number * expected[axis]
+        elif number and not torch.equal(tensor, found[0][1]):
+            raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {found[0][0].name}.")
+        pieces.append(Piece(path, tensor, tuple(offset)))
+    return tuple(pieces[:1] if axis is None else pieces)
+
+
+def _shard_hint(tensor: Tensor, expected: list[int]) -> str:
+    if tensor.dim() != len(expected):
+        return ""
+    ratios = {want / have for want, have in zip(expected, tensor.shape, strict=True) if have} - {1.0}
+    if len(ratios) == 1 and (ratio := ratios.pop()) > 1 and ratio.is_integer():
+        return f": this is one of {int(ratio)} shards, or the others are missing"
+    return ""
+
+
+def _settle_tie(config: ModelConfig, files: Mapping[Path, Mapping[str, Tensor]]) -> ModelConfig:
+    """Meta's params.json has no word for a tied output: its small 3.2 models store one table under two names."""
+    tensors = next(iter(files.values()))
+    if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
+        return config
+    first, second = tensors[EMBEDDING], tensors[OUTPUT]
+    once = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+    return replace(config, tied_output=True) if once else config
+
+
+def _check_tied(
+    layout: Layout, config: ModelConfig, embedding: Weight, files: Mapping[Path, Mapping[str, Tensor]]
+) -> None:
+    """A tied checkpoint may store its output too, but then the same values."""
+    spec = output_spec(config)
+    name = stored_name(layout.kind, spec)
+    if not any(name in tensors for tensors in files.values()):
+        return
+    output = _find(layout, spec, files)
+    for table, copy in zip(embedding.pieces, output.pieces, strict=True):
+        if table.tensor.shape != copy.tensor.shape or not torch.equal(table.tensor, copy.tensor):
+            raise CheckpointError(
+                f"{copy.file}: tensor {name!r} differs from {embedding.stored_name!r}, but "
+                f"{layout.config_file.name} says that they are tied; expected equal values."
+            )

@@ -1,0 +1,1 @@
+"""Hook points, captures of a run, and interventions in it."""

@@ -1,0 +1,346 @@
+"""The table of hook points, and how a run is watched or changed at them.
+
+The table is the one source: the documentation page, the error for an unknown name and the dashboard's list are made
+from it. A `Subscription` belongs to one model and to the current context (thread or task), so that two users of one
+model never see each other's; the context manager `subscribe` takes it back on any exception.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import lru_cache
+
+from torch import Tensor
+
+from workbench.config import ModelConfig
+from workbench.errors import InterventionError, UnknownHookError
+from workbench.layers import tensor_parallel
+from workbench.layers.attention import AttentionInputs, OpenPattern
+from workbench.layers.attention_stats import STATS
+from workbench.layers.rope import Rotary
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """One row of the table. `{l}` in the name stands for a layer's number."""
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+
+    @property
+    def per_layer(self) -> bool:
+        return "{l}" in self.name
+
+    def width(self, axis: str, config: ModelConfig) -> int | None:
+        """Size of an axis that the model's shape fixes; None for those that the tokens fix."""
+        if axis == "head":
+            return config.n_kv_heads if self.name.endswith(("hook_k", "hook_v", "hook_rot_k")) else config.n_heads
+        sizes = {
+            "dim": config.dim, "head_dim": config.head_dim, "ffn": config.ffn_dim,
+            "vocab": config.vocab_size, "stat": len(STATS), "1": 1,
+        }  # fmt: skip
+        return sizes.get(axis)
+
+
+def _row(name: str, axes: str, meaning: str) -> HookPoint:
+    return HookPoint(name, tuple(axes.split()), meaning)
+
+
+def _norm(prefix: str, of: str) -> tuple[HookPoint, ...]:
+    return (
+        _row(f"{prefix}.hook_scale", "batch pos 1", f"the RMS that {of} is divided by"),
+        _row(f"{prefix}.hook_normalized", "batch pos dim", f"{of} after division, before the gain"),
+        _row(f"{prefix}.hook_out", "batch pos dim", f"{of} after the gain"),
+    )
+
+
+_L = "blocks.{l}."
+SCORES, PATTERN = "attn.hook_attn_scores", "attn.hook_pattern"
+STREAMED, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
+SUMMARIES = (STREAMED, MAP, KEY_MASS)  # of a pattern: computed from it, and not to be changed
+FROM_INPUTS = (SCORES, PATTERN, *SUMMARIES)
+
+HOOKS: tuple[HookPoint, ...] = (
+    _row("hook_embed", "batch pos dim", "token embedding"),
+    _row(_L + "hook_resid_pre", "batch pos dim", "the stream before the block"),
+    *_norm(_L + "ln1", "the stream before attention"),
+    _row(_L + "attn.hook_q", "batch pos head head_dim", "queries before rotation"),
+    _row(_L + "attn.hook_k", "batch pos head head_dim", "keys before rotation; the key/value heads"),
+    _row(_L + "attn.hook_v", "batch pos head head_dim", "values; the key/value heads"),
+    _row(_L + "attn.hook_rot_q", "batch pos head head_dim", "queries after rotation"),
+    _row(_L + "attn.hook_rot_k", "batch pos head head_dim", "keys after rotation; the key/value heads"),
+    _row(_L + SCORES, "batch head query_pos key_pos", "scaled and masked scores, before softmax"),
+    _row(_L + PATTERN, "batch head query_pos key_pos", "attention weights, after softmax"),
+    _row(_L + STREAMED, "batch head query_pos stat", "statistics of each row of the pattern, which is never held"),
+    _row(_L + MAP, "batch head query_tile key_tile", "the pattern at up to 256 x 256: mean over a tile's rows"),
+    _row(_L + KEY_MASS, "batch head key_pos", "weight that each key receives, summed over the queries"),
+    _row(_L + "attn.hook_z", "batch pos head head_dim", "per head, before the output projection"),
+    _row(_L + "attn.hook_result", "batch pos head dim", "per head, after the output projection"),
+    _row(_L + "hook_attn_out", "batch pos dim", "what attention adds to the stream"),
+    _row(_L + "hook_resid_mid", "batch pos dim", "the stream after attention is added"),
+    *_norm(_L + "ln2", "the stream before the MLP"),
+    _row(_L + "mlp.hook_pre", "batch pos ffn", "gate: w1 x"),
+    _row(_L + "mlp.hook_pre_linear", "batch pos ffn", "up: w3 x"),
+    _row(_L + "mlp.hook_post", "batch pos ffn", "the neurons: silu(gate) * up"),
+    _row(_L + "hook_mlp_out", "batch pos dim", "what the MLP adds to the stream"),
+    _row(_L + "hook_resid_post", "batch pos dim", "the stream after the MLP is added"),
+    *_norm("ln_final", "the last stream"),
+    _row("hook_logits", "batch pos vocab", "output of the unembedding, float32"),
+)
+
+_LAYER = re.compile(r"^blocks\.(\d+)\.")
+_BY_NAME = {point.name: point for point in HOOKS}
+
+
+def point_of(name: str) -> HookPoint:
+    """The table's row for a full hook name such as `blocks.3.attn.hook_z`."""
+    return _BY_NAME[_LAYER.sub("blocks.{l}.", name)]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a hook name; None for the model's own."""
+    found = _LAYER.match(name)
+    return int(found.group(1)) if found else None
+
+
+@lru_cache(maxsize=64)
+def _names(n_layers: int) -> tuple[str, ...]:
+    block = [p.name for p in HOOKS if p.per_layer]
+    first = HOOKS.index(_BY_NAME[block[0]])
+    before = [p.name for p in HOOKS[:first]]
+    after = [p.name for p in HOOKS[first + len(block) :]]
+    blocks = [name.format(l=layer) for layer in range(n_layers) for name in block]
+    return (*before, *blocks, *after)
+
+
+def hook_names(config: ModelConfig) -> tuple[str, ...]:
+    """Every hook name of a model, in the order in which a run reaches them."""
+    return _names(config.n_layers)
+
+
+def expand(
+    patterns: str | Iterable[str], config: ModelConfig, *, layers: Iterable[int] | None = None
+) -> tuple[str, ...]:
+    """Full hook names for names or shell-style patterns, in the order of a run; `layers` keeps only those layers.
+
+    Raises: UnknownHookError for a pattern that matches nothing, with the nearest names.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    known = hook_names(config)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = [name for name in known if name == pattern] or _matches(pattern, known)
+        if not matched:
+            raise UnknownHookError(f"no hook is called {pattern!r}. {_hint(pattern, known, config)}")
+        chosen.update(matched)
+    if layers is not None:
+        wanted = set(layers)
+        beyond = sorted(layer for layer in wanted if not 0 <= layer < config.n_layers)
+        if beyond:
+            raise UnknownHookError(f"the model has layers 0 to {config.n_layers - 1}, not {beyond[0]}.")
+        chosen = {name for name in chosen if layer_of(name) is None or layer_of(name) in wanted}
+    return tuple(name for name in known if name in chosen)
+
+
+def _matches(pattern: str, known: Sequence[str]) -> list[str]:
+    expression = re.compile(translate(pattern))
+    return [name for name in known if expression.match(name)]
+
+
+def _hint(pattern: str, known: Sequence[str], config: ModelConfig) -> str:
+    layer = layer_of(pattern)
+    if layer is not None and layer >= config.n_layers:
+        return f"The model has layers 0 to {config.n_layers - 1}."
+    near = difflib.get_close_matches(pattern.replace("*", "0"), known, n=3, cutoff=0.5)
+    tail = pattern.rsplit(".", 1)[-1]
+    near = near or [name for name in known if tail and tail in name][:3]
+    return f"Did you mean {', '.join(near)}?" if near else "`workbench.hook_names(config)` lists them."
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and when a hook point is reached.
+
+    Shapes: positions [pos] int64, absolute, of this run's tokens (after what a key/value cache holds).
+    """
+
+    name: str
+    point: HookPoint
+    layer: int | None
+    positions: Tensor
+
+
+Observe = Callable[[Site, "Tensor | AttentionInputs"], None]
+Edit = Callable[[Site, Tensor], Tensor]
+Turn = Callable[[ModelConfig], Rotary]
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """Interest in some hook points: an observer looks, an editor returns what goes on instead.
+
+    `turn` stands at no hook point: it says how the whole run turns q and k. `anywhere` says that an editor asks neither
+    for positions nor for which rows run together, so that rows at different positions may. An observer with `inputs`
+    is given `AttentionInputs` in place of scores, pattern and its summaries where nothing changes them, and computes
+    what it needs later.
+    """
+
+    names: frozenset[str]
+    observe: Observe | None = None
+    edit: Edit | None = None
+    inputs: bool = False
+    turn: Turn | None = None
+    anywhere: bool = False
+
+
+_ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workbench_subscriptions", default=())
+
+
+@contextmanager
+def subscribe(model: object, *subscriptions: Subscription) -> Iterator[None]:
+    """Hold subscriptions to a model's runs while the block lasts, in this context only."""
+    token = _ACTIVE.set(_ACTIVE.get() + tuple((model, s) for s in subscriptions))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def active(model: object) -> tuple[Subscription, ...]:
+    """The subscriptions to `model` in this context, the outermost first."""
+    return tuple(s for owner, s in _ACTIVE.get() if owner is model)
+
+
+def indifferent(model: object) -> bool:
+    """Whether nothing that is subscribed to `model` can tell at which positions its rows stand, or what else runs."""
+    return all(
+        (s.anywhere and not any(name.endswith(FROM_INPUTS) for name in s.names)) or (s.turn is not None and not s.names)
+        for s in active(model)
+    )
+
+
+class Tap:
+    """What a run's hook points talk to; one is made for a run, and one for each layer that somebody subscribed to."""
+
+    def __init__(
+        self, subscriptions: Sequence[Subscription], config: ModelConfig, positions: Tensor, prefix: str = ""
+    ) -> None:
+        self._subscriptions, self._config = subscriptions, config
+        self._positions, self._prefix = positions, prefix
+        self._names = frozenset().union(*(s.names for s in subscriptions))
+
+    def at(self, prefix: str) -> Tap | None:
+        """The tap of a part of the model, or None where nothing in it is subscribed to."""
+        full = self._prefix + prefix
+        mine = [s for s in self._subscriptions if any(name.startswith(full) for name in s.names)]
+        return Tap(mine, self._config, self._positions, full) if mine else None
+
+    def rotary(self) -> Rotary | None:
+        """How an intervention wants q and k turned; the one entered last decides, as rotations do not compose."""
+        turns = [s.turn for s in self._subscriptions if s.turn is not None]
+        return turns[-1](self._config) if turns else None
+
+    def wants(self, name: str) -> bool:
+        return self._prefix + name in self._names
+
+    def edits(self, *names: str) -> bool:
+        """Whether an intervention changes any of these points."""
+        full = {self._prefix + name for name in names}
+        return any(s.edit is not None and not full.isdisjoint(s.names) for s in self._subscriptions)
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        """Let editors change x, in the order in which they were entered, then show it to observers."""
+        full = self._prefix + name
+        if full not in self._names:
+            return x
+        point = point_of(full)
+        site = Site(full, point, layer_of(full), self._positions)
+        axis = self._split_axis(point, x)
+        whole = x if axis is None else tensor_parallel.gather(x, axis)
+        edited = self._edit(site, whole)
+        for s in self._subscriptions:
+            if s.observe is not None and full in s.names:
+                _show(s.observe, site, edited)
+        if edited is whole:
+            return x
+        return edited if axis is None else tensor_parallel.own(edited, axis)
+
+    def inputs(self, name: str, inputs: AttentionInputs) -> None:
+        """Show observers a pattern, its scores or a summary of it that the run itself does not compute."""
+        full = self._prefix + name
+        if full not in self._names:
+            return
+        site = Site(full, point_of(full), layer_of(full), self._positions)
+        watching = [s for s in self._subscriptions if s.observe is not None and full in s.names]
+        whole = inputs
+        if inputs.q.shape[1] != self._config.n_heads:
+            mask = inputs.mask
+            whole = AttentionInputs.of(tensor_parallel.gather(inputs.q, 1), tensor_parallel.gather(inputs.k, 1), mask)
+        for s in watching:
+            assert s.observe is not None
+            s.observe(site, whole if s.inputs else compute(name, whole))
+
+    def _edit(self, site: Site, x: Tensor) -> Tensor:
+        for s in self._subscriptions:
+            if s.edit is None or site.name not in s.names:
+                continue
+            y = s.edit(site, x)
+            if y.shape != x.shape:
+                raise InterventionError(
+                    f"an intervention on {site.name} returned shape {tuple(y.shape)}; {tuple(x.shape)} is needed."
+                )
+            x = y.to(x.dtype)
+        return x
+
+    def _split_axis(self, point: HookPoint, x: Tensor) -> int | None:
+        """The axis that tensor parallelism split: heads and neurons, so that observers see global numbers."""
+        for i, axis in enumerate(point.axes):
+            if axis in ("head", "ffn") and x.shape[i] != point.width(axis, self._config):
+                return i
+        return None
+
+
+def compute(name: str, inputs: AttentionInputs) -> Tensor:
+    """Scores, pattern or a summary of it, whichever a hook name asks for."""
+    if name.endswith(SCORES):
+        return inputs.scores()
+    return inputs.pattern() if name.endswith(PATTERN) else summarise(name, inputs)
+
+
+def summarise(name: str, pattern: AttentionInputs | OpenPattern) -> Tensor:
+    """The summary of a pattern that a hook name asks for."""
+    if name.endswith(STREAMED):
+        return pattern.stats()
+    return pattern.pooled_map() if name.endswith(MAP) else pattern.key_mass()
+
+
+def _show(observe: Observe, site: Site, x: Tensor) -> None:
+    """Call an observer and make sure that it changed nothing."""
+    if x.is_inference():  # no version counter there: show a copy
+        observe(site, x.clone())
+        return
+    version = x._version
+    observe(site, x)
+    if x._version != version:
+        raise InterventionError(
+            f"an observer changed {site.name} in place. Copy it first, or use an intervention to change a run."
+        )
+
+
+def tap_for(model: object, config: ModelConfig, positions: Tensor) -> Tap | None:
+    """The tap of one run; None, at the cost of one look-up, when nothing is subscribed."""
+    found = active(model)
+    return Tap(found, config, positions) if found else None
+
+
+__all__ = [
+    "HOOKS", "HookPoint", "Site", "Subscription", "Tap", "active", "expand", "hook_names", "layer_of", "point_of",
+    "subscribe", "tap_for",
+]  # fmt: skip

@@ -1,0 +1,107 @@
+"""`RopeScaling`: run a model as if its rotary embedding had another theta, or another way to stretch its context.
+
+The mathematics is in `workbench.layers.rope`; here it becomes an intervention on the running model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+
+from workbench.config import Llama3Scaling, ModelConfig
+from workbench.errors import ConfigError, DataError, InterventionError
+from workbench.hooks.hook_points import Subscription
+from workbench.hooks.intervention import Intervention
+from workbench.layers import rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling(Intervention):
+    """Turn q and k of every layer by other frequencies: at most one scaling, in place of the model's own.
+
+    `theta` alone keeps the model's own scaling. `interpolation`, `ntk` and `yarn` are factors of the context; YaRN
+    also multiplies rotated q and k by its temperature, 0.1 ln(factor) + 1, unless `temperature` says otherwise.
+    Where several are entered, the last decides. A key/value cache holds keys that are turned already, so the whole
+    sequence must run under the same scaling: begin with an empty cache inside the block, and leave it there.
+    Raises: ConfigError for more than one scaling, or a factor below 1.
+    Source: arXiv 2306.15595 (interpolation), 2309.00071 (NTK-aware theta, YaRN); Llama 3.1.
+    Exact:  a factor of 1 is the unscaled model to the last bit; `llama3` is a model loaded with that scaling.
+    """
+
+    theta: float | None = None
+    llama3: Llama3Scaling | None = None
+    interpolation: float | None = None
+    ntk: float | None = None
+    yarn: float | None = None
+    temperature: float | None = None
+    kind: ClassVar[str] = "rope_scaling"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.llama3, dict):  # as JSON has it
+            object.__setattr__(self, "llama3", Llama3Scaling(**self.llama3))
+        if self.llama3 is not None and not isinstance(self.llama3, Llama3Scaling):
+            raise InterventionError(f"llama3 is a Llama3Scaling, found {self.llama3!r}.")
+        for name in ("theta", "interpolation", "ntk", "yarn", "temperature"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InterventionError(f"{name} is a number, found {value!r}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature must be positive, found {self.temperature}.")
+
+    def rotary(self, config: ModelConfig) -> rope.Rotary:
+        """How a model of this shape turns q and k under this scaling."""
+        return _rotary(self, config)
+
+    def subscription(self, config: ModelConfig) -> Subscription:
+        """This scaling on a model of this shape."""
+        self.rotary(config)  # what does not fit is said before the run
+        return Subscription(frozenset(), turn=self.rotary)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its kind, and what is set."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.llama3 is not None:
+            given["llama3"] = asdict(self.llama3)
+        return {"kind": self.kind, **given}
+
+
+def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
+    """The scaling that `NAME=NUMBER` stands for; llama3 stretches the model's own context by that factor.
+
+    Raises: DataError for anything else; ConfigError for a factor below 1.
+    """
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        name = ""
+    if name == "llama3":
+        own = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
+        return RopeScaling(llama3=Llama3Scaling(value, original_context=own))
+    if name not in ("theta", "interpolation", "ntk", "yarn"):
+        raise DataError(
+            f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, as yarn=4, found {text!r}."
+        )
+    given: dict[str, Any] = {name: value}
+    return RopeScaling(**given)
+
+
+@lru_cache(maxsize=32)
+def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
+    with torch.inference_mode(False):  # kept between runs, so it must be usable under autograd too
+        freqs = rope.what_if_frequencies(
+            config,
+            theta=scaling.theta,
+            llama3=scaling.llama3,
+            interpolation=scaling.interpolation,
+            ntk=scaling.ntk,
+            yarn=scaling.yarn,
+            dtype=torch.float32,  # what a model turns by
+        )
+    temperature = scaling.temperature
+    if temperature is None:
+        temperature = 1.0 if scaling.yarn is None else rope.yarn_temperature(scaling.yarn)
+    return rope.Rotary(freqs, temperature)

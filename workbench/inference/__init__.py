@@ -1,0 +1,1 @@
+"""Text from a model, and the log-probabilities of given text."""

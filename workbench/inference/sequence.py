@@ -1,0 +1,125 @@
+"""One continuation while it grows: when it ends, and which of its text is certain by now.
+
+Stop strings are looked for in the decoded bytes, from where a new token could have completed one. Knows nothing of
+forwards and batches.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from workbench.errors import GenerationError
+
+if TYPE_CHECKING:
+    from workbench.model import Transformer
+    from workbench.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "context"]
+Prompt = str | Sequence[int]
+
+
+@dataclass
+class Continuation:
+    """The prompt's ids, what was generated so far, and the rules by which it ends."""
+
+    prompt: tuple[int, ...]
+    limit: int
+    context: int
+    generator: torch.Generator
+    tokenizer: Tokenizer | None
+    stops: tuple[bytes, ...]
+    stop_tokens: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    bytes: bytearray = field(default_factory=bytearray)
+    finish_reason: FinishReason | None = None
+    shown: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    @classmethod
+    def start(
+        cls,
+        model: Transformer,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        seed: int,
+        stop: Sequence[str],
+        stop_tokens: Iterable[int] | None,
+    ) -> Continuation:
+        tokenizer, config = model.tokenizer, model.config
+        if max_new_tokens < 1:
+            raise GenerationError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+        if isinstance(stop, str) or not all(stop):
+            raise GenerationError("stop must be a list of strings, none of them empty.")
+        if tokenizer is None and (isinstance(prompt, str) or stop):
+            raise GenerationError("this model has no tokenizer: give token ids, and stop_tokens instead of stop.")
+        if isinstance(prompt, str):
+            assert tokenizer is not None
+            prompt = tokenizer.encode(prompt, bos=True)
+        if not prompt:
+            raise GenerationError("a prompt has no tokens; give at least the begin token.")
+        if len(prompt) >= config.max_seq_len:
+            raise GenerationError(
+                f"a prompt of {len(prompt)} tokens leaves no room in the context of {config.max_seq_len}; shorten it."
+            )
+        if stop_tokens is None:
+            stop_tokens = () if tokenizer is None else tokenizer.stop_ids
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            tuple(prompt), max_new_tokens, config.max_seq_len, generator, tokenizer,
+            tuple(s.encode() for s in stop), frozenset(stop_tokens),
+        )  # fmt: skip
+
+    def take(self, token: int, logprob: float) -> None:
+        """Add a token and see whether the row ends with it."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in self.stop_tokens:
+            self.finish_reason = "stop"
+            return
+        if self.tokenizer is not None:
+            before = len(self.bytes)
+            self.bytes += self.tokenizer.token_bytes(token)
+            found = [at for s in self.stops if (at := self.bytes.find(s, max(0, before - len(s) + 1))) >= 0]
+            if found:
+                del self.bytes[min(found) :]
+                self.finish_reason = "stop"
+                return
+        if len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        elif len(self.prompt) + len(self.tokens) >= self.context:
+            self.finish_reason = "context"
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What the model has been given or gave."""
+        return (*self.prompt, *self.tokens)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return min(self.limit - len(self.tokens), self.context - len(self.prompt) - len(self.tokens))
+
+    @property
+    def text(self) -> str | None:
+        """All text so far, up to a stop string; None without a tokenizer."""
+        return None if self.tokenizer is None else self.bytes.decode("utf-8", "replace")
+
+    def new_text(self) -> str:
+        """Text that is certain by now and was not shown yet: no half characters, no half stop strings."""
+        safe = len(self.bytes)
+        if self.finish_reason is None:
+            for stop in self.stops:
+                for n in range(min(len(stop) - 1, len(self.bytes)), 0, -1):
+                    if self.bytes.endswith(stop[:n]):
+                        safe = min(safe, len(self.bytes) - n)
+                        break
+        part = bytes(self.bytes[self.shown : safe]) if safe > self.shown else b""
+        self.shown = max(self.shown, safe)
+        return self.decoder.decode(part, final=self.finish_reason is not None)
