@@ -1,10 +1,12 @@
-"""Imports point down, the core imports little, and importing it does nothing that anyone could notice."""
+"""Imports point down between packages, rooms and files; the core imports little and has no side effect."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,75 @@ def test_few_modules_know_lm_eval(project_root: Path) -> None:
 def test_the_core_depends_on_little(project_root: Path) -> None:
     used = {name for path in files(project_root, "workbench") for name in imported(path)}
     assert used - set(sys.stdlib_module_names) - {"workbench"} <= CORE
+
+
+PACKAGES = sorted(OURS - {"app"})
+MOST_MODULES = 16
+
+
+def module_name(root: Path, path: Path) -> str:
+    """`evals/store/store.py` is `evals.store.store`; a folder's `__init__.py` is the folder."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(root: Path, package: str) -> dict[str, set[str]]:
+    """Which modules of a package each of its modules imports; imports inside functions and for types alone count."""
+    paths = {module_name(root, path): path for path in files(root, package)}
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & paths.keys()
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    target = f"{node.module}.{alias.name}"
+                    graph[name] |= {target if target in paths else str(node.module)} & paths.keys()
+    return graph
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_circle_of_imports_between_files(project_root: Path, package: str) -> None:
+    graph = import_graph(project_root, package)
+    assert sum(map(len, graph.values())) > 10
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def drawn_floors(root: Path) -> dict[str, list[list[str]]]:
+    """The rooms of each package by floor, from the top down, as docs/architecture.md draws them."""
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    blocks = [block.splitlines() for block in re.findall(r"```rooms\n(.*?)```", text, flags=re.DOTALL)]
+    return {lines[0].rstrip("/"): [line.split() for line in lines[1:]] for lines in blocks}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_stand_on_the_floors_that_are_drawn(project_root: Path, package: str) -> None:
+    floors = drawn_floors(project_root)[package]
+    height = {room: -floor for floor, rooms in enumerate(floors) for room in rooms}
+    graph = import_graph(project_root, package)
+    rooms = {name: name.split(".")[1] for name in graph if "." in name and not name.endswith(".__main__")}
+    assert set(rooms.values()) == set(height), "rooms of the package, and those drawn in docs/architecture.md"
+    wrong = [
+        f"{name} imports {target}"
+        for name, targets in graph.items()
+        for target in targets
+        if name in rooms and target in rooms and rooms[name] != rooms[target]
+        if height[rooms[name]] <= height[rooms[target]]
+    ]
+    assert wrong == []
+
+
+def test_no_folder_holds_many_modules(project_root: Path) -> None:
+    folders = {path.parent for top in (*PACKAGES, "tests") for path in (project_root / top).rglob("*.py")}
+    counts = {
+        str(folder.relative_to(project_root)): sum(path.stem != "__init__" for path in folder.glob("*.py"))
+        for folder in folders
+    }
+    assert len(counts) > 30
+    assert {name: count for name, count in counts.items() if count > MOST_MODULES} == {}
 
 
 IMPORT_QUIETLY = """
