@@ -25,7 +25,7 @@ from benchmarks import generation
 from benchmarks.timing import interleaved, machine
 from evals.models.workbench_lm import WorkbenchLM
 from evals.tasks import registry
-from evals.tasks.code_metrics import Judge
+from evals.tasks.code_metrics import CodeGrader
 from workbench.checkpoint import load_model
 from workbench.inference.scoring import Counted, score_counted
 from workbench.text.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def _tokenizer(data: Path) -> Tokenizer:
 def questions(model: wb.Transformer, data: Path, subjects: list[str], limit: int) -> list[Request]:
     """Four requests a question, with lm-eval's prompts and our token ids (which equal its own: see tests/evals)."""
     lm = WorkbenchLM(model, progress=False)
-    loaded = registry.load(tuple(f"mmlu_{subject}" for subject in subjects), root=data, judge=Judge())
+    loaded = registry.load(tuple(f"mmlu_{subject}" for subject in subjects), root=data, judge=CodeGrader())
     requests: list[Request] = []
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", 5)

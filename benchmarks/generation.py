@@ -29,7 +29,7 @@ import workbench as wb
 from benchmarks.timing import Timing, interleaved
 from evals.models.workbench_lm import WorkbenchLM
 from evals.tasks import registry
-from evals.tasks.code_metrics import Judge
+from evals.tasks.code_metrics import CodeGrader
 from workbench.inference import prefix_tree
 from workbench.text.tokenizer import Tokenizer
 
@@ -49,13 +49,13 @@ class Asked:
     @property
     def minimum(self) -> int:
         """Tokens that must go through a model: each distinct beginning once, and every generated token but the last."""
-        distinct = prefix_tree.grow([prefix_tree.key(ids) for ids in self.lengths], worth=1, pack=False)
+        distinct = prefix_tree.grow([prefix_tree.key(ids) for ids in self.lengths], min_tokens_saved=1, pack=False)
         return distinct.minimum + sum(n - 1 for n in self.lengths.values())
 
 
 def questions(lm: WorkbenchLM, data: Path, n: int) -> Asked:
     """The first `n` of GSM8K's test questions under lm-eval's eight fixed examples."""
-    task = registry.load(("gsm8k_cot",), root=data, judge=Judge()).tasks["gsm8k_cot"]
+    task = registry.load(("gsm8k_cot",), root=data, judge=CodeGrader()).tasks["gsm8k_cot"]
     task.set_config("num_fewshot", 8)
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=n, rank=0, world_size=1)

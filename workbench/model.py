@@ -21,9 +21,9 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.hooks import hook_points
 from workbench.layers import attention, rope, tensor_parallel
 from workbench.layers.attention_mask import Mask
-from workbench.layers.fast_linear import product
+from workbench.layers.fast_linear import matmul_few_rows
 from workbench.layers.kv_cache import KVCache
-from workbench.provenance import ModelSource, marks
+from workbench.provenance import ModelSource, weight_fingerprint
 
 if TYPE_CHECKING:
     from workbench.hooks.capture import Capture
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Step:
+class ForwardContext:
     """What every layer of one run shares.
 
     `turned` are the positions that q and k are turned by: counted from each row's first real token.
@@ -41,7 +41,7 @@ class Step:
     """
 
     rotation: Tensor
-    turned: Tensor
+    rope_positions: Tensor
     mask: Mask
     allowed: Tensor | None
     cache: KVCache | None
@@ -78,11 +78,11 @@ class Transformer(nn.Module):
         if self._loaded is None:
             return None
         source, config, then = self._loaded
-        return source if source.intact and config == self.config and marks(self) == then else None
+        return source if source.intact and config == self.config and weight_fingerprint(self) == then else None
 
     @source.setter
     def source(self, source: ModelSource) -> None:
-        self._loaded = (source, self.config, marks(self))
+        self._loaded = (source, self.config, weight_fingerprint(self))
 
     @property
     def device(self) -> torch.device:
@@ -107,10 +107,10 @@ class Transformer(nn.Module):
         Shapes: tokens [batch, pos] int64 -> [batch, pos, dim]
         """
         self._check(tokens)
-        step = self._step(tokens, cache)
+        step = self._context(tokens, cache)
         tap = hook_points.tap_for(self, self.config, step.mask.positions)
         if tap:
-            step = self._otherwise(step, tap)
+            step = self._with_rope_override(step, tap)
         x: Tensor = self.tok_embeddings(tokens)  # [batch, pos, dim]
         if tap:
             x = tap("hook_embed", x)
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
-    def resume(self, x: Tensor, layer: int) -> Tensor:
+    def forward_from_layer(self, x: Tensor, layer: int) -> Tensor:
         """`hidden` of a run that goes on from the stream that enters a layer; the layers below do not run.
 
         Hooks fire from that layer on, its `hook_resid_pre` included: what enters it is the layer below's
@@ -134,10 +134,10 @@ class Transformer(nn.Module):
             raise WorkbenchError(
                 f"a run goes on at layers 0 to {n_layers} from [batch, pos, {dim}]; found {layer}, {tuple(x.shape)}."
             )
-        step = self._step(x[..., 0], None)
+        step = self._context(x[..., 0], None)
         tap = hook_points.tap_for(self, self.config, step.mask.positions)
         if tap:
-            step = self._otherwise(step, tap)
+            step = self._with_rope_override(step, tap)
         for at in range(layer, n_layers):
             x = self.layers[at](x, at, step, tap and tap.at(f"blocks.{at}."))
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
             logits: Tensor = self.output(x)
         else:
             weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
-            logits = tensor_parallel.gather(product(tensor_parallel.spread(x), weight), -1)
+            logits = tensor_parallel.gather(matmul_few_rows(tensor_parallel.copy_to(x), weight), -1)
         logits = logits.float()
         tap = hook_points.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
         return tap("hook_logits", logits) if tap else logits
@@ -198,12 +198,12 @@ class Transformer(nn.Module):
                 bad = low if low < 0 else high
                 raise WorkbenchError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}.")
 
-    def _step(self, tokens: Tensor, cache: KVCache | None) -> Step:
+    def _context(self, tokens: Tensor, cache: KVCache | None) -> ForwardContext:
         batch, seqlen = tokens.shape
         past, pad, forks, depth = 0, None, None, None
         if cache is not None:
             cache.room_for(batch, seqlen)
-            past, pad, forks, depth = cache.length, cache.pad, cache.forks, cache.depth
+            past, pad, forks, depth = cache.length, cache.pad, cache.tree, cache.depth
         positions = torch.arange(past, past + seqlen, device=tokens.device)
         mask = Mask(positions, pad, forks, depth)
         turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
@@ -211,12 +211,14 @@ class Transformer(nn.Module):
         turned = turned if depth is None else depth
         plain = pad is None and forks is None and depth is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
-        return Step(rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache)
+        return ForwardContext(
+            rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache
+        )
 
-    def _otherwise(self, step: Step, tap: hook_points.Tap) -> Step:
+    def _with_rope_override(self, step: ForwardContext, tap: hook_points.Tap) -> ForwardContext:
         """The step under the rotation that an intervention asks for, if one does."""
         other = tap.rotary()
-        return step if other is None else replace(step, rotation=other.rotations(step.turned))
+        return step if other is None else replace(step, rotation=other.rotations(step.rope_positions))
 
 
 class Block(nn.Module):
@@ -229,7 +231,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, step: Step, tap: hook_points.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, step: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         if tap:
             x = tap("hook_resid_pre", x)
@@ -252,14 +254,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        tensor_parallel.share(config.n_heads, "n_heads")
-        tensor_parallel.share(config.n_kv_heads, "n_kv_heads")
+        tensor_parallel.shard_size(config.n_heads, "n_heads")
+        tensor_parallel.shard_size(config.n_kv_heads, "n_kv_heads")
         self.wq = tensor_parallel.column(config.dim, config.n_heads * config.head_dim)
         self.wk = tensor_parallel.column(config.dim, config.n_kv_heads * config.head_dim)
         self.wv = tensor_parallel.column(config.dim, config.n_kv_heads * config.head_dim)
         self.wo = tensor_parallel.row(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, layer: int, step: Step, tap: hook_points.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, step: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, head, head_dim]
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, kv_head, head_dim]
@@ -275,11 +277,11 @@ class Attention(nn.Module):
             k, v = step.cache.write(layer, k, v)
             shared = step.cache.shared(layer)
         if tap and tap.edits(hook_points.SCORES, hook_points.PATTERN):
-            z = self._openly(q, k, v, step, tap)
+            z = self._eager_attention(q, k, v, step, tap)
         elif shared is not None:
-            z = attention.behind(shared, q, k, v, step.allowed)
+            z = attention.shared_prefix_attention(shared, q, k, v, step.allowed)
         else:
-            z = attention.fused(q, k, v, step.allowed)
+            z = attention.sdpa(q, k, v, step.allowed)
             if tap:
                 inputs = attention.AttentionInputs.of(q, k, step.mask)
                 for name in hook_points.FROM_INPUTS:
@@ -290,18 +292,18 @@ class Attention(nn.Module):
             if tap.wants("attn.hook_result"):
                 result = tap("attn.hook_result", self._per_head(z))
                 if tap.edits("attn.hook_result"):
-                    return tensor_parallel.total(result.sum(2))
+                    return tensor_parallel.all_reduce(result.sum(2))
         out: Tensor = self.wo(z.flatten(2))
         return out
 
-    def _openly(self, q: Tensor, k: Tensor, v: Tensor, step: Step, tap: hook_points.Tap) -> Tensor:
+    def _eager_attention(self, q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, tap: hook_points.Tap) -> Tensor:
         """Attention with scores and pattern in the open, because an intervention changes them."""
         scores = tap(hook_points.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
         pattern = tap(hook_points.PATTERN, scores.softmax(-1))
         for name in hook_points.SUMMARIES:
             if tap.wants(name):
                 tap(name, hook_points.summarise(name, attention.OpenPattern(pattern, step.mask)))
-        return attention.mix(pattern, v)
+        return attention.weighted_values(pattern, v)
 
     def _per_head(self, z: Tensor) -> Tensor:
         """What each head adds to the stream. Shapes: [batch, pos, head, head_dim] -> [batch, pos, head, dim]"""
@@ -314,7 +316,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        tensor_parallel.share(config.ffn_dim, "ffn_dim")
+        tensor_parallel.shard_size(config.ffn_dim, "ffn_dim")
         self.w1 = tensor_parallel.column(config.dim, config.ffn_dim)
         self.w2 = tensor_parallel.row(config.ffn_dim, config.dim)
         self.w3 = tensor_parallel.column(config.dim, config.ffn_dim)

@@ -38,20 +38,20 @@ class ModelSource:
     @property
     def intact(self) -> bool:
         """Whether the hash is known, or can still be had of the files that were loaded."""
-        return "checkpoint_sha256" in self.__dict__ or stamps(path for path, *_ in self.files) == self.files
+        return "checkpoint_sha256" in self.__dict__ or file_stats(path for path, *_ in self.files) == self.files
 
     @property
     def name(self) -> str:
         return self.path.name
 
 
-def stamps(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
+def file_stats(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
     """Path, size in bytes and time of change in ns of each file; of one that is gone, -1 and -1."""
     found = [(path, path.stat() if path.exists() else None) for path in files]
     return tuple((path, stat.st_size, stat.st_mtime_ns) if stat else (path, -1, -1) for path, stat in found)
 
 
-def marks(model: nn.Module) -> tuple[Any, ...]:
+def weight_fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """What is another after weights were changed: where each lies, how often torch wrote to it, and some values.
 
     The values are for what torch does not count, as writing to `parameter.data`; of each weight SAMPLED are looked at,

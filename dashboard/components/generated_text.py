@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard.token_text import short
-from probes.generation.token_choices import Sampled
+from probes.generation.token_choices import SamplingTrace
 
 PROMPT_SHOWN = 40
 """Tokens of the prompt's end that stand before the text: enough to read on from."""
@@ -29,8 +29,8 @@ _component = st.components.v2.component(
 )
 
 
-def choices(
-    found: Sampled, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
+def generated_text(
+    found: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
 ) -> None:
     """Draw it with one step marked; `on_choose` gets the step, counted from 0, that a click or Enter chose.
 

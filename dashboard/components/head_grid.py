@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboard.layout.figure import figure
-from dashboard.layout.page import offer
+from dashboard.layout.page import add_download
 from probes.base import drawing
 from workbench.config import ModelConfig
 
@@ -18,7 +18,7 @@ Cell = tuple[int, int]
 _ROOM = 360  # pixels that the longer side of the grid may take
 
 
-def atlas(
+def head_grid(
     values: np.ndarray,
     *,
     id: str,
@@ -41,7 +41,7 @@ def atlas(
         chosen=selected[::-1],
         on_choose=lambda head, layer: on_choose(layer, head),
     )
-    offer("atlas", title, lambda: _ringed(fig, *selected))
+    add_download("atlas", title, lambda: _ringed(fig, *selected))
 
 
 def _ringed(fig: go.Figure, layer: int, head: int) -> go.Figure:

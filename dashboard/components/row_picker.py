@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from dashboard.layout.page import problem
+from dashboard.layout.page import show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.session import url_values
 
@@ -34,7 +34,7 @@ _component = st.components.v2.component(
 )
 
 
-def chooser(
+def row_picker(
     frame: pd.DataFrame,
     columns: Mapping[str, Column | str],
     *,
@@ -90,5 +90,5 @@ def _first(rows: list[int], chosen: int, card: str) -> int:
         at = url_values.whole(turned) or 0
         if 0 < at <= len(rows):
             return (at - 1) // PAGE * PAGE
-        problem("The row that this address names is not in the list.", f"{FROM}={turned}: it has {len(rows)} rows.")
+        show_error("The row that this address names is not in the list.", f"{FROM}={turned}: it has {len(rows)} rows.")
     return chosen // PAGE * PAGE

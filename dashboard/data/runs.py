@@ -11,10 +11,10 @@ import streamlit as st
 
 from dashboard.session import computed, url_state, url_values
 from dashboard.session.settings import Settings
-from dashboard.session.shared_cache import once_for_all
+from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison, compare
-from evals.results.runs import Run, questions, scan
+from evals.results.runs import Run, question_counts, scan
 from workbench.errors import DataError
 
 NO_BASELINE = "none"
@@ -80,9 +80,9 @@ def choose(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple
     """
     names = [run.name for run in found]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
-        name = url_state.pinned("Run", names, key="run", width=420)
+        name = url_state.url_selectbox("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
-        against = url_state.pinned("Compare with", others, key="baseline", follows="run", width=420)
+        against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", width=420)
         more()
     by_name = {run.name: run for run in found}
     return by_name[name], by_name.get(against)
@@ -90,7 +90,7 @@ def choose(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple
 
 def badge(side: str, run: Run) -> None:
     """A side of a comparison: its run in a line, and what of its tasks was not asked."""
-    partial = [(task, *questions(run, task)) for task in run.tasks]
+    partial = [(task, *question_counts(run, task)) for task in run.tasks]
     said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
@@ -196,16 +196,16 @@ def compared(run: Run, baseline: Run) -> Comparison:
     return _compared(str(run.path), str(baseline.path), keys, run, baseline)
 
 
-@once_for_all("Comparing the runs …", most=8)
+@process_cache("Comparing the runs …", most=8)
 def _compared(path: str, other: str, stamps: object, _run: Run, _baseline: Run) -> Comparison:
     return compare(_baseline, _run)
 
 
-@once_for_all("Reading the runs …", most=4)
+@process_cache("Reading the runs …", most=4)
 def _scan(root: str, stamps: tuple[tuple[str, int, int], ...]) -> tuple[list[Run], list[str]]:
     return scan(Path(root))
 
 
-@once_for_all("Reading the samples …", most=16)
+@process_cache("Reading the samples …", most=16)
 def _samples(path: str, stamps: tuple[tuple[str, int, int], ...], _run: Run, task: str) -> pd.DataFrame:
     return _run.samples(task)

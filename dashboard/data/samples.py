@@ -9,7 +9,7 @@ import pandas as pd
 
 from dashboard.data import runs
 from dashboard.session import computed
-from dashboard.session.shared_cache import once_for_all
+from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from evals.compare import matching
 from evals.explain.decision import decision
@@ -97,7 +97,7 @@ def again_key(model: Transformer, run: Run, task: str, row: pd.Series, position:
 
 
 # Arguments with an underscore are left out of the key.
-@once_for_all("Running the sample again …", most=64)
+@process_cache("Running the sample again …", most=64)
 def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> Again:
     row: dict[str, Any] = {str(name): value for name, value in _row.items()}
     replayed = None
@@ -108,20 +108,26 @@ def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
                 # A number in a program is no answer that could be compared with one in its tests.
                 raise DataError("the answer is a program, which was judged as a whole.")
             where = decision(_model, replayed, position=_position)
-            found = explainer()(_model, where.ids, token=where.token, minus=where.minus, also=where.also)
+            found = explainer()(
+                _model,
+                where.ids,
+                token=where.token,
+                contrast_token=where.contrast_token,
+                other_tokens=where.other_tokens,
+            )
     except WorkbenchError as error:
         return Again(replayed, None, str(error))
     return Again(replayed, Explanation(replayed, where, found))
 
 
-@once_for_all("Reading the samples …", most=16)
+@process_cache("Reading the samples …", most=16)
 def _listing(path: str, stamps: object, _run: Run, _task: str) -> pd.DataFrame:
     rows = [_listed(_run, _task, row) for row in runs.samples(_run, _task).to_dict("records")]
     columns = ["doc_id", "filter", "state", "margin", "confidence", "question", "answer", "target"]
     return pd.DataFrame(rows, columns=columns).astype({"margin": float, "confidence": float})
 
 
-@once_for_all("Comparing the runs …", most=16)
+@process_cache("Comparing the runs …", most=16)
 def _other(
     path: str, stamps: object, other_path: str, other_stamps: object, _run: Run, _baseline: Run, _task: str
 ) -> dict[tuple[int, str], str]:

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """A benchmark as the page asks for it; `checked` makes it one that can be started.
 
     `ablate` and `rope_scaling` are the command's own texts, as "L5H3,L2.mlp" and "yarn=4". None leaves the default.
@@ -37,7 +37,7 @@ class Request:
     rope_scaling: str = ""
     seed: int = 1234
 
-    def checked(self) -> tuple["Request", list[str]]:
+    def checked(self) -> tuple["EvalRequest", list[str]]:
         """The request with a name and without needless spaces, and what should be known before it starts.
 
         Raises: DataError, CheckpointError, InterventionError and others for whatever would fail later.

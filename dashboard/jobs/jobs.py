@@ -25,10 +25,10 @@ from typing import Any
 import pandas as pd
 
 from dashboard.jobs import supervisor
-from dashboard.jobs.eval_request import WORKBENCH, Request, need_lm_eval
+from dashboard.jobs.eval_request import WORKBENCH, EvalRequest, need_lm_eval
 from evals.interventions import described
 from evals.runtime import progress
-from evals.runtime.process_start import born
+from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
 from evals.store.store import StoredRun, Unfinished, unfinished
 from workbench.errors import DataError
@@ -37,14 +37,14 @@ from workbench.hooks import interventions
 FOLDER = ".jobs"
 ASKED = ("limit", "num_fewshot", "preset", "chat", "seed")
 """What a record keeps of what was asked, besides the model, the tasks and the interventions."""
-MOST = 2
+MAX_CONCURRENT = 2
 """Benchmarks at once: each loads the model anew."""
-NOT_ALL = 3
+EXIT_PARTIAL = 3
 """Exit code of a run that left out tasks which could not be run here."""
 STARTING, RUNNING, STOPPING = "starting", "running", "stopping"
 FINISHED, FAILED, CANCELLED, ELSEWHERE = "finished", "failed", "cancelled", "elsewhere"
 ACTIVE = (STARTING, RUNNING, STOPPING)
-PATIENCE = 30
+START_TIMEOUT_S = 30
 """Seconds that a process has to say that it is there."""
 MOST_LINES, MOST_COLUMNS, MOST_BYTES = 200, 1000, 200_000
 """Of a log, what a page shows."""
@@ -91,7 +91,7 @@ class Job:
             return f"It was started on {self.host}; whether it still runs cannot be seen from here."
         if self.active:
             return {STARTING: "Its process starts.", RUNNING: "It runs.", STOPPING: "It was told to stop."}[self.status]
-        if self.code == NOT_ALL:
+        if self.code == EXIT_PARTIAL:
             return "It finished without the tasks that could not be run here (exit code 3); the log names them."
         if self.code == 0:
             return "It finished (exit code 0)."
@@ -149,7 +149,7 @@ def open_run(job: Job) -> Unfinished | None:
     return found[0] if found else None
 
 
-def strays(results: Path) -> tuple[list[Unfinished], list[str]]:
+def orphaned_runs(results: Path) -> tuple[list[Unfinished], list[str]]:
     """Runs below the folder that no job made and that were not finished, and what was wrong with each store."""
     ours = {job.output for job in jobs(results)[0]}
     found, problems = unfinished(results)
@@ -209,14 +209,14 @@ def _about_of(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _status(said: Mapping[str, Any], *, cancelled: bool) -> str:
     code = said.get("code")
-    if code in (0, NOT_ALL):
+    if code in (0, EXIT_PARTIAL):
         return FINISHED
     if code is not None:
         return CANCELLED if cancelled else FAILED
     if said["host"] != socket.gethostname():
         return ELSEWHERE
     if "pid" not in said:
-        if time.time() - said["created"] < PATIENCE:
+        if time.time() - said["created"] < START_TIMEOUT_S:
             return STOPPING if cancelled else STARTING
     elif _there(said, "pid", "born") or _there(said, "child", "child_born"):
         return STOPPING if cancelled else RUNNING
@@ -225,13 +225,13 @@ def _status(said: Mapping[str, Any], *, cancelled: bool) -> str:
 
 def _there(said: Mapping[str, Any], pid: str, since: str) -> bool:
     """Whether a process still runs, and is the one that was meant."""
-    return said.get(pid) is not None and said.get(since) is not None and born(said[pid]) == said[since]
+    return said.get(pid) is not None and said.get(since) is not None and process_start_time(said[pid]) == said[since]
 
 
 # --- what can be done -----------------------------------------------------------------------------------------
 
 
-def start(results: Path, request: Request) -> Job:
+def start(results: Path, request: EvalRequest) -> Job:
     """Start a benchmark in a process of its own; `request` has been `checked`.
 
     Raises: DataError if the name is taken, as many run as may, or the folder cannot be written.
@@ -305,9 +305,10 @@ def _launch(
     results: Path, name: str, output: Path, command: Sequence[str], about: Mapping[str, Any], again: Job | None = None
 ) -> Job:
     running = [job.id for job in jobs(results)[0] if job.active]
-    if len(running) >= MOST:
+    if len(running) >= MAX_CONCURRENT:
         raise DataError(
-            f"{' and '.join(running)} run already, and {MOST} at once are the most: wait for one to end, or cancel it."
+            f"{' and '.join(running)} are running, and at most {MAX_CONCURRENT} can run at once: wait for one to end, "
+            "or cancel it."
         )
     folder = results / FOLDER / name
     fresh = folder if again else folder.with_name(f".{name}.new")

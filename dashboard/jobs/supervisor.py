@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from evals.runtime.process_start import born
+from evals.runtime.process_start import process_start_time
 
 JOB, STATE, LOG, PROGRESS, CANCELLED = "job.json", "state.json", "log.txt", "progress.json", "cancelled"
-GRACE = 15
+KILL_AFTER_S = 15
 """Seconds that a command has to end after its interrupt, before it is killed."""
 NOT_STARTED = 127
 
@@ -40,14 +40,15 @@ def watch(folder: Path) -> int:
     """Run a job's command to its end; returns its exit code, which is below zero for a signal."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     state = {
-        "attempt": job["attempt"], "host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid()),
+        "attempt": job["attempt"], "host": socket.gethostname(), "pid": os.getpid(),
+        "born": process_start_time(os.getpid()),
         "started": time.time(), "child": None, "child_born": None, "ended": None, "code": None,
     }  # fmt: skip
     children: list[int] = []
 
     def interrupt(*_: object) -> None:
         _tell(children, signal.SIGINT)
-        signal.alarm(GRACE)
+        signal.alarm(KILL_AFTER_S)
 
     # Handlers, not SIG_IGN: what is ignored stays ignored in the child, which has to hear the interrupt.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -66,7 +67,7 @@ def watch(folder: Path) -> int:
             write(folder / STATE, {**state, "ended": time.time(), "code": NOT_STARTED})
             return NOT_STARTED
     children.append(child.pid)
-    state |= {"child": child.pid, "child_born": born(child.pid)}
+    state |= {"child": child.pid, "child_born": process_start_time(child.pid)}
     with suppress(OSError):  # a disk that is full now may have room when there is a code to write
         write(folder / STATE, state)
     if (folder / CANCELLED).exists():  # before there was anybody to hear of it

@@ -73,6 +73,6 @@ def figure(
 def spec(fig: go.Figure, theme: Theme) -> str:
     """The figure's JSON as it is sent, with room for its labels and the page's look."""
     found = json.loads(fig.to_json(validate=False))
-    figure_margins.make(found)
+    figure_margins.set_margins(found)
     found["layout"]["template"] = template(theme)
     return json.dumps(found, separators=(",", ":"))

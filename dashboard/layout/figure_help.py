@@ -1,6 +1,6 @@
 """What the "?" beside each figure says: what it shows, in a sentence, and where that was first described."""
 
-SAID = {
+FIGURE_HELP = {
     "input_rms": "What the norm divides each token by: the stream's root mean square, on a logarithmic scale. "
     "[RMSNorm](https://arxiv.org/abs/1910.07467)",
     "gain_quantiles": "How the norms' learnt gains are spread over the dimensions, layer by layer. "

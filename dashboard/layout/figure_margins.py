@@ -16,7 +16,7 @@ _LINE, _TITLE, _APART = 16, 20, 8
 _WIDTHS = {char: width for width, chars in ((4, " ,.·:;'|!iIjl()[]"), (11, "mwMW@%…")) for char in chars}
 
 
-def make(fig: Parts) -> None:
+def set_margins(fig: Parts) -> None:
     """Give labels that are names the margin they need, and have plotly measure neither them nor numbers, for which the
     figure's own margins are wide enough. What it may turn by itself, names below without an angle, it still measures.
     """

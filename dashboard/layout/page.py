@@ -12,7 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.layout import preload
 from dashboard.layout.figure import figure
-from dashboard.layout.figure_help import SAID
+from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.session import computed, gc_freeze, models, shared_cache, url_state
 from dashboard.session.settings import ROOT
 from dashboard.token_text import plain
@@ -39,7 +39,7 @@ class Help:
 @contextmanager
 def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     """A page's head and error boundary; `yield`s the head, to which the page adds its data and code at its end."""
-    url_state.arrive(title)
+    url_state.begin_page(title)
     st.session_state["_figures"] = {}
     with st.container(horizontal=True, vertical_alignment="center", key="page_head"):
         with st.container(gap=None, width="stretch"):
@@ -62,15 +62,15 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             preload.read()
         gc_freeze.set_aside(title)
     except CaptureBudgetError as error:
-        problem("What this view needs to keep does not fit. Shorten the prompt.", str(error))
+        show_error("What this view needs to keep does not fit. Shorten the prompt.", str(error))
     except WorkbenchError as error:
-        problem("This view cannot be shown.", str(error))
+        show_error("This view cannot be shown.", str(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise
         gc.collect()
         what = "There is not enough memory for this view. Shorten the prompt, or unload a model on Overview."
-        problem(what, str(error) or "out of memory")
+        show_error(what, str(error) or "out of memory")
     finally:
         shared_cache.unmount()
         with unread:
@@ -85,9 +85,9 @@ def _style() -> str:
 
 def _unread() -> None:
     """What the address asks for in vain, and what it cannot hold."""
-    misread, long = url_state.unread()
+    misread, long = url_state.unavailable_values()
     if misread:
-        problem("The address asks for what is not here. The rest is shown.", "\n".join(map(str, misread)))
+        show_error("The address asks for what is not here. The rest is shown.", "\n".join(map(str, misread)))
     for label in long:
         st.warning(f"{label}: too long for the address, so that a link or a reload will not have it. It is used here.")
 
@@ -97,10 +97,10 @@ def _pick_model(tools: DeltaGenerator) -> None:
     named = st.query_params.get("model")
     if named is not None and named not in ids:
         advice = "Add its folder on Overview, or start the server with it."
-        url_state.misread("model", named, computed.chosen().id, advice)
+        url_state.note_unavailable("model", named, computed.chosen().id, advice)
     if len(ids) > 1:
         with tools:
-            url_state.bound(
+            url_state.url_widget(
                 st.selectbox, "Model", ids, key="model", width=190, label_visibility="collapsed",
                 help="Which of the server's models the pages look at.",
             )  # fmt: skip
@@ -144,7 +144,7 @@ def parquet(table: pd.DataFrame) -> bytes:
     return bytes(table.to_parquet(index=False))
 
 
-def problem(summary: str, detail: str) -> None:
+def show_error(summary: str, detail: str) -> None:
     """A mistake that a person can repair: one sentence of ours, then the message as plain text."""
     st.error(summary)
     st.code(plain(detail), language=None, wrap_lines=True)
@@ -193,20 +193,20 @@ def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
 
 def heading(title: str, kind: str) -> None:
     """A figure's title, with a "?" that says what it shows. The title is ours: it is read as Markdown."""
-    st.markdown(f"**{title}**", help=SAID[kind])
+    st.markdown(f"**{title}**", help=FIGURE_HELP[kind])
 
 
-def chart_untitled(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
+def draw_figure(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
     """A figure whose card has said already what it is; `stretch` lets it fill a card that is taller."""
     _draw(fig, key, key.replace("_", " ").capitalize(), stretch)
 
 
 def _draw(fig: go.Figure, key: str, title: str, stretch: bool = False) -> None:
     figure(fig, key=key, title=title, stretch=stretch)
-    offer(key, title, lambda: fig)
+    add_download(key, title, lambda: fig)
 
 
-def offer(name: str, title: str, make: Callable[[], go.Figure]) -> None:
+def add_download(name: str, title: str, make: Callable[[], go.Figure]) -> None:
     """Put a figure among the downloads at the end of the page."""
     st.session_state.setdefault("_figures", {})[name] = (title, make)
 

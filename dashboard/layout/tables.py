@@ -48,7 +48,7 @@ def verbatim(text: str, *, most: int | None = None) -> None:
     st.html(_verbatim(text, most, "Text"))
 
 
-def texts(named: Mapping[str, str], *, most: int | None = None) -> None:
+def text_columns(named: Mapping[str, str], *, most: int | None = None) -> None:
     """Texts beside each other as `verbatim` draws one, each below its name."""
     parts = (
         f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim(text, most, name)}</figure>"
@@ -61,7 +61,7 @@ def _verbatim(text: str, most: int | None, name: str) -> str:
     return f'<pre class="verbatim"{_scrolls(most, name)}>{html_text(text) or " "}</pre>'
 
 
-def numbers(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
+def metric_row(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
     """A row of numbers, each below its name, in as many lines as it takes; `help` is what a name says when it is
     pointed at."""
     st.html(numbered(values, help or {}))

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard.components.head_grid import atlas
+from dashboard.components.head_grid import head_grid
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.layout.figure_help import SAID
-from dashboard.layout.page import Head, Help, card, chart_untitled, page
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.layout.figure_help import FIGURE_HELP
+from dashboard.layout.page import Head, Help, card, draw_figure, page
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import prompt_input, tour
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state, url_values
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
 from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
@@ -82,7 +82,7 @@ def show() -> None:
             st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
-        with left, card("All heads", key="atlas_card", height="stretch", help=SAID["atlas"]):
+        with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["atlas"]):
             _atlas(model, held, metrics, given, view)
         with right, st.container(border=True, key="map_card", height="stretch"):
             found = _head(model, held, metrics, given, view)
@@ -95,13 +95,13 @@ def _controls(model: Transformer) -> View:
     config = model.config
     layer, head = _first_head(model)
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        colour = url_state.bound(
+        colour = url_state.url_widget(
             st.segmented_control, "Colour heads by", list(COLOURS), key="colour", default="Entropy", required=True
         )
-        layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
-        head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
-        log = url_state.bound(st.toggle, "Log scale", key="log")
-        hide = url_state.bound(
+        layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
+        head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
+        log = url_state.url_widget(st.toggle, "Log scale", key="log")
+        hide = url_state.url_widget(
             st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank."
         )
     return View(COLOURS[colour], layer, head, log, hide)
@@ -125,7 +125,7 @@ def _induction_under(model: Transformer, *, block: int, changes: str) -> Inducti
         return induction_scores(model, block=block)
 
 
-def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> None:
+def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Input, view: View) -> None:
     config = model.config
     if view.colour == "induction":
         scores = _induction(model, given.changes)
@@ -135,7 +135,7 @@ def _atlas(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, v
         values = metrics.values[view.colour]
         unit, over = METRICS[view.colour], f"the {metrics.n_queries} tokens of the prompt"
     st.caption(f"{unit[0].upper()}{unit[1:]}, mean over {over}")
-    atlas(
+    head_grid(
         values,
         id=f"{held.id}/{view.colour}",
         unit=unit,
@@ -169,8 +169,8 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
-    st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=SAID["head_map"])
+def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
+    st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=FIGURE_HELP["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
     wanted = {
         "Entropy (nats)": ("entropy", ".2f"),
@@ -181,7 +181,9 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
     values = {label: (metrics.values[name][at], form) for label, (name, form) in wanted.items()}
     if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
         values["Induction"] = _induction(model, given.changes).induction[at], ".0%"
-    numbers({label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()})
+    metric_row(
+        {label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()}
+    )
     window = _window(len(given))
     found = computed.once(held, head_map, view.layer, view.head, window=window)
     labels = plotly_labels(given.tokens)
@@ -190,7 +192,7 @@ def _head(model: Transformer, held: Held, metrics: HeadMetrics, given: Input, vi
     fig.update_layout(title=None, margin={"t": 10, "r": 10}, height=520)
     if found.pooling:
         st.caption(f"Each cell is the {found.pooling}. Choose a window to see single tokens.")
-    chart_untitled(fig, key="head_map", stretch=True)
+    draw_figure(fig, key="head_map", stretch=True)
     return found
 
 
@@ -199,17 +201,17 @@ def _window(length: int) -> tuple[int, int] | None:
     if length <= MAX_CELLS:
         return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        extent = url_state.bound(
+        extent = url_state.url_widget(
             st.segmented_control, "Show", [WHOLE, WINDOW], key="extent", default=WHOLE, required=True
         )
         if extent == WHOLE:
             return None
         last = length - 2
-        start = url_state.bound(st.number_input, "From position", 0, last, 0, step=64, key="start", width=150)
+        start = url_state.url_widget(st.number_input, "From position", 0, last, 0, step=64, key="start", width=150)
     return start, min(start + MAX_CELLS // 2, length)
 
 
-def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
+def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
     start, stop = found.start, found.stop
     if found.factor > 1:
         stop = min(start + MAX_CELLS, len(given))
@@ -221,7 +223,7 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
             st.subheader(
                 "Tokens", anchor=False, help="Hover to preview a token, click or use the arrow keys to choose it."
             )
-            mode = url_state.bound(
+            mode = url_state.url_widget(
                 st.segmented_control, "Show", [LOOKS, SEEN], key="strip", default=LOOKS, required=True,
                 label_visibility="collapsed",
             )  # fmt: skip
@@ -232,7 +234,7 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
             start,
             "looks" if mode == LOOKS else "seen",
         )
-        token_strip(strip, chosen=chosen, on_choose=lambda position: url_state.link("token", position))
+        token_strip(strip, chosen=chosen, on_choose=lambda position: url_state.set_url_param("token", position))
         if (start, stop) != (0, len(given)):
             st.caption(f"Tokens {start} to {stop - 1} of {len(given)}.")
     with right:
@@ -243,11 +245,11 @@ def _tokens(held: Held, given: Input, view: View, found: HeadMap) -> None:
 
 def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
-    named = url_state.linked("token")
+    named = url_state.url_param("token")
     asked = url_values.whole(named)
     position = stop - 1 if asked is None else asked
     shown = min(max(position, start), stop - 1)
-    url_state.heard("token", named, shown)
+    url_state.note_shown("token", named, shown)
     return shown
 
 

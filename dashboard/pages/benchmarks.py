@@ -9,18 +9,18 @@ import streamlit as st
 
 from dashboard.data import runs
 from dashboard.data.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
-from dashboard.layout.figure_help import SAID
-from dashboard.layout.page import Head, Help, card, chart_untitled, empty, page, problem
+from dashboard.layout.figure_help import FIGURE_HELP
+from dashboard.layout.page import Head, Help, card, draw_figure, empty, page, show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.panels.compare_runs import chance
 from dashboard.session import url_state
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison
-from evals.compare.published import beside, named, published
+from evals.compare.published import compare_with_published, named, published
 from evals.report import forest_plots
 from evals.report.terminal_table import besides
-from evals.results.runs import Run, Score, questions
+from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
 ABOUT = Help(
@@ -63,7 +63,7 @@ def show() -> None:
         left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
             _scores(run, table)
-        with right, card("With 95% intervals", key="forest_card", height="stretch", help=SAID["forest"]):
+        with right, card("With 95% intervals", key="forest_card", height="stretch", help=FIGURE_HELP["forest"]):
             _forest(run, baseline)
         compared = None if baseline is None else _difference(run, baseline)
         known = _published(run)
@@ -75,7 +75,7 @@ def show() -> None:
 
 
 def _filter() -> None:
-    url_state.bound(
+    url_state.url_widget(
         st.text_input, "Filter", "", key="only", placeholder="task or metric", max_chars=200, width=190,
         help="Scores whose task and metric have all of these words, here and in the downloads.",
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
 
 
 def _partial(run: Run, task: str) -> str:
-    asked, whole = questions(run, task)
+    asked, whole = question_counts(run, task)
     return f"{asked} of {whole}" if asked < whole else ""
 
 
@@ -151,7 +151,7 @@ def _forest(run: Run, baseline: Run | None) -> None:
         else:
             shown.append(baseline)
     keep = lambda score: score.task in tasks and _asked(score)  # noqa: E731
-    chart_untitled(forest_plots.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
+    draw_figure(forest_plots.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:
@@ -161,7 +161,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
         try:
             found = runs.compared(run, baseline)
         except DataError as error:
-            problem("These runs cannot be compared. Choose another one.", str(error))
+            show_error("These runs cannot be compared. Choose another one.", str(error))
             return None
         for side, one in (("This (B)", run), ("Other (A)", baseline)):
             runs.badge(side, one)
@@ -212,7 +212,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
 def _published(run: Run) -> pd.DataFrame | None:
     names = list(dict.fromkeys(one.name for one in published()))
     with card("Published figures", key="published_card"):
-        model = url_state.bound(
+        model = url_state.url_widget(
             st.selectbox, "Scores published for", [runs.NO_BASELINE, *names], key="published", width=300,
             help="Nothing here guesses which model a checkpoint is: name it.",
         )  # fmt: skip
@@ -225,10 +225,10 @@ def _published(run: Run) -> pd.DataFrame | None:
                 "interval": _interval(pd.Series(vars(one.score))),
                 "published": one.published.value,
                 "within": one.within,
-                "unlike": "; ".join(one.unlike),
+                "unlike": "; ".join(one.setup_differences),
                 "source": one.published.source,
             }
-            for one in beside(run, named(model))
+            for one in compare_with_published(run, named(model))
             if _asked(one.score)
         ]
         if not rows:
@@ -254,7 +254,7 @@ def _samples(run: Run) -> None:
     if not run.tasks:
         return
     with card("Samples", key="samples"), st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
-        task = url_state.pinned("Task", run.tasks, key="task", follows="run", width=300)
+        task = url_state.url_selectbox("Task", run.tasks, key="task", follows="run", width=300)
         address = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
         for label, more in LINKS.items():
             st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)

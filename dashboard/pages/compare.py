@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard.components.head_grid import atlas
-from dashboard.layout.figure_help import SAID
-from dashboard.layout.page import Head, Help, card, chart, chart_untitled, heading, page
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.components.head_grid import head_grid
+from dashboard.layout.figure_help import FIGURE_HELP
+from dashboard.layout.page import Head, Help, card, chart, draw_figure, heading, page
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import compare_runs, compare_sides
 from dashboard.panels.compare_sides import Shared, Side
 from dashboard.panels.target_tokens import token_bytes
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import HeadMap, head_map
 from probes.attention.pair_figures import SIDE, side_by_side
@@ -52,7 +52,7 @@ TOP = 8
 
 def show() -> None:
     with page("Compare", "Two captures or two runs: A, B and the difference on the same scale.", ABOUT) as head:
-        what = url_state.bound(
+        what = url_state.url_widget(
             st.segmented_control, "Compare", [CAPTURES, RUNS], key="compare", default=CAPTURES, required=True
         )
         if what == RUNS:
@@ -77,7 +77,7 @@ def _captures(head: Head) -> None:
     found = computed.once_between(model, before, after, compare_sides.compared, common.align)
     position = _summary(a, found, common)
     left, right = st.columns([0.41, 0.59])
-    with left, card("All heads", key="atlas_card", height="stretch", help=SAID["compared_heads"]):
+    with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["compared_heads"]):
         layer, number = _heads(a, found, before, after)
     with right, card("Likeliest next tokens", key="top_card", height="stretch",
                      help="After the chosen position, at temperature 1."):  # fmt: skip
@@ -97,13 +97,13 @@ def _summary(a: Side, found: Comparison, common: Shared) -> int:
     assert logits is not None and found.by_head is not None  # `sides.HOOKS` has them
     first, last = int(logits.positions[0]), int(logits.positions[-1])
     with st.container(border=True, horizontal=True, vertical_alignment="bottom", gap="large", key="summary"):
-        asked = url_state.bound(
+        asked = url_state.url_widget(
             st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared.",
             width=180,
         )  # fmt: skip
         position = last if asked < 0 else min(max(asked, first), last)
-        url_state.heard("position", asked if asked >= 0 else None, position)
-        numbers(
+        url_state.note_shown("position", asked if asked >= 0 else None, position)
+        metric_row(
             {
                 f"KL after position {position} (nats)": f"{logits.kl[0, position - first]:.3g}",
                 "Mean KL (nats)": f"{logits.kl.mean():.3g}",
@@ -117,26 +117,26 @@ def _summary(a: Side, found: Comparison, common: Shared) -> int:
     return position
 
 
-def _heads(a: Side, found: Comparison, before: Held, after: Held) -> tuple[int, int]:
+def _heads(a: Side, found: Comparison, before: CaptureRef, after: CaptureRef) -> tuple[int, int]:
     config, heads = a.model.config, found.by_head
     assert heads is not None
     options = [name for name, (measure, _, _) in MEASURES.items() if measure != "kl" or len(heads.layers)]
-    name = url_state.bound(
+    name = url_state.url_widget(
         st.segmented_control, "Colour heads by", options, key="measure", default=options[0], required=True
     )
     measure, point, unit = MEASURES.get(name, MEASURES[options[0]])
     values = by_head(heads, measure, point)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         worst = np.unravel_index(int(np.nanargmax(_apart(values, measure))), values.shape)
-        layer = url_state.bound(
+        layer = url_state.url_widget(
             st.number_input, "Layer", 0, config.n_layers - 1, int(worst[0]), key="at_layer", width=130
         )
-        number = url_state.bound(
+        number = url_state.url_widget(
             st.number_input, "Head", 0, config.n_heads - 1, int(worst[1]), key="at_head", width=130
         )
     st.caption(f"{unit}, over the shared tokens. Click a square to open the head.")
     id = f"{before.id}/{after.id}/{measure}"
-    atlas(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)
+    head_grid(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)
     order = np.argsort(-_apart(values, measure), axis=None, kind="stable")[:5]
     at = np.unravel_index(order, values.shape)
     plain_table(
@@ -164,7 +164,7 @@ def _apart(values: np.ndarray, measure: str) -> np.ndarray:
     return np.nan_to_num(-values if measure == "cosine" else values, nan=-np.inf)
 
 
-def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
+def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -> None:
     rows = [held.capture["hook_logits"][0, at].float() for held, at in ((before, at_a), (after, at_b))]
     first, second = (row.softmax(-1).cpu().numpy() for row in rows)
     kept = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
@@ -196,12 +196,12 @@ def _top(a: Side, before: Held, after: Held, at_a: int, at_b: int) -> None:
 
 
 def _patterns(
-    a: Side, b: Side, before: Held, after: Held, common: Shared, layer: int, head: int
+    a: Side, b: Side, before: CaptureRef, after: CaptureRef, common: Shared, layer: int, head: int
 ) -> tuple[HeadMap, HeadMap]:
     shortest = min(len(a.given), len(b.given))
     start = 0
     if max(len(a.given), len(b.given)) > SIDE:
-        start = url_state.bound(
+        start = url_state.url_widget(
             st.number_input, "Patterns from position", 0, shortest - 1, 0, step=64, key="from", width=200,
             help=f"{SIDE} positions are drawn at a time.",
         )  # fmt: skip
@@ -216,7 +216,7 @@ def _patterns(
     fig = side_by_side(*maps, *labels, shared=shared, stamp=stamp)
     heading(fig.layout.title.text, "side_by_side")
     fig.update_layout(title=None, margin={"t": 28})
-    chart_untitled(fig, key="patterns")
+    draw_figure(fig, key="patterns")
     if common.align == "suffix" and not common.shift:
         st.caption(f"Position by position: the tokens before the last {common.count} are not all the same.")
     elif common.align == "suffix":

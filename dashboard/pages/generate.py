@@ -5,14 +5,14 @@ import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.components.generated_text import choices
-from dashboard.layout.page import Help, chart, page, problem
+from dashboard.components.generated_text import generated_text
+from dashboard.layout.page import Help, chart, page, show_error
 from dashboard.panels import chat_turns, generation_step, prompt_input, text_generation
 from dashboard.panels.target_tokens import token_bytes
-from dashboard.panels.text_generation import Given, Request, Written
+from dashboard.panels.text_generation import GenerationRequest, Given, Written
 from dashboard.session import computed, url_state
 from dashboard.token_text import plain, plotly_labels
-from probes.generation.token_choices import Sampled
+from probes.generation.token_choices import SamplingTrace
 from workbench import model_cost
 from workbench.errors import CaptureBudgetError, GenerationError
 from workbench.inference.sampling import Sampling
@@ -63,7 +63,7 @@ def show() -> None:
             try:
                 _write(model, asked, buttons, place)
             except GenerationError as error:
-                problem("Nothing can be generated with these settings.", str(error))
+                show_error("Nothing can be generated with these settings.", str(error))
                 return
         written = text_generation.held(model)
         if written is None:
@@ -80,7 +80,7 @@ def show() -> None:
         try:
             view = generation_step.attention(model, found, at, written.request.given.changes)
         except CaptureBudgetError as error:
-            problem("The attention of so long a text does not fit. Ask for fewer tokens.", str(error))
+            show_error("The attention of so long a text does not fit. Ask for fewer tokens.", str(error))
             view = generation_step.View(0, 0)
         with st.container(border=True, key="surprise_card"):
             labels = plotly_labels([token_bytes(model, token) for token in found.tokens], start=1)
@@ -104,7 +104,7 @@ def _given(model: Transformer) -> Given | None:
     refused = chat_turns.refusal(model.tokenizer)
     chat = False
     if prompt_input.typed() and refused is None:
-        mode = url_state.bound(
+        mode = url_state.url_widget(
             st.segmented_control, "Mode", [TEXT, CHAT], key="mode", default=TEXT, required=True,
             label_visibility="collapsed",
         )  # fmt: skip
@@ -130,26 +130,26 @@ def _given(model: Transformer) -> Given | None:
     return Given(given.ids, code, changes=given.changes)
 
 
-def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, DeltaGenerator]:
+def _settings(model: Transformer, given: Given | None) -> tuple[GenerationRequest | None, DeltaGenerator]:
     """The request, and the place beside the controls where its buttons go."""
     most = min(MOST_NEW, model.config.max_seq_len)
     with st.container(horizontal=True, vertical_alignment="bottom", key="sampling"):
-        temperature = url_state.bound(
+        temperature = url_state.url_widget(
             st.number_input, "Temperature", 0.0, 5.0, 0.8, step=0.1, key="temperature", width=130,
             help="0 always takes the likeliest token; 1 draws from the model's own distribution.",
         )  # fmt: skip
-        top_k = url_state.bound(
+        top_k = url_state.url_widget(
             st.number_input, "Top-k", 0, model.config.vocab_size, 0, key="topk", width=120,
             help="Draws among the k likeliest tokens; 0 leaves all.",
         )  # fmt: skip
-        top_p = url_state.bound(
+        top_p = url_state.url_widget(
             st.number_input, "Top-p", 0.01, 1.0, 1.0, step=0.05, key="topp", width=120,
             help="Draws among the likeliest tokens that together have this probability; 1 leaves all.",
         )  # fmt: skip
-        seed = url_state.bound(
+        seed = url_state.url_widget(
             st.number_input, "Seed", 0, 2**31 - 1, 0, key="seed", width=140, help="The same seed gives the same text."
         )
-        limit = url_state.bound(
+        limit = url_state.url_widget(
             st.number_input, "New tokens, at most", 1, most, min(64, most), key="new", width=160,
             help="The text ends here, at an end-of-text token, or where the context is full.",
         )  # fmt: skip
@@ -163,7 +163,7 @@ def _settings(model: Transformer, given: Given | None) -> tuple[Request | None, 
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: DeltaGenerator) -> None:
+def _write(model: Transformer, asked: GenerationRequest, buttons: DeltaGenerator, place: DeltaGenerator) -> None:
     """Generate where that is asked for: by the button, or by the link of a text that costs little to write again."""
     with buttons:
         pressed = st.button("Generate", type="primary", key="generate")
@@ -171,8 +171,8 @@ def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: D
     before = text_generation.held(model)
     if pressed:
         st.session_state["step"] = 1
-        url_state.unlink("written")
-    linked = url_state.linked("written") is not None
+        url_state.clear_url_param("written")
+    linked = url_state.url_param("written") is not None
     if pressed or (linked and before is None and sum(p.numel() for p in model.parameters()) <= SMALL):
         # The press itself stops the script; what it wrote is held.
         stop.button("Stop", key="stop")
@@ -182,12 +182,12 @@ def _write(model: Transformer, asked: Request, buttons: DeltaGenerator, place: D
         line.caption("Reading the prompt …")
         text_generation.write(model, asked, lambda text: line.text(plain(text)))
         stop.empty()
-        url_state.link("written", 1)
+        url_state.set_url_param("written", 1)
     elif before is not None and before.request != asked and linked:
-        url_state.unlink("written")  # the address is no longer that of the text below
+        url_state.clear_url_param("written")  # the address is no longer that of the text below
 
 
-def _text(model: Transformer, written: Written, found: Sampled) -> int:
+def _text(model: Transformer, written: Written, found: SamplingTrace) -> int:
     """The tokens and the slider below them; the step that is open, counted from 0."""
     if not np.isfinite(found.logprobs).all():
         st.error("The model's output holds NaN or infinite numbers: the stream has overflowed. Try float32.")
@@ -198,11 +198,11 @@ def _text(model: Transformer, written: Written, found: Sampled) -> int:
             st.session_state[key] = count
     at = 0
     if count > 1:
-        at = url_state.bound(
+        at = url_state.url_widget(
             st.slider, "Step", 1, count, 1, key="step", help="The step whose attention is shown below."
         ) - 1  # fmt: skip
     with above:
-        choices(
+        generated_text(
             found,
             id=written.id,
             name=lambda token: token_bytes(model, token),
@@ -212,7 +212,7 @@ def _text(model: Transformer, written: Written, found: Sampled) -> int:
     return at
 
 
-def _said(model: Transformer, written: Written, asked: Request | None, given: Given | None) -> None:
+def _said(model: Transformer, written: Written, asked: GenerationRequest | None, given: Given | None) -> None:
     """How the text ended, what it took, and how a conversation goes on."""
     found = written.found
     if found.finish_reason == "context":

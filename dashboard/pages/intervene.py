@@ -9,9 +9,9 @@ import streamlit as st
 from dashboard.data import intervention_effects
 from dashboard.data.intervention_effects import AFTER, BEFORE, Changes
 from dashboard.layout.bars import over_tokens
-from dashboard.layout.figure_help import SAID
-from dashboard.layout.page import Head, Help, card, chart, chart_untitled, command_line, page
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.layout.figure_help import FIGURE_HELP
+from dashboard.layout.page import Head, Help, card, chart, command_line, draw_figure, page
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import intervention_editor, prompt_input, target_tokens, tour
 from dashboard.panels.prompt_input import Input
 from dashboard.panels.target_tokens import LETTERS, Asked, token_bytes
@@ -103,7 +103,9 @@ def _onwards(changes: str) -> None:
 
 
 def _more() -> None:
-    url_state.bound(st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time.")
+    url_state.url_widget(
+        st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time."
+    )
 
 
 # --- before and after -----------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def _summary(
         best = logits[:, list(target_tokens.letters(model, given))].argmax(-1)
         values["Answer of A to D"] = f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}"
     with st.container(border=True, key="summary"):
-        numbers(values)
+        metric_row(values)
     if not np.isfinite(logits).all():
         st.error("The logits hold NaN or infinite numbers: before, after, or both.")
     if given.sample is not None and given.sample.choice_ids:
@@ -218,7 +220,7 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
 def _heads(model: Transformer, given: Input, changes: Changes) -> None:
     before, after = (computed.capture(model, given.ids, intervention_effects.HEAD_HOOKS, side) for side in changes)
     values = computed.once_between(model, before, after, intervention_effects.head_changes)
-    with card("How far each head's output moves", key="heads_card", help=SAID["head_changes"]):
+    with card("How far each head's output moves", key="heads_card", help=FIGURE_HELP["head_changes"]):
         fig = drawing.atlas(
             values,
             title="",
@@ -229,7 +231,7 @@ def _heads(model: Transformer, given: Input, changes: Changes) -> None:
             stamp={"of": "head_changes"},
         )
         fig.update_layout(margin={"t": 30})
-        chart_untitled(fig, key="head_changes")
+        draw_figure(fig, key="head_changes")
 
 
 # --- to take away ---------------------------------------------------------------------------------------------

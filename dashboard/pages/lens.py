@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard.layout.page import Head, Help, card, chart, page, problem
+from dashboard.layout.page import Head, Help, card, chart, page, show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.panels import prompt_input, target_tokens
 from dashboard.panels.prompt_input import Input
 from dashboard.panels.target_tokens import Asked, plotly_names, token_bytes
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.logits import logit_attribution, logit_lens
 from probes.logits.logit_attribution import LogitAttribution, Target
@@ -57,7 +57,7 @@ def show() -> None:
     with page("Lens", "What each layer would say, and which parts made the logit.", ABOUT) as head:
         model = computed.model()
         if tensor_parallel.size() > 1:
-            problem(
+            show_error(
                 "The lens needs the whole unembedding.",
                 f"This model is split over {tensor_parallel.size()} processes, and each holds a part of the "
                 "unembedding weights. Serve it from one process.",
@@ -111,15 +111,17 @@ def _stamp(model: Transformer) -> int:
 
 def _more(model: Transformer) -> None:
     if _stamp(model):
-        url_state.bound(st.segmented_control, "Lens", [PLAIN, TUNED], key="lens", default=PLAIN, required=True)
-    url_state.bound(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
-    url_state.bound(st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True)
+        url_state.url_widget(st.segmented_control, "Lens", [PLAIN, TUNED], key="lens", default=PLAIN, required=True)
+    url_state.url_widget(st.number_input, "Top-k", 1, TOP_K, 5, key="k", width=120)
+    url_state.url_widget(
+        st.segmented_control, "Cells", list(CELLS), key="cells", default=next(iter(CELLS)), required=True
+    )
 
 
 def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
     left, right = st.columns([1, 1.6])
     with left, st.container(border=True, height="stretch", key="curves_card"):
-        by = url_state.bound(
+        by = url_state.url_widget(
             st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
         )
         chart(
@@ -174,7 +176,7 @@ def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd
     return pd.DataFrame(rows, columns=["Layer", *(str(rank + 1) for rank in range(len(rows[0]) - 1))])
 
 
-def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAttribution, int]:
+def _attribution(model: Transformer, held: CaptureRef, asked: Asked) -> tuple[LogitAttribution, int]:
     pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
     wanted: list[Target] = [*pairs, *asked.tokens]
     names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
@@ -183,7 +185,7 @@ def _attribution(model: Transformer, held: Held, asked: Asked) -> tuple[LogitAtt
     with left, st.container(border=True, height="stretch", key="attribution_card"):
         if st.session_state.get("logit") not in (None, *names):
             st.session_state["logit"] = names[0]  # there are fewer targets than before
-        which = url_state.bound(
+        which = url_state.url_widget(
             st.segmented_control, "Logit of the target", names, key="logit", default=names[0], required=True
         )
         row = names.index(which)
@@ -214,7 +216,7 @@ def _heads(made: LogitAttribution, row: int) -> None:
     )
     if len(table) > MOST_HEADS:
         st.caption(f"The first {MOST_HEADS} of {len(table)}; all are in the download.")
-    at = names.index(url_state.bound(st.selectbox, "Follow the head", names, key="chosen"))
+    at = names.index(url_state.url_widget(st.selectbox, "Follow the head", names, key="chosen"))
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
     along = prompt_input.along("sample", "position", "targets")
     st.page_link(

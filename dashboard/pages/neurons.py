@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard.components.row_picker import chooser
+from dashboard.components.row_picker import row_picker
 from dashboard.layout.bars import over_tokens
 from dashboard.layout.page import Head, Help, card, chart, page
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import prompt_input
 from dashboard.panels.prompt_input import Input
 from dashboard.panels.target_tokens import token_bytes
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.mlp.neurons import HOOKS, NeuronStatistics, NeuronTokens, neuron_statistics, neuron_tokens
 from workbench.hooks.capture import Capture
@@ -65,8 +65,8 @@ def show() -> None:
 def _controls(model: Transformer, found: NeuronStatistics) -> tuple[int, int]:
     config = model.config
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
-        neuron = url_state.bound(
+        layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
+        neuron = url_state.url_widget(
             st.number_input, "Neuron", STRONGEST, config.ffn_dim - 1, STRONGEST, key="neuron", width=160,
             help="-1 is the layer's strongest on this prompt.",
         )  # fmt: skip
@@ -87,10 +87,10 @@ def _numbers(found: NeuronStatistics, layer: int, neuron: int) -> None:
         "Layer: sparsity": f"{found.token_sparsity[layer]:.2f}",
     }
     with st.container(border=True, key="numbers"):
-        numbers(values)
+        metric_row(values)
 
 
-def _activations(held: Held, given: Input, found: NeuronStatistics, layer: int, neuron: int) -> None:
+def _activations(held: CaptureRef, given: Input, found: NeuronStatistics, layer: int, neuron: int) -> None:
     left, right = st.columns([1.9, 1])
     with left, st.container(border=True, height="stretch", key="activations_card"):
         chart(
@@ -145,7 +145,7 @@ def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
     table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable")
     strongest = table["neuron"].tolist()
     st.caption(f"The neurons of layer {layer}, the strongest first.")
-    chooser(
+    row_picker(
         table,
         {
             "neuron": "Neuron",

@@ -11,7 +11,7 @@ from dashboard.layout.tables import Column, plain_table
 from dashboard.panels import prompt_input
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS
 from probes.norms import rms_norms
@@ -43,15 +43,17 @@ def show() -> None:
         model = computed.model()
         given = prompt_input.choose(model, rms_norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-            view = url_state.bound(st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True)
+            view = url_state.url_widget(
+                st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True
+            )
             norm = "ln1"
             if view in (RMS, GAINS):
                 norm = NORMS[
-                    url_state.bound(
+                    url_state.url_widget(
                         st.segmented_control, "Norm", list(NORMS), key="norm", default=next(iter(NORMS)), required=True
                     )
                 ]
-            first = view in (RMS, CONTRIBUTIONS) and url_state.bound(
+            first = view in (RMS, CONTRIBUTIONS) and url_state.url_widget(
                 st.toggle,
                 "Leave out the first token",
                 key="nofirst",
@@ -110,7 +112,7 @@ def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int
 def _window(length: int, skip: int) -> tuple[int, int]:
     if length - skip <= MAX_CELLS:
         return skip, length
-    start = url_state.bound(
+    start = url_state.url_widget(
         st.number_input, "From position", 0, length - 2, 0, key="from", step=128, width=190,
         help=f"{MAX_CELLS} tokens are shown at once.",
     )  # fmt: skip
@@ -156,7 +158,7 @@ gain_statistics(wb.load_model({computed.model_path()!r})).frame()
     head.data({"gains": found.frame})
 
 
-def _activations(head: Head, held: Held, given: Input) -> None:
+def _activations(head: Head, held: CaptureRef, given: Input) -> None:
     massive = computed.once(held, rms_norms.massive_activations)
     outliers = computed.once(held, rms_norms.outlier_dimensions)
     with st.container(border=True):
@@ -207,7 +209,7 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
         )
 
 
-def _contributions(head: Head, held: Held, given: Input, skip: int) -> None:
+def _contributions(head: Head, held: CaptureRef, given: Input, skip: int) -> None:
     whole = computed.once(held, rms_norms.contribution_ratios)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]

@@ -8,8 +8,8 @@ import torch
 
 from dashboard.components.token_strip import plain_strip
 from dashboard.data import model_facts
-from dashboard.layout.page import Head, Help, card, page, problem
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.layout.page import Head, Help, card, page, show_error
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import capture_card, model_card, prompt_input, tour
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state
@@ -85,7 +85,7 @@ def _shape(model: Transformer) -> None:
         "Context": f"{config.max_seq_len:,}",
     }
     with st.container(border=True, key="shape"):
-        numbers(values)
+        metric_row(values)
 
 
 def _parts(model: Transformer) -> None:
@@ -220,7 +220,7 @@ def _elsewhere() -> None:
         st.page_link("dashboard/pages/samples.py", label="From a benchmark sample →")
     refused = st.session_state.pop("_file_refused", None)
     if refused:
-        problem("The file was not taken. Choose a shorter one, or one of plain text.", refused)
+        show_error("The file was not taken. Choose a shorter one, or one of plain text.", refused)
 
 
 def _take_file() -> None:
@@ -236,8 +236,8 @@ def _take_file() -> None:
         st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; {prompt_input.MAX_CHARS:,} fit."
         return
     for other in ("sample", "capture"):
-        url_state.unlink(other)
-    url_state.hand_over("prompt", text)
+        url_state.clear_url_param(other)
+    url_state.preset_widget("prompt", text)
 
 
 def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
@@ -262,7 +262,7 @@ def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataF
         return found, min(seconds)
 
     seconds = None
-    opened = computed.opened(model, given.ids, LAST, given.changes)
+    opened = computed.open_capture(model, given.ids, LAST, given.changes)
     if opened is not None:
         table = top(opened.capture[LAST[0]][0, -1].float())
     else:

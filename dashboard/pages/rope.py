@@ -8,11 +8,11 @@ import streamlit as st
 import torch
 
 from dashboard.layout.page import Head, Help, card, chart, page
-from dashboard.layout.tables import Column, numbers, plain_table
+from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import prompt_input, tour
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.rope import head_scores
 from probes.rope.formulas import decay, model_frequencies, wavelengths
@@ -76,27 +76,27 @@ def show() -> None:
 def _controls(model: Transformer) -> View:
     config = model.config
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        name = url_state.bound(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
+        name = url_state.url_widget(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
         layer = head = 0
         if name != WAVES:
-            layer = url_state.bound(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
-            head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
+            layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
+            head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
         pair = distance = None
         if name == OWN:
             pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "What it alone adds, against distance.")
             distance = _or_all("Distance", "distance", None, "How far apart query and key stand, for the pairs.")
         if name in (WAVES, WHAT_IF):
-            theta = url_state.bound(
+            theta = url_state.url_widget(
                 st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
                 help="The base of the frequencies. Larger turns slower.",
             )  # fmt: skip
-            scaling = url_state.bound(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
+            scaling = url_state.url_widget(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
             config = _changed(config, theta, scaling)
     return View(name, layer, head, config, pair, distance)
 
 
 def _or_all(label: str, key: str, most: int | None, what: str) -> int | None:
-    number = url_state.bound(st.number_input, label, -1, most, -1, key=key, width=130, help=f"{what} -1 is all.")
+    number = url_state.url_widget(st.number_input, label, -1, most, -1, key=key, width=130, help=f"{what} -1 is all.")
     return None if number < 0 else number
 
 
@@ -157,9 +157,9 @@ wavelengths(config).frame()
     head.data({"wavelengths": found.frame, "decay": faded.frame})
 
 
-def _own(head: Head, held: Held, given: Input, view: View) -> None:
+def _own(head: Head, held: CaptureRef, given: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(given) - 1)
-    url_state.heard("distance", view.distance, distance)
+    url_state.note_shown("distance", view.distance, distance)
     bands = computed.once(held, head_scores.band_contribution, view.layer, view.head, distance=distance)
     scores = computed.once(held, head_scores.score_by_distance, view.layer, view.head, pair=view.pair)
     slow = bands.wavelength > len(given)
@@ -180,7 +180,7 @@ def _own(head: Head, held: Held, given: Input, view: View) -> None:
     head.data({"bands": bands.frame, "score_by_distance": scores.frame})
 
 
-def _shift(head: Head, held: Held, given: Input, view: View) -> None:
+def _shift(head: Head, held: CaptureRef, given: Input, view: View) -> None:
     found = computed.once(held, head_scores.relative_invariance, view.layer, view.head)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
@@ -205,7 +205,7 @@ def _shift(head: Head, held: Held, given: Input, view: View) -> None:
     head.data({"relative_invariance": found.frame})
 
 
-def _what_if(head: Head, held: Held, given: Input, view: View) -> None:
+def _what_if(head: Head, held: CaptureRef, given: Input, view: View) -> None:
     changed = model_frequencies(view.config, dtype=torch.float64)
     about = (view.config.rope_theta, view.config.rope_scaling)
     found = computed.once(held, _rescored, view.layer, view.head, *about)
@@ -241,7 +241,7 @@ def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3
 
 def _numbers(values: dict[str, str]) -> None:
     with st.container(border=True):
-        numbers(values)
+        metric_row(values)
 
 
 def _scaling_code(config: ModelConfig) -> str:

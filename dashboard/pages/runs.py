@@ -12,12 +12,12 @@ import streamlit as st
 from dashboard.data import runs
 from dashboard.data.samples import FIRST
 from dashboard.jobs import jobs
-from dashboard.jobs.eval_request import Listed, Request, benchmarks, need_lm_eval
+from dashboard.jobs.eval_request import EvalRequest, Listed, benchmarks, need_lm_eval
 from dashboard.jobs.jobs import Job
-from dashboard.layout.page import Head, Help, card, empty, page, problem, table_height
+from dashboard.layout.page import Head, Help, card, empty, page, show_error, table_height
 from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
-from dashboard.session.shared_cache import once_for_all
+from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain, printable
 from evals.store.store import Unfinished
 from evals.tasks.presets import PRESETS
@@ -32,7 +32,7 @@ ABOUT = Help(
         "**Time left** goes by the pace since this start; what was kept from before does not count.",
         "**Cancel** interrupts the process, and kills it if it has not ended 15 seconds later.",
         "**Failed** is every end but success: the exit code, and the last lines of the log, say which.",
-        f"At most {jobs.MOST} run at once, because each loads the model anew.",
+        f"At most {jobs.MAX_CONCURRENT} run at once, because each loads the model anew.",
     ],
     {"lm-eval": "https://github.com/EleutherAI/lm-evaluation-harness"},
 )
@@ -53,7 +53,7 @@ def show() -> None:
         job = None
         with right, card("Started from here", key="jobs"):
             for line in problems:
-                problem("A job's record is damaged; the others are shown.", line)
+                show_error("A job's record is damaged; the others are shown.", line)
             if found:
                 # All three are there before one is filled: what is drawn again by itself has to find its place.
                 table, choice, opened = st.container(), st.container(), st.container()
@@ -93,13 +93,13 @@ def _told(summary: str) -> Iterator[None]:
     try:
         yield
     except WorkbenchError as error:
-        problem(summary, str(error))
+        show_error(summary, str(error))
 
 
 # --- starting -------------------------------------------------------------------------------------------------
 
 
-@once_for_all("Looking for questions …", most=1, seconds=60)
+@process_cache("Looking for questions …", most=1, seconds=60)
 def _benchmarks() -> list[Listed]:
     return benchmarks()
 
@@ -110,7 +110,7 @@ def _form(results: Path) -> None:
     model = computed.model_path()
     with st.form("start_form", border=False):
         st.text(f"Model: {plain(model)}")
-        tasks = url_state.bound(
+        tasks = url_state.url_widget(
             st.multiselect, "Benchmarks", ready, key="tasks", default=ready[:1], max_selections=20,
             help="Those whose questions are here; the others stand below, with what is missing.",
         )  # fmt: skip
@@ -118,41 +118,43 @@ def _form(results: Path) -> None:
                              help="The folder below the results folder that it writes to.")  # fmt: skip
         limit, shots, preset = st.columns(3)
         with limit:
-            questions = url_state.bound(
+            questions = url_state.url_widget(
                 st.number_input, "Questions per task", 1, None, None, key="limit", step=1, placeholder="all",
             )  # fmt: skip
         with shots:
-            examples = url_state.bound(
+            examples = url_state.url_widget(
                 st.number_input, "Few-shot examples", 0, 64, None, key="shots", step=1, placeholder="default",
             )  # fmt: skip
         with preset:
-            way = url_state.bound(
+            way = url_state.url_widget(
                 st.selectbox, "Preset", list(PRESETS), key="preset",
                 help="lm-eval's own way, or Meta's for the figures of the model cards.",
             )  # fmt: skip
         ablate, rope = st.columns(2)
         with ablate:
-            off = url_state.bound(
+            off = url_state.url_widget(
                 st.text_input, "Set to zero", key="ablate", max_chars=500, placeholder="L5H3,L2.mlp",
                 help="Heads and sublayers that are ablated for the whole run.",
             )  # fmt: skip
         with rope:
-            other = url_state.bound(
+            other = url_state.url_widget(
                 st.text_input, "Other rotation", key="rope_scaling", max_chars=100, placeholder="yarn=4",
                 help="Of the rotary embedding: interpolation=2, ntk=4, yarn=4, theta=500000.",
             )  # fmt: skip
         seed, chat, go = st.columns([1, 1.2, 1], vertical_alignment="bottom")
         with seed:
-            number = url_state.bound(
+            number = url_state.url_widget(
                 st.number_input, "Seed", 0, 2**31 - 1, 1234, key="run_seed", step=1,
                 help="Of the examples and of sampling.",
             )  # fmt: skip
         with chat:
-            turns = url_state.bound(st.toggle, "Chat format", key="in_chat", help="Ask in the model's chat format.")
+            turns = url_state.url_widget(
+                st.toggle, "Chat format", key="in_chat", help="Ask in the model's chat format."
+            )
         with go:
             pressed = st.form_submit_button("Start", type="primary", width="stretch")
     if pressed:
-        asked = Request(
+        asked = EvalRequest(
             name or "", model, tuple(tasks), questions, examples, way, bool(turns), off or "", other or "", int(number)
         )
         with _told("It was not started."):
@@ -169,7 +171,7 @@ def _form(results: Path) -> None:
 
 def _open(job: Job) -> None:
     """Show a job from the next run of the page on."""
-    url_state.link("job", job.id)
+    url_state.set_url_param("job", job.id)
     st.rerun()
 
 
@@ -177,7 +179,7 @@ def _open(job: Job) -> None:
 
 
 def _choose(found: list[Job]) -> Job:
-    name = url_state.pinned("Job", [job.id for job in found], key="job", width=420)
+    name = url_state.url_selectbox("Job", [job.id for job in found], key="job", width=420)
     return next(job for job in found if job.id == name)
 
 
@@ -261,7 +263,7 @@ def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
                 st.text(f"The record and the log go; {plain(str(job.output))} stays.")
                 if st.button("Delete the record", key="delete"):
                     jobs.delete(job)
-                    url_state.unlink("job")
+                    url_state.clear_url_param("job")
                     st.rerun()
 
 
@@ -325,9 +327,9 @@ def _facts(job: Job) -> str:
 
 
 def _strays(results: Path) -> None:
-    found, problems = jobs.strays(results)
+    found, problems = jobs.orphaned_runs(results)
     for line in problems:
-        problem("A store below the results folder cannot be read.", line)
+        show_error("A store below the results folder cannot be read.", line)
     if not found:
         return
     with card("Not finished, and not started from here", key="strays"):

@@ -3,13 +3,13 @@
 import pandas as pd
 import streamlit as st
 
-from dashboard.components.row_picker import chooser
+from dashboard.components.row_picker import row_picker
 from dashboard.data import runs, samples
 from dashboard.data.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
-from dashboard.layout.page import Head, Help, card, empty, page, problem
-from dashboard.layout.tables import Column, plain_table, texts
+from dashboard.layout.page import Head, Help, card, empty, page, show_error
+from dashboard.layout.tables import Column, plain_table, text_columns
 from dashboard.panels import tour
-from dashboard.panels.answer_explanation import Opened, on, why
+from dashboard.panels.answer_explanation import Opened, answer_explanation, on
 from dashboard.session import computed, url_state, url_values
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain
@@ -72,7 +72,7 @@ def show() -> None:
         with right, card(f"Sample {opened.sample.doc_id}: {samples.verdict(opened.row.to_dict())}", key="sample"):
             _open(opened)
         with card("What decided the answer", key="why"):
-            explained = why(opened, task)
+            explained = answer_explanation(opened, task)
         _take_away(head, run, task, table, opened, explained)
 
 
@@ -82,20 +82,22 @@ def show() -> None:
 def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
     """The task, and the rows of its listing that are asked for, in their order; None where they cannot be read."""
     with st.container(horizontal=True, vertical_alignment="bottom", key="list_controls"):
-        task = url_state.pinned("Task", run.tasks, key="task", follows="run", width=260)
-        kind = url_state.bound(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
-        order = url_state.bound(
+        task = url_state.url_selectbox("Task", run.tasks, key="task", follows="run", width=260)
+        kind = url_state.url_widget(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
+        order = url_state.url_widget(
             st.segmented_control, "Order", ORDERS, key="order", default=ORDERS[0], required=True,
             help="Margin: the closest decisions first. Confident wrong: the wrong answers given most surely.",
         )  # fmt: skip
         try:
             table = samples.listing(run, task)
         except DataError as error:
-            problem("This task's samples cannot be read. Choose another task, or run the benchmark again.", str(error))
+            show_error(
+                "This task's samples cannot be read. Choose another task, or run the benchmark again.", str(error)
+            )
             return None
         filters = table["filter"].unique().tolist()
         if len(filters) > 1:
-            chosen = url_state.bound(
+            chosen = url_state.url_widget(
                 st.segmented_control, "Extraction", filters, key="filter", default=filters[0], required=True
             )
             table = table[table["filter"] == chosen]
@@ -104,7 +106,7 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
         try:
             other = samples.discordant(run, baseline, task)
         except DataError as error:
-            problem("The other run cannot be compared on this task. Choose another one.", str(error))
+            show_error("The other run cannot be compared on this task. Choose another one.", str(error))
     if kind != ALL:
         kept = (WRONG, UNPARSED) if kind.lower() == WRONG else (kind.lower(),)
         table = table[table["state"].isin(kept)]
@@ -116,7 +118,7 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
     docs = table["doc_id"].tolist()
     position = _position(docs, stored)
     empty_ones = [name for name in ("other", "margin", "confidence") if table[name].isna().all()]
-    chooser(
+    row_picker(
         table.drop(columns=empty_ones),
         {
             "doc_id": "No.",
@@ -131,7 +133,7 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
         card="questions",
         rows=docs,
         chosen=position,
-        on_choose=lambda at: url_state.link("doc", docs[at]),
+        on_choose=lambda at: url_state.set_url_param("doc", docs[at]),
         most=470,
     )
     row = stored.loc[table.index[position]]
@@ -140,7 +142,7 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
 
 def _position(docs: list[int], stored: pd.DataFrame) -> int:
     """Which row is open: the question that the address names, where it is listed; else the first."""
-    named = url_state.linked("doc")
+    named = url_state.url_param("doc")
     if named in (None, FIRST):
         return 0
     number = url_values.whole(named)
@@ -148,7 +150,7 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
         return docs.index(number)
     if number not in set(stored["doc_id"]):
         what = f"No question {named}; this task has {stored['doc_id'].min()} to {stored['doc_id'].max()}."
-        problem("The question that this address names is not in this task. Choose one from the list.", what)
+        show_error("The question that this address names is not in this task. Choose one from the list.", what)
     return 0
 
 
@@ -159,7 +161,7 @@ def _open(opened: Opened) -> None:
     with st.container(horizontal=True):
         st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=on(sample))
         st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=on(sample))
-    texts({"Prompt": sample.prompt}, most=190)
+    text_columns({"Prompt": sample.prompt}, most=190)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
         gold = [number == sample.gold for number in range(len(sample.choices))]
@@ -175,12 +177,12 @@ def _open(opened: Opened) -> None:
             },
         )
     else:
-        texts({f"Output (ended by: {sample.finish})" if sample.finish else "Output": sample.output})
-    texts({"Extracted answer": sample.answer, "Target": sample.target})
+        text_columns({f"Output (ended by: {sample.finish})" if sample.finish else "Output": sample.output})
+    text_columns({"Extracted answer": sample.answer, "Target": sample.target})
     if sample.verdict:
-        texts({"Sandbox": ": ".join(filter(None, [sample.verdict, sample.message]))})
+        text_columns({"Sandbox": ": ".join(filter(None, [sample.verdict, sample.message]))})
     if sample.stderr:
-        texts({"Standard error": sample.stderr}, most=150)
+        text_columns({"Standard error": sample.stderr}, most=150)
 
 
 # --- what can be taken away -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard.data import samples
 from dashboard.data.runs import Sample
 from dashboard.data.samples import Again
-from dashboard.layout.page import chart_untitled, command_line, heading, problem
+from dashboard.layout.page import command_line, draw_figure, heading, show_error
 from dashboard.panels.target_tokens import plotly_names
 from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
@@ -38,13 +38,13 @@ class Opened(NamedTuple):
     other: str | None  # what the other run made of it
 
 
-def why(opened: Opened, task: str) -> Explanation | None:
+def answer_explanation(opened: Opened, task: str) -> Explanation | None:
     """Draw the replay and the explanation; None where nothing was explained (the page says why)."""
     model = computed.model()
     if st.session_state.get("_opened") != opened.sample.reference and not st.session_state["_arrived"]:
         st.session_state["behind"] = None  # it was a position of another sample
     st.session_state["_opened"] = opened.sample.reference
-    behind = url_state.bound(
+    behind = url_state.url_widget(
         st.number_input, "Explain behind position", 0, None, None, key="behind", width=260,
         placeholder="where the answers part",
         help="The position in prompt and output whose next token is explained. Empty: the first token at which the "
@@ -71,7 +71,7 @@ def why(opened: Opened, task: str) -> Explanation | None:
 
 def _replay(again: Again, run: Run) -> None:
     if again.replayed is None:
-        problem("This sample cannot be explained here. Start the server with the run's own model.", again.problem)
+        show_error("This sample cannot be explained here. Start the server with the run's own model.", again.problem)
         command = _serve(run)
         if command:
             st.code(plain(command), language=None, wrap_lines=True)
@@ -81,7 +81,9 @@ def _replay(again: Again, run: Run) -> None:
     else:
         st.warning(f"Replay: {again.replayed}.")
     if again.explanation is None:
-        problem("Where this answer was decided is not known. Name a position behind which to explain.", again.problem)
+        show_error(
+            "Where this answer was decided is not known. Name a position behind which to explain.", again.problem
+        )
     changes = changes_of(run)
     if changes:
         st.text(plain(f"The run was made under {described(changes)}; so are this replay, and the pages that open it."))
@@ -98,7 +100,7 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         side = "above" if parts.difference > 0 else "below"
         st.caption(
             f"The logit of the {first} is {abs(parts.difference):.3f} {side} that of the {second}; all parts of the "
-            f"model sum to the difference within {abs(parts.rest):.1g}."
+            f"model sum to the difference within {abs(parts.residual):.1g}."
         )
         _command(opened.run, task, heads.head(TOP))
     with right:
@@ -112,19 +114,19 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         fig.update_layout(
             height=360, margin={"t": 30, "l": 50, "r": 10, "b": 40}, meta={**fig.layout.meta, "kind": "heads"}
         )
-        chart_untitled(fig, key="head_parts")
+        draw_figure(fig, key="head_parts")
     left, right = st.columns([1, 1], gap="medium")
     with left:
         heading("The largest parts; the bars end at the model's own difference", "attribution")
         fig = parts.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
-        chart_untitled(fig, key="all_parts")
+        draw_figure(fig, key="all_parts")
     with right:
         what = "choices" if opened.sample.choices and st.session_state["behind"] is None else "two tokens"
         heading(f"The {what} through the layers", "token_curves")
         fig = parts.curves.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
-        chart_untitled(fig, key="choices_lens")
+        draw_figure(fig, key="choices_lens")
 
 
 def _sides(sample: Sample) -> tuple[str, str]:
@@ -178,7 +180,7 @@ def on(sample: Sample) -> dict[str, str]:
 
 def _at(found: Explanation) -> dict[str, str]:
     where = found.decision
-    tokens = " ".join(f"#{token}" for token in (where.token, where.minus))
+    tokens = " ".join(f"#{token}" for token in (where.token, where.contrast_token))
     return {"position": str(where.position), "targets": tokens}
 
 

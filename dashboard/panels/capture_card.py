@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from dashboard.layout.page import card, empty, problem
+from dashboard.layout.page import card, empty, show_error
 from dashboard.layout.tables import Column, plain_table, verbatim
 from dashboard.panels.prompt_input import Input
 from dashboard.session import captures, computed, url_state
@@ -22,7 +22,7 @@ def show(model: Transformer, given: Input | None) -> None:
             _offer(model, given)
         refused = st.session_state.pop("_capture_refused", None)
         if refused:
-            problem("The capture was not kept.", refused)
+            show_error("The capture was not kept.", refused)
         found = captures.stored()
         if not found:
             none_yet(model)
@@ -100,8 +100,8 @@ def _save(model: Transformer, given: Input) -> None:
 
 
 def _open(name: str) -> None:
-    url_state.unlink("sample")
-    url_state.link("capture", name)
+    url_state.clear_url_param("sample")
+    url_state.set_url_param("capture", name)
 
 
 def _delete(name: str) -> None:
@@ -110,4 +110,4 @@ def _delete(name: str) -> None:
     except WorkbenchError as error:
         st.session_state["_capture_refused"] = str(error)
     if st.session_state.get("_last_capture") == name:
-        url_state.unlink("capture")
+        url_state.clear_url_param("capture")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard.layout.page import problem
+from dashboard.layout.page import show_error
 from dashboard.session import url_state, url_values
 from dashboard.token_text import plain
 from workbench.errors import DataError, TokenizerError, WorkbenchError
@@ -43,14 +43,14 @@ def choose(model: Transformer, said: str) -> tuple[tuple[int, ...], str] | None:
     None where there is nothing to answer yet, or the conversation cannot be used: the page says which.
     """
     assert model.tokenizer is not None
-    system = url_state.bound(
+    system = url_state.url_widget(
         st.text_input, "System message", "", key="system", max_chars=2000, placeholder="none",
         help="Stands before the conversation: how to answer. The prompt below is what the user says.",
     )  # fmt: skip
     try:
         turns = read()
     except DataError as error:
-        problem("The conversation in the address cannot be read.", str(error))
+        show_error("The conversation in the address cannot be read.", str(error))
         st.button("New conversation", on_click=end)
         return None
     if turns:
@@ -65,7 +65,7 @@ def choose(model: Transformer, said: str) -> tuple[tuple[int, ...], str] | None:
     try:
         ids = encode_chat(model.tokenizer, [Message(turn.role, turn.content) for turn in turns])  # type: ignore[arg-type]
     except WorkbenchError as error:
-        problem("This conversation cannot be written in the chat format.", str(error))
+        show_error("This conversation cannot be written in the chat format.", str(error))
         return None
     written = ", ".join(f"wb.Message({turn.role!r}, {turn.content!r})" for turn in turns)
     return tuple(ids), f"wb.encode_chat(model.tokenizer, [{written}])"
@@ -76,7 +76,7 @@ def read() -> list[Turn]:
 
     Raises: DataError if they are no list of user's and assistant's texts.
     """
-    text = url_state.linked("turns")
+    text = url_state.url_param("turns")
     if text is None:
         return []
     try:
@@ -92,7 +92,7 @@ def read() -> list[Turn]:
 
 def go_on(said: str, answer: str) -> None:
     """Put the message and its answer among the turns, and clear the message. A button's callback."""
-    url_state.link("turns", _with(said, answer))
+    url_state.set_url_param("turns", _with(said, answer))
     st.session_state["prompt"] = ""
 
 
@@ -108,4 +108,4 @@ def _with(said: str, answer: str) -> str:
 
 def end() -> None:
     """Forget the turns. A button's callback."""
-    url_state.unlink("turns")
+    url_state.clear_url_param("turns")

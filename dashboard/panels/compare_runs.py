@@ -8,8 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.data import runs
-from dashboard.layout.figure_help import SAID
-from dashboard.layout.page import Head, card, chart_untitled, empty, problem, table_height
+from dashboard.layout.figure_help import FIGURE_HELP
+from dashboard.layout.page import Head, card, draw_figure, empty, show_error, table_height
 from dashboard.layout.tables import Column, plain_table
 from dashboard.session import url_state
 from dashboard.session.settings import Settings
@@ -41,13 +41,13 @@ def show(head: Head) -> None:
     try:
         compared = runs.compared(b, a)
     except DataError as error:
-        problem("These runs cannot be compared. Choose another one.", str(error))
+        show_error("These runs cannot be compared. Choose another one.", str(error))
         return
     with card("Scores and paired differences", key="pairs", help="B less A, on the questions that both answered."):
         _table(compared)
     if any(one.a.proportion for one in compared.differences):
-        with card("Differences with 95% intervals", key="differences_card", help=SAID["differences"]):
-            chart_untitled(forest_plots.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
+        with card("Differences with 95% intervals", key="differences_card", help=FIGURE_HELP["differences"]):
+            draw_figure(forest_plots.differences(compared, stamp={"a": a.name, "b": b.name}), key="differences")
     _parted(compared)
     head.code(
         f"""
@@ -68,10 +68,10 @@ def _choose(found: list[Run]) -> tuple[Run, Run | None]:
     names = [run.name for run in found]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         place = st.container(width=420)
-        name = url_state.pinned("Run B", names, key="b_run", width=420)
+        name = url_state.url_selectbox("Run B", names, key="b_run", width=420)
         others = [*(other for other in names if other != name), runs.NO_BASELINE]
         with place:
-            against = url_state.pinned("Run A", others, key="a_run", follows="b_run", width=420)
+            against = url_state.url_selectbox("Run A", others, key="a_run", follows="b_run", width=420)
     by_name = {run.name: run for run in found}
     return by_name[name], by_name.get(against)
 
@@ -95,7 +95,7 @@ def _table(found: Comparison) -> None:
             "interval": interval,
             "p": table["p"].map(chance),
             "holm": table["holm"].map(chance),
-            "detectable": table["detectable"] * scale,
+            "MDE": table["minimum_detectable_effect"] * scale,
             "only_a": table["only_a"],
             "only_b": table["only_b"],
             "test": table["test"],
@@ -113,8 +113,8 @@ def _table(found: Comparison) -> None:
             "interval": Column("95% interval", right=True),
             "p": Column("p", right=True),
             "holm": Column("p (Holm)", right=True),
-            "detectable": Column(
-                "Detectable", ".1f", help="The smallest difference that these questions show with 80% power at 5%."
+            "MDE": Column(
+                "MDE", ".1f", help="The smallest difference that these questions detect with 80% power at 5%."
             ),
             "only_a": "Only A right",
             "only_b": "Only B right",
@@ -136,7 +136,7 @@ def _parted(found: Comparison) -> None:
             return
         with st.container(horizontal=True, vertical_alignment="bottom"):
             # Another than Samples' own control, which has all tasks of a run.
-            task = url_state.bound(st.selectbox, "Task", tasks, key="parted_task", width=300)
+            task = url_state.url_widget(st.selectbox, "Task", tasks, key="parted_task", width=300)
         samples = [sample for sample in found.samples if sample.task == task]
         only = {side: [sample for sample in samples if sample.right == side] for side in ("A", "B", "")}
         left, right = st.columns(2)

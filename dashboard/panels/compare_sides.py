@@ -7,12 +7,12 @@ import torch
 
 import workbench as wb
 from dashboard.data.samples import SMALL
-from dashboard.layout.page import card, problem
+from dashboard.layout.page import card, show_error
 from dashboard.panels import capture_card, intervention_editor, prompt_input
 from dashboard.panels.prompt_input import MAX_CHARS, Input
 from dashboard.session import captures, computed, url_state
-from dashboard.session.computed import NO_CHANGES, Held
-from dashboard.session.shared_cache import once_for_all
+from dashboard.session.computed import NO_CHANGES, CaptureRef
+from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from probes.attention.head_map import HOOKS as MAP_HOOKS
 from probes.comparison.alignment import Align
@@ -42,7 +42,7 @@ class Side:
     given: Input
     changes: str
 
-    def capture(self) -> Held:
+    def capture(self) -> CaptureRef:
         """Its run, or the one that is already held. Raises: WorkbenchError as `state.capture`."""
         return computed.capture(self.model, self.given.ids, HOOKS, self.changes)
 
@@ -74,14 +74,14 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
         return None
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="side_controls"):
-            which = url_state.bound(
+            which = url_state.url_widget(
                 st.segmented_control, "B runs on", [SAME, OTHER, KEPT], key="b_of", default=SAME, required=True
             )
             models = _models(model)
             # Before the text that it writes is drawn.
             st.button("Swap interventions", on_click=_swap, help="A's become B's, and B's become A's.")
         theirs = {OTHER: _other, KEPT: _kept}[which](model) if which in (OTHER, KEPT) else mine
-        a_changes = url_state.bound(
+        a_changes = url_state.url_widget(
             st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
             max_chars=intervention_editor.MOST_CHARS,
             help="A's are empty as a rule. Build them below for B, then swap.",
@@ -91,7 +91,7 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
             for change in first:
                 change.subscription(model.config)
         except WorkbenchError as error:
-            problem("A's interventions do not fit this model. Correct the JSON, or write [].", str(error))
+            show_error("A's interventions do not fit this model. Correct the JSON, or write [].", str(error))
             return None
     st.caption("Interventions and RoPE scalings of B:")
     second = intervention_editor.choose(model)
@@ -126,7 +126,7 @@ def _alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def _other(model: Transformer) -> Input | None:
-    text = url_state.bound(
+    text = url_state.url_widget(
         st.text_area, "B's prompt" if model.tokenizer else "B's token ids", "", key="b_prompt", height=68,
         max_chars=MAX_CHARS,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def _other(model: Transformer) -> Input | None:
             raise DataError("The prompt is empty. Type something.")
         return prompt_input.from_text(model, text)
     except WorkbenchError as error:
-        problem("B has nothing to run on.", str(error))
+        show_error("B has nothing to run on.", str(error))
         return None
 
 
@@ -144,12 +144,12 @@ def _kept(model: Transformer) -> Input | None:
     if not names:
         capture_card.none_yet(model)
         return None
-    name = url_state.pinned("B's capture", names, key="b_capture", width=320, format_func=plain)
+    name = url_state.url_selectbox("B's capture", names, key="b_capture", width=320, format_func=plain)
     try:
         st.text(plain(f"B: {prompt_input.read(model, name, HOOKS)}"))
         return prompt_input.kept(model, name)
     except WorkbenchError as error:
-        problem("B's capture cannot be compared.", str(error))
+        show_error("B's capture cannot be compared.", str(error))
         return None
 
 
@@ -161,13 +161,13 @@ def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
     options = [own, *(name for name in DTYPES if name != own)]
     found = []
     for side in "AB":
-        name = url_state.bound(st.selectbox, f"{side}'s type", options, key=f"{side.lower()}_dtype", width=130)
+        name = url_state.url_widget(st.selectbox, f"{side}'s type", options, key=f"{side.lower()}_dtype", width=130)
         found.append(model if name == own else _in_type(f"{computed.fingerprint(model)}/{name}", model, name))
     return found[0], found[1]
 
 
 # Arguments with an underscore are left out of the key.
-@once_for_all("Loading the model in another type …", most=2)
+@process_cache("Loading the model in another type …", most=2)
 def _in_type(key: str, _model: Transformer, name: str) -> Transformer:
     origin = computed.origin(_model)
     assert origin is not None

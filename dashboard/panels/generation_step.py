@@ -7,19 +7,19 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard.components.head_grid import atlas
+from dashboard.components.head_grid import head_grid
 from dashboard.components.token_strip import Strip, token_strip
-from dashboard.layout.figure_help import SAID
+from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import card, table_height
 from dashboard.layout.tables import Column, plain_table
 from dashboard.panels import prompt_input
 from dashboard.panels.target_tokens import token_bytes
 from dashboard.session import computed, url_state, url_values
-from dashboard.session.computed import NO_CHANGES, Held
+from dashboard.session.computed import NO_CHANGES, CaptureRef
 from dashboard.token_text import short, visible
 from probes.attention.head_map import MAX_CELLS, head_map, strongest_keys
 from probes.attention.head_metrics import HOOKS, METRICS, head_metrics
-from probes.generation.token_choices import Sampled
+from probes.generation.token_choices import SamplingTrace
 from workbench.model import Transformer
 
 COLOURS = {
@@ -40,12 +40,12 @@ class View:
     changes: str = NO_CHANGES
 
 
-def query(found: Sampled, step: int) -> int:
+def query(found: SamplingTrace, step: int) -> int:
     """Position of the token that was read when a step, counted from 0, chose its own."""
     return len(found.prompt) - 1 + step
 
 
-def run(model: Transformer, found: Sampled, changes: str = NO_CHANGES) -> Held:
+def run(model: Transformer, found: SamplingTrace, changes: str = NO_CHANGES) -> CaptureRef:
     """One run of the prompt and the text, whose rows are those of the steps; the last token was never read.
 
     changes: the interventions that the text was written under.
@@ -53,27 +53,27 @@ def run(model: Transformer, found: Sampled, changes: str = NO_CHANGES) -> Held:
     return computed.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS, changes)
 
 
-def attention(model: Transformer, found: Sampled, step: int, changes: str) -> View:
+def attention(model: Transformer, found: SamplingTrace, step: int, changes: str) -> View:
     """The atlas of all heads for one query, and the row of the open head over the tokens; `changes` as in `run`."""
     held, at = run(model, found, changes), query(found, step)
     config = model.config
     with card(f"Attention of step {step + 1}", key="step_card", help="Of the query that chose this step's token."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="step_controls"):
-            colour = url_state.bound(
+            colour = url_state.url_widget(
                 st.segmented_control, "Colour heads by", list(COLOURS), key="by", default="Entropy", required=True
             )
-            layer = url_state.bound(
+            layer = url_state.url_widget(
                 st.number_input, "Layer", 0, config.n_layers - 1, config.n_layers - 1, key="layer", width=140
             )
-            head = url_state.bound(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=140)
+            head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=140)
         left, right = st.columns([0.41, 0.59], gap="medium")
         with left:
             name = COLOURS[colour]
             unit = METRICS[name]
-            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=SAID["atlas"])
+            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=FIGURE_HELP["atlas"])
             values = computed.once(held, head_metrics, queries=(at,)).values[name]
             id = f"{held.id}/{name}/{at}"
-            atlas(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
+            head_grid(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
             view = View(layer, head, changes)
             _row(model, held, found, at, view)
@@ -85,7 +85,7 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) -> None:
+def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, view: View) -> None:
     st.subheader(f"Layer {view.layer} · Head {view.head}: where position {at} looks", anchor=False)
     ids = held.capture.tokens[0].tolist()
     names = [token_bytes(model, token) for token in ids]
@@ -115,7 +115,7 @@ def _row(model: Transformer, held: Held, found: Sampled, at: int, view: View) ->
     )
 
 
-def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: View) -> None:
+def _onwards(model: Transformer, found: SamplingTrace, ids: list[int], at: int, view: View) -> None:
     """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
     text = st.session_state.get("prompt", "") + found.text
     if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits({"prompt": text}):
@@ -141,7 +141,7 @@ def _onwards(model: Transformer, found: Sampled, ids: list[int], at: int, view: 
 # --- all steps ------------------------------------------------------------------------------------------------
 
 
-def table(model: Transformer, found: Sampled) -> None:
+def table(model: Transformer, found: SamplingTrace) -> None:
     """Every step with its numbers, and the same as files."""
     with card("Every step", help="Probability, log-probability, rank and entropy are the model's own."):
         shown = steps(model, found)
@@ -171,14 +171,14 @@ def table(model: Transformer, found: Sampled) -> None:
             )  # fmt: skip
 
 
-def steps(model: Transformer, found: Sampled) -> pd.DataFrame:
+def steps(model: Transformer, found: SamplingTrace) -> pd.DataFrame:
     """`Sampled.frame` with each token's visible text."""
     shown = found.frame()
     shown.insert(2, "text", [visible(token_bytes(model, token)) for token in found.tokens])
     return shown
 
 
-def alternatives(model: Transformer, found: Sampled) -> pd.DataFrame:
+def alternatives(model: Transformer, found: SamplingTrace) -> pd.DataFrame:
     """`Sampled.alternatives` with each token's visible text."""
     shown = found.alternatives()
     shown.insert(2, "text", [visible(token_bytes(model, token)) for token in np.asarray(shown["token"]).tolist()])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from dashboard.layout.page import card, problem
+from dashboard.layout.page import card, show_error
 from dashboard.session import url_state
 from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
@@ -30,7 +30,7 @@ def choose(model: Transformer) -> tuple[Intervention, ...] | None:
             _builder(model)
             listed = st.container()
         with right:
-            text = url_state.bound(
+            text = url_state.url_widget(
                 st.text_area, "As JSON", NO_CHANGES, key="changes", height=130, max_chars=MOST_CHARS,
                 help="What the list is made of, to edit, to keep, and for `workbench eval run --intervene`.",
             )  # fmt: skip
@@ -39,7 +39,7 @@ def choose(model: Transformer) -> tuple[Intervention, ...] | None:
             for change in made:
                 change.subscription(model.config)
         except WorkbenchError as error:
-            problem("The interventions do not fit this model. Correct the JSON, or clear it.", str(error))
+            show_error("The interventions do not fit this model. Correct the JSON, or clear it.", str(error))
             st.button("Clear", on_click=_write, args=([],))
             return None
         with listed:
@@ -71,15 +71,15 @@ def _builder(model: Transformer) -> None:
         st.button("Add to the list", on_click=_append, args=(model, make), type="primary")
     refused = st.session_state.pop("_refused", None)
     if refused:
-        problem("This intervention does not fit the model.", refused)
+        show_error("This intervention does not fit the model.", refused)
 
 
 def _target(model: Transformer, place: str) -> str:
     if place == "Hook":
         return st.text_input("Hook name or pattern", HOOK, key="hook", width=260, max_chars=200).strip()
-    layer = url_state.bound(st.number_input, "Layer", 0, model.config.n_layers - 1, 0, key="layer", width=130)
+    layer = url_state.url_widget(st.number_input, "Layer", 0, model.config.n_layers - 1, 0, key="layer", width=130)
     if place == "Head":
-        head = url_state.bound(st.number_input, "Head", 0, model.config.n_heads - 1, 0, key="head", width=130)
+        head = url_state.url_widget(st.number_input, "Head", 0, model.config.n_heads - 1, 0, key="head", width=130)
         return f"L{layer}H{head}"
     return f"L{layer}.{st.selectbox('Sublayer', ('attn', 'mlp'), key='sublayer', width=110)}"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.layout.page import card, problem
+from dashboard.layout.page import card, show_error
 from dashboard.session import computed, models, url_state
-from dashboard.session.models import Known
+from dashboard.session.models import ServedModel
 from dashboard.token_text import plain
 from workbench import model_cost
 from workbench.errors import WorkbenchError
@@ -25,18 +25,18 @@ def show() -> None:
             st.button("Add", key="add_model_button", on_click=_add, disabled=not text.strip())
         refused = st.session_state.pop("_model_refused", None)
         if refused:
-            problem("This folder cannot be added.", refused)
+            show_error("This folder cannot be added.", refused)
         elif text.strip():
             _estimate(text)
 
 
-def _row(known: Known, held: int | None, chosen: bool) -> None:
+def _row(known: ServedModel, held: int | None, chosen: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"model_{known.id}"):
         where = "" if known.path == "demo" else f", in {Path(known.path).parent}"
         memory = "not loaded" if held is None else f"{model_cost.readable_bytes(held)} of weights in memory"
         st.text(plain(f"{known.id}{where}: {memory}" + (", looked at" if chosen else "")))
         if not chosen:
-            st.button("Look at it", key=f"look_{known.id}", on_click=url_state.hand_over, args=("model", known.id))
+            st.button("Look at it", key=f"look_{known.id}", on_click=url_state.preset_widget, args=("model", known.id))
         if held is not None:
             st.button(
                 "Unload", key=f"unload_{known.id}", on_click=computed.unload, args=(known,), disabled=chosen,
@@ -51,14 +51,14 @@ def _add() -> None:
         st.session_state["_model_refused"] = str(error)
         return
     st.session_state["add_model"] = ""
-    url_state.hand_over("model", known.id)
+    url_state.preset_widget("model", known.id)
 
 
 def _estimate(text: str) -> None:
     try:
-        path, needed = models.look(text)
+        path, needed = models.inspect_checkpoint(text)
     except WorkbenchError as error:
-        problem("This folder cannot be added.", str(error))
+        show_error("This folder cannot be added.", str(error))
         return
     count, layers = model_cost.readable_count(needed.config.n_params), needed.config.n_layers
     st.text(plain(f"{path}: {count} parameters in {layers} layers. It needs {needed}."))

@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.data import runs
-from dashboard.layout.page import problem
+from dashboard.layout.page import show_error
 from dashboard.session import captures, computed, url_state
 from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
@@ -55,7 +55,7 @@ class Input:
 
 def typed() -> bool:
     """Whether the page looks at a prompt that is typed, and not at a sample or a capture."""
-    return url_state.linked("sample") is None and url_state.linked("capture") is None
+    return url_state.url_param("sample") is None and url_state.url_param("capture") is None
 
 
 def running(changes: str) -> str:
@@ -75,7 +75,7 @@ def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | 
     try:
         return _changed(model, given, under())
     except WorkbenchError as error:
-        problem("The interventions in the address do not fit this model. Take them off.", str(error))
+        show_error("The interventions in the address do not fit this model. Take them off.", str(error))
         return None
 
 
@@ -123,7 +123,7 @@ def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input
 
     hooks: what the page needs of a capture, so that it is said whether one that is kept has it.
     """
-    sample, capture = url_state.linked("sample"), url_state.linked("capture")
+    sample, capture = url_state.url_param("sample"), url_state.url_param("capture")
     try:
         if sample is not None:
             return _sample(model, sample)
@@ -131,13 +131,13 @@ def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input
             return _capture(model, capture, hooks)
         return _prompt(model)
     except WorkbenchError as error:
-        problem("There is nothing to run on.", str(error))
+        show_error("There is nothing to run on.", str(error))
         return None
 
 
 def _prompt(model: Transformer) -> Input:
     plain_ids = model.tokenizer is None
-    text = url_state.bound(
+    text = url_state.url_widget(
         st.text_area,
         "Token ids" if plain_ids else "Prompt",
         "1 2 3 4 5 6 7 8 1 2 3 4 5 6 7 8" if plain_ids else DEFAULT_PROMPT,
@@ -165,7 +165,7 @@ def _banner(key: str) -> DeltaGenerator:
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         said = st.empty()
         if st.button("Back to a prompt"):
-            url_state.unlink(key)
+            url_state.clear_url_param(key)
             st.rerun()
     return said
 
@@ -180,7 +180,7 @@ def _capture(model: Transformer, name: str, hooks: tuple[str, ...] | None) -> In
 
 def read(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
     """Whether what a page needs is read from a capture's file, or why the model is run for it."""
-    short = computed.short_of(model, name, hooks)
+    short = computed.why_capture_unusable(model, name, hooks)
     return f"{short}, so the model was run on its tokens" if short else "read from its file"
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard.layout.page import problem
+from dashboard.layout.page import show_error
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state
-from dashboard.session.computed import Held
+from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_text
 from probes.logits.logit_attribution import likeliest
 from workbench.errors import DataError
@@ -28,17 +28,17 @@ class Asked:
     tokens: tuple[int, ...]
 
 
-def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None] = lambda: None) -> Asked | None:
+def choose(model: Transformer, given: Input, held: CaptureRef, more: Callable[[], None] = lambda: None) -> Asked | None:
     """Draw the controls, `more` beside them; None where a target cannot be read (the page says why).
 
     The capture must hold `ln_final.hook_out`: without targets they are the two likeliest tokens.
     """
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
-        named = url_state.bound(
+        named = url_state.url_widget(
             st.number_input, "Position", -1, None, -1, key="position", width=130,
             help="The prediction after this token. -1 is the last one; of a sample, where its choices part.",
         )  # fmt: skip
-        text = url_state.bound(
+        text = url_state.url_widget(
             st.text_input, "Target tokens", "", key="targets", width=260, max_chars=400, placeholder="the likeliest",
             help=f"Up to {MOST}, with spaces between: text, where a dot · stands for a space (·the), or #12 for an id.",
         )  # fmt: skip
@@ -48,11 +48,11 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
     decided = of_sample(given)
     end = decided.position if decided else (given.asked or len(given)) - 1
     position = end if named < 0 else min(named, len(given) - 1)
-    url_state.heard("position", named if named >= 0 else None, position)
+    url_state.note_shown("position", named if named >= 0 else None, position)
     try:
         tokens, notes = parse(text, model)
     except DataError as error:
-        problem("The target tokens cannot be read.", str(error))
+        show_error("The target tokens cannot be read.", str(error))
         return None
     for note in notes:
         st.text(note)
@@ -62,7 +62,7 @@ def choose(model: Transformer, given: Input, held: Held, more: Callable[[], None
     return Asked(position, tokens)
 
 
-def _likeliest(model: Transformer, held: Held, position: int) -> tuple[int, ...]:
+def _likeliest(model: Transformer, held: CaptureRef, position: int) -> tuple[int, ...]:
     found = computed.once_on(model, held, likeliest, position=position)
     return tuple(token for token in found if isinstance(token, int))
 

@@ -13,7 +13,7 @@ import streamlit as st
 from dashboard.panels.prompt_input import running
 from dashboard.session import computed
 from dashboard.session.computed import NO_CHANGES
-from probes.generation.token_choices import Choice, Sampled, choices, gathered
+from probes.generation.token_choices import Choice, SamplingTrace, choices, gathered
 from workbench.hooks.interventions import from_json
 from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
@@ -39,7 +39,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """What to generate; `path` names the model."""
 
     model: str  # its fingerprint
@@ -55,14 +55,14 @@ class Request:
         return f"""
 import torch, workbench as wb
 from probes.attention.head_metrics import HOOKS, head_metrics
-from probes.generation.token_choices import sampled
+from probes.generation.token_choices import sampling_trace
 from workbench.inference.sampling import Sampling
 
 model = wb.load_model({self.path!r}).eval().requires_grad_(False)
 prompt = {self.given.code}
 sampling = Sampling(temperature={sampling.temperature!r}, top_p={sampling.top_p!r}, top_k={sampling.top_k!r})
 {running(self.given.changes)}
-    found = sampled(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens}, alternatives={ALTERNATIVES})
+    found = sampling_trace(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens}, alternatives={ALTERNATIVES})
     _, cap = model.run_with_capture(torch.tensor([[*prompt, *found.tokens[:-1]]], device=model.device), HOOKS)
 print(found.text)
 found.frame()
@@ -76,14 +76,14 @@ cap.pattern({layer}, heads=[{head}], queries=[{query}])[0, 0, 0, :{query + 1}]
 class Written:
     """The steps of one request so far, and when they came: seconds to the first, and to the last."""
 
-    request: Request
+    request: GenerationRequest
     steps: list[Choice] = field(default_factory=list)
     first: float = 0.0
     last: float = 0.0
-    _found: Sampled | None = None
+    _found: SamplingTrace | None = None
 
     @property
-    def found(self) -> Sampled:
+    def found(self) -> SamplingTrace:
         """The steps as a result, made once they no longer grow."""
         if self._found is None or len(self._found.tokens) != len(self.steps):
             self._found = gathered(self.request.given.ids, self.steps)
@@ -109,12 +109,12 @@ def forget() -> None:
     st.session_state.pop(_KEY, None)
 
 
-def request(model: Transformer, given: Given, sampling: Sampling, seed: int, max_new_tokens: int) -> Request:
+def request(model: Transformer, given: Given, sampling: Sampling, seed: int, max_new_tokens: int) -> GenerationRequest:
     """A request to the model of this server."""
-    return Request(computed.fingerprint(model), computed.model_path(), given, sampling, seed, max_new_tokens)
+    return GenerationRequest(computed.fingerprint(model), computed.model_path(), given, sampling, seed, max_new_tokens)
 
 
-def write(model: Transformer, asked: Request, show: Callable[[str], None]) -> None:
+def write(model: Transformer, asked: GenerationRequest, show: Callable[[str], None]) -> None:
     """Generate, and `show` the text so far at every step, or as often as an eye can follow.
 
     Streamlit ends the script inside `show` when a button asks for it; the steps until then are held.

@@ -13,8 +13,8 @@ import streamlit as st
 
 from dashboard.data import runs, samples
 from dashboard.jobs import jobs
-from dashboard.jobs.eval_request import Request
-from dashboard.layout.page import card, problem
+from dashboard.jobs.eval_request import EvalRequest
+from dashboard.layout.page import card, show_error
 from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
 from evals.results.runs import Run
@@ -231,7 +231,7 @@ def strip(model: Transformer, page: str) -> None:
     name, at = _underway()
     if name is None or EXAMPLES[name].steps[at].page != page:
         return
-    url_state.linked("guide")
+    url_state.url_param("guide")
     example = EXAMPLES[name]
     steps = example.steps
     with st.container(border=True, horizontal=True, vertical_alignment="center", key="guide_strip"):
@@ -240,21 +240,21 @@ def strip(model: Transformer, page: str) -> None:
         if not last and st.button(f"Next: {PLACE[steps[at + 1].page]}", key="guide_next", type="primary"):
             _go(model, name, at + 1)
         if st.button("Done" if last else "Leave", key="guide_leave"):
-            url_state.unlink("guide")
+            url_state.clear_url_param("guide")
             st.rerun()
 
 
 def _run_quiz() -> None:
     """Start the quiz that the third example is of, unless it is under way, and look at it."""
-    results, asked = Settings.from_env().results, Request("", computed.model_path(), (TASK,))
+    results, asked = Settings.from_env().results, EvalRequest("", computed.model_path(), (TASK,))
     try:
         running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.about["tasks"]]
         mine = [job for job in running if job.about["model"] == asked.model]
         job = mine[0] if mine else jobs.start(results, asked.checked()[0])
     except WorkbenchError as error:
-        problem("The quiz was not started.", str(error))
+        show_error("The quiz was not started.", str(error))
         return
-    url_state.forget("job")
+    url_state.forget_widget("job")
     st.switch_page("dashboard/pages/runs.py", query_params={"job": job.id})
 
 
@@ -273,13 +273,13 @@ def _go(model: Transformer, name: str, at: int) -> None:
     try:
         values = step.values(model)
     except WorkbenchError as error:
-        problem("This example cannot be shown with this model and its results.", str(error))
+        show_error("This example cannot be shown with this model and its results.", str(error))
         return
     values = values | {"guide": f"{name}.{at + 1}"}
     # A control that is drawn now writes its own part of the address; Streamlit lets nobody else.
     address = {key: str(value) for key, value in values.items() if key not in st.session_state}
     for key in FORGOTTEN:
-        url_state.forget(key)
+        url_state.forget_widget(key)
     for key in values.keys() - LINKED:
-        url_state.hand_over(key, values[key])
+        url_state.preset_widget(key, values[key])
     st.switch_page(f"dashboard/pages/{step.page}.py", query_params=address)

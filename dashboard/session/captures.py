@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dashboard.session.settings import Settings
-from dashboard.session.shared_cache import once_for_all
+from dashboard.session.shared_cache import process_cache
 from probes.attention import head_metrics
 from probes.logits import logit_attribution, logit_lens
 from probes.mlp import neurons
@@ -134,12 +134,12 @@ def load(found: Stored, device: torch.device) -> Capture:
     return _load(str(found.path), found.path.stat().st_mtime_ns, str(device))
 
 
-def answers(capture: Capture, hooks: tuple[str, ...]) -> bool:
+def covers(capture: Capture, hooks: tuple[str, ...]) -> bool:
     """Whether it holds all of these hooks."""
-    return not lacking(capture, hooks)
+    return not missing_hooks(capture, hooks)
 
 
-def lacking(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
+def missing_hooks(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
     """What it does not hold of these hooks: `blocks.*.hook_mlp_out`, or `blocks.{0,2}.hook_mlp_out` of some layers."""
     missing = set(expand(list(hooks), capture.config)) - set(capture.names)
     layers: dict[str, list[str]] = {}
@@ -153,7 +153,7 @@ def lacking(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
     ]
 
 
-@once_for_all("Reading the capture …", most=3)
+@process_cache("Reading the capture …", most=3)
 def _load(path: str, stamp: int, device: str) -> Capture:
     capture = Capture.load(path, device=device)
     if capture.tokens.shape[0] != 1 or capture.start or capture.heads is not None or capture.positions is not None:

@@ -17,8 +17,8 @@ import streamlit as st
 import torch
 
 from dashboard.session import captures, models, shared_cache
-from dashboard.session.models import Known
-from dashboard.session.shared_cache import once_for_all, once_while_it_fits
+from dashboard.session.models import ServedModel
+from dashboard.session.shared_cache import process_cache, size_limited
 from dashboard.token_text import plain
 from workbench.errors import WorkbenchError
 from workbench.hooks.capture import Capture
@@ -39,14 +39,14 @@ CAPTURE_BYTES, CAPTURES_BYTES = 2 << 30, 4 << 30
 
 
 @dataclass(frozen=True)
-class Held:
+class CaptureRef:
     """A capture and its id: a hash over the checkpoint, dtype, device, token ids and changes, and its hooks' names."""
 
     id: str
     capture: Capture
 
 
-def chosen() -> Known:
+def chosen() -> ServedModel:
     """The model that this session looks at: the one its address names, else the one the server was started with."""
     known = models.known()
     named = st.session_state.get("model", st.query_params.get("model"))
@@ -71,53 +71,55 @@ def model_path() -> str:
     return chosen().path
 
 
-def unload(known: Known) -> None:
+def unload(known: ServedModel) -> None:
     """Free a model's memory, and that of every capture and result: they hold its numbers."""
     shared_cache.forget()
     models.unload(known.path)
 
 
-def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> Held:
+def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> CaptureRef:
     """One run of the model on these tokens with these hooks, or one that is already held and has them.
 
     changes: interventions in force during the run, as `workbench.hooks.interventions.to_json` writes them.
     Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
-    found = opened(model, ids, hooks, changes)
+    found = open_capture(model, ids, hooks, changes)
     if found is not None:
         return found
     identity = [fingerprint(model), str(model.dtype), str(model.device), ids, changes]
     run = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    hooks = next((made for (of, made), cap in list(_RUNS.items()) if of == run and captures.answers(cap, hooks)), hooks)
+    hooks = next((made for (of, made), cap in list(_RUNS.items()) if of == run and captures.covers(cap, hooks)), hooks)
     capture_id = f"{run} {sorted(hooks)}"
     made = _RUNS[run, hooks] = _run(capture_id, model, ids, hooks, changes)
-    return Held(capture_id, made)
+    return CaptureRef(capture_id, made)
 
 
 _RUNS: WeakValueDictionary[tuple[str, tuple[str, ...]], Capture] = WeakValueDictionary()
 """What `_run` still holds, by the run's identity and its hooks: a page finds a capture that holds more than it asks."""
 
 
-def opened(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+def open_capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> CaptureRef | None:
     """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
     names = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
     answers = (_answer(name, model, ids, hooks, changes) for name in names if name is not None)
     return next((answer for answer in answers if answer is not None), None)
 
 
-def _answer(name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Held | None:
+def _answer(
+    name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str
+) -> CaptureRef | None:
     try:
         found = captures.find(name)
         capture = captures.load(found, model.device)
         made = tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]
-        if made != (ids, json.loads(changes)) or short_of(model, name, hooks):
+        if made != (ids, json.loads(changes)) or why_capture_unusable(model, name, hooks):
             return None
     except WorkbenchError:  # the page has said so
         return None
-    return Held(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
+    return CaptureRef(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
 
 
-def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+def why_capture_unusable(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
     """Why a capture on disk does not spare a run on its tokens that needs these hooks; empty where it does.
 
     Raises: WorkbenchError if it is gone or damaged.
@@ -127,7 +129,7 @@ def short_of(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
         return "the file does not say that it is of these weights"
     if found.dtype != dtype:
         return f"the file is in {found.dtype}, the model in {dtype}"
-    missing = captures.lacking(captures.load(found, model.device), hooks)
+    missing = captures.missing_hooks(captures.load(found, model.device), hooks)
     return f"the file lacks {', '.join(missing)}" if missing else ""
 
 
@@ -150,19 +152,19 @@ def fingerprint(model: Transformer) -> str:
     return f"object {id(model)}" if found is None else found.checkpoint_sha256
 
 
-def once(held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+def once(held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
     """`probe(capture, *args, **options)`, computed once for each capture and arguments. Results must be read-only."""
     key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
     return _computed(key, lambda: probe(held.capture, *args, **options))
 
 
-def once_on(model: Transformer, held: Held, probe: Callable[..., T], *args: Any, **options: Any) -> T:
+def once_on(model: Transformer, held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
     """`probe(model, capture, *args, **options)`, computed once for each capture and arguments."""
     key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
     return _computed(key, lambda: probe(model, held.capture, *args, **options))
 
 
-def once_between(model: Transformer, before: Held, after: Held, probe: Callable[..., T], *args: Any) -> T:
+def once_between(model: Transformer, before: CaptureRef, after: CaptureRef, probe: Callable[..., T], *args: Any) -> T:
     """`probe(model, before's capture, after's capture, *args)`, computed once for each pair and arguments."""
     key = f"{before.id}/{after.id}/{_name(probe)}{args}"
     return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
@@ -173,14 +175,14 @@ def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -
     return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
 
 
-@once_while_it_fits("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
+@size_limited("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
 def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
     with torch.no_grad(), model.intervene(*from_json(changes)):
         _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
     return cap
 
 
-@once_for_all("Computing …", most=256)
+@process_cache("Computing …", most=256)
 def _computed(key: str, _compute: Callable[[], Any]) -> Any:
     with torch.no_grad():
         return _compute()

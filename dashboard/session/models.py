@@ -27,7 +27,7 @@ from workbench.model import Transformer
 
 
 @dataclass(frozen=True)
-class Known:
+class ServedModel:
     """A model that can be looked at. `id` is what links carry: the folder's name with a part of the path's hash."""
 
     id: str
@@ -35,7 +35,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Cost:
+class MemoryEstimate:
     """What a model takes before it is loaded. Units: bytes; `cache` is that of one text as long as the context."""
 
     config: ModelConfig
@@ -49,7 +49,7 @@ class Cost:
         return f"{weights} for its weights and {cache} for the keys and values of {context}; {free} are free"
 
 
-class Shelf:
+class ModelPool:
     """Models by their paths. One lock for each path: whoever waits, waits for that model alone."""
 
     def __init__(self) -> None:
@@ -83,32 +83,32 @@ class Shelf:
 
 
 @st.cache_resource(show_spinner=False)
-def shelf() -> Shelf:
+def shelf() -> ModelPool:
     """This server's."""
-    return Shelf()
+    return ModelPool()
 
 
-def known() -> tuple[Known, ...]:
+def known() -> tuple[ServedModel, ...]:
     """Every model of this server, the one it was started with first."""
     settings = Settings.from_env()
     paths = dict.fromkeys((settings.model, *settings.more, *shelf().added))
-    return tuple(Known(_id(path), path) for path in paths)
+    return tuple(ServedModel(_id(path), path) for path in paths)
 
 
-def add(text: str) -> Known:
+def add(text: str) -> ServedModel:
     """A checkpoint folder that the pages may switch to from now on.
 
     Raises: CheckpointError or ConfigError for what is no checkpoint, DataError if its weights do not fit.
     """
-    path, needed = look(text)
+    path, needed = inspect_checkpoint(text)
     if needed.weights > needed.free:
         raise DataError(f"It needs {needed}. Unload a model, or serve it on a larger machine.")
     if path not in shelf().added:
         shelf().added.append(path)
-    return Known(_id(path), path)
+    return ServedModel(_id(path), path)
 
 
-def look(text: str) -> tuple[str, Cost]:
+def inspect_checkpoint(text: str) -> tuple[str, MemoryEstimate]:
     """A typed folder's whole path and what its model would take; nothing is loaded.
 
     Raises: CheckpointError or ConfigError for what is no checkpoint.
@@ -124,12 +124,12 @@ def look(text: str) -> tuple[str, Cost]:
         raise CheckpointError(f"The folder cannot be read: {error}.") from error
 
 
-def cost(path: str) -> Cost:
+def cost(path: str) -> MemoryEstimate:
     """Raises: CheckpointError or ConfigError for what is no checkpoint."""
     checkpoint = open_checkpoint(path)
     config, itemsize = checkpoint.config, checkpoint.dtype.itemsize
     cache = model_cost.cache_bytes_per_token(config, itemsize=itemsize) * config.max_seq_len
-    return Cost(config, config.n_params * itemsize, cache, free_memory(resolve_device("auto")))
+    return MemoryEstimate(config, config.n_params * itemsize, cache, free_memory(resolve_device("auto")))
 
 
 def unload(path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import streamlit as st
 
-from dashboard.session.size_limited_cache import Kept
+from dashboard.session.size_limited_cache import SizeLimitedCache
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def place() -> AbstractContextManager[object]:
     return found
 
 
-def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def process_cache(says: str, *, most: int, seconds: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator: `st.cache_resource` of the `most` latest results, kept for `seconds`, with its spinner in the head.
 
     Arguments whose name begins with an underscore are no part of the key. `forget` drops the results of all of them.
@@ -57,13 +57,13 @@ def once_for_all(says: str, *, most: int, seconds: float | None = None) -> Calla
     return decorate
 
 
-def once_while_it_fits(
+def size_limited(
     says: str, *, fits: int, size: Callable[[T], int]
 ) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
     """As `once_for_all`, of the latest results that together hold `fits` bytes. The first argument alone is the key."""
 
     def decorate(compute: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-        kept = Kept(fits, size)
+        kept = SizeLimitedCache(fits, size)
 
         def run(key: str, *args: P.args, **options: P.kwargs) -> T:
             with place(), st.spinner(says):

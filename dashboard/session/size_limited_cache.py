@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class SizeLimitedCache(Generic[T]):
     """Results by their keys, each computed once however many ask for it; those that nobody asked for longest go first.
 
     fits: bytes that all of them may hold; the latest is kept in any case. size: the bytes that one holds.

@@ -11,7 +11,7 @@ from dashboard.session.url_values import Misread
 T = TypeVar("T")
 
 
-def arrive(page: str) -> None:
+def begin_page(page: str) -> None:
     """Note whether this run is the session's first on a page; each page begins with it."""
     session = st.session_state
     session["_arrived"] = session.get("_page") != page
@@ -20,7 +20,7 @@ def arrive(page: str) -> None:
         session["_misread"] = {}
 
 
-def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options: Any) -> T:
+def url_widget(widget: Callable[..., T], label: str, *args: Any, key: str, **options: Any) -> T:
     """A widget whose value is in the URL under `key`, and comes back when its user returns from another page.
 
     A link's value wins; without one, the session's last choice; else the widget's own default. A default that nobody
@@ -47,7 +47,7 @@ def bound(widget: Callable[..., T], label: str, *args: Any, key: str, **options:
     elif session.get(memory) != value:  # it was set back; one that was chosen where the default is another stays
         session.pop(memory, None)
     if given and not url_values.means(given, value):
-        misread(key, given[-1], value)
+        note_unavailable(key, given[-1], value)
     elif not fresh:
         _understood(key, value)
     return value
@@ -68,36 +68,36 @@ def _binding(widget: Callable[..., Any], label: str, key: str) -> str | None:
     return "query-params"
 
 
-def pinned(label: str, options: Sequence[str], *, key: str, follows: str | None = None, **more: Any) -> str:
+def url_selectbox(label: str, options: Sequence[str], *, key: str, follows: str | None = None, **more: Any) -> str:
     """A box whose value is in the URL even where it is the first one: what is first may be another one tomorrow.
 
     follows: the key of a box whose choice may leave this one without its value; then nobody has to be told.
     """
-    given, session = linked(key), st.session_state
+    given, session = url_param(key), st.session_state
     if given not in options:
         if given is not None and (follows is None or session.get("_chose") != follows):
-            misread(key, given, options[0])
+            note_unavailable(key, given, options[0])
         given = options[0]
-        link(key, given)
+        set_url_param(key, given)
 
     def chose() -> None:
         session["_chose"] = key
-        link(key, session[key])
+        set_url_param(key, session[key])
         session["_misread"].pop(key, None)
 
     session[key] = given
     return str(st.selectbox(label, options, key=key, on_change=chose, **more))
 
 
-def misread(key: str, given: str, shown: object, advice: str = "") -> None:
+def note_unavailable(key: str, given: str, shown: object, advice: str = "") -> None:
     """Have the page say that its address asks for what cannot be shown; the first to say so of a parameter counts."""
     st.session_state["_misread"].setdefault(key, Misread(key, given, shown, advice))
 
 
-def heard(key: str, given: object, shown: object) -> None:
+def note_shown(key: str, given: object, shown: object) -> None:
     """As `misread`, on arrival, where a page shows something else than a parameter or control says."""
     if st.session_state["_arrived"] and given is not None and str(given) != str(shown):
-        misread(key, str(given), shown)
+        note_unavailable(key, str(given), shown)
     else:
         _understood(key, shown)
 
@@ -109,14 +109,14 @@ def _understood(key: str, shown: object) -> None:
         del st.session_state["_misread"][key]
 
 
-def unread() -> tuple[list[Misread], list[str]]:
+def unavailable_values() -> tuple[list[Misread], list[str]]:
     """At a page's end: what its address asked for in vain, and the labels of texts that are too long to be in it."""
     st.session_state.pop("_chose", None)
     long = st.session_state.get("_long", {})
     return list(st.session_state["_misread"].values()), [long[key] for key in long if key in st.session_state["_drawn"]]
 
 
-def linked(key: str) -> str | None:
+def url_param(key: str) -> str | None:
     """A URL parameter that belongs to no widget, kept when its user returns from another page."""
     memory = f"_last_{key}"
     if key not in st.query_params and memory in st.session_state:
@@ -127,26 +127,26 @@ def linked(key: str) -> str | None:
     return value
 
 
-def unlink(key: str) -> None:
+def clear_url_param(key: str) -> None:
     """Forget a parameter of `linked`."""
     st.session_state.pop(f"_last_{key}", None)
     if key in st.query_params:
         del st.query_params[key]
 
 
-def link(key: str, value: object) -> None:
+def set_url_param(key: str, value: object) -> None:
     """Put a parameter of `linked` into the URL."""
     st.query_params[key] = str(value)
     st.session_state[f"_last_{key}"] = str(value)
 
 
-def hand_over(key: str, value: object) -> None:
+def preset_widget(key: str, value: object) -> None:
     """Set what `bound` will find under a key when its widget is drawn next, here or on another page."""
     st.session_state[f"_last_{key}"] = value
     st.session_state[key] = value
 
 
-def forget(key: str) -> None:
+def forget_widget(key: str) -> None:
     """Let the control or link of this name be as on a first visit."""
     st.session_state.pop(f"_last_{key}", None)
     st.session_state.pop(key, None)

@@ -15,7 +15,7 @@ from evals.cli.samples import print_difference
 if TYPE_CHECKING:
     from evals.results.runs import Run
 
-NOT_ALL = 3
+EXIT_PARTIAL = 3
 """Exit code of a run some of whose tasks could not be run here."""
 
 
@@ -173,28 +173,28 @@ def batch(
     team = team_of(1)
     done = sweep.run(sweep_config.read(file), dry_run=dry_run)
     failed = [one for one in done if one.error]
-    if team.first:
+    if team.is_main:
         typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))
         for one in failed:
             typer.echo(f"{one.name} failed: {one.error}", err=True)
         for one in filter(lambda one: one.note, done):
             typer.echo(f"{one.name}: {one.note}", err=True)
-    team.leave()
+    team.close()
     if failed:
         raise typer.Exit(1)
     if any(one.not_run or one.note for one in done):
-        raise typer.Exit(NOT_ALL)
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 def deliver(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
     """Say what a run found, in the one process that speaks; of one under interventions, also what they changed."""
-    if team.first:
+    if team.is_main:
         typer.echo(f"written to {finished.path}", err=True)
         print_run(finished, as_json=as_json)
         print_difference(finished, against, err=as_json)
-    team.leave()
+    team.close()
     if finished.not_run:
-        raise typer.Exit(NOT_ALL)
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 def pairs(text: str, option: str) -> dict[str, Any]:

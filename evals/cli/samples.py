@@ -94,7 +94,9 @@ def heads(
     asked = explain.wrong(found_run, task)
     loaded = model_of(found_run, path=model, device=device)
     with _bar(min(limit or len(asked), len(asked))) as bar:
-        found = explain.blame(loaded, found_run, task, limit=limit, done=lambda now, total: bar.update())
+        found = explain.rank_heads_behind_errors(
+            loaded, found_run, task, limit=limit, done=lambda now, total: bar.update()
+        )
     table = found.heads()
     first = (int(table["layer"][0]), int(table["head"][0]))
     check = baseline_run.without(found_run, first)
@@ -183,8 +185,8 @@ def _explanation(found: Explanation, run: Run) -> dict[str, Any]:
     return {
         "agrees": replayed.agrees, "says": str(replayed), "stored": replayed.stored.tolist(),
         "recomputed": replayed.recomputed.tolist(), "allowed": replayed.allowed.tolist(),
-        "decided": where.says, "position": where.position, "token": where.token, "minus": where.minus,
-        "difference": found.found.difference, "rest": found.found.rest,
+        "decided": where.says, "position": where.position, "token": where.token, "minus": where.contrast_token,
+        "difference": found.found.difference, "rest": found.found.residual,
         "lens": found.found.lens().to_dict("records"), "parts": found.found.frame().to_dict("records"),
         "check": None if first is None else baseline_run.without(run, first),
     }  # fmt: skip
@@ -203,7 +205,7 @@ def _explained(found: Explanation, run: Run, top: int) -> list[str]:
     lines += [f"{found.decision.says}; decided behind position {found.decision.position}.", ""]
     lines += ["Log-probability of each by layer, -1 being the embedding (logit lens, nats):", *_lens(what.lens()), ""]
     parts = what.frame()
-    lines.append(f"Right less given is {what.difference:+.3f} logits; the parts miss it by {what.rest:+.2g}:")
+    lines.append(f"Right less given is {what.difference:+.3f} logits; the parts miss it by {what.residual:+.2g}:")
     layers = parts.pivot_table(index="layer", columns="kind", values="contribution", aggfunc="sum")
     kinds = [kind for kind in ("embed", "head", "attn", "mlp") if kind in layers]
     columns = {"layer": [str(layer) for layer in layers.index]}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from evals.compare import matching
-from evals.compare.difference import Difference, Part, adjusted, contrast
+from evals.compare.difference import Difference, Part, holm_adjusted, paired_difference
 from evals.compare.matching import Paired
 from evals.results import provenance
 from evals.results.runs import Run, leaves_of
@@ -103,7 +103,7 @@ def compare(a: Run, b: Run, *, cluster: str | None = None, seed: int = 0) -> Com
     samples = [sample for one in pairs.values() for sample in _samples(one, -1 if one.task in lower else 1)]
     samples.sort(key=lambda sample: sample.right == "")  # stable: tasks and questions keep their order
     families = _families(a)
-    found = adjusted(found, [(families[one.a.task], one.a.average == "macro") for one in found])
+    found = holm_adjusted(found, [(families[one.a.task], one.a.average == "macro") for one in found])
     return Comparison(a, b, tuple(found), tuple(samples), provenance.differences(a, b), tuple(notes))
 
 
@@ -156,7 +156,7 @@ def _differences(a: Run, b: Run, pairs: Mapping[str, Paired], cluster: str | Non
                 parts.append(Part(first, second, None if cluster is None else matching.clusters(rows, cluster)))
         other = others.get((score.task, score.metric, score.filter, score.average))
         if parts and other is not None:
-            yield contrast(score, other, parts, seed=seed)
+            yield paired_difference(score, other, parts, seed=seed)
 
 
 def _families(run: Run) -> dict[str, Hashable]:

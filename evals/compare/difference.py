@@ -39,7 +39,8 @@ class Difference:
     `low` and `high` bound the 95% interval of b less a; None where the questions are too few or too much alike to
     give one. `test` is "mcnemar" (exact, of right and wrong answers), "bootstrap" (of questions, within each task) or
     "clustered" (of passages). `holm` is p adjusted for the number of comparisons that were made together.
-    `detectable` is the smallest difference that these questions show with 80% power at 5%. `only_a` and `only_b`
+    `minimum_detectable_effect` is the smallest difference
+    that these questions show with 80% power at 5%. `only_a` and `only_b`
     count the questions that one of them alone got right; None where answers are not right or wrong.
     """
 
@@ -51,12 +52,12 @@ class Difference:
     test: str
     p: float | None
     holm: float | None
-    detectable: float | None
+    minimum_detectable_effect: float | None
     only_a: int | None
     only_b: int | None
 
 
-def contrast(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 0) -> Difference:
+def paired_difference(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 0) -> Difference:
     """Judge b less a over these tasks: the members of a group, or one task. `a.average` says how they are averaged.
 
     Of `a` and `b` the names and shots are kept; values, n and intervals become those of the shared questions.
@@ -89,12 +90,12 @@ def contrast(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 0) -> Dif
     return Difference(
         a=a, b=b, value=value, low=low, high=high,
         test="clustered" if clustered else "mcnemar" if exact else "bootstrap",
-        p=p, holm=None, detectable=detectable,
+        p=p, holm=None, minimum_detectable_effect=detectable,
         only_a=only_a if binary else None, only_b=only_b if binary else None,
     )  # fmt: skip
 
 
-def adjusted(found: Sequence[Difference], families: Sequence[Hashable]) -> list[Difference]:
+def holm_adjusted(found: Sequence[Difference], families: Sequence[Hashable]) -> list[Difference]:
     """The same with Holm's p values, adjusted within each family of comparisons."""
     result = list(found)
     for family in dict.fromkeys(families):

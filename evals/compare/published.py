@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from evals.results.runs import Run, Score, questions
+from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
 FILE = Path(__file__).parent.parent / "assets" / "published_scores.csv"
@@ -40,7 +40,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedComparison:
     """A measured score and a published one of the same task.
 
     `difference` is the measured less the published; `within`, whether the published one lies in the measured one's
@@ -51,7 +51,7 @@ class Beside:
     published: Published
     difference: float
     within: bool
-    unlike: tuple[str, ...]
+    setup_differences: tuple[str, ...]
 
 
 @cache
@@ -87,7 +87,7 @@ def of_size(parameters: int | None) -> list[str]:
     return list(dict.fromkeys(one.name for one in published() if one.model in same))
 
 
-def beside(run: Run, figures: Sequence[Published]) -> list[Beside]:
+def compare_with_published(run: Run, figures: Sequence[Published]) -> list[PublishedComparison]:
     """A run's scores with the published ones of the same task, in the run's order."""
     found = []
     for score in run.scores:
@@ -99,11 +99,15 @@ def beside(run: Run, figures: Sequence[Published]) -> list[Beside]:
                 continue
             low, high = score.low, score.high
             within = low is not None and high is not None and low <= figure.value <= high
-            found.append(Beside(score, figure, score.value - figure.value, within, _unlike(run, score, figure)))
+            found.append(
+                PublishedComparison(
+                    score, figure, score.value - figure.value, within, _differences_in_setup(run, score, figure)
+                )
+            )
     return found
 
 
-def _unlike(run: Run, score: Score, figure: Published) -> tuple[str, ...]:
+def _differences_in_setup(run: Run, score: Score, figure: Published) -> tuple[str, ...]:
     unlike = []
     if str(score.shots) != figure.shots:
         unlike.append(f"shots {'unknown' if score.shots is None else score.shots}, published {figure.shots}")
@@ -112,7 +116,7 @@ def _unlike(run: Run, score: Score, figure: Published) -> tuple[str, ...]:
         unlike.append(f"{'chat' if chat else 'plain'} prompts, published for the {figure.variant} model")
     if score.task != figure.task:
         unlike.append(f"task {score.task}, published as {figure.task}")
-    asked, whole = questions(run, score.task)
+    asked, whole = question_counts(run, score.task)
     if asked < whole:
         unlike.append(f"{asked} of {whole} questions")
     if run.provenance.get("interventions"):

@@ -32,8 +32,8 @@ class Decision:
 
     ids: tuple[int, ...]
     token: int
-    minus: int
-    also: tuple[int, ...]
+    contrast_token: int
+    other_tokens: tuple[int, ...]
     says: str
 
     @property
@@ -80,7 +80,7 @@ def right_choice(row: Row) -> int:
 
 
 def _rest(found: Decision) -> tuple[int, int, tuple[int, ...], str]:
-    return found.token, found.minus, found.also, found.says
+    return found.token, found.contrast_token, found.other_tokens, found.says
 
 
 def _of_choices(replayed: Replay) -> Decision:

@@ -1,7 +1,8 @@
 """From a run's samples to the model's internals: why an answer was given, which heads gave a task's wrong answers.
 
 What explains is found in the entry-point group `workbench.explain`, so that benchmarks and probes stay apart: a
-function of (model, ids, token=, minus=, also=) whose result has `difference`, `rest`, `frame()` and `lens()`.
+function of (model, ids, token=, contrast_token=, other_tokens=) whose result has `difference`,
+`residual`, `frame()` and `lens()`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Explained(Protocol):
     def difference(self) -> float: ...
 
     @property
-    def rest(self) -> float: ...
+    def residual(self) -> float: ...
 
     def frame(self) -> pd.DataFrame: ...
 
@@ -63,7 +64,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Blame:
+class HeadRanking:
     """What the parts of a model added to the right answer's logit less the given one's, over a task's wrong answers.
 
     `table` has a row a part: kind, layer, head, mean, low, high, against (the share of answers in which it spoke for
@@ -116,7 +117,9 @@ def _explained(
         decidable(row)  # before the model runs
     replayed = again(model, row, task)
     where = decision(model, replayed, position=position)
-    found = explaining(model, where.ids, token=where.token, minus=where.minus, also=where.also)
+    found = explaining(
+        model, where.ids, token=where.token, contrast_token=where.contrast_token, other_tokens=where.other_tokens
+    )
     return Explanation(replayed, where, found)
 
 
@@ -141,14 +144,14 @@ def tasks_of(run: Run, task: str) -> list[str]:
     return names
 
 
-def blame(
+def rank_heads_behind_errors(
     model: Transformer,
     run: Run,
     task: str,
     *,
     limit: int | None = None,
     done: Callable[[int, int], None] = lambda now, total: None,
-) -> Blame:
+) -> HeadRanking:
     """Which parts of the model spoke for a task's wrong answers; `limit` takes the first ones.
 
     Answers that their replay does not confirm, or of which it cannot be told where they were decided, are left out and
@@ -180,7 +183,7 @@ def blame(
         raise DataError(f"{task}: no wrong answer of {len(rows)} can be explained{why}.")
     table = pd.DataFrame(_over(pd.concat(tables)))
     order = table["mean"].argsort(kind="stable")
-    return Blame(
+    return HeadRanking(
         task,
         table.iloc[order].reset_index(drop=True),
         tuple(doc_ids),

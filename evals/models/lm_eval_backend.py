@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.models.response_cache import Ask, Recall
 from evals.runtime.progress import bar
-from evals.store.store import key_of
+from evals.store.store import cache_key
 from workbench import provenance
 from workbench.errors import DataError
 
@@ -155,7 +155,7 @@ class Backend:
 
         def ask(places: Sequence[int]) -> list[Any]:
             # What is drawn goes by the unit, whatever was asked before it: a resumed run draws the same.
-            torch.manual_seed(int.from_bytes(key_of(self._seed, *questions[places[0]])[:6], "big"))
+            torch.manual_seed(int.from_bytes(cache_key(self._seed, *questions[places[0]])[:6], "big"))
             return [str(text) for text in self.lm.generate_until([requests[i] for i in places], disable_tqdm=True)]
 
         seen: Counter[str] = Counter()
@@ -168,7 +168,7 @@ class Backend:
         return self._answers(questions, ask, _CONTINUED_TOGETHER, "generating")
 
     def _answers(self, questions: Sequence[Sequence[Any]], ask: Ask, unit: int, what: str) -> list[Any]:
-        with bar(len(questions), what, not self.recall.team.first) as progress:
+        with bar(len(questions), what, not self.recall.team.is_main) as progress:
             return self.recall.answers(questions, ask, unit=unit, done=progress.update)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.runtime.distributed import ALONE, Team
-from evals.store.store import Store, Writer, key_of
+from evals.store.store import Store, Writer, cache_key
 from workbench.hooks.intervention import active_interventions
 from workbench.model import Transformer
 
@@ -78,11 +78,13 @@ class Recall:
         """
         team, kept = self.team, self.kept
         # Without a name for the model, a question is only itself.
-        keys: list[Hashable] = [key_of(*kept.model, *question) if kept else i for i, question in enumerate(questions)]
+        keys: list[Hashable] = [
+            cache_key(*kept.model, *question) if kept else i for i, question in enumerate(questions)
+        ]
         # What is read is shared: a process that read a moment later might find more, and then ask other units.
         found: dict[Hashable, Any] = {}
         if kept:
-            for known in team.gather(kept.read(keys) if team.reads else {}):  # type: ignore[arg-type]
+            for known in team.all_gather(kept.read(keys) if team.reads_store else {}):  # type: ignore[arg-type]
                 found |= known
         if team.size > 1:
             unit = min(unit, math.ceil(len(keys) / team.size))
@@ -100,6 +102,6 @@ class Recall:
                     kept.writer.add(new)  # type: ignore[arg-type]
                 own |= new
             done(sum(map(len, turn)))
-        for theirs in reversed(team.gather(own)):
+        for theirs in reversed(team.all_gather(own)):
             found = {**found, **theirs}
         return [found[key] for key in keys]

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from evals.compare.compare import Comparison
-from evals.compare.published import Published, beside
+from evals.compare.published import Published, compare_with_published
 from evals.report.document import write
 from evals.report.markup import line
-from evals.results.runs import Run, Score, questions
+from evals.results.runs import Run, Score, question_counts
 
 Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]
@@ -55,7 +55,7 @@ def forest(
             **_marks(values, low, high, i),
         )  # fmt: skip
     # One cross for a figure, however many runs stand beside it.
-    crosses = {(_row(one.score), one.published): None for run in runs for one in beside(run, figures)}
+    crosses = {(_row(one.score), one.published): None for run in runs for one in compare_with_published(run, figures)}
     for name in dict.fromkeys(figure.name for _, figure in crosses):
         mine = [(row, figure) for row, figure in crosses if figure.name == name]
         fig.add_scatter(
@@ -153,7 +153,7 @@ def _row(score: Score) -> str:
 
 def _named(run: Run) -> str:
     """A run's name, and whether any of its scores is of a part of the questions."""
-    counts = (questions(run, task) for task in {score.task for score in run.scores})
+    counts = (question_counts(run, task) for task in {score.task for score in run.scores})
     return f"{_plain(run.name)}{' (partial)' if any(asked < whole for asked, whole in counts) else ''}"
 
 

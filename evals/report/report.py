@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evals.compare.published import Beside, Published, beside
+from evals.compare.published import Published, PublishedComparison, compare_with_published
 from evals.report.document import Document
 from evals.report.markup import Report, Table
 from evals.report.terminal_table import interval, number
 from evals.results.provenance import origin
-from evals.results.runs import Run, Score, questions
+from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
     for root in dict.fromkeys(roots.values()):
         members = [key for key in keys if roots.get(key[0]) == root and key[0] != root]
         tables.append(_table(f"Members of {root}", members, columns))
-    found = [(column, one) for column in columns for one in beside(column.run, figures)]
+    found = [(column, one) for column in columns for one in compare_with_published(column.run, figures)]
     if found:
         tables.append(_published(found, alone=len(runs) == 1))
     title = f"Evaluation of {runs[0].model}" if len(runs) == 1 else f"{len(runs)} evaluations side by side"
@@ -92,11 +92,11 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
         about = origin(run)
         shared = {"run": run.name, "model": run.model} | {key: about.get(key) for key in _KEYS}
         for score in run.scores:
-            asked, whole = questions(run, score.task)
+            asked, whole = question_counts(run, score.task)
             rows.append(
                 {**shared, **vars(score), "questions": whole, "partial": asked < whole, "source": run.path.name}
             )
-    wanted = {one.published: one.score for run in runs for one in beside(run, figures)}
+    wanted = {one.published: one.score for run in runs for one in compare_with_published(run, figures)}
     for figure, score in wanted.items():
         row = {"task": score.task, "metric": figure.metric, "average": score.average, "value": figure.value}
         shots = int(figure.shots) if figure.shots.isdecimal() else None
@@ -148,13 +148,13 @@ def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Seque
 def _cells(run: Run, score: Score | None) -> tuple[str, str, str, str] | None:
     if score is None:
         return None
-    asked, whole = questions(run, score.task)
+    asked, whole = question_counts(run, score.task)
     n = f"{score.n} of {whole}" if asked < whole else str(score.n)
     shots = "" if score.shots is None else str(score.shots)
     return shots, n, number(score, score.value), interval(score)
 
 
-def _published(found: Sequence[tuple[_Column, Beside]], *, alone: bool) -> Table:
+def _published(found: Sequence[tuple[_Column, PublishedComparison]], *, alone: bool) -> Table:
     head = ("task", "metric", "published", "metric there", "source", "not the same")
     rows = []
     for column, one in found:
@@ -162,14 +162,15 @@ def _published(found: Sequence[tuple[_Column, Beside]], *, alone: bool) -> Table
         task = one.score.task if alone else f"{column.letter}: {one.score.task}"
         inside = "inside" if one.within else "outside"
         rows.append((
-            task, one.score.label, figure.name, figure.metric, figure.source, "; ".join(one.unlike) or "nothing known",
+            task, one.score.label, figure.name, figure.metric, figure.source,
+            "; ".join(one.setup_differences) or "nothing known",
             number(one.score, one.score.value), f"{100 * figure.value:.1f}", f"{100 * one.difference:+.1f}", inside,
         ))  # fmt: skip
     head += ("measured", "score there", "difference", "of the interval")
     return Table("Beside published scores", head, tuple(rows), left=6)
 
 
-def _unmatched(figures: Sequence[Published], found: Sequence[tuple[_Column, Beside]]) -> list[str]:
+def _unmatched(figures: Sequence[Published], found: Sequence[tuple[_Column, PublishedComparison]]) -> list[str]:
     matched = {one.published.name for _, one in found}
     return [name for name in dict.fromkeys(figure.name for figure in figures) if name not in matched]
 
@@ -177,7 +178,7 @@ def _unmatched(figures: Sequence[Published], found: Sequence[tuple[_Column, Besi
 def badges(run: Run, of: str = "") -> Iterable[str]:
     """What a reader of its scores must know; `of` goes before each."""
     for task in run.tasks:
-        asked, whole = questions(run, task)
+        asked, whole = question_counts(run, task)
         if asked < whole:
             yield f"{of}partial: {asked} of {whole} questions of {task}"
     for task, reason in run.not_run.items():

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from evals.compare.difference import Difference
 
 _HEAD = ("task", "shots", "metric", "n", "score", "95% interval")
-COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "detectable")
+COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "MDE")
 COMPARED_NOTES = (
     "p: McNemar's exact test of right and wrong answers, else by resampling; Holm: adjusted for the tasks.",
-    "detectable: the smallest difference that these questions show four times in five.",
+    "MDE: the smallest difference that these questions detect with 80% power.",
 )
 _SHOWN = 300  # characters of a question or an answer
 _RIGHT = {"shots", "n", "score", "95% interval"}
@@ -95,7 +95,7 @@ def compared(one: Difference) -> tuple[str, ...]:
     return (
         one.a.task, one.a.label, str(one.a.n), number(one.a, one.a.value), number(one.b, one.b.value),
         _signed(one.a, one.value), between, *(_count(n) for n in (one.only_a, one.only_b)),
-        *("" if p is None else f"{p:.2g}" for p in (one.p, one.holm)), number(one.a, one.detectable),
+        *("" if p is None else f"{p:.2g}" for p in (one.p, one.holm)), number(one.a, one.minimum_detectable_effect),
     )  # fmt: skip
 
 

@@ -195,7 +195,7 @@ def leaves_of(name: str, children: Mapping[str, Iterable[str]]) -> list[str]:
     return [leaf for child in under for leaf in leaves_of(child, children)] if under else [name]
 
 
-def questions(run: Run, name: str) -> tuple[int, int]:
+def question_counts(run: Run, name: str) -> tuple[int, int]:
     """How many questions of a task or group were asked, and how many it has; as many where a run does not say."""
     counts = run.data.get("n-samples") or {}
     found = [counts[leaf] for leaf in leaves_of(name, run.data.get("group_subtasks") or {}) if leaf in counts]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
     from evals.models.workbench_lm import WorkbenchLM
     from evals.results.runs import Run
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
     from workbench import Transformer
 
 
@@ -50,7 +50,7 @@ def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
         with Store.open(root, create=False) as store:
             return store.run(name)
 
-    found = team.tell(look)
+    found = team.broadcast(look)
     if found.status == "finished":
         raise DataError(f"run {found.id} is finished; its results are in {root / str(found.results)}.")
     if found.status == "damaged":
@@ -84,12 +84,12 @@ def evaluate(
     team = distributed.join() if team is None else team
     from evals.sandbox import Limits
     from evals.tasks import registry
-    from evals.tasks.code_metrics import SECONDS, Judge
+    from evals.tasks.code_metrics import SECONDS, CodeGrader
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     registry.check(tasks)
-    judge = Judge(limits=Limits.of(settings.limits, seconds=SECONDS))
+    judge = CodeGrader(limits=Limits.of(settings.limits, seconds=SECONDS))
     asked, not_run = runnable(tasks)
     how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     loaded = registry.load(asked, root=settings.data, judge=judge, **how)
@@ -97,15 +97,18 @@ def evaluate(
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
-        name = team.tell(lambda: _enter(store, request, again))
-        with _told(store, name, settings.output, team, request), _remembering(lm, judge, store, name, team):
+        name = team.broadcast(lambda: _register_run(store, request, again))
+        with (
+            _recording_failure(store, name, settings.output, team, request),
+            _with_response_cache(lm, judge, store, name, team),
+        ):
             found = lm_eval_runner.ask(lm, loaded, settings, team)
 
             def write() -> Run:
                 rows = found.pop("samples")
                 written = {task: list(run_records.samples(task, these, lm, judge)) for task, these in rows.items()}
                 cut = {task: sum(bool(row["replay"].get("cut")) for row in these) for task, these in written.items()}
-                _say_cut(cut, lm.max_length)
+                _warn_truncated(cut, lm.max_length)
                 about = run_records.account(lm, loaded, settings, judge, started=started)
                 about[runs.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
                 about[runs.PROVENANCE] |= {"programs": run_records.programs(written)}
@@ -115,7 +118,7 @@ def evaluate(
                 store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)
                 return run
 
-            return team.tell(write)
+            return team.broadcast(write)
 
 
 def _model(
@@ -131,7 +134,7 @@ def _model(
     if settings.model_args:
         raise DataError("--model_args are for another --backend; the workbench's model has --device and --dtype.")
     return WorkbenchLM(
-        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed, progress=team.first
+        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed, progress=team.is_main
     )
 
 
@@ -147,23 +150,23 @@ def request_of(
 
 def _place(output: Path, team: Team) -> Path:
     """Where this process's store is. SQLite's log is for the processes of one machine: each other one has its own."""
-    return output / MACHINES / socket.gethostname() if team.away else output
+    return output / MACHINES / socket.gethostname() if team.is_remote else output
 
 
-def _enter(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:
+def _register_run(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:
     if again is None:
-        return store.begin(request)
-    store.again(again.id)
+        return store.register(request)
+    store.resume(again.id)
     return again.id
 
 
 @contextmanager
-def _told(store: Store, run: str, output: Path, team: Team, request: Mapping[str, Any]) -> Iterator[None]:
+def _recording_failure(store: Store, run: str, output: Path, team: Team, request: Mapping[str, Any]) -> Iterator[None]:
     """Enter in the store how a run ended that did not end well, and say how it goes on."""
     try:
         yield
     except BaseException as error:
-        if team.first:
+        if team.is_main:
             with suppress(DataError):  # the store may be what failed
                 interrupted = isinstance(error, KeyboardInterrupt)
                 store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
@@ -174,14 +177,16 @@ def _told(store: Store, run: str, output: Path, team: Team, request: Mapping[str
 
 
 @contextmanager
-def _remembering(lm: WorkbenchLM | Backend, judge: Judge, store: Store, run: str, team: Team) -> Iterator[None]:
+def _with_response_cache(
+    lm: WorkbenchLM | Backend, judge: CodeGrader, store: Store, run: str, team: Team
+) -> Iterator[None]:
     """Let the model's answers, where it can be said whose they are, and programs' verdicts come from the store and go
     there."""
     from evals.models.response_cache import Kept, Recall
     from evals.tasks.code_metrics import Verdicts
 
     who = lm.identity(run)
-    writer = store.writer(run, rank=team.rank) if team.keeps else None
+    writer = store.writer(run, rank=team.rank) if team.writes_answers else None
     lm.recall = Recall(None if who is None else Kept(store, writer, who), team)
     judge.kept = Verdicts(store, writer) if writer else None
     try:
@@ -192,7 +197,7 @@ def _remembering(lm: WorkbenchLM | Backend, judge: Judge, store: Store, run: str
         lm.recall, judge.kept = Recall(), None
 
 
-def _say_cut(cut: Mapping[str, int], context: int) -> None:
+def _warn_truncated(cut: Mapping[str, int], context: int) -> None:
     for name, number in cut.items():
         if number:
             print(

@@ -68,7 +68,7 @@ def ask(
     # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
     lm_eval_task.tqdm = partial(tqdm, disable=True)
     _compile_once(lm_eval_utils.env)
-    if not team.first:
+    if not team.is_main:
         for task in loaded.tasks.values():
             # Answers are all that the others owe; filters would run the generated programs in every process.
             task.apply_filters = lambda: None

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from evals.models.workbench_lm import WorkbenchLM
     from evals.results.runs import Run
     from evals.run.settings import Settings
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
     from evals.tasks.registry import Suites
 
 
 def account(
-    lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, judge: Judge, *, started: float
+    lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, judge: CodeGrader, *, started: float
 ) -> dict[str, Any]:
     """Where the numbers come from: lm-eval's own keys, and ours."""
     versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages)
@@ -81,14 +81,16 @@ def hashes(loaded: Suites) -> dict[str, dict[str, str | None]]:
     return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
 
 
-def sandboxed(judge: Judge, loaded: Suites) -> dict[str, Any] | None:
+def sandboxed(judge: CodeGrader, loaded: Suites) -> dict[str, Any] | None:
     """What held the generated programs, and the limits they had; None where no task has any."""
     if not loaded.runs_code():
         return None
     return {"engine": (judge.engine or sandbox.require()).name, **judge.limits.to_dict()}
 
 
-def samples(task: str, rows: list[dict[str, Any]], lm: WorkbenchLM | Backend, judge: Judge) -> Iterator[dict[str, Any]]:
+def samples(
+    task: str, rows: list[dict[str, Any]], lm: WorkbenchLM | Backend, judge: CodeGrader
+) -> Iterator[dict[str, Any]]:
     """Samples in the form of lm-eval's own file, each with the ids that replay it and what became of its code."""
     for row in sorted(rows, key=lambda row: row["doc_id"]):
         arguments = row["arguments"]

@@ -32,7 +32,7 @@ from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from evals.sandbox import Engine, Limits
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
     from evals.tasks.registry import Suites
 
 _KS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -68,10 +68,10 @@ def score(
     started = time.time()
     paths = external_answers.files(samples)
     from evals.tasks import registry
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    judge = Judge(engine=engine) if limits is None else Judge(limits=limits, engine=engine)
+    judge = CodeGrader(engine=engine) if limits is None else CodeGrader(limits=limits, engine=engine)
     way = _way(paths)
     preset, chat = preset or way[0], way[1] if chat is None else chat
     loaded = registry.load(presets.tasks(preset, [task], chat=chat), root=data, judge=judge, preset=preset, chat=chat)
@@ -196,14 +196,16 @@ def _only(loaded: Suites, asked: set[Place]) -> Suites:
     return replace(loaded, tasks={name: loaded.tasks[name] for name in sorted(names)}, groups={}, group_map={})
 
 
-def _written(given: Given, judge: Judge, settings: Settings, name: str, own: dict[str, Any], started: float) -> Run:
+def _written(
+    given: Given, judge: CodeGrader, settings: Settings, name: str, own: dict[str, Any], started: float
+) -> Run:
     """Score, write the files, and enter the run in the store."""
     from evals.tasks.code_metrics import Verdicts
 
     evaluate.check_place(settings.output)
     request = {"model": None, "device": "", "dtype": "", "settings": settings.to_dict(), "answers": own["answers"]}
     with Store.open(settings.output) as store:
-        entered = store.begin(request)
+        entered = store.register(request)
         writer = store.writer(entered)
         judge.kept = Verdicts(store, writer)
         try:
@@ -237,7 +239,7 @@ def _written(given: Given, judge: Judge, settings: Settings, name: str, own: dic
     return finished
 
 
-def _samples(task: str, rows: list[dict[str, Any]], given: Given, judge: Judge) -> Iterator[dict[str, Any]]:
+def _samples(task: str, rows: list[dict[str, Any]], given: Given, judge: CodeGrader) -> Iterator[dict[str, Any]]:
     lm: Any = given
     answered = given.found.places
     for row in run_records.samples(task, rows, lm, judge):

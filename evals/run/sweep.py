@@ -100,7 +100,7 @@ def table(done: Sequence[Done]) -> str:
 
 def _one(planned: Planned, dry_run: bool) -> Done:
     team = distributed.join()
-    earlier = team.tell(lambda: _earlier(planned))
+    earlier = team.broadcast(lambda: _earlier(planned))
     if isinstance(earlier, Run):
         return Done(planned, "finished before", earlier)
     stopped = earlier if earlier and earlier.status != "running" else None
@@ -155,12 +155,12 @@ def _basis(planned: Planned) -> dict[str, Any]:
     """What an evaluation would stand on if it were made now; the model's weights are not loaded."""
     from evals.run import run_records
     from evals.tasks import registry
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
 
     settings = planned.settings
     how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     asked, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat))
-    loaded = registry.load(asked, root=settings.data, judge=Judge(), **how)
+    loaded = registry.load(asked, root=settings.data, judge=CodeGrader(), **how)
     return basis(_files(planned) | run_records.hashes(loaded) | {"versions": provenance.versions("lm-eval")})
 
 

@@ -28,24 +28,24 @@ class Team:
 
     rank: int = 0
     size: int = 1
-    first: bool = True
-    keeps: bool = True
-    reads: bool = True
-    away: bool = False
+    is_main: bool = True
+    writes_answers: bool = True
+    reads_store: bool = True
+    is_remote: bool = False
     group: Any = None
 
-    def tell(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What the first process makes, in every process."""
         if self.group is None:
             return make()
         import torch.distributed as dist
 
-        told: list[Any] = [make() if self.first else None]
+        told: list[Any] = [make() if self.is_main else None]
         dist.broadcast_object_list(told, src=0, group=self.group)
         made: T = told[0]
         return made
 
-    def gather(self, own: T) -> list[T]:
+    def all_gather(self, own: T) -> list[T]:
         """What every process has, in every process."""
         if self.group is None:
             return [own]
@@ -55,7 +55,7 @@ class Team:
         dist.all_gather_object(every, own, group=self.group)
         return every
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Part from the others at the end of a program."""
         if self.group is not None:
             from workbench.layers import tensor_parallel
@@ -84,15 +84,15 @@ def join(tensor_parallel: int = 1) -> Team:
     layers.init(tensor_parallel)
     # Objects go by the processors, whatever the tensors take.
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    member, members = layers.member()
-    everyone = Team(group=group).gather(socket.gethostname())
+    member, members = layers.data_parallel_rank()
+    everyone = Team(group=group).all_gather(socket.gethostname())
     rank, own = dist.get_rank(), socket.gethostname()
     return Team(
         rank=member,
         size=members,
-        first=rank == 0,
-        keeps=layers.rank() == 0,
-        reads=everyone.index(own) == rank,
-        away=own != everyone[0],
+        is_main=rank == 0,
+        writes_answers=layers.rank() == 0,
+        reads_store=everyone.index(own) == rank,
+        is_remote=own != everyone[0],
         group=group,
     )

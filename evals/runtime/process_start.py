@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 
-def born(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """What tells a process from a later one with the same number: when it began; None if it is gone, or a zombie."""
     try:
         # The second field is the program's name, in which there may be spaces and brackets.
@@ -16,11 +16,11 @@ def born(pid: int) -> str | None:
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
-        return _born_elsewhere(pid)
+        return _start_time_without_proc(pid)
     return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
 
 
-def _born_elsewhere(pid: int) -> str | None:
+def _start_time_without_proc(pid: int) -> str | None:
     """Where there is no /proc, as on macOS."""
     command, language = ["ps", "-o", "stat=,lstart=", "-p", str(pid)], os.environ | {"LC_ALL": "C"}
     said = subprocess.run(command, capture_output=True, text=True, check=False, env=language)

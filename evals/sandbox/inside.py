@@ -310,7 +310,7 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
 # --- the process that judges
 
 
-class Judge:
+class TestOracle:
     """Runs the tests against a program that lives in another process."""
 
     def __init__(self, channel: Channel, nonce: str) -> None:
@@ -450,7 +450,7 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(nothing, 1)  # what tests print is no verdict
     os.dup2(nothing, 2)
-    judge = Judge(channel, job["nonce"])
+    judge = TestOracle(channel, job["nonce"])
     try:
         judge.receive()
         write(out, b'{"ready": true}\n')

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evals.runtime.process_start import born
+from evals.runtime.process_start import process_start_time
 from evals.store import record_file
 from evals.store.schema import migrate
 from workbench.errors import DataError
@@ -35,7 +35,7 @@ WAIT = 60.0  # seconds that one writer waits for another's transaction
 KEYS_AT_ONCE = 500
 
 
-def key_of(*parts: Any) -> bytes:
+def cache_key(*parts: Any) -> bytes:
     """A response's name: the SHA-256 of everything that decides it, in canonical JSON.
 
     Two lists of parts have the same key only if they are equal: JSON delimits every part.
@@ -112,7 +112,7 @@ class Store:
             migrate(index, path)
             made = cls(root, index)
             if index.execute("SELECT 1 FROM runs UNION SELECT 1 FROM responses LIMIT 1").fetchone() is None:
-                made._take_in(sorted((root / RESPONSES).glob("*.zz")))
+                made._rebuild_index(sorted((root / RESPONSES).glob("*.zz")))
         return made
 
     def close(self) -> None:
@@ -128,16 +128,18 @@ class Store:
 
     # --- runs
 
-    def begin(self, settings: Mapping[str, Any]) -> str:
+    def register(self, settings: Mapping[str, Any]) -> str:
         """Enter a run that starts now; returns its name."""
         name = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
         row = (name, time.time(), "running", socket.gethostname(), os.getpid(), json.dumps(settings, sort_keys=True))
         columns = "id, started, status, host, pid, settings, born"
         with self._writing() as index:
-            index.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, born(os.getpid())))
+            index.execute(
+                f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, process_start_time(os.getpid()))
+            )
         return name
 
-    def again(self, run: str) -> None:
+    def resume(self, run: str) -> None:
         """Enter that a run goes on, in this process.
 
         Raises: DataError if it is running on this machine; of another machine's processes nothing is known.
@@ -149,7 +151,7 @@ class Store:
             index.execute(
                 "UPDATE runs SET status = 'running', finished = NULL, error = NULL, host = ?, pid = ?, born = ? "
                 "WHERE id = ?",
-                (socket.gethostname(), os.getpid(), born(os.getpid()), run),
+                (socket.gethostname(), os.getpid(), process_start_time(os.getpid()), run),
             )
 
     def finish(
@@ -208,7 +210,7 @@ class Store:
         """Where one process of a run puts its responses: a file of its own, another each time."""
         return Writer(self, run, self.root / RESPONSES / f"{run}.{rank}.{uuid.uuid4().hex[:8]}.zz")
 
-    def known(self, keys: Iterable[bytes]) -> set[bytes]:
+    def contains(self, keys: Iterable[bytes]) -> set[bytes]:
         """Which of these responses are there."""
         return {key for key, *_ in self._places(keys)}
 
@@ -225,10 +227,10 @@ class Store:
                 found.update({key: values[item] for key, item in wanted})
             except DataError as error:
                 problems.append(str(error))
-                self._forget(file, offset)
+                self._drop(file, offset)
             except (IndexError, TypeError):
                 problems.append(f"{self.root / INDEX} is wrong about {file}; those answers will be asked again.")
-                self._forget(file, offset)
+                self._drop(file, offset)
         return found, problems
 
     def _places(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, str, int, int]]:
@@ -241,7 +243,7 @@ class Store:
                     f"SELECT key, file, offset, item FROM responses WHERE key IN ({marks})", some
                 )
 
-    def _take_in(self, files: Iterable[Path]) -> None:
+    def _rebuild_index(self, files: Iterable[Path]) -> None:
         """Enter the answers of files that the index does not know."""
         for path in files:
             rows = [
@@ -252,7 +254,7 @@ class Store:
             with self._writing() as index:
                 index.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?)", rows)
 
-    def _forget(self, file: str, offset: int) -> None:
+    def _drop(self, file: str, offset: int) -> None:
         """A damaged frame's answers will be asked again; the file stays for whoever wants to look into it."""
         with self._writing() as index:
             index.execute("DELETE FROM responses WHERE file = ? AND offset = ?", (file, offset))
@@ -366,7 +368,7 @@ def _stored(row: Sequence[Any]) -> StoredRun:
 
 
 def _alive(pid: int, since: str | None) -> bool:
-    now = born(pid)
+    now = process_start_time(pid)
     return now is not None and since in (None, now)  # a run of the first version has no beginning
 
 

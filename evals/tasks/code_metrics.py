@@ -17,7 +17,7 @@ from typing import Any
 from evals import sandbox, stats
 from evals.runtime.progress import bar
 from evals.sandbox import Engine, Limits, Program, ProgramRun, source
-from evals.store.store import Store, Writer, key_of
+from evals.store.store import Store, Writer, cache_key
 
 Docs = Sequence[dict[str, Any]]
 Programs = list[list[str]]
@@ -80,7 +80,7 @@ class Verdicts:
 
 
 @dataclass
-class Judge:
+class CodeGrader:
     """Runs the programs of one evaluation, several at a time, and remembers what became of each.
 
     All of them run after the last was generated, so model and programs never share the machine. The same program is
@@ -115,7 +115,7 @@ class Judge:
         if not programs:
             return
         about = ("program", RULES, platform.python_version(), repr(self.engine or sandbox.require()))
-        names = {key: key_of(*about, self.limits.to_dict(), asdict(one)) for key, one in programs.items()}
+        names = {key: cache_key(*about, self.limits.to_dict(), asdict(one)) for key, one in programs.items()}
         known = self.kept.read(list(names.values())) if self.kept else {}
         self.runs |= {key: ProgramRun(**known[name]) for key, name in names.items() if name in known}
         left = [key for key in programs if key not in self.runs]

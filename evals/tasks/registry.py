@@ -27,7 +27,7 @@ from lm_eval.tasks._index import Entry
 from lm_eval.utils import apply_template
 
 from evals.tasks import code_metrics, custom, hub, local_data, presets
-from evals.tasks.code_metrics import Judge
+from evals.tasks.code_metrics import CodeGrader
 from workbench.errors import DataError
 
 OWN = Path(__file__).parent
@@ -169,7 +169,7 @@ def load(
     asked: Sequence[str],
     *,
     root: Path | None,
-    judge: Judge,
+    judge: CodeGrader,
     preset: str = "lm-eval",
     chat: bool = False,
     samples: int | None = None,
@@ -210,7 +210,7 @@ def _follow(task: Task, rule: presets.Rule | None) -> None:
 class _Factory(TaskFactory):
     """lm-eval's factory, whose tasks read local files and have their programs run in the sandbox."""
 
-    def __init__(self, place: Place, judge: Judge, samples: int | None) -> None:
+    def __init__(self, place: Place, judge: CodeGrader, samples: int | None) -> None:
         super().__init__()
         self.place, self.judge, self.samples = place, judge, samples
 

@@ -28,7 +28,7 @@ def sampled(
     from workbench.inference.sampling import Sampling
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    found = probe.sampled(loaded, ids, Sampling(temperature, top_p, top_k), seed=seed, max_new_tokens=steps)
+    found = probe.sampling_trace(loaded, ids, Sampling(temperature, top_p, top_k), seed=seed, max_new_tokens=steps)
     deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
 
 

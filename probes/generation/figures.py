@@ -6,11 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.base.drawing import COLOURS, Stamp, Theme, finish, position_names
-from probes.generation.token_choices import Sampled
+from probes.generation.token_choices import SamplingTrace
 
 
 def surprise(
-    found: Sampled, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
+    found: SamplingTrace, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
     """How unlikely each generated token was, beside how unlikely the model expected it to be: its entropy.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from probes.base.result import Result, frozen
 from workbench.errors import DataError
 from workbench.inference.sampling import Sampling
-from workbench.inference.sequence import Continuation, FinishReason
+from workbench.inference.sequence import FinishReason, GenerationState
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Sampled(Result):
+class SamplingTrace(Result):
     """A generated text, step by step. Arrays are [step], those of the alternatives [step, rank], likeliest first.
 
     Step s, counted from 0, gave tokens[s]; the query that chose it stands at position len(prompt) - 1 + s. What the
@@ -136,11 +136,11 @@ def choices(
     Shapes: prompt [pos]
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
     """
-    row = Continuation.start(model, list(prompt), max_new_tokens, seed=seed, stop=(), stop_tokens=None)
+    row = GenerationState.start(model, list(prompt), max_new_tokens, seed=seed, stop=(), stop_tokens=None)
     return _steps(model, row, sampling, min(alternatives, model.config.vocab_size))
 
 
-def sampled(
+def sampling_trace(
     model: Transformer,
     prompt: Sequence[int],
     sampling: Sampling,
@@ -148,7 +148,7 @@ def sampled(
     seed: int = 0,
     max_new_tokens: int = 64,
     alternatives: int = 8,
-) -> Sampled:
+) -> SamplingTrace:
     """A whole continuation with what every token was drawn from.
 
     Shapes: prompt [pos] -> [step], and [step, rank] for the alternatives
@@ -160,7 +160,7 @@ def sampled(
     return gathered(prompt, found)
 
 
-def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> Sampled:
+def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> SamplingTrace:
     """Steps that have been run, as one result; of an unfinished text too.
 
     Raises: DataError where there are none.
@@ -171,7 +171,7 @@ def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> Sampled:
     columns = ("logprob", "rank", "entropy", "share", "share_entropy", "kept")
     arrays = (frozen(np.array([getattr(step, name) for step in steps])) for name in columns)
     others = (frozen(np.array([[one[i] for one in step.likeliest] for step in steps])) for i in range(3))
-    return Sampled(
+    return SamplingTrace(
         tuple(prompt),
         tuple(step.token for step in steps),
         "".join(step.text for step in steps),
@@ -181,7 +181,7 @@ def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> Sampled:
     )
 
 
-def _steps(model: Transformer, row: Continuation, sampling: Sampling, alternatives: int) -> Iterator[Choice]:
+def _steps(model: Transformer, row: GenerationState, sampling: Sampling, alternatives: int) -> Iterator[Choice]:
     now = list(row.prompt)
     cache = model.empty_cache(1, len(now) + row.room)
     while row.finish_reason is None:
@@ -193,12 +193,12 @@ def _steps(model: Transformer, row: Continuation, sampling: Sampling, alternativ
         now = [choice.token]
 
 
-def _choice(row: Continuation, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
+def _choice(row: GenerationState, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
     """Draw the next token as `generate` does, and say what it was drawn from. Shapes: logits [1, vocab]"""
     uniform = torch.zeros(1)
     if sampling.temperature > 0:
         uniform = torch.rand((), generator=row.generator).unsqueeze(0)
-    token = int(tensor_parallel.agreed(sampling.choose(logits, uniform.to(logits.device))))
+    token = int(tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device))))
     own = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
     share = distribution(logits[0], sampling)
     top = own.topk(alternatives)

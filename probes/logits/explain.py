@@ -40,7 +40,7 @@ class Explanation:
     """
 
     token: int
-    minus: int
+    contrast_token: int
     attribution: LogitAttribution
     curves: TokenCurves
 
@@ -54,7 +54,7 @@ class Explanation:
         return float(self.attribution.logits[0])
 
     @property
-    def rest(self) -> float:
+    def residual(self) -> float:
         """The difference less the sum of the parts."""
         return self.difference - float(self.attribution.values[0].astype(np.float64).sum())
 
@@ -73,7 +73,13 @@ class Explanation:
 
 @torch.no_grad()
 def explain(
-    model: Transformer, ids: Sequence[int], *, token: int, minus: int, position: int = -1, also: Sequence[int] = ()
+    model: Transformer,
+    ids: Sequence[int],
+    *,
+    token: int,
+    contrast_token: int,
+    position: int = -1,
+    other_tokens: Sequence[int] = (),
 ) -> Explanation:
     """Direct logit attribution of `token` less `minus` at a position, and the logit lens over both and `also`.
 
@@ -87,14 +93,14 @@ def explain(
     at = position + len(ids) if position < 0 else position
     if not 0 <= at < len(ids):
         raise HookError(f"there are {len(ids)} tokens, positions 0 to {len(ids) - 1}, not {position}.")
-    if token == minus:
+    if token == contrast_token:
         raise HookError(f"token {token} cannot be told from itself; give two tokens.")
     run = torch.tensor([list(ids[: at + 1])], device=model.device)
     _, cap = model.run_with_capture(run, HOOKS, positions=[at])
-    found = logit_attribution.logit_attribution(model, cap, [(token, minus)], position=at)
-    followed = tuple(dict.fromkeys((token, minus, *also)))
+    found = logit_attribution.logit_attribution(model, cap, [(token, contrast_token)], position=at)
+    followed = tuple(dict.fromkeys((token, contrast_token, *other_tokens)))
     curves = logit_lens.logit_lens(model, cap, targets=followed, k=1).curves
-    return Explanation(token, minus, _as_arrived(model, cap, found), curves)
+    return Explanation(token, contrast_token, _as_arrived(model, cap, found), curves)
 
 
 def _as_arrived(model: Transformer, cap: Capture, found: LogitAttribution) -> LogitAttribution:

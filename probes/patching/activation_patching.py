@@ -213,7 +213,7 @@ class _Runs:
             return torch.where(chosen, given, x)
 
         with hook_points.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
-            return self.model.resume(self.entering(layer).repeat(times, 1, 1), layer)
+            return self.model.forward_from_layer(self.entering(layer).repeat(times, 1, 1), layer)
 
     def entering(self, layer: int) -> Tensor:
         """The unpatched stream that enters a layer. Shapes: -> [prompt, pos, dim]"""

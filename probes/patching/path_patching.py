@@ -128,7 +128,7 @@ def _received(run: _Runs, receivers: Sequence[Head], seen: dict[str, Tensor]) ->
         edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, given)))
     times = len(next(iter(seen.values()))) // len(run.tokens)
     with hook_points.subscribe(run.model, *edits):
-        return run.model.resume(_rows(run.entering(first), times), first)
+        return run.model.forward_from_layer(_rows(run.entering(first), times), first)
 
 
 def _after(name: str, layer: int) -> bool:

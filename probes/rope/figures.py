@@ -11,7 +11,7 @@ from probes.attention.map_figures import head_map
 from probes.base.drawing import COLOURS, Stamp, Theme, add_level, add_lines, atlas, finish
 from probes.rope.formulas import Decay, Wavelengths
 from probes.rope.head_scores import BandContribution, RelativeInvariance, ScoreByDistance, WhatIf
-from probes.rope.what_if_heads import Turned
+from probes.rope.what_if_heads import RotationSensitivity
 
 
 def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
@@ -112,7 +112,7 @@ def what_if(
     return finish(fig, "what_if", title, theme, stamp, height=560)
 
 
-def turned(found: Turned, *, other: str = "another rotation", **options: Any) -> go.Figure:
+def turned(found: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
     """The atlas of what another rotation would move; `options` are `selected`, `theme` and `stamp`."""
     places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
     title = f"Attention that {other} would move, mean over queries"

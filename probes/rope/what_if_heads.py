@@ -14,11 +14,11 @@ from probes.base.result import Result, frozen, tidy
 from probes.rope.head_scores import HOOKS, what_if
 from workbench.hooks.capture import Capture
 
-__all__ = ["HOOKS", "Turned", "what_if_heads"]
+__all__ = ["HOOKS", "RotationSensitivity", "what_if_heads"]
 
 
 @dataclass(frozen=True)
-class Turned(Result):
+class RotationSensitivity(Result):
     """How much of each head's attention would land elsewhere under another rotation. Arrays are [layer, head].
 
     `moved` is the mean over queries and batch rows of the total variation between the two patterns, between 0 and 1;
@@ -42,7 +42,7 @@ class Turned(Result):
         return tidy(axes, {name: getattr(self, name) for name in ("moved", "low", "high")})
 
 
-def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> Turned:
+def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> RotationSensitivity:
     """`what_if` of every captured head: which of them another theta or scaling would make look elsewhere.
 
     Each head is re-scored on the q and k that the model's own rotation led to in earlier layers.
@@ -68,4 +68,4 @@ def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> T
         ]
     )  # [layer, head, batch * query]
     low, high = np.quantile(moved, [0.1, 0.9], axis=-1)
-    return Turned(layers, heads, frozen(moved.mean(-1)), frozen(low), frozen(high), cap.config.group_size)
+    return RotationSensitivity(layers, heads, frozen(moved.mean(-1)), frozen(low), frozen(high), cap.config.group_size)

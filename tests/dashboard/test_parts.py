@@ -26,7 +26,7 @@ from dashboard.data import model_facts
 from dashboard.data.runs import as_sample
 from dashboard.layout import figure_margins, preload
 from dashboard.layout.figure import CODE, spec
-from dashboard.layout.figure_help import SAID
+from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import parquet
 from dashboard.session import gc_freeze
 from dashboard.session.settings import ROOT, Settings
@@ -135,7 +135,7 @@ def test_parquet_holds_columns_of_several_types_as_text() -> None:
 
 def test_every_figure_with_a_title_says_what_it_shows() -> None:
     """Whatever `chart` draws is looked up by its kind; the pages' tests draw them all."""
-    assert all(text.count("](https://") >= 1 and text[0].isupper() and "$" not in text for text in SAID.values())
+    assert all(text.count("](https://") >= 1 and text[0].isupper() and "$" not in text for text in FIGURE_HELP.values())
 
 
 def test_what_is_set_aside_is_freed_by_an_unload() -> None:
@@ -196,7 +196,7 @@ def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
 def test_margins_hold_the_longest_label() -> None:
     def sent(fig: go.Figure) -> dict[str, dict]:
         found = json.loads(fig.to_json())
-        figure_margins.make(found)
+        figure_margins.set_margins(found)
         return found["layout"]
 
     def figure(names: list[str], **below: object) -> dict[str, dict]:

@@ -35,7 +35,7 @@ ON_A_CAPTURE: dict[str, Callable[[Transformer, Capture], Any]] = {
     ),
     "neuron_attribution": lambda model, cap: component_attribution.neuron_attribution(model, cap, [3, (7, 3)], k=3),
     "source_attribution": lambda model, cap: component_attribution.source_attribution(model, cap, [3, (7, 3)], (1, 2)),
-    "sampled": lambda model, cap: token_choices.sampled(
+    "sampled": lambda model, cap: token_choices.sampling_trace(
         model, cap.tokens[0].tolist(), Sampling(0.8, 0.9), max_new_tokens=6
     ),
     "induction_scores": lambda model, cap: head_metrics.induction_scores(model, block=8),

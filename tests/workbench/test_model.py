@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_any_layer_to_the_last_bit(tiny_model) -> None:
             logits, cap = tiny_model.run_with_capture(tokens, names)
             for layer in range(4):
                 entering = cap["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
-                assert torch.equal(tiny_model.unembed(tiny_model.resume(entering, layer)), logits)
+                assert torch.equal(tiny_model.unembed(tiny_model.forward_from_layer(entering, layer)), logits)
     assert not torch.equal(logits, tiny_model(tokens))
 
 
@@ -94,7 +94,7 @@ def test_a_resumed_run_fires_its_own_layers_hooks_alone(tiny_model) -> None:
         frozenset(hook_points.hook_names(tiny_model.config)), observe=lambda site, _: seen.append(site.layer)
     )
     with hook_points.subscribe(tiny_model, watch):
-        tiny_model.resume(torch.randn(1, 5, 32), 2)
+        tiny_model.forward_from_layer(torch.randn(1, 5, 32), 2)
     assert set(seen) == {2, None}  # None: the final norm
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_run_is_said(tiny_model) -> None:
     with pytest.raises(WorkbenchError, match=r"shape \[batch, pos\]"):
         tiny_model(torch.tensor([1, 2]))
     with pytest.raises(WorkbenchError, match=r"layers 0 to 3 from \[batch, pos, 32\]; found 4, \(1, 5, 32\)"):
-        tiny_model.resume(torch.randn(1, 5, 32), 4)
+        tiny_model.forward_from_layer(torch.randn(1, 5, 32), 4)
     with pytest.raises(GenerationError, match="holds 2 positions"):
         tiny_model(torch.tensor([[1, 2, 3]]), tiny_model.empty_cache(1, 2))
     with pytest.raises(GenerationError, match="made for 2 rows"):

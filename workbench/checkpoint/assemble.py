@@ -63,7 +63,7 @@ def assemble(weight: Weight, pages: MappedPages, target: Target) -> Tensor:
             stored = rope.to_adjacent(stored, heads)
         if not _copy(into, stored, pages, check=_seen_on_the_way(view.dtype, target)):
             raise CheckpointError(_describe(weight, out))
-        pages.give_back(piece.tensor[source])
+        pages.release_pages(piece.tensor[source])
     return out
 
 
@@ -119,7 +119,7 @@ def _copy(into: Tensor, source: Tensor, pages: MappedPages, *, check: bool) -> b
         if check and not is_finite(block):
             return False
         into[low : low + rows].copy_(block)
-        pages.give_back(block)
+        pages.release_pages(block)
     return True
 
 
@@ -137,7 +137,7 @@ class MappedPages:
                 low, high = fields[0].split("-")
                 self._ranges.append((int(low, 16), int(high, 16)))
 
-    def give_back(self, tensor: Tensor) -> None:
+    def release_pages(self, tensor: Tensor) -> None:
         """Drop the pages that lie wholly inside a tensor (of any strides); they must not have been written to."""
         if not self._ranges or tensor.device.type != "cpu" or not tensor.numel():
             return

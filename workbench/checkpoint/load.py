@@ -18,7 +18,7 @@ from workbench.config import ModelConfig
 from workbench.errors import CheckpointError, ConfigError
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
-from workbench.provenance import ModelSource, stamps
+from workbench.provenance import ModelSource, file_stats
 from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _DTYPES = {
@@ -54,7 +54,7 @@ def load_model(
     target = resolve_device(device)
     wanted = _dtype(dtype)
     checkpoint = open_checkpoint(path)
-    files = stamps((checkpoint.layout.config_file, *checkpoint.layout.weight_files))
+    files = file_stats((checkpoint.layout.config_file, *checkpoint.layout.weight_files))
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     # Nothing is allocated twice: the model is a skeleton until its weights are put in.
     with torch.device("meta"):

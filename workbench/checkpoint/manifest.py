@@ -63,7 +63,7 @@ def read_config(path: str | Path) -> ModelConfig:
     config = stated_config(layout)
     if layout.kind == "hf" or config.tied_output or len(layout.weight_files) > 1:
         return config
-    return _settle_tie(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
+    return _infer_tied_output(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
 
 
 def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
@@ -89,7 +89,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if layout.kind == "hf":
         _check_index(layout, files)
     else:
-        config = _settle_tie(config, files)
+        config = _infer_tied_output(config, files)
     specs = tensor_specs(config)
     _check_extra(layout, config, specs, files)
     weights = tuple(_find(layout, spec, files) for spec in specs)
@@ -183,7 +183,7 @@ def _shard_hint(tensor: Tensor, expected: list[int]) -> str:
     return ""
 
 
-def _settle_tie(config: ModelConfig, files: Mapping[Path, Mapping[str, Tensor]]) -> ModelConfig:
+def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, Tensor]]) -> ModelConfig:
     """Meta's params.json has no word for a tied output: its small 3.2 models store one table under two names."""
     tensors = next(iter(files.values()))
     if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:

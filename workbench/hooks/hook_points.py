@@ -179,7 +179,7 @@ class Site:
 
 Observe = Callable[[Site, "Tensor | AttentionInputs"], None]
 Edit = Callable[[Site, Tensor], Tensor]
-Turn = Callable[[ModelConfig], Rotary]
+RotaryOverride = Callable[[ModelConfig], Rotary]
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ class Subscription:
     observe: Observe | None = None
     edit: Edit | None = None
     inputs: bool = False
-    turn: Turn | None = None
-    anywhere: bool = False
+    rotary_override: RotaryOverride | None = None
+    position_independent: bool = False
 
 
 _ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workbench_subscriptions", default=())
@@ -218,10 +218,11 @@ def active(model: object) -> tuple[Subscription, ...]:
     return tuple(s for owner, s in _ACTIVE.get() if owner is model)
 
 
-def indifferent(model: object) -> bool:
+def position_independent(model: object) -> bool:
     """Whether nothing that is subscribed to `model` can tell at which positions its rows stand, or what else runs."""
     return all(
-        (s.anywhere and not any(name.endswith(FROM_INPUTS) for name in s.names)) or (s.turn is not None and not s.names)
+        (s.position_independent and not any(name.endswith(FROM_INPUTS) for name in s.names))
+        or (s.rotary_override is not None and not s.names)
         for s in active(model)
     )
 
@@ -244,7 +245,7 @@ class Tap:
 
     def rotary(self) -> Rotary | None:
         """How an intervention wants q and k turned; the one entered last decides, as rotations do not compose."""
-        turns = [s.turn for s in self._subscriptions if s.turn is not None]
+        turns = [s.rotary_override for s in self._subscriptions if s.rotary_override is not None]
         return turns[-1](self._config) if turns else None
 
     def wants(self, name: str) -> bool:
@@ -270,7 +271,7 @@ class Tap:
                 _show(s.observe, site, edited)
         if edited is whole:
             return x
-        return edited if axis is None else tensor_parallel.own(edited, axis)
+        return edited if axis is None else tensor_parallel.scatter(edited, axis)
 
     def inputs(self, name: str, inputs: AttentionInputs) -> None:
         """Show observers a pattern, its scores or a summary of it that the run itself does not compute."""

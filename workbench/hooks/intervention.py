@@ -32,5 +32,7 @@ class Intervention:
 
 def active_interventions(model: object) -> tuple[Intervention | None, ...]:
     """The changes in force on a model in this context, the outermost first; None for one that nothing describes."""
-    owners = [getattr(s.edit or s.turn, "__self__", None) for s in active(model) if s.edit or s.turn]
+    owners = [
+        getattr(s.edit or s.rotary_override, "__self__", None) for s in active(model) if s.edit or s.rotary_override
+    ]
     return tuple(owner if isinstance(owner, Intervention) else None for owner in owners)

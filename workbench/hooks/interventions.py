@@ -87,10 +87,10 @@ class Targeted(Intervention):
         names = expand(self.hook, config)
         for name in names:
             self._check(name, point_of(name), config)
-        return Subscription(frozenset(names), edit=self._edit, anywhere=self._anywhere)
+        return Subscription(frozenset(names), edit=self._edit, position_independent=self._position_independent)
 
     @property
-    def _anywhere(self) -> bool:
+    def _position_independent(self) -> bool:
         """Whether it does the same at every position."""
         return self.positions is None
 
@@ -183,7 +183,7 @@ class _Valued(Targeted):
 
     @property
     def _anywhere(self) -> bool:
-        return super()._anywhere and self.tensor.dim() < 2
+        return super()._position_independent and self.tensor.dim() < 2
 
     def _from_capture(self, capture: Activations) -> Tensor:
         if capture.heads is not None:

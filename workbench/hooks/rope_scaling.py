@@ -58,7 +58,7 @@ class RopeScaling(Intervention):
     def subscription(self, config: ModelConfig) -> Subscription:
         """This scaling on a model of this shape."""
         self.rotary(config)  # what does not fit is said before the run
-        return Subscription(frozenset(), turn=self.rotary)
+        return Subscription(frozenset(), rotary_override=self.rotary)
 
     def to_dict(self) -> dict[str, Any]:
         """Its kind, and what is set."""

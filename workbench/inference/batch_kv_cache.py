@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from workbench.errors import GenerationError
-from workbench.layers.kv_cache import Continued, KVCache
+from workbench.layers.kv_cache import KVCache, SharedPrefixCache
 
 SPARE = 64  # columns that are added at least when rows outgrow the room
 
 
 @dataclass
-class Rows(KVCache):
+class BatchKVCache(KVCache):
     """Rows behind the first `base` positions of `stem`; each fills its own positions from the left.
 
     `length` is where the longest row ends. Rows are in the order in which they came, but for the last, which moves
@@ -34,7 +34,7 @@ class Rows(KVCache):
     uneven: bool = False
 
     @classmethod
-    def behind(cls, stem: KVCache, base: int) -> Rows:
+    def after_prefix(cls, stem: KVCache, base: int) -> BatchKVCache:
         """No rows yet, behind the first `base` positions of a cache of one row."""
         none = stem.keys[:, :0, :, :0]
         at = torch.zeros(0, dtype=torch.int64, device=stem.keys.device)
@@ -96,7 +96,7 @@ class Rows(KVCache):
             new[:, : self.batch, :, :used] = old[:, : self.batch, :, :used]
         self.keys, self.values = larger
 
-    def enter(self, n: int, seqlen: int) -> Entering:
+    def enter(self, n: int, seqlen: int) -> PrefillCache:
         """The cache of a run of `n` new rows that go on from all that the stem holds; then `admit` them.
 
         Raises: GenerationError if the stem does not hold the base.
@@ -108,7 +108,7 @@ class Rows(KVCache):
         if begin:
             for mine, theirs in ((self.keys, self.stem.keys), (self.values, self.stem.values)):
                 mine[:, first : first + n, :, :begin] = theirs[:, :, :, self.base : self.stem.length]
-        return Entering(self.stem.keys, self.stem.values, self.stem.length, None, None, n, into=self)
+        return PrefillCache(self.stem.keys, self.stem.values, self.stem.length, None, None, n, into=self)
 
     def admit(self, lengths: Sequence[int]) -> None:
         """Count the rows that have entered, each with so many positions of those that were run."""
@@ -144,10 +144,10 @@ class Rows(KVCache):
 
 
 @dataclass
-class Entering(Continued):
+class PrefillCache(SharedPrefixCache):
     """New rows of `Rows` in their first run: they read the stem, and what they write is kept."""
 
-    into: Rows = field(kw_only=True)
+    into: BatchKVCache = field(kw_only=True)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Continued`; the new keys and values go where the rows will find them."""

@@ -19,7 +19,7 @@ from workbench.hooks.capture import Capture, Request
 from workbench.hooks.capture import run as run_capture
 from workbench.inference import continuous_batching
 from workbench.inference.sampling import Sampling
-from workbench.inference.sequence import Continuation, FinishReason, Prompt
+from workbench.inference.sequence import FinishReason, GenerationState, Prompt
 from workbench.layers import tensor_parallel
 from workbench.layers.kv_cache import KVCache
 
@@ -84,7 +84,7 @@ def generate(
     if len(own) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(own)}.")
     rows = [
-        Continuation.start(model, prompt, max_new_tokens, seed=each, stop=stop, stop_tokens=stop_tokens)
+        GenerationState.start(model, prompt, max_new_tokens, seed=each, stop=stop, stop_tokens=stop_tokens)
         for prompt, each in zip(prompts, own, strict=True)
     ]
     if rows:
@@ -111,34 +111,34 @@ def stream(
     Raises: as `generate`; UnknownHookError.
     """
     sampling = Sampling(temperature, top_p, top_k)
-    row = Continuation.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
+    row = GenerationState.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
     request = Request.of(model.config, capture) if capture else None
     return _pieces(model, row, sampling, request)
 
 
-def _pieces(model: Transformer, row: Continuation, sampling: Sampling, request: Request | None) -> Iterator[Piece]:
+def _pieces(model: Transformer, row: GenerationState, sampling: Sampling, request: Request | None) -> Iterator[Piece]:
     for captured in _decode(model, row, sampling, request):
         yield Piece(row.tokens[-1], row.logprobs[-1], row.new_text(), row.finish_reason, captured)
 
 
-def _finished(row: Continuation) -> Generation:
+def _finished(row: GenerationState) -> Generation:
     assert row.finish_reason is not None
     return Generation(row.prompt, tuple(row.tokens), tuple(row.logprobs), row.text, row.finish_reason)
 
 
-def _draw(sampling: Sampling, rows: Sequence[Continuation], logits: Tensor) -> None:
+def _draw(sampling: Sampling, rows: Sequence[GenerationState], logits: Tensor) -> None:
     """Shapes: logits [row, vocab] float32"""
     uniform = torch.zeros(len(rows))
     if sampling.temperature > 0:
         uniform = torch.stack([torch.rand((), generator=row.generator) for row in rows])
-    chosen = tensor_parallel.agreed(sampling.choose(logits, uniform.to(logits.device)))
+    chosen = tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device)))
     logprobs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
         row.take(token, logprob)
 
 
 def _decode(
-    model: Transformer, row: Continuation, sampling: Sampling, request: Request | None
+    model: Transformer, row: GenerationState, sampling: Sampling, request: Request | None
 ) -> Iterator[Capture | None]:
     """Decode one row until it is finished, one yield a step. The key/value cache lives as long as this does."""
     tokens = torch.tensor([row.prompt], device=model.device)

@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Stem:
+class SharedPrefix:
     """A node whose keys and values are kept, behind those of its parents, while its rows run (the longest first)."""
 
     node: Node
@@ -87,13 +87,13 @@ class Tree:
                 last = begin
             node = node.parent
 
-    def plan(self) -> Iterator[Stem]:
+    def plan(self) -> Iterator[SharedPrefix]:
         """Stems in an order in which each one's parents are the last ones computed at shallower depths."""
         waiting = [self.root]
         while waiting:
             node = waiting.pop()
             rows = [Row(tuple(_below(child))) for child in node.children if child.is_row]
-            yield Stem(node, tuple(sorted(rows, key=lambda row: -row.total)))
+            yield SharedPrefix(node, tuple(sorted(rows, key=lambda row: -row.total)))
             waiting.extend(child for child in reversed(node.children) if not child.is_row)
 
 
@@ -102,7 +102,7 @@ def key(ids: Sequence[int] | Ids) -> bytes:
     return np.asarray(ids, dtype=">i8").tobytes()
 
 
-def grow(inputs: Sequence[bytes], *, worth: int, pack: bool = True) -> Tree:
+def grow(inputs: Sequence[bytes], *, min_tokens_saved: int, pack: bool = True) -> Tree:
     """The tree of some inputs, given by `key`; they may repeat and be beginnings of each other.
 
     worth: tokens that a stem must save, because it takes a forward of its own. pack: False keeps forks out of rows, so
@@ -110,7 +110,7 @@ def grow(inputs: Sequence[bytes], *, worth: int, pack: bool = True) -> Tree:
     """
     root, deepest = _fork(inputs)
     minimum = sum(node.end - node.start for node in _below(root))
-    _arrange(root, PACKED if pack else 0, worth)
+    _arrange(root, PACKED if pack else 0, min_tokens_saved)
     return Tree(root, tuple(deepest[text] for text in inputs), minimum)
 
 
@@ -144,7 +144,7 @@ def _fork(inputs: Sequence[bytes]) -> tuple[Node, dict[bytes, Node]]:
     return root, deepest
 
 
-def _arrange(root: Node, packed: int, worth: int) -> None:
+def _arrange(root: Node, packed: int, min_tokens_saved: int) -> None:
     """Choose what runs in one row, and take back the forks that are neither that nor worth a stem."""
     for node in reversed(list(_below(root))):
         own = node.end - node.start
@@ -163,7 +163,7 @@ def _arrange(root: Node, packed: int, worth: int) -> None:
             saved = own * (len(node.children) - 1)
             if node.is_row:
                 kept.append(node)
-            elif saved >= worth and own >= WORTH_SHARE * node.longest:
+            elif saved >= min_tokens_saved and own >= WORTH_SHARE * node.longest:
                 kept.append(node)
                 stems.append(node)
             else:  # its tokens go in front of each child, which makes a stem of the child worth more

@@ -151,7 +151,7 @@ def _steps(
         seen = _input_of(context, continuation, model.config.max_seq_len)
         owners.setdefault((prefix_tree.key(seen), tuple(continuation)), []).append(i)
     # A hook knows a token by its position, and in a row with forks several stand at the same.
-    answers = Answers(list(owners), worth=forward_cost(model.device), pack=not hook_points.active(model))
+    answers = Answers(list(owners), min_tokens_saved=forward_cost(model.device), pack=not hook_points.active(model))
     reads = Forwards(model, answers, batch_tokens).run() if owners else iter(())
     return answers, _finished(answers, list(owners.values()), reads)
 

@@ -18,8 +18,8 @@ from workbench.errors import WorkbenchError
 from workbench.inference import prefix_tree
 from workbench.inference.prefix_tree import Node, Row, Tree
 from workbench.layers import tensor_parallel
-from workbench.layers.attention_mask import Forks
-from workbench.layers.kv_cache import Continued, KVCache
+from workbench.layers.attention_mask import TreeMask
+from workbench.layers.kv_cache import KVCache, SharedPrefixCache
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -46,8 +46,8 @@ class Answers:
     An input is a `prefix_tree.key`; its last positions predict the continuation.
     """
 
-    def __init__(self, pairs: Sequence[tuple[bytes, tuple[int, ...]]], *, worth: int, pack: bool) -> None:
-        self.tree: Tree = prefix_tree.grow([text for text, _ in pairs], worth=worth, pack=pack)
+    def __init__(self, pairs: Sequence[tuple[bytes, tuple[int, ...]]], *, min_tokens_saved: int, pack: bool) -> None:
+        self.tree: Tree = prefix_tree.grow([text for text, _ in pairs], min_tokens_saved=min_tokens_saved, pack=pack)
         self.targets = torch.tensor([token for _, continuation in pairs for token in continuation], dtype=torch.int64)
         self.spans: dict[Node, list[Span]] = {}
         self.slots: list[slice] = []  # of each answer's tokens
@@ -124,7 +124,9 @@ class Forwards:
             # Processes that share a model must run the same forwards, and the others may have had room.
             if not out_of_memory(error) or tensor_parallel.size() > 1:
                 raise
-            if len(batch.tokens) == 1 and (batch.tokens.shape[1] == 1 or isinstance(batch.cache, Continued | None)):
+            if len(batch.tokens) == 1 and (
+                batch.tokens.shape[1] == 1 or isinstance(batch.cache, SharedPrefixCache | None)
+            ):
                 raise WorkbenchError(
                     f"memory does not hold the run of one input of {batch.tokens.shape[1]} tokens; "
                     "take a smaller model or dtype."
@@ -216,8 +218,8 @@ def _side_by_side(rows: Sequence[Row], cache: KVCache, device: torch.device) -> 
             begin = end
     forks = None
     if depth is not None and sees is not None:
-        forks = Forks(torch.from_numpy(depth).to(device), torch.from_numpy(sees).to(device))
-    behind = Continued.of(cache, len(rows), forks) if cache.length or forked else None
+        forks = TreeMask(torch.from_numpy(depth).to(device), torch.from_numpy(sees).to(device))
+    behind = SharedPrefixCache.of(cache, len(rows), forks) if cache.length or forked else None
     return Batch(torch.from_numpy(tokens).to(device), tuple(pieces), behind)
 
 

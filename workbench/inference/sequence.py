@@ -24,7 +24,7 @@ Prompt = str | Sequence[int]
 
 
 @dataclass
-class Continuation:
+class GenerationState:
     """The prompt's ids, what was generated so far, and the rules by which it ends."""
 
     prompt: tuple[int, ...]
@@ -51,7 +51,7 @@ class Continuation:
         seed: int,
         stop: Sequence[str],
         stop_tokens: Iterable[int] | None,
-    ) -> Continuation:
+    ) -> GenerationState:
         tokenizer, config = model.tokenizer, model.config
         if max_new_tokens < 1:
             raise GenerationError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")

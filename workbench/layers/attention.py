@@ -17,7 +17,7 @@ from workbench.layers import attention_stats
 from workbench.layers.attention_mask import Mask
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Attention output on PyTorch's fused kernels; `allowed` None means causal from the first key (or one query).
 
     Shapes: q [batch, head, query_pos, head_dim], k, v [batch, kv_head, key_pos, head_dim] -> as q
@@ -32,14 +32,16 @@ def fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     return z
 
 
-def behind(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def shared_prefix_attention(
+    shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
+) -> Tensor:
     """As `fused` for one query a row, behind keys and values that all rows share: they are read once for all of them.
 
     Shapes: shared, each [1, kv_head, shared_pos, head_dim]; q [batch, head, 1, head_dim];
             k, v [batch, kv_head, own_pos, head_dim]; allowed [batch, 1, 1, key_pos], its last own_pos count -> as q
     """
     if q.device.type == "cpu" and q.dtype != torch.float64 and not torch.is_grad_enabled():
-        return _joined(shared, q, k, v, allowed)
+        return _shared_prefix_on_cpu(shared, q, k, v, allowed)
     batch, n_kv, own = k.shape[:3]
     before_k, before_v = shared[0][0], shared[1][0]  # [kv_head, shared_pos, head_dim]
     wide = q.float() * q.shape[-1] ** -0.5
@@ -55,7 +57,9 @@ def behind(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allow
     return z.flatten(1, 2).unsqueeze(2)
 
 
-def _joined(shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def _shared_prefix_on_cpu(
+    shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
+) -> Tensor:
     """`behind` as two runs of the CPU's fused kernel, each weighed by its sum of exponentials; nothing is copied."""
     fused_parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     batch, n_kv, own = k.shape[:3]
@@ -82,7 +86,7 @@ def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
     return raw.masked_fill(~allowed, float("-inf"))
 
 
-def mix(pattern: Tensor, v: Tensor) -> Tensor:
+def weighted_values(pattern: Tensor, v: Tensor) -> Tensor:
     """Values averaged by a pattern.
 
     Shapes: pattern [batch, head, query_pos, key_pos], v [batch, kv_head, key_pos, head_dim]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Forks:
+class TreeMask:
     """Branches side by side in one row: where each token stands in its own branch, and what it sees of the row.
 
     Shapes: depth [batch, query_pos] int64, absolute; sees [batch, query_pos, query_pos] bool.
@@ -31,13 +31,13 @@ class Mask:
 
     positions: Tensor
     pad: Tensor | None = None
-    forks: Forks | None = None
+    tree: TreeMask | None = None
     depth: Tensor | None = None
 
     def allowed(self, n_keys: int, queries: slice | Tensor = slice(None)) -> Tensor:
         """Shapes: -> bool [1 or batch, 1, query_pos, key_pos]"""
-        if self.forks is not None:
-            sees = self.forks.sees
+        if self.tree is not None:
+            sees = self.tree.sees
             before = sees.new_ones(()).expand(*sees.shape[:2], n_keys - sees.shape[2])
             return torch.cat([before, sees], -1)[:, None, queries]
         if self.depth is not None:

@@ -58,11 +58,11 @@ def score_tiles(q: Tensor, k: Tensor, mask: Mask) -> Iterator[Tile]:
     room = TILE_ELEMENTS["cpu" if q.device.type == "cpu" else "cuda"]
     n_rows = min(_ROWS, max(16, room // (group * n_keys)), n_queries)
     n_units = max(1, room // (group * n_rows * n_keys))
-    plain = mask.pad is None and mask.forks is None
+    plain = mask.pad is None and mask.tree is None
     positions = mask.positions.tolist()  # one wait for the device, not one a block
     for start in range(0, n_queries, n_rows):
         rows = slice(start, min(start + n_rows, n_queries))
-        seen = max(positions[rows]) + 1 if mask.forks is None else n_keys
+        seen = max(positions[rows]) + 1 if mask.tree is None else n_keys
         free = min(positions[rows]) + 1 if plain else 0  # keys before this one are open to all of the block
         hidden = ~mask.allowed(seen, rows)[..., free:]
         for first in range(0, units, n_units):

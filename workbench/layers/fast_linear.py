@@ -15,7 +15,7 @@ MKL = 3  # rows, at most, for which MKL's product in float32 is the fastest
 LARGE = 1 << 19  # numbers in a weight that no cache near a core holds
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def matmul_few_rows(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear`, but for the order in which its sums are made.
 
     Shapes: x [..., in], weight [out, in] -> [..., out]

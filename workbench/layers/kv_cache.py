@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.config import ModelConfig
 from workbench.errors import GenerationError
 from workbench.layers import tensor_parallel
-from workbench.layers.attention_mask import Forks
+from workbench.layers.attention_mask import TreeMask
 
 
 @dataclass
@@ -28,7 +28,7 @@ class KVCache:
     values: Tensor
     length: int = 0
     pad: Tensor | None = None
-    forks: Forks | None = None
+    tree: TreeMask | None = None
 
     @classmethod
     def empty(
@@ -42,7 +42,7 @@ class KVCache:
         pad: Tensor | None = None,
     ) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions."""
-        heads = tensor_parallel.share(config.n_kv_heads, "n_kv_heads")
+        heads = tensor_parallel.shard_size(config.n_kv_heads, "n_kv_heads")
         shape = (config.n_layers, batch, heads, capacity, config.head_dim)
         return cls(
             torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device), 0, pad
@@ -117,7 +117,7 @@ class KVCache:
 
 
 @dataclass
-class Continued(KVCache):
+class SharedPrefixCache(KVCache):
     """Many rows that go on from what one row's cache holds, for one run: they read it, and write nothing.
 
     The shared keys and values are laid out per row for the one layer that is at work, never for all.
@@ -126,7 +126,7 @@ class Continued(KVCache):
     rows: int = 1
 
     @classmethod
-    def of(cls, cache: KVCache, rows: int, forks: Forks | None = None) -> Continued:
+    def of(cls, cache: KVCache, rows: int, forks: TreeMask | None = None) -> SharedPrefixCache:
         """Rows behind a cache of one row; `forks` where they hold branches side by side."""
         return cls(cache.keys, cache.values, cache.length, None, forks, rows)
 
@@ -142,10 +142,10 @@ class Continued(KVCache):
 
         Shapes: keys, values [batch, kv_head, seqlen, head_dim] -> each [batch, kv_head, length + seqlen, head_dim]
         """
-        return self._behind(self.keys[layer], keys), self._behind(self.values[layer], values)
+        return self._after_shared(self.keys[layer], keys), self._after_shared(self.values[layer], values)
 
     def advance(self, seqlen: int) -> None:
         """Nothing was written."""
 
-    def _behind(self, shared: Tensor, new: Tensor) -> Tensor:
+    def _after_shared(self, shared: Tensor, new: Tensor) -> Tensor:
         return torch.cat([shared[:, :, : self.length].expand(self.rows, -1, -1, -1), new], 2)

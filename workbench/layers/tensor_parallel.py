@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from workbench.errors import ParallelError
-from workbench.layers.fast_linear import product
+from workbench.layers.fast_linear import matmul_few_rows
 
 
 def init(size: int | None = None, *, backend: str | None = None) -> None:
@@ -69,14 +69,14 @@ def rank() -> int:
     return int(mpu.get_model_parallel_rank())
 
 
-def member() -> tuple[int, int]:
+def data_parallel_rank() -> tuple[int, int]:
     """Which of the tensor-parallel groups this process is in, and how many groups there are."""
     from fairscale.nn.model_parallel import initialize as mpu
 
     return int(mpu.get_data_parallel_rank()), int(mpu.get_data_parallel_world_size())
 
 
-def share(count: int, what: str) -> int:
+def shard_size(count: int, what: str) -> int:
     """This process's part of `count` equal things. Raises: ParallelError if they cannot be shared out equally."""
     if count % size():
         raise ParallelError(f"{what} ({count}) cannot be split over {size()} processes; use a size that divides it.")
@@ -127,14 +127,14 @@ def gather(x: Tensor, axis: int) -> Tensor:
     return whole.movedim(-1, axis)
 
 
-def own(x: Tensor, axis: int) -> Tensor:
+def scatter(x: Tensor, axis: int) -> Tensor:
     """This process's slice of a whole tensor: the inverse of `gather`."""
     if size() == 1:
         return x
     return x.chunk(size(), dim=axis)[rank()]
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce(x: Tensor) -> Tensor:
     """The sum of x over the processes, on every process."""
     if size() == 1:
         return x
@@ -144,7 +144,7 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
-def agreed(x: Tensor) -> Tensor:
+def broadcast(x: Tensor) -> Tensor:
     """The first process's x, on every process: what they must decide alike, whatever the last bit of a sum was."""
     if size() == 1:
         return x
@@ -154,7 +154,7 @@ def agreed(x: Tensor) -> Tensor:
     return x
 
 
-def spread(x: Tensor) -> Tensor:
+def copy_to(x: Tensor) -> Tensor:
     """x itself; its gradient is summed over the processes (the entry of a column-parallel product)."""
     if size() == 1:
         return x
@@ -186,7 +186,7 @@ class _Linear(nn.Linear):
     """A linear layer that draws no random weights without memory, which takes torch longer than to map a file."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight)
+        return matmul_few_rows(x, self.weight)
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:

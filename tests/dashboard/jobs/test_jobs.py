@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 from dashboard.jobs import eval_request, jobs, supervisor
-from dashboard.jobs.eval_request import Request
+from dashboard.jobs.eval_request import EvalRequest
 from dashboard.jobs.jobs import Job
 from evals.cli import run
 from evals.results.runs import list_runs
-from evals.runtime.process_start import born
+from evals.runtime.process_start import process_start_time
 from evals.store.store import unfinished
 from workbench.errors import DataError, WorkbenchError
 
@@ -54,7 +54,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_request, "WORKBENCH", (sys.executable, "-P", "-c", STAND_IN))
-    monkeypatch.setattr(Request, "about", lambda self: {**vars(self), "changes": ""})
+    monkeypatch.setattr(EvalRequest, "about", lambda self: {**vars(self), "changes": ""})
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -76,15 +76,15 @@ def said(results: Path, name: str, text: str) -> Job:
     return jobs.find(results, name)
 
 
-def life(model: str, name: str = "job") -> Request:
-    return Request(name, model, ("demo_mmlu",))
+def life(model: str, name: str = "job") -> EvalRequest:
+    return EvalRequest(name, model, ("demo_mmlu",))
 
 
 # --- the evaluation itself ------------------------------------------------------------------------------------
 
 
 def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, checkpoint: Path) -> None:
-    asked, notes = Request("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
+    asked, notes = EvalRequest("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
     assert notes == []
     job = jobs.start(results, asked)
     assert job.status in (jobs.STARTING, jobs.RUNNING) and job.about["changes"] == "ablate L0H1"
@@ -101,7 +101,7 @@ def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, chec
     assert (again.id, again.attempt) == ("real", 2)
     done = ended(results, "real")
     assert (done.status, done.code) == (jobs.FINISHED, 0), jobs.tail(done)
-    assert jobs.open_run(done) is None and jobs.strays(results) == ([], [])
+    assert jobs.open_run(done) is None and jobs.orphaned_runs(results) == ([], [])
     (run,) = list_runs(results)
     assert run.path.parent == done.output and sorted(run.tasks) == ["demo_gsm8k", "demo_mmlu"]
     text = jobs.log(done).decode()
@@ -113,17 +113,17 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     alone = subprocess.Popen(
         [*command, "--limit=15", f"--output={results / 'mine'}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    until(lambda: any(one.run.status == "running" for one in jobs.strays(results)[0]))
-    (stray,) = jobs.strays(results)[0]
+    until(lambda: any(one.run.status == "running" for one in jobs.orphaned_runs(results)[0]))
+    (stray,) = jobs.orphaned_runs(results)[0]
     with pytest.raises(DataError, match="is running still"):
         jobs.resume(results, stray)
     alone.kill()
     alone.wait()
-    (stray,) = jobs.strays(results)[0]
+    (stray,) = jobs.orphaned_runs(results)[0]
     assert stray.run.status == "interrupted"
     job = jobs.resume(results, stray)
     assert job.id == stray.run.id and job.about["tasks"] == ["demo_gsm8k"] and job.about["limit"] == 15
-    assert jobs.strays(results)[0] == []  # it is a job's now
+    assert jobs.orphaned_runs(results)[0] == []  # it is a job's now
     assert ended(results, job.id).status == jobs.FINISHED
 
 
@@ -134,7 +134,7 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     ("code", "status", "words"),
     [
         (0, jobs.FINISHED, "It finished (exit code 0)."),
-        (run.NOT_ALL, jobs.FINISHED, "without the tasks that could not be run here"),
+        (run.EXIT_PARTIAL, jobs.FINISHED, "without the tasks that could not be run here"),
         (2, jobs.FAILED, "It failed with exit code 2."),
     ],
 )
@@ -162,11 +162,11 @@ def test_what_does_not_listen_is_killed_with_all_it_started(results: Path, stand
     jobs.start(results, life("orphans"))
     job = said(results, "job", "child ")
     orphan = next(int(line.split()[1]) for line in jobs.tail(job).splitlines() if line.startswith("child "))
-    since = born(orphan)
+    since = process_start_time(orphan)
     assert since is not None
     jobs.cancel(said(results, "job", "ready"))
     assert ended(results, "job").status == jobs.CANCELLED
-    until(lambda: born(orphan) != since)
+    until(lambda: process_start_time(orphan) != since)
 
     jobs.start(results, life("deaf", "other"))
     jobs.cancel(said(results, "other", "ready"))
@@ -178,7 +178,9 @@ def test_what_does_not_listen_is_killed_with_all_it_started(results: Path, stand
 
 
 def test_the_grace_ends_by_itself(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from dashboard.jobs import supervisor; supervisor.GRACE = 1; "
+    program = (
+        "import sys; from pathlib import Path; from dashboard.jobs import supervisor; supervisor.KILL_AFTER_S = 1; "
+    )
     program += "supervisor.watch(Path(sys.argv[1]))"
     stand_in = [sys.executable, "-P", "-c", STAND_IN, "eval", "run", "--model=deaf"]
     supervisor.write(tmp_path / supervisor.JOB, {"command": stand_in, "attempt": 1, "environment": {}})
@@ -197,8 +199,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pathlib import Path
 from dashboard.jobs import eval_request, jobs
 eval_request.WORKBENCH = (sys.executable, "-P", "-c", {STAND_IN!r})
-eval_request.Request.about = lambda self: {{**vars(self), "changes": ""}}
-jobs.start(Path({str(results)!r}), eval_request.Request("job", "slow", ("demo_mmlu",)))
+eval_request.EvalRequest.about = lambda self: {{**vars(self), "changes": ""}}
+jobs.start(Path({str(results)!r}), eval_request.EvalRequest("job", "slow", ("demo_mmlu",)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     server = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
@@ -216,7 +218,7 @@ def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, s
     job = said(results, "job", "ready")
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
-    until(lambda: born(job.pid) is None)
+    until(lambda: process_start_time(job.pid) is None)
     assert jobs.find(results, "job").status == jobs.RUNNING
     jobs.cancel(jobs.find(results, "job"))
     job = ended(results, "job")
@@ -239,7 +241,7 @@ def test_another_process_with_its_number_is_not_the_job(results: Path, stand_in:
         time.sleep(0.1)
         assert other.poll() is None
         # The same number and the same beginning: that is the process.
-        state |= {"born": born(other.pid), "child_born": born(other.pid)}
+        state |= {"born": process_start_time(other.pid), "child_born": process_start_time(other.pid)}
         supervisor.write(folder / supervisor.STATE, {**state, "code": None, "ended": None})
         assert jobs.find(results, "job").active
     finally:
@@ -263,7 +265,7 @@ def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -
     (folder / supervisor.STATE).unlink()
     assert jobs.find(results, "job").status == jobs.STARTING
     asked = json.loads((folder / supervisor.JOB).read_text())
-    supervisor.write(folder / supervisor.JOB, asked | {"created": time.time() - jobs.PATIENCE - 1})
+    supervisor.write(folder / supervisor.JOB, asked | {"created": time.time() - jobs.START_TIMEOUT_S - 1})
     assert jobs.find(results, "job").status == jobs.FAILED
 
 
@@ -278,7 +280,7 @@ def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: N
     with pytest.raises(DataError, match="the name there is taken"):
         jobs.start(results, life("slow", "there"))
     jobs.start(results, life("slow", "two"))
-    with pytest.raises(DataError, match="2 at once are the most"):
+    with pytest.raises(DataError, match="at most 2 can run at once"):
         jobs.start(results, life("slow", "three"))
     running = jobs.find(results, "one")
     with pytest.raises(DataError, match="one is running; cancel it first"):
@@ -311,7 +313,7 @@ def test_what_would_fail_later_is_refused_now(
     change: dict[str, object], message: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
-    good = Request("good", str(checkpoint), ("demo_mmlu",))
+    good = EvalRequest("good", str(checkpoint), ("demo_mmlu",))
     assert good.checked() == (good, [])
     with pytest.raises(WorkbenchError, match=message):
         replace(good, **change).checked()
@@ -319,7 +321,7 @@ def test_what_would_fail_later_is_refused_now(
 
 def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evals.sandbox.why_unavailable", lambda: "no bubblewrap")
-    asked = Request("code", str(checkpoint), ("demo_humaneval",))
+    asked = EvalRequest("code", str(checkpoint), ("demo_humaneval",))
     with pytest.raises(DataError, match="there is no sandbox here: no bubblewrap"):
         asked.checked()
     _, notes = replace(asked, tasks=("demo_humaneval", "demo_mmlu")).checked()
@@ -327,7 +329,7 @@ def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, mo
 
 
 def test_no_value_can_be_taken_for_another_option(tmp_path: Path) -> None:
-    asked = Request("n", "-m; rm -rf /", ("a", "b"), 0.5, 3, "meta", True, "--help", "yarn=4", 7)
+    asked = EvalRequest("n", "-m; rm -rf /", ("a", "b"), 0.5, 3, "meta", True, "--help", "yarn=4", 7)
     assert asked.command(tmp_path)[len(eval_request.WORKBENCH) :] == [
         "eval", "run", "--model=-m; rm -rf /", "--tasks=a,b", f"--output={tmp_path}", "--limit=0.5", "--num_fewshot=3",
         "--preset=meta", "--ablate=--help", "--rope_scaling=yarn=4", "--seed=7", "--apply_chat_template",

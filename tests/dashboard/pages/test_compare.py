@@ -147,7 +147,7 @@ def test_two_runs_show_the_comparisons_own_numbers(app: App, results: Path) -> N
     for name in ("n", "only_a", "only_b"):
         np.testing.assert_array_equal(shown[name].astype(float), expected[name].astype(float))
     np.testing.assert_allclose(shown["difference"], 100 * expected["difference"])
-    np.testing.assert_allclose(shown["detectable"].astype(float), 100 * expected["detectable"].astype(float))
+    np.testing.assert_allclose(shown["MDE"].astype(float), 100 * expected["minimum_detectable_effect"].astype(float))
     # B answers more: the questions 2, 3 and 4 of the quiz, which are links to them.
     links = read_table(session, "open")["open"].tolist()
     assert [link.rpartition("doc=")[2] for link in links] == ["2", "3", "4"]

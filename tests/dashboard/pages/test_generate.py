@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard.panels import chat_turns, generation_step, text_generation
 from probes.attention.head_metrics import HOOKS, head_metrics
-from probes.generation.token_choices import sampled
+from probes.generation.token_choices import sampling_trace
 from tests.dashboard.page_text import WRITTEN_TO, figures, read_table, read_tables
 from tests.dashboard.world import NASTY, write_checkpoint
 from workbench.inference.sampling import Sampling
@@ -130,7 +130,7 @@ def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., Ap
 
 def test_the_atlas_of_a_step_is_that_of_the_cached_steps_themselves(model: Transformer) -> None:
     prompt = encode(model, PROMPT)
-    found = sampled(model, prompt, Sampling(0.9), seed=5, max_new_tokens=6)
+    found = sampling_trace(model, prompt, Sampling(0.9), seed=5, max_new_tokens=6)
     held = generation_step.run(model, found)
     cache = model.empty_cache(1, len(found.prompt) + 6)
     now = prompt
@@ -354,7 +354,7 @@ def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
 
 
 def test_the_files_hold_the_table(model: Transformer) -> None:
-    found = sampled(model, encode(model, PROMPT), Sampling(1.0), max_new_tokens=5)
+    found = sampling_trace(model, encode(model, PROMPT), Sampling(1.0), max_new_tokens=5)
     shown = generation_step.steps(model, found)
     again = pd.read_parquet(io.BytesIO(generation_step._parquet(shown)))
     pd.testing.assert_frame_equal(again, shown)

@@ -38,9 +38,9 @@ def parameters() -> set[str]:
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call):
                 continue
-            if ast.unparse(call.func) in ("url_state.bound", "url_state.pinned"):
+            if ast.unparse(call.func) in ("url_state.url_widget", "url_state.url_selectbox"):
                 keys = [keyword.value for keyword in call.keywords if keyword.arg == "key"]
-            elif ast.unparse(call.func) in ("url_state.linked", "linked"):
+            elif ast.unparse(call.func) in ("url_state.url_param", "url_param"):
                 keys = call.args[:1]
             else:
                 continue

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 from dashboard.jobs import eval_request, jobs, supervisor
-from dashboard.jobs.eval_request import Request
+from dashboard.jobs.eval_request import EvalRequest
 from dashboard.jobs.jobs import Job
 from dashboard.session.settings import ROOT
 from evals.results.runs import list_runs
@@ -62,7 +62,7 @@ def opened(app: App, world: Path, serve: Callable[[str, Path], None], checkpoint
 
 
 def begun(root: Path, checkpoint: Path, seed: int, name: str = "mine") -> Job:
-    return jobs.start(root, Request(name, str(checkpoint), ("demo_mmlu",), limit=3, seed=seed))
+    return jobs.start(root, EvalRequest(name, str(checkpoint), ("demo_mmlu",), limit=3, seed=seed))
 
 
 def settled(root: Path, name: str, *passing: str) -> Job:
@@ -189,7 +189,7 @@ def test_what_is_left_is_resumed(opened: App, world: Path, stand_in: None, check
     begun(world, checkpoint, 7)
     job = ended(world)
     with Store.open(job.output) as store:
-        run = store.begin({"model": str(checkpoint), "settings": {"tasks": ["demo_mmlu"]}})
+        run = store.register({"model": str(checkpoint), "settings": {"tasks": ["demo_mmlu"]}})
         store.fail(run, "Killed", interrupted=True)
     session = opened(job="mine")
     assert "0 answers are kept; Resume asks the rest." in said(session)
@@ -200,7 +200,7 @@ def test_what_is_left_is_resumed(opened: App, world: Path, stand_in: None, check
 
 def test_a_run_of_the_terminal_is_listed_with_its_error(opened: App, world: Path, checkpoint: Path) -> None:
     with Store.open(world / "theirs") as store:
-        run = store.begin({"model": str(checkpoint), "settings": {"tasks": ["demo_mmlu"], "interventions": []}})
+        run = store.register({"model": str(checkpoint), "settings": {"tasks": ["demo_mmlu"], "interventions": []}})
         store.fail(run, "the disk is full <b>\nmore", interrupted=False)
     session = opened()
     table = next(frame.value for frame in session.dataframe if "answers" in frame.value)
@@ -264,7 +264,7 @@ def test_without_a_run_of_the_quiz_the_third_example_starts_one(
 def test_the_third_example_does_not_start_a_quiz_twice(
     world: Path, serve: Callable[[str, Path], None], stand_in: None
 ) -> None:
-    running = jobs.start(world, Request("mine", "demo", ("demo_mmlu",), seed=FOREVER))
+    running = jobs.start(world, EvalRequest("mine", "demo", ("demo_mmlu",), seed=FOREVER))
     serve("demo", world)
     session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
     session.button(key="guide_run").click().run()

@@ -71,7 +71,7 @@ def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, r
     expected = f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}; without it"
     assert [line for line in lines if " adds " in line][0].startswith(expected)
     # The attribution's gold and predicted are those that were stored.
-    gold, picked = (found.decision.token, found.decision.minus)
+    gold, picked = (found.decision.token, found.decision.contrast_token)
     with torch.no_grad():
         logits = wb.load_model(checkpoint)(torch.tensor([found.decision.ids]))[0, -1]
     difference = (logits[picked] - logits[gold]).item()
@@ -94,7 +94,7 @@ def test_the_links_lead_to_the_head_the_lens_and_the_ablation(asked: App, run: R
     ablated = address[f"Without {name} →"]
     assert ablated["sample"] == reference and ablated["position"] == at
     assert json.loads(ablated["changes"]) == [{"kind": "ablate", "target": name}]
-    assert address["This decision in Lens →"]["targets"] == f"#{found.decision.token} #{found.decision.minus}"
+    assert address["This decision in Lens →"]["targets"] == f"#{found.decision.token} #{found.decision.contrast_token}"
 
 
 def page_links(session: AppTest) -> dict[str, dict[str, str]]:

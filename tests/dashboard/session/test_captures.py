@@ -92,8 +92,8 @@ def test_what_a_capture_lacks_is_named_by_hook_and_layer(checkpoint: Path) -> No
             torch.tensor([[5, 6]]), ["blocks.1.attn.hook_z", "blocks.3.attn.hook_z", "hook_embed"]
         )
     asked = ("blocks.*.attn.hook_z", "blocks.*.hook_mlp_out", "hook_embed", "hook_logits")
-    assert captures.lacking(cap, asked) == ["blocks.{0,2}.attn.hook_z", "blocks.*.hook_mlp_out", "hook_logits"]
-    assert captures.answers(cap, ("hook_embed",)) and not captures.answers(cap, asked)
+    assert captures.missing_hooks(cap, asked) == ["blocks.{0,2}.attn.hook_z", "blocks.*.hook_mlp_out", "hook_logits"]
+    assert captures.covers(cap, ("hook_embed",)) and not captures.covers(cap, asked)
 
 
 def test_a_capture_in_another_type_is_not_said_to_be_read(kept: Callable[..., AppTest], checkpoint: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_command_that_is_shown_keeps_what_every_page_needs(
     page = kept(prompt=prompt)
     assert not any("workbench capture" in text for text in texts(page))
     (found,) = captures.stored()
-    assert captures.answers(captures.load(found, torch.device("cpu")), captures.HOOKS)
+    assert captures.covers(captures.load(found, torch.device("cpu")), captures.HOOKS)
     ids = load_model(words[1]).tokenizer.encode(prompt, bos=True)
     assert captures.load(found, torch.device("cpu")).tokens[0].tolist() == ids
 

@@ -110,7 +110,7 @@ def test_a_slow_load_holds_up_nobody_who_looks_at_another_model(
 
 
 def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
-    shelf = models.Shelf()
+    shelf = models.ModelPool()
 
     class Loading(torch.nn.Module):
         def parameters(self, recurse: bool = True) -> Any:
@@ -136,7 +136,7 @@ def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
 def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tuple[Path, Path]) -> None:
     calls = []
 
-    @shared_cache.once_for_all("Computing …", most=2)
+    @shared_cache.process_cache("Computing …", most=2)
     def compute(key: str) -> int:
         calls.append(key)
         return len(calls)
@@ -148,7 +148,7 @@ def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tup
 
 def test_progress_reaches_its_end(checkpoint: Path) -> None:
     told: list[float] = []
-    models.Shelf().get(str(checkpoint), told.append)
+    models.ModelPool().get(str(checkpoint), told.append)
     assert told == sorted(told) and told[-1] == 1 and len(told) > 10
 
 

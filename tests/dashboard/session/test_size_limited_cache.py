@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dashboard.session.size_limited_cache import Kept
+from dashboard.session.size_limited_cache import SizeLimitedCache
 
 
 def made(names: list[str], value: str) -> Callable[[], str]:
@@ -17,21 +17,21 @@ def made(names: list[str], value: str) -> Callable[[], str]:
 
 
 def test_what_was_not_asked_for_longest_goes_first() -> None:
-    kept, computed = Kept[str](10, len), list[str]()
+    kept, computed = SizeLimitedCache[str](10, len), list[str]()
     for value in ("aaaa", "bbbb", "aaaa", "cccc", "aaaa", "bbbb"):  # of 8 bytes there is room for one more b or c
         assert kept.get(value, made(computed, value)) == value
     assert computed == ["aaaa", "bbbb", "cccc", "bbbb"]
 
 
 def test_the_latest_is_kept_even_where_it_does_not_fit() -> None:
-    kept, computed = Kept[str](3, len), list[str]()
+    kept, computed = SizeLimitedCache[str](3, len), list[str]()
     for value in ("aa", "bbbb", "bbbb", "aa"):
         kept.get(value, made(computed, value))
     assert computed == ["aa", "bbbb", "aa"]
 
 
 def test_nothing_is_left_after_clearing() -> None:
-    kept, computed = Kept[str](10, len), list[str]()
+    kept, computed = SizeLimitedCache[str](10, len), list[str]()
     kept.get("a", made(computed, "a"))
     kept.clear()
     kept.get("a", made(computed, "a"))
@@ -39,7 +39,7 @@ def test_nothing_is_left_after_clearing() -> None:
 
 
 def test_what_fails_is_tried_again() -> None:
-    kept, computed = Kept[str](10, len), list[str]()
+    kept, computed = SizeLimitedCache[str](10, len), list[str]()
 
     def fail() -> str:
         raise ValueError
@@ -50,7 +50,7 @@ def test_what_fails_is_tried_again() -> None:
 
 
 def test_who_asks_meanwhile_waits_for_that_result_alone() -> None:
-    kept, computed = Kept[str](10, len), list[str]()
+    kept, computed = SizeLimitedCache[str](10, len), list[str]()
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> str:

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from evals import stats
 from evals.compare.clustered import clustered as by_cluster
 from evals.compare.compare import compare
-from evals.compare.difference import Part, contrast
+from evals.compare.difference import Part, paired_difference
 from evals.report import comparison_report, report, terminal_table
 from evals.results.runs import Run, Score, list_runs, write
 from workbench.cli import main
@@ -83,7 +83,7 @@ def test_right_and_wrong_by_hand(tmp_path: Path) -> None:
     assert one.value == pytest.approx(4 / 12) and one.p == one.holm == 2 * 7 / 64
     assert (one.low, one.high) == stats.paired_interval(1, 5, 12)
     assert (one.a.low, one.a.high) == stats.wilson(5, 12)
-    assert one.detectable == stats.detectable_pairs(12, 0.5)
+    assert one.minimum_detectable_effect == stats.detectable_pairs(12, 0.5)
     assert found.notes == ()
     row = found.frame().iloc[0]
     assert (row.task, row.a, row.b, row.difference, row.p, row.n) == ("s", 5 / 12, 0.75, one.value, one.p, 12)
@@ -132,16 +132,16 @@ def test_numbers_that_are_no_verdicts_are_resampled(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     a, b = random.random(40), random.random(40) + 0.2
     score = Score("s", "rouge", "none", "", 0, 0, 0.0, None, None, None)
-    found = contrast(score, score, [Part(a, b)])
+    found = paired_difference(score, score, [Part(a, b)])
     assert (found.test, found.only_a) == ("bootstrap", None)
     t = scipy_stats.ttest_rel(b, a)
     assert found.p == pytest.approx(t.pvalue, abs=0.01)
     # Student's interval over the percentile one: 2.02 / 1.96, and n - 1 for n; 4% in all with 40 questions.
     assert (found.low, found.high) == pytest.approx(tuple(t.confidence_interval()), abs=0.02)
-    assert found.detectable == pytest.approx(2.8016 * np.std(b - a, ddof=1) / math.sqrt(40), rel=1e-4)
-    alike = contrast(score, score, [Part(a, a + 0.5)])
+    assert found.minimum_detectable_effect == pytest.approx(2.8016 * np.std(b - a, ddof=1) / math.sqrt(40), rel=1e-4)
+    alike = paired_difference(score, score, [Part(a, a + 0.5)])
     assert (alike.low, alike.p) == (None, None), "nothing varies, so nothing can be drawn from it"
-    assert contrast(score, score, [Part(a, a)]).p == 1.0
+    assert paired_difference(score, score, [Part(a, a)]).p == 1.0
 
 
 def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
     assert clustered.test == "clustered" and clustered.value == plain.value
     differences = [y["acc"] - x["acc"] for x, y in zip(a, b, strict=True)]
     error = stats.clustered_stderr(differences, [i // 5 for i in range(150)])
-    assert clustered.detectable == pytest.approx(2.8016 * error, rel=1e-4)
+    assert clustered.minimum_detectable_effect == pytest.approx(2.8016 * error, rel=1e-4)
     assert clustered.p > plain.p and clustered.high - clustered.low > 1.8 * (plain.high - plain.low)  # sqrt(5) = 2.2
     with pytest.raises(DataError, match="no task's documents all have the field 'story'; there are passage, question"):
         compare(*runs, cluster="story")
@@ -277,7 +277,8 @@ def test_a_document_says_in_every_format_what_the_terminal_says(tmp_path: Path) 
     for format, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         first, second = made.save(format, tmp_path / f"d.{format}")
         shown, expected = (
-            frame.astype({"detectable": float}) for frame in (read(first).assign(average=""), found.frame())
+            frame.astype({"minimum_detectable_effect": float})
+            for frame in (read(first).assign(average=""), found.frame())
         )
         pd.testing.assert_frame_equal(shown, expected, check_dtype=False)
         assert second.name == f"d.samples.{format}" and read(second).doc_id.tolist() == [4, 5, 6, 7, 8, 9]

@@ -49,7 +49,7 @@ def test_an_explanation_sums_to_a_plain_forward_s_logits(
         gold = int(row["target"])
         rivals = [i for i in range(4) if i != gold]
         other = row["answer"] if row["answer"] != gold else max(rivals, key=lambda i: row["logprobs"][i])
-        assert (found.decision.token, found.decision.minus) == (letters[gold], letters[other])
+        assert (found.decision.token, found.decision.contrast_token) == (letters[gold], letters[other])
         assert found.found.difference == pytest.approx(float(out[letters[gold]] - out[letters[other]]), abs=1e-4)
         assert found.found.frame()["contribution"].sum() == pytest.approx(found.found.difference, abs=1e-3)
         # What they have in common falls out: the letters' logits differ as their stored log-probabilities do.
@@ -91,7 +91,7 @@ def test_a_number_is_decided_at_its_first_wrong_token(
     tokenizer = speaking_model.tokenizer
     assert tokenizer is not None
     assert tokenizer.decode(found.ids[1:]) == "Question" + before
-    assert (tokenizer.decode([found.token]), tokenizer.decode([found.minus])) == (right, wrong)
+    assert (tokenizer.decode([found.token]), tokenizer.decode([found.contrast_token])) == (right, wrong)
     assert repr(right) in found.says
 
 
@@ -108,7 +108,7 @@ def test_a_right_number_stands_against_the_likeliest_other(speaking_model: Trans
     found = decision(speaking_model, made_up(speaking_model, row))
     out = logits(speaking_model, found.ids)
     out[found.token] = -torch.inf
-    assert found.token == ord("1") and found.minus == int(out.argmax())
+    assert found.token == ord("1") and found.contrast_token == int(out.argmax())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_program_is_explained_at_a_position_alone(speaking_model: Transformer)
     row = {"response": "  return 4", "answer": "  return 4", "target": "== 5", "verdict": "failed"}
     replayed = made_up(speaking_model, row)
     at = len(replayed.prompt_ids) + len("  return ") - 1
-    assert decision(speaking_model, replayed, position=at).minus == ord("4")
+    assert decision(speaking_model, replayed, position=at).contrast_token == ord("4")
 
 
 def test_a_response_that_its_tokens_do_not_spell(speaking_model: Transformer) -> None:
@@ -147,13 +147,13 @@ def test_any_position_can_be_asked_about(speaking_model: Transformer, runs: list
     assert replayed.generated_ids is not None
     at = len(replayed.prompt_ids)
     found = explain.explain(speaking_model, runs[0], "demo_gsm8k", 0, position=at)
-    assert found.decision.minus == replayed.generated_ids[1] and found.decision.position == at
+    assert found.decision.contrast_token == replayed.generated_ids[1] and found.decision.position == at
     out = logits(speaking_model, found.decision.ids)
     assert found.found.difference == pytest.approx(
-        float(out[found.decision.token] - out[found.decision.minus]), abs=1e-4
+        float(out[found.decision.token] - out[found.decision.contrast_token]), abs=1e-4
     )
     # Greedy decoding wrote the likeliest token, and the other is the second.
-    assert out.topk(2).indices.tolist() == [found.decision.minus, found.decision.token]
+    assert out.topk(2).indices.tolist() == [found.decision.contrast_token, found.decision.token]
     with pytest.raises(DataError, match="--position is 0 to"):
         explain.explain(speaking_model, runs[0], "demo_gsm8k", 0, position=100_000)
 
@@ -164,13 +164,19 @@ def test_choices_of_several_tokens_part_where_they_differ(speaking_model: Transf
     row = {"doc_id": 0, "target": "1", "answer": 0, "choices": names, "logprobs": [-1.0, -2.0, -3.0]}
     three = np.zeros(3)
     found = decision(speaking_model, Replay("t", row, (256, 65), choices, None, three, three, three))
-    assert bytes(found.ids[2:]) == b"alp" and (found.token, found.minus) == (ord("i"), ord("h")) and found.also == ()
+    assert (
+        bytes(found.ids[2:]) == b"alp"
+        and (found.token, found.contrast_token) == (ord("i"), ord("h"))
+        and found.other_tokens == ()
+    )
     row["answer"] = 1
     found = decision(speaking_model, Replay("t", row, (256, 65), choices, None, three, three, three))
-    assert (found.token, found.minus) == (ord("i"), ord("h")), "a right answer stands against its likeliest rival"
+    assert (found.token, found.contrast_token) == (ord("i"), ord("h")), (
+        "a right answer stands against its likeliest rival"
+    )
     row |= {"target": "2", "answer": 0}
     found = decision(speaking_model, Replay("t", row, (256, 65), choices, None, three, three, three))
-    assert (found.token, found.minus, found.position) == (ord("b"), ord("a"), 1)
+    assert (found.token, found.contrast_token, found.position) == (ord("b"), ord("a"), 1)
     row["target"] = "none of them"
     with pytest.raises(DataError, match="none of the choices"):
         decision(speaking_model, Replay("t", row, (256, 65), choices, None, three, three, three))
@@ -181,7 +187,9 @@ def test_heads_of_wrong_answers_are_means_over_them(speaking_model: Transformer,
     samples = runs[0].samples("demo_mmlu")
     assert [row["doc_id"] for row in wrong] == list(samples[samples["correct"] == 0]["doc_id"]) and len(wrong) > 2
     heard: list[tuple[int, int]] = []
-    found = explain.blame(speaking_model, runs[0], "demo_mmlu", limit=3, done=lambda *now: heard.append(now))
+    found = explain.rank_heads_behind_errors(
+        speaking_model, runs[0], "demo_mmlu", limit=3, done=lambda *now: heard.append(now)
+    )
     assert heard == [(1, 3), (2, 3), (3, 3)] and found.doc_ids == tuple(row["doc_id"] for row in wrong[:3])
     each = [explain.explain(speaking_model, runs[0], "demo_mmlu", i) for i in found.doc_ids]
     tables = [one.found.frame().set_index(["kind", "layer", "head"])["contribution"] for one in each]
@@ -207,14 +215,14 @@ def test_answers_that_are_not_the_stored_ones_are_left_out(
         return table.assign(correct=0.0)
 
     monkeypatch.setattr(Run, "samples", changed)
-    found = explain.blame(speaking_model, runs[0], "demo_mmlu", limit=4)
+    found = explain.rank_heads_behind_errors(speaking_model, runs[0], "demo_mmlu", limit=4)
     assert found.doc_ids == (1, 2, 3) and "demo_mmlu/0: this explains something else" in found.left_out[0]
 
 
 def test_a_group_s_wrong_answers_are_those_of_its_tasks(speaking_model: Transformer, runs: list[Run]) -> None:
     group = Run(runs[0].path, {**runs[0].data, "group_subtasks": {"quiz": ["demo_mmlu"]}})
-    expected = explain.blame(speaking_model, runs[0], "demo_mmlu", limit=2).table
-    found = explain.blame(speaking_model, group, "quiz", limit=2)
+    expected = explain.rank_heads_behind_errors(speaking_model, runs[0], "demo_mmlu", limit=2).table
+    found = explain.rank_heads_behind_errors(speaking_model, group, "quiz", limit=2)
     assert found.task == "quiz" and found.table.equals(expected)
 
 

@@ -199,7 +199,7 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
     assert all(getattr(asked, f.name) != f.default for f in fields(Settings) if f.name not in same), "a new field"
     model = str(made[0].source.path) if made[0].source else ""
     with Store.open(tmp_path) as store:
-        name = store.begin(request_of(model, asked, device="cpu", dtype="float32"))
+        name = store.register(request_of(model, asked, device="cpu", dtype="float32"))
     run = Run(tmp_path / "results_1.json", {"results": {}, "workbench": {"run": name}})
     command = baseline_run.command(run, asked.interventions)
     assert command is not None

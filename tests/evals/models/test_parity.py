@@ -12,7 +12,7 @@ from evals.models.workbench_lm import WorkbenchLM
 from evals.run.evaluate import evaluate
 from evals.run.settings import Settings
 from evals.tasks import registry
-from evals.tasks.code_metrics import Judge
+from evals.tasks.code_metrics import CodeGrader
 from workbench.checkpoint import convert, load_model
 
 lm_eval_evaluator = pytest.importorskip("lm_eval.evaluator", reason="lm_eval is not installed")
@@ -78,7 +78,7 @@ def ask(
     shots: int | None = None,
 ) -> dict[str, Any]:
     """All that lm-eval's own entry gives; each time a judge of its own, so that every program runs again."""
-    judge = Judge()
+    judge = CodeGrader()
     loaded = registry.load(tasks, root=root, judge=judge)
     found: dict[str, Any] = lm_eval_evaluator.simple_evaluate(
         model=lm,

@@ -230,12 +230,12 @@ def test_published_scores_are_the_sources() -> None:
 
 def test_published_scores_stand_beside_measured_ones(tmp_path: Path) -> None:
     figures = published.named("llama-3.1-8b-instruct")
-    (near,) = published.beside(of_card(tmp_path / "a", 0.83, 8, chat_template="llama"), figures)
+    (near,) = published.compare_with_published(of_card(tmp_path / "a", 0.83, 8, chat_template="llama"), figures)
     assert near.published.value == 0.845 and near.difference == pytest.approx(-0.015)
-    assert near.within and near.unlike == (), "2.0 points are a half-width at 83% of 1319"
-    (far,) = published.beside(of_card(tmp_path / "b", 0.80, 0), figures)
+    assert near.within and near.setup_differences == (), "2.0 points are a half-width at 83% of 1319"
+    (far,) = published.compare_with_published(of_card(tmp_path / "b", 0.80, 0), figures)
     assert not far.within
-    assert far.unlike == ("shots 0, published 8", "plain prompts, published for the instruct model")
+    assert far.setup_differences == ("shots 0, published 8", "plain prompts, published for the instruct model")
     made = report.build([of_card(tmp_path / "c", 0.80, 0)], figures=figures)
     row = made.tables[-1].rows[0]
     assert row[-4:] == ("80.0", "84.5", "-4.5", "outside") and "shots 0, published 8" in row[5]
@@ -253,8 +253,8 @@ def test_a_macro_average_stands_beside_a_macro_average(tmp_path: Path) -> None:
             "n-samples": {f"mmlu_{x}": {"original": 50, "effective": 20} for x in "xy"},
         },
     )
-    (one,) = published.beside(run, published.named("llama-3.1-8b"))
-    assert (one.score.average, one.published.value, one.unlike) == ("macro", 0.667, ("40 of 100 questions",))
+    (one,) = published.compare_with_published(run, published.named("llama-3.1-8b"))
+    assert (one.score.average, one.published.value, one.setup_differences) == ("macro", 0.667, ("40 of 100 questions",))
 
 
 def test_nothing_is_said_of_a_model_that_was_not_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from evals.run.settings import Settings
 from evals.sandbox import Limits
 from evals.store.store import Store
 from evals.tasks import local_data
-from evals.tasks.code_metrics import Judge
+from evals.tasks.code_metrics import CodeGrader
 from workbench.cli import main
 from workbench.errors import DataError
 from workbench.model import Transformer
@@ -115,7 +115,7 @@ def test_a_log_scored_again_gives_what_the_run_gave(speaking_model: Transformer,
     tasks = ("demo_mmlu", "demo_gsm8k", "demo_humaneval")
     first = evaluate(speaking_model, Settings(tasks=tasks, output=tmp_path / "run", limit=8))
     held = first.provenance["sandbox"]
-    assert held == {"engine": sandbox.require().name, **Judge().limits.to_dict()} and held["seconds"] == 10.0
+    assert held == {"engine": sandbox.require().name, **CodeGrader().limits.to_dict()} and held["seconds"] == 10.0
     stated = {(s.task, s.metric, s.filter): (s.value, s.n) for s in first.scores}
     again: dict[tuple[str, str, str], tuple[float, int]] = {}
     for task in tasks:
@@ -333,10 +333,10 @@ def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
     from lm_eval.models.dummy import DummyLM
 
     from evals.tasks import registry
-    from evals.tasks.code_metrics import Judge
+    from evals.tasks.code_metrics import CodeGrader
 
     random.seed(0)
-    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, judge=Judge())
+    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, judge=CodeGrader())
     theirs = lm_eval_evaluate(lm=DummyLM(), task_dict=loaded.as_dict(), limit=40, log_samples=True)
     tracker = EvaluationTracker(output_path=str(tmp_path / "log"))
     samples = theirs.pop("samples")

@@ -182,4 +182,4 @@ def test_members_share_the_units_out() -> None:
 
 
 def test_without_torchrun_there_is_one() -> None:
-    assert join() is ALONE and ALONE.tell(lambda: 3) == 3 and ALONE.gather(4) == [4]
+    assert join() is ALONE and ALONE.broadcast(lambda: 3) == 3 and ALONE.all_gather(4) == [4]

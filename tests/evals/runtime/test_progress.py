@@ -8,7 +8,7 @@ from evals.models.response_cache import Kept, Recall
 from evals.runtime import progress
 from evals.runtime.distributed import ALONE
 from evals.runtime.progress import Progress, bar, read
-from evals.store.store import Store, key_of
+from evals.store.store import Store, cache_key
 
 
 def test_time_left_counts_nothing_that_was_kept() -> None:
@@ -24,9 +24,9 @@ def test_every_unit_is_told_and_what_was_kept_first(tmp_path: Path, monkeypatch:
     questions = [("q", i) for i in range(10)]
     seen = []
     with Store.open(tmp_path / "store") as store:
-        run = store.begin({})
+        run = store.register({})
         writer = store.writer(run)
-        writer.add({key_of("model", *question): "kept" for question in questions[:4]})
+        writer.add({cache_key("model", *question): "kept" for question in questions[:4]})
 
         def ask(places: range) -> list[str]:
             seen.append(read(path))

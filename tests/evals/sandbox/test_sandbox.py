@@ -179,7 +179,7 @@ CHEATS = {
         """
         import __main__
         __main__.classify = lambda error: "passed"
-        __main__.Judge.judge = lambda *a: {"verdict": "passed", "message": ""}
+        __main__.TestOracle.judge = lambda *a: {"verdict": "passed", "message": ""}
         __main__.pack = lambda value: value if isinstance(value, (int, list, tuple)) else 0
         def add(a, b): return 0
         """,

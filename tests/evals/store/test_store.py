@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from evals.runtime.process_start import born
+from evals.runtime.process_start import process_start_time
 from evals.store import record_file, schema, store
-from evals.store.store import Store, key_of
+from evals.store.store import Store, cache_key
 from workbench.errors import DataError
 
 
@@ -34,21 +34,21 @@ def kept(opened: Store, run: str, values: dict[bytes, Any]) -> None:
 
 
 def test_what_was_kept_is_read(opened: Store, tmp_path: Path) -> None:
-    run = opened.begin({"tasks": ["t"]})
-    keys = [key_of("a", i) for i in range(1300)]  # more than one query's worth
+    run = opened.register({"tasks": ["t"]})
+    keys = [cache_key("a", i) for i in range(1300)]  # more than one query's worth
     writer = opened.writer(run)
     for first in range(0, 1300, 100):
         writer.add({key: [i, True] for i, key in enumerate(keys[first : first + 100], first)})
     writer.close()
     with Store.open(tmp_path, create=False) as again:
-        found, problems = again.read([*keys, key_of("never")])
+        found, problems = again.read([*keys, cache_key("never")])
         assert problems == [] and found == {key: [i, True] for i, key in enumerate(keys)}
-        assert again.known([keys[5], key_of("never")]) == {keys[5]}
+        assert again.contains([keys[5], cache_key("never")]) == {keys[5]}
 
 
 def test_keys_tell_every_part_apart() -> None:
-    same = key_of("m", [1, 2], {"b": 1, "a": [0.5]})
-    assert same == key_of("m", [1, 2], {"a": [0.5], "b": 1})
+    same = cache_key("m", [1, 2], {"b": 1, "a": [0.5]})
+    assert same == cache_key("m", [1, 2], {"a": [0.5], "b": 1})
     others = [
         ("m", [1], [2], {}),
         ("m", [12], {}),
@@ -56,54 +56,54 @@ def test_keys_tell_every_part_apart() -> None:
         ("M", [1, 2], {}),
         ("m1", [2]),
     ]
-    assert len({same, *(key_of(*parts) for parts in others)}) == 6
+    assert len({same, *(cache_key(*parts) for parts in others)}) == 6
 
 
 def test_the_first_answer_stays(opened: Store) -> None:
-    run = opened.begin({})
-    kept(opened, run, {key_of(1): "first"})
-    kept(opened, run, {key_of(1): "second", key_of(2): "third"})
-    assert opened.read([key_of(1), key_of(2)])[0] == {key_of(1): "first", key_of(2): "third"}
+    run = opened.register({})
+    kept(opened, run, {cache_key(1): "first"})
+    kept(opened, run, {cache_key(1): "second", cache_key(2): "third"})
+    assert opened.read([cache_key(1), cache_key(2)])[0] == {cache_key(1): "first", cache_key(2): "third"}
 
 
 def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> None:
-    run = opened.begin({})
+    run = opened.register({})
     writer = opened.writer(run)
-    writer.add({key_of(1): "one", key_of(2): "two"})
-    writer.add({key_of(3): "three"})
+    writer.add({cache_key(1): "one", cache_key(2): "two"})
+    writer.add({cache_key(3): "three"})
     writer.close()
     (file,) = (opened.root / store.RESPONSES).glob("*.zz")
     data = bytearray(file.read_bytes())
     data[record_file.HEAD.size + 3] ^= 0xFF
     file.write_bytes(data)
-    found, problems = opened.read([key_of(i) for i in (1, 2, 3)])
-    assert found == {key_of(3): "three"}
+    found, problems = opened.read([cache_key(i) for i in (1, 2, 3)])
+    assert found == {cache_key(3): "three"}
     assert len(problems) == 1 and "byte 0 is damaged" in problems[0] and "asked again" in problems[0]
-    assert opened.known([key_of(1), key_of(2)]) == set()
-    kept(opened, run, {key_of(1): "one"})
-    assert opened.read([key_of(1)]) == ({key_of(1): "one"}, [])
+    assert opened.contains([cache_key(1), cache_key(2)]) == set()
+    kept(opened, run, {cache_key(1): "one"})
+    assert opened.read([cache_key(1)]) == ({cache_key(1): "one"}, [])
 
 
 def test_a_file_that_is_gone_is_asked_again(opened: Store) -> None:
-    kept(opened, opened.begin({}), {key_of(1): 1})
+    kept(opened, opened.register({}), {cache_key(1): 1})
     next((opened.root / store.RESPONSES).glob("*.zz")).unlink()
-    found, problems = opened.read([key_of(1)])
+    found, problems = opened.read([cache_key(1)])
     assert found == {} and "No such file" in problems[0]
 
 
 def test_runs_and_their_ends(opened: Store) -> None:
-    one, two = opened.begin({"n": 1}), opened.begin({"n": 2})
+    one, two = opened.register({"n": 1}), opened.register({"n": 2})
     assert [run.id for run in opened.runs()] in ([two, one], [one, two])
     assert {run.status for run in opened.runs()} == {"running"}
     with pytest.raises(DataError, match="running still"):
-        opened.again(one)
+        opened.resume(one)
     metric, sample = ("t", "acc", "none", "", 2, 0.5, 0.1, 0.2, 0.8), ("t", 0, "none", "acc", 1.0)
     opened.finish(one, results="r.json", metrics=[metric], samples=[sample])
     opened.fail(two, "it rained")
     found = {run.id: run for run in opened.runs()}
     assert (found[one].status, found[one].results, found[one].settings) == ("finished", "r.json", {"n": 1})
     assert (found[two].status, found[two].error) == ("failed", "it rained")
-    opened.again(two)
+    opened.resume(two)
     assert opened.run(two).status == "running" and opened.run(two).error is None
     with pytest.raises(DataError, match="there is no run 'x'"):
         opened.run("x")
@@ -112,21 +112,21 @@ def test_runs_and_their_ends(opened: Store) -> None:
 
 
 def test_a_dead_process_run_is_interrupted_and_goes_on(opened: Store, tmp_path: Path) -> None:
-    program = f"from evals.store.store import Store; print(Store.open({str(tmp_path)!r}).begin({{}}), flush=True)"
+    program = f"from evals.store.store import Store; print(Store.open({str(tmp_path)!r}).register({{}}), flush=True)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     assert opened.run(run).status == "interrupted"
-    opened.again(run)
+    opened.resume(run)
     assert opened.run(run).status == "running"
 
 
 WRITE = """
 import sys
-from evals.store.store import Store, key_of
+from evals.store.store import Store, cache_key
 with Store.open(sys.argv[1]) as opened:
-    writer = opened.writer(opened.begin({}))
+    writer = opened.writer(opened.register({}))
     i = 0
     while True:
-        writer.add({key_of(sys.argv[2], i, j): [i, j] for j in range(5)})
+        writer.add({cache_key(sys.argv[2], i, j): [i, j] for j in range(5)})
         i += 1
         print(i, flush=True)
 """
@@ -146,7 +146,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
         process.wait()
         done = int(rest[-1]) if rest else done
         with Store.open(tmp_path) as opened:
-            expected = {key_of(str(attempt), i, j): [i, j] for i in range(done) for j in range(5)}
+            expected = {cache_key(str(attempt), i, j): [i, j] for i in range(done) for j in range(5)}
             assert opened.read(expected) == (expected, [])
 
 
@@ -154,7 +154,7 @@ def test_many_make_one_store_at_once(tmp_path: Path) -> None:
     def make(folder: Path, ready: threading.Barrier) -> None:
         ready.wait()
         with Store.open(folder) as mine:
-            mine.begin({})
+            mine.register({})
 
     for attempt in range(40):  # without waiting for each other, 2 in 100 failed
         ready = threading.Barrier(6)
@@ -170,9 +170,9 @@ def test_many_make_one_store_at_once(tmp_path: Path) -> None:
 def test_two_writers_at_once(tmp_path: Path) -> None:
     def write(who: int) -> None:
         with Store.open(tmp_path) as mine:
-            writer = mine.writer(mine.begin({"who": who}))
+            writer = mine.writer(mine.register({"who": who}))
             for i in range(20):
-                writer.add({key_of(who, i): [who, i], key_of("shared", i): i})
+                writer.add({cache_key(who, i): [who, i], cache_key("shared", i): i})
             writer.close()
 
     threads = [threading.Thread(target=write, args=(who,)) for who in range(3)]
@@ -181,16 +181,16 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     with Store.open(tmp_path) as opened:
-        expected = {key_of(who, i): [who, i] for who in range(3) for i in range(20)}
-        expected |= {key_of("shared", i): i for i in range(20)}
+        expected = {cache_key(who, i): [who, i] for who in range(3) for i in range(20)}
+        expected |= {cache_key("shared", i): i for i in range(20)}
         assert opened.read(expected) == (expected, [])
         assert len(opened.runs()) == 3
 
 
 def test_a_full_disk_is_told_and_loses_nothing(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = opened.begin({})
+    run = opened.register({})
     writer = opened.writer(run)
-    writer.add({key_of(1): 1})
+    writer.add({cache_key(1): 1})
     sync = os.fsync
 
     def full(_: int) -> None:
@@ -198,23 +198,23 @@ def test_a_full_disk_is_told_and_loses_nothing(opened: Store, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="is full; what was answered is kept"):
-        writer.add({key_of(2): 2})
+        writer.add({cache_key(2): 2})
     monkeypatch.setattr(os, "fsync", sync)
-    writer.add({key_of(3): 3})
+    writer.add({cache_key(3): 3})
     writer.close()
-    assert opened.read([key_of(i) for i in (1, 2, 3)]) == ({key_of(1): 1, key_of(3): 3}, [])
+    assert opened.read([cache_key(i) for i in (1, 2, 3)]) == ({cache_key(1): 1, cache_key(3): 3}, [])
 
 
 def test_a_full_index_is_told(opened: Store) -> None:
     opened._index.execute(f"PRAGMA max_page_count = {opened._index.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(DataError, match="is full"):
         for _ in range(200):
-            opened.begin({"text": "x" * 4000})
+            opened.register({"text": "x" * 4000})
     assert all(run.status == "running" for run in opened.runs())
 
 
 def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) -> None:
-    run = opened.begin({})
+    run = opened.register({})
     opened.fail(run, "stopped")
     ready, said = threading.Barrier(4), []
 
@@ -222,7 +222,7 @@ def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) ->
         with Store.open(tmp_path) as mine:
             ready.wait()
             try:
-                mine.again(run)
+                mine.resume(run)
                 said.append("taken")
             except DataError as error:
                 said.append(str(error))
@@ -236,11 +236,11 @@ def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) ->
 
 
 def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
-    runs = [opened.begin({}) for _ in range(2)]
+    runs = [opened.register({}) for _ in range(2)]
     for who, run in enumerate(runs):
         writer = opened.writer(run)
-        writer.add({key_of(who, i): [who, i] for i in range(3)})
-        writer.add({key_of(who, i): [who, i] for i in range(3, 5)})
+        writer.add({cache_key(who, i): [who, i] for i in range(3)})
+        writer.add({cache_key(who, i): [who, i] for i in range(3, 5)})
         writer.close()
     files = [next((tmp_path / store.RESPONSES).glob(f"{run}.*.zz")) for run in runs]
     data = bytearray(files[0].read_bytes())
@@ -251,24 +251,24 @@ def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
     for path in tmp_path.glob(f"{store.INDEX}*"):
         path.unlink()
     with Store.open(tmp_path) as again:
-        whole = {key_of(who, i): [who, i] for who, i in ((0, 3), (0, 4), (1, 0), (1, 1), (1, 2))}
-        assert again.read([key_of(who, i) for who in range(2) for i in range(5)]) == (whole, [])
+        whole = {cache_key(who, i): [who, i] for who, i in ((0, 3), (0, 4), (1, 0), (1, 1), (1, 2))}
+        assert again.read([cache_key(who, i) for who in range(2) for i in range(5)]) == (whole, [])
         assert again.answered() == {runs[0]: 2, runs[1]: 3}
 
 
 def test_a_frame_of_values_alone_is_read_as_ever(opened: Store) -> None:
-    run = opened.begin({})
+    run = opened.register({})
     data = zlib.compress(json.dumps(["old", "older"]).encode())
     frame = record_file.HEAD.pack(len(data), zlib.crc32(data)) + data
     (opened.root / store.RESPONSES / "old.zz").write_bytes(frame)
-    opened._index.execute("INSERT INTO responses VALUES (?, 'old.zz', 0, 1, ?)", (key_of(1), run))
-    assert opened.read([key_of(1)]) == ({key_of(1): "older"}, [])
+    opened._index.execute("INSERT INTO responses VALUES (?, 'old.zz', 0, 1, ?)", (cache_key(1), run))
+    assert opened.read([cache_key(1)]) == ({cache_key(1): "older"}, [])
     assert list(record_file.scan(opened.root / store.RESPONSES / "old.zz")) == []
 
 
 @pytest.mark.parametrize("value", ["'{bro'", "'[1]'", "'3'"])
 def test_a_damaged_entry_is_named_and_the_others_stay(opened: Store, tmp_path: Path, value: str) -> None:
-    bad, good = opened.begin({}), opened.begin({"n": 1})
+    bad, good = opened.register({}), opened.register({"n": 1})
     opened.fail(good, "stopped")
     opened._index.execute(f"UPDATE runs SET settings = {value} WHERE id = ?", (bad,))
     assert opened.run(bad).status == "damaged" and opened.run(good).settings == {"n": 1}
@@ -282,26 +282,26 @@ def test_a_damaged_entry_is_named_and_the_others_stay(opened: Store, tmp_path: P
 
 @pytest.mark.parametrize("item", [99999, "'x'"])
 def test_a_wrong_place_is_asked_again(opened: Store, item: int | str) -> None:
-    kept(opened, opened.begin({}), {key_of(1): 1})
+    kept(opened, opened.register({}), {cache_key(1): 1})
     opened._index.execute(f"UPDATE responses SET item = {item}")
-    found, problems = opened.read([key_of(1)])
-    assert found == {} and "asked again" in problems[0] and opened.known([key_of(1)]) == set()
+    found, problems = opened.read([cache_key(1)])
+    assert found == {} and "asked again" in problems[0] and opened.contains([cache_key(1)]) == set()
 
 
 def test_another_machine_s_answers_go_with_the_run(opened: Store, tmp_path: Path) -> None:
-    one, two = opened.begin({}), opened.begin({})
+    one, two = opened.register({}), opened.register({})
     with Store.open(tmp_path / store.MACHINES / "away") as away:
         for who, run in enumerate((one, two)):
             writer = away.writer(run, rank=1)
-            writer.add({key_of(who): who})
+            writer.add({cache_key(who): who})
             writer.close()
         with pytest.raises(DataError, match="one machine's part of the store"):
             away.gc()
         assert opened.gc() == (0, 0)
         opened.remove(one)
-        assert opened.gc(dry_run=True)[0] == 1 and away.known([key_of(0)])
+        assert opened.gc(dry_run=True)[0] == 1 and away.contains([cache_key(0)])
         assert opened.gc()[0] == 1
-        assert away.known([key_of(0), key_of(1)]) == {key_of(1)}
+        assert away.contains([cache_key(0), cache_key(1)]) == {cache_key(1)}
 
 
 def test_rubbish_and_newer_stores_are_refused(tmp_path: Path) -> None:
@@ -321,23 +321,23 @@ def test_rubbish_and_newer_stores_are_refused(tmp_path: Path) -> None:
 
 def test_an_older_store_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path) as old:
-        run = old.begin({"n": 1})
-        kept(old, run, {key_of(1): 1})
+        run = old.register({"n": 1})
+        kept(old, run, {cache_key(1): 1})
     added = "ALTER TABLE runs ADD COLUMN note TEXT DEFAULT 'x';"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     with Store.open(tmp_path) as new:
-        assert new.run(run).settings == {"n": 1} and new.read([key_of(1)])[0] == {key_of(1): 1}
+        assert new.run(run).settings == {"n": 1} and new.read([cache_key(1)])[0] == {cache_key(1): 1}
         assert new._index.execute("SELECT note FROM runs").fetchall() == [("x",)]
         assert new._index.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
 
 
 def test_a_process_that_got_a_dead_ones_number_is_not_the_run(tmp_path: Path) -> None:
     with Store.open(tmp_path) as opened:
-        run = opened.begin({})
+        run = opened.register({})
         assert opened.run(run).status == "running"  # by this very process
         opened._index.execute("UPDATE runs SET born = 'another time'")
         assert opened.run(run).status == "interrupted"
-        opened.again(run)
+        opened.resume(run)
         assert opened.run(run).status == "running"
         # A store of the first version knows no beginnings: there the number has to do.
         opened._index.execute("UPDATE runs SET born = NULL")
@@ -348,24 +348,29 @@ def test_a_zombie_is_gone() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     assert child.stdout is None
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has taken note of it
-    assert born(child.pid) is None
+    assert process_start_time(child.pid) is None
     child.wait()
 
 
 def test_a_process_is_told_by_when_it_began() -> None:
     time.sleep(0.05)  # the kernel counts hundredths of a second, and this process may have only just begun
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert born(os.getpid()) == born(os.getpid()) != born(child.pid) is not None
+        assert (
+            process_start_time(os.getpid())
+            == process_start_time(os.getpid())
+            != process_start_time(child.pid)
+            is not None
+        )
 
 
 def test_gc_frees_what_no_run_made(opened: Store) -> None:
-    one, two = opened.begin({}), opened.begin({})
-    kept(opened, one, {key_of(1): 1, key_of(2): 2})
-    kept(opened, two, {key_of(3): 3})
+    one, two = opened.register({}), opened.register({})
+    kept(opened, one, {cache_key(1): 1, cache_key(2): 2})
+    kept(opened, two, {cache_key(3): 3})
     assert opened.gc() == (0, 0)
     opened.remove(one)
-    assert opened.read([key_of(1)])[0] == {key_of(1): 1}
+    assert opened.read([cache_key(1)])[0] == {cache_key(1): 1}
     count, freed = opened.gc()
     assert count == 2 and freed > 0
-    assert opened.known([key_of(i) for i in (1, 2, 3)]) == {key_of(3)}
+    assert opened.contains([cache_key(i) for i in (1, 2, 3)]) == {cache_key(3)}
     assert json.dumps([run.id for run in opened.runs()]) == json.dumps([two])

@@ -11,7 +11,7 @@ from evals import sandbox
 from evals.sandbox import Limits
 from evals.store.store import Store
 from evals.tasks import code_metrics, registry
-from evals.tasks.code_metrics import Judge, Verdicts
+from evals.tasks.code_metrics import CodeGrader, Verdicts
 from evals.tasks.registry import THEIRS
 from workbench.errors import DataError
 
@@ -30,13 +30,13 @@ TESTS = f"{DOC['test']}\ncheck({DOC['entry_point']})"
 HUMANEVAL = code_metrics.functions(THEIRS / "humaneval/utils.py")
 
 
-def pass_at(judge: Judge, answers: list[str], k: list[int]) -> dict[str, float]:
+def pass_at(judge: CodeGrader, answers: list[str], k: list[int]) -> dict[str, float]:
     (programs,) = judge.judging(HUMANEVAL["build_predictions"], lambda doc: TESTS)([answers], [DOC])
     return judge.pass_at_k(references=[TESTS], predictions=[programs], k=k)
 
 
 def test_right_and_wrong_answers() -> None:
-    judge = Judge(limits=Limits(seconds=5.0), workers=2)
+    judge = CodeGrader(limits=Limits(seconds=5.0), workers=2)
     right, wrong = "    return 2 * helper(x)\n", "    return 3 * helper(x)\n"
     assert pass_at(judge, [right], [1]) == {"pass@1": 1.0}
     assert pass_at(judge, [wrong], [1]) == {"pass@1": 0.0}
@@ -47,11 +47,11 @@ def test_right_and_wrong_answers() -> None:
 
 def test_bent_helper_does_not_help() -> None:
     bent = "    return 0\n\n\nhelper = lambda x: 0\n"
-    assert pass_at(Judge(), [bent], [1]) == {"pass@1": 0.0}
+    assert pass_at(CodeGrader(), [bent], [1]) == {"pass@1": 0.0}
 
 
 def test_answers_in_a_chat_end_with_their_block() -> None:
-    judge = Judge()
+    judge = CodeGrader()
     join = judge.judging(HUMANEVAL["build_predictions_instruct"], lambda doc: TESTS)
     (programs,) = join([["    return 2 * helper(x)\n```\nThis works because"]], [DOC])
     assert judge.pass_at_k(references=[TESTS], predictions=[programs], k=[1]) == {"pass@1": 1.0}
@@ -71,9 +71,9 @@ def test_what_became_of_a_program_is_kept_unless_the_machine_may_have_decided(
 
     monkeypatch.setattr(sandbox, "run_all", counted)
     with Store.open(tmp_path) as store:
-        writer = store.writer(store.begin({}))
+        writer = store.writer(store.register({}))
         for seconds, left in ((0.7, 3), (0.7, 1), (0.8, 3)):
-            judge = Judge(limits=Limits(seconds=seconds), workers=2, kept=Verdicts(store, writer))
+            judge = CodeGrader(limits=Limits(seconds=seconds), workers=2, kept=Verdicts(store, writer))
             assert pass_at(judge, answers, [1]) == {"pass@1": pytest.approx(1 / 3)}
             verdicts = sorted(run.verdict for run in judge.runs.values())
             assert verdicts == ["failed", "passed", "timeout"] and ran.pop() == left
@@ -82,7 +82,7 @@ def test_what_became_of_a_program_is_kept_unless_the_machine_may_have_decided(
 
 
 def test_an_answer_without_code_is_called_so() -> None:
-    judge = Judge()
+    judge = CodeGrader()
     pass_at(judge, ["", "    # to do\n", "    return 2 * helper(x)\n"], [1])
     assert [run.verdict for run in judge.runs.values()] == ["no code", "no code", "passed"]
 
@@ -103,7 +103,7 @@ def test_mbpp_is_judged_in_the_sandbox_by_its_own_definition(tmp_path: Path) -> 
         # The newline keeps the first word: lm-eval takes one that follows the fence for the name of the language.
         ("mbpp_instruct", "extract_code", "\n{}```\nIt halves."),
     ):
-        judge = Judge(workers=2)
+        judge = CodeGrader(workers=2)
         loaded = registry.load([name], root=tmp_path, judge=judge)
         (task,) = loaded.tasks.values()
         doc = task.eval_docs[0]
@@ -121,12 +121,12 @@ def test_mbpp_is_judged_in_the_sandbox_by_its_own_definition(tmp_path: Path) -> 
 
 def test_mbpp_without_its_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="google-research-datasets/mbpp.*eval prepare"):
-        registry.load(["mbpp"], root=tmp_path, judge=Judge())
+        registry.load(["mbpp"], root=tmp_path, judge=CodeGrader())
 
 
 def test_a_line_filled_in_has_what_follows_it_too() -> None:
     join = code_metrics.functions(THEIRS / "humaneval_infilling/utils.py")["build_predictions"]
     doc = {**DOC, "prompt": DOC["prompt"] + "    y = helper(x)\n", "suffix": "    return y\n"}
-    judge = Judge()
+    judge = CodeGrader()
     ((right, wrong),) = judge.judging(join, lambda doc: TESTS)([["    y *= 2\n", "    y *= 3\n"]], [doc])
     assert [judge.runs[program, TESTS].verdict for program in (right, wrong)] == ["passed", "failed"]

@@ -104,7 +104,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "Routes": lambda m, cap: information_flow_routes.routes(m, cap),
     "GeneratedNorms": lambda m, cap: during_generation.generated_norms(m, [5, 6, 7], steps=3),
     "GeneratedStream": lambda m, cap: during_generation.generated_stream(m, [5, 6, 7], steps=3),
-    "Sampled": lambda m, cap: token_choices.sampled(m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3),
+    "Sampled": lambda m, cap: token_choices.sampling_trace(m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3),
     "RetrievalScores": lambda m, cap: retrieval_heads.retrieval_scores(
         m, [retrieval_heads.Haystack(row[:16], 3, 5) for row in cap.tokens.tolist()], least_recall=0
     ),

@@ -8,7 +8,7 @@ import torch
 
 import workbench as wb
 from probes.attention.head_metrics import HOOKS, LONG_HOOKS, head_metrics, query_metrics
-from probes.generation.token_choices import Sampled, choices, distribution, gathered, sampled
+from probes.generation.token_choices import SamplingTrace, choices, distribution, gathered, sampling_trace
 from workbench.errors import DataError, GenerationError
 from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
@@ -48,7 +48,7 @@ def test_what_is_drawn_follows_the_distribution(sampling: Sampling) -> None:
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_tokens_and_probabilities_are_those_of_generation(tiny_model: Transformer, sampling: Sampling) -> None:
     prompt = [3, 1, 4, 1, 5]
-    found = sampled(tiny_model, prompt, sampling, seed=7, max_new_tokens=12)
+    found = sampling_trace(tiny_model, prompt, sampling, seed=7, max_new_tokens=12)
     pieces = list(
         wb.stream(
             tiny_model, prompt, seed=7, max_new_tokens=12, temperature=sampling.temperature, top_p=sampling.top_p,
@@ -62,7 +62,7 @@ def test_tokens_and_probabilities_are_those_of_generation(tiny_model: Transforme
 
 def test_the_numbers_are_those_of_one_run_of_the_whole_text(tiny_model: Transformer) -> None:
     prompt, sampling = [3, 1, 4, 1, 5], Sampling(0.8, 0.9, 20)
-    found = sampled(tiny_model, prompt, sampling, seed=3, max_new_tokens=10, alternatives=4)
+    found = sampling_trace(tiny_model, prompt, sampling, seed=3, max_new_tokens=10, alternatives=4)
     with torch.no_grad():
         logits = tiny_model(torch.tensor([[*prompt, *found.tokens]]))[0, len(prompt) - 1 : -1].double()
     own = logits.log_softmax(-1)
@@ -81,7 +81,7 @@ def test_the_numbers_are_those_of_one_run_of_the_whole_text(tiny_model: Transfor
 
 
 def test_greedy_is_the_first_and_the_table_counts_from_one(tiny_model: Transformer) -> None:
-    found = sampled(tiny_model, [1, 2, 3], Sampling(), max_new_tokens=4)
+    found = sampling_trace(tiny_model, [1, 2, 3], Sampling(), max_new_tokens=4)
     table = found.frame()
     assert table["step"].tolist() == [1, 2, 3, 4] and table["position"].tolist() == [3, 4, 5, 6]
     assert set(table["rank"]) == {1} and set(table["drawn_probability"]) == {1.0} and set(table["kept"]) == {1}
@@ -97,8 +97,8 @@ def test_text_that_is_broken_off_keeps_what_there_is(tiny_model: Transformer) ->
     steps = choices(tiny_model, [1, 2, 3], Sampling(1.0), seed=1, max_new_tokens=30)
     first = [next(steps), next(steps)]
     part = gathered([1, 2, 3], first)
-    assert isinstance(part, Sampled) and part.finish_reason is None
-    assert part.tokens == sampled(tiny_model, [1, 2, 3], Sampling(1.0), seed=1, max_new_tokens=2).tokens
+    assert isinstance(part, SamplingTrace) and part.finish_reason is None
+    assert part.tokens == sampling_trace(tiny_model, [1, 2, 3], Sampling(1.0), seed=1, max_new_tokens=2).tokens
     with pytest.raises(DataError, match="No token"):
         gathered([1, 2, 3], [])
     with pytest.raises(GenerationError, match="no tokens"):
@@ -107,7 +107,7 @@ def test_text_that_is_broken_off_keeps_what_there_is(tiny_model: Transformer) ->
 
 def test_a_full_context_ends_the_text(tiny_model: Transformer) -> None:
     context = tiny_model.config.max_seq_len
-    found = sampled(tiny_model, [1] * (context - 2), Sampling(), max_new_tokens=10)
+    found = sampling_trace(tiny_model, [1] * (context - 2), Sampling(), max_new_tokens=10)
     assert found.finish_reason == "context" and len(found.tokens) == 2
 
 

@@ -32,12 +32,12 @@ def plain_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("position", [4, -1])
 def test_parts_sum_to_the_difference_of_a_plain_run(tiny_model: Transformer, name: str, position: int) -> None:
     with tiny_model.intervene(*CHANGES[name]):
-        found = explain(tiny_model, IDS, position=position, token=7, minus=40, also=[3])
+        found = explain(tiny_model, IDS, position=position, token=7, contrast_token=40, other_tokens=[3])
         logits = plain_logits(tiny_model, IDS)[position]
     # Float32 sums of some twenty terms of order 1.
     assert found.difference == pytest.approx(float(logits[7] - logits[40]), abs=1e-5)
     assert found.frame()["contribution"].sum() == pytest.approx(found.difference, abs=1e-4)
-    assert abs(found.rest) < 1e-4 and found.position == position % len(IDS)
+    assert abs(found.residual) < 1e-4 and found.position == position % len(IDS)
     last = found.lens().query("layer == 2").set_index("token")["logprob"]
     assert list(last.index) == [7, 40, 3]
     # The lens's last layer is the output, whatever came before.
@@ -45,7 +45,7 @@ def test_parts_sum_to_the_difference_of_a_plain_run(tiny_model: Transformer, nam
 
 
 def test_the_parts_are_those_of_the_probes(tiny_model: Transformer) -> None:
-    found = explain(tiny_model, IDS, position=9, token=7, minus=40)
+    found = explain(tiny_model, IDS, position=9, token=7, contrast_token=40)
     with torch.no_grad():
         _, cap = tiny_model.run_with_capture(torch.tensor([IDS]), {*logit_attribution.HOOKS, *logit_lens.HOOKS})
     expected = logit_attribution.logit_attribution(tiny_model, cap, [(7, 40)], position=9)
@@ -60,10 +60,10 @@ def test_an_ablated_head_adds_nothing_and_attention_changed_behind_its_heads_is_
     tiny_model: Transformer,
 ) -> None:
     with tiny_model.intervene(wb.Ablate("L1H2")):
-        table = explain(tiny_model, IDS, token=7, minus=40).frame().set_index(["kind", "layer", "head"])
+        table = explain(tiny_model, IDS, token=7, contrast_token=40).frame().set_index(["kind", "layer", "head"])
     assert table.loc[("head", 1, 2), "contribution"] == 0 and len(table) == 1 + 3 * 5
     with tiny_model.intervene(wb.Ablate("L1.attn")):
-        table = explain(tiny_model, IDS, token=7, minus=40).frame()
+        table = explain(tiny_model, IDS, token=7, contrast_token=40).frame()
     layer = table[table["layer"] == 1]
     assert list(layer["kind"]) == ["attn", "mlp"] and layer["contribution"].iloc[0] == 0
     assert list(table["layer"]) == sorted(table["layer"]), "parts keep the order of the model"
@@ -72,23 +72,23 @@ def test_an_ablated_head_adds_nothing_and_attention_changed_behind_its_heads_is_
 def test_what_is_added_to_the_stream_is_the_rest(tiny_model: Transformer) -> None:
     added = torch.randn(32, generator=torch.Generator().manual_seed(1))
     with tiny_model.intervene(wb.Add("blocks.1.hook_resid_post", added)):
-        found = explain(tiny_model, IDS, token=7, minus=40)
+        found = explain(tiny_model, IDS, token=7, contrast_token=40)
         with torch.no_grad():
             _, cap = tiny_model.run_with_capture(torch.tensor([IDS]), ["ln_final.hook_scale"])
     assert tiny_model.output is not None
     weight = tiny_model.output.weight
     direction = (weight[7] - weight[40]) * tiny_model.norm.weight / cap["ln_final.hook_scale"][0, -1]
-    assert found.rest == pytest.approx(float(direction.detach() @ added), abs=1e-4)
-    assert np.abs(found.rest) > 0.01
+    assert found.residual == pytest.approx(float(direction.detach() @ added), abs=1e-4)
+    assert np.abs(found.residual) > 0.01
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"token": 7, "minus": 7}, "cannot be told from itself"),
-        ({"token": 7, "minus": 96}, "token ids are 0 to 95"),
-        ({"token": 7, "minus": 8, "position": 20}, "positions 0 to 19, not 20"),
-        ({"token": 7, "minus": 8, "position": -21}, "positions 0 to 19, not -21"),
+        ({"token": 7, "contrast_token": 7}, "cannot be told from itself"),
+        ({"token": 7, "contrast_token": 96}, "token ids are 0 to 95"),
+        ({"token": 7, "contrast_token": 8, "position": 20}, "positions 0 to 19, not 20"),
+        ({"token": 7, "contrast_token": 8, "position": -21}, "positions 0 to 19, not -21"),
     ],
 )
 def test_what_cannot_be_explained(tiny_model: Transformer, given: dict[str, int], words: str) -> None:

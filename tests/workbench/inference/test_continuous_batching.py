@@ -10,7 +10,7 @@ from tests.workbench.reference import hugging_face, ours
 from workbench.errors import WorkbenchError
 from workbench.hooks import hook_points
 from workbench.inference import continuous_batching
-from workbench.inference.batch_kv_cache import Rows
+from workbench.inference.batch_kv_cache import BatchKVCache
 from workbench.inference.sampling import NEAR, Sampling
 from workbench.layers import attention
 
@@ -112,7 +112,7 @@ def test_memory_that_runs_out_means_fewer_rows_at_once(pair, monkeypatch) -> Non
     same(wb.generate(model, PROMPTS, **OPTIONS), expected)
     assert max(sizes) == 3 and sizes[-1] <= 2
     monkeypatch.setattr(
-        continuous_batching.Rows, "reserve", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+        continuous_batching.BatchKVCache, "reserve", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
     )
     with pytest.raises(WorkbenchError, match="memory does not hold one row"):
         wb.generate(model, PROMPTS, **OPTIONS)
@@ -150,7 +150,7 @@ def test_who_watches_sees_every_prompt_whole_at_its_positions(pair) -> None:
 
 def test_what_a_row_that_was_not_finite_leaves_behind_harms_nobody(pair) -> None:
     _, model = pair
-    cache = Rows.behind(model.empty_cache(1, 0), 0)
+    cache = BatchKVCache.after_prefix(model.empty_cache(1, 0), 0)
     with torch.no_grad():
         model.hidden(torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 9, 9]]), cache.enter(2, 6))
         cache.admit([6, 3])
@@ -179,8 +179,8 @@ def test_attention_behind_shared_keys_is_attention_over_all_keys(dtype) -> None:
     tolerance = 2 * torch.finfo(torch.bfloat16).eps if dtype == torch.bfloat16 else 1e-5
     for mask, grad in itertools.product((allowed, None), (True, False)):  # without gradients it is the fused kernel's
         with torch.set_grad_enabled(grad):
-            found = attention.behind(shared, q, k, v, mask)
-        assert torch.allclose(found, attention.fused(q, *whole, mask), atol=tolerance)
+            found = attention.shared_prefix_attention(shared, q, k, v, mask)
+        assert torch.allclose(found, attention.sdpa(q, *whole, mask), atol=tolerance)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}])

@@ -11,7 +11,7 @@ few_letters = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 
 
 def grown(*inputs: tuple[int, ...], worth: int = 256, pack: bool = True) -> Tree:
-    return prefix_tree.grow([prefix_tree.key(ids) for ids in inputs], worth=worth, pack=pack)
+    return prefix_tree.grow([prefix_tree.key(ids) for ids in inputs], min_tokens_saved=worth, pack=pack)
 
 
 def all_nodes(tree: Tree) -> list[Node]:

@@ -21,7 +21,7 @@ def main(source: str, target: str) -> None:
     for name, weight in stored["weights"].items():
         part = name.split(".")[-2]
         axis = 0 if part in SPLIT_ROWS else 1 if part in SPLIT_COLUMNS else None
-        weights[name] = weight if axis is None else tensor_parallel.own(weight, axis).clone()
+        weights[name] = weight if axis is None else tensor_parallel.scatter(weight, axis).clone()
     model.load_state_dict(weights)
     assert (
         model.layers[0].attention.wq.weight.shape[0] * 2 == stored["weights"]["layers.0.attention.wq.weight"].shape[0]

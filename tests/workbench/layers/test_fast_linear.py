@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench.layers.fast_linear import LARGE, product
+from workbench.layers.fast_linear import LARGE, matmul_few_rows
 
 WEIGHTS = {"small": (24, 40), "large": (768, 700)}
 
@@ -27,7 +27,7 @@ def test_every_kernel_gives_the_product(dtype: torch.dtype, size: str, rows: int
     # Half a unit in the last place of a result, which is below 8; float32 sums of 700 products add a few of their own.
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps}[dtype]
     for given in (x, x.transpose(0, 1), x.expand(rows, 2, -1)[:, 1:]):
-        found = product(given, weight)
+        found = matmul_few_rows(given, weight)
         assert found.dtype == dtype and found.is_contiguous() and found.shape == (*given.shape[:-1], len(weight))
         assert (found.double() - exact.view(found.shape)).abs().max() < tolerance
 
@@ -36,7 +36,7 @@ def test_every_kernel_gives_the_product(dtype: torch.dtype, size: str, rows: int
 @pytest.mark.parametrize("rows", [1, 4, 16])
 def test_gradients_are_those_of_linear(dtype: torch.dtype, rows: int) -> None:
     found = []
-    for act in (product, F.linear):
+    for act in (matmul_few_rows, F.linear):
         x, weight = (tensor.requires_grad_() for tensor in made(dtype, "large", rows))
         act(x, weight).square().sum().backward()
         found.append((x.grad, weight.grad))
@@ -48,6 +48,8 @@ def test_gradients_are_those_of_linear(dtype: torch.dtype, rows: int) -> None:
 @torch.no_grad()
 def test_an_empty_batch_and_one_position_of_many_keep_their_shapes() -> None:
     x, weight = made(torch.bfloat16, "small", 8)
-    assert product(x[:0], weight).shape == (0, 1, 24)
-    assert product(x[3, 0], weight).shape == (24,)
-    assert torch.allclose(product(x[3, 0], weight), F.linear(x[3, 0], weight), atol=0.04)  # two roundings near 4
+    assert matmul_few_rows(x[:0], weight).shape == (0, 1, 24)
+    assert matmul_few_rows(x[3, 0], weight).shape == (24,)
+    assert torch.allclose(
+        matmul_few_rows(x[3, 0], weight), F.linear(x[3, 0], weight), atol=0.04
+    )  # two roundings near 4
