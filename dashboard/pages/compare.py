@@ -74,7 +74,7 @@ def _captures(head: Head) -> None:
         return
     st.text(common.said)
     before, after = a.capture(), b.capture()
-    found = computed.once_between(model, before, after, compare_sides.compared, common.align)
+    found = computed.cached_pair_probe(compare_sides.compared, common.align, model=model, before=before, after=after)
     position = _summary(a, found, common)
     left, right = st.columns([0.41, 0.59])
     with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["compared_heads"]):
@@ -206,7 +206,7 @@ def _patterns(
             help=f"{SIDE} positions are drawn at a time.",
         )  # fmt: skip
     maps = tuple(
-        computed.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
+        computed.cached_probe(head_map, layer, head, capture=held, window=(start, min(start + SIDE, len(side.given))))
         for side, held in ((a, before), (b, after))
     )
     # At the same positions the keys are comparable, though the tokens there are not all the same.

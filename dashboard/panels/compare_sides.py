@@ -117,7 +117,7 @@ def shared(a: Input, b: Input) -> Shared | None:
 
 
 def compared(model: Transformer, a: Capture, b: Capture, align: Align) -> Comparison:
-    """`probes.comparison.compare_runs.compare`, in the form that `state.once_between` calls."""
+    """`probes.comparison.compare_runs.compare`, in the form that `computed.cached_pair_probe` calls."""
     return compare(a, b, align=align)
 
 

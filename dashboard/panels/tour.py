@@ -84,7 +84,7 @@ def heads_of(model: Transformer, kind: str) -> list[Head]:
         layer, head = np.unravel_index(int(np.nanargmax(found.mean[kind])), found.mean[kind].shape)
         return found.of(kind) or [(int(layer), int(head))]
 
-    return computed.once_per_model(model, measured, kind=kind)
+    return computed.cached_probe(measured, model=model, kind=kind)
 
 
 def _head(model: Transformer, kind: str) -> Values:

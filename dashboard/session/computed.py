@@ -152,27 +152,33 @@ def fingerprint(model: Transformer) -> str:
     return f"object {id(model)}" if found is None else found.checkpoint_sha256
 
 
-def once(held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
-    """`probe(capture, *args, **options)`, computed once for each capture and arguments. Results must be read-only."""
-    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
-    return _computed(key, lambda: probe(held.capture, *args, **options))
+def cached_probe(
+    probe: Callable[..., T],
+    *args: Any,
+    model: Transformer | None = None,
+    capture: CaptureRef | None = None,
+    **options: Any,
+) -> T:
+    """`probe(model, capture, *args, **options)`, computed once for each capture (or checkpoint) and arguments.
+
+    model, capture: passed first, in this order; one that is not given is left out. Results must be read-only.
+    """
+    if capture is not None:
+        source, inputs = capture.id, [capture.capture] if model is None else [model, capture.capture]
+    elif model is not None:
+        source, inputs = fingerprint(model), [model]
+    else:
+        raise TypeError("cached_probe needs a model or a capture")
+    key = f"{source}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(*inputs, *args, **options))
 
 
-def once_on(model: Transformer, held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
-    """`probe(model, capture, *args, **options)`, computed once for each capture and arguments."""
-    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
-    return _computed(key, lambda: probe(model, held.capture, *args, **options))
-
-
-def once_between(model: Transformer, before: CaptureRef, after: CaptureRef, probe: Callable[..., T], *args: Any) -> T:
+def cached_pair_probe(
+    probe: Callable[..., T], *args: Any, model: Transformer, before: CaptureRef, after: CaptureRef
+) -> T:
     """`probe(model, before's capture, after's capture, *args)`, computed once for each pair and arguments."""
     key = f"{before.id}/{after.id}/{_name(probe)}{args}"
     return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
-
-
-def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -> T:
-    """`probe(model, **kwargs)`, computed once for each checkpoint and arguments."""
-    return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
 
 
 @size_limited("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
