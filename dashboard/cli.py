@@ -46,7 +46,7 @@ def main(
     """
     first, *more = model or ["demo"]
     settings = Settings(first, results, tuple(more), captures)
-    _refuse_what_cannot_start(settings)
+    _check_settings(settings)
     if check:
         raise typer.Exit(0 if check_server(settings) else 1)
     if not _port_is_free(port):
@@ -104,7 +104,7 @@ def check_server(settings: Settings) -> bool:
     return True
 
 
-def _refuse_what_cannot_start(settings: Settings) -> None:
+def _check_settings(settings: Settings) -> None:
     for package in ("streamlit", "plotly", "pandas"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "app")

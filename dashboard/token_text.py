@@ -20,7 +20,7 @@ ELLIPSIS = "…"
 # What `visible` itself writes; met in the input it is spelled out, so that no two byte strings look alike.
 _OWN_MARKS = frozenset({SPACE, ELLIPSIS, "⟨", "⟩", *NAMED.values()})
 # Controls, formats (bidirectional overrides, zero-width), surrogates, private use, unassigned, separators.
-_SPELLED_OUT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 _COMBINING = frozenset({"Mn", "Mc", "Me"})
 
 
@@ -41,7 +41,7 @@ def visible(token: bytes) -> str:
             shown.append(SPACE)
         elif char in NAMED:
             shown.append(NAMED[char])
-        elif _must_be_spelled(char, first=position == 0):
+        elif _needs_escape(char, first=position == 0):
             shown.append(f"⟨U+{code:04X}⟩")
         else:
             shown.append(char)
@@ -98,12 +98,12 @@ def printable(values: Iterable[object]) -> list[str]:
     return [plain(str(value)) for value in values]
 
 
-def _must_be_spelled(char: str, *, first: bool) -> bool:
+def _needs_escape(char: str, *, first: bool) -> bool:
     kind = unicodedata.category(char)
-    return kind in _SPELLED_OUT or char in _OWN_MARKS or (first and kind in _COMBINING)
+    return kind in _ESCAPED or char in _OWN_MARKS or (first and kind in _COMBINING)
 
 
 def _plain_char(char: str) -> str:
     if char in "\n\t " or char == "\u200d" or char == "\u00a0":
         return char
-    return f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _SPELLED_OUT else char
+    return f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _ESCAPED else char

@@ -30,7 +30,7 @@ _component = st.components.v2.component(
 
 
 def generated_text(
-    found: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
+    trace: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
 ) -> None:
     """Draw it with one step marked; `on_choose` gets the step, counted from 0, that a click or Enter chose.
 
@@ -39,31 +39,31 @@ def generated_text(
 
     def chose() -> None:
         step = st.session_state["choices"].get("chosen")
-        if isinstance(step, int) and 0 <= step < len(found.tokens):
+        if isinstance(step, int) and 0 <= step < len(trace.tokens):
             on_choose(step)
 
     _component(
         key="choices",
         data={
             "id": id,
-            "before": [short(name(token), 40) for token in found.prompt[-PROMPT_SHOWN:]],
-            "cut": len(found.prompt) > PROMPT_SHOWN,
-            "start": len(found.prompt),
-            "tokens": [short(name(token), 40) for token in found.tokens],
-            "ids": list(found.tokens),
-            "p": _sent(np.exp(found.logprobs)),
-            "logp": _sent(found.logprobs),
-            "rank": found.ranks.tolist(),
-            "entropy": _sent(found.entropy),
-            "share": _sent(found.shares),
-            "shareEntropy": _sent(found.share_entropy),
-            "kept": found.kept.tolist(),
+            "before": [short(name(token), 40) for token in trace.prompt[-PROMPT_SHOWN:]],
+            "cut": len(trace.prompt) > PROMPT_SHOWN,
+            "start": len(trace.prompt),
+            "tokens": [short(name(token), 40) for token in trace.tokens],
+            "ids": list(trace.tokens),
+            "p": _rounded(np.exp(trace.logprobs)),
+            "logp": _rounded(trace.logprobs),
+            "rank": trace.ranks.tolist(),
+            "entropy": _rounded(trace.entropy),
+            "share": _rounded(trace.shares),
+            "shareEntropy": _rounded(trace.share_entropy),
+            "kept": trace.kept.tolist(),
             "others": [
                 [[short(name(token), 24), p, share] for token, p, share in zip(*row, strict=True)]
                 for row in zip(
-                    found.other_tokens.tolist(),
-                    map(_sent, np.exp(found.other_logprobs)),
-                    map(_sent, found.other_shares),
+                    trace.other_tokens.tolist(),
+                    map(_rounded, np.exp(trace.other_logprobs)),
+                    map(_rounded, trace.other_shares),
                     strict=True,
                 )
             ],
@@ -73,6 +73,6 @@ def generated_text(
     )
 
 
-def _sent(values: np.ndarray) -> list[float]:
+def _rounded(values: np.ndarray) -> list[float]:
     """Five digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
     return [float(f"{value:.5g}") for value in np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)]

@@ -15,7 +15,7 @@ from workbench.config import ModelConfig
 
 Cell = tuple[int, int]
 
-_ROOM = 360  # pixels that the longer side of the grid may take
+_MAX_SIDE = 360  # pixels that the longer side of the grid may take
 
 
 def head_grid(
@@ -58,7 +58,7 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.F
         group_size=config.group_size,
         stamp={"id": id},
     )
-    side = max(6.0, min(52.0, _ROOM / max(values.shape)))
+    side = max(6.0, min(52.0, _MAX_SIDE / max(values.shape)))
     height = round(side * values.shape[0]) + 125
     margin = {"t": 30, "l": 50, "r": 10, "b": 95}
     fig.update_layout(height=height, margin=margin)

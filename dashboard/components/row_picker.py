@@ -11,7 +11,7 @@ from dashboard.layout.page import show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.session import url_values
 
-PAGE = 50
+PAGE_SIZE = 50
 """Rows of a list that are shown at once: a browser lays all of them out before it shows one."""
 
 FROM = "from"
@@ -42,15 +42,15 @@ def row_picker(
     rows: Sequence[int],
     chosen: int,
     on_choose: Callable[[int], None],
-    most: int,
+    max_height: int,
 ) -> None:
     """Draw it as `plain_table` does, the only table of the card with that key.
 
     `rows` tells the frame's rows apart, and a list from another. `chosen` is the place of the open row, counted from 0
     on; `on_choose` gets that of the row that was chosen.
     """
-    key, total, first = f"{card}_chooser", len(frame), _first(list(rows), chosen, card)
-    count = min(PAGE, total - first)
+    key, total, first = f"{card}_chooser", len(frame), _first_row(list(rows), chosen, card)
+    count = min(PAGE_SIZE, total - first)
 
     def chose() -> None:
         at = st.session_state[key].get("chosen")
@@ -62,7 +62,7 @@ def row_picker(
         if isinstance(to, int) and 0 <= to < total:
             st.query_params[FROM] = str(to + 1)
 
-    plain_table(frame[first : first + PAGE], columns, most=most)
+    plain_table(frame[first : first + PAGE_SIZE], columns, max_height=max_height)
     _component(
         key=key,
         data={
@@ -71,14 +71,14 @@ def row_picker(
             "first": first,
             "count": count,
             "total": total,
-            "page": PAGE,
+            "page": PAGE_SIZE,
         },
         on_chosen_change=chose,
         on_turned_change=turned,
     )
 
 
-def _first(rows: list[int], chosen: int, card: str) -> int:
+def _first_row(rows: list[int], chosen: int, card: str) -> int:
     """The place of the first row shown: of the page that was turned to, until the list or its open row is another;
     else of the open row's."""
     session, parameters, memory = st.session_state, st.query_params, f"_listed_{card}"
@@ -87,8 +87,8 @@ def _first(rows: list[int], chosen: int, card: str) -> int:
     session[memory] = rows, chosen
     turned = parameters.get(FROM)
     if turned is not None:
-        at = url_values.whole(turned) or 0
+        at = url_values.parse_count(turned) or 0
         if 0 < at <= len(rows):
-            return (at - 1) // PAGE * PAGE
+            return (at - 1) // PAGE_SIZE * PAGE_SIZE
         show_error("The row that this address names is not in the list.", f"{FROM}={turned}: it has {len(rows)} rows.")
-    return chosen // PAGE * PAGE
+    return chosen // PAGE_SIZE * PAGE_SIZE

@@ -78,7 +78,7 @@ def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndar
 
 
 @torch.no_grad()
-def choices(
+def choice_logprobs(
     model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: Changes
 ) -> list[tuple[float, float]]:
     """The log-probability of each answer behind the prompt, before and after, in nats: a multiple choice's own rule."""
@@ -90,7 +90,7 @@ def choices(
     return list(zip(*totals, strict=True))
 
 
-def command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
+def eval_command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
     """The benchmark under these interventions; what is no plain ablation is read from `changes.json`."""
     plain = [change.target for change in changes if isinstance(change, Ablate) and len(change.to_dict()) == 2]
     option = ["--ablate", ",".join(plain)] if len(plain) == len(changes) else ["--intervene", "changes.json"]

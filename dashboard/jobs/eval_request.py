@@ -81,7 +81,7 @@ class EvalRequest:
         given = [f"{option}={value}" for option, value in options.items() if value is not None]
         return [*WORKBENCH, "eval", "run", *given, *(["--apply_chat_template"] if self.chat else [])]
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What is shown of it."""
         changes = Changes(None, self.ablate, "", self.rope_scaling).interventions(read_config(self.model))
         kept = {key: getattr(self, key) for key in ("model", "limit", "num_fewshot", "preset", "chat", "seed")}
@@ -89,7 +89,7 @@ class EvalRequest:
 
 
 @dataclass(frozen=True)
-class Listed:
+class Benchmark:
     """A benchmark, and why it cannot be run: None if its questions are here."""
 
     name: str
@@ -102,13 +102,13 @@ def need_lm_eval() -> None:
         raise MissingExtraError("lm_eval", "eval")
 
 
-def benchmarks() -> list[Listed]:
+def benchmarks() -> list[Benchmark]:
     """Every benchmark that can be named, those whose questions are here first."""
     from evals.tasks import availability, local_data
 
     place = local_data.folder(None)
     where = local_data.home() if place is None else place
-    found = [Listed(row.name, _missing(row.data, row.source, where)) for row in availability.benchmarks(place)]
+    found = [Benchmark(row.name, _missing(row.data, row.source, where)) for row in availability.benchmarks(place)]
     return sorted(found, key=lambda one: (one.missing is not None, one.name))
 
 

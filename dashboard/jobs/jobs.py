@@ -35,18 +35,18 @@ from workbench.errors import DataError
 from workbench.hooks import interventions
 
 FOLDER = ".jobs"
-ASKED = ("limit", "num_fewshot", "preset", "chat", "seed")
+SETTINGS = ("limit", "num_fewshot", "preset", "chat", "seed")
 """What a record keeps of what was asked, besides the model, the tasks and the interventions."""
 MAX_CONCURRENT = 2
 """Benchmarks at once: each loads the model anew."""
 EXIT_PARTIAL = 3
 """Exit code of a run that left out tasks which could not be run here."""
 STARTING, RUNNING, STOPPING = "starting", "running", "stopping"
-FINISHED, FAILED, CANCELLED, ELSEWHERE = "finished", "failed", "cancelled", "elsewhere"
+FINISHED, FAILED, CANCELLED, OTHER_HOST = "finished", "failed", "cancelled", "elsewhere"
 ACTIVE = (STARTING, RUNNING, STOPPING)
 START_TIMEOUT_S = 30
 """Seconds that a process has to say that it is there."""
-MOST_LINES, MOST_COLUMNS, MOST_BYTES = 200, 1000, 200_000
+MAX_LOG_LINES, MAX_LOG_COLUMNS, MAX_LOG_BYTES = 200, 1000, 200_000
 """Of a log, what a page shows."""
 
 
@@ -62,7 +62,7 @@ class Job:
     folder: Path
     output: Path
     command: tuple[str, ...]
-    about: Mapping[str, Any]
+    settings: Mapping[str, Any]
     status: str
     created: float
     attempt: int
@@ -85,9 +85,9 @@ class Job:
         return None if self.started is None or until is None else until - self.started
 
     @property
-    def ending(self) -> str:
+    def status_text(self) -> str:
         """How it stands, in words."""
-        if self.status == ELSEWHERE:
+        if self.status == OTHER_HOST:
             return f"It was started on {self.host}; whether it still runs cannot be seen from here."
         if self.active:
             return {STARTING: "Its process starts.", RUNNING: "It runs.", STOPPING: "It was told to stop."}[self.status]
@@ -133,8 +133,8 @@ def frame(results: str | Path) -> pd.DataFrame:
     """The jobs as a table. Units: created in UTC, seconds."""
     rows = [
         {
-            "job": job.id, "status": job.status, "code": job.code, "tasks": ", ".join(job.about["tasks"]),
-            "model": job.about["model"], "changes": job.about["changes"],
+            "job": job.id, "status": job.status, "code": job.code, "tasks": ", ".join(job.settings["tasks"]),
+            "model": job.settings["model"], "changes": job.settings["changes"],
             "created": pd.Timestamp(job.created, unit="s").round("s"), "seconds": job.seconds,
         }
         for job in jobs(Path(results))[0]
@@ -143,7 +143,7 @@ def frame(results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"code": "Int64"})
 
 
-def open_run(job: Job) -> Unfinished | None:
+def unfinished_run(job: Job) -> Unfinished | None:
     """The run that this job left unfinished, which `resume` takes up; None if there is none."""
     found = [one for one in unfinished(job.output)[0] if one.run.status != "running"] if job.output.exists() else []
     return found[0] if found else None
@@ -156,16 +156,16 @@ def orphaned_runs(results: Path) -> tuple[list[Unfinished], list[str]]:
     return [one for one in found if one.root.resolve() not in ours], problems
 
 
-def tail(job: Job, lines: int = MOST_LINES) -> str:
+def tail(job: Job, lines: int = MAX_LOG_LINES) -> str:
     """The end of its log as a terminal would show it: of a line that was written over, what was written last."""
     try:
         with (job.folder / supervisor.LOG).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - MOST_BYTES))
+            file.seek(max(0, size - MAX_LOG_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    shown = [_last_written(line)[:MOST_COLUMNS] for line in text.split("\n")]
+    shown = [_last_written(line)[:MAX_LOG_COLUMNS] for line in text.split("\n")]
     return "\n".join(shown[-lines - 1 :]).strip("\n")
 
 
@@ -175,7 +175,7 @@ def _last_written(line: str) -> str:
 
 def log(job: Job) -> bytes:
     """The whole log. Raises: DataError if it cannot be read."""
-    with _explained(job.folder):
+    with _explain_os_errors(job.folder):
         return (job.folder / supervisor.LOG).read_bytes()
 
 
@@ -190,7 +190,7 @@ def _read(folder: Path) -> Job:
         folder=folder,
         output=Path(said["output"]),
         command=tuple(said["command"]),
-        about=_about_of(said),
+        settings=_settings_of(said),
         status=_status(said, cancelled=cancelled),
         created=float(said["created"]),
         attempt=int(said["attempt"]),
@@ -200,9 +200,9 @@ def _read(folder: Path) -> Job:
     )
 
 
-def _about_of(said: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_of(said: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: KeyError, TypeError or ValueError where what a page shows of a job is missing or something else."""
-    about = {key: said["about"][key] for key in (*ASKED, "model", "changes")}
+    about = {key: said["about"][key] for key in (*SETTINGS, "model", "changes")}
     limit = about["limit"]
     return about | {"tasks": [*map(str, said["about"]["tasks"])], "limit": None if limit is None else float(limit)}
 
@@ -214,16 +214,16 @@ def _status(said: Mapping[str, Any], *, cancelled: bool) -> str:
     if code is not None:
         return CANCELLED if cancelled else FAILED
     if said["host"] != socket.gethostname():
-        return ELSEWHERE
+        return OTHER_HOST
     if "pid" not in said:
         if time.time() - said["created"] < START_TIMEOUT_S:
             return STOPPING if cancelled else STARTING
-    elif _there(said, "pid", "born") or _there(said, "child", "child_born"):
+    elif _is_alive(said, "pid", "born") or _is_alive(said, "child", "child_born"):
         return STOPPING if cancelled else RUNNING
     return CANCELLED if cancelled else FAILED
 
 
-def _there(said: Mapping[str, Any], pid: str, since: str) -> bool:
+def _is_alive(said: Mapping[str, Any], pid: str, since: str) -> bool:
     """Whether a process still runs, and is the one that was meant."""
     return said.get(pid) is not None and said.get(since) is not None and process_start_time(said[pid]) == said[since]
 
@@ -238,34 +238,34 @@ def start(results: Path, request: EvalRequest) -> Job:
     """
     results = results.resolve()
     output = results / request.name
-    with _only(results):
+    with _locked(results):
         if output.exists() or (results / FOLDER / request.name).exists():
             raise DataError(f"the name {request.name} is taken in {results}; choose another one.")
-        return _launch(results, request.name, output, request.command(output), request.about())
+        return _launch(results, request.name, output, request.command(output), request.settings())
 
 
-def resume(results: Path, one: Unfinished) -> Job:
+def resume(results: Path, stopped: Unfinished) -> Job:
     """Go on with a run that was stopped, as the job that began it, or as a new one.
 
     Raises: DataError if it is running, its model was not loaded from a path, as many run as may, or the folder cannot
     be written.
     """
     need_lm_eval()
-    results, root = results.resolve(), one.root.resolve()
-    with _only(results):
+    results, root = results.resolve(), stopped.root.resolve()
+    with _locked(results):
         known = next((job for job in jobs(results)[0] if job.output == root), None)
-        if one.run.status == "running" or (known is not None and known.active):
-            raise DataError(f"run {one.run.id} is running still; wait for it, or cancel it first.")
-        if one.run.settings.get("model") is None:
-            raise DataError(f"run {one.run.id} was made on a model in memory; evaluate that model again.")
-        command = [*WORKBENCH, "eval", "resume", one.run.id, f"--results={root}"]
-        about = known.about if known else _about(one.run)
-        return _launch(results, known.id if known else one.run.id, root, command, about, again=known)
+        if stopped.run.status == "running" or (known is not None and known.active):
+            raise DataError(f"run {stopped.run.id} is running still; wait for it, or cancel it first.")
+        if stopped.run.settings.get("model") is None:
+            raise DataError(f"run {stopped.run.id} was made on a model in memory; evaluate that model again.")
+        command = [*WORKBENCH, "eval", "resume", stopped.run.id, f"--results={root}"]
+        about = known.settings if known else _run_settings(stopped.run)
+        return _launch(results, known.id if known else stopped.run.id, root, command, about, previous=known)
 
 
 def cancel(job: Job) -> None:
     """Interrupt a job; its warden kills what has not ended `warden.GRACE` seconds later. What it answered is kept."""
-    with _explained(job.folder):
+    with _explain_os_errors(job.folder):
         (job.folder / supervisor.CANCELLED).touch()
     _signal(job, signal.SIGINT)
 
@@ -280,7 +280,7 @@ def delete(job: Job) -> None:
 
     Raises: DataError if it runs, or the folder cannot be written.
     """
-    with _only(job.folder.parent.parent):
+    with _locked(job.folder.parent.parent):
         if _read(job.folder).active:
             raise DataError(f"{job.id} is running; cancel it first.")
         gone = job.folder.with_name(f".{job.id}.deleted")
@@ -295,14 +295,19 @@ def _signal(job: Job, number: int) -> None:
     if said.get("attempt") != job.attempt or said["host"] != socket.gethostname():
         return
     with suppress(ProcessLookupError):
-        if number == signal.SIGINT and _there(said, "pid", "born"):
+        if number == signal.SIGINT and _is_alive(said, "pid", "born"):
             os.kill(said["pid"], number)
-        elif _there(said, "child", "child_born"):
+        elif _is_alive(said, "child", "child_born"):
             os.killpg(said["child"], number)
 
 
 def _launch(
-    results: Path, name: str, output: Path, command: Sequence[str], about: Mapping[str, Any], again: Job | None = None
+    results: Path,
+    name: str,
+    output: Path,
+    command: Sequence[str],
+    about: Mapping[str, Any],
+    previous: Job | None = None,
 ) -> Job:
     running = [job.id for job in jobs(results)[0] if job.active]
     if len(running) >= MAX_CONCURRENT:
@@ -311,8 +316,8 @@ def _launch(
             "or cancel it."
         )
     folder = results / FOLDER / name
-    fresh = folder if again else folder.with_name(f".{name}.new")
-    if not again:
+    fresh = folder if previous else folder.with_name(f".{name}.new")
+    if not previous:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
     for old in (supervisor.CANCELLED, supervisor.PROGRESS):
@@ -320,11 +325,11 @@ def _launch(
     environment = {progress.FILE: str(folder / supervisor.PROGRESS), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     said = {
         "command": [str(part) for part in command], "output": str(output), "about": dict(about),
-        "created": time.time(), "attempt": again.attempt + 1 if again else 1, "host": socket.gethostname(),
+        "created": time.time(), "attempt": previous.attempt + 1 if previous else 1, "host": socket.gethostname(),
         "environment": environment,
     }  # fmt: skip
     supervisor.write(fresh / supervisor.JOB, said)
-    if not again:
+    if not previous:
         fresh.rename(folder)  # from here on it is a job
     with (folder / supervisor.LOG).open("ab") as out:
         process = subprocess.Popen(
@@ -336,18 +341,18 @@ def _launch(
     return _read(folder)
 
 
-def _about(run: StoredRun) -> dict[str, Any]:
+def _run_settings(run: StoredRun) -> dict[str, Any]:
     asked = run.settings.get("settings", {})
-    kept = {key: asked.get(key) for key in ASKED}
+    kept = {key: asked.get(key) for key in SETTINGS}
     changes = interventions.from_json(json.dumps(asked.get("interventions", [])))
     more = {"tasks": list(asked.get("tasks", [])), "changes": described(changes)}
     return kept | more | {"model": run.settings.get("model")}
 
 
 @contextmanager
-def _only(results: Path) -> Iterator[None]:
+def _locked(results: Path) -> Iterator[None]:
     """One start or deletion at a time, whichever server or window asks for it."""
-    with _explained(results):
+    with _explain_os_errors(results):
         (results / FOLDER).mkdir(parents=True, exist_ok=True)
         with (results / FOLDER / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -355,7 +360,7 @@ def _only(results: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explain_os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -47,13 +47,13 @@ def watch(folder: Path) -> int:
     children: list[int] = []
 
     def interrupt(*_: object) -> None:
-        _tell(children, signal.SIGINT)
+        _send_signal(children, signal.SIGINT)
         signal.alarm(KILL_AFTER_S)
 
     # Handlers, not SIG_IGN: what is ignored stays ignored in the child, which has to hear the interrupt.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    signal.signal(signal.SIGALRM, lambda *_: _tell(children, signal.SIGKILL))
+    signal.signal(signal.SIGALRM, lambda *_: _send_signal(children, signal.SIGKILL))
     with (folder / LOG).open("ab") as log:
         log.write(f"$ {shlex.join(job['command'])}\n".encode(errors="surrogateescape"))
         log.flush()
@@ -74,12 +74,12 @@ def watch(folder: Path) -> int:
         interrupt()
     code = child.wait()
     signal.alarm(0)
-    _tell(children, signal.SIGKILL)  # whatever it left behind in its group
+    _send_signal(children, signal.SIGKILL)  # whatever it left behind in its group
     write(folder / STATE, {**state, "ended": time.time(), "code": code})
     return code
 
 
-def _tell(groups: list[int], number: int) -> None:
+def _send_signal(groups: list[int], number: int) -> None:
     for group in groups:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)

@@ -58,7 +58,7 @@ def figure(
     _component(
         key=name,
         data={
-            "figure": spec(fig, "dark" if st.context.theme.type == "dark" else "light"),
+            "figure": figure_json(fig, "dark" if st.context.theme.type == "dark" else "light"),
             "code": CODE,
             "config": {**_CONFIG, **(config or {})},
             "title": title,
@@ -70,7 +70,7 @@ def figure(
     )
 
 
-def spec(fig: go.Figure, theme: Theme) -> str:
+def figure_json(fig: go.Figure, theme: Theme) -> str:
     """The figure's JSON as it is sent, with room for its labels and the page's look."""
     found = json.loads(fig.to_json(validate=False))
     figure_margins.set_margins(found)

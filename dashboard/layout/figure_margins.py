@@ -12,7 +12,7 @@ from typing import Any
 Parts = dict[str, Any]  # of a figure's JSON
 
 # Pixels, of the page's 12-point labels and 14-point titles; on the generous side of what a browser measures.
-_LINE, _TITLE, _APART = 16, 20, 8
+_LINE, _TITLE, _GAP = 16, 20, 8
 _WIDTHS = {char: width for width, chars in ((4, " ,.·:;'|!iIjl()[]"), (11, "mwMW@%…")) for char in chars}
 
 
@@ -25,17 +25,17 @@ def set_margins(fig: Parts) -> None:
         bar["ticklabeloverflow"] = "allow"
     for name in {"xaxis", "yaxis", *(name for name in layout if name[1:].startswith("axis"))}:
         axis, below = layout.setdefault(name, {}), name.startswith("x")
-        widest = max(map(_width, _names(fig, name)), default=0)
+        widest = max(map(_width, _axis_labels(fig, name)), default=0)
         if below and "tickangle" not in axis and widest > _LINE:
             continue
         axis |= {"automargin": False, "ticklabeloverflow": "allow"}
-        axis.setdefault("title", {})["standoff"] = _APART
+        axis.setdefault("title", {})["standoff"] = _GAP
         if widest and axis.get("showticklabels", True):
             angle = math.radians(axis.get("tickangle", 0))
             across = abs(math.sin(angle)) * widest + abs(math.cos(angle)) * _LINE if below else widest
             side, title = "b" if below else "l", _TITLE if axis["title"].get("text") else 0
             margin = layout.setdefault("margin", {})
-            margin[side] = max(margin.get(side, 0), math.ceil(2 * _APART + across + title))
+            margin[side] = max(margin.get(side, 0), math.ceil(2 * _GAP + across + title))
 
 
 def _colour_bars(fig: Parts) -> Iterable[Parts]:
@@ -45,7 +45,7 @@ def _colour_bars(fig: Parts) -> Iterable[Parts]:
     return [scale.setdefault("colorbar", {}) for scale in (*scales, *own)]
 
 
-def _names(fig: Parts, axis: str) -> Iterable[str]:
+def _axis_labels(fig: Parts, axis: str) -> Iterable[str]:
     """The labels of an axis that are names: its own, or of categories those of the traces that stand on it."""
     known = fig["layout"][axis]
     if "ticktext" in known:

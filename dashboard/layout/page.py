@@ -46,7 +46,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.header(title, anchor=False)
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
-    shared_cache.mount()
+    shared_cache.mount_spinner()
     st.html(f"<style>{_style()}</style>")
     _pick_model(tools)
     with tools.popover("?", help="What this page shows, and its sources"):
@@ -59,8 +59,8 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
     try:
         yield Head(tools)
         if not st.session_state["_figures"]:
-            preload.read()
-        gc_freeze.set_aside(title)
+            preload.mount()
+        gc_freeze.freeze_objects(title)
     except CaptureBudgetError as error:
         show_error("What this view needs to keep does not fit. Shorten the prompt.", str(error))
     except WorkbenchError as error:
@@ -72,9 +72,9 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
         what = "There is not enough memory for this view. Shorten the prompt, or unload a model on Overview."
         show_error(what, str(error) or "out of memory")
     finally:
-        shared_cache.unmount()
+        shared_cache.unmount_spinner()
         with unread:
-            _unread()
+            _show_url_problems()
 
 
 def _style() -> str:
@@ -83,7 +83,7 @@ def _style() -> str:
     return f"{STYLE}{ON_DARK}:root {{ --paper: {st.get_option('theme.dark.backgroundColor')} }}"
 
 
-def _unread() -> None:
+def _show_url_problems() -> None:
     """What the address asks for in vain, and what it cannot hold."""
     misread, long = url_state.unavailable_values()
     if misread:
@@ -93,11 +93,11 @@ def _unread() -> None:
 
 
 def _pick_model(tools: DeltaGenerator) -> None:
-    ids = [known.id for known in models.known()]
+    ids = [known.id for known in models.served()]
     named = st.query_params.get("model")
     if named is not None and named not in ids:
         advice = "Add its folder on Overview, or start the server with it."
-        url_state.note_unavailable("model", named, computed.chosen().id, advice)
+        url_state.note_unavailable("model", named, computed.selected_model().id, advice)
     if len(ids) > 1:
         with tools:
             url_state.url_widget(
@@ -123,15 +123,24 @@ class Head:
             for name, table in tables.items():
                 title = name.replace("_", " ").capitalize()
                 with st.container(horizontal=True):
-                    _file(f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv")
-                    _file(f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET)
+                    _download_button(
+                        f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv"
+                    )
+                    _download_button(
+                        f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET
+                    )
             for name, (said, make) in st.session_state.get("_figures", {}).items():
                 title = name.replace("_", " ").capitalize()
-                _file(f"{title} (HTML)", lambda said=said, make=make: _html(said, make()), f"{name}.html", "text/html")
+                _download_button(
+                    f"{title} (HTML)",
+                    lambda said=said, make=make: _figure_html(said, make()),
+                    f"{name}.html",
+                    "text/html",
+                )
             st.caption("A figure as PNG: the camera that appears over it.")
 
 
-def _file(label: str, make: Callable[[], str | bytes], name: str, kind: str) -> None:
+def _download_button(label: str, make: Callable[[], str | bytes], name: str, kind: str) -> None:
     st.download_button(label, make, file_name=name, mime=kind, on_click="ignore", width="stretch", key=f"file_{name}")
 
 
@@ -173,9 +182,9 @@ def card(
         yield
 
 
-def table_height(rows: int, *, most: int = 440) -> int:
+def table_height(rows: int, *, max_height: int = 440) -> int:
     """Pixels for a table of so many rows, so that a short one shows no empty rows and a long one scrolls."""
-    return min(most, 35 * (rows + 1) + 3)
+    return min(max_height, 35 * (rows + 1) + 3)
 
 
 def chart(fig: go.Figure, *, key: str, height: int | None = None) -> None:
@@ -211,6 +220,6 @@ def add_download(name: str, title: str, make: Callable[[], go.Figure]) -> None:
     st.session_state.setdefault("_figures", {})[name] = (title, make)
 
 
-def _html(title: str, fig: go.Figure) -> str:
+def _figure_html(title: str, fig: go.Figure) -> str:
     """The figure as drawn, with its title inside, in a file that needs no network."""
     return str(go.Figure(fig).update_layout(title=title, margin={"t": 80}).to_html(include_plotlyjs=True))

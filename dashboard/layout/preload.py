@@ -26,7 +26,7 @@ _component = st.components.v2.component(
 )
 
 
-def read() -> None:
+def mount() -> None:
     """Have the browser do so whenever it is idle. Without effect where Streamlit keeps its code elsewhere."""
     _component(key="ahead", data={"files": [f"../../{figure.CODE}", *_FILES], "figures": _figures()})
 
@@ -43,4 +43,4 @@ def _figures() -> list[str]:
     ]
     for fig in figures:
         fig.update_layout(meta=None)  # nobody shall take one for a page's
-    return [figure.spec(fig, "light") for fig in figures]
+    return [figure.figure_json(fig, "light") for fig in figures]

@@ -250,7 +250,7 @@ def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
 def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
     named = url_state.url_param("token")
-    asked = url_values.whole(named)
+    asked = url_values.parse_count(named)
     position = stop - 1 if asked is None else asked
     shown = min(max(position, start), stop - 1)
     url_state.note_shown("token", named, shown)

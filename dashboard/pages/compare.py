@@ -182,7 +182,7 @@ def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -
                 "change": raw[1] - raw[0],
             }
         ),
-        most=600,
+        max_height=600,
         columns={
             "token": "Token",
             "id": "Id",
@@ -230,7 +230,7 @@ def _hooks(found: Comparison) -> None:
     table = found.frame()
     plain_table(
         table,
-        most=300,
+        max_height=300,
         columns={
             "hook": "Hook",
             "layer": "Layer",

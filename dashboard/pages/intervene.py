@@ -145,7 +145,11 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
     sample = given.sample
     assert sample is not None
     scored = computed.cached_probe(
-        intervention_effects.choices, model=model, prompt=sample.prompt_ids, answers=sample.choice_ids, changes=changes
+        intervention_effects.choice_logprobs,
+        model=model,
+        prompt=sample.prompt_ids,
+        answers=sample.choice_ids,
+        changes=changes,
     )
     best = np.array(scored).argmax(0)
     with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
@@ -173,7 +177,7 @@ def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
     table = top_tokens(model, logits)
     plain_table(
         table,
-        most=330,
+        max_height=330,
         columns={
             "token": "Token",
             "id": "Id",
@@ -243,7 +247,7 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
     with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
-        line = intervention_effects.command(
+        line = intervention_effects.eval_command(
             made, model=computed.model_path(), task=task, output=settings.results / "changed"
         )
         command_line(line)

@@ -97,14 +97,14 @@ def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> L
     """The logit lens, or the tuned one whose file has this time of change."""
     if not through:
         return logit_lens.logit_lens(model, cap, **options)
-    origin = computed.origin(model)
+    origin = computed.model_source(model)
     assert origin is not None
     return tuned_lens(model, cap, TunedLens.load(origin.path, model), **options)
 
 
 def _stamp(model: Transformer) -> int:
     """When the tuned lens beside the model was written; 0 where there is none."""
-    origin = computed.origin(model)
+    origin = computed.model_source(model)
     file = None if origin is None else origin.path / FILE
     return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
 
@@ -146,7 +146,7 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
             },
         )
         table = top_table(model, found, asked.position, st.session_state["k"])
-        plain_table(table, columns={name: name for name in table}, most=300)
+        plain_table(table, columns={name: name for name in table}, max_height=300)
 
 
 def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def _heads(made: LogitAttribution, row: int) -> None:
 
     plain_table(
         table.head(MOST_HEADS),
-        most=330,
+        max_height=330,
         columns={
             "layer": "Layer",
             "head": "Head",

@@ -157,7 +157,7 @@ def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
         rows=strongest,
         chosen=strongest.index(neuron),
         on_choose=lambda at: st.session_state.update(neuron=strongest[at]),
-        most=210,
+        max_height=210,
     )
 
 

@@ -176,7 +176,7 @@ def _activations(head: Head, held: CaptureRef, given: Input) -> None:
             table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
             plain_table(
                 table[["layer", "pos", "token", "dim", "value", "ratio"]],
-                most=340,
+                max_height=340,
                 columns={
                     "layer": "Layer",
                     "pos": "Position",
@@ -198,7 +198,7 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         plain_table(
             outliers.frame().head(50),
-            most=305,
+            max_height=305,
             columns={
                 "dim": "Dimension",
                 "layer_share": Column("Layers", ".1%"),

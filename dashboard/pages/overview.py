@@ -145,7 +145,7 @@ def _origin(model: Transformer) -> None:
 
 def origin(model: Transformer) -> pd.DataFrame:
     """Where the numbers of this server come from: name, value."""
-    about = provenance.describe(computed.origin(model))
+    about = provenance.describe(computed.model_source(model))
     rows = {
         "Started with": computed.model_path(),
         "Checkpoint": about["checkpoint_sha256"] or "not from a file",

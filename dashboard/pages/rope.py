@@ -132,7 +132,7 @@ def _waves(head: Head, view: View) -> None:
     with card("Pairs"):
         plain_table(
             found.frame(),
-            most=340,
+            max_height=340,
             columns={
                 "pair": "Pair",
                 "frequency": Column("Frequency (radians a token)", ".3g"),
@@ -223,7 +223,7 @@ def _what_if(head: Head, held: CaptureRef, given: Input, view: View) -> None:
             pd.DataFrame(
                 {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
             ),
-            most=530,
+            max_height=530,
             columns={
                 "position": "Position",
                 "token": "Token",

@@ -118,7 +118,7 @@ def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, vi
 def _onwards(model: Transformer, found: SamplingTrace, ids: list[int], at: int, view: View) -> None:
     """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
     text = st.session_state.get("prompt", "") + found.text
-    if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits({"prompt": text}):
+    if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits_in_url({"prompt": text}):
         return
     # The last token was never read; it is in the text unless it ended it.
     if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):
@@ -148,7 +148,7 @@ def table(model: Transformer, found: SamplingTrace) -> None:
         st.dataframe(
             shown.drop(columns=["position", "drawn_entropy"]),
             hide_index=True,
-            height=table_height(len(shown), most=330),
+            height=table_height(len(shown), max_height=330),
             column_config={
                 "step": st.column_config.NumberColumn("Step", width=60),
                 "text": st.column_config.TextColumn("Token", width=135),  # room for <|begin_of_text|>

@@ -39,7 +39,7 @@ _NAME = re.compile(r"[\w][\w .-]{0,80}")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCapture:
     """A file of the folder, as its head describes it; nothing else of it was read. Units: bytes of the file.
 
     `checkpoint` is the hash of the weights, None where the file does not say. `problem` says why it cannot be read.
@@ -48,7 +48,7 @@ class Stored:
     name: str
     path: Path
     bytes: int
-    when: datetime
+    modified: datetime
     tokens: int = 0
     hooks: int = 0
     model: str = ""
@@ -62,29 +62,29 @@ def folder() -> Path:
     return Settings.from_env().captures_folder
 
 
-def stored() -> list[Stored]:
+def list_captures() -> list[StoredCapture]:
     """Every capture of the folder, newest first, damaged ones among them."""
     found = []
     for path in folder().glob(f"*{SUFFIX}"):
         try:
-            found.append(_head(path))
+            found.append(_read_header(path))
         except OSError:  # gone since it was listed
             continue
-    return sorted(found, key=lambda one: one.when, reverse=True)
+    return sorted(found, key=lambda one: one.modified, reverse=True)
 
 
-def find(name: str) -> Stored:
+def find(name: str) -> StoredCapture:
     """Raises: DataError if there is no such capture, or it is damaged."""
-    path = place(name)
+    path = path_of(name)
     if not path.is_file():
         raise DataError(f"There is no capture {name!r} in {folder()}. Choose one on Overview.")
-    found = _head(path)
+    found = _read_header(path)
     if found.problem is not None:
         raise DataError(f"The capture {name!r} is damaged: {found.problem} Delete it, and capture the prompt again.")
     return found
 
 
-def place(name: str) -> Path:
+def path_of(name: str) -> Path:
     """Where a capture of this name stands. Raises: DataError for what is no name of a file."""
     if not _NAME.fullmatch(name):
         raise DataError(
@@ -93,12 +93,12 @@ def place(name: str) -> Path:
     return folder() / f"{name}{SUFFIX}"
 
 
-def save(capture: Capture, name: str, *, checkpoint: str) -> Stored:
+def save(capture: Capture, name: str, *, checkpoint: str) -> StoredCapture:
     """Write a capture, with its checkpoint's hash.
 
     Raises: DataError for a name that is taken or is none, CaptureError where the file cannot be written.
     """
-    path = place(name)
+    path = path_of(name)
     if path.exists():
         raise DataError(f"There is a capture {name!r} already. Choose another name, or delete that one.")
     try:
@@ -107,18 +107,18 @@ def save(capture: Capture, name: str, *, checkpoint: str) -> Stored:
         raise CaptureError(f"{path.parent} cannot be made: {error.strerror}.") from error
     about = MappingProxyType({**capture.provenance, "checkpoint_sha256": checkpoint})
     replace(capture, provenance=about).save(path)
-    return _head(path)
+    return _read_header(path)
 
 
 def delete(name: str) -> None:
     """Raises: DataError if it cannot be deleted."""
     try:
-        place(name).unlink(missing_ok=True)
+        path_of(name).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"The capture {name!r} cannot be deleted: {error.strerror}.") from error
 
 
-def command(model: str, prompt: str) -> str:
+def capture_command(model: str, prompt: str) -> str:
     """What keeps a capture of a prompt that answers every page, in a terminal."""
     hooks = [word for hook in HOOKS for word in ("--hooks", hook)]
     words = ["workbench", "capture", model, prompt, *hooks, "--output", str(folder() / f"mine{SUFFIX}")]
@@ -126,7 +126,7 @@ def command(model: str, prompt: str) -> str:
     return " && ".join([*make, shlex.join(words)])
 
 
-def load(found: Stored, device: torch.device) -> Capture:
+def load(found: StoredCapture, device: torch.device) -> Capture:
     """The whole capture on a device, read once for each state of its file.
 
     Raises: CaptureError for a damaged file; DataError for one that pages cannot look at.
@@ -153,7 +153,7 @@ def missing_hooks(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
     ]
 
 
-@process_cache("Reading the capture …", most=3)
+@process_cache("Reading the capture …", max_entries=3)
 def _load(path: str, stamp: int, device: str) -> Capture:
     capture = Capture.load(path, device=device)
     if capture.tokens.shape[0] != 1 or capture.start or capture.heads is not None or capture.positions is not None:
@@ -164,9 +164,9 @@ def _load(path: str, stamp: int, device: str) -> Capture:
     return capture
 
 
-def _head(path: Path) -> Stored:
+def _read_header(path: Path) -> StoredCapture:
     about = path.stat()
-    plain = Stored(path.name.removesuffix(SUFFIX), path, about.st_size, datetime.fromtimestamp(about.st_mtime))
+    plain = StoredCapture(path.name.removesuffix(SUFFIX), path, about.st_size, datetime.fromtimestamp(about.st_mtime))
     try:
         with safe_open(str(path), framework="pt") as file:
             said = json.loads((file.metadata() or {})["about"])

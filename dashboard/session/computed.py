@@ -46,19 +46,19 @@ class CaptureRef:
     capture: Capture
 
 
-def chosen() -> ServedModel:
+def selected_model() -> ServedModel:
     """The model that this session looks at: the one its address names, else the one the server was started with."""
-    known = models.known()
+    known = models.served()
     named = st.session_state.get("model", st.query_params.get("model"))
     return next((one for one in known if one.id == named), known[0])
 
 
 def model() -> Transformer:
     """The model that this session looks at, loaded once for all who do."""
-    path, shelf = chosen().path, models.shelf()
-    if path in shelf.bytes():
+    path, shelf = selected_model().path, models.pool()
+    if path in shelf.loaded_bytes():
         return shelf.get(path)
-    with shared_cache.place():
+    with shared_cache.spinner_place():
         bar = st.empty()
     name = Path(path).name
     found = shelf.get(path, lambda share: bar.progress(share, plain(f"Loading {name} …")))
@@ -68,12 +68,12 @@ def model() -> Transformer:
 
 def model_path() -> str:
     """What `workbench.load_model` takes for the model that this session looks at."""
-    return chosen().path
+    return selected_model().path
 
 
 def unload(known: ServedModel) -> None:
     """Free a model's memory, and that of every capture and result: they hold its numbers."""
-    shared_cache.forget()
+    shared_cache.clear_all()
     models.unload(known.path)
 
 
@@ -101,11 +101,11 @@ _RUNS: WeakValueDictionary[tuple[str, tuple[str, ...]], Capture] = WeakValueDict
 def open_capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> CaptureRef | None:
     """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
     names = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
-    answers = (_answer(name, model, ids, hooks, changes) for name in names if name is not None)
+    answers = (_matching_capture(name, model, ids, hooks, changes) for name in names if name is not None)
     return next((answer for answer in answers if answer is not None), None)
 
 
-def _answer(
+def _matching_capture(
     name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str
 ) -> CaptureRef | None:
     try:
@@ -133,7 +133,7 @@ def why_capture_unusable(model: Transformer, name: str, hooks: tuple[str, ...]) 
     return f"the file lacks {', '.join(missing)}" if missing else ""
 
 
-def origin(model: Transformer) -> ModelSource | None:
+def model_source(model: Transformer) -> ModelSource | None:
     """Where a model's weights came from; None if from no file.
 
     A model is asked once: no page changes weights, and to look whether they are their file's takes milliseconds.
@@ -148,7 +148,7 @@ _ORIGINS: WeakKeyDictionary[Transformer, ModelSource | None] = WeakKeyDictionary
 
 def fingerprint(model: Transformer) -> str:
     """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
-    found = origin(model)
+    found = model_source(model)
     return f"object {id(model)}" if found is None else found.checkpoint_sha256
 
 
@@ -181,14 +181,14 @@ def cached_pair_probe(
     return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
 
 
-@size_limited("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
+@size_limited("Running the model …", max_bytes=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
 def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
     with torch.no_grad(), model.intervene(*from_json(changes)):
         _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
     return cap
 
 
-@process_cache("Computing …", most=256)
+@process_cache("Computing …", max_entries=256)
 def _computed(key: str, _compute: Callable[[], Any]) -> Any:
     with torch.no_grad():
         return _compute()

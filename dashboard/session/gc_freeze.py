@@ -9,7 +9,7 @@ from functools import cache
 
 
 @cache
-def set_aside(page: str) -> None:
+def freeze_objects(page: str) -> None:
     """Leave what is there once a page is first shown in this process, code above all, out of later collections.
 
     What is part of no cycle is freed as ever; the rest waits for `free`.
@@ -17,7 +17,7 @@ def set_aside(page: str) -> None:
     gc.freeze()
 
 
-def free() -> None:
+def collect_all() -> None:
     """Collect what was set aside too, and set the rest aside again."""
     kept = gc.get_freeze_count()
     gc.unfreeze()

@@ -72,7 +72,7 @@ class ModelPool:
         with self._guard:
             self._loaded.pop(path, None)
 
-    def bytes(self) -> dict[str, int]:
+    def loaded_bytes(self) -> dict[str, int]:
         """What each loaded model's weights hold."""
         with self._guard:
             loaded = dict(self._loaded)
@@ -83,15 +83,15 @@ class ModelPool:
 
 
 @st.cache_resource(show_spinner=False)
-def shelf() -> ModelPool:
+def pool() -> ModelPool:
     """This server's."""
     return ModelPool()
 
 
-def known() -> tuple[ServedModel, ...]:
+def served() -> tuple[ServedModel, ...]:
     """Every model of this server, the one it was started with first."""
     settings = Settings.from_env()
-    paths = dict.fromkeys((settings.model, *settings.more, *shelf().added))
+    paths = dict.fromkeys((settings.model, *settings.more, *pool().added))
     return tuple(ServedModel(_id(path), path) for path in paths)
 
 
@@ -103,8 +103,8 @@ def add(text: str) -> ServedModel:
     path, needed = inspect_checkpoint(text)
     if needed.weights > needed.free:
         raise DataError(f"It needs {needed}. Unload a model, or serve it on a larger machine.")
-    if path not in shelf().added:
-        shelf().added.append(path)
+    if path not in pool().added:
+        pool().added.append(path)
     return ServedModel(_id(path), path)
 
 
@@ -114,17 +114,17 @@ def inspect_checkpoint(text: str) -> tuple[str, MemoryEstimate]:
     Raises: CheckpointError or ConfigError for what is no checkpoint.
     """
     if text.strip() == "demo":
-        return "demo", cost("demo")
+        return "demo", memory_estimate("demo")
     try:
         path = Path(text.strip()).expanduser().resolve()
         if not path.is_dir():
             raise CheckpointError(f"There is no folder {path}. Give the folder of a Meta or Hugging Face checkpoint.")
-        return str(path), cost(str(path))
+        return str(path), memory_estimate(str(path))
     except (OSError, RuntimeError, ValueError) as error:  # not ours to read, no such home, a zero byte
         raise CheckpointError(f"The folder cannot be read: {error}.") from error
 
 
-def cost(path: str) -> MemoryEstimate:
+def memory_estimate(path: str) -> MemoryEstimate:
     """Raises: CheckpointError or ConfigError for what is no checkpoint."""
     checkpoint = open_checkpoint(path)
     config, itemsize = checkpoint.config, checkpoint.dtype.itemsize
@@ -134,8 +134,8 @@ def cost(path: str) -> MemoryEstimate:
 
 def unload(path: str) -> None:
     """Free a model's memory. Whoever looks at it next loads it anew."""
-    shelf().drop(path)
-    gc_freeze.free()
+    pool().drop(path)
+    gc_freeze.collect_all()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

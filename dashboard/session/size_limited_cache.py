@@ -14,8 +14,8 @@ class SizeLimitedCache(Generic[T]):
     fits: bytes that all of them may hold; the latest is kept in any case. size: the bytes that one holds.
     """
 
-    def __init__(self, fits: int, size: Callable[[T], int]) -> None:
-        self._fits, self._size = fits, size
+    def __init__(self, max_bytes: int, size: Callable[[T], int]) -> None:
+        self._fits, self._size = max_bytes, size
         self._guard = Lock()
         self._locks: dict[str, Lock] = {}  # of those that are being computed
         self._results: OrderedDict[str, T] = OrderedDict()
@@ -30,7 +30,7 @@ class SizeLimitedCache(Generic[T]):
                         self._results.move_to_end(key)
                         return self._results[key]
                 result = compute()
-                self._keep(key, result)
+                self._store(key, result)
                 return result
             finally:
                 with self._guard:
@@ -41,7 +41,7 @@ class SizeLimitedCache(Generic[T]):
         with self._guard:
             self._results.clear()
 
-    def _keep(self, key: str, result: T) -> None:
+    def _store(self, key: str, result: T) -> None:
         with self._guard:
             self._results[key] = result
             held = sum(map(self._size, self._results.values()))

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from dashboard.session import url_values
-from dashboard.session.url_values import Misread
+from dashboard.session.url_values import UnavailableValue
 
 T = TypeVar("T")
 
@@ -38,18 +38,20 @@ def url_widget(widget: Callable[..., T], label: str, *args: Any, key: str, **opt
     elif memory not in session and session[key] == session.get(before) != default:
         session[key] = default
     if widget is st.number_input and isinstance(session.get(key), int | float):
-        session[key] = url_values.within(session[key], *args[:2])  # a larger model had more
-    binding = None if url_values.unreadable(widget, st.query_params.get(key)) else _binding(widget, label, key)
+        session[key] = url_values.clamp(session[key], *args[:2])  # a larger model had more
+    binding = (
+        None if url_values.rejected_by_streamlit(widget, st.query_params.get(key)) else _binding(widget, label, key)
+    )
     value = widget(label, *args, key=key, bind=binding, **options)
     session[before], session["_drawn"][key] = default, value if binding else ""
     if value != default:
         session[memory] = value
     elif session.get(memory) != value:  # it was set back; one that was chosen where the default is another stays
         session.pop(memory, None)
-    if given and not url_values.means(given, value):
+    if given and not url_values.matches(given, value):
         note_unavailable(key, given[-1], value)
     elif not fresh:
-        _understood(key, value)
+        _clear_unavailable(key, value)
     return value
 
 
@@ -60,7 +62,7 @@ def _binding(widget: Callable[..., Any], label: str, key: str) -> str | None:
     session = st.session_state
     text, others = session.get(key, ""), {**st.query_params.to_dict(), **session["_drawn"]}
     long = session.setdefault("_long", {})
-    if text and not url_values.fits({**others, key: text}):
+    if text and not url_values.fits_in_url({**others, key: text}):
         long[key] = label
         return None
     if long.pop(key, None):  # written again: only what is set here, and not in the browser, is sent there
@@ -89,27 +91,27 @@ def url_selectbox(label: str, options: Sequence[str], *, key: str, follows: str 
     return str(st.selectbox(label, options, key=key, on_change=chose, **more))
 
 
-def note_unavailable(key: str, given: str, shown: object, advice: str = "") -> None:
+def note_unavailable(key: str, requested: str, shown: object, advice: str = "") -> None:
     """Have the page say that its address asks for what cannot be shown; the first to say so of a parameter counts."""
-    st.session_state["_misread"].setdefault(key, Misread(key, given, shown, advice))
+    st.session_state["_misread"].setdefault(key, UnavailableValue(key, requested, shown, advice))
 
 
-def note_shown(key: str, given: object, shown: object) -> None:
+def note_shown(key: str, requested: object, shown: object) -> None:
     """As `misread`, on arrival, where a page shows something else than a parameter or control says."""
-    if st.session_state["_arrived"] and given is not None and str(given) != str(shown):
-        note_unavailable(key, str(given), shown)
+    if st.session_state["_arrived"] and requested is not None and str(requested) != str(shown):
+        note_unavailable(key, str(requested), shown)
     else:
-        _understood(key, shown)
+        _clear_unavailable(key, shown)
 
 
-def _understood(key: str, shown: object) -> None:
+def _clear_unavailable(key: str, shown: object) -> None:
     """Say no more of a parameter, unless this is what was shown in its place."""
     said = st.session_state["_misread"].get(key)
     if said is not None and shown != said.shown and str(shown) != said.given:
         del st.session_state["_misread"][key]
 
 
-def unavailable_values() -> tuple[list[Misread], list[str]]:
+def unavailable_values() -> tuple[list[UnavailableValue], list[str]]:
     """At a page's end: what its address asked for in vain, and the labels of texts that are too long to be in it."""
     st.session_state.pop("_chose", None)
     long = st.session_state.get("_long", {})

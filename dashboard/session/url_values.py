@@ -8,27 +8,27 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-MOST_BYTES = 48_000
+MAX_BYTES = 48_000
 """Of all parameters, as they are sent. A server takes 65,536 for these, the browser's own headers and its cookies."""
 
 
 @dataclass(frozen=True)
-class Misread:
+class UnavailableValue:
     """A parameter that could not be shown as it was given, what is shown instead, and what can be done about it."""
 
     key: str
-    given: str
+    requested: str
     shown: Any
     advice: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.key}={_short(self.given)} is not possible here; shown is {_said(self.shown)}."
+        what = f"{self.key}={_short(self.requested)} is not possible here; shown is {_describe(self.shown)}."
         return f"{what} {self.advice}".strip()
 
 
-def fits(parameters: Mapping[str, object]) -> bool:
+def fits_in_url(parameters: Mapping[str, object]) -> bool:
     """Whether an address of these parameters would be answered."""
-    return len(urlencode(parameters, errors="replace")) <= MOST_BYTES
+    return len(urlencode(parameters, errors="replace")) <= MAX_BYTES
 
 
 def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -42,12 +42,12 @@ def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[st
     return False if widget is st.toggle else args[0] if args else ""
 
 
-def whole(text: str | None) -> int | None:
+def parse_count(text: str | None) -> int | None:
     """The number that a parameter gives, None where it gives none: digits, and no more than could count anything."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
 
 
-def means(given: Sequence[str], value: object) -> bool:
+def matches(given: Sequence[str], value: object) -> bool:
     """Whether a control with this value shows what its parameter, given once or more often, asks for."""
     if isinstance(value, list):
         return [text for text in given if text] == value
@@ -62,7 +62,7 @@ def means(given: Sequence[str], value: object) -> bool:
         return False
 
 
-def unreadable(widget: Callable[..., Any], text: str | None) -> bool:
+def rejected_by_streamlit(widget: Callable[..., Any], text: str | None) -> bool:
     """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
     if widget is st.segmented_control:
         return text == ""
@@ -72,13 +72,13 @@ def unreadable(widget: Callable[..., Any], text: str | None) -> bool:
         return False
 
 
-def within(value: float, low: float | None = None, high: float | None = None) -> float:
+def clamp(value: float, low: float | None = None, high: float | None = None) -> float:
     """The number, or the nearest end of what a control takes."""
     value = value if low is None else max(value, low)
     return value if high is None else min(value, high)
 
 
-def _said(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "nothing"
     text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

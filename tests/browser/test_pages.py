@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
 
-from dashboard.data.intervention_effects import choices
+from dashboard.data.intervention_effects import choice_logprobs
 from evals.explain.explain import explain
 from evals.results.runs import list_runs
 from probes.attention.head_map import MAX_CELLS
@@ -200,7 +200,7 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     expect(tab.page.get_by_text(f"1. ablate {name}")).to_be_visible()
     row = run.samples("asked_quiz").set_index("doc_id").loc[wrong]
     changes = "[]", json.dumps([{"kind": "ablate", "target": name}])
-    scored = np.array(choices(model, row["prompt_ids"], row["choice_ids"], changes))
+    scored = np.array(choice_logprobs(model, row["prompt_ids"], row["choice_ids"], changes))
     was, now = ("ABCD"[number] for number in scored.argmax(0))
     assert "ABCD"[int(row["answer"])] == was  # what the run answered
     expect(tab.page.get_by_text(re.compile(f"Answer before: {was}\\s+Answer after:\\s+{now}"))).to_be_visible()

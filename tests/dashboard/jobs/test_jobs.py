@@ -54,7 +54,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_request, "WORKBENCH", (sys.executable, "-P", "-c", STAND_IN))
-    monkeypatch.setattr(EvalRequest, "about", lambda self: {**vars(self), "changes": ""})
+    monkeypatch.setattr(EvalRequest, "settings", lambda self: {**vars(self), "changes": ""})
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -87,21 +87,21 @@ def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, chec
     asked, notes = EvalRequest("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
     assert notes == []
     job = jobs.start(results, asked)
-    assert job.status in (jobs.STARTING, jobs.RUNNING) and job.about["changes"] == "ablate L0H1"
+    assert job.status in (jobs.STARTING, jobs.RUNNING) and job.settings["changes"] == "ablate L0H1"
     # The first unit of questions is answered, and the next one is not.
     until(lambda: (now := jobs.find(results, "real")).progress is not None and now.progress.what == "generating")
     now = jobs.find(results, "real")
     assert now.progress is not None and now.progress.total == 40 and now.child is not None
     os.kill(now.child, signal.SIGKILL)
     dead = ended(results, "real")
-    assert (dead.status, dead.code) == (jobs.FAILED, -9) and "killed by SIGKILL" in dead.ending
-    left = jobs.open_run(dead)
+    assert (dead.status, dead.code) == (jobs.FAILED, -9) and "killed by SIGKILL" in dead.status_text
+    left = jobs.unfinished_run(dead)
     assert left is not None and left.run.status == "interrupted" and left.answers == 160  # four choices each
     again = jobs.resume(results, left)
     assert (again.id, again.attempt) == ("real", 2)
     done = ended(results, "real")
     assert (done.status, done.code) == (jobs.FINISHED, 0), jobs.tail(done)
-    assert jobs.open_run(done) is None and jobs.orphaned_runs(results) == ([], [])
+    assert jobs.unfinished_run(done) is None and jobs.orphaned_runs(results) == ([], [])
     (run,) = list_runs(results)
     assert run.path.parent == done.output and sorted(run.tasks) == ["demo_gsm8k", "demo_mmlu"]
     text = jobs.log(done).decode()
@@ -122,7 +122,7 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     (stray,) = jobs.orphaned_runs(results)[0]
     assert stray.run.status == "interrupted"
     job = jobs.resume(results, stray)
-    assert job.id == stray.run.id and job.about["tasks"] == ["demo_gsm8k"] and job.about["limit"] == 15
+    assert job.id == stray.run.id and job.settings["tasks"] == ["demo_gsm8k"] and job.settings["limit"] == 15
     assert jobs.orphaned_runs(results)[0] == []  # it is a job's now
     assert ended(results, job.id).status == jobs.FINISHED
 
@@ -141,7 +141,7 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
 def test_the_exit_code_tells_how_it_ended(results: Path, stand_in: None, code: int, status: str, words: str) -> None:
     jobs.start(results, life(str(code)))
     job = ended(results, "job")
-    assert (job.status, job.code) == (status, code) and words in job.ending
+    assert (job.status, job.code) == (status, code) and words in job.status_text
     assert job.seconds is not None and 0 <= job.seconds < 30
 
 
@@ -150,7 +150,7 @@ def test_a_cancelled_job_ends_by_its_interrupt(results: Path, stand_in: None) ->
     jobs.cancel(said(results, "job", "ready"))
     job = ended(results, "job")
     assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
-    assert "KeyboardInterrupt" in jobs.tail(job) and "It was cancelled" in job.ending
+    assert "KeyboardInterrupt" in jobs.tail(job) and "It was cancelled" in job.status_text
 
 
 def test_a_cancel_before_the_start_is_heard(results: Path, stand_in: None) -> None:
@@ -199,7 +199,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pathlib import Path
 from dashboard.jobs import eval_request, jobs
 eval_request.WORKBENCH = (sys.executable, "-P", "-c", {STAND_IN!r})
-eval_request.EvalRequest.about = lambda self: {{**vars(self), "changes": ""}}
+eval_request.EvalRequest.settings = lambda self: {{**vars(self), "changes": ""}}
 jobs.start(Path({str(results)!r}), eval_request.EvalRequest("job", "slow", ("demo_mmlu",)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -222,7 +222,7 @@ def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, s
     assert jobs.find(results, "job").status == jobs.RUNNING
     jobs.cancel(jobs.find(results, "job"))
     job = ended(results, "job")
-    assert job.code is None and "gone without an exit code" in job.ending
+    assert job.code is None and "gone without an exit code" in job.status_text
 
 
 def test_another_process_with_its_number_is_not_the_job(results: Path, stand_in: None) -> None:
@@ -256,7 +256,7 @@ def test_of_another_machine_nothing_is_claimed(results: Path, stand_in: None) ->
         values = json.loads((folder / file).read_text()) | {"host": "far", "code": None, "ended": None}
         supervisor.write(folder / file, values)
     job = jobs.find(results, "job")
-    assert job.status == jobs.ELSEWHERE and "far" in job.ending and not job.active
+    assert job.status == jobs.OTHER_HOST and "far" in job.status_text and not job.active
 
 
 def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -> None:
@@ -375,7 +375,9 @@ def test_the_logs_end_is_what_a_terminal_would_show(results: Path, stand_in: Non
     assert jobs.tail(job).splitlines()[-1] == " last \u202e words"  # the bar before it is written over
     (job.folder / supervisor.LOG).write_text("\n".join(f"line {i} " + "x" * 5000 for i in range(400)))
     shown = jobs.tail(job).splitlines()
-    assert len(shown) <= jobs.MOST_LINES and shown[-1].startswith("line 399") and len(shown[-1]) == jobs.MOST_COLUMNS
+    assert (
+        len(shown) <= jobs.MAX_LOG_LINES and shown[-1].startswith("line 399") and len(shown[-1]) == jobs.MAX_LOG_COLUMNS
+    )
     (job.folder / supervisor.LOG).unlink()
     assert jobs.tail(job) == ""
 

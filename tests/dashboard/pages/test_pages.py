@@ -167,7 +167,7 @@ def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> 
     held = computed.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
     capture = weakref.ref(held.capture)
     assert any(one is held.capture for one in computed._RUNS.values())
-    shared_cache.forget()
+    shared_cache.clear_all()
     del held
     assert capture() is None
 
@@ -360,7 +360,7 @@ def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None
     first = shape(session.main)
     assert shape(session.run().main) == first
     st.cache_resource.clear()
-    shared_cache.forget()
+    shared_cache.clear_all()
     assert shape(session.run().main) == first
 
 

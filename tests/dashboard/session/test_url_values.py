@@ -91,7 +91,7 @@ def three(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, app
     settings = Settings(str(checkpoint), tmp_path, (str(other), str(wordless)))
     for name, value in settings.to_env().items():
         monkeypatch.setenv(name, value)
-    first, second, third = models.known()
+    first, second, third = models.served()
     return first.id, second.id, third.id
 
 
@@ -204,9 +204,9 @@ def test_nothing_is_said_of_what_an_address_has_right(app: App, page: str, given
 
 
 def test_a_value_means_what_it_shows() -> None:
-    assert url_values.means(["a", "", "b"], ["a", "b"]) and not url_values.means(["a", "x"], ["a"])
-    assert url_values.means([""], None) and not url_values.means(["x"], None)
-    assert not url_values.means(["3.5"], 3) and url_values.means(["3.0"], 3)
+    assert url_values.matches(["a", "", "b"], ["a", "b"]) and not url_values.matches(["a", "x"], ["a"])
+    assert url_values.matches([""], None) and not url_values.matches(["x"], None)
+    assert not url_values.matches(["3.5"], 3) and url_values.matches(["3.0"], 3)
 
 
 # --- how much it holds ----------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def written(session: AppTest, key: str) -> bool:
 
 
 def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_values, "MOST_BYTES", 3000)
+    monkeypatch.setattr(url_values, "MAX_BYTES", 3000)
     session = app("compare", b_of="Another prompt")
     session.text_area(key="prompt").set_value("漢" * 200).run()
     assert not too_long(session) and written(session, "prompt")  # of nine bytes each
@@ -242,7 +242,7 @@ def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: py
     said = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
     for most, fits in ((3000, True), (600, False)):
         session = app("generate", mode="Chat", turns=said, prompt="the cat", temperature=0, new=3)
-        monkeypatch.setattr(url_values, "MOST_BYTES", most)
+        monkeypatch.setattr(url_values, "MAX_BYTES", most)
         session.button(key="generate").click().run()
         assert not session.exception
         assert any(button.label == "Go on with the conversation" for button in session.button) == fits
