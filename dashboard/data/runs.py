@@ -73,29 +73,29 @@ def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], .
     return str(path), _file_stats([path])
 
 
-def select_runs(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
+def select_runs(runs: list[Run], draw_more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
     """Draw the controls for a run and one to compare it with.
 
     more: draws what a page adds to them.
     """
-    names = [run.name for run in found]
+    names = [run.name for run in runs]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         name = url_state.url_selectbox("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
         against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", width=420)
-        more()
-    by_name = {run.name: run for run in found}
+        draw_more()
+    by_name = {run.name: run for run in runs}
     return by_name[name], by_name.get(against)
 
 
 def run_badge(side: str, run: Run) -> None:
     """A side of a comparison: its run in a line, and what of its tasks was not asked."""
     partial = [(task, *question_counts(run, task)) for task in run.tasks]
-    said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
+    missing = [f"{task}: {answered} of {whole} questions" for task, answered, whole in partial if answered < whole]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
+        st.badge(f"{side}: partial" if missing else side, color="orange" if missing else "blue")
         about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
-        st.text(plain(" · ".join([*filter(None, about), *said])))
+        st.text(plain(" · ".join([*filter(None, about), *missing])))
 
 
 def find_sample(reference: str) -> Sample:
@@ -123,12 +123,12 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
     choices = _as_list(row.get("choices"))
     if choices:
         picked = int(row["answer"])
-        output, said = choices[picked], choices[picked].strip()
+        output, answer = choices[picked], choices[picked].strip()
         target = _target(row["target"], choices)
         answered = _as_list(row.get("choice_ids"))
         tail = answered[picked] if answered else None
     else:
-        output, said, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
+        output, answer, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
         tail = _as_list(row.get("generated_ids")) or None
     prompt_ids = _as_list(row.get("prompt_ids"))
     named = [choice.strip() for choice in choices]
@@ -140,7 +140,7 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
         doc_id=int(row["doc_id"]),
         prompt=str(row["prompt"]),
         output=output,
-        answer=said,
+        answer=answer,
         target=target,
         correct=None if pd.isna(correct) else float(correct),
         ids=None if ids is None else tuple(int(token) for token in ids),
@@ -162,10 +162,10 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
 
 def _target(target: object, choices: Sequence[str]) -> str:
     """lm-eval gives a choice's text or its number."""
-    said = str(target).strip()
-    if said.isdecimal() and int(said) < len(choices):
-        return choices[int(said)].strip()
-    return said
+    text = str(target).strip()
+    if text.isdecimal() and int(text) < len(choices):
+        return choices[int(text)].strip()
+    return text
 
 
 def _as_list(value: object) -> list[Any]:
@@ -177,14 +177,14 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _file_stats(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
-    found = []
+    stats = []
     for path in paths:
         try:
             about = path.stat()
         except OSError:  # gone since it was listed, or never there: reading it says so better
             continue
-        found.append((str(path), about.st_mtime_ns, about.st_size))
-    return tuple(sorted(found))
+        stats.append((str(path), about.st_mtime_ns, about.st_size))
+    return tuple(sorted(stats))
 
 
 def comparison(run: Run, baseline: Run) -> Comparison:
@@ -192,7 +192,7 @@ def comparison(run: Run, baseline: Run) -> Comparison:
 
     Raises: DataError if they share none, or samples are missing or damaged.
     """
-    keys = [samples_key(one, task) for one in (run, baseline) for task in one.tasks]
+    keys = [samples_key(side, task) for side in (run, baseline) for task in side.tasks]
     return _comparison(str(run.path), str(baseline.path), keys, run, baseline)
 
 

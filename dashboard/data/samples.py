@@ -59,12 +59,12 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
     at the top. What has no margin or confidence comes last.
     """
     table = table.copy()
-    found = zip(table["doc_id"], table["filter"], table["state"], strict=True)
-    said = [other.get((doc, filter)) for doc, filter, _ in found]
-    table["other"] = pd.Series(said, index=table.index, dtype=object)
+    questions = zip(table["doc_id"], table["filter"], table["state"], strict=True)
+    others = [other.get((doc, filter)) for doc, filter, _ in questions]
+    table["other"] = pd.Series(others, index=table.index, dtype=object)
     right = table["state"] == RIGHT
-    differs = [a is not None and (a == RIGHT) != b for a, b in zip(said, right, strict=True)]
-    keys: dict[str, Sequence[Any]] = {"_same": [not one for one in differs]}
+    differs = [a is not None and (a == RIGHT) != b for a, b in zip(others, right, strict=True)]
+    keys: dict[str, Sequence[Any]] = {"_same": [not differ for differ in differs]}
     if order == MARGIN:
         keys["_margin"] = table["margin"].abs()
     elif order == CONFIDENT:
@@ -107,17 +107,17 @@ def _rerun(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
             if _position is None and isinstance(row.get("verdict"), str):
                 # A number in a program is no answer that could be compared with one in its tests.
                 raise DataError("the answer is a program, which was judged as a whole.")
-            where = decision(_model, replayed, position=_position)
-            found = explainer()(
+            point = decision(_model, replayed, position=_position)
+            attribution = explainer()(
                 _model,
-                where.ids,
-                token=where.token,
-                contrast_token=where.contrast_token,
-                other_tokens=where.other_tokens,
+                point.ids,
+                token=point.token,
+                contrast_token=point.contrast_token,
+                other_tokens=point.other_tokens,
             )
     except WorkbenchError as error:
         return RerunResult(replayed, None, str(error))
-    return RerunResult(replayed, Explanation(replayed, where, found))
+    return RerunResult(replayed, Explanation(replayed, point, attribution))
 
 
 @process_cache("Reading the samples …", max_entries=16)
@@ -170,8 +170,8 @@ def confidence(row: dict[str, Any]) -> float | None:
     Exact:  softmax over the choices' log-probabilities; of a generated answer exp of the mean over its tokens.
     """
     if isinstance(row.get("choices"), list):
-        given = [float(value) for value in row["logprobs"]]
-        highest = max(given)
-        return math.exp(given[int(row["answer"])] - highest) / sum(math.exp(value - highest) for value in given)
+        logprobs = [float(value) for value in row["logprobs"]]
+        highest = max(logprobs)
+        return math.exp(logprobs[int(row["answer"])] - highest) / sum(math.exp(value - highest) for value in logprobs)
     tokens = row.get("generated_logprobs")
     return math.exp(sum(tokens) / len(tokens)) if isinstance(tokens, list) and tokens else None

@@ -58,14 +58,14 @@ class EvalRequest:
             raise DataError(f"the limit is a number of questions, or a fraction below 1; found {self.limit}.")
         changes = Changes(None, self.ablate.strip(), "", self.rope_scaling.strip())
         changes.interventions(read_config(self.model))
-        asked = presets.tasks(self.preset, self.tasks, chat=self.chat)
+        tasks = presets.tasks(self.preset, self.tasks, chat=self.chat)
         why_not = {listed.name: listed.missing for listed in benchmarks()}
-        for task in asked:
+        for task in tasks:
             if reason := why_not.get(task, "no benchmark of this name is known"):
                 raise DataError(f"{task} cannot be run: {reason}.")
-        programs = [task for task in asked if registry.runs_code(task)]
+        programs = [task for task in tasks if registry.runs_code(task)]
         reason = sandbox.why_unavailable() if programs else None
-        if reason and programs == list(asked):
+        if reason and programs == list(tasks):
             raise DataError(f"{', '.join(programs)} runs generated code, and there is no sandbox here: {reason}")
         notes = [f"{', '.join(programs)} will be left out: there is no sandbox here ({reason})."] if reason else []
         return replace(self, name=name, ablate=changes.ablate, rope_scaling=changes.rope_scaling), notes
@@ -78,14 +78,14 @@ class EvalRequest:
             "--preset": self.preset, "--ablate": self.ablate or None, "--rope_scaling": self.rope_scaling or None,
             "--seed": self.seed,
         }  # fmt: skip
-        given = [f"{option}={value}" for option, value in options.items() if value is not None]
-        return [*WORKBENCH, "eval", "run", *given, *(["--apply_chat_template"] if self.chat else [])]
+        words = [f"{option}={value}" for option, value in options.items() if value is not None]
+        return [*WORKBENCH, "eval", "run", *words, *(["--apply_chat_template"] if self.chat else [])]
 
     def settings(self) -> dict[str, Any]:
         """What is shown of it."""
         changes = Changes(None, self.ablate, "", self.rope_scaling).interventions(read_config(self.model))
-        kept = {key: getattr(self, key) for key in ("model", "limit", "num_fewshot", "preset", "chat", "seed")}
-        return kept | {"tasks": list(self.tasks), "changes": described(changes)}
+        options = {key: getattr(self, key) for key in ("model", "limit", "num_fewshot", "preset", "chat", "seed")}
+        return options | {"tasks": list(self.tasks), "changes": described(changes)}
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def benchmarks() -> list[Benchmark]:
 
     place = local_data.folder(None)
     where = local_data.home() if place is None else place
-    found = [Benchmark(row.name, _missing(row.data, row.source, where)) for row in availability.benchmarks(place)]
-    return sorted(found, key=lambda one: (one.missing is not None, one.name))
+    listed = [Benchmark(row.name, _missing(row.data, row.source, where)) for row in availability.benchmarks(place)]
+    return sorted(listed, key=lambda benchmark: (benchmark.missing is not None, benchmark.name))
 
 
 def _missing(state: str, source: str, where: Path) -> str | None:
@@ -118,6 +118,6 @@ def _missing(state: str, source: str, where: Path) -> str | None:
     from evals.tasks import local_data
 
     sources = source.split(", ")
-    given = "FOLDER" if all(map(local_data.readable, sources)) else f"{sources[0]}=FOLDER"
+    argument = "FOLDER" if all(map(local_data.readable, sources)) else f"{sources[0]}=FOLDER"
     part = "a part of " if state == "partly" else ""
-    return f"{part}{source} is not in {where}; `workbench eval prepare {given}` brings it in"
+    return f"{part}{source} is not in {where}; `workbench eval prepare {argument}` brings it in"

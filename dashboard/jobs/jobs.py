@@ -110,15 +110,15 @@ class Job:
 
 def jobs(results: Path) -> tuple[list[Job], list[str]]:
     """Every job of a results folder, newest first, and what was wrong with the other records."""
-    found, problems = [], []
+    records, problems = [], []
     for path in (results / FOLDER).glob(f"*/{supervisor.JOB}"):
         if path.parent.name.startswith("."):  # being made, or being deleted
             continue
         try:
-            found.append(_read(path.parent))
+            records.append(_read(path.parent))
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path} tells of no job ({error or type(error).__name__}); delete its folder.")
-    return sorted(found, key=lambda job: job.created, reverse=True), problems
+    return sorted(records, key=lambda job: job.created, reverse=True), problems
 
 
 def find(results: Path, name: str) -> Job:
@@ -145,15 +145,15 @@ def frame(results: str | Path) -> pd.DataFrame:
 
 def unfinished_run(job: Job) -> Unfinished | None:
     """The run that this job left unfinished, which `resume` takes up; None if there is none."""
-    found = [one for one in unfinished(job.output)[0] if one.run.status != "running"] if job.output.exists() else []
-    return found[0] if found else None
+    stopped = [run for run in unfinished(job.output)[0] if run.run.status != "running"] if job.output.exists() else []
+    return stopped[0] if stopped else None
 
 
 def orphaned_runs(results: Path) -> tuple[list[Unfinished], list[str]]:
     """Runs below the folder that no job made and that were not finished, and what was wrong with each store."""
     ours = {job.output for job in jobs(results)[0]}
-    found, problems = unfinished(results)
-    return [one for one in found if one.root.resolve() not in ours], problems
+    unfinished_runs, problems = unfinished(results)
+    return [run for run in unfinished_runs if run.root.resolve() not in ours], problems
 
 
 def tail(job: Job, lines: int = MAX_LOG_LINES) -> str:
@@ -180,52 +180,56 @@ def log(job: Job) -> bytes:
 
 
 def _read(folder: Path) -> Job:
-    said = json.loads((folder / supervisor.JOB).read_text(encoding="utf-8"))
+    record = json.loads((folder / supervisor.JOB).read_text(encoding="utf-8"))
     with suppress(FileNotFoundError):  # between here and there it is starting
         state = json.loads((folder / supervisor.STATE).read_text(encoding="utf-8"))
-        said |= state if state["attempt"] == said["attempt"] else {}
+        record |= state if state["attempt"] == record["attempt"] else {}
     cancelled = (folder / supervisor.CANCELLED).exists()
     return Job(
         id=folder.name,
         folder=folder,
-        output=Path(said["output"]),
-        command=tuple(said["command"]),
-        settings=_settings_of(said),
-        status=_status(said, cancelled=cancelled),
-        created=float(said["created"]),
-        attempt=int(said["attempt"]),
-        host=str(said["host"]),
+        output=Path(record["output"]),
+        command=tuple(record["command"]),
+        settings=_settings_of(record),
+        status=_status(record, cancelled=cancelled),
+        created=float(record["created"]),
+        attempt=int(record["attempt"]),
+        host=str(record["host"]),
         progress=progress.read(folder / supervisor.PROGRESS),
-        **{key: said.get(key) for key in ("pid", "child", "started", "ended", "code")},
+        **{key: record.get(key) for key in ("pid", "child", "started", "ended", "code")},
     )
 
 
-def _settings_of(said: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: KeyError, TypeError or ValueError where what a page shows of a job is missing or something else."""
-    about = {key: said["about"][key] for key in (*SETTINGS, "model", "changes")}
-    limit = about["limit"]
-    return about | {"tasks": [*map(str, said["about"]["tasks"])], "limit": None if limit is None else float(limit)}
+    settings = {key: record["about"][key] for key in (*SETTINGS, "model", "changes")}
+    limit = settings["limit"]
+    return settings | {"tasks": [*map(str, record["about"]["tasks"])], "limit": None if limit is None else float(limit)}
 
 
-def _status(said: Mapping[str, Any], *, cancelled: bool) -> str:
-    code = said.get("code")
+def _status(record: Mapping[str, Any], *, cancelled: bool) -> str:
+    code = record.get("code")
     if code in (0, EXIT_PARTIAL):
         return FINISHED
     if code is not None:
         return CANCELLED if cancelled else FAILED
-    if said["host"] != socket.gethostname():
+    if record["host"] != socket.gethostname():
         return OTHER_HOST
-    if "pid" not in said:
-        if time.time() - said["created"] < START_TIMEOUT_S:
+    if "pid" not in record:
+        if time.time() - record["created"] < START_TIMEOUT_S:
             return STOPPING if cancelled else STARTING
-    elif _is_alive(said, "pid", "born") or _is_alive(said, "child", "child_born"):
+    elif _is_alive(record, "pid", "born") or _is_alive(record, "child", "child_born"):
         return STOPPING if cancelled else RUNNING
     return CANCELLED if cancelled else FAILED
 
 
-def _is_alive(said: Mapping[str, Any], pid: str, since: str) -> bool:
+def _is_alive(record: Mapping[str, Any], pid: str, since: str) -> bool:
     """Whether a process still runs, and is the one that was meant."""
-    return said.get(pid) is not None and said.get(since) is not None and process_start_time(said[pid]) == said[since]
+    return (
+        record.get(pid) is not None
+        and record.get(since) is not None
+        and process_start_time(record[pid]) == record[since]
+    )
 
 
 # --- what can be done -----------------------------------------------------------------------------------------
@@ -259,8 +263,8 @@ def resume(results: Path, stopped: Unfinished) -> Job:
         if stopped.run.settings.get("model") is None:
             raise DataError(f"run {stopped.run.id} was made on a model in memory; evaluate that model again.")
         command = [*WORKBENCH, "eval", "resume", stopped.run.id, f"--results={root}"]
-        about = known.settings if known else _run_settings(stopped.run)
-        return _launch(results, known.id if known else stopped.run.id, root, command, about, previous=known)
+        settings = known.settings if known else _run_settings(stopped.run)
+        return _launch(results, known.id if known else stopped.run.id, root, command, settings, previous=known)
 
 
 def cancel(job: Job) -> None:
@@ -291,14 +295,14 @@ def delete(job: Job) -> None:
 
 def _signal(job: Job, number: int) -> None:
     """Tell the warden to pass an interrupt on; where it is gone, or for a kill, tell the command's own group."""
-    said = json.loads((job.folder / supervisor.STATE).read_text()) if (job.folder / supervisor.STATE).exists() else {}
-    if said.get("attempt") != job.attempt or said["host"] != socket.gethostname():
+    state = json.loads((job.folder / supervisor.STATE).read_text()) if (job.folder / supervisor.STATE).exists() else {}
+    if state.get("attempt") != job.attempt or state["host"] != socket.gethostname():
         return
     with suppress(ProcessLookupError):
-        if number == signal.SIGINT and _is_alive(said, "pid", "born"):
-            os.kill(said["pid"], number)
-        elif _is_alive(said, "child", "child_born"):
-            os.killpg(said["child"], number)
+        if number == signal.SIGINT and _is_alive(state, "pid", "born"):
+            os.kill(state["pid"], number)
+        elif _is_alive(state, "child", "child_born"):
+            os.killpg(state["child"], number)
 
 
 def _launch(
@@ -306,7 +310,7 @@ def _launch(
     name: str,
     output: Path,
     command: Sequence[str],
-    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
     previous: Job | None = None,
 ) -> Job:
     running = [job.id for job in jobs(results)[0] if job.active]
@@ -323,12 +327,12 @@ def _launch(
     for old in (supervisor.CANCELLED, supervisor.PROGRESS):
         (fresh / old).unlink(missing_ok=True)
     environment = {progress.FILE: str(folder / supervisor.PROGRESS), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    said = {
-        "command": [str(part) for part in command], "output": str(output), "about": dict(about),
+    record = {
+        "command": [str(part) for part in command], "output": str(output), "about": dict(settings),
         "created": time.time(), "attempt": previous.attempt + 1 if previous else 1, "host": socket.gethostname(),
         "environment": environment,
     }  # fmt: skip
-    supervisor.write(fresh / supervisor.JOB, said)
+    supervisor.write(fresh / supervisor.JOB, record)
     if not previous:
         fresh.rename(folder)  # from here on it is a job
     with (folder / supervisor.LOG).open("ab") as out:
@@ -342,11 +346,11 @@ def _launch(
 
 
 def _run_settings(run: StoredRun) -> dict[str, Any]:
-    asked = run.settings.get("settings", {})
-    kept = {key: asked.get(key) for key in SETTINGS}
-    changes = interventions.from_json(json.dumps(asked.get("interventions", [])))
-    more = {"tasks": list(asked.get("tasks", [])), "changes": described(changes)}
-    return kept | more | {"model": run.settings.get("model")}
+    stored = run.settings.get("settings", {})
+    options = {key: stored.get(key) for key in SETTINGS}
+    changes = interventions.from_json(json.dumps(stored.get("interventions", [])))
+    more = {"tasks": list(stored.get("tasks", [])), "changes": described(changes)}
+    return options | more | {"model": run.settings.get("model")}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Tables and texts that are read: plain HTML, which screen readers and the browser's search read, with nothing cut off.
+"""Tables, texts and metrics as plain HTML: nothing is cut off, and screen readers and the browser's search work.
 
-Streamlit's grid is for lists that are long, and its code blocks for code. Theirs are 1.2 and 1.5 MB of
-script, which a first visit to a page would wait for.
+Use Streamlit's dataframe only for long lists, and its code blocks only for code: they load 1.2 and 1.5 MB of script,
+which delays the first visit to a page.
 """
 
 import html
@@ -15,16 +15,16 @@ import streamlit as st
 
 from dashboard.token_text import html_text
 
-MISSING_VALUE = "–"  # in the place of a number that is not there
-WRAP_LENGTH = 40  # characters, over which a cell's text is broken into lines
+MISSING_VALUE = "–"  # shown for a missing value
+WRAP_LENGTH = 40  # longer texts in a cell, in characters, are wrapped
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one column is shown: its title and, of numbers, the format as in `format(value, ".3f")`.
+    """How one column is shown: its title and, for numbers, the format as in `format(value, ".3f")`.
 
-    help: what the title says when it is pointed at. bar: the value at which the bar behind a number is full.
-    right: text that stands at the right, as numbers do by themselves.
+    help: tooltip of the title. bar: the value at which the bar in the background of a number is full. right: align text
+    right; numbers always are.
     """
 
     label: str
@@ -49,7 +49,7 @@ def verbatim(text: str, *, max_height: int | None = None) -> None:
 
 
 def text_columns(named: Mapping[str, str], *, max_height: int | None = None) -> None:
-    """Texts beside each other as `verbatim` draws one, each below its name."""
+    """Draw texts next to each other in the style of `verbatim`, each under its name."""
     parts = (
         f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim_html(text, max_height, name)}</figure>"
         for name, text in named.items()
@@ -62,8 +62,7 @@ def _verbatim_html(text: str, max_height: int | None, name: str) -> str:
 
 
 def metric_row(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
-    """A row of numbers, each below its name, in as many lines as it takes; `help` is what a name says when it is
-    pointed at."""
+    """Draw a row of numbers, each under its name, over several lines if needed. help: tooltips of the names."""
     st.html(metric_row_html(values, help or {}))
 
 
@@ -90,7 +89,7 @@ def table_html(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_
 
 
 def _scroll_attributes(max_height: int | None, name: str) -> str:
-    """The attributes of what is at most so high: whoever scrolls with the keyboard has to be able to get there."""
+    """HTML attributes of an element that scrolls; `tabindex` makes it reachable with the keyboard."""
     if max_height is None:
         return ""
     return f' style="max-height:{max_height}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
@@ -106,7 +105,7 @@ def _title_attribute(help: str | None) -> str:
 
 
 def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:
-    """A column's cells, and whether they stand at the right."""
+    """A column's cells, and whether they are aligned right."""
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     right = column.right or numbers
     return [_cell(value, column, right) for value in values], right

@@ -1,4 +1,4 @@
-"""What an address can say: whether a control shows what was asked for, and how much text fits. Draws nothing."""
+"""Values of URL parameters: parsing, comparison with widget values, and the size limit of a URL. Draws nothing."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +9,12 @@ from urllib.parse import urlencode
 import streamlit as st
 
 MAX_BYTES = 48_000
-"""Of all parameters, as they are sent. A server takes 65,536 for these, the browser's own headers and its cookies."""
+"""Limit for all parameters, URL-encoded. The server accepts 65,536 for these, the browser's headers and cookies."""
 
 
 @dataclass(frozen=True)
 class UnavailableValue:
-    """A parameter that could not be shown as it was given, what is shown instead, and what can be done about it."""
+    """A URL parameter whose requested value is not available, the value shown instead, and advice for the user."""
 
     key: str
     requested: str
@@ -22,17 +22,17 @@ class UnavailableValue:
     advice: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.key}={_short(self.requested)} is not possible here; shown is {_describe(self.shown)}."
+        what = f"{self.key}={_short(self.requested)} is not available here; showing {_describe(self.shown)}."
         return f"{what} {self.advice}".strip()
 
 
 def fits_in_url(parameters: Mapping[str, object]) -> bool:
-    """Whether an address of these parameters would be answered."""
+    """Whether the server would accept a URL with these parameters."""
     return len(urlencode(parameters, errors="replace")) <= MAX_BYTES
 
 
 def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """What a control of Streamlit's shows before anybody has chosen."""
+    """The value that a Streamlit widget shows before the user has chosen one."""
     if widget is st.selectbox:
         return args[0][0]
     if widget in (st.segmented_control, st.multiselect):
@@ -43,15 +43,15 @@ def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[st
 
 
 def parse_count(text: str | None) -> int | None:
-    """The number that a parameter gives, None where it gives none: digits, and no more than could count anything."""
+    """A parameter as a non-negative integer; None if it has other characters than digits, or more than 18 digits."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
 
 
-def matches(given: Sequence[str], value: object) -> bool:
-    """Whether a control with this value shows what its parameter, given once or more often, asks for."""
+def matches(requested: Sequence[str], value: object) -> bool:
+    """Whether a widget's value is the one that its parameter requests; a parameter may occur several times."""
     if isinstance(value, list):
-        return [text for text in given if text] == value
-    text = given[-1]
+        return [text for text in requested if text] == value
+    text = requested[-1]
     if isinstance(value, bool) or value is None:
         return text.lower() == ("" if value is None else str(value).lower())
     if isinstance(value, str):
@@ -63,7 +63,7 @@ def matches(given: Sequence[str], value: object) -> bool:
 
 
 def rejected_by_streamlit(widget: Callable[..., Any], text: str | None) -> bool:
-    """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
+    """Whether Streamlit itself would fail on this parameter: a number that is not finite, or an empty choice."""
     if widget is st.segmented_control:
         return text == ""
     try:
@@ -73,7 +73,7 @@ def rejected_by_streamlit(widget: Callable[..., Any], text: str | None) -> bool:
 
 
 def clamp(value: float, low: float | None = None, high: float | None = None) -> float:
-    """The number, or the nearest end of what a control takes."""
+    """The number, limited to the widget's range."""
     value = value if low is None else max(value, low)
     return value if high is None else min(value, high)
 

@@ -378,7 +378,7 @@ def test_rope_shows_one_pair_and_one_distance(app: App, checkpoint: Path) -> Non
     assert numbers(session)["Mean score"] == f"{apart.mean():.3f}"
     # Farther than the prompt reaches is as far as it reaches, and is said.
     far = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, distance=9999)
-    said = f"distance=9999 is not possible here; shown is {len(q) - 1}."
+    said = f"distance=9999 is not available here; showing {len(q) - 1}."
     assert not far.exception and said in [code.value for code in far.code]
     assert numbers(far)["Mean score"] == f"{(q @ k.T)[-1, 0] / 8**0.5:.3f}"
 

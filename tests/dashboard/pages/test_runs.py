@@ -227,7 +227,7 @@ def test_an_address_of_a_deleted_job_is_no_dead_end(opened: App, world: Path, st
     ended(world)
     session = opened(job="<b>gone</b>")
     assert not session.exception
-    assert "job=<b>gone</b> is not possible here; shown is mine." in said(session)
+    assert "job=<b>gone</b> is not available here; showing mine." in said(session)
     assert session.success[0].value == "It finished (exit code 0)."
 
 

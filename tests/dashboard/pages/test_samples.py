@@ -216,9 +216,9 @@ def test_another_checkpoint_is_one_sentence_and_what_to_do(asked: App, results: 
 
 def test_addresses_that_mean_nothing_say_so(asked: App, answers: Path) -> None:
     session = asked(run="gone/2020", task="asked_quiz")
-    assert "run=gone/2020 is not possible here; shown is asked/" in said(session)
+    assert "run=gone/2020 is not available here; showing asked/" in said(session)
     session = asked(task="nothing")
-    assert "task=nothing is not possible here; shown is asked_quiz." in said(session)
+    assert "task=nothing is not available here; showing asked_quiz." in said(session)
     for doc in ("99", "x", "-1"):
         session = asked(task="asked_quiz", doc=doc)
         assert f"No question {doc}; this task has 0 to 3." in said(session) and not session.exception

@@ -82,7 +82,11 @@ def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], ch
     assert not page.exception and not page.error
     (said,) = [text.value for text in page.text if text.value.startswith("Capture mine")]
     assert "read from its file" not in said and said.endswith("so the model was run on its tokens")
-    assert "; the file lacks blocks." in said and " blocks.*.ln1.hook_scale," in said and "hook_resid_post" not in said
+    assert (
+        "; the file does not contain blocks." in said
+        and " blocks.*.ln1.hook_scale," in said
+        and "hook_resid_post" not in said
+    )
 
 
 def test_what_a_capture_lacks_is_named_by_hook_and_layer(checkpoint: Path) -> None:
@@ -165,7 +169,7 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
     assert table.set_index("name")["state"].str.startswith("damaged")["broken"] and len(table) == 4
     for name, said in {
         "broken": "is damaged", "foreign": "of another model", "gone": "There is no capture 'gone'",
-        "../cat": "A capture's name has letters", "several": "several prompts",
+        "../cat": "A capture's name may contain", "several": "several prompts",
     }.items():  # fmt: skip
         page = kept("attention", capture=name)
         assert not page.exception, name

@@ -170,7 +170,7 @@ def test_a_model_that_is_not_served_is_said_so(two: tuple[Path, Path]) -> None:
     app.run()
     assert not app.exception
     shown = models.served()[0].id
-    said = f"model=elsewhere-123456 is not possible here; shown is {shown}. Add its folder on Overview"
+    said = f"model=elsewhere-123456 is not available here; showing {shown}. Add its folder on Overview"
     assert any(code.value.startswith(said) for code in app.code)
     assert app.selectbox(key="model").value == shown
 

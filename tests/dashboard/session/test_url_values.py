@@ -19,7 +19,7 @@ App = Callable[..., AppTest]
 
 def misread(session: AppTest) -> list[str]:
     """What the page says of its address, line by line."""
-    said = [code.value for code in session.code if " is not possible here; shown is " in code.value]
+    said = [code.value for code in session.code if " is not available here; showing " in code.value]
     return "\n".join(said).splitlines()
 
 
@@ -73,7 +73,7 @@ def test_another_run_takes_its_task_without_a_word_and_a_link_does_not(app: App,
     assert session.selectbox(key="baseline").value == "none" and session.selectbox(key="task").value == "tiny_sums"
     assert not misread(session) and not session.exception
     linked = app("samples", run=other, baseline=other)
-    assert misread(linked) == [f"baseline={other} is not possible here; shown is none."]
+    assert misread(linked) == [f"baseline={other} is not available here; showing none."]
 
 
 # --- defaults are not remembered ------------------------------------------------------------------------------
@@ -153,24 +153,24 @@ def app_of(page: str, **given: str) -> AppTest:
 @pytest.mark.parametrize(
     ("page", "given", "said"),
     [
-        ("rope", {"theta": "-5"}, "theta=-5 is not possible here; shown is 10000."),
-        ("rope", {"theta": "abc"}, "theta=abc is not possible here; shown is 10000."),
-        ("rope", {"theta": "nan"}, "theta=nan is not possible here; shown is 10000."),
-        ("rope", {"scaling": "Nonsense"}, "scaling=Nonsense is not possible here; shown is As trained."),
-        ("rope", {"view": "Bogus"}, "view=Bogus is not possible here; shown is Wavelengths."),
-        ("rope", {"view": "This head", "layer": "99"}, "layer=99 is not possible here; shown is 0."),
-        ("rope", {"view": "This head", "distance": "99999", "prompt": "a"}, "distance=99999 is not possible here; "),
-        ("attention", {"colour": "Bogus"}, "colour=Bogus is not possible here; shown is Entropy."),
-        ("attention", {"head": "x" * 99}, f"head={'x' * 60}… is not possible here; shown is "),
-        ("attention", {"token": "999"}, "token=999 is not possible here; shown is "),
-        ("attention", {"log": "maybe"}, "log=maybe is not possible here; shown is false."),
-        ("lens", {"position": "999"}, "position=999 is not possible here; shown is "),
-        ("lens", {"chosen": "L99H0"}, "chosen=L99H0 is not possible here; shown is L"),
-        ("generate", {"temperature": "-1"}, "temperature=-1 is not possible here; shown is 0.8."),
-        ("generate", {"new": "999999"}, "new=999999 is not possible here; shown is 64."),
-        ("benchmarks", {"task": "nope"}, "task=nope is not possible here; shown is tiny_quiz."),
-        ("benchmarks", {"published": "Llama"}, "published=Llama is not possible here; shown is none."),
-        ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not possible here; shown is "),
+        ("rope", {"theta": "-5"}, "theta=-5 is not available here; showing 10000."),
+        ("rope", {"theta": "abc"}, "theta=abc is not available here; showing 10000."),
+        ("rope", {"theta": "nan"}, "theta=nan is not available here; showing 10000."),
+        ("rope", {"scaling": "Nonsense"}, "scaling=Nonsense is not available here; showing As trained."),
+        ("rope", {"view": "Bogus"}, "view=Bogus is not available here; showing Wavelengths."),
+        ("rope", {"view": "This head", "layer": "99"}, "layer=99 is not available here; showing 0."),
+        ("rope", {"view": "This head", "distance": "99999", "prompt": "a"}, "distance=99999 is not available here; "),
+        ("attention", {"colour": "Bogus"}, "colour=Bogus is not available here; showing Entropy."),
+        ("attention", {"head": "x" * 99}, f"head={'x' * 60}… is not available here; showing "),
+        ("attention", {"token": "999"}, "token=999 is not available here; showing "),
+        ("attention", {"log": "maybe"}, "log=maybe is not available here; showing false."),
+        ("lens", {"position": "999"}, "position=999 is not available here; showing "),
+        ("lens", {"chosen": "L99H0"}, "chosen=L99H0 is not available here; showing L"),
+        ("generate", {"temperature": "-1"}, "temperature=-1 is not available here; showing 0.8."),
+        ("generate", {"new": "999999"}, "new=999999 is not available here; showing 64."),
+        ("benchmarks", {"task": "nope"}, "task=nope is not available here; showing tiny_quiz."),
+        ("benchmarks", {"published": "Llama"}, "published=Llama is not available here; showing none."),
+        ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not available here; showing "),
     ],
 )
 def test_what_an_address_asks_for_in_vain_is_said(app: App, page: str, given: dict[str, str], said: str) -> None:
