@@ -1,4 +1,4 @@
-"""A generated text as tokens shaded by probability; one that is pointed at or focused says what else was likely."""
+"""A generated text as tokens shaded by probability; hovering or focusing a token shows its likely alternatives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from dashboard.token_text import short
 from probes.generation.token_choices import SamplingTrace
 
 PROMPT_SHOWN = 40
-"""Tokens of the prompt's end that stand before the text: enough to read on from."""
+"""Last tokens of the prompt that are shown before the generated text."""
 
 _FILES = Path(__file__).with_suffix("")
 _HTML = """
@@ -20,7 +20,7 @@ _HTML = """
 </div>
 """
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.choices",
     html=_HTML,
@@ -32,9 +32,10 @@ _component = st.components.v2.component(
 def generated_text(
     trace: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
 ) -> None:
-    """Draw it with one step marked; `on_choose` gets the step, counted from 0, that a click or Enter chose.
+    """Draw the text with the step `chosen` marked.
 
-    id: names the text; `name` gives a token's bytes.
+    id: identifies the text. name: gives a token's bytes. on_choose: called with the step that a click or Enter chose,
+    counted from 0.
     """
 
     def chose() -> None:
@@ -74,5 +75,5 @@ def generated_text(
 
 
 def _rounded(values: np.ndarray) -> list[float]:
-    """Five digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
+    """The values with five digits, more than are shown. JSON has no infinite numbers, so they become 0."""
     return [float(f"{value:.5g}") for value in np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)]

@@ -44,8 +44,8 @@ def figure(
 ) -> None:
     """Draw a figure. `title` is its name for screen readers; `stretch` lets it fill a taller card.
 
-    on_choose: called with x and y of a clicked cell. The first trace must be a heatmap over whole numbers from 0 on; the
-    last trace, a single point, is moved to `chosen`. If only `chosen` changes, the figure is not drawn again.
+    on_choose: called with x and y of a clicked cell. The first trace must be a heatmap over whole numbers from 0 on.
+    The last trace, a single point, is moved to `chosen`. If only `chosen` changes, the figure is not drawn again.
     """
     name = f"figure_{key}"
 

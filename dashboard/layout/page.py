@@ -133,8 +133,8 @@ class Head:
             for name, (title, make) in st.session_state.get("_figures", {}).items():
                 label = name.replace("_", " ").capitalize()
                 _download_button(
-                    f"{title} (HTML)",
-                    lambda said=said, make=make: _figure_html(said, make()),
+                    f"{label} (HTML)",
+                    lambda title=title, make=make: _figure_html(title, make()),
                     f"{name}.html",
                     "text/html",
                 )

@@ -35,16 +35,16 @@ class Column:
 
 
 def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_height: int | None = None) -> None:
-    """Draw the frame's columns that are named, in the order given; `most` pixels of it, the rest is scrolled to.
+    """Draw the named columns of a frame in the given order; above `max_height` pixels the table scrolls.
 
-    A name that the frame does not have is left out: some columns depend on what there is to show. Text is shown as it
-    stands, whatever markup it holds. `page` brings the style.
+    Columns that the frame does not have are left out. Text is escaped, so markup in it is shown literally. The style
+    sheet comes from `page`.
     """
     st.html(table_html(frame, columns, max_height=max_height))
 
 
 def verbatim(text: str, *, max_height: int | None = None) -> None:
-    """A text as it is, with its line breaks; `most` pixels of it, the rest is scrolled to."""
+    """Draw a text unchanged, with its line breaks; above `max_height` pixels it scrolls."""
     st.html(_verbatim_html(text, max_height, "Text"))
 
 

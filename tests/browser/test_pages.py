@@ -368,7 +368,7 @@ def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(t
     assert query(tab)["prompt"] == "漢" * 660
     prompt.fill("漢" * 7500)
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    expect(tab.page.get_by_text("too long for the URL")).to_be_visible()
     tab.settle()
     assert "prompt" not in query(tab)
     tab.page.reload()
@@ -376,10 +376,10 @@ def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(t
     tab.settle()
     prompt.fill("漢" * 7500)
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    expect(tab.page.get_by_text("too long for the URL")).to_be_visible()
     prompt.fill("the dog")
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_have_count(0)
+    expect(tab.page.get_by_text("too long for the URL")).to_have_count(0)
     tab.settle()
     assert query(tab)["prompt"] == "the dog"
     tab.sound()

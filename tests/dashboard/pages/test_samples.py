@@ -363,7 +363,7 @@ def test_the_other_run_is_badged_where_it_is_partial(
 
 # --- pages of the list ----------------------------------------------------------------------------------------
 
-UNLISTED = "The row that this address names is not in the list."
+UNLISTED = "The row in the URL is not in the list."
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_of_a_long_list_one_page_is_shown(
 def test_a_row_that_the_list_does_not_have_is_said_and_the_open_question_listed(turned: App, row: str) -> None:
     session = turned(doc=3, **{"from": row})
     assert UNLISTED in said(session)
-    assert f"from={row}: it has 7 rows." in said(session)
+    assert f"from={row}: the list has 7 rows." in said(session)
     assert listed(session)["doc_id"].tolist() == [2, 3]
 
 

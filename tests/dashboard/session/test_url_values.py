@@ -213,7 +213,7 @@ def test_a_value_means_what_it_shows() -> None:
 
 
 def too_long(session: AppTest) -> list[str]:
-    return [warning.value for warning in session.warning if "too long for the address" in warning.value]
+    return [warning.value for warning in session.warning if "too long for the URL" in warning.value]
 
 
 def written(session: AppTest, key: str) -> bool:
@@ -227,11 +227,11 @@ def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatc
     session.text_area(key="prompt").set_value("漢" * 200).run()
     assert not too_long(session) and written(session, "prompt")  # of nine bytes each
     session.text_area(key="b_prompt").set_value("漢" * 200).run()  # each would fit, but not both
-    assert [line.partition(":")[0] for line in too_long(session)] == ["B's prompt"]
+    assert [line.partition(" is ")[0] for line in too_long(session)] == ["B's prompt"]
     assert written(session, "prompt") and not written(session, "b_prompt")
     assert not session.exception and not session.error
     session.text_area(key="prompt").set_value("漢" * 400).run()
-    assert too_long(session)[0].startswith("Prompt: ") and not written(session, "prompt")
+    assert too_long(session)[0].startswith("Prompt is ") and not written(session, "prompt")
     session.switch_page("dashboard/pages/neurons.py").run()
     assert session.text_area(key="prompt").value == "漢" * 400 and len(too_long(session)) == 1
     session.text_area(key="prompt").set_value("漢" * 20).run()
