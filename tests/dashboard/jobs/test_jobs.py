@@ -115,7 +115,7 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     )
     until(lambda: any(one.run.status == "running" for one in jobs.orphaned_runs(results)[0]))
     (stray,) = jobs.orphaned_runs(results)[0]
-    with pytest.raises(DataError, match="is running still"):
+    with pytest.raises(DataError, match="is still running"):
         jobs.resume(results, stray)
     alone.kill()
     alone.wait()
@@ -133,9 +133,9 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
 @pytest.mark.parametrize(
     ("code", "status", "words"),
     [
-        (0, jobs.FINISHED, "It finished (exit code 0)."),
-        (run.EXIT_PARTIAL, jobs.FINISHED, "without the tasks that could not be run here"),
-        (2, jobs.FAILED, "It failed with exit code 2."),
+        (0, jobs.FINISHED, "The job finished (exit code 0)."),
+        (run.EXIT_PARTIAL, jobs.FINISHED, "without the tasks that cannot run here"),
+        (2, jobs.FAILED, "The job failed with exit code 2."),
     ],
 )
 def test_the_exit_code_tells_how_it_ended(results: Path, stand_in: None, code: int, status: str, words: str) -> None:
@@ -150,7 +150,7 @@ def test_a_cancelled_job_ends_by_its_interrupt(results: Path, stand_in: None) ->
     jobs.cancel(said(results, "job", "ready"))
     job = ended(results, "job")
     assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
-    assert "KeyboardInterrupt" in jobs.tail(job) and "It was cancelled" in job.status_text
+    assert "KeyboardInterrupt" in jobs.tail(job) and "The job was cancelled" in job.status_text
 
 
 def test_a_cancel_before_the_start_is_heard(results: Path, stand_in: None) -> None:
@@ -222,7 +222,7 @@ def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, s
     assert jobs.find(results, "job").status == jobs.RUNNING
     jobs.cancel(jobs.find(results, "job"))
     job = ended(results, "job")
-    assert job.code is None and "gone without an exit code" in job.status_text
+    assert job.code is None and "ended without an exit code" in job.status_text
 
 
 def test_another_process_with_its_number_is_not_the_job(results: Path, stand_in: None) -> None:
@@ -274,13 +274,13 @@ def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -
 
 def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: None) -> None:
     jobs.start(results, life("slow", "one"))
-    with pytest.raises(DataError, match="the name one is taken"):
+    with pytest.raises(DataError, match="the name one is already used"):
         jobs.start(results, life("slow", "one"))
     (results / "there").mkdir()
-    with pytest.raises(DataError, match="the name there is taken"):
+    with pytest.raises(DataError, match="the name there is already used"):
         jobs.start(results, life("slow", "there"))
     jobs.start(results, life("slow", "two"))
-    with pytest.raises(DataError, match="at most 2 can run at once"):
+    with pytest.raises(DataError, match="at most 2 jobs can run at the same time"):
         jobs.start(results, life("slow", "three"))
     running = jobs.find(results, "one")
     with pytest.raises(DataError, match="one is running; cancel it first"):
@@ -296,13 +296,13 @@ def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "../up"}, "cannot be a folder's here"),
-        ({"name": ".jobs"}, "cannot be a folder's here"),
-        ({"name": "a\nb"}, "cannot be a folder's here"),
-        ({"tasks": ()}, "no benchmark was chosen"),
-        ({"tasks": ("demo_mlu",)}, "demo_mlu cannot be run: no benchmark of this name"),
+        ({"name": "../up"}, "is not a valid folder name"),
+        ({"name": ".jobs"}, "is not a valid folder name"),
+        ({"name": "a\nb"}, "is not a valid folder name"),
+        ({"tasks": ()}, "no benchmark is selected"),
+        ({"tasks": ("demo_mlu",)}, "demo_mlu cannot be run: there is no benchmark with this name"),
         ({"tasks": ("gsm8k",)}, "openai/gsm8k is not in"),
-        ({"limit": 2.5}, "the limit is a number of questions"),
+        ({"limit": 2.5}, "the limit must be a number of questions"),
         ({"ablate": "L99H0"}, "--ablate L99H0"),
         ({"rope_scaling": "nothing"}, "--rope-scaling nothing"),
         ({"model": "/nowhere"}, "/nowhere"),
@@ -322,10 +322,10 @@ def test_what_would_fail_later_is_refused_now(
 def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evals.sandbox.why_unavailable", lambda: "no bubblewrap")
     asked = EvalRequest("code", str(checkpoint), ("demo_humaneval",))
-    with pytest.raises(DataError, match="there is no sandbox here: no bubblewrap"):
+    with pytest.raises(DataError, match="no sandbox is available: no bubblewrap"):
         asked.checked()
     _, notes = replace(asked, tasks=("demo_humaneval", "demo_mmlu")).checked()
-    assert notes == ["demo_humaneval will be left out: there is no sandbox here (no bubblewrap)."]
+    assert notes == ["demo_humaneval will be skipped: no sandbox is available (no bubblewrap)."]
 
 
 def test_no_value_can_be_taken_for_another_option(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_sentence(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(supervisor, "write", full)
-    with pytest.raises(DataError, match="is full; make room"):
+    with pytest.raises(DataError, match="is full; free some space"):
         jobs.start(tmp_path / "results", life("0"))
     assert jobs.jobs(tmp_path / "results") == ([], [])
 
@@ -365,7 +365,7 @@ def test_a_damaged_record_is_named_and_the_rest_shown(results: Path, stand_in: N
         (results / jobs.FOLDER / name / supervisor.JOB).write_text(json.dumps(whole | {"about": about}))
     found, problems = jobs.jobs(results)
     assert [job.id for job in found] == ["job"] and len(problems) == 1 + len(strange)
-    assert any("bad/job.json tells of no job" in problem for problem in problems)
+    assert any("bad/job.json is not a valid job record" in problem for problem in problems)
     assert jobs.frame(results)["job"].tolist() == ["job"] and jobs.frame(results / "none").empty
 
 
@@ -388,6 +388,6 @@ def test_where_the_questions_are_missing_it_is_said_how_they_come(
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
     listed = {one.name: one.missing for one in eval_request.benchmarks()}
     assert next(iter(listed)) == "demo_gsm8k" and listed["demo_mmlu"] is None
-    assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; `workbench eval prepare FOLDER` brings it in"
+    assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; add it with `workbench eval prepare FOLDER`"
     assert "`workbench eval prepare allenai/ai2_arc=FOLDER`" in str(listed["arc_challenge_llama"])
     assert unfinished(tmp_path) == ([], [])
