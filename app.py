@@ -1,4 +1,4 @@
-"""What `streamlit run` starts: page configuration and navigation, nothing else."""
+"""Entry point for `streamlit run`: page configuration and navigation."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PAGES = {
 
 _here = Path(__file__).resolve().parent / "dashboard"
 
-# A local file: a `:material/` icon would be fetched from another host.
+# A local file, because a `:material/` icon would be loaded from another host.
 st.set_page_config("Llama workbench", page_icon=str(_here / "assets" / "icon.png"), layout="wide")
 
 st.navigation(

@@ -21,7 +21,7 @@ from dashboard.session.settings import ROOT, Settings
 from workbench.errors import CheckpointError, MissingExtraError, WorkbenchError
 
 APP = ROOT / "app.py"
-HOST = "127.0.0.1"  # as in .streamlit/config.toml, which Streamlit reads from beside app.py
+HOST = "127.0.0.1"  # as in .streamlit/config.toml, which Streamlit reads from the folder of app.py
 
 
 class ServerError(WorkbenchError):
@@ -31,14 +31,16 @@ class ServerError(WorkbenchError):
 def main(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo', the default; give it again for more."),
+        typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo' (default); repeat it for more models."),
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder with benchmark runs.")] = Path("results"),
     captures: Annotated[
-        Path | None, typer.Option(help="Folder with saved captures; default the folder captures in --results.")
+        Path | None, typer.Option(help="Folder with saved captures; default: the folder 'captures' in --results.")
     ] = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8501,
-    check: Annotated[bool, typer.Option("--check", help="Start, wait until healthy, stop; exit code 0 or 1.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only test that the server starts, then stop it; exit code 0 or 1.")
+    ] = False,
 ) -> None:
     """Serve the dashboard on this machine.
 
@@ -46,20 +48,20 @@ def main(
     """
     first, *more = model or ["demo"]
     settings = Settings(first, results, tuple(more), captures)
-    _refuse_what_cannot_start(settings)
+    _check_settings(settings)
     if check:
         raise typer.Exit(0 if check_server(settings) else 1)
     if not _port_is_free(port):
-        raise ServerError(f"Port {port} on {HOST} is in use. Give another one with --port.")
+        raise ServerError(f"Port {port} on {HOST} is in use. Choose another one with --port.")
     typer.echo(f"Dashboard on http://{HOST}:{port} (Ctrl-C stops it)", err=True)
-    # Replaces this process, so that Ctrl-C and kill reach the server itself.
+    # Replace this process, so that Ctrl-C and kill reach the server itself.
     os.execve(sys.executable, server_command(port), os.environ | settings.to_env())
 
 
 def server_command(port: int, app: Path = APP) -> list[str]:
-    """The command that serves app.py, or another script.
+    """The command that serves app.py or another script.
 
-    `-P` keeps the current folder out of the import path: a file called click.py there would shadow the package.
+    `-P` keeps the current folder out of the import path: a file named click.py there would hide the package.
     """
     run = [sys.executable, "-P", "-m", "streamlit", "run", str(app)]
     return [*run, "--server.port", str(port), "--server.address", HOST, "--server.headless", "true"]
@@ -69,7 +71,7 @@ def server_command(port: int, app: Path = APP) -> list[str]:
 def serve(
     settings: Settings, *, log: Path, cwd: Path | None = None, timeout: float = 60, app: Path = APP
 ) -> Iterator[str]:
-    """A server on a free port in a process group of its own, healthy on entry and gone on exit; gives its address.
+    """A server on a free port, in its own process group: healthy on entry, stopped on exit. Yields its URL.
 
     Raises: ServerError with the end of the log if it ends early or is not healthy in time.
     """
@@ -92,7 +94,7 @@ def serve(
 
 
 def check_server(settings: Settings) -> bool:
-    """Whether the server starts and turns healthy; says which on stderr."""
+    """Whether the server starts and becomes healthy; prints the result on stderr."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         try:
@@ -104,13 +106,13 @@ def check_server(settings: Settings) -> bool:
     return True
 
 
-def _refuse_what_cannot_start(settings: Settings) -> None:
+def _check_settings(settings: Settings) -> None:
     for package in ("streamlit", "plotly", "pandas"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "app")
     for path in (settings.model, *settings.more):
         if path != "demo" and not Path(path).is_dir():
-            raise CheckpointError(f"No checkpoint folder at {path}. Give a folder, or 'demo'.")
+            raise CheckpointError(f"No checkpoint folder at {path}. Give a checkpoint folder, or 'demo'.")
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], *, timeout: float, log: Path) -> None:

@@ -1,12 +1,12 @@
-"""Token bytes to visible text: the only gateway, with one function for each kind of place that shows a token.
+"""Converts token bytes to safe, visible text, with one function for each kind of output. Use no other way.
 
-Tokens come from strangers' prompts and from models, so every one may hold markup, control characters, half a
-character or a right-to-left override. `visible` turns bytes into text that shows all of that; the functions below
-it make the result safe for one kind of place each. Widgets that read Markdown or LaTeX (`st.markdown`, `st.metric`,
-`st.caption`, `st.table`, tabs, pills, labels) are never given a token: there is no function for them. Only
-`dashboard/layout/tables.py` writes HTML, its text by `html_text`.
+Tokens come from untrusted prompts and from models, so each may contain markup, control characters, incomplete UTF-8 or
+a right-to-left override. `visible` turns bytes into text that shows all of these; each function below it makes the
+result safe for one kind of output. Never pass a token to a widget that reads Markdown or LaTeX (`st.markdown`,
+`st.metric`, `st.caption`, `st.table`, tabs, pills, labels): there is no function for them. Only
+`dashboard/layout/tables.py` writes HTML, and its text goes through `html_text`.
 
-Knows nothing of Streamlit, plotly or the model.
+Imports neither Streamlit nor plotly nor the model.
 """
 
 import html
@@ -17,22 +17,22 @@ SPACE = "·"
 NAMED = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 ELLIPSIS = "…"
 
-# What `visible` itself writes; met in the input it is spelled out, so that no two byte strings look alike.
+# Characters that `visible` itself writes; in the input they are escaped, so that different bytes never look alike.
 _OWN_MARKS = frozenset({SPACE, ELLIPSIS, "⟨", "⟩", *NAMED.values()})
 # Controls, formats (bidirectional overrides, zero-width), surrogates, private use, unassigned, separators.
-_SPELLED_OUT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 _COMBINING = frozenset({"Mn", "Mc", "Me"})
 
 
 def visible(token: bytes) -> str:
     """One token's bytes as text in which nothing is hidden.
 
-    A space is `·`, a newline `↵`, a tab `⇥`, a byte that is no UTF-8 `⟨E2⟩`, a control or format character
+    A space is `·`, a newline `↵`, a tab `⇥`, a byte that is not valid UTF-8 `⟨E2⟩`, a control or format character
     `⟨U+202E⟩`. Different bytes give different text. Safe for `st.dataframe`, `st.text`, `st.code(language=None)`
     and `textContent`; not for plotly or Markdown.
     """
     shown: list[str] = []
-    # surrogateescape keeps a byte that is no UTF-8 as a lone surrogate, U+DC80 to U+DCFF.
+    # surrogateescape keeps a byte that is not valid UTF-8 as a lone surrogate, U+DC80 to U+DCFF.
     for position, char in enumerate(token.decode("utf-8", "surrogateescape")):
         code = ord(char)
         if 0xDC80 <= code <= 0xDCFF:
@@ -41,7 +41,7 @@ def visible(token: bytes) -> str:
             shown.append(SPACE)
         elif char in NAMED:
             shown.append(NAMED[char])
-        elif _must_be_spelled(char, first=position == 0):
+        elif _needs_escape(char, first=position == 0):
             shown.append(f"⟨U+{code:04X}⟩")
         else:
             shown.append(char)
@@ -61,9 +61,9 @@ def short(token: bytes, limit: int = 16) -> str:
 
 
 def plotly_labels(tokens: Sequence[bytes], *, start: int = 0, limit: int = 14) -> list[str]:
-    """Axis labels such as `12 ·cat`: unique by their position, escaped for plotly's pseudo-HTML.
+    """Axis labels such as `12 ·cat`: unique because of the position, escaped for plotly's pseudo-HTML.
 
-    Give the axis `type="category"`: labels such as `12 5` are otherwise taken for dates.
+    The axis needs `type="category"`: otherwise plotly takes labels such as `12 5` for dates.
     """
     return [f"{start + index} {html.escape(short(token, limit), quote=False)}" for index, token in enumerate(tokens)]
 
@@ -74,36 +74,36 @@ def plotly_text(token: bytes, *, limit: int = 40) -> str:
 
 
 def plotly_plain(text: str) -> str:
-    """A name that is no token, such as a task's, in a figure: its spaces stay spaces."""
+    """A name that is not a token, such as a task's, in a figure; its spaces are kept."""
     return html.escape(plain(text), quote=False)
 
 
 def plain(text: str) -> str:
-    """A prompt or an answer for `st.code(language=None)` and `st.text`: line breaks kept, the rest made visible.
+    """A prompt or an answer for `st.code(language=None)` and `st.text`: line breaks are kept, the rest is made visible.
 
-    Lone surrogates cannot be sent to a browser, and controls and overrides could make the text read differently
-    from what it is; emoji sequences keep their joiners.
+    Lone surrogates cannot be sent to a browser, and control characters and overrides could make a text look like a
+    different one. Emoji sequences keep their joiners.
     """
-    # Python calls printable exactly what has nothing to be spelled out, nor a break or another space.
+    # A text that Python calls printable has nothing to escape, and no white space other than the space.
     return text if text.isprintable() else "".join(_plain_char(char) for char in text)
 
 
 def html_text(text: str) -> str:
-    """Text, tokens made visible among it, inside an element of HTML: `plain`, with its markup spelled out."""
+    """A text, which may contain visible tokens, for the content of an HTML element: `plain`, with markup escaped."""
     return html.escape(plain(text))
 
 
 def printable(values: Iterable[object]) -> list[str]:
-    """Cells of a table that may hold text from a model: each made safe by `plain`."""
+    """Table cells that may contain text from a model, each made safe by `plain`."""
     return [plain(str(value)) for value in values]
 
 
-def _must_be_spelled(char: str, *, first: bool) -> bool:
+def _needs_escape(char: str, *, first: bool) -> bool:
     kind = unicodedata.category(char)
-    return kind in _SPELLED_OUT or char in _OWN_MARKS or (first and kind in _COMBINING)
+    return kind in _ESCAPED or char in _OWN_MARKS or (first and kind in _COMBINING)
 
 
 def _plain_char(char: str) -> str:
     if char in "\n\t " or char == "\u200d" or char == "\u00a0":
         return char
-    return f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _SPELLED_OUT else char
+    return f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _ESCAPED else char

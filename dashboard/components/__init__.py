@@ -1,1 +1,1 @@
-"""Elements with a browser half: Python with its css and js."""
+"""Custom Streamlit components, each with its Python, JavaScript and CSS."""

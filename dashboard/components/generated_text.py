@@ -1,4 +1,4 @@
-"""A generated text as tokens shaded by probability; one that is pointed at or focused says what else was likely."""
+"""A generated text as tokens shaded by probability; hovering or focusing a token shows its likely alternatives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from dashboard.token_text import short
 from probes.generation.token_choices import SamplingTrace
 
 PROMPT_SHOWN = 40
-"""Tokens of the prompt's end that stand before the text: enough to read on from."""
+"""Last tokens of the prompt that are shown before the generated text."""
 
 _FILES = Path(__file__).with_suffix("")
 _HTML = """
@@ -20,7 +20,7 @@ _HTML = """
 </div>
 """
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.choices",
     html=_HTML,
@@ -30,40 +30,41 @@ _component = st.components.v2.component(
 
 
 def generated_text(
-    found: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
+    trace: SamplingTrace, *, id: str, name: Callable[[int], bytes], chosen: int, on_choose: Callable[[int], None]
 ) -> None:
-    """Draw it with one step marked; `on_choose` gets the step, counted from 0, that a click or Enter chose.
+    """Draw the text with the step `chosen` marked.
 
-    id: names the text; `name` gives a token's bytes.
+    id: identifies the text. name: gives a token's bytes. on_choose: called with the step that a click or Enter chose,
+    counted from 0.
     """
 
     def chose() -> None:
         step = st.session_state["choices"].get("chosen")
-        if isinstance(step, int) and 0 <= step < len(found.tokens):
+        if isinstance(step, int) and 0 <= step < len(trace.tokens):
             on_choose(step)
 
     _component(
         key="choices",
         data={
             "id": id,
-            "before": [short(name(token), 40) for token in found.prompt[-PROMPT_SHOWN:]],
-            "cut": len(found.prompt) > PROMPT_SHOWN,
-            "start": len(found.prompt),
-            "tokens": [short(name(token), 40) for token in found.tokens],
-            "ids": list(found.tokens),
-            "p": _sent(np.exp(found.logprobs)),
-            "logp": _sent(found.logprobs),
-            "rank": found.ranks.tolist(),
-            "entropy": _sent(found.entropy),
-            "share": _sent(found.shares),
-            "shareEntropy": _sent(found.share_entropy),
-            "kept": found.kept.tolist(),
+            "before": [short(name(token), 40) for token in trace.prompt[-PROMPT_SHOWN:]],
+            "cut": len(trace.prompt) > PROMPT_SHOWN,
+            "start": len(trace.prompt),
+            "tokens": [short(name(token), 40) for token in trace.tokens],
+            "ids": list(trace.tokens),
+            "p": _rounded(np.exp(trace.logprobs)),
+            "logp": _rounded(trace.logprobs),
+            "rank": trace.ranks.tolist(),
+            "entropy": _rounded(trace.entropy),
+            "share": _rounded(trace.shares),
+            "shareEntropy": _rounded(trace.share_entropy),
+            "kept": trace.kept.tolist(),
             "others": [
                 [[short(name(token), 24), p, share] for token, p, share in zip(*row, strict=True)]
                 for row in zip(
-                    found.other_tokens.tolist(),
-                    map(_sent, np.exp(found.other_logprobs)),
-                    map(_sent, found.other_shares),
+                    trace.other_tokens.tolist(),
+                    map(_rounded, np.exp(trace.other_logprobs)),
+                    map(_rounded, trace.other_shares),
                     strict=True,
                 )
             ],
@@ -73,6 +74,6 @@ def generated_text(
     )
 
 
-def _sent(values: np.ndarray) -> list[float]:
-    """Five digits are more than is shown; what is not finite has no place in JSON, and the page says so itself."""
+def _rounded(values: np.ndarray) -> list[float]:
+    """The values with five digits, more than are shown. JSON has no infinite numbers, so they become 0."""
     return [float(f"{value:.5g}") for value in np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)]

@@ -1,6 +1,6 @@
-"""The atlas as a widget: one square for each head, a ring around the open one, a click opens another.
+"""Head grid: one square for each head of the model, a ring around the selected one; a click selects another.
 
-Where only the ring moves, the figure is not drawn again.
+If only the selection changes, the figure is not drawn again.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from workbench.config import ModelConfig
 
 Cell = tuple[int, int]
 
-_ROOM = 360  # pixels that the longer side of the grid may take
+_MAX_SIDE = 360  # pixels of the longer side of the grid
 
 
 def head_grid(
@@ -27,8 +27,9 @@ def head_grid(
     selected: Cell,
     on_choose: Callable[[int, int], None],
 ) -> None:
-    """Draw it; `on_choose` gets the layer and head of a clicked square. `id` names the numbers that are shown.
+    """Draw the grid.
 
+    id: identifies the values. on_choose: called with the layer and head of a clicked square.
     Shapes: values [layer, head] of every layer and head of the model
     """
     fig = _figure(values, unit, config, id)
@@ -58,7 +59,7 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.F
         group_size=config.group_size,
         stamp={"id": id},
     )
-    side = max(6.0, min(52.0, _ROOM / max(values.shape)))
+    side = max(6.0, min(52.0, _MAX_SIDE / max(values.shape)))
     height = round(side * values.shape[0]) + 125
     margin = {"t": 30, "l": 50, "r": 10, "b": 95}
     fig.update_layout(height=height, margin=margin)

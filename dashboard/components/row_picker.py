@@ -1,5 +1,4 @@
-"""A plain table to choose from: a row is open, and a click, or arrow keys and Enter, open another; of a long list it is
-one page, and buttons turn to the others."""
+"""A table with one open row: a click, or arrow keys and Enter, opens another. Long tables are split into pages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from dashboard.layout.page import show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.session import url_values
 
-PAGE = 50
-"""Rows of a list that are shown at once: a browser lays all of them out before it shows one."""
+PAGE_SIZE = 50
+"""Rows per page: a browser lays out all rows before it shows the first one."""
 
 FROM = "from"
-"""In an address: a row of the page that was turned to, counted from 1."""
+"""URL parameter: a row on the page that is shown, counted from 1."""
 
 _HTML = """
 <div class="turning">
@@ -25,7 +24,7 @@ _HTML = """
 </div>
 """
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.chooser",
     html=_HTML,
@@ -42,15 +41,15 @@ def row_picker(
     rows: Sequence[int],
     chosen: int,
     on_choose: Callable[[int], None],
-    most: int,
+    max_height: int,
 ) -> None:
-    """Draw it as `plain_table` does, the only table of the card with that key.
+    """Draw a frame like `plain_table`; the card with this key must not contain another table.
 
-    `rows` tells the frame's rows apart, and a list from another. `chosen` is the place of the open row, counted from 0
-    on; `on_choose` gets that of the row that was chosen.
+    rows: identifies the frame's rows, so that a new list is recognised. chosen: index of the open row, counted from 0.
+    on_choose: called with the index of the row that was chosen.
     """
-    key, total, first = f"{card}_chooser", len(frame), _first(list(rows), chosen, card)
-    count = min(PAGE, total - first)
+    key, total, first = f"{card}_chooser", len(frame), _first_row(list(rows), chosen, card)
+    count = min(PAGE_SIZE, total - first)
 
     def chose() -> None:
         at = st.session_state[key].get("chosen")
@@ -62,7 +61,7 @@ def row_picker(
         if isinstance(to, int) and 0 <= to < total:
             st.query_params[FROM] = str(to + 1)
 
-    plain_table(frame[first : first + PAGE], columns, most=most)
+    plain_table(frame[first : first + PAGE_SIZE], columns, max_height=max_height)
     _component(
         key=key,
         data={
@@ -71,24 +70,24 @@ def row_picker(
             "first": first,
             "count": count,
             "total": total,
-            "page": PAGE,
+            "page": PAGE_SIZE,
         },
         on_chosen_change=chose,
         on_turned_change=turned,
     )
 
 
-def _first(rows: list[int], chosen: int, card: str) -> int:
-    """The place of the first row shown: of the page that was turned to, until the list or its open row is another;
-    else of the open row's."""
+def _first_row(rows: list[int], chosen: int, card: str) -> int:
+    """Index of the first row shown: on the page in the URL, unless the list or the open row has changed since; else on
+    the page of the open row."""
     session, parameters, memory = st.session_state, st.query_params, f"_listed_{card}"
     if session.get(memory) != (rows, chosen) and not session["_arrived"]:
         parameters.pop(FROM, None)
     session[memory] = rows, chosen
     turned = parameters.get(FROM)
     if turned is not None:
-        at = url_values.whole(turned) or 0
+        at = url_values.parse_count(turned) or 0
         if 0 < at <= len(rows):
-            return (at - 1) // PAGE * PAGE
-        show_error("The row that this address names is not in the list.", f"{FROM}={turned}: it has {len(rows)} rows.")
-    return chosen // PAGE * PAGE
+            return (at - 1) // PAGE_SIZE * PAGE_SIZE
+        show_error("The row in the URL is not in the list.", f"{FROM}={turned}: the list has {len(rows)} rows.")
+    return chosen // PAGE_SIZE * PAGE_SIZE

@@ -1,4 +1,4 @@
-"""The prompt as a strip of tokens shaded by one head's attention; hovering previews a token, a click chooses it."""
+"""The prompt as a strip of tokens, shaded by one head's attention; hovering previews a token, a click selects it."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Mode = Literal["looks", "seen"]
 _FILES = Path(__file__).with_suffix("")
 _HTML = '<div class="readout"></div><div class="strip" tabindex="0" role="group" aria-label="Tokens"></div>'
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.token_strip",
     html=_HTML,
@@ -27,7 +27,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True)
 class Strip:
-    """What a strip shows. `pattern` is one head's [query_pos, key_pos] over the same window of tokens for both."""
+    """Contents of a strip. `pattern` [query_pos, key_pos] is one head's attention within one window of tokens."""
 
     id: str
     tokens: Sequence[bytes]
@@ -37,7 +37,7 @@ class Strip:
 
 
 def token_strip(strip: Strip, *, chosen: int, on_choose: Callable[[int], None], key: str = "strip_tokens") -> None:
-    """Draw it with the token at position `chosen` marked; `on_choose` gets the position that a click chose.
+    """Draw a strip with the token at position `chosen` marked; `on_choose` is called with the clicked position.
 
     Shapes: strip.pattern [query_pos, key_pos] causal, as long as strip.tokens on both axes
     """
@@ -62,14 +62,14 @@ def token_strip(strip: Strip, *, chosen: int, on_choose: Callable[[int], None], 
 
 
 def plain_strip(id: str, tokens: Sequence[bytes], ids: Sequence[int], *, key: str = "plain_tokens") -> None:
-    """Tokens without shading; a token that is pointed at says its position and id."""
+    """Draw tokens without shading; hovering shows a token's position and id."""
     _component(
         key=key, data={"id": id, "tokens": [short(token, 40) for token in tokens], "ids": list(ids), "mode": "plain"}
     )
 
 
 def pack(pattern: np.ndarray) -> str:
-    """The causal half of a pattern, row by row, as base64 of little-endian 16-bit shares of 65535.
+    """The causal half of a pattern, row by row, as base64 of little-endian 16-bit integers; 65535 means 1.
 
     Shapes: [pos, pos] -> pos (pos + 1) / 2 numbers
     """

@@ -69,28 +69,28 @@ def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndar
 
     Shapes: attn.hook_z [batch, pos, head, head_dim] of both -> [layer, head]
     """
-    found = []
+    changes = []
     for layer in range(model.config.n_layers):
         name = f"blocks.{layer}.attn.hook_z"
         was, now = before[name][0].float(), after[name][0].float()  # [pos, head, head_dim]
-        found.append((now - was).norm(dim=(0, 2)) / was.norm(dim=(0, 2)))
-    return frozen(torch.stack(found))
+        changes.append((now - was).norm(dim=(0, 2)) / was.norm(dim=(0, 2)))
+    return frozen(torch.stack(changes))
 
 
 @torch.no_grad()
-def choices(
+def choice_logprobs(
     model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: Changes
 ) -> list[tuple[float, float]]:
     """The log-probability of each answer behind the prompt, before and after, in nats: a multiple choice's own rule."""
-    asked = [(list(prompt), list(answer)) for answer in answers]
+    requests = [(list(prompt), list(answer)) for answer in answers]
     totals = []
     for side in changes:
         with model.intervene(*from_json(side)):
-            totals.append([total for total, _ in wb.score(model, asked)])
+            totals.append([total for total, _ in wb.score(model, requests)])
     return list(zip(*totals, strict=True))
 
 
-def command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
+def eval_command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
     """The benchmark under these interventions; what is no plain ablation is read from `changes.json`."""
     plain = [change.target for change in changes if isinstance(change, Ablate) and len(change.to_dict()) == 2]
     option = ["--ablate", ",".join(plain)] if len(plain) == len(changes) else ["--intervene", "changes.json"]

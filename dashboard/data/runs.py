@@ -56,7 +56,7 @@ class Sample:
 def runs() -> tuple[list[Run], list[str]]:
     """Every readable run below the server's results folder, newest first, and what was wrong with the others."""
     root = Settings.from_env().results
-    return _scan(str(root), _stamps(root.rglob("results_*.json")))
+    return _scan(str(root), _file_stats(root.rglob("results_*.json")))
 
 
 def samples(run: Run, task: str) -> pd.DataFrame:
@@ -70,32 +70,32 @@ def samples(run: Run, task: str) -> pd.DataFrame:
 def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
     """What names a task's samples, and changes when their file does."""
     path = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
-    return str(path), _stamps([path])
+    return str(path), _file_stats([path])
 
 
-def choose(found: list[Run], more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
+def select_runs(runs: list[Run], draw_more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
     """Draw the controls for a run and one to compare it with.
 
     more: draws what a page adds to them.
     """
-    names = [run.name for run in found]
+    names = [run.name for run in runs]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         name = url_state.url_selectbox("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
         against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", width=420)
-        more()
-    by_name = {run.name: run for run in found}
+        draw_more()
+    by_name = {run.name: run for run in runs}
     return by_name[name], by_name.get(against)
 
 
-def badge(side: str, run: Run) -> None:
+def run_badge(side: str, run: Run) -> None:
     """A side of a comparison: its run in a line, and what of its tasks was not asked."""
     partial = [(task, *question_counts(run, task)) for task in run.tasks]
-    said = [f"{task}: {asked} of {whole} questions" for task, asked, whole in partial if asked < whole]
+    missing = [f"{task}: {answered} of {whole} questions" for task, answered, whole in partial if answered < whole]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{side}: partial" if said else side, color="orange" if said else "blue")
+        st.badge(f"{side}: partial" if missing else side, color="orange" if missing else "blue")
         about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
-        st.text(plain(" · ".join([*filter(None, about), *said])))
+        st.text(plain(" · ".join([*filter(None, about), *missing])))
 
 
 def find_sample(reference: str) -> Sample:
@@ -104,7 +104,7 @@ def find_sample(reference: str) -> Sample:
     Raises: DataError if there is no such run, task or question.
     """
     name, _, rest = reference.rpartition("/")[0].rpartition("/")
-    doc = url_values.whole(reference.rpartition("/")[2])
+    doc = url_values.parse_count(reference.rpartition("/")[2])
     run = next((run for run in runs()[0] if run.name == name), None)
     if run is None or rest not in run.tasks or doc is None:
         raise DataError(
@@ -120,17 +120,17 @@ def find_sample(reference: str) -> Sample:
 
 def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample:
     """One row of `samples`. Of a multiple choice, the output is the choice that was likeliest."""
-    choices = _listed(row.get("choices"))
+    choices = _as_list(row.get("choices"))
     if choices:
         picked = int(row["answer"])
-        output, said = choices[picked], choices[picked].strip()
+        output, answer = choices[picked], choices[picked].strip()
         target = _target(row["target"], choices)
-        answered = _listed(row.get("choice_ids"))
+        answered = _as_list(row.get("choice_ids"))
         tail = answered[picked] if answered else None
     else:
-        output, said, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
-        tail = _listed(row.get("generated_ids")) or None
-    prompt_ids = _listed(row.get("prompt_ids"))
+        output, answer, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
+        tail = _as_list(row.get("generated_ids")) or None
+    prompt_ids = _as_list(row.get("prompt_ids"))
     named = [choice.strip() for choice in choices]
     ids = (*prompt_ids, *tail) if prompt_ids and tail is not None else None
     correct = row["correct"]
@@ -140,20 +140,20 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
         doc_id=int(row["doc_id"]),
         prompt=str(row["prompt"]),
         output=output,
-        answer=said,
+        answer=answer,
         target=target,
         correct=None if pd.isna(correct) else float(correct),
         ids=None if ids is None else tuple(int(token) for token in ids),
-        finish=_text(row.get("finish_reason")),
-        verdict=_text(row.get("verdict")),
-        message=_text(row.get("message")),
-        stderr=_text(row.get("stderr")),
+        finish=_text_or_none(row.get("finish_reason")),
+        verdict=_text_or_none(row.get("verdict")),
+        message=_text_or_none(row.get("message")),
+        stderr=_text_or_none(row.get("stderr")),
         choices=tuple(choices),
-        logprobs=tuple(_listed(row.get("logprobs"))),
-        checkpoint=_text(run.provenance.get("checkpoint_sha256")),
-        tokenizer=_text(run.provenance.get("tokenizer_sha256")),
+        logprobs=tuple(_as_list(row.get("logprobs"))),
+        checkpoint=_text_or_none(run.provenance.get("checkpoint_sha256")),
+        tokenizer=_text_or_none(run.provenance.get("tokenizer_sha256")),
         prompt_ids=tuple(int(token) for token in prompt_ids),
-        choice_ids=tuple(tuple(int(token) for token in ids) for ids in _listed(row.get("choice_ids"))),
+        choice_ids=tuple(tuple(int(token) for token in ids) for ids in _as_list(row.get("choice_ids"))),
         gold=named.index(target) if target in named else None,
         picked=int(row["answer"]) if choices else None,
         changes=json.dumps(run.provenance.get("interventions") or []),
@@ -162,50 +162,50 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
 
 def _target(target: object, choices: Sequence[str]) -> str:
     """lm-eval gives a choice's text or its number."""
-    said = str(target).strip()
-    if said.isdecimal() and int(said) < len(choices):
-        return choices[int(said)].strip()
-    return said
+    text = str(target).strip()
+    if text.isdecimal() and int(text) < len(choices):
+        return choices[int(text)].strip()
+    return text
 
 
-def _listed(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
-    found = []
+def _file_stats(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    stats = []
     for path in paths:
         try:
             about = path.stat()
         except OSError:  # gone since it was listed, or never there: reading it says so better
             continue
-        found.append((str(path), about.st_mtime_ns, about.st_size))
-    return tuple(sorted(found))
+        stats.append((str(path), about.st_mtime_ns, about.st_size))
+    return tuple(sorted(stats))
 
 
-def compared(run: Run, baseline: Run) -> Comparison:
+def comparison(run: Run, baseline: Run) -> Comparison:
     """What a run's scores are less another's, on the questions that both answered.
 
     Raises: DataError if they share none, or samples are missing or damaged.
     """
-    keys = [samples_key(one, task) for one in (run, baseline) for task in one.tasks]
-    return _compared(str(run.path), str(baseline.path), keys, run, baseline)
+    keys = [samples_key(side, task) for side in (run, baseline) for task in side.tasks]
+    return _comparison(str(run.path), str(baseline.path), keys, run, baseline)
 
 
-@process_cache("Comparing the runs …", most=8)
-def _compared(path: str, other: str, stamps: object, _run: Run, _baseline: Run) -> Comparison:
+@process_cache("Comparing the runs …", max_entries=8)
+def _comparison(path: str, other: str, stamps: object, _run: Run, _baseline: Run) -> Comparison:
     return compare(_baseline, _run)
 
 
-@process_cache("Reading the runs …", most=4)
+@process_cache("Reading the runs …", max_entries=4)
 def _scan(root: str, stamps: tuple[tuple[str, int, int], ...]) -> tuple[list[Run], list[str]]:
     return scan(Path(root))
 
 
-@process_cache("Reading the samples …", most=16)
+@process_cache("Reading the samples …", max_entries=16)
 def _samples(path: str, stamps: tuple[tuple[str, int, int], ...], _run: Run, task: str) -> pd.DataFrame:
     return _run.samples(task)

@@ -29,7 +29,7 @@ FIRST = "first"  # in an address in a question's place: the first one listed
 SMALL = 300_000_000
 """Parameters of a model; with more of them a sample is run again only when a button asks for it."""
 
-NOTHING_FOUND = ("", "[invalid]")  # what lm-eval's filters leave of an answer that holds none
+NO_ANSWER = ("", "[invalid]")  # what lm-eval's filters leave of an answer that holds none
 
 
 def listing(run: Run, task: str) -> pd.DataFrame:
@@ -44,12 +44,12 @@ def listing(run: Run, task: str) -> pd.DataFrame:
     return _listing(*runs.samples_key(run, task), run, task)
 
 
-def discordant(run: Run, baseline: Run, task: str) -> dict[tuple[int, str], str]:
+def other_verdicts(run: Run, baseline: Run, task: str) -> dict[tuple[int, str], str]:
     """What the other run made of each question that both answered, by number and filter: right or wrong.
 
     Raises: DataError if they have no question in common, or samples cannot be read.
     """
-    return _other(*runs.samples_key(run, task), *runs.samples_key(baseline, task), run, baseline, task)
+    return _other_verdicts(*runs.samples_key(run, task), *runs.samples_key(baseline, task), run, baseline, task)
 
 
 def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) -> pd.DataFrame:
@@ -59,12 +59,12 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
     at the top. What has no margin or confidence comes last.
     """
     table = table.copy()
-    found = zip(table["doc_id"], table["filter"], table["state"], strict=True)
-    said = [other.get((doc, filter)) for doc, filter, _ in found]
-    table["other"] = pd.Series(said, index=table.index, dtype=object)
+    questions = zip(table["doc_id"], table["filter"], table["state"], strict=True)
+    others = [other.get((doc, filter)) for doc, filter, _ in questions]
+    table["other"] = pd.Series(others, index=table.index, dtype=object)
     right = table["state"] == RIGHT
-    differs = [a is not None and (a == RIGHT) != b for a, b in zip(said, right, strict=True)]
-    keys: dict[str, Sequence[Any]] = {"_same": [not one for one in differs]}
+    differs = [a is not None and (a == RIGHT) != b for a, b in zip(others, right, strict=True)]
+    keys: dict[str, Sequence[Any]] = {"_same": [not differ for differ in differs]}
     if order == MARGIN:
         keys["_margin"] = table["margin"].abs()
     elif order == CONFIDENT:
@@ -74,7 +74,7 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
 
 
 @dataclass(frozen=True)
-class Again:
+class RerunResult:
     """A sample run again. Where something is missing, `problem` says why.
 
     Only while `replayed.agrees` is the explanation one of the stored answer.
@@ -85,20 +85,20 @@ class Again:
     problem: str = ""
 
 
-def run_again(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> Again:
+def rerun(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> RerunResult:
     """Replay and explanation of a row of `runs.samples`, made once for each sample, position and model."""
-    return _again(again_key(model, run, task, row, position), model, run, task, row, position)
+    return _rerun(rerun_key(model, run, task, row, position), model, run, task, row, position)
 
 
-def again_key(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> str:
+def rerun_key(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> str:
     """What the result of `run_again` depends on."""
     what = runs.samples_key(run, task), row["doc_id"], row["filter"], position
     return f"{computed.fingerprint(model)}/{model.dtype}/{model.device}/{what}"
 
 
 # Arguments with an underscore are left out of the key.
-@process_cache("Running the sample again …", most=64)
-def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> Again:
+@process_cache("Running the sample again …", max_entries=64)
+def _rerun(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> RerunResult:
     row: dict[str, Any] = {str(name): value for name, value in _row.items()}
     replayed = None
     try:
@@ -107,28 +107,28 @@ def _again(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
             if _position is None and isinstance(row.get("verdict"), str):
                 # A number in a program is no answer that could be compared with one in its tests.
                 raise DataError("the answer is a program, which was judged as a whole.")
-            where = decision(_model, replayed, position=_position)
-            found = explainer()(
+            point = decision(_model, replayed, position=_position)
+            attribution = explainer()(
                 _model,
-                where.ids,
-                token=where.token,
-                contrast_token=where.contrast_token,
-                other_tokens=where.other_tokens,
+                point.ids,
+                token=point.token,
+                contrast_token=point.contrast_token,
+                other_tokens=point.other_tokens,
             )
     except WorkbenchError as error:
-        return Again(replayed, None, str(error))
-    return Again(replayed, Explanation(replayed, where, found))
+        return RerunResult(replayed, None, str(error))
+    return RerunResult(replayed, Explanation(replayed, point, attribution))
 
 
-@process_cache("Reading the samples …", most=16)
+@process_cache("Reading the samples …", max_entries=16)
 def _listing(path: str, stamps: object, _run: Run, _task: str) -> pd.DataFrame:
-    rows = [_listed(_run, _task, row) for row in runs.samples(_run, _task).to_dict("records")]
+    rows = [_listing_row(_run, _task, row) for row in runs.samples(_run, _task).to_dict("records")]
     columns = ["doc_id", "filter", "state", "margin", "confidence", "question", "answer", "target"]
     return pd.DataFrame(rows, columns=columns).astype({"margin": float, "confidence": float})
 
 
-@process_cache("Comparing the runs …", most=16)
-def _other(
+@process_cache("Comparing the runs …", max_entries=16)
+def _other_verdicts(
     path: str, stamps: object, other_path: str, other_stamps: object, _run: Run, _baseline: Run, _task: str
 ) -> dict[tuple[int, str], str]:
     if not other_stamps:
@@ -137,7 +137,7 @@ def _other(
     return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
 
 
-def _listed(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
+def _listing_row(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
     sample = runs.as_sample(run, task, row)
     texts = _gist(sample.prompt), _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
     about = int(row["doc_id"]), str(row["filter"]), verdict(row), matching.margin(row), confidence(row)
@@ -161,7 +161,7 @@ def verdict(row: dict[str, Any]) -> str:
     if correct >= 1:
         return RIGHT
     written = not isinstance(row.get("choices"), list) and not isinstance(row.get("verdict"), str)
-    return UNPARSED if written and str(row["answer"]).strip() in NOTHING_FOUND else WRONG
+    return UNPARSED if written and str(row["answer"]).strip() in NO_ANSWER else WRONG
 
 
 def confidence(row: dict[str, Any]) -> float | None:
@@ -170,8 +170,8 @@ def confidence(row: dict[str, Any]) -> float | None:
     Exact:  softmax over the choices' log-probabilities; of a generated answer exp of the mean over its tokens.
     """
     if isinstance(row.get("choices"), list):
-        given = [float(value) for value in row["logprobs"]]
-        highest = max(given)
-        return math.exp(given[int(row["answer"])] - highest) / sum(math.exp(value - highest) for value in given)
+        logprobs = [float(value) for value in row["logprobs"]]
+        highest = max(logprobs)
+        return math.exp(logprobs[int(row["answer"])] - highest) / sum(math.exp(value - highest) for value in logprobs)
     tokens = row.get("generated_logprobs")
     return math.exp(sum(tokens) / len(tokens)) if isinstance(tokens, list) and tokens else None

@@ -1,1 +1,1 @@
-"""Benchmarks that are started from a page, each in a process that outlives the server."""
+"""Benchmark jobs started from a page, each in a process that outlives the server."""

@@ -1,8 +1,7 @@
-"""The process between the server and one benchmark: it outlives the server, and writes down how the benchmark ended.
+"""Supervisor process of one benchmark: it outlives the server and records how the benchmark ended.
 
-`python -P -m dashboard.jobs.supervisor FOLDER` runs the command of FOLDER/job.json, writes its output to
-log.txt, and keeps state.json. Imports next to nothing, since it waits for hours next to a model. Knows nothing of
-benchmarks.
+`python -P -m dashboard.jobs.supervisor FOLDER` runs the command in FOLDER/job.json, writes its output to log.txt and
+its state to state.json. Imports little, because it stays in memory for hours next to a model.
 """
 
 import json
@@ -22,12 +21,12 @@ from evals.runtime.process_start import process_start_time
 
 JOB, STATE, LOG, PROGRESS, CANCELLED = "job.json", "state.json", "log.txt", "progress.json", "cancelled"
 KILL_AFTER_S = 15
-"""Seconds that a command has to end after its interrupt, before it is killed."""
+"""Seconds between an interrupt and a kill, if the command has not ended."""
 NOT_STARTED = 127
 
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a file of JSON as a whole: a reader sees the old or the new one."""
+    """Replace a JSON file atomically: a reader sees the old or the new content."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with fresh.open("w", encoding="utf-8") as file:
         json.dump(values, file)
@@ -37,7 +36,7 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def watch(folder: Path) -> int:
-    """Run a job's command to its end; returns its exit code, which is below zero for a signal."""
+    """Run a job's command to its end; returns its exit code, negative for a signal."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     state = {
         "attempt": job["attempt"], "host": socket.gethostname(), "pid": os.getpid(),
@@ -47,13 +46,13 @@ def watch(folder: Path) -> int:
     children: list[int] = []
 
     def interrupt(*_: object) -> None:
-        _tell(children, signal.SIGINT)
+        _send_signal(children, signal.SIGINT)
         signal.alarm(KILL_AFTER_S)
 
-    # Handlers, not SIG_IGN: what is ignored stays ignored in the child, which has to hear the interrupt.
+    # Handlers, not SIG_IGN: the child would inherit SIG_IGN, but it must receive the interrupt.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    signal.signal(signal.SIGALRM, lambda *_: _tell(children, signal.SIGKILL))
+    signal.signal(signal.SIGALRM, lambda *_: _send_signal(children, signal.SIGKILL))
     with (folder / LOG).open("ab") as log:
         log.write(f"$ {shlex.join(job['command'])}\n".encode(errors="surrogateescape"))
         log.flush()
@@ -68,18 +67,18 @@ def watch(folder: Path) -> int:
             return NOT_STARTED
     children.append(child.pid)
     state |= {"child": child.pid, "child_born": process_start_time(child.pid)}
-    with suppress(OSError):  # a disk that is full now may have room when there is a code to write
+    with suppress(OSError):  # the disk is full; it may have space when the exit code is written
         write(folder / STATE, state)
-    if (folder / CANCELLED).exists():  # before there was anybody to hear of it
+    if (folder / CANCELLED).exists():  # cancelled before the handlers were set
         interrupt()
     code = child.wait()
     signal.alarm(0)
-    _tell(children, signal.SIGKILL)  # whatever it left behind in its group
+    _send_signal(children, signal.SIGKILL)  # remaining processes of its group
     write(folder / STATE, {**state, "ended": time.time(), "code": code})
     return code
 
 
-def _tell(groups: list[int], number: int) -> None:
+def _send_signal(groups: list[int], number: int) -> None:
     for group in groups:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)

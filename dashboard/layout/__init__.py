@@ -1,1 +1,1 @@
-"""What every page is made of: its frame, tables, figures and their theme."""
+"""Layout of the pages: frame, tables, figures and their theme."""

@@ -1,4 +1,4 @@
-"""Numbers along a prompt, as bars or lines over its tokens; labels come in unique and escaped."""
+"""Bars or lines over the tokens of a prompt; the labels must be unique and escaped."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from probes.base.drawing import COLOURS, Stamp, add_lines, finish
 def over_tokens(
     labels: Sequence[str], series: Mapping[str, np.ndarray], *, kind: str, title: str, unit: str, stamp: Stamp
 ) -> go.Figure:
-    """One bar a token for a single series, blue above 0 and orange below; lines for more. Shapes: each [pos]"""
+    """Bars for one series, blue above 0 and orange below; lines for several series. Shapes: each [pos]"""
     fig = go.Figure()
     if len(series) == 1:
         ((name, values),) = series.items()

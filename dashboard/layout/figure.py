@@ -1,9 +1,9 @@
-"""A plotly figure on a page, drawn by plotly's own code for figures with axes.
+"""A plotly figure on a page, drawn with plotly's cartesian bundle.
 
-Streamlit's element brings all of plotly, maps and scenes in space too: 4.7 MB that the browser reads and runs before it
-can draw anything, a second of a first visit. This is the 1.5 MB of it that figures here need, and it is served from
-here, so that nothing is asked of another host: `static/` holds the file of npm's `plotly.js-cartesian-dist-min` in the
-version that the plotly package has, too, unchanged.
+Streamlit's own element loads all of plotly, including maps and 3D: 4.7 MB that the browser must read and run before it
+draws anything, one second of a first visit. The cartesian bundle is 1.5 MB. The server serves it itself, so the browser
+loads nothing from another host: `static/` contains the unchanged file of npm's `plotly.js-cartesian-dist-min`, in the
+version of the installed plotly package.
 """
 
 import json
@@ -18,17 +18,17 @@ from dashboard.layout import figure_margins
 from dashboard.layout.theme import template
 from probes.base.drawing import Theme
 
-CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # below the address of the dashboard
-HEIGHT = 450  # pixels of a figure that names none
+CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # relative to the URL of the dashboard
+HEIGHT = 450  # default height in pixels
 _CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.figure",
     html='<div class="workbench-figure" role="figure" aria-busy="true"></div>',
     css=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
     js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
-    isolate_styles=False,  # plotly puts its own styles into the page
+    isolate_styles=False,  # plotly adds its own styles to the page
 )
 
 
@@ -42,11 +42,10 @@ def figure(
     chosen: tuple[int, int] | None = None,
     on_choose: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw it; `title` names it to who does not see it. `stretch` lets it fill a card that is taller.
+    """Draw a figure. `title` is its name for screen readers; `stretch` lets it fill a taller card.
 
-    With `on_choose`, which gets x and y, the cells of the first trace can be clicked, a heatmap over whole numbers from
-    0 on; the last trace, of one point, stands at x and y of `chosen`. Where only this differs, the figure is not drawn
-    again.
+    on_choose: called with x and y of a clicked cell. The first trace must be a heatmap over whole numbers from 0 on.
+    The last trace, a single point, is moved to `chosen`. If only `chosen` changes, the figure is not drawn again.
     """
     name = f"figure_{key}"
 
@@ -58,7 +57,7 @@ def figure(
     _component(
         key=name,
         data={
-            "figure": spec(fig, "dark" if st.context.theme.type == "dark" else "light"),
+            "figure": figure_json(fig, "dark" if st.context.theme.type == "dark" else "light"),
             "code": CODE,
             "config": {**_CONFIG, **(config or {})},
             "title": title,
@@ -70,9 +69,9 @@ def figure(
     )
 
 
-def spec(fig: go.Figure, theme: Theme) -> str:
-    """The figure's JSON as it is sent, with room for its labels and the page's look."""
-    found = json.loads(fig.to_json(validate=False))
-    figure_margins.set_margins(found)
-    found["layout"]["template"] = template(theme)
-    return json.dumps(found, separators=(",", ":"))
+def figure_json(fig: go.Figure, theme: Theme) -> str:
+    """The figure as JSON for the browser, with margins for its labels and the page's theme."""
+    parts = json.loads(fig.to_json(validate=False))
+    figure_margins.set_margins(parts)
+    parts["layout"]["template"] = template(theme)
+    return json.dumps(parts, separators=(",", ":"))

@@ -1,8 +1,7 @@
-"""What other pages are made of, read by the browser while a page without figures is looked at, so that the first switch
-to one with figures need not wait.
+"""Preloading: on a page without figures, the browser loads the code of other pages' elements while it is idle.
 
-The code of an element is loaded with the first of its kind, and in that time a switch of pages shows nothing. What a
-browser has run before, it also runs faster: so a few small figures are drawn, unseen.
+The browser otherwise loads the code of an element at its first use, and shows nothing during this time. Code that has
+run before also runs faster, so a few small hidden figures are drawn.
 """
 
 from functools import cache
@@ -20,20 +19,20 @@ _KINDS = ("Selectbox", "NumberInput", "ButtonGroup", "Checkbox", "Slider", "Text
           "DownloadButton", "DataFrame")  # fmt: skip
 _FILES = [file.name for kind in _KINDS for file in _CODE.glob(f"{kind}.*.js")]
 
-# Registered once for the process: naming a component anew on each run would replace it under other users.
+# Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
     "workbench.ahead", js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 )
 
 
-def read() -> None:
-    """Have the browser do so whenever it is idle. Without effect where Streamlit keeps its code elsewhere."""
+def mount() -> None:
+    """Add the preloading component to the page. It has no effect if Streamlit stores its code in another place."""
     _component(key="ahead", data={"files": [f"../../{figure.CODE}", *_FILES], "figures": _figures()})
 
 
 @cache
 def _figures() -> list[str]:
-    """One of each kind that pages have: squares with a colour bar, bars, and lines with a legend."""
+    """One figure of each kind: heatmap with a colour bar, bars, and lines with a legend."""
     names, up = [f"{i} token" for i in range(8)], np.arange(8.0)
     of_tokens = {"kind": "", "title": "", "unit": "unit", "stamp": {}}
     figures = [
@@ -42,5 +41,5 @@ def _figures() -> list[str]:
         over_tokens(names, {"one": up, "other": -up}, **of_tokens),
     ]
     for fig in figures:
-        fig.update_layout(meta=None)  # nobody shall take one for a page's
-    return [figure.spec(fig, "light") for fig in figures]
+        fig.update_layout(meta=None)  # without `meta` they are not counted as figures of the page
+    return [figure.figure_json(fig, "light") for fig in figures]

@@ -1,7 +1,7 @@
-"""Tables and texts that are read: plain HTML, which screen readers and the browser's search read, with nothing cut off.
+"""Tables, texts and metrics as plain HTML: nothing is cut off, and screen readers and the browser's search work.
 
-Streamlit's grid is for lists that are long, and its code blocks for code. Theirs are 1.2 and 1.5 MB of
-script, which a first visit to a page would wait for.
+Use Streamlit's dataframe only for long lists, and its code blocks only for code: they load 1.2 and 1.5 MB of script,
+which delays the first visit to a page.
 """
 
 import html
@@ -15,16 +15,16 @@ import streamlit as st
 
 from dashboard.token_text import html_text
 
-NOTHING = "–"  # in the place of a number that is not there
-WRAPS = 40  # characters, over which a cell's text is broken into lines
+MISSING_VALUE = "–"  # shown for a missing value
+WRAP_LENGTH = 40  # longer texts in a cell, in characters, are wrapped
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one column is shown: its title and, of numbers, the format as in `format(value, ".3f")`.
+    """How one column is shown: its title and, for numbers, the format as in `format(value, ".3f")`.
 
-    help: what the title says when it is pointed at. bar: the value at which the bar behind a number is full.
-    right: text that stands at the right, as numbers do by themselves.
+    help: tooltip of the title. bar: the value at which the bar in the background of a number is full. right: align text
+    right; numbers always are.
     """
 
     label: str
@@ -34,77 +34,78 @@ class Column:
     right: bool = False
 
 
-def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> None:
-    """Draw the frame's columns that are named, in the order given; `most` pixels of it, the rest is scrolled to.
+def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_height: int | None = None) -> None:
+    """Draw the named columns of a frame in the given order; above `max_height` pixels the table scrolls.
 
-    A name that the frame does not have is left out: some columns depend on what there is to show. Text is shown as it
-    stands, whatever markup it holds. `page` brings the style.
+    Columns that the frame does not have are left out. Text is escaped, so markup in it is shown literally. The style
+    sheet comes from `page`.
     """
-    st.html(markup(frame, columns, most=most))
+    st.html(table_html(frame, columns, max_height=max_height))
 
 
-def verbatim(text: str, *, most: int | None = None) -> None:
-    """A text as it is, with its line breaks; `most` pixels of it, the rest is scrolled to."""
-    st.html(_verbatim(text, most, "Text"))
+def verbatim(text: str, *, max_height: int | None = None) -> None:
+    """Draw a text unchanged, with its line breaks; above `max_height` pixels it scrolls."""
+    st.html(_verbatim_html(text, max_height, "Text"))
 
 
-def text_columns(named: Mapping[str, str], *, most: int | None = None) -> None:
-    """Texts beside each other as `verbatim` draws one, each below its name."""
+def text_columns(named: Mapping[str, str], *, max_height: int | None = None) -> None:
+    """Draw texts next to each other in the style of `verbatim`, each under its name."""
     parts = (
-        f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim(text, most, name)}</figure>"
+        f"<figure><figcaption>{html_text(name)}</figcaption>{_verbatim_html(text, max_height, name)}</figure>"
         for name, text in named.items()
     )
     st.html(f'<div class="read-texts">{"".join(parts)}</div>')
 
 
-def _verbatim(text: str, most: int | None, name: str) -> str:
-    return f'<pre class="verbatim"{_scrolls(most, name)}>{html_text(text) or " "}</pre>'
+def _verbatim_html(text: str, max_height: int | None, name: str) -> str:
+    return f'<pre class="verbatim"{_scroll_attributes(max_height, name)}>{html_text(text) or " "}</pre>'
 
 
 def metric_row(values: Mapping[str, str], *, help: Mapping[str, str] | None = None) -> None:
-    """A row of numbers, each below its name, in as many lines as it takes; `help` is what a name says when it is
-    pointed at."""
-    st.html(numbered(values, help or {}))
+    """Draw a row of numbers, each under its name, over several lines if needed. help: tooltips of the names."""
+    st.html(metric_row_html(values, help or {}))
 
 
-def numbered(values: Mapping[str, str], help: Mapping[str, str]) -> str:
+def metric_row_html(values: Mapping[str, str], help: Mapping[str, str]) -> str:
     """The row of numbers as HTML."""
     parts = (
-        f"<div><dt{_about(help.get(name))}>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>"
+        f"<div><dt{_title_attribute(help.get(name))}>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>"
         for name, value in values.items()
     )
     return f'<dl class="read-numbers">{"".join(parts)}</dl>'
 
 
-def markup(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, most: int | None = None) -> str:
+def table_html(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_height: int | None = None) -> str:
     """The table as HTML."""
     named = ((name, columns[name]) for name in columns if name in frame)
     shown = {name: Column(as_) if isinstance(as_, str) else as_ for name, as_ in named}
     parts = [_column(frame[name], column) for name, column in shown.items()]
-    head = "".join(_title(name, column, right) for (name, column), (_, right) in zip(shown.items(), parts, strict=True))
+    head = "".join(
+        _header_cell(name, column, right) for (name, column), (_, right) in zip(shown.items(), parts, strict=True)
+    )
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in zip(*(cells for cells, _ in parts), strict=True))
-    place = _scrolls(most, ", ".join(column.label for column in shown.values()))
+    place = _scroll_attributes(max_height, ", ".join(column.label for column in shown.values()))
     return f'<div class="read-table"{place}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _scrolls(most: int | None, name: str) -> str:
-    """The attributes of what is at most so high: whoever scrolls with the keyboard has to be able to get there."""
-    if most is None:
+def _scroll_attributes(max_height: int | None, name: str) -> str:
+    """HTML attributes of an element that scrolls; `tabindex` makes it reachable with the keyboard."""
+    if max_height is None:
         return ""
-    return f' style="max-height:{most}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
+    return f' style="max-height:{max_height}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
 
 
-def _title(name: str, column: Column, right: bool) -> str:
-    side, about = _side(right), _about(column.help)
+def _header_cell(name: str, column: Column, right: bool) -> str:
+    side, about = _align_attribute(right), _title_attribute(column.help)
     return f'<th scope="col" data-name="{html.escape(name)}"{side}{about}>{html.escape(column.label)}</th>'
 
 
-def _about(help: str | None) -> str:
+def _title_attribute(help: str | None) -> str:
     return f' title="{html.escape(help)}"' if help else ""
 
 
 def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:
-    """A column's cells, and whether they stand at the right."""
+    """A column's cells, and whether they are aligned right."""
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     right = column.right or numbers
     return [_cell(value, column, right) for value in values], right
@@ -112,18 +113,18 @@ def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:
 
 def _cell(value: Any, column: Column, right: bool) -> str:
     if isinstance(value, bool | np.bool_):
-        return f"<td{_side(right)}>{'✓' if value else ''}</td>"
+        return f"<td{_align_attribute(right)}>{'✓' if value else ''}</td>"
     if isinstance(value, str):
-        kind = _side(right) if len(value) <= WRAPS else ' class="long"'
+        kind = _align_attribute(right) if len(value) <= WRAP_LENGTH else ' class="long"'
         return f"<td{kind}>{html_text(value)}</td>"
     if value is None or pd.isna(value):
-        return f"<td{_side(right)}>{NOTHING}</td>"
+        return f"<td{_align_attribute(right)}>{MISSING_VALUE}</td>"
     text = html_text(format(value, column.format))
     if column.bar is None:
-        return f"<td{_side(right)}>{text}</td>"
+        return f"<td{_align_attribute(right)}>{text}</td>"
     share = min(max(float(value) / column.bar, 0.0), 1.0)
     return f'<td class="bar" style="--share:{share:.1%}">{text}</td>'
 
 
-def _side(right: bool) -> str:
+def _align_attribute(right: bool) -> str:
     return ' class="right"' if right else ""

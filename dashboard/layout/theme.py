@@ -1,11 +1,11 @@
-"""What figures look like on the page, light and dark: a plotly template in the page's own type and colours."""
+"""Plotly template for figures, light and dark, with the page's font and colours."""
 
 from typing import Any
 
 from probes.base.drawing import COLOURS, Theme
 
-# Ink of labels, lines of the grid, the paper, and the edge of what stands on it. Streamlit's own grey on white has a
-# contrast of 3.7 to 1, too little to be read by everybody.
+# Text, grid lines, background, and borders. Streamlit's own grey on white has a contrast of 3.7 to 1, which is too low
+# to be accessible.
 _COLOURS: dict[Theme, tuple[str, str, str, str]] = {
     "light": ("#555867", "#e6eaf1", "#ffffff", "#d3d5db"),
     "dark": ("#e6eaf1", "#31333f", "#111319", "#3a404e"),
@@ -13,7 +13,7 @@ _COLOURS: dict[Theme, tuple[str, str, str, str]] = {
 
 
 def template(theme: Theme) -> dict[str, Any]:
-    """As plotly's JSON has it: a figure that is sent gets it in the place of its own."""
+    """The template as plotly's JSON; it replaces the template of each figure that is sent."""
     ink, grid, paper, edge = _COLOURS[theme]
     small, large = {"color": ink, "size": 12}, {"color": ink, "size": 14}
     axis = {

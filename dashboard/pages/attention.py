@@ -76,7 +76,7 @@ def show() -> None:
         if given is None:
             return
         held = computed.capture(model, given.ids, HOOKS, given.changes)
-        metrics = computed.once(held, head_metrics)
+        metrics = computed.cached_probe(head_metrics, capture=held)
         broken = ~np.isfinite(metrics.values["entropy"])
         if broken.any():
             st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
@@ -117,7 +117,7 @@ def _first_head(model: Transformer) -> tuple[int, int]:
 
 def _induction(model: Transformer, changes: str) -> InductionScores:
     block = min(32, (model.config.max_seq_len - 1) // 2)
-    return computed.once_per_model(model, _induction_under, block=block, changes=changes)
+    return computed.cached_probe(_induction_under, model=model, block=block, changes=changes)
 
 
 def _induction_under(model: Transformer, *, block: int, changes: str) -> InductionScores:
@@ -185,7 +185,7 @@ def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Inp
         {label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()}
     )
     window = _window(len(given))
-    found = computed.once(held, head_map, view.layer, view.head, window=window)
+    found = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=window)
     labels = plotly_labels(given.tokens)
     stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
     fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
@@ -215,7 +215,11 @@ def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
     start, stop = found.start, found.stop
     if found.factor > 1:
         stop = min(start + MAX_CELLS, len(given))
-    pattern = found if found.factor == 1 else computed.once(held, head_map, view.layer, view.head, window=(start, stop))
+    pattern = (
+        found
+        if found.factor == 1
+        else computed.cached_probe(head_map, view.layer, view.head, capture=held, window=(start, stop))
+    )
     chosen = _chosen(start, stop)
     left, right = st.columns([0.59, 0.41], gap="medium")
     with left:
@@ -246,7 +250,7 @@ def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
 def _chosen(start: int, stop: int) -> int:
     """The token that the URL names, kept inside what is shown; the last one where it names none."""
     named = url_state.url_param("token")
-    asked = url_values.whole(named)
+    asked = url_values.parse_count(named)
     position = stop - 1 if asked is None else asked
     shown = min(max(position, start), stop - 1)
     url_state.note_shown("token", named, shown)

@@ -56,7 +56,7 @@ def show() -> None:
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
-        run, baseline = runs.choose(found, _filter)
+        run, baseline = runs.select_runs(found, _filter)
         table = run.frame()[[_asked(score) for score in run.scores]]
         if table.empty:
             st.info("No score of this run has all words of the filter. Shorten it.")
@@ -159,12 +159,12 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
         "Paired difference", key="difference", help="This run (B) less the other (A), on the questions that both have."
     ):
         try:
-            found = runs.compared(run, baseline)
+            found = runs.comparison(run, baseline)
         except DataError as error:
             show_error("These runs cannot be compared. Choose another one.", str(error))
             return None
         for side, one in (("This (B)", run), ("Other (A)", baseline)):
-            runs.badge(side, one)
+            runs.run_badge(side, one)
         found = replace(found, differences=tuple(one for one in found.differences if _asked(one.a)))
         both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)

@@ -74,7 +74,7 @@ def _captures(head: Head) -> None:
         return
     st.text(common.said)
     before, after = a.capture(), b.capture()
-    found = computed.once_between(model, before, after, compare_sides.compared, common.align)
+    found = computed.cached_pair_probe(compare_sides.compared, common.align, model=model, before=before, after=after)
     position = _summary(a, found, common)
     left, right = st.columns([0.41, 0.59])
     with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["compared_heads"]):
@@ -182,7 +182,7 @@ def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -
                 "change": raw[1] - raw[0],
             }
         ),
-        most=600,
+        max_height=600,
         columns={
             "token": "Token",
             "id": "Id",
@@ -206,7 +206,7 @@ def _patterns(
             help=f"{SIDE} positions are drawn at a time.",
         )  # fmt: skip
     maps = tuple(
-        computed.once(held, head_map, layer, head, window=(start, min(start + SIDE, len(side.given))))
+        computed.cached_probe(head_map, layer, head, capture=held, window=(start, min(start + SIDE, len(side.given))))
         for side, held in ((a, before), (b, after))
     )
     # At the same positions the keys are comparable, though the tokens there are not all the same.
@@ -230,7 +230,7 @@ def _hooks(found: Comparison) -> None:
     table = found.frame()
     plain_table(
         table,
-        most=300,
+        max_height=300,
         columns={
             "hook": "Hook",
             "layer": "Layer",

@@ -60,8 +60,10 @@ def show() -> None:
         if asked is None:
             return
         after = computed.capture(model, given.ids, intervention_effects.HOOKS, changes[AFTER])
-        moved = computed.once_between(model, before, after, intervention_effects.shift, changes)
-        logits = computed.once_between(model, before, after, intervention_effects.logits_at, changes, asked.position)
+        moved = computed.cached_pair_probe(intervention_effects.shift, changes, model=model, before=before, after=after)
+        logits = computed.cached_pair_probe(
+            intervention_effects.logits_at, changes, asked.position, model=model, before=before, after=after
+        )
         _summary(model, given, moved, logits, asked, changes)
         left, right = st.columns([1, 1])
         with left, card("Likeliest next tokens", help="Before and after, at temperature 1.", height="stretch"):
@@ -142,8 +144,12 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
     """The choices of a sample, scored as the benchmark scores them."""
     sample = given.sample
     assert sample is not None
-    scored = computed.once_per_model(
-        model, intervention_effects.choices, prompt=sample.prompt_ids, answers=sample.choice_ids, changes=changes
+    scored = computed.cached_probe(
+        intervention_effects.choice_logprobs,
+        model=model,
+        prompt=sample.prompt_ids,
+        answers=sample.choice_ids,
+        changes=changes,
     )
     best = np.array(scored).argmax(0)
     with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
@@ -171,7 +177,7 @@ def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
     table = top_tokens(model, logits)
     plain_table(
         table,
-        most=330,
+        max_height=330,
         columns={
             "token": "Token",
             "id": "Id",
@@ -219,7 +225,7 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
 
 def _heads(model: Transformer, given: Input, changes: Changes) -> None:
     before, after = (computed.capture(model, given.ids, intervention_effects.HEAD_HOOKS, side) for side in changes)
-    values = computed.once_between(model, before, after, intervention_effects.head_changes)
+    values = computed.cached_pair_probe(intervention_effects.head_changes, model=model, before=before, after=after)
     with card("How far each head's output moves", key="heads_card", help=FIGURE_HELP["head_changes"]):
         fig = drawing.atlas(
             values,
@@ -241,7 +247,7 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
     with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
         settings = Settings.from_env()
         task = given.sample.task if given.sample else "demo_mmlu"
-        line = intervention_effects.command(
+        line = intervention_effects.eval_command(
             made, model=computed.model_path(), task=task, output=settings.results / "changed"
         )
         command_line(line)

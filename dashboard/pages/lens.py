@@ -71,7 +71,7 @@ def show() -> None:
         if asked is None:
             return
         through = _stamp(model) if st.session_state.get("lens") == TUNED else 0
-        found = computed.once_on(model, held, read, through=through, k=TOP_K)
+        found = computed.cached_probe(read, model=model, capture=held, through=through, k=TOP_K)
         if not np.isfinite(found.logprobs).all():
             st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
@@ -82,13 +82,13 @@ def show() -> None:
             )  # the same for every position, so that the browser keeps it
             chart(fig, key="grid")
         options = {"through": through, "k": TOP_K, "targets": asked.tokens}
-        here = computed.once_on(model, held, read, position=asked.position, **options)
+        here = computed.cached_probe(read, model=model, capture=held, position=asked.position, **options)
         _tokens(model, here, asked)
         made, row = _attribution(model, held, asked)
         _take_away(head, given, asked, made, row, tuned=through > 0)
 
         def curves() -> pd.DataFrame:  # of every position, when somebody downloads them
-            return computed.once_on(model, held, read, **options).curves.frame()
+            return computed.cached_probe(read, model=model, capture=held, **options).curves.frame()
 
         head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
 
@@ -97,14 +97,14 @@ def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> L
     """The logit lens, or the tuned one whose file has this time of change."""
     if not through:
         return logit_lens.logit_lens(model, cap, **options)
-    origin = computed.origin(model)
+    origin = computed.model_source(model)
     assert origin is not None
     return tuned_lens(model, cap, TunedLens.load(origin.path, model), **options)
 
 
 def _stamp(model: Transformer) -> int:
     """When the tuned lens beside the model was written; 0 where there is none."""
-    origin = computed.origin(model)
+    origin = computed.model_source(model)
     file = None if origin is None else origin.path / FILE
     return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
 
@@ -146,7 +146,7 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
             },
         )
         table = top_table(model, found, asked.position, st.session_state["k"])
-        plain_table(table, columns={name: name for name in table}, most=300)
+        plain_table(table, columns={name: name for name in table}, max_height=300)
 
 
 def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
@@ -180,7 +180,9 @@ def _attribution(model: Transformer, held: CaptureRef, asked: Asked) -> tuple[Lo
     pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
     wanted: list[Target] = [*pairs, *asked.tokens]
     names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
-    made = computed.once_on(model, held, logit_attribution.logit_attribution, tuple(wanted), position=asked.position)
+    made = computed.cached_probe(
+        logit_attribution.logit_attribution, tuple(wanted), model=model, capture=held, position=asked.position
+    )
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch", key="attribution_card"):
         if st.session_state.get("logit") not in (None, *names):
@@ -206,7 +208,7 @@ def _heads(made: LogitAttribution, row: int) -> None:
 
     plain_table(
         table.head(MOST_HEADS),
-        most=330,
+        max_height=330,
         columns={
             "layer": "Layer",
             "head": "Head",

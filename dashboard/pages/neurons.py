@@ -46,11 +46,11 @@ def show() -> None:
         if given is None:
             return
         held = computed.capture(model, given.ids, HOOKS, given.changes)
-        found = computed.once(held, neuron_statistics, top=min(8, len(given)))
+        found = computed.cached_probe(neuron_statistics, capture=held, top=min(8, len(given)))
         layer, neuron = _controls(model, found)
         if found.nonfinite.any():
             st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite: overflow. Try float32.")
-        written = computed.once_per_model(model, neuron_tokens, layer=layer, neurons=(neuron,), k=10)
+        written = computed.cached_probe(neuron_tokens, model=model, layer=layer, neurons=(neuron,), k=10)
         _numbers(found, layer, neuron)
         _activations(held, given, found, layer, neuron)
         left, right = st.columns([1, 1])
@@ -157,7 +157,7 @@ def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
         rows=strongest,
         chosen=strongest.index(neuron),
         on_choose=lambda at: st.session_state.update(neuron=strongest[at]),
-        most=210,
+        max_height=210,
     )
 
 

@@ -65,7 +65,7 @@ def show() -> None:
         if given is None:
             return
         held = computed.capture(model, given.ids, rms_norms.HOOKS, given.changes)
-        rms = computed.once(held, rms_norms.input_rms)
+        rms = computed.cached_probe(rms_norms.input_rms, capture=held)
         if rms.nonfinite:
             st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
         skip = int(first and len(given) > 1)
@@ -121,7 +121,7 @@ def _window(length: int, skip: int) -> tuple[int, int]:
 
 
 def _gains(head: Head, model: Transformer, norm: str) -> None:
-    found = computed.once_per_model(model, rms_norms.gain_statistics)
+    found = computed.cached_probe(rms_norms.gain_statistics, model=model)
     rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, rms_norms.FINAL)]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
@@ -159,8 +159,8 @@ gain_statistics(wb.load_model({computed.model_path()!r})).frame()
 
 
 def _activations(head: Head, held: CaptureRef, given: Input) -> None:
-    massive = computed.once(held, rms_norms.massive_activations)
-    outliers = computed.once(held, rms_norms.outlier_dimensions)
+    massive = computed.cached_probe(rms_norms.massive_activations, capture=held)
+    outliers = computed.cached_probe(rms_norms.outlier_dimensions, capture=held)
     with st.container(border=True):
         fig = massive.figure()
         fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
@@ -176,7 +176,7 @@ def _activations(head: Head, held: CaptureRef, given: Input) -> None:
             table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
             plain_table(
                 table[["layer", "pos", "token", "dim", "value", "ratio"]],
-                most=340,
+                max_height=340,
                 columns={
                     "layer": "Layer",
                     "pos": "Position",
@@ -198,7 +198,7 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         plain_table(
             outliers.frame().head(50),
-            most=305,
+            max_height=305,
             columns={
                 "dim": "Dimension",
                 "layer_share": Column("Layers", ".1%"),
@@ -210,7 +210,7 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
 
 
 def _contributions(head: Head, held: CaptureRef, given: Input, skip: int) -> None:
-    whole = computed.once(held, rms_norms.contribution_ratios)
+    whole = computed.cached_probe(rms_norms.contribution_ratios, capture=held)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])

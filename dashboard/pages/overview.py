@@ -145,7 +145,7 @@ def _origin(model: Transformer) -> None:
 
 def origin(model: Transformer) -> pd.DataFrame:
     """Where the numbers of this server come from: name, value."""
-    about = provenance.describe(computed.origin(model))
+    about = provenance.describe(computed.model_source(model))
     rows = {
         "Started with": computed.model_path(),
         "Checkpoint": about["checkpoint_sha256"] or "not from a file",
@@ -266,7 +266,7 @@ def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataF
     if opened is not None:
         table = top(opened.capture[LAST[0]][0, -1].float())
     else:
-        table, seconds = computed.once_per_model(model, compute, ids=given.ids, changes=given.changes, k=k)
+        table, seconds = computed.cached_probe(compute, model=model, ids=given.ids, changes=given.changes, k=k)
     table = table.copy()  # the kept one is everybody's
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds

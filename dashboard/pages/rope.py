@@ -132,7 +132,7 @@ def _waves(head: Head, view: View) -> None:
     with card("Pairs"):
         plain_table(
             found.frame(),
-            most=340,
+            max_height=340,
             columns={
                 "pair": "Pair",
                 "frequency": Column("Frequency (radians a token)", ".3g"),
@@ -160,8 +160,8 @@ wavelengths(config).frame()
 def _own(head: Head, held: CaptureRef, given: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(given) - 1)
     url_state.note_shown("distance", view.distance, distance)
-    bands = computed.once(held, head_scores.band_contribution, view.layer, view.head, distance=distance)
-    scores = computed.once(held, head_scores.score_by_distance, view.layer, view.head, pair=view.pair)
+    bands = computed.cached_probe(head_scores.band_contribution, view.layer, view.head, capture=held, distance=distance)
+    scores = computed.cached_probe(head_scores.score_by_distance, view.layer, view.head, capture=held, pair=view.pair)
     slow = bands.wavelength > len(given)
     _numbers(
         {
@@ -181,7 +181,7 @@ def _own(head: Head, held: CaptureRef, given: Input, view: View) -> None:
 
 
 def _shift(head: Head, held: CaptureRef, given: Input, view: View) -> None:
-    found = computed.once(held, head_scores.relative_invariance, view.layer, view.head)
+    found = computed.cached_probe(head_scores.relative_invariance, view.layer, view.head, capture=held)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(), key="invariance", height=430)
@@ -208,7 +208,7 @@ def _shift(head: Head, held: CaptureRef, given: Input, view: View) -> None:
 def _what_if(head: Head, held: CaptureRef, given: Input, view: View) -> None:
     changed = model_frequencies(view.config, dtype=torch.float64)
     about = (view.config.rope_theta, view.config.rope_scaling)
-    found = computed.once(held, _rescored, view.layer, view.head, *about)
+    found = computed.cached_probe(_rescored, view.layer, view.head, *about, capture=held)
     moved = found.moved
     if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
         st.info("These are the frequencies that the model was trained with. Change theta or scaling to see what moves.")
@@ -223,7 +223,7 @@ def _what_if(head: Head, held: CaptureRef, given: Input, view: View) -> None:
             pd.DataFrame(
                 {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
             ),
-            most=530,
+            max_height=530,
             columns={
                 "position": "Position",
                 "token": "Token",

@@ -12,7 +12,7 @@ import streamlit as st
 from dashboard.data import runs
 from dashboard.data.samples import FIRST
 from dashboard.jobs import jobs
-from dashboard.jobs.eval_request import EvalRequest, Listed, benchmarks, need_lm_eval
+from dashboard.jobs.eval_request import Benchmark, EvalRequest, benchmarks, need_lm_eval
 from dashboard.jobs.jobs import Job
 from dashboard.layout.page import Head, Help, card, empty, page, show_error, table_height
 from dashboard.session import computed, url_state
@@ -99,8 +99,8 @@ def _told(summary: str) -> Iterator[None]:
 # --- starting -------------------------------------------------------------------------------------------------
 
 
-@process_cache("Looking for questions …", most=1, seconds=60)
-def _benchmarks() -> list[Listed]:
+@process_cache("Looking for questions …", max_entries=1, ttl=60)
+def _benchmarks() -> list[Benchmark]:
     return benchmarks()
 
 
@@ -190,13 +190,13 @@ def _table(results: Path, found: list[Job]) -> None:
                 "job": printable(job.id for job in found),
                 "status": [_status(job) for job in found],
                 "share": [_share(job) for job in found],
-                "tasks": printable(", ".join(job.about["tasks"]) for job in found),
+                "tasks": printable(", ".join(job.settings["tasks"]) for job in found),
                 "started": [_clock(job.created)[5:-3] for job in found],
                 "took": [_took(job.seconds) for job in found],
             }
         ),
         hide_index=True,
-        height=table_height(len(found), most=400),
+        height=table_height(len(found), max_height=400),
         column_config={
             "job": "Job",
             "status": st.column_config.TextColumn("Status", width=115),
@@ -219,14 +219,14 @@ def _opened(results: Path, found: list[Job], name: str) -> None:
     job = next(job for job in found if job.id == name)
     for note in st.session_state.get("_notes", {}).get(job.id, []):
         st.warning(plain(note))
-    say = {jobs.FINISHED: st.success, jobs.FAILED: st.error, jobs.ELSEWHERE: st.warning}.get(job.status, st.info)
-    say(job.ending)
+    say = {jobs.FINISHED: st.success, jobs.FAILED: st.error, jobs.OTHER_HOST: st.warning}.get(job.status, st.info)
+    say(job.status_text)
     left = None
     if job.active:
         share, text = _progress(job)
         st.progress(share, text)
     elif job.status != jobs.FINISHED:
-        left = jobs.open_run(job)
+        left = jobs.unfinished_run(job)
         if left is not None:
             st.text(f"{left.answers:,} answers are kept; Resume asks the rest.")
     with st.container(horizontal=True, vertical_alignment="center", key="job_buttons"):
@@ -304,7 +304,7 @@ def _progress(job: Job) -> tuple[float, str]:
 
 
 def _facts(job: Job) -> str:
-    about = job.about
+    about = job.settings
     asked = [
         ", ".join(about["tasks"]),
         "all questions" if about["limit"] is None else f"{about['limit']:g} questions of each",
@@ -348,7 +348,7 @@ def _strays(results: Path) -> None:
                 }
             ),
             hide_index=True,
-            height=table_height(len(found), most=300),
+            height=table_height(len(found), max_height=300),
             column_config={
                 "run": "Run",
                 "status": "Status",

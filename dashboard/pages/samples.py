@@ -51,7 +51,7 @@ def show() -> None:
             )
             return
         tour.strip(computed.model(), "samples")
-        run, baseline = runs.choose(found)
+        run, baseline = runs.select_runs(found)
         if not run.tasks:
             empty("This run has no samples. Choose another one.")
             return
@@ -104,7 +104,7 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
     other: dict[tuple[int, str], str] = {}
     if baseline is not None:
         try:
-            other = samples.discordant(run, baseline, task)
+            other = samples.other_verdicts(run, baseline, task)
         except DataError as error:
             show_error("The other run cannot be compared on this task. Choose another one.", str(error))
     if kind != ALL:
@@ -134,7 +134,7 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
         rows=docs,
         chosen=position,
         on_choose=lambda at: url_state.set_url_param("doc", docs[at]),
-        most=470,
+        max_height=470,
     )
     row = stored.loc[table.index[position]]
     return Opened(run, runs.as_sample(run, task, row), row, table["other"].iloc[position])
@@ -145,7 +145,7 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
     named = url_state.url_param("doc")
     if named in (None, FIRST):
         return 0
-    number = url_values.whole(named)
+    number = url_values.parse_count(named)
     if number in docs:
         return docs.index(number)
     if number not in set(stored["doc_id"]):
@@ -161,7 +161,7 @@ def _open(opened: Opened) -> None:
     with st.container(horizontal=True):
         st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=on(sample))
         st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=on(sample))
-    text_columns({"Prompt": sample.prompt}, most=190)
+    text_columns({"Prompt": sample.prompt}, max_height=190)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
         gold = [number == sample.gold for number in range(len(sample.choices))]
@@ -182,7 +182,7 @@ def _open(opened: Opened) -> None:
     if sample.verdict:
         text_columns({"Sandbox": ": ".join(filter(None, [sample.verdict, sample.message]))})
     if sample.stderr:
-        text_columns({"Standard error": sample.stderr}, most=150)
+        text_columns({"Standard error": sample.stderr}, max_height=150)
 
 
 # --- what can be taken away -----------------------------------------------------------------------------------

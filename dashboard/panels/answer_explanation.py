@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard.data import samples
 from dashboard.data.runs import Sample
-from dashboard.data.samples import Again
+from dashboard.data.samples import RerunResult
 from dashboard.layout.page import command_line, draw_figure, heading, show_error
 from dashboard.panels.target_tokens import plotly_names
 from dashboard.session import computed, url_state
@@ -50,13 +50,13 @@ def answer_explanation(opened: Opened, task: str) -> Explanation | None:
         help="The position in prompt and output whose next token is explained. Empty: the first token at which the "
         "right answer and the one given part.",
     )  # fmt: skip
-    key = samples.again_key(model, opened.run, task, opened.row, behind)
+    key = samples.rerun_key(model, opened.run, task, opened.row, behind)
     if sum(p.numel() for p in model.parameters()) > samples.SMALL and st.session_state.get("_explained") != key:
         st.caption("Replays the sample on this server's model, and splits its answer by the parts of the model.")
         if not st.button("Explain this answer", type="primary"):
             return None
         st.session_state["_explained"] = key
-    again = samples.run_again(model, opened.run, task, opened.row, behind)
+    again = samples.rerun(model, opened.run, task, opened.row, behind)
     _replay(again, opened.run)
     if again.explanation is None:
         return None
@@ -69,7 +69,7 @@ def answer_explanation(opened: Opened, task: str) -> Explanation | None:
     return found
 
 
-def _replay(again: Again, run: Run) -> None:
+def _replay(again: RerunResult, run: Run) -> None:
     if again.replayed is None:
         show_error("This sample cannot be explained here. Start the server with the run's own model.", again.problem)
         command = _serve(run)

@@ -7,7 +7,7 @@ from dashboard.layout.page import card, empty, show_error
 from dashboard.layout.tables import Column, plain_table, verbatim
 from dashboard.panels.prompt_input import Input
 from dashboard.session import captures, computed, url_state
-from dashboard.session.captures import Stored
+from dashboard.session.captures import StoredCapture
 from dashboard.token_text import plain, printable
 from workbench import model_cost
 from workbench.errors import WorkbenchError
@@ -23,7 +23,7 @@ def show(model: Transformer, given: Input | None) -> None:
         refused = st.session_state.pop("_capture_refused", None)
         if refused:
             show_error("The capture was not kept.", refused)
-        found = captures.stored()
+        found = captures.list_captures()
         if not found:
             none_yet(model)
             return
@@ -38,7 +38,7 @@ def none_yet(model: Transformer) -> None:
         return
     prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no box of its own
     empty("No capture is kept yet. Overview keeps one of its prompt, and so does a terminal:")
-    verbatim(captures.command(computed.model_path(), prompt))
+    verbatim(captures.capture_command(computed.model_path(), prompt))
 
 
 def _offer(model: Transformer, given: Input) -> None:
@@ -53,7 +53,7 @@ def _offer(model: Transformer, given: Input) -> None:
         st.text(f"takes {model_cost.readable_bytes(needed)}")
 
 
-def _table(model: Transformer, found: list[Stored]) -> None:
+def _table(model: Transformer, found: list[StoredCapture]) -> None:
     own = computed.fingerprint(model)
     table = pd.DataFrame(
         {
@@ -62,7 +62,7 @@ def _table(model: Transformer, found: list[Stored]) -> None:
             "tokens": [one.tokens for one in found],
             "hooks": [one.hooks for one in found],
             "size": [model_cost.readable_bytes(one.bytes) for one in found],
-            "when": [one.when for one in found],
+            "when": [one.modified for one in found],
             "state": [plain(f"damaged: {one.problem}") if one.problem else "" for one in found],
         }
     )
@@ -70,7 +70,7 @@ def _table(model: Transformer, found: list[Stored]) -> None:
         del table["state"]
     plain_table(
         table,
-        most=250,
+        max_height=250,
         columns={
             "name": "Name", "model": "Model", "tokens": "Tokens", "hooks": "Hook points", "size": "File",
             "when": Column("Saved", "%Y-%m-%d %H:%M"), "state": "State",
@@ -78,7 +78,7 @@ def _table(model: Transformer, found: list[Stored]) -> None:
     )  # fmt: skip
 
 
-def _actions(found: list[Stored]) -> None:
+def _actions(found: list[StoredCapture]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", key="capture_actions"):
         name = st.selectbox("Capture", [one.name for one in found], key="capture_choice", width=320, format_func=plain)
         st.button("Open it", key="open_capture", on_click=_open, args=(name,))
@@ -90,7 +90,7 @@ def _actions(found: list[Stored]) -> None:
 def _save(model: Transformer, given: Input) -> None:
     try:
         name = st.session_state["capture_name"].strip()
-        captures.place(name)  # before the model runs for nothing
+        captures.path_of(name)  # before the model runs for nothing
         held = computed.capture(model, given.ids, captures.HOOKS, given.changes)
         captures.save(held.capture, name, checkpoint=computed.fingerprint(model))
     except WorkbenchError as error:

@@ -98,7 +98,7 @@ def go_on(said: str, answer: str) -> None:
 
 def fits(said: str, answer: str) -> bool:
     """Whether another turn still fits the address, in which the message will no longer stand by itself."""
-    return url_values.fits({**st.query_params.to_dict(), "prompt": "", "turns": _with(said, answer)})
+    return url_values.fits_in_url({**st.query_params.to_dict(), "prompt": "", "turns": _with(said, answer)})
 
 
 def _with(said: str, answer: str) -> str:

@@ -37,9 +37,9 @@ def show(head: Head) -> None:
         st.info("Choose a run as A: differences are B less A.")
         return
     for side, run in (("A", a), ("B", b)):
-        runs.badge(side, run)
+        runs.run_badge(side, run)
     try:
-        compared = runs.compared(b, a)
+        compared = runs.comparison(b, a)
     except DataError as error:
         show_error("These runs cannot be compared. Choose another one.", str(error))
         return
@@ -171,7 +171,7 @@ def _questions(title: str, samples: Sequence[Sample], found: Comparison) -> None
     st.dataframe(
         table,
         hide_index=True,
-        height=table_height(len(table), most=330),
+        height=table_height(len(table), max_height=330),
         column_config={
             "open": st.column_config.LinkColumn("Open", display_text=r"doc=(\d+)", width=55),
             "question": st.column_config.TextColumn("Question", width=180),

@@ -117,7 +117,7 @@ def shared(a: Input, b: Input) -> Shared | None:
 
 
 def compared(model: Transformer, a: Capture, b: Capture, align: Align) -> Comparison:
-    """`probes.comparison.compare_runs.compare`, in the form that `state.once_between` calls."""
+    """`probes.comparison.compare_runs.compare`, in the form that `computed.cached_pair_probe` calls."""
     return compare(a, b, align=align)
 
 
@@ -140,7 +140,7 @@ def _other(model: Transformer) -> Input | None:
 
 
 def _kept(model: Transformer) -> Input | None:
-    names = [one.name for one in captures.stored()]
+    names = [one.name for one in captures.list_captures()]
     if not names:
         capture_card.none_yet(model)
         return None
@@ -155,7 +155,7 @@ def _kept(model: Transformer) -> Input | None:
 
 def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
     """The model of each side, in the type that its control names; one type alone where another would not be cheap."""
-    if computed.origin(model) is None or sum(p.numel() for p in model.parameters()) > SMALL:
+    if computed.model_source(model) is None or sum(p.numel() for p in model.parameters()) > SMALL:
         return model, model
     own = str(model.dtype).removeprefix("torch.")
     options = [own, *(name for name in DTYPES if name != own)]
@@ -167,9 +167,9 @@ def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
 
 
 # Arguments with an underscore are left out of the key.
-@process_cache("Loading the model in another type …", most=2)
+@process_cache("Loading the model in another type …", max_entries=2)
 def _in_type(key: str, _model: Transformer, name: str) -> Transformer:
-    origin = computed.origin(_model)
+    origin = computed.model_source(_model)
     assert origin is not None
     model = wb.load_model(origin.path, dtype=DTYPES[name], device=_model.device)
     model.eval().requires_grad_(False)

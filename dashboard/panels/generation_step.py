@@ -71,7 +71,7 @@ def attention(model: Transformer, found: SamplingTrace, step: int, changes: str)
             name = COLOURS[colour]
             unit = METRICS[name]
             st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=FIGURE_HELP["atlas"])
-            values = computed.once(held, head_metrics, queries=(at,)).values[name]
+            values = computed.cached_probe(head_metrics, capture=held, queries=(at,)).values[name]
             id = f"{held.id}/{name}/{at}"
             head_grid(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
@@ -91,7 +91,7 @@ def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, vi
     names = [token_bytes(model, token) for token in ids]
     start = max(0, min(at + 1, len(ids)) - MAX_CELLS) if len(ids) > MAX_CELLS else 0
     stop = min(start + MAX_CELLS, len(ids))
-    whole = computed.once(held, head_map, view.layer, view.head, window=(start, stop))
+    whole = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=(start, stop))
     first = len(found.prompt) - 1
 
     def choose(position: int) -> None:
@@ -102,7 +102,7 @@ def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, vi
     token_strip(strip, chosen=at, on_choose=choose, key="step_strip")
     if (start, stop) != (0, len(ids)):
         st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table has the strongest of all.")
-    table = computed.once(held, strongest_keys, view.layer, view.head, at, k=6).frame()
+    table = computed.cached_probe(strongest_keys, view.layer, view.head, at, capture=held, k=6).frame()
     table.insert(4, "token", [short(names[key], 40) for key in table["key"]])
     plain_table(
         table[["key", "token", "weight", "distance"]],
@@ -118,7 +118,7 @@ def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, vi
 def _onwards(model: Transformer, found: SamplingTrace, ids: list[int], at: int, view: View) -> None:
     """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
     text = st.session_state.get("prompt", "") + found.text
-    if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits({"prompt": text}):
+    if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits_in_url({"prompt": text}):
         return
     # The last token was never read; it is in the text unless it ended it.
     if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):
@@ -148,7 +148,7 @@ def table(model: Transformer, found: SamplingTrace) -> None:
         st.dataframe(
             shown.drop(columns=["position", "drawn_entropy"]),
             hide_index=True,
-            height=table_height(len(shown), most=330),
+            height=table_height(len(shown), max_height=330),
             column_config={
                 "step": st.column_config.NumberColumn("Step", width=60),
                 "text": st.column_config.TextColumn("Token", width=135),  # room for <|begin_of_text|>

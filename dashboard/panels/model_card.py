@@ -14,8 +14,8 @@ from workbench.errors import WorkbenchError
 
 def show() -> None:
     with card("Models", key="models", help="Each is loaded when it is first looked at, and kept for all users."):
-        held, chosen = models.shelf().bytes(), computed.chosen()
-        for known in models.known():
+        held, chosen = models.pool().loaded_bytes(), computed.selected_model()
+        for known in models.served():
             _row(known, held.get(known.path), chosen == known)
         with st.container(horizontal=True, vertical_alignment="bottom", key="add_model_row"):
             text = st.text_input(

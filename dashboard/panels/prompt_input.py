@@ -208,7 +208,7 @@ def _sample(model: Transformer, reference: str) -> Input:
         plain(f"Sample {sample.doc_id} of {sample.task}, run {sample.run}: prompt and answer replayed")
         + plain(_under(sample.changes))
     )
-    own = computed.origin(model)
+    own = computed.model_source(model)
     if own is not None and sample.checkpoint not in (None, own.checkpoint_sha256):
         st.warning("Another checkpoint gave this answer. What follows is how the model of this server reads the text.")
     # Token ids mean nothing to another vocabulary.

@@ -63,7 +63,7 @@ def choose(model: Transformer, given: Input, held: CaptureRef, more: Callable[[]
 
 
 def _likeliest(model: Transformer, held: CaptureRef, position: int) -> tuple[int, ...]:
-    found = computed.once_on(model, held, likeliest, position=position)
+    found = computed.cached_probe(likeliest, model=model, capture=held, position=position)
     return tuple(token for token in found if isinstance(token, int))
 
 

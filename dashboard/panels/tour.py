@@ -84,7 +84,7 @@ def heads_of(model: Transformer, kind: str) -> list[Head]:
         layer, head = np.unravel_index(int(np.nanargmax(found.mean[kind])), found.mean[kind].shape)
         return found.of(kind) or [(int(layer), int(head))]
 
-    return computed.once_per_model(model, measured, kind=kind)
+    return computed.cached_probe(measured, model=model, kind=kind)
 
 
 def _head(model: Transformer, kind: str) -> Values:
@@ -146,7 +146,7 @@ def _blamed(model: Transformer) -> tuple[runs.Sample, Head, int]:
     run, doc = wrong_answer(model)
     stored = runs.samples(run, TASK)
     row = stored[stored["doc_id"] == doc].iloc[-1]
-    again = samples.run_again(model, run, TASK, row, None)
+    again = samples.rerun(model, run, TASK, row, None)
     if again.explanation is None:
         raise DataError(f"Question {doc} of run {run.name} cannot be explained: {again.problem}")
     first = again.explanation.heads().iloc[0]
@@ -248,8 +248,8 @@ def _run_quiz() -> None:
     """Start the quiz that the third example is of, unless it is under way, and look at it."""
     results, asked = Settings.from_env().results, EvalRequest("", computed.model_path(), (TASK,))
     try:
-        running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.about["tasks"]]
-        mine = [job for job in running if job.about["model"] == asked.model]
+        running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.settings["tasks"]]
+        mine = [job for job in running if job.settings["model"] == asked.model]
         job = mine[0] if mine else jobs.start(results, asked.checked()[0])
     except WorkbenchError as error:
         show_error("The quiz was not started.", str(error))

@@ -1,6 +1,6 @@
-"""Captures kept on disk: a folder of the files that `Capture.save` writes, `workbench capture`'s among them.
+"""Saved captures: the files of the captures folder, written here or by `workbench capture`.
 
-Draws nothing. A name from an address never leads out of the folder.
+Draws nothing. A name from a URL never leads out of the folder.
 """
 
 import json
@@ -32,23 +32,24 @@ HOOKS = tuple(
          "blocks.*.attn.hook_z", "blocks.*.hook_attn_out", "ln_final.hook_out", "hook_logits")
     )
 )  # fmt: skip
-"""What the pages ask of a prompt: a capture of these answers them all."""
+"""The hooks that the pages need: a capture of these serves every page."""
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w][\w .-]{0,80}")
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A file of the folder, as its head describes it; nothing else of it was read. Units: bytes of the file.
+class StoredCapture:
+    """A capture file, described by its header; the tensors are not read. Units: bytes of the file.
 
-    `checkpoint` is the hash of the weights, None where the file does not say. `problem` says why it cannot be read.
+    `checkpoint` is the hash of the weights, None if the file does not contain it. `problem` says why the file cannot be
+    read, None if it can.
     """
 
     name: str
     path: Path
     bytes: int
-    when: datetime
+    modified: datetime
     tokens: int = 0
     hooks: int = 0
     model: str = ""
@@ -62,120 +63,123 @@ def folder() -> Path:
     return Settings.from_env().captures_folder
 
 
-def stored() -> list[Stored]:
-    """Every capture of the folder, newest first, damaged ones among them."""
-    found = []
+def list_captures() -> list[StoredCapture]:
+    """Every capture of the folder, including damaged ones, newest first."""
+    stored = []
     for path in folder().glob(f"*{SUFFIX}"):
         try:
-            found.append(_head(path))
-        except OSError:  # gone since it was listed
+            stored.append(_read_header(path))
+        except OSError:  # deleted since it was listed
             continue
-    return sorted(found, key=lambda one: one.when, reverse=True)
+    return sorted(stored, key=lambda capture: capture.modified, reverse=True)
 
 
-def find(name: str) -> Stored:
+def find(name: str) -> StoredCapture:
     """Raises: DataError if there is no such capture, or it is damaged."""
-    path = place(name)
+    path = path_of(name)
     if not path.is_file():
         raise DataError(f"There is no capture {name!r} in {folder()}. Choose one on Overview.")
-    found = _head(path)
-    if found.problem is not None:
-        raise DataError(f"The capture {name!r} is damaged: {found.problem} Delete it, and capture the prompt again.")
-    return found
+    stored = _read_header(path)
+    if stored.problem is not None:
+        raise DataError(f"The capture {name!r} is damaged: {stored.problem} Delete it and capture the prompt again.")
+    return stored
 
 
-def place(name: str) -> Path:
-    """Where a capture of this name stands. Raises: DataError for what is no name of a file."""
+def path_of(name: str) -> Path:
+    """The path of the capture with this name. Raises: DataError for an invalid name."""
     if not _NAME.fullmatch(name):
         raise DataError(
-            "A capture's name has letters, digits, spaces, dots, - and _, and begins with one of the first."
+            "A capture's name may contain letters, digits, spaces, dots, - and _. It must begin with a letter, a digit "
+            "or _."
         )
     return folder() / f"{name}{SUFFIX}"
 
 
-def save(capture: Capture, name: str, *, checkpoint: str) -> Stored:
-    """Write a capture, with its checkpoint's hash.
+def save(capture: Capture, name: str, *, checkpoint: str) -> StoredCapture:
+    """Write a capture, with the hash of its checkpoint.
 
-    Raises: DataError for a name that is taken or is none, CaptureError where the file cannot be written.
+    Raises: DataError if the name is taken or invalid, CaptureError if the file cannot be written.
     """
-    path = place(name)
+    path = path_of(name)
     if path.exists():
-        raise DataError(f"There is a capture {name!r} already. Choose another name, or delete that one.")
+        raise DataError(f"There is already a capture {name!r}. Choose another name, or delete that one.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CaptureError(f"{path.parent} cannot be made: {error.strerror}.") from error
-    about = MappingProxyType({**capture.provenance, "checkpoint_sha256": checkpoint})
-    replace(capture, provenance=about).save(path)
-    return _head(path)
+        raise CaptureError(f"The folder {path.parent} cannot be created: {error.strerror}.") from error
+    provenance = MappingProxyType({**capture.provenance, "checkpoint_sha256": checkpoint})
+    replace(capture, provenance=provenance).save(path)
+    return _read_header(path)
 
 
 def delete(name: str) -> None:
     """Raises: DataError if it cannot be deleted."""
     try:
-        place(name).unlink(missing_ok=True)
+        path_of(name).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"The capture {name!r} cannot be deleted: {error.strerror}.") from error
 
 
-def command(model: str, prompt: str) -> str:
-    """What keeps a capture of a prompt that answers every page, in a terminal."""
+def capture_command(model: str, prompt: str) -> str:
+    """The shell command that saves a capture of a prompt with the hooks of every page."""
     hooks = [word for hook in HOOKS for word in ("--hooks", hook)]
     words = ["workbench", "capture", model, prompt, *hooks, "--output", str(folder() / f"mine{SUFFIX}")]
-    make = [] if folder().is_dir() else [shlex.join(["mkdir", "-p", str(folder())])]
-    return " && ".join([*make, shlex.join(words)])
+    make_folder = [] if folder().is_dir() else [shlex.join(["mkdir", "-p", str(folder())])]
+    return " && ".join([*make_folder, shlex.join(words)])
 
 
-def load(found: Stored, device: torch.device) -> Capture:
-    """The whole capture on a device, read once for each state of its file.
+def load(stored: StoredCapture, device: torch.device) -> Capture:
+    """The whole capture on a device. Cached until the file changes.
 
-    Raises: CaptureError for a damaged file; DataError for one that pages cannot look at.
+    Raises: CaptureError for a damaged file; DataError for a capture that the pages cannot show.
     """
-    return _load(str(found.path), found.path.stat().st_mtime_ns, str(device))
+    return _load(str(stored.path), stored.path.stat().st_mtime_ns, str(device))
 
 
 def covers(capture: Capture, hooks: tuple[str, ...]) -> bool:
-    """Whether it holds all of these hooks."""
+    """Whether the capture contains all of these hooks."""
     return not missing_hooks(capture, hooks)
 
 
 def missing_hooks(capture: Capture, hooks: tuple[str, ...]) -> list[str]:
-    """What it does not hold of these hooks: `blocks.*.hook_mlp_out`, or `blocks.{0,2}.hook_mlp_out` of some layers."""
+    """The hooks that the capture lacks: `blocks.*.hook_mlp_out`, or `blocks.{0,2}.hook_mlp_out` for some layers."""
     missing = set(expand(list(hooks), capture.config)) - set(capture.names)
     layers: dict[str, list[str]] = {}
     for name in expand(list(hooks), capture.config):
         if name in missing:
             layers.setdefault(point_of(name).name, []).append(str(layer_of(name)))
-    whole = capture.config.n_layers
+    n_layers = capture.config.n_layers
     return [
-        point.replace("{l}", "*" if len(found) == whole else f"{{{','.join(found)}}}")
-        for point, found in layers.items()
+        point.replace("{l}", "*" if len(numbers) == n_layers else f"{{{','.join(numbers)}}}")
+        for point, numbers in layers.items()
     ]
 
 
-@process_cache("Reading the capture …", most=3)
+@process_cache("Reading the capture …", max_entries=3)
 def _load(path: str, stamp: int, device: str) -> Capture:
     capture = Capture.load(path, device=device)
     if capture.tokens.shape[0] != 1 or capture.start or capture.heads is not None or capture.positions is not None:
         raise DataError(
-            "This capture holds several prompts, or only some positions or heads. Open it in a notebook with "
+            "This capture has several prompts, or only some positions or heads. Open it in a notebook with "
             "workbench.Capture.load."
         )
     return capture
 
 
-def _head(path: Path) -> Stored:
-    about = path.stat()
-    plain = Stored(path.name.removesuffix(SUFFIX), path, about.st_size, datetime.fromtimestamp(about.st_mtime))
+def _read_header(path: Path) -> StoredCapture:
+    status = path.stat()
+    stored = StoredCapture(
+        path.name.removesuffix(SUFFIX), path, status.st_size, datetime.fromtimestamp(status.st_mtime)
+    )
     try:
         with safe_open(str(path), framework="pt") as file:
-            said = json.loads((file.metadata() or {})["about"])
+            about = json.loads((file.metadata() or {})["about"])
             length = file.get_slice("tokens").get_shape()[-1]
-        origin = said["provenance"]
+        provenance = about["provenance"]
         return replace(
-            plain, tokens=int(length), hooks=len(said["request"]["names"]), model=str(origin.get("model")),
-            dtype=str(origin.get("dtype")), checkpoint=origin.get("checkpoint_sha256"),
-            interventions=tuple(json.dumps(one) for one in origin.get("interventions", [])),
+            stored, tokens=int(length), hooks=len(about["request"]["names"]), model=str(provenance.get("model")),
+            dtype=str(provenance.get("dtype")), checkpoint=provenance.get("checkpoint_sha256"),
+            interventions=tuple(json.dumps(change) for change in provenance.get("interventions", [])),
         )  # fmt: skip
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        return replace(plain, problem=f"{type(error).__name__}: {error}.")
+        return replace(stored, problem=f"{type(error).__name__}: {error}.")

@@ -1,8 +1,8 @@
-"""What the pages share: the model, captures and what was computed from them, and widget values that live in the URL.
+"""The selected model, its captures, and cached results of probes on them.
 
-Models, captures and results are kept for the whole process and shared by its users. They are keyed by content (the
-checkpoint's hash and the token ids), never by a session, so a user is only ever given what was made from the very
-tokens that this user sent. What a session itself remembers is its own widgets' values.
+Models, captures and results are cached for the whole process and shared by its users. The keys are made of content (the
+checkpoint's hash and the token ids), never of a session, so a user only gets results for the tokens that this user
+sent. A session stores only the values of its own widgets.
 """
 
 import hashlib
@@ -29,160 +29,167 @@ from workbench.provenance import ModelSource
 T = TypeVar("T")
 
 MAX_TOKENS = 4096
-"""The longest input that a page captures; longer ones are for scripts."""
+"""The longest input that a page captures. Use a script for longer ones."""
 
 NO_CHANGES = "[]"
-"""The model as it is: no interventions."""
+"""No interventions, as JSON."""
 
 CAPTURE_BYTES, CAPTURES_BYTES = 2 << 30, 4 << 30
-"""Bytes that one capture may hold, and that all may that are kept: what all users together make the server hold."""
+"""Limits in bytes: of one capture, and of all cached captures of all users together."""
 
 
 @dataclass(frozen=True)
 class CaptureRef:
-    """A capture and its id: a hash over the checkpoint, dtype, device, token ids and changes, and its hooks' names."""
+    """A capture and its id: a hash of checkpoint, dtype, device, token ids and interventions, and the hook names."""
 
     id: str
     capture: Capture
 
 
-def chosen() -> ServedModel:
-    """The model that this session looks at: the one its address names, else the one the server was started with."""
-    known = models.known()
+def selected_model() -> ServedModel:
+    """The session's model: the one named in the URL, otherwise the first one that the server was started with."""
+    served = models.served()
     named = st.session_state.get("model", st.query_params.get("model"))
-    return next((one for one in known if one.id == named), known[0])
+    return next((model for model in served if model.id == named), served[0])
 
 
 def model() -> Transformer:
-    """The model that this session looks at, loaded once for all who do."""
-    path, shelf = chosen().path, models.shelf()
-    if path in shelf.bytes():
-        return shelf.get(path)
-    with shared_cache.place():
+    """The session's model, loaded once for all sessions."""
+    path, pool = selected_model().path, models.pool()
+    if path in pool.loaded_bytes():
+        return pool.get(path)
+    with shared_cache.spinner_place():
         bar = st.empty()
     name = Path(path).name
-    found = shelf.get(path, lambda share: bar.progress(share, plain(f"Loading {name} …")))
+    loaded = pool.get(path, lambda fraction: bar.progress(fraction, plain(f"Loading {name} …")))
     bar.empty()
-    return found
+    return loaded
 
 
 def model_path() -> str:
-    """What `workbench.load_model` takes for the model that this session looks at."""
-    return chosen().path
+    """The path of the session's model, as `workbench.load_model` takes it."""
+    return selected_model().path
 
 
-def unload(known: ServedModel) -> None:
-    """Free a model's memory, and that of every capture and result: they hold its numbers."""
-    shared_cache.forget()
-    models.unload(known.path)
+def unload(served: ServedModel) -> None:
+    """Free the memory of a model, and of all cached captures and results, which hold its tensors."""
+    shared_cache.clear_all()
+    models.unload(served.path)
 
 
 def capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str = NO_CHANGES) -> CaptureRef:
-    """One run of the model on these tokens with these hooks, or one that is already held and has them.
+    """A capture of these tokens with these hooks: from the open file or the cache if one has them, else from a new run.
 
-    changes: interventions in force during the run, as `workbench.hooks.interventions.to_json` writes them.
+    changes: interventions active during the run, as `workbench.hooks.interventions.to_json` writes them.
     Raises: WorkbenchError for token ids, hook names or targets the model does not have, or a capture over its budget.
     """
-    found = open_capture(model, ids, hooks, changes)
-    if found is not None:
-        return found
+    stored = open_capture(model, ids, hooks, changes)
+    if stored is not None:
+        return stored
     identity = [fingerprint(model), str(model.dtype), str(model.device), ids, changes]
     run = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    hooks = next((made for (of, made), cap in list(_RUNS.items()) if of == run and captures.covers(cap, hooks)), hooks)
+    cached = ((names, cap) for (other, names), cap in list(_RUNS.items()) if other == run)
+    hooks = next((names for names, cap in cached if captures.covers(cap, hooks)), hooks)
     capture_id = f"{run} {sorted(hooks)}"
-    made = _RUNS[run, hooks] = _run(capture_id, model, ids, hooks, changes)
-    return CaptureRef(capture_id, made)
+    result = _RUNS[run, hooks] = _run(capture_id, model, ids, hooks, changes)
+    return CaptureRef(capture_id, result)
 
 
 _RUNS: WeakValueDictionary[tuple[str, tuple[str, ...]], Capture] = WeakValueDictionary()
-"""What `_run` still holds, by the run's identity and its hooks: a page finds a capture that holds more than it asks."""
+"""Captures still in the cache of `_run`, by run and hooks. Used to find a capture that has more hooks than needed."""
 
 
 def open_capture(model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> CaptureRef | None:
-    """A capture on disk that the session has open, where it answers: same weights, type, tokens, changes; all hooks."""
+    """The session's open capture file, if it has the same weights, dtype, tokens and interventions, and all hooks."""
     names = (st.session_state.get(key) for key in ("_last_capture", "_last_b_capture"))
-    answers = (_answer(name, model, ids, hooks, changes) for name in names if name is not None)
-    return next((answer for answer in answers if answer is not None), None)
+    matches = (_matching_capture(name, model, ids, hooks, changes) for name in names if name is not None)
+    return next((match for match in matches if match is not None), None)
 
 
-def _answer(
+def _matching_capture(
     name: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str
 ) -> CaptureRef | None:
     try:
-        found = captures.find(name)
-        capture = captures.load(found, model.device)
-        made = tuple(capture.tokens[0].tolist()), [*map(json.loads, found.interventions)]
-        if made != (ids, json.loads(changes)) or why_capture_unusable(model, name, hooks):
+        stored = captures.find(name)
+        capture = captures.load(stored, model.device)
+        run = tuple(capture.tokens[0].tolist()), [*map(json.loads, stored.interventions)]
+        if run != (ids, json.loads(changes)) or why_capture_unusable(model, name, hooks):
             return None
-    except WorkbenchError:  # the page has said so
+    except WorkbenchError:  # the page shows this error
         return None
-    return CaptureRef(f"stored {found.path} {found.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
+    return CaptureRef(f"stored {stored.path} {stored.path.stat().st_mtime_ns} {sorted(hooks)}", capture)
 
 
 def why_capture_unusable(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
-    """Why a capture on disk does not spare a run on its tokens that needs these hooks; empty where it does.
+    """Why a saved capture cannot replace a run of the model with these hooks; empty if it can.
 
-    Raises: WorkbenchError if it is gone or damaged.
+    Raises: WorkbenchError if the file is missing or damaged.
     """
-    found, dtype = captures.find(name), str(model.dtype).removeprefix("torch.")
-    if found.checkpoint != fingerprint(model):
-        return "the file does not say that it is of these weights"
-    if found.dtype != dtype:
-        return f"the file is in {found.dtype}, the model in {dtype}"
-    missing = captures.missing_hooks(captures.load(found, model.device), hooks)
-    return f"the file lacks {', '.join(missing)}" if missing else ""
+    stored, dtype = captures.find(name), str(model.dtype).removeprefix("torch.")
+    if stored.checkpoint != fingerprint(model):
+        return "the file does not record the hash of this model's checkpoint"
+    if stored.dtype != dtype:
+        return f"the file is in {stored.dtype}, the model in {dtype}"
+    missing = captures.missing_hooks(captures.load(stored, model.device), hooks)
+    return f"the file does not contain {', '.join(missing)}" if missing else ""
 
 
-def origin(model: Transformer) -> ModelSource | None:
-    """Where a model's weights came from; None if from no file.
+def model_source(model: Transformer) -> ModelSource | None:
+    """The source of a model's weights; None if they were not loaded from a file.
 
-    A model is asked once: no page changes weights, and to look whether they are their file's takes milliseconds.
+    Cached, because `model.source` takes milliseconds to check the weights, and pages never change them.
     """
-    if model not in _ORIGINS:
-        _ORIGINS[model] = model.source
-    return _ORIGINS[model]
+    if model not in _SOURCES:
+        _SOURCES[model] = model.source
+    return _SOURCES[model]
 
 
-_ORIGINS: WeakKeyDictionary[Transformer, ModelSource | None] = WeakKeyDictionary()
+_SOURCES: WeakKeyDictionary[Transformer, ModelSource | None] = WeakKeyDictionary()
 
 
 def fingerprint(model: Transformer) -> str:
-    """The checkpoint's hash; weights that came from no file are told apart by the object that holds them."""
-    found = origin(model)
-    return f"object {id(model)}" if found is None else found.checkpoint_sha256
+    """The checkpoint's hash; for weights that were not loaded from a file, the identity of the model object."""
+    source = model_source(model)
+    return f"object {id(model)}" if source is None else source.checkpoint_sha256
 
 
-def once(held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
-    """`probe(capture, *args, **options)`, computed once for each capture and arguments. Results must be read-only."""
-    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
-    return _computed(key, lambda: probe(held.capture, *args, **options))
+def cached_probe(
+    probe: Callable[..., T],
+    *args: Any,
+    model: Transformer | None = None,
+    capture: CaptureRef | None = None,
+    **options: Any,
+) -> T:
+    """`probe(model, capture, *args, **options)`, computed once for each capture (or checkpoint) and arguments.
+
+    model, capture: passed first, in this order; one that is not given is left out. Results must be read-only.
+    """
+    if capture is not None:
+        source, inputs = capture.id, [capture.capture] if model is None else [model, capture.capture]
+    elif model is not None:
+        source, inputs = fingerprint(model), [model]
+    else:
+        raise TypeError("cached_probe needs a model or a capture")
+    key = f"{source}/{_name(probe)}{args}{sorted(options.items())}"
+    return _computed(key, lambda: probe(*inputs, *args, **options))
 
 
-def once_on(model: Transformer, held: CaptureRef, probe: Callable[..., T], *args: Any, **options: Any) -> T:
-    """`probe(model, capture, *args, **options)`, computed once for each capture and arguments."""
-    key = f"{held.id}/{_name(probe)}{args}{sorted(options.items())}"
-    return _computed(key, lambda: probe(model, held.capture, *args, **options))
-
-
-def once_between(model: Transformer, before: CaptureRef, after: CaptureRef, probe: Callable[..., T], *args: Any) -> T:
+def cached_pair_probe(
+    probe: Callable[..., T], *args: Any, model: Transformer, before: CaptureRef, after: CaptureRef
+) -> T:
     """`probe(model, before's capture, after's capture, *args)`, computed once for each pair and arguments."""
     key = f"{before.id}/{after.id}/{_name(probe)}{args}"
     return _computed(key, lambda: probe(model, before.capture, after.capture, *args))
 
 
-def once_per_model(model: Transformer, probe: Callable[..., T], **kwargs: Any) -> T:
-    """`probe(model, **kwargs)`, computed once for each checkpoint and arguments."""
-    return _computed(f"{fingerprint(model)}/{_name(probe)}{sorted(kwargs.items())}", lambda: probe(model, **kwargs))
-
-
-@size_limited("Running the model …", fits=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
+@size_limited("Running the model …", max_bytes=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
 def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
     with torch.no_grad(), model.intervene(*from_json(changes)):
         _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
     return cap
 
 
-@process_cache("Computing …", most=256)
+@process_cache("Computing …", max_entries=256)
 def _computed(key: str, _compute: Callable[[], Any]) -> Any:
     with torch.no_grad():
         return _compute()

@@ -1,7 +1,7 @@
-"""What the garbage collector need not look at after every run of a page.
+"""Excludes long-lived objects from garbage collection with `gc.freeze`.
 
-Streamlit collects all garbage when a script has ended (`runner.postScriptGC`), and while it does, no other thread of
-Python runs: with torch, plotly and pandas loaded that is 0.2 s, in which the last of a page waits to be sent.
+Streamlit collects garbage after every run of a page (`runner.postScriptGC`). Meanwhile no other Python thread runs:
+with torch, plotly and pandas loaded this takes 0.2 s, which delays the last part of the page.
 """
 
 import gc
@@ -9,18 +9,18 @@ from functools import cache
 
 
 @cache
-def set_aside(page: str) -> None:
-    """Leave what is there once a page is first shown in this process, code above all, out of later collections.
+def freeze_objects(page: str) -> None:
+    """Exclude all current objects, mainly code, from later collections; once for each page in this process.
 
-    What is part of no cycle is freed as ever; the rest waits for `free`.
+    Objects without reference cycles are still freed as usual; the others wait for `collect_all`.
     """
     gc.freeze()
 
 
-def free() -> None:
-    """Collect what was set aside too, and set the rest aside again."""
-    kept = gc.get_freeze_count()
+def collect_all() -> None:
+    """Collect garbage among the frozen objects too, then freeze the rest again."""
+    frozen = gc.get_freeze_count()
     gc.unfreeze()
     gc.collect()
-    if kept:
+    if frozen:
         gc.freeze()

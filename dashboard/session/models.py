@@ -1,7 +1,6 @@
-"""The models of this server: those it was started with and those added in a page, each loaded when first looked at.
+"""The models of this server: those it was started with and those added on a page, each loaded at its first use.
 
-They are kept for the whole process and shared by its users; one that loads holds up nobody who looks at another. Draws
-nothing.
+Models are shared by all users of the process. While one loads, the others can be used. Draws nothing.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from workbench.model import Transformer
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that can be looked at. `id` is what links carry: the folder's name with a part of the path's hash."""
+    """A model that can be selected. `id` is used in URLs: the folder's name with a part of the path's hash."""
 
     id: str
     path: str
@@ -36,7 +35,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a model takes before it is loaded. Units: bytes; `cache` is that of one text as long as the context."""
+    """Memory that a model would need. Units: bytes; `cache` is the key/value cache for one text of full length."""
 
     config: ModelConfig
     weights: int
@@ -46,11 +45,11 @@ class MemoryEstimate:
     def __str__(self) -> str:
         weights, cache, free = map(model_cost.readable_bytes, (self.weights, self.cache, self.free))
         context = f"{self.config.max_seq_len:,} tokens"
-        return f"{weights} for its weights and {cache} for the keys and values of {context}; {free} are free"
+        return f"{weights} for the weights and {cache} for the key/value cache of {context}; {free} are free"
 
 
 class ModelPool:
-    """Models by their paths. One lock for each path: whoever waits, waits for that model alone."""
+    """Loaded models by path, with one lock for each path: loading one model does not block another."""
 
     def __init__(self) -> None:
         self.added: list[str] = []
@@ -72,8 +71,8 @@ class ModelPool:
         with self._guard:
             self._loaded.pop(path, None)
 
-    def bytes(self) -> dict[str, int]:
-        """What each loaded model's weights hold."""
+    def loaded_bytes(self) -> dict[str, int]:
+        """Bytes of weights of each loaded model, by path."""
         with self._guard:
             loaded = dict(self._loaded)
         return {
@@ -83,49 +82,51 @@ class ModelPool:
 
 
 @st.cache_resource(show_spinner=False)
-def shelf() -> ModelPool:
-    """This server's."""
+def pool() -> ModelPool:
+    """The model pool of this server."""
     return ModelPool()
 
 
-def known() -> tuple[ServedModel, ...]:
-    """Every model of this server, the one it was started with first."""
+def served() -> tuple[ServedModel, ...]:
+    """Every model of this server; the one it was started with comes first."""
     settings = Settings.from_env()
-    paths = dict.fromkeys((settings.model, *settings.more, *shelf().added))
+    paths = dict.fromkeys((settings.model, *settings.more, *pool().added))
     return tuple(ServedModel(_id(path), path) for path in paths)
 
 
 def add(text: str) -> ServedModel:
-    """A checkpoint folder that the pages may switch to from now on.
+    """Add a checkpoint folder to the models that the pages can select.
 
-    Raises: CheckpointError or ConfigError for what is no checkpoint, DataError if its weights do not fit.
+    Raises: CheckpointError or ConfigError if it is not a checkpoint, DataError if its weights do not fit into memory.
     """
     path, needed = inspect_checkpoint(text)
     if needed.weights > needed.free:
-        raise DataError(f"It needs {needed}. Unload a model, or serve it on a larger machine.")
-    if path not in shelf().added:
-        shelf().added.append(path)
+        raise DataError(
+            f"Not enough memory: this model needs {needed}. Unload a model, or serve it on a larger machine."
+        )
+    if path not in pool().added:
+        pool().added.append(path)
     return ServedModel(_id(path), path)
 
 
 def inspect_checkpoint(text: str) -> tuple[str, MemoryEstimate]:
-    """A typed folder's whole path and what its model would take; nothing is loaded.
+    """The absolute path of a typed folder and the memory that its model would need; nothing is loaded.
 
-    Raises: CheckpointError or ConfigError for what is no checkpoint.
+    Raises: CheckpointError or ConfigError if it is not a checkpoint.
     """
     if text.strip() == "demo":
-        return "demo", cost("demo")
+        return "demo", memory_estimate("demo")
     try:
         path = Path(text.strip()).expanduser().resolve()
         if not path.is_dir():
             raise CheckpointError(f"There is no folder {path}. Give the folder of a Meta or Hugging Face checkpoint.")
-        return str(path), cost(str(path))
-    except (OSError, RuntimeError, ValueError) as error:  # not ours to read, no such home, a zero byte
+        return str(path), memory_estimate(str(path))
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, no such home folder, a zero byte
         raise CheckpointError(f"The folder cannot be read: {error}.") from error
 
 
-def cost(path: str) -> MemoryEstimate:
-    """Raises: CheckpointError or ConfigError for what is no checkpoint."""
+def memory_estimate(path: str) -> MemoryEstimate:
+    """Raises: CheckpointError or ConfigError if it is not a checkpoint."""
     checkpoint = open_checkpoint(path)
     config, itemsize = checkpoint.config, checkpoint.dtype.itemsize
     cache = model_cost.cache_bytes_per_token(config, itemsize=itemsize) * config.max_seq_len
@@ -133,9 +134,9 @@ def cost(path: str) -> MemoryEstimate:
 
 
 def unload(path: str) -> None:
-    """Free a model's memory. Whoever looks at it next loads it anew."""
-    shelf().drop(path)
-    gc_freeze.free()
+    """Free a model's memory. It is loaded again at its next use."""
+    pool().drop(path)
+    gc_freeze.collect_all()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

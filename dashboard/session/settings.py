@@ -1,4 +1,4 @@
-"""What the server was started with: its models and folders. Fixed for the life of the process."""
+"""The server's settings: its models and folders. They do not change while the process runs."""
 
 import json
 import os
@@ -14,8 +14,8 @@ _MORE, _CAPTURES = "WORKBENCH_APP_MORE_MODELS", "WORKBENCH_APP_CAPTURES"
 
 @dataclass(frozen=True)
 class Settings:
-    """`model` is "demo" or a checkpoint folder, `more` are others to switch to; `results` holds benchmark runs and
-    `captures`, by default a folder in it, what was kept of runs of a model. Neither folder need exist."""
+    """`model` is "demo" or a checkpoint folder, `more` are further ones to select; `results` is the folder of benchmark
+    runs, `captures` the folder of saved captures, by default a folder in `results`. The folders need not exist."""
 
     model: str = "demo"
     results: Path = ROOT / "results"
@@ -36,7 +36,7 @@ class Settings:
         )
 
     def to_env(self) -> dict[str, str]:
-        """The variables that hand these settings to the server's process; paths made absolute."""
+        """The environment variables that pass these settings to the server's process; paths are made absolute."""
         model, *more = (path if path == "demo" else str(Path(path).resolve()) for path in (self.model, *self.more))
         captures = "" if self.captures is None else str(self.captures.resolve())
         return {_MODEL: model, _RESULTS: str(self.results.resolve()), _MORE: json.dumps(more), _CAPTURES: captures}

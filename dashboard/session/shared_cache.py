@@ -1,8 +1,8 @@
-"""What is computed once for all users, with its spinner always in the same place: the page's head.
+"""Decorators for results that are cached for the whole process, with their spinner in the page's head.
 
-Where Streamlit puts the spinner of a cached function, everything behind it moves by one for that run. Its browser half
-then makes these elements anew, figures too, and a control that was made anew no longer writes its value into the
-address.
+Streamlit draws the spinner of a cached function where it is called, which moves every later element by one place for
+that run. The browser then builds these elements again, figures too, and a control that is built again no longer writes
+its value to the URL. A fixed place for the spinner avoids this.
 """
 
 from collections.abc import Callable
@@ -18,68 +18,76 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PLACE = "_busy"
-_kept: dict[str, Callable[[], None]] = {}  # what clears each function's results, by its name: pages are run anew
+# By function name, not a list: Streamlit runs pages again and again, which decorates their functions again.
+_clear_functions: dict[str, Callable[[], None]] = {}
 
 
-def mount() -> None:
-    """Make the place for spinners; a page does this once, before anything can be computed."""
+def mount_spinner() -> None:
+    """Create the place for spinners; a page does this once, before its first computation."""
     st.session_state[_PLACE] = st.container(key="busy")
 
 
-def unmount() -> None:
-    """Behind a page's end there is no place: callbacks run before the next one begins."""
+def unmount_spinner() -> None:
+    """Remove the place at the end of a page: callbacks run before the next page creates a new one."""
     st.session_state.pop(_PLACE, None)
 
 
-def place() -> AbstractContextManager[object]:
-    """What is drawn in here stands in the page's head."""
-    found: AbstractContextManager[object] = st.session_state.get(_PLACE) or nullcontext()
-    return found
+def spinner_place() -> AbstractContextManager[object]:
+    """A context whose elements are drawn in the page's head."""
+    place: AbstractContextManager[object] = st.session_state.get(_PLACE) or nullcontext()
+    return place
 
 
-def process_cache(says: str, *, most: int, seconds: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: `st.cache_resource` of the `most` latest results, kept for `seconds`, with its spinner in the head.
+def process_cache(
+    message: str, *, max_entries: int, ttl: float | None = None
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator: `st.cache_resource` with its spinner in the page's head. Results are shared by all sessions.
 
-    Arguments whose name begins with an underscore are no part of the key. `forget` drops the results of all of them.
+    message: text next to the spinner. max_entries: number of results that are cached. ttl: their lifetime in seconds,
+    None for no limit. Arguments whose names begin with an underscore are not part of the key. `clear_all` drops the
+    results.
     """
 
     def decorate(compute: Callable[P, T]) -> Callable[P, T]:
-        cached = st.cache_resource(compute, max_entries=most, ttl=seconds, show_spinner=says)
+        cached = st.cache_resource(compute, max_entries=max_entries, ttl=ttl, show_spinner=message)
 
         @wraps(compute)
         def call(*args: P.args, **options: P.kwargs) -> T:
-            with place():
+            with spinner_place():
                 return cached(*args, **options)
 
-        _kept[f"{compute.__module__}.{compute.__qualname__}"] = cached.clear
+        _clear_functions[f"{compute.__module__}.{compute.__qualname__}"] = cached.clear
         return call
 
     return decorate
 
 
 def size_limited(
-    says: str, *, fits: int, size: Callable[[T], int]
+    message: str, *, max_bytes: int, size: Callable[[T], int]
 ) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
-    """As `once_for_all`, of the latest results that together hold `fits` bytes. The first argument alone is the key."""
+    """As `process_cache`, limited by memory: the latest results that together take at most `max_bytes`.
+
+    size: the bytes of one result. Only the first argument is the key.
+    """
 
     def decorate(compute: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-        kept = SizeLimitedCache(fits, size)
+        cache = SizeLimitedCache(max_bytes, size)
 
         def run(key: str, *args: P.args, **options: P.kwargs) -> T:
-            with place(), st.spinner(says):
+            with spinner_place(), st.spinner(message):
                 return compute(key, *args, **options)
 
         @wraps(compute)
         def call(key: str, *args: P.args, **options: P.kwargs) -> T:
-            return kept.get(key, lambda: run(key, *args, **options))
+            return cache.get(key, lambda: run(key, *args, **options))
 
-        _kept[f"{compute.__module__}.{compute.__qualname__}"] = kept.clear
+        _clear_functions[f"{compute.__module__}.{compute.__qualname__}"] = cache.clear
         return call
 
     return decorate
 
 
-def forget() -> None:
-    """Drop every result that is kept for all users, whoever keeps it: they hold models, captures and their numbers."""
-    for clear in list(_kept.values()):
+def clear_all() -> None:
+    """Drop all results of both decorators, and with them the models and captures that they hold."""
+    for clear in list(_clear_functions.values()):
         clear()

@@ -1,4 +1,4 @@
-"""The latest results, as many of them as fit in so many bytes."""
+"""A least-recently-used cache that is limited by the size of its results in bytes."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,15 +9,15 @@ T = TypeVar("T")
 
 
 class SizeLimitedCache(Generic[T]):
-    """Results by their keys, each computed once however many ask for it; those that nobody asked for longest go first.
+    """Results by key, each computed once, even if several threads request it. The least recently used go first.
 
-    fits: bytes that all of them may hold; the latest is kept in any case. size: the bytes that one holds.
+    max_bytes: limit for all results together; the latest is kept even if it is larger. size: bytes of one result.
     """
 
-    def __init__(self, fits: int, size: Callable[[T], int]) -> None:
-        self._fits, self._size = fits, size
+    def __init__(self, max_bytes: int, size: Callable[[T], int]) -> None:
+        self._max_bytes, self._size = max_bytes, size
         self._guard = Lock()
-        self._locks: dict[str, Lock] = {}  # of those that are being computed
+        self._locks: dict[str, Lock] = {}  # one for each key that is being computed
         self._results: OrderedDict[str, T] = OrderedDict()
 
     def get(self, key: str, compute: Callable[[], T]) -> T:
@@ -30,20 +30,20 @@ class SizeLimitedCache(Generic[T]):
                         self._results.move_to_end(key)
                         return self._results[key]
                 result = compute()
-                self._keep(key, result)
+                self._store(key, result)
                 return result
             finally:
                 with self._guard:
                     self._locks.pop(key, None)
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all results."""
         with self._guard:
             self._results.clear()
 
-    def _keep(self, key: str, result: T) -> None:
+    def _store(self, key: str, result: T) -> None:
         with self._guard:
             self._results[key] = result
-            held = sum(map(self._size, self._results.values()))
-            while held > self._fits and len(self._results) > 1:
-                held -= self._size(self._results.popitem(last=False)[1])
+            total = sum(map(self._size, self._results.values()))
+            while total > self._max_bytes and len(self._results) > 1:
+                total -= self._size(self._results.popitem(last=False)[1])

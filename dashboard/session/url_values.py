@@ -1,4 +1,4 @@
-"""What an address can say: whether a control shows what was asked for, and how much text fits. Draws nothing."""
+"""Values of URL parameters: parsing, comparison with widget values, and the size limit of a URL. Draws nothing."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,31 +8,31 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-MOST_BYTES = 48_000
-"""Of all parameters, as they are sent. A server takes 65,536 for these, the browser's own headers and its cookies."""
+MAX_BYTES = 48_000
+"""Limit for all parameters, URL-encoded. The server accepts 65,536 for these, the browser's headers and cookies."""
 
 
 @dataclass(frozen=True)
-class Misread:
-    """A parameter that could not be shown as it was given, what is shown instead, and what can be done about it."""
+class UnavailableValue:
+    """A URL parameter whose requested value is not available, the value shown instead, and advice for the user."""
 
     key: str
-    given: str
+    requested: str
     shown: Any
     advice: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.key}={_short(self.given)} is not possible here; shown is {_said(self.shown)}."
+        what = f"{self.key}={_short(self.requested)} is not available here; showing {_describe(self.shown)}."
         return f"{what} {self.advice}".strip()
 
 
-def fits(parameters: Mapping[str, object]) -> bool:
-    """Whether an address of these parameters would be answered."""
-    return len(urlencode(parameters, errors="replace")) <= MOST_BYTES
+def fits_in_url(parameters: Mapping[str, object]) -> bool:
+    """Whether the server would accept a URL with these parameters."""
+    return len(urlencode(parameters, errors="replace")) <= MAX_BYTES
 
 
 def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """What a control of Streamlit's shows before anybody has chosen."""
+    """The value that a Streamlit widget shows before the user has chosen one."""
     if widget is st.selectbox:
         return args[0][0]
     if widget in (st.segmented_control, st.multiselect):
@@ -42,16 +42,16 @@ def default(widget: Callable[..., Any], args: Sequence[Any], options: Mapping[st
     return False if widget is st.toggle else args[0] if args else ""
 
 
-def whole(text: str | None) -> int | None:
-    """The number that a parameter gives, None where it gives none: digits, and no more than could count anything."""
+def parse_count(text: str | None) -> int | None:
+    """A parameter as a non-negative integer; None if it has other characters than digits, or more than 18 digits."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
 
 
-def means(given: Sequence[str], value: object) -> bool:
-    """Whether a control with this value shows what its parameter, given once or more often, asks for."""
+def matches(requested: Sequence[str], value: object) -> bool:
+    """Whether a widget's value is the one that its parameter requests; a parameter may occur several times."""
     if isinstance(value, list):
-        return [text for text in given if text] == value
-    text = given[-1]
+        return [text for text in requested if text] == value
+    text = requested[-1]
     if isinstance(value, bool) or value is None:
         return text.lower() == ("" if value is None else str(value).lower())
     if isinstance(value, str):
@@ -62,8 +62,8 @@ def means(given: Sequence[str], value: object) -> bool:
         return False
 
 
-def unreadable(widget: Callable[..., Any], text: str | None) -> bool:
-    """What an address may hold that Streamlit itself fails on: infinite numbers, and a choice of nothing."""
+def rejected_by_streamlit(widget: Callable[..., Any], text: str | None) -> bool:
+    """Whether Streamlit itself would fail on this parameter: a number that is not finite, or an empty choice."""
     if widget is st.segmented_control:
         return text == ""
     try:
@@ -72,13 +72,13 @@ def unreadable(widget: Callable[..., Any], text: str | None) -> bool:
         return False
 
 
-def within(value: float, low: float | None = None, high: float | None = None) -> float:
-    """The number, or the nearest end of what a control takes."""
+def clamp(value: float, low: float | None = None, high: float | None = None) -> float:
+    """The number, limited to the widget's range."""
     value = value if low is None else max(value, low)
     return value if high is None else min(value, high)
 
 
-def _said(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "nothing"
     text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Locator, expect
 
-from dashboard.data.intervention_effects import choices
+from dashboard.data.intervention_effects import choice_logprobs
 from evals.explain.explain import explain
 from evals.results.runs import list_runs
 from probes.attention.head_map import MAX_CELLS
@@ -200,7 +200,7 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     expect(tab.page.get_by_text(f"1. ablate {name}")).to_be_visible()
     row = run.samples("asked_quiz").set_index("doc_id").loc[wrong]
     changes = "[]", json.dumps([{"kind": "ablate", "target": name}])
-    scored = np.array(choices(model, row["prompt_ids"], row["choice_ids"], changes))
+    scored = np.array(choice_logprobs(model, row["prompt_ids"], row["choice_ids"], changes))
     was, now = ("ABCD"[number] for number in scored.argmax(0))
     assert "ABCD"[int(row["answer"])] == was  # what the run answered
     expect(tab.page.get_by_text(re.compile(f"Answer before: {was}\\s+Answer after:\\s+{now}"))).to_be_visible()
@@ -368,7 +368,7 @@ def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(t
     assert query(tab)["prompt"] == "漢" * 660
     prompt.fill("漢" * 7500)
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    expect(tab.page.get_by_text("too long for the URL")).to_be_visible()
     tab.settle()
     assert "prompt" not in query(tab)
     tab.page.reload()
@@ -376,10 +376,10 @@ def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(t
     tab.settle()
     prompt.fill("漢" * 7500)
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_be_visible()
+    expect(tab.page.get_by_text("too long for the URL")).to_be_visible()
     prompt.fill("the dog")
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.page.get_by_text("too long for the address")).to_have_count(0)
+    expect(tab.page.get_by_text("too long for the URL")).to_have_count(0)
     tab.settle()
     assert query(tab)["prompt"] == "the dog"
     tab.sound()

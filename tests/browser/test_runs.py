@@ -53,7 +53,7 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     stranger = new_tab(stranger=True)
     stranger.page.goto(f"{world.url}/runs?job=browser")
     for one in (tab, stranger):
-        expect(one.page.get_by_text("It finished (exit code 0).")).to_be_visible(timeout=10 * PATIENCE)
+        expect(one.page.get_by_text("The job finished (exit code 0).")).to_be_visible(timeout=10 * PATIENCE)
     run = next(run for run in list_runs(world.results) if run.path.parent.name == "browser")
     tab.settle().page.get_by_role("link", name="Open in Benchmarks").click()
     expect(tab.page.get_by_role("heading", name="Benchmarks")).to_be_visible()
@@ -74,7 +74,7 @@ def test_it_survives_the_server_and_is_cancelled_from_the_next(browser: Browser,
     with serve(Settings(str(world.model), results), log=tmp_path / "second.log") as tab.url:
         tab.open("runs", job="long")
         page.get_by_role("button", name="Cancel").click()
-        expect(page.get_by_text("It was cancelled")).to_be_visible()
+        expect(page.get_by_text("The job was cancelled")).to_be_visible()
         assert not jobs.find(results, "long").active
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("button", name="Delete the record").click()

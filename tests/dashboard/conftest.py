@@ -28,7 +28,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
 
     def configure(model: str, results: Path) -> None:
         st.cache_resource.clear()
-        shared_cache.forget()
+        shared_cache.clear_all()
         for name, value in Settings(model, results).to_env().items():
             monkeypatch.setenv(name, value)
 

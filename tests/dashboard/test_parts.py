@@ -25,7 +25,7 @@ from dashboard.components.token_strip import pack
 from dashboard.data import model_facts
 from dashboard.data.runs import as_sample
 from dashboard.layout import figure_margins, preload
-from dashboard.layout.figure import CODE, spec
+from dashboard.layout.figure import CODE, figure_json
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import parquet
 from dashboard.session import gc_freeze
@@ -148,10 +148,10 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
     gc.disable()  # none but those that are asked for
     try:
         gone = weakref.ref(Loop())
-        gc_freeze.set_aside("a page of its own")
+        gc_freeze.freeze_objects("a page of its own")
         gc.collect()
         assert gone() is not None and gc.get_freeze_count() > before
-        gc_freeze.free()
+        gc_freeze.collect_all()
         assert gone() is None and gc.get_freeze_count() > 0
     finally:
         gc.enable()
@@ -185,7 +185,7 @@ def test_the_code_that_draws_figures_knows_every_kind_of_trace_that_they_have(pr
 
 def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
     fig = go.Figure(go.Heatmap(z=np.eye(3, dtype=np.float32)), {"meta": {"kind": "map"}, "height": 300})
-    light, dark = (json.loads(spec(fig, theme)) for theme in get_args(Theme))
+    light, dark = (json.loads(figure_json(fig, theme)) for theme in get_args(Theme))
     paper = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]["dark"]["backgroundColor"]
     assert [sent["layout"]["template"]["layout"]["paper_bgcolor"] for sent in (light, dark)] == ["#ffffff", paper]
     assert light["layout"]["meta"] == {"kind": "map"} and light["data"] == dark["data"]

@@ -54,7 +54,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_request, "WORKBENCH", (sys.executable, "-P", "-c", STAND_IN))
-    monkeypatch.setattr(EvalRequest, "about", lambda self: {**vars(self), "changes": ""})
+    monkeypatch.setattr(EvalRequest, "settings", lambda self: {**vars(self), "changes": ""})
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -87,21 +87,21 @@ def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, chec
     asked, notes = EvalRequest("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
     assert notes == []
     job = jobs.start(results, asked)
-    assert job.status in (jobs.STARTING, jobs.RUNNING) and job.about["changes"] == "ablate L0H1"
+    assert job.status in (jobs.STARTING, jobs.RUNNING) and job.settings["changes"] == "ablate L0H1"
     # The first unit of questions is answered, and the next one is not.
     until(lambda: (now := jobs.find(results, "real")).progress is not None and now.progress.what == "generating")
     now = jobs.find(results, "real")
     assert now.progress is not None and now.progress.total == 40 and now.child is not None
     os.kill(now.child, signal.SIGKILL)
     dead = ended(results, "real")
-    assert (dead.status, dead.code) == (jobs.FAILED, -9) and "killed by SIGKILL" in dead.ending
-    left = jobs.open_run(dead)
+    assert (dead.status, dead.code) == (jobs.FAILED, -9) and "killed by SIGKILL" in dead.status_text
+    left = jobs.unfinished_run(dead)
     assert left is not None and left.run.status == "interrupted" and left.answers == 160  # four choices each
     again = jobs.resume(results, left)
     assert (again.id, again.attempt) == ("real", 2)
     done = ended(results, "real")
     assert (done.status, done.code) == (jobs.FINISHED, 0), jobs.tail(done)
-    assert jobs.open_run(done) is None and jobs.orphaned_runs(results) == ([], [])
+    assert jobs.unfinished_run(done) is None and jobs.orphaned_runs(results) == ([], [])
     (run,) = list_runs(results)
     assert run.path.parent == done.output and sorted(run.tasks) == ["demo_gsm8k", "demo_mmlu"]
     text = jobs.log(done).decode()
@@ -115,14 +115,14 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     )
     until(lambda: any(one.run.status == "running" for one in jobs.orphaned_runs(results)[0]))
     (stray,) = jobs.orphaned_runs(results)[0]
-    with pytest.raises(DataError, match="is running still"):
+    with pytest.raises(DataError, match="is still running"):
         jobs.resume(results, stray)
     alone.kill()
     alone.wait()
     (stray,) = jobs.orphaned_runs(results)[0]
     assert stray.run.status == "interrupted"
     job = jobs.resume(results, stray)
-    assert job.id == stray.run.id and job.about["tasks"] == ["demo_gsm8k"] and job.about["limit"] == 15
+    assert job.id == stray.run.id and job.settings["tasks"] == ["demo_gsm8k"] and job.settings["limit"] == 15
     assert jobs.orphaned_runs(results)[0] == []  # it is a job's now
     assert ended(results, job.id).status == jobs.FINISHED
 
@@ -133,15 +133,15 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
 @pytest.mark.parametrize(
     ("code", "status", "words"),
     [
-        (0, jobs.FINISHED, "It finished (exit code 0)."),
-        (run.EXIT_PARTIAL, jobs.FINISHED, "without the tasks that could not be run here"),
-        (2, jobs.FAILED, "It failed with exit code 2."),
+        (0, jobs.FINISHED, "The job finished (exit code 0)."),
+        (run.EXIT_PARTIAL, jobs.FINISHED, "without the tasks that cannot run here"),
+        (2, jobs.FAILED, "The job failed with exit code 2."),
     ],
 )
 def test_the_exit_code_tells_how_it_ended(results: Path, stand_in: None, code: int, status: str, words: str) -> None:
     jobs.start(results, life(str(code)))
     job = ended(results, "job")
-    assert (job.status, job.code) == (status, code) and words in job.ending
+    assert (job.status, job.code) == (status, code) and words in job.status_text
     assert job.seconds is not None and 0 <= job.seconds < 30
 
 
@@ -150,7 +150,7 @@ def test_a_cancelled_job_ends_by_its_interrupt(results: Path, stand_in: None) ->
     jobs.cancel(said(results, "job", "ready"))
     job = ended(results, "job")
     assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
-    assert "KeyboardInterrupt" in jobs.tail(job) and "It was cancelled" in job.ending
+    assert "KeyboardInterrupt" in jobs.tail(job) and "The job was cancelled" in job.status_text
 
 
 def test_a_cancel_before_the_start_is_heard(results: Path, stand_in: None) -> None:
@@ -199,7 +199,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pathlib import Path
 from dashboard.jobs import eval_request, jobs
 eval_request.WORKBENCH = (sys.executable, "-P", "-c", {STAND_IN!r})
-eval_request.EvalRequest.about = lambda self: {{**vars(self), "changes": ""}}
+eval_request.EvalRequest.settings = lambda self: {{**vars(self), "changes": ""}}
 jobs.start(Path({str(results)!r}), eval_request.EvalRequest("job", "slow", ("demo_mmlu",)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -222,7 +222,7 @@ def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, s
     assert jobs.find(results, "job").status == jobs.RUNNING
     jobs.cancel(jobs.find(results, "job"))
     job = ended(results, "job")
-    assert job.code is None and "gone without an exit code" in job.ending
+    assert job.code is None and "ended without an exit code" in job.status_text
 
 
 def test_another_process_with_its_number_is_not_the_job(results: Path, stand_in: None) -> None:
@@ -256,7 +256,7 @@ def test_of_another_machine_nothing_is_claimed(results: Path, stand_in: None) ->
         values = json.loads((folder / file).read_text()) | {"host": "far", "code": None, "ended": None}
         supervisor.write(folder / file, values)
     job = jobs.find(results, "job")
-    assert job.status == jobs.ELSEWHERE and "far" in job.ending and not job.active
+    assert job.status == jobs.OTHER_HOST and "far" in job.status_text and not job.active
 
 
 def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -> None:
@@ -274,13 +274,13 @@ def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -
 
 def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: None) -> None:
     jobs.start(results, life("slow", "one"))
-    with pytest.raises(DataError, match="the name one is taken"):
+    with pytest.raises(DataError, match="the name one is already used"):
         jobs.start(results, life("slow", "one"))
     (results / "there").mkdir()
-    with pytest.raises(DataError, match="the name there is taken"):
+    with pytest.raises(DataError, match="the name there is already used"):
         jobs.start(results, life("slow", "there"))
     jobs.start(results, life("slow", "two"))
-    with pytest.raises(DataError, match="at most 2 can run at once"):
+    with pytest.raises(DataError, match="at most 2 jobs can run at the same time"):
         jobs.start(results, life("slow", "three"))
     running = jobs.find(results, "one")
     with pytest.raises(DataError, match="one is running; cancel it first"):
@@ -296,13 +296,13 @@ def test_names_are_taken_once_and_so_many_run_at_most(results: Path, stand_in: N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "../up"}, "cannot be a folder's here"),
-        ({"name": ".jobs"}, "cannot be a folder's here"),
-        ({"name": "a\nb"}, "cannot be a folder's here"),
-        ({"tasks": ()}, "no benchmark was chosen"),
-        ({"tasks": ("demo_mlu",)}, "demo_mlu cannot be run: no benchmark of this name"),
+        ({"name": "../up"}, "is not a valid folder name"),
+        ({"name": ".jobs"}, "is not a valid folder name"),
+        ({"name": "a\nb"}, "is not a valid folder name"),
+        ({"tasks": ()}, "no benchmark is selected"),
+        ({"tasks": ("demo_mlu",)}, "demo_mlu cannot be run: there is no benchmark with this name"),
         ({"tasks": ("gsm8k",)}, "openai/gsm8k is not in"),
-        ({"limit": 2.5}, "the limit is a number of questions"),
+        ({"limit": 2.5}, "the limit must be a number of questions"),
         ({"ablate": "L99H0"}, "--ablate L99H0"),
         ({"rope_scaling": "nothing"}, "--rope-scaling nothing"),
         ({"model": "/nowhere"}, "/nowhere"),
@@ -322,10 +322,10 @@ def test_what_would_fail_later_is_refused_now(
 def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evals.sandbox.why_unavailable", lambda: "no bubblewrap")
     asked = EvalRequest("code", str(checkpoint), ("demo_humaneval",))
-    with pytest.raises(DataError, match="there is no sandbox here: no bubblewrap"):
+    with pytest.raises(DataError, match="no sandbox is available: no bubblewrap"):
         asked.checked()
     _, notes = replace(asked, tasks=("demo_humaneval", "demo_mmlu")).checked()
-    assert notes == ["demo_humaneval will be left out: there is no sandbox here (no bubblewrap)."]
+    assert notes == ["demo_humaneval will be skipped: no sandbox is available (no bubblewrap)."]
 
 
 def test_no_value_can_be_taken_for_another_option(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_sentence(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(supervisor, "write", full)
-    with pytest.raises(DataError, match="is full; make room"):
+    with pytest.raises(DataError, match="is full; free some space"):
         jobs.start(tmp_path / "results", life("0"))
     assert jobs.jobs(tmp_path / "results") == ([], [])
 
@@ -365,7 +365,7 @@ def test_a_damaged_record_is_named_and_the_rest_shown(results: Path, stand_in: N
         (results / jobs.FOLDER / name / supervisor.JOB).write_text(json.dumps(whole | {"about": about}))
     found, problems = jobs.jobs(results)
     assert [job.id for job in found] == ["job"] and len(problems) == 1 + len(strange)
-    assert any("bad/job.json tells of no job" in problem for problem in problems)
+    assert any("bad/job.json is not a valid job record" in problem for problem in problems)
     assert jobs.frame(results)["job"].tolist() == ["job"] and jobs.frame(results / "none").empty
 
 
@@ -375,7 +375,9 @@ def test_the_logs_end_is_what_a_terminal_would_show(results: Path, stand_in: Non
     assert jobs.tail(job).splitlines()[-1] == " last \u202e words"  # the bar before it is written over
     (job.folder / supervisor.LOG).write_text("\n".join(f"line {i} " + "x" * 5000 for i in range(400)))
     shown = jobs.tail(job).splitlines()
-    assert len(shown) <= jobs.MOST_LINES and shown[-1].startswith("line 399") and len(shown[-1]) == jobs.MOST_COLUMNS
+    assert (
+        len(shown) <= jobs.MAX_LOG_LINES and shown[-1].startswith("line 399") and len(shown[-1]) == jobs.MAX_LOG_COLUMNS
+    )
     (job.folder / supervisor.LOG).unlink()
     assert jobs.tail(job) == ""
 
@@ -386,6 +388,6 @@ def test_where_the_questions_are_missing_it_is_said_how_they_come(
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
     listed = {one.name: one.missing for one in eval_request.benchmarks()}
     assert next(iter(listed)) == "demo_gsm8k" and listed["demo_mmlu"] is None
-    assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; `workbench eval prepare FOLDER` brings it in"
+    assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; add it with `workbench eval prepare FOLDER`"
     assert "`workbench eval prepare allenai/ai2_arc=FOLDER`" in str(listed["arc_challenge_llama"])
     assert unfinished(tmp_path) == ([], [])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboard.layout.tables import Column, markup, numbered
+from dashboard.layout.tables import Column, metric_row_html, table_html
 from dashboard.token_text import html_text
 from tests.dashboard.page_text import parse_numbers, parse_tables
 
@@ -31,7 +31,7 @@ def test_cells_are_written_as_asked() -> None:
     )
     columns = {"token": "Token", "layer": "Layer", "value": Column("Value", "+.2f"), "share": Column("Share", ".1%"),
                "right": "Right", "absent": "Absent"}  # fmt: skip
-    page = markup(frame, columns)
+    page = table_html(frame, columns)
     assert '<td>·the</td><td class="right">0</td><td class="right">+0.12</td><td class="right">50.0%</td>' in page
     assert '<td class="right">–</td>' in page and "<td>✓</td>" in page
     (read,) = parse_tables(page)
@@ -42,7 +42,7 @@ def test_cells_are_written_as_asked() -> None:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_text_is_never_markup(text: str) -> None:
-    page = markup(pd.DataFrame({"token": [text]}), {"token": Column(text, help=text)})
+    page = table_html(pd.DataFrame({"token": [text]}), {"token": Column(text, help=text)})
     (read,) = parse_tables(page)
     assert read["token"].tolist() == [text.replace("\u202e", "⟨U+202E⟩")]
     assert "<img" not in page and "<script" not in page and page.count("<td") == page.count("<th ") == 1
@@ -51,7 +51,7 @@ def test_text_is_never_markup(text: str) -> None:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_a_number_and_its_name_are_never_markup(text: str) -> None:
-    row = numbered({"Entropy (nats)": "0.52", text: text}, {text: text})
+    row = metric_row_html({"Entropy (nats)": "0.52", text: text}, {text: text})
     safe = text.replace("\u202e", "⟨U+202E⟩")
     assert parse_numbers(row) == {"Entropy (nats)": "0.52", safe: safe}
     assert "<img" not in row and "<script" not in row and row.count("<dt") == row.count("<dd>") == 2
@@ -60,11 +60,13 @@ def test_a_number_and_its_name_are_never_markup(text: str) -> None:
 
 @pytest.mark.parametrize(("value", "share"), [(0.0, "0.0%"), (0.25, "12.5%"), (2.0, "100.0%"), (7.0, "100.0%")])
 def test_a_bar_is_the_share_of_its_full_value(value: float, share: str) -> None:
-    page = markup(pd.DataFrame({"p": [value]}), {"p": Column("P", ".2f", bar=2)})
+    page = table_html(pd.DataFrame({"p": [value]}), {"p": Column("P", ".2f", bar=2)})
     assert f'style="--share:{share}">{value:.2f}</td>' in page
 
 
 def test_what_scrolls_can_be_reached_with_the_keyboard() -> None:
     frame = pd.DataFrame({"a": [1]})
-    assert "tabindex" not in markup(frame, {"a": "A"})
-    assert 'max-height:200px" tabindex="0" role="region" aria-label="A"' in markup(frame, {"a": "A"}, most=200)
+    assert "tabindex" not in table_html(frame, {"a": "A"})
+    assert 'max-height:200px" tabindex="0" role="region" aria-label="A"' in table_html(
+        frame, {"a": "A"}, max_height=200
+    )

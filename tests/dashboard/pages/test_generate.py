@@ -374,7 +374,7 @@ def test_an_edited_address_breaks_nothing(app: App, nonsense: dict[str, object])
     assert not session.exception
     (asked,) = nonsense
     if asked not in ("written", "turns"):  # controls, which say what they show instead
-        assert any(code.value.startswith(f"{asked}={nonsense[asked]} is not possible") for code in session.code)
+        assert any(code.value.startswith(f"{asked}={nonsense[asked]} is not available") for code in session.code)
     assert len(session.error) == (asked not in ("written", "turns"))
     assert 1 <= len(read_table(session, "probability", "drawn_probability")) <= 64
     assert 1 <= session.slider(key="step").value <= 64

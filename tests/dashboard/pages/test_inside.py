@@ -341,7 +341,7 @@ def test_a_typed_quiz_has_its_answer_before_and_after(app: App, model: Transform
     ],
 )
 def test_the_benchmarks_command_says_what_was_changed(changes: list[wb.Ablate], option: str) -> None:
-    line = intervention_effects.command(changes, model="demo", task="demo_mmlu", output=Path("out/changed"))
+    line = intervention_effects.eval_command(changes, model="demo", task="demo_mmlu", output=Path("out/changed"))
     assert line.startswith("workbench eval run --model demo --tasks demo_mmlu ") and line.endswith(option)
 
 

@@ -167,7 +167,7 @@ def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> 
     held = computed.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
     capture = weakref.ref(held.capture)
     assert any(one is held.capture for one in computed._RUNS.values())
-    shared_cache.forget()
+    shared_cache.clear_all()
     del held
     assert capture() is None
 
@@ -360,7 +360,7 @@ def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None
     first = shape(session.main)
     assert shape(session.run().main) == first
     st.cache_resource.clear()
-    shared_cache.forget()
+    shared_cache.clear_all()
     assert shape(session.run().main) == first
 
 
@@ -378,7 +378,7 @@ def test_rope_shows_one_pair_and_one_distance(app: App, checkpoint: Path) -> Non
     assert numbers(session)["Mean score"] == f"{apart.mean():.3f}"
     # Farther than the prompt reaches is as far as it reaches, and is said.
     far = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, distance=9999)
-    said = f"distance=9999 is not possible here; shown is {len(q) - 1}."
+    said = f"distance=9999 is not available here; showing {len(q) - 1}."
     assert not far.exception and said in [code.value for code in far.code]
     assert numbers(far)["Mean score"] == f"{(q @ k.T)[-1, 0] / 8**0.5:.3f}"
 

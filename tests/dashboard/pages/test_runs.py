@@ -114,7 +114,7 @@ def test_the_form_starts_what_it_says(opened: App, world: Path, stand_in: None, 
         "--limit=5", "--num_fewshot=2", "--preset=lm-eval", "--ablate=L0H1", "--seed=0",
     ]  # fmt: skip
     session.run()
-    assert session.success[0].value == "It finished (exit code 0)."
+    assert session.success[0].value == "The job finished (exit code 0)."
     assert "5 questions of each · 2 examples" in said(session) and "ablate L0H1" in said(session)
     assert session.query_params["job"] == ["mine"] or session.query_params["job"] == "mine"
     # Another one, while the first is shown; then it goes again, and the page falls back to the first.
@@ -130,7 +130,7 @@ def test_the_form_starts_what_it_says(opened: App, world: Path, stand_in: None, 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("run_name", "../up", "cannot be a folder's here"),
+        ("run_name", "../up", "is not a valid folder name"),
         ("ablate", "L77H0", "--ablate L77H0"),
         ("rope_scaling", "magic", "--rope-scaling magic"),
     ],
@@ -164,7 +164,7 @@ def test_a_running_job_shows_how_far_it_is_and_is_cancelled(
     press(session, "Cancel")
     assert ended(world).status == jobs.CANCELLED
     session.run()
-    assert "It was cancelled" in session.info[0].value and "Cancel" not in buttons(session)
+    assert "The job was cancelled" in session.info[0].value and "Cancel" not in buttons(session)
 
 
 def test_a_dead_child_is_a_failure_with_its_code_and_last_words(
@@ -173,7 +173,7 @@ def test_a_dead_child_is_a_failure_with_its_code_and_last_words(
     begun(world, checkpoint, 7)
     ended(world)
     session = opened()  # the only one is the one that is shown
-    assert session.error[0].value == "It failed with exit code 7."
+    assert session.error[0].value == "The job failed with exit code 7."
     # As text, with nothing hidden; and nowhere as Markdown.
     assert any("said ⟨U+001B⟩[1m <b>and</b> ⟨U+202E⟩" in code.value for code in session.code)
     assert not any("<b>" in element.value for element in (*session.markdown, *session.caption))
@@ -227,8 +227,8 @@ def test_an_address_of_a_deleted_job_is_no_dead_end(opened: App, world: Path, st
     ended(world)
     session = opened(job="<b>gone</b>")
     assert not session.exception
-    assert "job=<b>gone</b> is not possible here; shown is mine." in said(session)
-    assert session.success[0].value == "It finished (exit code 0)."
+    assert "job=<b>gone</b> is not available here; showing mine." in said(session)
+    assert session.success[0].value == "The job finished (exit code 0)."
 
 
 def test_without_lm_eval_it_says_what_to_install(opened: App, monkeypatch: pytest.MonkeyPatch) -> None:

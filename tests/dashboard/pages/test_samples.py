@@ -216,9 +216,9 @@ def test_another_checkpoint_is_one_sentence_and_what_to_do(asked: App, results: 
 
 def test_addresses_that_mean_nothing_say_so(asked: App, answers: Path) -> None:
     session = asked(run="gone/2020", task="asked_quiz")
-    assert "run=gone/2020 is not possible here; shown is asked/" in said(session)
+    assert "run=gone/2020 is not available here; showing asked/" in said(session)
     session = asked(task="nothing")
-    assert "task=nothing is not possible here; shown is asked_quiz." in said(session)
+    assert "task=nothing is not available here; showing asked_quiz." in said(session)
     for doc in ("99", "x", "-1"):
         session = asked(task="asked_quiz", doc=doc)
         assert f"No question {doc}; this task has 0 to 3." in said(session) and not session.exception
@@ -363,7 +363,7 @@ def test_the_other_run_is_badged_where_it_is_partial(
 
 # --- pages of the list ----------------------------------------------------------------------------------------
 
-UNLISTED = "The row that this address names is not in the list."
+UNLISTED = "The row in the URL is not in the list."
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_of_a_long_list_one_page_is_shown(
 def test_a_row_that_the_list_does_not_have_is_said_and_the_open_question_listed(turned: App, row: str) -> None:
     session = turned(doc=3, **{"from": row})
     assert UNLISTED in said(session)
-    assert f"from={row}: it has 7 rows." in said(session)
+    assert f"from={row}: the list has 7 rows." in said(session)
     assert listed(session)["doc_id"].tolist() == [2, 3]
 
 

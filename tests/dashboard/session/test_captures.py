@@ -47,7 +47,7 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
 ) -> None:
     page = save(kept(prompt=TEXT), "cat 1")
     assert not page.exception and not page.error
-    (found,) = captures.stored()
+    (found,) = captures.list_captures()
     assert found.name == "cat 1" and found.tokens > 3 and found.checkpoint and found.problem is None
     assert found.bytes == found.path.stat().st_size
 
@@ -58,7 +58,7 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
     )
     ids = captures.load(found, torch.device("cpu")).tokens.tolist()
     for name in ("attention", "rope", "norms", "lens", "neurons"):
-        shared_cache.forget()
+        shared_cache.clear_all()
         other = kept(name, capture="cat 1")
         assert not other.exception and not other.error, name
         assert any("read from its file" in text.value for text in other.text), name
@@ -76,13 +76,17 @@ def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], ch
     (tmp_path / "kept").mkdir()
     path = tmp_path / "kept" / "mine.safetensors"
     assert main(["capture", str(checkpoint), TEXT, "--hooks", "blocks.*.hook_resid_post", "-o", str(path)]) == 0
-    (found,) = captures.stored()
+    (found,) = captures.list_captures()
     assert found.name == "mine" and found.checkpoint == load_model(checkpoint).source.checkpoint_sha256
     page = kept("norms", capture="mine")  # it lacks the hooks of this page, which runs the tokens instead
     assert not page.exception and not page.error
     (said,) = [text.value for text in page.text if text.value.startswith("Capture mine")]
     assert "read from its file" not in said and said.endswith("so the model was run on its tokens")
-    assert "; the file lacks blocks." in said and " blocks.*.ln1.hook_scale," in said and "hook_resid_post" not in said
+    assert (
+        "; the file does not contain blocks." in said
+        and " blocks.*.ln1.hook_scale," in said
+        and "hook_resid_post" not in said
+    )
 
 
 def test_what_a_capture_lacks_is_named_by_hook_and_layer(checkpoint: Path) -> None:
@@ -135,7 +139,7 @@ def test_the_command_that_is_shown_keeps_what_every_page_needs(
     assert main(words) == 0
     page = kept(prompt=prompt)
     assert not any("workbench capture" in text for text in texts(page))
-    (found,) = captures.stored()
+    (found,) = captures.list_captures()
     assert captures.covers(captures.load(found, torch.device("cpu")), captures.HOOKS)
     ids = load_model(words[1]).tokenizer.encode(prompt, bos=True)
     assert captures.load(found, torch.device("cpu")).tokens[0].tolist() == ids
@@ -165,7 +169,7 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
     assert table.set_index("name")["state"].str.startswith("damaged")["broken"] and len(table) == 4
     for name, said in {
         "broken": "is damaged", "foreign": "of another model", "gone": "There is no capture 'gone'",
-        "../cat": "A capture's name has letters", "several": "several prompts",
+        "../cat": "A capture's name may contain", "several": "several prompts",
     }.items():  # fmt: skip
         page = kept("attention", capture=name)
         assert not page.exception, name
@@ -176,7 +180,7 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
 @pytest.mark.parametrize("name", ["", "../x", "/etc/x", ".hidden", "a" * 90, "a/b", "a\0b", "a\n"])
 def test_no_name_leads_out_of_the_folder(name: str) -> None:
     with pytest.raises(DataError, match="letters, digits"):
-        captures.place(name)
+        captures.path_of(name)
 
 
 def test_names_are_not_taken_twice_and_deleting_asks_nobody_else(kept: Callable[..., AppTest]) -> None:
@@ -184,7 +188,7 @@ def test_names_are_not_taken_twice_and_deleting_asks_nobody_else(kept: Callable[
     page = save(page, "cat")
     assert "The capture was not kept." in page.error[0].value and any("already" in code.value for code in page.code)
     page.button(key="delete_capture").click().run()
-    assert captures.stored() == [] and not page.exception
+    assert captures.list_captures() == [] and not page.exception
 
 
 def test_a_saved_capture_reads_back_as_it_was(kept: Callable[..., AppTest], checkpoint: Path) -> None:
@@ -238,7 +242,7 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
     kl = (found[0].exp() * (found[0] - found[1])).sum(-1).mean()
     runs = []
     monkeypatch.setattr(Transformer, "run_with_capture", lambda *_, **__: runs.append(1))
-    shared_cache.forget()
+    shared_cache.clear_all()
     page = kept("compare", capture="plain", b_of=compare_sides.KEPT, b_capture="scaled")
     assert not page.exception and not page.error
     shown = numbers(page)

@@ -50,13 +50,13 @@ def test_settings_carry_all_models_and_the_captures_folder(tmp_path: Path) -> No
 
 
 def test_ids_are_names_that_tell_folders_apart(two: tuple[Path, Path]) -> None:
-    first, second = models.known()
+    first, second = models.served()
     assert first.id.startswith("larger-") and second.id.startswith("tiny-") and first.path == str(two[0])
-    assert models.known() == (first, second)  # the same each time: links carry them
+    assert models.served() == (first, second)  # the same each time: links carry them
 
 
 def test_the_cost_is_that_of_the_weights_and_of_a_full_cache(checkpoint: Path) -> None:
-    found = models.cost(str(checkpoint))
+    found = models.memory_estimate(str(checkpoint))
     assert found.weights == sum(t.numel() * 4 for t in torch.load(checkpoint / "consolidated.00.pth").values())
     assert found.cache == 2 * 4 * 2 * 8 * 4 * 2048  # k and v, layers, heads, head size, bytes, positions
     assert found.free > 0 and "are free" in str(found)
@@ -69,7 +69,7 @@ def test_the_cost_is_that_of_the_weights_and_of_a_full_cache(checkpoint: Path) -
 def test_what_is_no_checkpoint_is_not_added(two: tuple[Path, Path], typed: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         models.add(typed)
-    assert len(models.known()) == 2
+    assert len(models.served()) == 2
 
 
 def test_an_empty_folder_and_too_large_a_model_are_not_added(
@@ -96,17 +96,17 @@ def test_a_slow_load_holds_up_nobody_who_looks_at_another_model(
         return load(path, **options)
 
     monkeypatch.setattr(models.wb, "load_model", loading)
-    shelf = models.shelf()
+    shelf = models.pool()
     waiting = threading.Thread(target=shelf.get, args=(slow,))
     waiting.start()
     assert inside.wait(30)
     assert shelf.get(quick).config.n_layers == 4  # while the other is still being loaded
-    assert list(shelf.bytes()) == [quick]
+    assert list(shelf.loaded_bytes()) == [quick]
     go_on.set()
     waiting.join(30)
-    assert set(shelf.bytes()) == {slow, quick}
+    assert set(shelf.loaded_bytes()) == {slow, quick}
     models.unload(slow)
-    assert list(shelf.bytes()) == [quick]
+    assert list(shelf.loaded_bytes()) == [quick]
 
 
 def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
@@ -118,13 +118,13 @@ def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
             return super().parameters(recurse)
 
     shelf._loaded["one"] = Loading()  # type: ignore[assignment]
-    assert shelf.bytes() == {"one": 0}
-    assert set(shelf.bytes()) == {"one", "another"}
+    assert shelf.loaded_bytes() == {"one": 0}
+    assert set(shelf.loaded_bytes()) == {"one", "another"}
 
 
 def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
-    _, known = models.known()
-    model = models.shelf().get(known.path)
+    _, known = models.served()
+    model = models.pool().get(known.path)
     again = compare_sides._in_type("key", model, "bfloat16")
     gone = [weakref.ref(model), weakref.ref(again)]
     del model, again
@@ -136,13 +136,13 @@ def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
 def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tuple[Path, Path]) -> None:
     calls = []
 
-    @shared_cache.process_cache("Computing …", most=2)
+    @shared_cache.process_cache("Computing …", max_entries=2)
     def compute(key: str) -> int:
         calls.append(key)
         return len(calls)
 
     assert [compute("a"), compute("a")] == [1, 1]
-    computed.unload(models.known()[1])
+    computed.unload(models.served()[1])
     assert compute("a") == 2
 
 
@@ -153,7 +153,7 @@ def test_progress_reaches_its_end(checkpoint: Path) -> None:
 
 
 def test_the_address_chooses_the_model_and_switching_keeps_what_fits(two: tuple[Path, Path]) -> None:
-    first, second = models.known()
+    first, second = models.served()
     app = session("neurons", layer=5)
     assert app.selectbox(key="model").value == first.id and app.number_input(key="layer").value == 5
     app.selectbox(key="model").set_value(second.id).run()
@@ -169,8 +169,8 @@ def test_a_model_that_is_not_served_is_said_so(two: tuple[Path, Path]) -> None:
     app.query_params["model"] = "elsewhere-123456"
     app.run()
     assert not app.exception
-    shown = models.known()[0].id
-    said = f"model=elsewhere-123456 is not possible here; shown is {shown}. Add its folder on Overview"
+    shown = models.served()[0].id
+    said = f"model=elsewhere-123456 is not available here; showing {shown}. Add its folder on Overview"
     assert any(code.value.startswith(said) for code in app.code)
     assert app.selectbox(key="model").value == shown
 
@@ -180,11 +180,11 @@ def test_overview_adds_shows_and_unloads(app: Callable[..., AppTest], larger: Pa
     page.text_input(key="add_model").set_value(str(larger)).run()
     assert any("in 6 layers. It needs" in text.value for text in page.text)
     page.button(key="add_model_button").click().run()
-    first, added = models.known()
+    first, added = models.served()
     assert page.selectbox(key="model").value == added.id and not page.exception
     assert numbers(page)["Layers"] == "6"
     page.button(key=f"unload_{first.id}").click().run()
-    assert list(models.shelf().bytes()) == [str(larger)]
+    assert list(models.pool().loaded_bytes()) == [str(larger)]
     page.button(key=f"look_{first.id}").click().run()
     assert numbers(page)["Layers"] == "4" and not page.exception
 

@@ -19,7 +19,7 @@ App = Callable[..., AppTest]
 
 def misread(session: AppTest) -> list[str]:
     """What the page says of its address, line by line."""
-    said = [code.value for code in session.code if " is not possible here; shown is " in code.value]
+    said = [code.value for code in session.code if " is not available here; showing " in code.value]
     return "\n".join(said).splitlines()
 
 
@@ -73,7 +73,7 @@ def test_another_run_takes_its_task_without_a_word_and_a_link_does_not(app: App,
     assert session.selectbox(key="baseline").value == "none" and session.selectbox(key="task").value == "tiny_sums"
     assert not misread(session) and not session.exception
     linked = app("samples", run=other, baseline=other)
-    assert misread(linked) == [f"baseline={other} is not possible here; shown is none."]
+    assert misread(linked) == [f"baseline={other} is not available here; showing none."]
 
 
 # --- defaults are not remembered ------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def three(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, app
     settings = Settings(str(checkpoint), tmp_path, (str(other), str(wordless)))
     for name, value in settings.to_env().items():
         monkeypatch.setenv(name, value)
-    first, second, third = models.known()
+    first, second, third = models.served()
     return first.id, second.id, third.id
 
 
@@ -153,24 +153,24 @@ def app_of(page: str, **given: str) -> AppTest:
 @pytest.mark.parametrize(
     ("page", "given", "said"),
     [
-        ("rope", {"theta": "-5"}, "theta=-5 is not possible here; shown is 10000."),
-        ("rope", {"theta": "abc"}, "theta=abc is not possible here; shown is 10000."),
-        ("rope", {"theta": "nan"}, "theta=nan is not possible here; shown is 10000."),
-        ("rope", {"scaling": "Nonsense"}, "scaling=Nonsense is not possible here; shown is As trained."),
-        ("rope", {"view": "Bogus"}, "view=Bogus is not possible here; shown is Wavelengths."),
-        ("rope", {"view": "This head", "layer": "99"}, "layer=99 is not possible here; shown is 0."),
-        ("rope", {"view": "This head", "distance": "99999", "prompt": "a"}, "distance=99999 is not possible here; "),
-        ("attention", {"colour": "Bogus"}, "colour=Bogus is not possible here; shown is Entropy."),
-        ("attention", {"head": "x" * 99}, f"head={'x' * 60}… is not possible here; shown is "),
-        ("attention", {"token": "999"}, "token=999 is not possible here; shown is "),
-        ("attention", {"log": "maybe"}, "log=maybe is not possible here; shown is false."),
-        ("lens", {"position": "999"}, "position=999 is not possible here; shown is "),
-        ("lens", {"chosen": "L99H0"}, "chosen=L99H0 is not possible here; shown is L"),
-        ("generate", {"temperature": "-1"}, "temperature=-1 is not possible here; shown is 0.8."),
-        ("generate", {"new": "999999"}, "new=999999 is not possible here; shown is 64."),
-        ("benchmarks", {"task": "nope"}, "task=nope is not possible here; shown is tiny_quiz."),
-        ("benchmarks", {"published": "Llama"}, "published=Llama is not possible here; shown is none."),
-        ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not possible here; shown is "),
+        ("rope", {"theta": "-5"}, "theta=-5 is not available here; showing 10000."),
+        ("rope", {"theta": "abc"}, "theta=abc is not available here; showing 10000."),
+        ("rope", {"theta": "nan"}, "theta=nan is not available here; showing 10000."),
+        ("rope", {"scaling": "Nonsense"}, "scaling=Nonsense is not available here; showing As trained."),
+        ("rope", {"view": "Bogus"}, "view=Bogus is not available here; showing Wavelengths."),
+        ("rope", {"view": "This head", "layer": "99"}, "layer=99 is not available here; showing 0."),
+        ("rope", {"view": "This head", "distance": "99999", "prompt": "a"}, "distance=99999 is not available here; "),
+        ("attention", {"colour": "Bogus"}, "colour=Bogus is not available here; showing Entropy."),
+        ("attention", {"head": "x" * 99}, f"head={'x' * 60}… is not available here; showing "),
+        ("attention", {"token": "999"}, "token=999 is not available here; showing "),
+        ("attention", {"log": "maybe"}, "log=maybe is not available here; showing false."),
+        ("lens", {"position": "999"}, "position=999 is not available here; showing "),
+        ("lens", {"chosen": "L99H0"}, "chosen=L99H0 is not available here; showing L"),
+        ("generate", {"temperature": "-1"}, "temperature=-1 is not available here; showing 0.8."),
+        ("generate", {"new": "999999"}, "new=999999 is not available here; showing 64."),
+        ("benchmarks", {"task": "nope"}, "task=nope is not available here; showing tiny_quiz."),
+        ("benchmarks", {"published": "Llama"}, "published=Llama is not available here; showing none."),
+        ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not available here; showing "),
     ],
 )
 def test_what_an_address_asks_for_in_vain_is_said(app: App, page: str, given: dict[str, str], said: str) -> None:
@@ -204,16 +204,16 @@ def test_nothing_is_said_of_what_an_address_has_right(app: App, page: str, given
 
 
 def test_a_value_means_what_it_shows() -> None:
-    assert url_values.means(["a", "", "b"], ["a", "b"]) and not url_values.means(["a", "x"], ["a"])
-    assert url_values.means([""], None) and not url_values.means(["x"], None)
-    assert not url_values.means(["3.5"], 3) and url_values.means(["3.0"], 3)
+    assert url_values.matches(["a", "", "b"], ["a", "b"]) and not url_values.matches(["a", "x"], ["a"])
+    assert url_values.matches([""], None) and not url_values.matches(["x"], None)
+    assert not url_values.matches(["3.5"], 3) and url_values.matches(["3.0"], 3)
 
 
 # --- how much it holds ----------------------------------------------------------------------------------------
 
 
 def too_long(session: AppTest) -> list[str]:
-    return [warning.value for warning in session.warning if "too long for the address" in warning.value]
+    return [warning.value for warning in session.warning if "too long for the URL" in warning.value]
 
 
 def written(session: AppTest, key: str) -> bool:
@@ -222,16 +222,16 @@ def written(session: AppTest, key: str) -> bool:
 
 
 def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_values, "MOST_BYTES", 3000)
+    monkeypatch.setattr(url_values, "MAX_BYTES", 3000)
     session = app("compare", b_of="Another prompt")
     session.text_area(key="prompt").set_value("漢" * 200).run()
     assert not too_long(session) and written(session, "prompt")  # of nine bytes each
     session.text_area(key="b_prompt").set_value("漢" * 200).run()  # each would fit, but not both
-    assert [line.partition(":")[0] for line in too_long(session)] == ["B's prompt"]
+    assert [line.partition(" is ")[0] for line in too_long(session)] == ["B's prompt"]
     assert written(session, "prompt") and not written(session, "b_prompt")
     assert not session.exception and not session.error
     session.text_area(key="prompt").set_value("漢" * 400).run()
-    assert too_long(session)[0].startswith("Prompt: ") and not written(session, "prompt")
+    assert too_long(session)[0].startswith("Prompt is ") and not written(session, "prompt")
     session.switch_page("dashboard/pages/neurons.py").run()
     assert session.text_area(key="prompt").value == "漢" * 400 and len(too_long(session)) == 1
     session.text_area(key="prompt").set_value("漢" * 20).run()
@@ -242,7 +242,7 @@ def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: py
     said = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
     for most, fits in ((3000, True), (600, False)):
         session = app("generate", mode="Chat", turns=said, prompt="the cat", temperature=0, new=3)
-        monkeypatch.setattr(url_values, "MOST_BYTES", most)
+        monkeypatch.setattr(url_values, "MAX_BYTES", most)
         session.button(key="generate").click().run()
         assert not session.exception
         assert any(button.label == "Go on with the conversation" for button in session.button) == fits
