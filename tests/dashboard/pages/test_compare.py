@@ -114,9 +114,11 @@ def test_what_two_prompts_share() -> None:
     def given(*ids: int) -> Input:
         return Input(ids, tuple(b"x" for _ in ids), "")
 
-    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 3)) == compare_sides.Shared("equal", 3)
-    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 4, 5)) == compare_sides.Shared("prefix", 2)
-    assert compare_sides.shared(given(1, 9, 7, 8), given(1, 2, 3, 9, 7, 8)) == compare_sides.Shared("suffix", 3, 2)
+    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 3)) == compare_sides.SharedTokens("equal", 3)
+    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 4, 5)) == compare_sides.SharedTokens("prefix", 2)
+    assert compare_sides.shared(given(1, 9, 7, 8), given(1, 2, 3, 9, 7, 8)) == compare_sides.SharedTokens(
+        "suffix", 3, 2
+    )
     assert compare_sides.shared(given(1, 2, 3), given(1, 4, 5)) is None  # what begins every prompt is nothing in common
 
 
@@ -183,7 +185,7 @@ def test_scores_of_one_metric_are_told_apart_by_their_filter(
 
 
 def test_a_p_value_too_small_for_its_digits_is_no_zero() -> None:
-    assert [compare_runs.chance(p) for p in (None, float("nan"), 0.0, 3e-7, 0.001, 0.25, 1.0)] == [
+    assert [compare_runs.p_text(p) for p in (None, float("nan"), 0.0, 3e-7, 0.001, 0.25, 1.0)] == [
         "", "", "<0.001", "<0.001", "0.001", "0.25", "1",
     ]  # fmt: skip
 

@@ -131,7 +131,7 @@ def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., Ap
 def test_the_atlas_of_a_step_is_that_of_the_cached_steps_themselves(model: Transformer) -> None:
     prompt = encode(model, PROMPT)
     found = sampling_trace(model, prompt, Sampling(0.9), seed=5, max_new_tokens=6)
-    held = generation_step.run(model, found)
+    held = generation_step.capture_of(model, found)
     cache = model.empty_cache(1, len(found.prompt) + 6)
     now = prompt
     for number in range(6):

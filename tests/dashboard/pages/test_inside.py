@@ -359,21 +359,25 @@ def test_words_are_read_as_the_pages_write_them(model: Transformer) -> None:
 @pytest.mark.parametrize(
     ("choices", "picked", "expected"),
     [
-        (((5, 8), (5, 9), (6, 7)), 1, target_tokens.Asked(3, (8, 9))),  # both begin with 5, which follows the prompt
-        (((5, 8), (5, 9), (6, 7)), 2, target_tokens.Asked(2, (5, 6))),
-        (((5, 8), (5, 9), (6, 7)), 0, target_tokens.Asked(3, (8, 9))),  # right: against the next best
+        (
+            ((5, 8), (5, 9), (6, 7)),
+            1,
+            target_tokens.TargetTokens(3, (8, 9)),
+        ),  # both begin with 5, which follows the prompt
+        (((5, 8), (5, 9), (6, 7)), 2, target_tokens.TargetTokens(2, (5, 6))),
+        (((5, 8), (5, 9), (6, 7)), 0, target_tokens.TargetTokens(3, (8, 9))),  # right: against the next best
         (((5, 8), (5,)), 1, None),
     ],
 )
 def test_gold_and_predicted_are_asked_for_where_they_part(
-    choices: tuple[tuple[int, ...], ...], picked: int, expected: target_tokens.Asked | None
+    choices: tuple[tuple[int, ...], ...], picked: int, expected: target_tokens.TargetTokens | None
 ) -> None:
     sample = Sample(
         "run", "task", 0, "", "", "", "", 0.0, (1, 2, 3, *choices[picked]), logprobs=(-3.0, -1.0, -2.0),
         prompt_ids=(1, 2, 3), choice_ids=choices, gold=0, picked=picked,
     )  # fmt: skip
     assert sample.ids is not None
-    given = Input(sample.ids, (b"x",) * len(sample.ids), "", asked=3, sample=sample)
+    given = Input(sample.ids, (b"x",) * len(sample.ids), "", prompt_length=3, sample=sample)
     assert target_tokens.of_sample(given) == expected
 
 
