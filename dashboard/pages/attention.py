@@ -175,13 +175,13 @@ def _choose_head(layer: int, head: int) -> None:
 def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> HeadMap:
     st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=FIGURE_HELP["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
-    wanted = {
+    shown = {
         "Entropy (nats)": ("entropy", ".2f"),
         "Sink mass": ("sink_1", ".0%"),
         "Previous token": ("previous", ".0%"),
         "Distance (tokens)": ("distance", ".1f"),
     }
-    values = {label: (metrics.values[name][at], form) for label, (name, form) in wanted.items()}
+    values = {label: (metrics.values[name][at], form) for label, (name, form) in shown.items()}
     if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
         values["Induction"] = _induction(model, prompt.changes).induction[at], ".0%"
     metric_row(
@@ -294,8 +294,8 @@ tokens = {prompt.code}
 {prompt.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 head_metrics(cap).frame()
-found = head_map(cap, {view.layer}, {view.head}{window})
-found.weights
+pattern = head_map(cap, {view.layer}, {view.head}{window})
+pattern.weights
 """
     )
     head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": shown_map.frame})

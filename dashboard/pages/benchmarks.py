@@ -165,12 +165,12 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
         try:
             comparison = runs.compared(run, baseline)
         except DataError as error:
-            show_error("These runs cannot be compared. Choose another one.", str(error))
+            show_error("These runs cannot be compared. Choose another run.", str(error))
             return None
-        for side, one in (("This (B)", run), ("Other (A)", baseline)):
-            runs.badge(side, one)
+        for side, side_run in (("This (B)", run), ("Other (A)", baseline)):
+            runs.badge(side, side_run)
         comparison = replace(
-            comparison, differences=tuple(one for one in comparison.differences if _matches_filter(one.a))
+            comparison, differences=tuple(item for item in comparison.differences if _matches_filter(item.a))
         )
         both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)
@@ -183,7 +183,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
             pd.DataFrame(
                 {
                     "task": table["task"],
-                    "metric": [plain(one.a.label) for one in comparison.differences],
+                    "metric": [plain(item.a.label) for item in comparison.differences],
                     "other": table["a"] * scale,
                     "this": table["b"] * scale,
                     "difference": table["difference"] * scale,
@@ -216,7 +216,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
 
 
 def _published(run: Run) -> pd.DataFrame | None:
-    names = list(dict.fromkeys(one.name for one in published()))
+    names = list(dict.fromkeys(row.name for row in published()))
     with card("Published scores", key="published_card"):
         model = url_state.url_widget(
             st.selectbox, "Scores published for", [runs.NO_BASELINE, *names], key="published", width=300,
@@ -226,16 +226,16 @@ def _published(run: Run) -> pd.DataFrame | None:
             return None
         rows = [
             {
-                "task": one.score.task,
-                "measured": one.score.value,
-                "interval": _interval(pd.Series(vars(one.score))),
-                "published": one.published.value,
-                "within": one.within,
-                "unlike": "; ".join(one.setup_differences),
-                "source": one.published.source,
+                "task": row.score.task,
+                "measured": row.score.value,
+                "interval": _interval(pd.Series(vars(row.score))),
+                "published": row.published.value,
+                "within": row.within,
+                "unlike": "; ".join(row.setup_differences),
+                "source": row.published.source,
             }
-            for one in compare_with_published(run, named(model))
-            if _matches_filter(one.score)
+            for row in compare_with_published(run, named(model))
+            if _matches_filter(row.score)
         ]
         if not rows:
             st.caption("There is no published score of that model for these tasks.")
@@ -261,9 +261,9 @@ def _samples(run: Run) -> None:
         return
     with card("Samples", key="samples"), st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
         task = url_state.url_selectbox("Task", run.tasks, key="task", follows="run", width=300)
-        address = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
+        params = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
         for label, more in LINKS.items():
-            st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)
+            st.page_link("dashboard/pages/samples.py", label=label, query_params=params | more)
 
 
 def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:

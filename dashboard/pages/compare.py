@@ -264,9 +264,9 @@ def _take_away(
         f"    model = wb.load_model({computed.model_path()!r}, dtype=dtype)",
         "    with torch.no_grad(), model.intervene(*from_json(changes)):",
         "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
-        f"found = compare(*caps, align={common.align!r})",
-        "found.frame()",
-        "found.by_head.frame()",
+        f"comparison = compare(*caps, align={common.align!r})",
+        "comparison.frame()",
+        "comparison.by_head.frame()",
     ]
     head.code("\n".join(lines))
     tables = {"hooks": comparison.frame}

@@ -254,12 +254,12 @@ def _go_on(message: str, answer: str) -> None:
 
 def _meter(model: Transformer, used: int) -> None:
     config = model.config
-    each = model_cost.cache_bytes_per_token(config, itemsize=torch.empty(0, dtype=model.dtype).element_size())
-    say = model_cost.readable_bytes
+    per_token = model_cost.cache_bytes_per_token(config, itemsize=torch.empty(0, dtype=model.dtype).element_size())
+    readable = model_cost.readable_bytes
     st.progress(
         min(1.0, used / config.max_seq_len),
-        text=f"KV cache: {used:,} of {config.max_seq_len:,} positions, {say(used * each)} of "
-        f"{say(config.max_seq_len * each)}; {say(each)} per token.",
+        text=f"KV cache: {used:,} of {config.max_seq_len:,} positions, {readable(used * per_token)} of "
+        f"{readable(config.max_seq_len * per_token)}; {readable(per_token)} per token.",
     )
 
 

@@ -270,9 +270,9 @@ model = wb.load_model({computed.model_path()!r})
 tokens = {prompt.code}
 {prompt.running}
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})
-found = {through}
-found.frame()
-found.curves.frame()
+lens = {through}
+lens.frame()
+lens.curves.frame()
 logit_attribution(model, cap, [{made.tokens[row]}], position={targets.position}).frame()
 """
     )

@@ -143,7 +143,7 @@ def _form(results: Path) -> None:
                 st.text_input, "RoPE scaling", key="rope_scaling", max_chars=100, placeholder="yarn=4",
                 help="Examples: interpolation=2, ntk=4, yarn=4, theta=500000.",
             )  # fmt: skip
-        seed, chat, go = st.columns([1, 1.2, 1], vertical_alignment="bottom")
+        seed, chat, submit = st.columns([1, 1.2, 1], vertical_alignment="bottom")
         with seed:
             number = url_state.url_widget(
                 st.number_input, "Seed", 0, 2**31 - 1, 1234, key="run_seed", step=1,
@@ -151,7 +151,7 @@ def _form(results: Path) -> None:
             )  # fmt: skip
         with chat:
             turns = url_state.url_widget(st.toggle, "Chat format", key="in_chat", help="Use the model's chat format.")
-        with go:
+        with submit:
             pressed = st.form_submit_button("Start", type="primary", width="stretch")
     if pressed:
         request = EvalRequest(
@@ -231,18 +231,20 @@ def _opened(results: Path, listed: list[Job], name: str) -> None:
     job = next(job for job in listed if job.id == name)
     for note in st.session_state.get("_notes", {}).get(job.id, []):
         st.warning(plain(note))
-    say = {jobs.FINISHED: st.success, jobs.FAILED: st.error, jobs.ELSEWHERE: st.warning}.get(job.status, st.info)
-    say(job.ending)
-    left = None
+    draw_status = {jobs.FINISHED: st.success, jobs.FAILED: st.error, jobs.ELSEWHERE: st.warning}.get(
+        job.status, st.info
+    )
+    draw_status(job.ending)
+    unfinished = None
     if job.active:
         share, text = _progress(job)
         st.progress(share, text)
     elif job.status != jobs.FINISHED:
-        left = jobs.open_run(job)
-        if left is not None:
-            st.text(f"{left.answers:,} answers are saved; Resume runs the rest.")
+        unfinished = jobs.open_run(job)
+        if unfinished is not None:
+            st.text(f"{unfinished.answers:,} answers are saved; Resume runs the rest.")
     with st.container(horizontal=True, vertical_alignment="center", key="job_buttons"):
-        _buttons(results, job, left)
+        _buttons(results, job, unfinished)
     st.text(plain(_facts(job)))
     st.caption("Last lines of the log")
     lines = jobs.tail(job).splitlines()
@@ -253,7 +255,7 @@ def _opened(results: Path, listed: list[Job], name: str) -> None:
             st.code(plain("\n".join(lines)), language=None, wrap_lines=wrap, height=400)
 
 
-def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
+def _buttons(results: Path, job: Job, unfinished: Unfinished | None) -> None:
     with _errors_shown("The action failed."):
         if job.status in (jobs.STARTING, jobs.RUNNING) and st.button("Cancel", key="cancel"):
             jobs.cancel(job)
@@ -261,8 +263,8 @@ def _buttons(results: Path, job: Job, left: Unfinished | None) -> None:
         if job.status == jobs.STOPPING and st.button("Kill", key="kill", help="Ends the process without waiting."):
             jobs.kill(job)
             st.rerun()
-        if left is not None and st.button("Resume", key="resume", type="primary"):
-            jobs.resume(results, left)
+        if unfinished is not None and st.button("Resume", key="resume", type="primary"):
+            jobs.resume(results, unfinished)
             st.rerun()
         if job.status == jobs.FINISHED:
             _links(job)
@@ -286,8 +288,8 @@ def _links(job: Job) -> None:
         return
     st.page_link("dashboard/pages/benchmarks.py", label="Open in Benchmarks →", query_params={"run": run.name})
     if run.tasks:
-        address = {"run": run.name, "task": run.tasks[0], "doc": FIRST}
-        st.page_link("dashboard/pages/samples.py", label="Open in Samples →", query_params=address)
+        params = {"run": run.name, "task": run.tasks[0], "doc": FIRST}
+        st.page_link("dashboard/pages/samples.py", label="Open in Samples →", query_params=params)
 
 
 def _status(job: Job) -> str:

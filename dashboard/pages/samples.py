@@ -205,14 +205,14 @@ def _take_away(
         if explained is None:
             lines = ["from evals.explain.replay import sample", *lines, f"row = sample({wanted}, {named})"]
         else:
-            behind = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
+            position_arg = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
             lines = ["import workbench as wb", "from evals.explain.explain import explain", *lines]
             lines += [
                 f"model = wb.load_model({computed.model_path()!r})",
-                f"found = explain(model, {wanted}, {named}{behind})",
-                "print(found.replayed)",
-                "found.heads()",
-                "found.found.lens()",
+                f"explanation = explain(model, {wanted}, {named}{position_arg})",
+                "print(explanation.replayed)",
+                "explanation.heads()",
+                "explanation.found.lens()",
             ]
             tables |= {"parts": explained.found.frame, "heads": explained.heads, "lens": explained.found.lens}
     head.code("\n".join(lines))

@@ -44,13 +44,13 @@ def answer_explanation(opened: OpenSample, task: str) -> Explanation | None:
     if st.session_state.get("_opened") != opened.sample.reference and not st.session_state["_arrived"]:
         st.session_state["behind"] = None  # the position was for another sample
     st.session_state["_opened"] = opened.sample.reference
-    behind = url_state.url_widget(
+    position = url_state.url_widget(
         st.number_input, "Explain after position", 0, None, None, key="behind", width=260,
         placeholder="first difference",
         help="The position in prompt and output whose next token is explained. Empty: the first token where the "
             "right answer and the one given differ.",
     )  # fmt: skip
-    key = samples.again_key(model, opened.run, task, opened.row, behind)
+    key = samples.again_key(model, opened.run, task, opened.row, position)
     if sum(p.numel() for p in model.parameters()) > samples.SMALL and st.session_state.get("_explained") != key:
         st.caption(
             "Replays the sample on this server's model, and attributes its answer to the components of the model."
@@ -58,7 +58,7 @@ def answer_explanation(opened: OpenSample, task: str) -> Explanation | None:
         if not st.button("Explain this answer", type="primary"):
             return None
         st.session_state["_explained"] = key
-    replay = samples.run_again(model, opened.run, task, opened.row, behind)
+    replay = samples.run_again(model, opened.run, task, opened.row, position)
     _replay(replay, opened.run)
     if replay.explanation is None:
         return None

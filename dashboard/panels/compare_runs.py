@@ -56,9 +56,9 @@ from evals.compare.compare import compare
 from evals.results.runs import list_runs
 
 runs = {{run.name: run for run in list_runs({str(Settings.from_env().results)!r})}}
-found = compare(runs[{a.name!r}], runs[{b.name!r}])
-found.frame()
-found.samples_frame()
+comparison = compare(runs[{a.name!r}], runs[{b.name!r}])
+comparison.frame()
+comparison.samples_frame()
 """
     )
     head.data({"differences": comparison.frame, "samples_that_differ": comparison.samples_frame})
@@ -143,15 +143,15 @@ def _differing_questions(comparison: Comparison) -> None:
             # Not the key of the Samples control, which lists all tasks of a run.
             task = url_state.url_widget(st.selectbox, "Task", tasks, key="parted_task", width=300)
         samples = [sample for sample in comparison.samples if sample.task == task]
-        only = {side: [sample for sample in samples if sample.right == side] for side in ("A", "B", "")}
+        by_right_side = {side: [sample for sample in samples if sample.right == side] for side in ("A", "B", "")}
         left, right = st.columns(2)
         with left:
-            _questions(f"Only A right: {len(only['A'])}", only["A"], comparison)
+            _questions(f"Only A right: {len(by_right_side['A'])}", by_right_side["A"], comparison)
         with right:
-            _questions(f"Only B right: {len(only['B'])}", only["B"], comparison)
-        if only[""]:
-            with st.expander(f"{len(only[''])} more answered differently, neither better"):
-                _questions("", only[""], comparison)
+            _questions(f"Only B right: {len(by_right_side['B'])}", by_right_side["B"], comparison)
+        if by_right_side[""]:
+            with st.expander(f"{len(by_right_side[''])} more answered differently, neither better"):
+                _questions("", by_right_side[""], comparison)
 
 
 def _questions(title: str, samples: Sequence[Sample], comparison: Comparison) -> None:
@@ -163,7 +163,7 @@ def _questions(title: str, samples: Sequence[Sample], comparison: Comparison) ->
     shown = samples[:MOST_ROWS]
     table = pd.DataFrame(
         {
-            "open": [address(sample, comparison) for sample in shown],
+            "open": [sample_url(sample, comparison) for sample in shown],
             "question": [plain(_one_line(str(sample.question))) for sample in shown],
             "a": [plain(_one_line(str(sample.answer_a))) for sample in shown],
             "b": [plain(_one_line(str(sample.answer_b))) for sample in shown],
@@ -197,7 +197,7 @@ def _questions(title: str, samples: Sequence[Sample], comparison: Comparison) ->
     )
 
 
-def address(sample: Sample, comparison: Comparison) -> str:
+def sample_url(sample: Sample, comparison: Comparison) -> str:
     """URL of the Samples page for this question: run B, with run A as the other run."""
     return f"/samples?{urlencode(_parameters(sample, comparison))}"
 

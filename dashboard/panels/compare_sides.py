@@ -69,8 +69,8 @@ class SharedTokens:
 
 def choose(model: Transformer) -> tuple[Side, Side] | None:
     """Draw the controls of both sides; None if one has nothing to run (the page says why)."""
-    mine = prompt_input.unchanged(model, HOOKS)
-    if mine is None:
+    a_prompt = prompt_input.unchanged(model, HOOKS)
+    if a_prompt is None:
         return None
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="side_controls"):
@@ -80,26 +80,26 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
             models = _models(model)
             # The button comes before the text area whose value it sets.
             st.button("Swap interventions", on_click=_swap, help="Exchanges the interventions of A and B.")
-        theirs = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](model) if which in (OTHER, KEPT) else mine
+        b_prompt = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](model) if which in (OTHER, KEPT) else a_prompt
         a_changes = url_state.url_widget(
             st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
             max_chars=intervention_editor.MOST_CHARS,
             help="Usually empty. To build them with the editor, build them for B below, then swap.",
         )  # fmt: skip
         try:
-            first = from_json(a_changes)
-            for change in first:
+            a_interventions = from_json(a_changes)
+            for change in a_interventions:
                 change.subscription(model.config)
         except WorkbenchError as error:
             show_error("A's interventions do not fit this model. Correct the JSON, or write [].", str(error))
             return None
     st.caption("Interventions and RoPE scalings of B:")
-    second = intervention_editor.choose(model)
-    if theirs is None or second is None or models is None:
+    b_interventions = intervention_editor.choose(model)
+    if b_prompt is None or b_interventions is None or models is None:
         return None
     return (
-        Side(models[0], mine, mine.with_also(to_json(first))),
-        Side(models[1], theirs, theirs.with_also(to_json(second))),
+        Side(models[0], a_prompt, a_prompt.with_also(to_json(a_interventions))),
+        Side(models[1], b_prompt, b_prompt.with_also(to_json(b_interventions))),
     )
 
 

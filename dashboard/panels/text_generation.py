@@ -63,12 +63,12 @@ model = wb.load_model({self.path!r}).eval().requires_grad_(False)
 prompt = {self.prompt.code}
 sampling = Sampling(temperature={sampling.temperature!r}, top_p={sampling.top_p!r}, top_k={sampling.top_k!r})
 {running(self.prompt.changes)}
-    found = sampling_trace(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens},
+    trace = sampling_trace(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens},
                            alternatives={ALTERNATIVES})
-    _, cap = model.run_with_capture(torch.tensor([[*prompt, *found.tokens[:-1]]], device=model.device), HOOKS)
-print(found.text)
-found.frame()
-found.alternatives()
+    _, cap = model.run_with_capture(torch.tensor([[*prompt, *trace.tokens[:-1]]], device=model.device), HOOKS)
+print(trace.text)
+trace.frame()
+trace.alternatives()
 head_metrics(cap, queries=[{query}]).frame()  # every head, for the query that chose step {step}
 cap.pattern({layer}, heads=[{head}], queries=[{query}])[0, 0, 0, :{query + 1}]
 """
@@ -124,7 +124,7 @@ def write(model: Transformer, request: GenerationRequest, show: Callable[[str], 
     Streamlit ends the script inside `show` if a button is pressed; the steps until then remain.
     Raises: GenerationError if the prompt leaves no room in the context.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     written, text, drawn = GeneratedText(request), "", 0.0
     with model.intervene(*from_json(request.prompt.changes)):
         steps = choices(
@@ -139,8 +139,8 @@ def write(model: Transformer, request: GenerationRequest, show: Callable[[str], 
         for step in steps:
             now = time.perf_counter()
             written.steps.append(step)
-            written.first = written.first or now - begun
-            written.last = now - begun
+            written.first = written.first or now - started
+            written.last = now - started
             text += step.text if model.tokenizer is not None else f"#{step.token} "
             if now - drawn >= FRAME_SECONDS or step.finish_reason is not None:
                 drawn = now

@@ -146,12 +146,12 @@ def _top_head_of_answer(model: Transformer) -> tuple[runs.Sample, Head, int]:
     run, doc = wrong_answer(model)
     stored = runs.samples(run, TASK)
     row = stored[stored["doc_id"] == doc].iloc[-1]
-    again = samples.run_again(model, run, TASK, row, None)
-    if again.explanation is None:
-        raise DataError(f"Question {doc} of run {run.name} cannot be explained: {again.problem}")
-    first = again.explanation.heads().iloc[0]
-    where = again.explanation.decision.position
-    return runs.as_sample(run, TASK, row), (int(first["layer"]), int(first["head"])), where
+    replay = samples.run_again(model, run, TASK, row, None)
+    if replay.explanation is None:
+        raise DataError(f"Question {doc} of run {run.name} cannot be explained: {replay.problem}")
+    first = replay.explanation.heads().iloc[0]
+    position = replay.explanation.decision.position
+    return runs.as_sample(run, TASK, row), (int(first["layer"]), int(first["head"])), position
 
 
 def _head_of_answer(model: Transformer) -> Values:
@@ -278,9 +278,9 @@ def _go(model: Transformer, name: str, at: int) -> None:
         return
     values = values | {"guide": f"{name}.{at + 1}"}
     # A control that is drawn now writes its own part of the URL; Streamlit does not let other code do it.
-    address = {key: str(value) for key, value in values.items() if key not in st.session_state}
+    params = {key: str(value) for key, value in values.items() if key not in st.session_state}
     for key in RESET_PARAMS:
         url_state.forget_widget(key)
     for key in values.keys() - URL_ONLY:
         url_state.preset_widget(key, values[key])
-    st.switch_page(f"dashboard/pages/{step.page}.py", query_params=address)
+    st.switch_page(f"dashboard/pages/{step.page}.py", query_params=params)

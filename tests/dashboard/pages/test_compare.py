@@ -34,7 +34,7 @@ def test_a_model_compared_with_itself_is_equal(app: App) -> None:
     assert not session.exception and not session.error
     shown = numbers(session)
     assert shown["Mean KL (nats)"] == "0" and shown["Same first choice"] == "100%"
-    assert shown["The runs part at"] == "nowhere"
+    assert shown["The runs diverge at"] == "nowhere"
     assert read_table(session, "largest")["largest"].max() == 0
     assert (read_table(session, "change")["change"] == 0).all()
 
@@ -57,7 +57,7 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
     shown = numbers(session)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl.mean()), rel=1e-2)  # three digits are shown
     assert float(shown[f"KL after position {len(kl) - 1} (nats)"]) == pytest.approx(float(kl[-1]), rel=1e-2)
-    assert shown["The runs part at"] == "blocks.1.attn.hook_z"
+    assert shown["The runs diverge at"] == "blocks.1.attn.hook_z"
     np.testing.assert_allclose(read_table(session, "largest")["relative"], compare(a, b).relative, rtol=5e-3)
     z = app("compare", prompt=PROMPT, changes=CHANGES, measure="Relative difference")
     found = compare(a, b).by_head
@@ -107,7 +107,7 @@ def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, sa
 def test_prompts_with_nothing_in_common_are_refused(app: App) -> None:
     session = app("compare", prompt=PROMPT, b_of=compare_sides.OTHER, b_prompt="It was warm")
     assert not session.exception
-    assert "nothing can be aligned" in session.error[0].value
+    assert "cannot be aligned" in session.error[0].value
 
 
 def test_what_two_prompts_share() -> None:
@@ -224,13 +224,15 @@ def test_one_run_alone_says_how_to_make_another(
     session.query_params["compare"] = "Runs"
     session.run()
     assert not session.exception
-    assert "runs are compared" in session.info[0].value and session.code[0].value.startswith("workbench eval run")
+    assert "comparison needs two finished runs" in session.info[0].value and session.code[0].value.startswith(
+        "workbench eval run"
+    )
 
 
 def test_a_question_is_opened_in_run_b_beside_run_a(results: Path) -> None:
     runs = {run.path.parent.name: run for run in list_runs(results)}
     found = compare_evaluations(runs["first"], runs["second"])
-    address = compare_runs.address(found.samples[0], found)
+    address = compare_runs.sample_url(found.samples[0], found)
     assert "run=second" in address and "baseline=first" in address and "doc=2" in address
 
 
@@ -240,7 +242,7 @@ def test_the_notebook_code_runs_as_pasted(app: App, params: dict[str, str]) -> N
     source = next(code.value for code in session.code if "import" in code.value)
     names: dict[str, object] = {}
     exec(source, names)
-    found = names["found"]
+    found = names["comparison"]
     if "changes" in params:
         shown = read_table(session, "largest")
         np.testing.assert_allclose(shown["relative"], found.frame()["relative"], rtol=5e-3)  # type: ignore[attr-defined]

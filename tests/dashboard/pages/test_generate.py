@@ -103,7 +103,7 @@ def test_the_notebook_code_gives_the_same_text_and_numbers(pressed: Callable[...
     session.slider(key="step").set_value(4).run()
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    shown, found = read_table(session, "probability", "drawn_probability"), scope["found"]
+    shown, found = read_table(session, "probability", "drawn_probability"), scope["trace"]
     for column in ("token", "probability", "logprob", "rank", "entropy", "drawn_probability", "kept"):
         assert shown[column].tolist() == found.frame()[column].tolist(), column  # type: ignore[attr-defined]
     assert "[0, 0, 0, :" in notebook(session) and f"queries=[{len(scope['prompt']) + 2}]" in notebook(session)  # type: ignore[arg-type]
@@ -201,10 +201,10 @@ def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(text_generation, "choices", real)
     session.run()
     assert len(read_table(session, "probability")) == 3 and "written" not in session.query_params
-    assert "Stopped before its end" in " ".join(caption.value for caption in session.caption)
+    assert "Generation was stopped" in " ".join(caption.value for caption in session.caption)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def links(session: AppTest) -> dict[str, dict[str, str]]:
@@ -243,7 +243,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     (answer,) = wb.generate(model, [wb.encode_chat(model.tokenizer, first)], max_new_tokens=5)
     assert read_table(session, "probability")["token"].tolist() == list(answer.tokens)
 
-    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    next(button for button in session.button if button.label.startswith("Continue")).click().run()
     assert not session.exception and not read_tables(session) and session.text_area(key="prompt").value == ""
     assert json.loads(session.query_params["turns"]) == [["user", "the cat"], ["assistant", answer.text]]
     session.text_area(key="prompt").set_value("the dog").run()
@@ -253,7 +253,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     assert read_table(session, "probability")["token"].tolist() == list(second.tokens)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == second.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == second.tokens  # type: ignore[attr-defined]
     next(button for button in session.button if button.label == "New conversation").click().run()
     assert "turns" not in session.query_params
 
@@ -263,7 +263,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
 )
 def test_turns_that_cannot_be_read_say_what_to_do(app: App, turns: str) -> None:
     session = app("generate", mode="Chat", turns=turns)
-    assert session.error[0].value == "The conversation in the address cannot be read."
+    assert session.error[0].value == "The conversation in the URL cannot be read."
     next(button for button in session.button if button.label == "New conversation").click().run()
     assert not session.exception and not session.error
 
@@ -294,7 +294,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_ids(
     assert shown["text"].tolist() == [f"#{token}" for token in expected.tokens]
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == expected.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == expected.tokens  # type: ignore[attr-defined]
 
 
 def test_a_full_context_says_so_and_a_prompt_that_fills_it_is_refused(
@@ -333,7 +333,7 @@ def test_the_meter_counts_what_the_cache_holds(pressed: Callable[..., AppTest], 
 def test_hostile_text_reaches_no_markdown(app: App) -> None:
     session = app("generate", prompt=NASTY, temperature=1.5, new=30, mode="Chat", system=NASTY)
     session.button(key="generate").click().run()
-    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    next(button for button in session.button if button.label.startswith("Continue")).click().run()
     session.text_area(key="prompt").set_value(NASTY).run()
     session.button(key="generate").click().run()
     assert not session.exception and not session.error
@@ -350,7 +350,7 @@ def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
     assert scope["prompt"] == [65, 66, 67]
-    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def test_the_files_hold_the_table(model: Transformer) -> None:

@@ -96,7 +96,7 @@ def test_targets_are_the_likeliest_two_until_they_are_given(app: App, model: Tra
     session.text_input(key="targets").set_value("#1 #2 #3 #4 #5 #6 #7").run()
     assert "7 targets are more than the 6" in session.code[0].value
     session.text_input(key="targets").set_value("zzz").run()
-    assert not session.error and "its first, #" in session.text[0].value
+    assert not session.error and "only the first, #" in session.text[0].value
 
 
 @pytest.mark.parametrize("page", ["lens", "intervene"])
@@ -296,7 +296,7 @@ def test_an_ablated_head_moves_by_all_of_itself_and_nothing_before_it_moves(mode
 
 def test_each_heads_change_is_drawn_when_it_is_asked_for(app: App) -> None:
     session = app("intervene", prompt=PROMPT, changes='[{"kind": "ablate", "target": "L1H2"}]', perhead="true")
-    assert not session.exception and "How far each head's output moves" in [m.value for m in session.subheader]
+    assert not session.exception and "Change of each head's output" in [m.value for m in session.subheader]
 
 
 def test_the_answer_to_a_sample_is_scored_as_the_benchmark_does(app: App, model: Transformer, results: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_typed_quiz_has_its_answer_before_and_after(app: App, model: Transform
         before = int(model(tokens)[0, -1, letters].argmax())
         with model.intervene(change):
             after = int(model(tokens)[0, -1, letters].argmax())
-    assert shown["Answer of A to D"] == f"{'ABCD'[before]} → {'ABCD'[after]}"
+    assert shown["Answer (A to D)"] == f"{'ABCD'[before]} → {'ABCD'[after]}"
 
 
 @pytest.mark.parametrize(
@@ -409,4 +409,4 @@ def test_a_tuned_lens_beside_the_model_is_offered_and_read(
     assert any(changed)
     shown: dict[str, Any] = {}
     exec(next(code.value for code in page.code if "tuned_lens(model" in code.value), shown)
-    assert shown["found"].ids.shape[0] == model.config.n_layers + 1
+    assert shown["lens"].ids.shape[0] == model.config.n_layers + 1

@@ -128,7 +128,7 @@ def test_a_run_deleted_while_its_page_is_open_says_so(
     chosen = {"run": first, "baseline": second, "a_run": first, "b_run": second, "compare": "Runs"}
     session = app(page, **chosen)
     assert not session.exception
-    gone, alone = f"run={first} is not possible here", "Two finished runs are compared"
+    gone, alone = f"run={first} is not possible here", "A comparison needs two finished runs"
     assert not any(gone in code.value for code in session.code)
     shutil.rmtree(kept / "first")
     session.run()

@@ -102,7 +102,7 @@ def test_hostile_text_reaches_no_markdown(app: App, page: str) -> None:
 def test_an_empty_prompt_and_a_long_one_say_what_to_do(app: App) -> None:
     session = app("attention")
     session.text_area(key="prompt").set_value("a b " * 1500).run()
-    assert session.error[0].value == "There is nothing to run on."
+    assert session.error[0].value == "There is no input to run."
     assert "Shorten the text." in session.code[0].value
     assert not session.exception
 
@@ -174,10 +174,10 @@ def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> 
 
 def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
     session = app("rope", view="What if", layer=1, head=2)
-    assert numbers(session)["Attention that moves"] == "0.0%"
+    assert numbers(session)["Attention that changes"] == "0.0%"
     assert "Change theta" in session.info[0].value
     session.number_input(key="theta").set_value(500.0).run()
-    assert numbers(session)["Attention that moves"] != "0.0%"
+    assert numbers(session)["Attention that changes"] != "0.0%"
     assert not session.info
 
 
@@ -209,7 +209,7 @@ def test_a_sample_of_another_checkpoint_says_so(
     serve(str(checkpoint), root)
     session.query_params["sample"] = reference
     session.run()
-    assert session.warning[0].value.startswith("Another checkpoint gave this answer.")
+    assert session.warning[0].value.startswith("This answer is from another checkpoint.")
     assert not session.exception
 
 
@@ -253,7 +253,7 @@ def test_the_notebook_code_of_a_long_prompt_gives_the_drawn_map(app: App, view: 
     exec(next(code.value for code in session.code if code.language == "python"), scope)
     _, drawn = session.session_state["_figures"]["head_map"]
     assert len(scope["tokens"][0]) > 512
-    np.testing.assert_allclose(scope["found"].weights, drawn().data[0].z, atol=1e-6)
+    np.testing.assert_allclose(scope["pattern"].weights, drawn().data[0].z, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -390,9 +390,9 @@ def test_a_prompt_comes_from_a_file(app: App) -> None:
     assert not session.exception and not session.error
     assert session.text_area(key="prompt").value == "the cat sat\non the mat"
     assert session.query_params["prompt"] == "the cat sat\non the mat"
-    for content, said in ((b"\xff\xfe", "no UTF-8 text"), (b"a" * 8001, "8,001 characters")):
+    for content, said in ((b"\xff\xfe", "not UTF-8 text"), (b"a" * 8001, "8,001 characters")):
         session.file_uploader(key="prompt_file").set_value(("b.bin", content, "text/plain")).run()
-        assert not session.exception and "was not taken" in session.error[0].value
+        assert not session.exception and "was not used" in session.error[0].value
         assert any(said in code.value for code in session.code)
         assert session.text_area(key="prompt").value == "the cat sat\non the mat"
 

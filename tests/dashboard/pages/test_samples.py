@@ -156,7 +156,7 @@ def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
     shown = texts(session)
     assert "failed: AssertionError" in shown
     assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
-    assert "Name a position" in session.error[0].value  # where a program was decided, nobody can say
+    assert "Choose a position" in session.error[0].value  # where a program was decided, nobody can say
     session.number_input(key="behind").set_value(4).run()
     assert not session.error and " adds " in said(session) and "behind position 4 stands" in said(session)
     session.selectbox(key="task").set_value("asked_quiz").run()
@@ -221,7 +221,7 @@ def test_addresses_that_mean_nothing_say_so(asked: App, answers: Path) -> None:
     assert "task=nothing is not possible here; shown is asked_quiz." in said(session)
     for doc in ("99", "x", "-1"):
         session = asked(task="asked_quiz", doc=doc)
-        assert f"No question {doc}; this task has 0 to 3." in said(session) and not session.exception
+        assert f"There is no question {doc}; this task has 0 to 3." in said(session) and not session.exception
     assert not asked(task="asked_quiz", doc="first", order="nothing", show="nothing").exception
 
 
@@ -251,8 +251,8 @@ def test_the_notebook_code_gives_the_pages_numbers(asked: App, options: dict[str
     assert len(code) == 1
     scope: dict = {}
     exec(compile(code[0], "samples", "exec"), scope)
-    if "found" in scope:
-        first = scope["found"].heads().iloc[0]
+    if "explanation" in scope:
+        first = scope["explanation"].heads().iloc[0]
         line = next(text.value for text in session.text if " adds " in text.value)
         assert line.startswith(f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}")
     else:
@@ -281,7 +281,7 @@ def test_strangers_text_reaches_no_markdown(asked: App) -> None:
 def test_benchmarks_leads_to_the_surest_wrong_answer(app: App, results: Path) -> None:
     session = app("benchmarks", task="tiny_sums")
     run = list_runs(results)[0].name
-    assert page_links(session)["Wrong answers, the surest first →"] == {
+    assert page_links(session)["Wrong answers, most confident first →"] == {
         "run": run, "baseline": "none", "task": "tiny_sums", "doc": "first", "show": "Wrong",
         "order": "Confident wrong",
     }  # fmt: skip
@@ -315,7 +315,7 @@ def test_a_filter_leaves_the_scores_that_have_its_words(app: App, results: Path)
         exec(next(element.value for element in session.code if element.language == "python"), scope)
         assert scope["shown"]["task"].tolist() == left
     session = app("benchmarks", **runs, only="exact quiz")
-    assert not session.exception and "Shorten it" in session.info[0].value
+    assert not session.exception and "Shorten the filter" in session.info[0].value
 
 
 def test_partial_scores_are_marked_and_published_ones_stand_beside(

@@ -96,7 +96,7 @@ def test_a_text_is_written_by_the_changed_model(ablated: App, model: Transformer
     np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
     assert not np.allclose(shown["logprob"][0], plain.logprobs[0], atol=1e-3)
     scope = pasted(session)
-    assert scope["found"].tokens == changed.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == changed.tokens  # type: ignore[attr-defined]
 
 
 def test_the_attention_of_a_step_is_the_changed_models(ablated: App, model: Transformer) -> None:
