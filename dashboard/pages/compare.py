@@ -21,7 +21,7 @@ from probes.comparison.figures import logits as logit_figure
 from workbench.hooks.hook_points import PATTERN, layer_of
 
 ABOUT = Help(
-    "Compares two captures: A is the prompt above; B is the same or another prompt, if you like with interventions, "
+    "Compares two captures: A is the prompt above; B is the same or another prompt, optionally with interventions, "
     "another RoPE scaling or another dtype. Or compares two benchmark runs in the results folder, question by "
     "question.",
     [
@@ -73,7 +73,7 @@ def _captures(head: Head) -> None:
     common = compare_sides.shared(a.given, b.given)
     if common is None:
         st.error("The prompts do not share their first two or their last two tokens, so they cannot be aligned. Let "
-            "B begin or end with the same tokens as A.")  # fmt: skip
+                 "B begin or end with the same tokens as A.")  # fmt: skip
         return
     st.text(common.sentence)
     before, after = a.capture(), b.capture()
@@ -101,8 +101,8 @@ def _summary(a: Side, comparison: Comparison, common: SharedTokens) -> int:
     first, last = int(logits.positions[0]), int(logits.positions[-1])
     with st.container(border=True, horizontal=True, vertical_alignment="bottom", gap="large", key="summary"):
         requested = url_state.url_widget(
-            st.number_input, "Position", -1, None, -1, key="position", help="Position in A; -1 is the last one "
-                "compared.",
+            st.number_input, "Position", -1, None, -1, key="position",
+            help="Position in A; -1 is the last one compared.",
             width=180,
         )  # fmt: skip
         position = last if requested < 0 else min(max(requested, first), last)

@@ -48,7 +48,7 @@ def answer_explanation(opened: OpenSample, task: str) -> Explanation | None:
         st.number_input, "Explain after position", 0, None, None, key="behind", width=260,
         placeholder="first difference",
         help="The position in prompt and output whose next token is explained. Empty: the first token where the "
-            "right answer and the one given differ.",
+        "right answer and the one given differ.",
     )  # fmt: skip
     key = samples.again_key(model, opened.run, task, opened.row, position)
     if sum(p.numel() for p in model.parameters()) > samples.SMALL and st.session_state.get("_explained") != key:

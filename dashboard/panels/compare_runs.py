@@ -29,8 +29,8 @@ def show(head: Head) -> None:
     finished, _ = runs.runs()
     if len(finished) < 2:
         folder = Settings.from_env().results / "second"
-        empty(f"A comparison needs two finished runs; the results folder has {len(finished)}. Run another, then "
-            f"reload.",
+        empty(f"A comparison needs two finished runs; the results folder has {len(finished)}. "
+              "Run another, then reload.",
               COMMAND.format(folder=folder))  # fmt: skip
         return
     b, a = _choose(finished)

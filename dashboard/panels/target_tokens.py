@@ -39,7 +39,7 @@ def choose(
         requested = url_state.url_widget(
             st.number_input, "Position", -1, None, -1, key="position", width=130,
             help="The prediction after this token. -1 is the last token; for a sample, the token where its choices "
-                "differ.",
+            "differ.",
         )  # fmt: skip
         text = url_state.url_widget(
             st.text_input, "Target tokens", "", key="targets", width=260, max_chars=400, placeholder="most likely",

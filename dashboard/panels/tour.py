@@ -170,12 +170,12 @@ EXAMPLES: Mapping[str, Example] = {
         "A repeated sentence, and the heads that continue it the second time.",
         (
             Step("attention", "The prompt repeats a sentence. The ring marks the strongest induction head. Its map "
-                "has a stripe in the lower left: each token of the second copy looks at the token that followed its "
-                "first copy.", _induction),
+                 "has a stripe in the lower left: each token of the second copy looks at the token that followed its "
+                 "first copy.", _induction),
             Step("attention", "An induction head needs an earlier head that passes on the previous token. This is "
-                "the strongest previous-token head: its stripe is just below the diagonal.", _previous),
+                 "the strongest previous-token head: its stripe is just below the diagonal.", _previous),
             Step("intervene", "Now all induction heads are ablated. Look at the orange line under Change along the "
-                "prompt: in the second copy, each next token becomes unlikely again.", _without_induction),
+                 "prompt: in the second copy, each next token becomes unlikely again.", _without_induction),
         ),
     ),
     "rope": Example(
@@ -183,12 +183,12 @@ EXAMPLES: Mapping[str, Example] = {
         "Scores depend on distance, not on position: if query and key move together, only rounding changes.",
         (
             Step("rope", "Queries and keys of the strongest previous-token head, moved together through the "
-                "context. The score must not change: the curves are rounding errors, which are smaller at higher "
-                "precision.", _rope("Shift")),
+                 "context. The score must not change: the curves are rounding errors, which are smaller at higher "
+                 "precision.", _rope("Shift")),
             Step("rope", "The same head's scores by distance, and the frequency pairs that add up to them: this is "
-                "what a head can learn from the rotation.", _rope("This head")),
+                 "what a head can learn from the rotation.", _rope("This head")),
             Step("rope", f"Now theta is divided by {SLOWER}: the pairs rotate faster than in training. The map "
-                f"shows where the attention of the head changes.", _slower),
+                 f"shows where the attention of the head changes.", _slower),
         ),
     ),
     "quiz": Example(
@@ -196,11 +196,11 @@ EXAMPLES: Mapping[str, Example] = {
         "From a wrong answer to the head that favoured it, and to the model without that head.",
         (
             Step("samples", "The most confident wrong answer of the model. Below it, What decided the answer ranks "
-                "the heads by how much they favoured the answer given.", _wrong_answer),
+                 "the heads by how much they favoured the answer given.", _wrong_answer),
             Step("attention", "The head that most favoured the wrong answer, on the sample's own tokens. The token "
-                "selected below is the one after which the answer was decided: see where it looks.", _head_of_answer),
+                 "selected below is the one after which the answer was decided: see where it looks.", _head_of_answer),
             Step("intervene", "The model without that head. The sample's answer is shown before and after: one head "
-                "rarely decides alone.", _without_head),
+                 "rarely decides alone.", _without_head),
         ),
     ),
 }  # fmt: skip
