@@ -167,7 +167,7 @@ def _own(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
             "Mean score": f"{bands.score:.3f}",
             "Strongest pair": f"{int(bands.share.argmax())} ({bands.share.max():.0%} of the size)",
             "Share of pairs slower than the prompt": f"{bands.share[slow].sum():.0%}",
-            "Sum of pairs minus the model's scores": f"{bands.error:.1e}",
+            "Error of the sum of pairs": f"{bands.error:.1e}",
         }
     )
     left, right = st.columns(2)

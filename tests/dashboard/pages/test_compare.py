@@ -1,4 +1,4 @@
-"""The Compare page: its numbers are the probes' and the benchmarks' own, and what cannot be compared is refused."""
+"""The Compare page: its numbers equal those of the probes and benchmarks; incomparable sides are refused."""
 
 import json
 import shutil
@@ -60,9 +60,9 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
     assert shown["The runs diverge at"] == "blocks.1.attn.hook_z"
     np.testing.assert_allclose(read_table(session, "largest")["relative"], compare(a, b).relative, rtol=5e-3)
     z = app("compare", prompt=PROMPT, changes=CHANGES, measure="Relative difference")
-    found = compare(a, b).by_head
-    assert found is not None
-    values = found.relative[[hook.endswith("hook_z") for hook in found.hooks]]
+    heads = compare(a, b).by_head
+    assert heads is not None
+    values = heads.relative[[hook.endswith("hook_z") for hook in heads.hooks]]
     most = np.unravel_index(int(values.argmax()), values.shape)
     assert values[1, 2] == 1 and not values[0].any()  # an ablated head is 1 away; before it, nothing is
     assert read_table(z, "Relative difference")["head"].iloc[0] == f"L{most[0]}H{most[1]}"
@@ -93,11 +93,11 @@ def test_another_type_rounds_more(app: App) -> None:
         ("It was warm because " + PROMPT, "both end with"),
     ],
 )
-def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, said: str) -> None:
+def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, sentence: str) -> None:
     session = app("compare", prompt=PROMPT, b_of=compare_sides.OTHER, b_prompt=other)
     assert not session.exception and not session.error
-    assert any(said in text.value for text in session.text)
-    if "begin" in said:  # causal: what follows cannot change what stands before
+    assert any(sentence in text.value for text in session.text)
+    if "begin" in sentence:  # causal: what follows cannot change what stands before
         assert float(numbers(session)["Mean KL (nats)"]) < 1e-6
     else:
         assert float(numbers(session)["Mean KL (nats)"]) > 1e-3
@@ -196,14 +196,14 @@ def test_runs_without_a_shared_question_are_refused_and_partial_ones_marked(
     for name, folder in (("one", "first"), ("two", "second")):
         source = next((results / folder).rglob("results_*.json"))
         data = json.loads(source.read_text())
-        kept = "tiny_quiz" if name == "one" else "tiny_sums"
+        kept_task = "tiny_quiz" if name == "one" else "tiny_sums"
         for key in ("results", "configs", "n-shot", "n-samples"):
-            data[key] = {task: value for task, value in data[key].items() if task == kept}
-        data["n-samples"][kept] = {"original": 60, "effective": 6}
+            data[key] = {task: value for task, value in data[key].items() if task == kept_task}
+        data["n-samples"][kept_task] = {"original": 60, "effective": 6}
         target = tmp_path / name / source.parent.name / source.name
         target.parent.mkdir(parents=True)
         target.write_text(json.dumps(data))
-        for samples in source.parent.glob(f"samples_{kept}_*.jsonl"):
+        for samples in source.parent.glob(f"samples_{kept_task}_*.jsonl"):
             (target.parent / samples.name).write_bytes(samples.read_bytes())
     serve(str(checkpoint), tmp_path)
     session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
@@ -231,8 +231,8 @@ def test_one_run_alone_says_how_to_make_another(
 
 def test_a_question_is_opened_in_run_b_beside_run_a(results: Path) -> None:
     runs = {run.path.parent.name: run for run in list_runs(results)}
-    found = compare_evaluations(runs["first"], runs["second"])
-    address = compare_runs.sample_url(found.samples[0], found)
+    comparison = compare_evaluations(runs["first"], runs["second"])
+    address = compare_runs.sample_url(comparison.samples[0], comparison)
     assert "run=second" in address and "baseline=first" in address and "doc=2" in address
 
 
@@ -242,10 +242,10 @@ def test_the_notebook_code_runs_as_pasted(app: App, params: dict[str, str]) -> N
     source = next(code.value for code in session.code if "import" in code.value)
     names: dict[str, object] = {}
     exec(source, names)
-    found = names["comparison"]
+    comparison = names["comparison"]
     if "changes" in params:
         shown = read_table(session, "largest")
-        np.testing.assert_allclose(shown["relative"], found.frame()["relative"], rtol=5e-3)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(shown["relative"], comparison.frame()["relative"], rtol=5e-3)  # type: ignore[attr-defined]
     else:
-        expected = found.frame()  # type: ignore[attr-defined]
+        expected = comparison.frame()  # type: ignore[attr-defined]
         np.testing.assert_allclose(read_table(session, "holm")["p"].astype(float), expected["p"], rtol=5e-3)

@@ -1,4 +1,4 @@
-"""The Runs page: what it asks for, what it shows of a job in each state, what it refuses."""
+"""The Runs page: the form, a job in each state, and invalid requests."""
 
 import sys
 import time
@@ -33,7 +33,7 @@ FOREVER = 99
 
 @pytest.fixture
 def world(tmp_path: Path, serve: Callable[[str, Path], None], app: App, checkpoint: Path) -> Iterator[Path]:
-    """A results folder of its own, in which nothing runs at the end."""
+    """A separate results folder; jobs that still run are ended after the test."""
     app()
     serve(str(checkpoint), tmp_path)
     yield tmp_path
@@ -153,8 +153,8 @@ def test_a_running_job_shows_how_far_it_is_and_is_cancelled(
     session = opened(job="mine")
     assert "Loading the questions and the model" in str(session.get("progress")[0].proto.text)
     now = time.time()
-    told = Progress("scoring", done=30, total=120, first=10, since=now - 20, at=now)
-    supervisor.write(job.folder / supervisor.PROGRESS, vars(told))
+    progress = Progress("scoring", done=30, total=120, first=10, since=now - 20, at=now)
+    supervisor.write(job.folder / supervisor.PROGRESS, vars(progress))
     session.run()
     # By hand: 20 new ones took 20 s, 90 are left.
     text = session.get("progress")[0].proto.text
