@@ -1,4 +1,4 @@
-"""Attention: every head as a square, one head as a map and as shaded words, and the keys that one token looks at."""
+"""Attention page: a grid of all heads, the pattern of one head, and the strongest keys of one token."""
 
 from dataclasses import dataclass
 
@@ -22,17 +22,19 @@ from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "Attention weights of every head on one prompt. The atlas gives one number for each head; a click opens the head. "
-    "The map's rows are queries and its columns keys: a row says where that token looks, and sums to 1. What lies "
-    "after the query is blank, not 0.",
+    "Attention weights of every head on one prompt. The grid shows one number for each head; click a head to open "
+    "it. In the map, rows are queries and columns are keys: a row shows where that token looks, and sums to 1. Keys "
+    "after the query are blank, not 0.",
     [
-        "**Entropy** of a row, in nats: 0 looks at one token, ln(i + 1) evenly at all. The atlas has means over rows.",
-        "**Sink mass** is the weight on the first token; a head is called a sink head above 0.3.",
+        "**Entropy** of a row, in nats: 0 means that one token has all the weight, ln(i + 1) that all keys have the "
+        "same weight. The grid shows the mean over rows.",
+        "**Sink mass** is the weight on the first token; a head above 0.3 is called a sink head.",
         "**Previous token** and **duplicate** are the weights on the token before, and on earlier copies of the token.",
-        "**Induction** is measured on random blocks that come twice, not on the prompt: the weight on the token that "
-        "followed the same token the first time.",
-        "**Brackets** over the atlas join the query heads that share one key/value head.",
-        f"Beyond {MAX_CELLS} tokens a map shows the largest weight of each tile; a window shows single tokens.",
+        "**Induction** is measured on repeated random tokens, not on the prompt: the weight on the token that "
+        "followed the same token in the first copy.",
+        "**Brackets** above the grid join query heads that share a key/value head.",
+        f"With more than {MAX_CELLS} tokens, each cell of the map is the largest weight of a tile; choose a window "
+        f"to see single tokens.",
     ],
     {
         "entropy, distance": "https://arxiv.org/abs/1906.04284",
@@ -42,7 +44,7 @@ ABOUT = Help(
     },
 )
 
-# What heads can be coloured by. The labels are also what stands in the URL.
+# Statistics that heads can be coloured by. The labels are also the values in the URL.
 COLOURS = {
     "Entropy": "entropy",
     "Sink mass": "sink_1",
@@ -53,13 +55,13 @@ COLOURS = {
 }
 WHOLE, WINDOW = "Whole prompt", "Window"
 LOOKS, SEEN = "Where it looks", "Who looks at it"
-# Up to this many parameters the page opens on the strongest induction head; finding it costs a run of the model.
+# Up to this many parameters, the page opens on the strongest induction head. Finding it needs a run of the model.
 SMALL = 300_000_000
 
 
 @dataclass(frozen=True)
 class View:
-    """What the controls say."""
+    """Values of the controls."""
 
     colour: str
     layer: int
@@ -71,24 +73,24 @@ class View:
 def show() -> None:
     with page("Attention", "One square for each head. Click a square to open that head.", ABOUT) as head:
         model = computed.model()
-        tour.strip(model, "attention")
-        given = prompt_input.choose(model, HOOKS)
-        if given is None:
+        tour.show_step(model, "attention")
+        prompt = prompt_input.choose(model, HOOKS)
+        if prompt is None:
             return
-        held = computed.capture(model, given.ids, HOOKS, given.changes)
+        held = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
         metrics = computed.cached_probe(head_metrics, capture=held)
         broken = ~np.isfinite(metrics.values["entropy"])
         if broken.any():
-            st.error(f"The patterns of {broken.sum()} heads hold NaN or infinite numbers: overflow. Try float32.")
+            st.error(f"The patterns of {broken.sum()} heads contain NaN or infinite values (overflow). Try float32.")
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
         with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["atlas"]):
-            _atlas(model, held, metrics, given, view)
+            _atlas(model, held, metrics, prompt, view)
         with right, st.container(border=True, key="map_card", height="stretch"):
-            found = _head(model, held, metrics, given, view)
+            shown_map = _head(model, held, metrics, prompt, view)
         with st.container(border=True, key="strip_card"):
-            _tokens(held, given, view, found)
-        _take_away(head, given, metrics, found, view)
+            _tokens(held, prompt, view, shown_map)
+        _take_away(head, prompt, metrics, shown_map, view)
 
 
 def _controls(model: Transformer) -> View:
@@ -102,7 +104,7 @@ def _controls(model: Transformer) -> View:
         head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
         log = url_state.url_widget(st.toggle, "Log scale", key="log")
         hide = url_state.url_widget(
-            st.toggle, "Hide first", key="nosink", help="Leaves the first token, often a sink, blank."
+            st.toggle, "Hide first", key="nosink", help="Leaves the first token blank; it is often a sink."
         )
     return View(COLOURS[colour], layer, head, log, hide)
 
@@ -125,10 +127,10 @@ def _induction_under(model: Transformer, *, block: int, changes: str) -> Inducti
         return induction_scores(model, block=block)
 
 
-def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Input, view: View) -> None:
+def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> None:
     config = model.config
     if view.colour == "induction":
-        scores = _induction(model, given.changes)
+        scores = _induction(model, prompt.changes)
         values = scores.induction
         unit, over = "induction weight", f"{scores.batch} random blocks of {scores.block} tokens, repeated"
     else:
@@ -148,7 +150,8 @@ def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: In
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {name} in Intervene →",
-        query_params=prompt_input.along("sample") | prompt_input.without(name, prompt_input.under()),
+        query_params=prompt_input.current_params("sample")
+        | prompt_input.ablation_params(name, prompt_input.url_changes()),
     )
 
 
@@ -169,24 +172,24 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Input, view: View) -> HeadMap:
+def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> HeadMap:
     st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=FIGURE_HELP["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
-    wanted = {
+    shown = {
         "Entropy (nats)": ("entropy", ".2f"),
         "Sink mass": ("sink_1", ".0%"),
         "Previous token": ("previous", ".0%"),
         "Distance (tokens)": ("distance", ".1f"),
     }
-    values = {label: (metrics.values[name][at], form) for label, (name, form) in wanted.items()}
+    values = {label: (metrics.values[name][at], form) for label, (name, form) in shown.items()}
     if view.colour == "induction" or sum(p.numel() for p in model.parameters()) <= SMALL:
-        values["Induction"] = _induction(model, given.changes).induction[at], ".0%"
+        values["Induction"] = _induction(model, prompt.changes).induction[at], ".0%"
     metric_row(
         {label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()}
     )
-    window = _window(len(given))
+    window = _window(len(prompt))
     found = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=window)
-    labels = plotly_labels(given.tokens)
+    labels = plotly_labels(prompt.tokens)
     stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
     fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
     fig.update_layout(title=None, margin={"t": 10, "r": 10}, height=520)
@@ -197,7 +200,7 @@ def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, given: Inp
 
 
 def _window(length: int) -> tuple[int, int] | None:
-    """The positions to map: all of them, or where they are too many for single cells, those that are asked for."""
+    """Positions to map: None for all, or the chosen window if there are too many for single cells."""
     if length <= MAX_CELLS:
         return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -211,10 +214,10 @@ def _window(length: int) -> tuple[int, int] | None:
     return start, min(start + MAX_CELLS // 2, length)
 
 
-def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
+def _tokens(held: CaptureRef, prompt: Input, view: View, found: HeadMap) -> None:
     start, stop = found.start, found.stop
     if found.factor > 1:
-        stop = min(start + MAX_CELLS, len(given))
+        stop = min(start + MAX_CELLS, len(prompt))
     pattern = (
         found
         if found.factor == 1
@@ -233,42 +236,42 @@ def _tokens(held: CaptureRef, given: Input, view: View, found: HeadMap) -> None:
             )  # fmt: skip
         strip = Strip(
             f"{held.id}/{view.layer}/{view.head}/{start}",
-            given.tokens[start:stop],
+            prompt.tokens[start:stop],
             pattern.weights,
             start,
             "looks" if mode == LOOKS else "seen",
         )
         token_strip(strip, chosen=chosen, on_choose=lambda position: url_state.set_url_param("token", position))
-        if (start, stop) != (0, len(given)):
-            st.caption(f"Tokens {start} to {stop - 1} of {len(given)}.")
+        if (start, stop) != (0, len(prompt)):
+            st.caption(f"Tokens {start} to {stop - 1} of {len(prompt)}.")
     with right:
         what = "keys for" if mode == LOOKS else "queries on"
         st.subheader(f"Strongest {what} token {chosen}", anchor=False)
-        _strongest(strongest(pattern, chosen, by_query=mode == LOOKS), given)
+        _strongest(strongest(pattern, chosen, by_query=mode == LOOKS), prompt)
 
 
 def _chosen(start: int, stop: int) -> int:
-    """The token that the URL names, kept inside what is shown; the last one where it names none."""
+    """The token in the URL, limited to the shown range; by default the last one."""
     named = url_state.url_param("token")
-    asked = url_values.parse_count(named)
-    position = stop - 1 if asked is None else asked
+    requested = url_values.parse_count(named)
+    position = stop - 1 if requested is None else requested
     shown = min(max(position, start), stop - 1)
     url_state.note_shown("token", named, shown)
     return shown
 
 
-def strongest(found: HeadMap, position: int, *, by_query: bool, k: int = 6) -> pd.DataFrame:
+def strongest(pattern: HeadMap, position: int, *, by_query: bool, k: int = 6) -> pd.DataFrame:
     """The k largest weights of one row (`by_query`) or one column of an unpooled map: position, weight, distance."""
-    line = found.weights[position - found.start] if by_query else found.weights[:, position - found.start]
+    line = pattern.weights[position - pattern.start] if by_query else pattern.weights[:, position - pattern.start]
     line = np.nan_to_num(line, nan=-1.0)
     order = np.argsort(-line, kind="stable")[:k]
     order = order[line[order] >= 0]
-    others = order + found.start
+    others = order + pattern.start
     return pd.DataFrame({"position": others, "weight": line[order], "distance": np.abs(position - others)})
 
 
-def _strongest(table: pd.DataFrame, given: Input) -> None:
-    table.insert(1, "token", [short(given.tokens[position], 40) for position in table["position"]])
+def _strongest(table: pd.DataFrame, prompt: Input) -> None:
+    table.insert(1, "token", [short(prompt.tokens[position], 40) for position in table["position"]])
     plain_table(
         table,
         columns={
@@ -280,8 +283,10 @@ def _strongest(table: pd.DataFrame, given: Input) -> None:
     )
 
 
-def _take_away(head: Head, given: Input, metrics: HeadMetrics, found: HeadMap, view: View) -> None:
-    window = "" if found.stop - found.start == len(given) else f", window=({found.start}, {found.stop})"
+def _take_away(head: Head, prompt: Input, metrics: HeadMetrics, shown_map: HeadMap, view: View) -> None:
+    window = (
+        "" if shown_map.stop - shown_map.start == len(prompt) else f", window=({shown_map.start}, {shown_map.stop})"
+    )
     head.code(
         f"""
 import torch, workbench as wb
@@ -289,15 +294,15 @@ from probes.attention.head_metrics import HOOKS, head_metrics
 from probes.attention.head_map import head_map
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 head_metrics(cap).frame()
-found = head_map(cap, {view.layer}, {view.head}{window})
-found.weights
+pattern = head_map(cap, {view.layer}, {view.head}{window})
+pattern.weights
 """
     )
-    head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": found.frame})
+    head.data({"heads": metrics.frame, f"layer_{view.layer}_head_{view.head}": shown_map.frame})
 
 
 show()

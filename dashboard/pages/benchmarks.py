@@ -1,4 +1,4 @@
-"""Benchmarks: a run's scores with their uncertainty, and the way to the questions behind them."""
+"""Benchmarks page: a run's scores with intervals, paired differences, published scores, and links to the questions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from dashboard.data.samples import ALL, CONFIDENT, FIRST, NUMBER, WRONG
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import Head, Help, card, draw_figure, empty, page, show_error
 from dashboard.layout.tables import Column, plain_table
-from dashboard.panels.compare_runs import chance
+from dashboard.panels.compare_runs import p_text
 from dashboard.session import url_state
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain
@@ -24,42 +24,42 @@ from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
 ABOUT = Help(
-    "Finished evaluations of the results folder. Each score stands with the number of questions and a 95% interval, "
-    "because without them two scores cannot be told apart. The links below open the questions themselves.",
+    "Finished evaluations in the results folder. Each score is shown with its number of questions and a 95% "
+    "interval, because two scores cannot be compared without them. The links below open the questions.",
     [
-        "Intervals of proportions are Wilson's; others are 1.96 standard errors to each side.",
+        "Proportions have Wilson intervals; other scores have 1.96 standard errors on each side.",
         "**micro** averages over questions, **macro** over tasks.",
-        "**Partial**: not all of the task's questions were asked; such a score is of those that were.",
-        "**Paired difference** counts the questions that both runs answered; p is exact for right and wrong answers, "
-        "and adjusted by Holm's method for the number of comparisons.",
-        "For code, right means that the hidden tests ran to their end in the sandbox.",
+        "**Partial**: only some of the task's questions were asked, and the score covers those.",
+        "**Paired difference** uses the questions that both runs answered. For right and wrong answers, p is from "
+        "an exact test; it is adjusted for the number of comparisons with Holm's method.",
+        "For code, an answer is right if all hidden tests pass in the sandbox.",
     ],
     {"lm-eval": "https://github.com/EleutherAI/lm-evaluation-harness", "Wilson": "https://doi.org/10.2307/2276774"},
 )
-# How the Samples page is opened, by what the link says.
+# Links to the Samples page: label, and the URL parameters.
 LINKS = {
-    "Wrong answers, the surest first →": {"show": WRONG.capitalize(), "order": CONFIDENT},
+    "Wrong answers, most confident first →": {"show": WRONG.capitalize(), "order": CONFIDENT},
     "All questions →": {"show": ALL, "order": NUMBER},
 }
 
 
 def show() -> None:
-    with page("Benchmarks", "What the model scores, how sure that is, and every question behind it.", ABOUT) as head:
-        found, unreadable = runs.runs()
+    with page("Benchmarks", "Benchmark scores with confidence intervals, and links to every question.", ABOUT) as head:
+        finished, unreadable = runs.runs()
         if unreadable:
             with st.expander(f"{len(unreadable)} files could not be read"):
                 st.code(plain("\n".join(unreadable)), language=None, wrap_lines=True)
-        if not found:
+        if not finished:
             root = Settings.from_env().results
             empty(
                 "No finished runs in the results folder. Run the embedded suites with this command, then reload.",
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
-        run, baseline = runs.select_runs(found, _filter)
-        table = run.frame()[[_asked(score) for score in run.scores]]
+        run, baseline = runs.select_runs(finished, _filter)
+        table = run.frame()[[_matches_filter(score) for score in run.scores]]
         if table.empty:
-            st.info("No score of this run has all words of the filter. Shorten it.")
+            st.info("No score of this run matches all words of the filter. Shorten the filter.")
         left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
             _scores(run, table)
@@ -77,12 +77,12 @@ def show() -> None:
 def _filter() -> None:
     url_state.url_widget(
         st.text_input, "Filter", "", key="only", placeholder="task or metric", max_chars=200, width=190,
-        help="Scores whose task and metric have all of these words, here and in the downloads.",
+        help="Shows scores whose task and metric contain all of these words, here and in the downloads.",
     )  # fmt: skip
 
 
-def _asked(score: Score) -> bool:
-    """Whether a score is one that the filter leaves."""
+def _matches_filter(score: Score) -> bool:
+    """Whether a score matches the filter."""
     return all(word in f"{score.task} {score.label}".lower() for word in _words())
 
 
@@ -113,7 +113,7 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
             "interval": Column("95% interval", right=True),
             "n": "n",
             "shots": "Shots",
-            "partial": Column("Partial", help="Not all of the task's questions were asked."),
+            "partial": Column("Partial", help="Only some of the task's questions were asked."),
         },
     )
     for task, reason in run.not_run.items():
@@ -129,8 +129,8 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
 
 
 def _partial(run: Run, task: str) -> str:
-    asked, whole = question_counts(run, task)
-    return f"{asked} of {whole}" if asked < whole else ""
+    answered, whole = question_counts(run, task)
+    return f"{answered} of {whole}" if answered < whole else ""
 
 
 def _interval(score: pd.Series) -> str:
@@ -140,7 +140,9 @@ def _interval(score: pd.Series) -> str:
 
 
 def _forest(run: Run, baseline: Run | None) -> None:
-    tasks = {score.task for score in run.scores if score.proportion and score.low is not None and _asked(score)}
+    tasks = {
+        score.task for score in run.scores if score.proportion and score.low is not None and _matches_filter(score)
+    }
     if not tasks:
         st.caption("None of these scores is a proportion with an interval.")
         return
@@ -150,40 +152,44 @@ def _forest(run: Run, baseline: Run | None) -> None:
             st.caption("The other run shares no task with this one.")
         else:
             shown.append(baseline)
-    keep = lambda score: score.task in tasks and _asked(score)  # noqa: E731
+    keep = lambda score: score.task in tasks and _matches_filter(score)  # noqa: E731
     draw_figure(forest_plots.forest(shown, keep=keep, card=True, stamp={"run": run.name}), key="forest")
 
 
 def _difference(run: Run, baseline: Run) -> Comparison | None:
     with card(
-        "Paired difference", key="difference", help="This run (B) less the other (A), on the questions that both have."
+        "Paired difference",
+        key="difference",
+        help="This run (B) minus the other run (A), on the questions that both answered.",
     ):
         try:
-            found = runs.comparison(run, baseline)
+            comparison = runs.comparison(run, baseline)
         except DataError as error:
-            show_error("These runs cannot be compared. Choose another one.", str(error))
+            show_error("These runs cannot be compared. Choose another run.", str(error))
             return None
-        for side, one in (("This (B)", run), ("Other (A)", baseline)):
-            runs.run_badge(side, one)
-        found = replace(found, differences=tuple(one for one in found.differences if _asked(one.a)))
+        for side, side_run in (("This (B)", run), ("Other (A)", baseline)):
+            runs.run_badge(side, side_run)
+        comparison = replace(
+            comparison, differences=tuple(item for item in comparison.differences if _matches_filter(item.a))
+        )
         both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
         st.page_link("dashboard/pages/compare.py", label="Side by side in Compare →", query_params=both)
-        if not found.differences:
-            st.caption("Nothing that both runs have is left by the filter.")
+        if not comparison.differences:
+            st.caption("No score that both runs have matches the filter.")
             return None
-        table = found.frame()
-        scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers make points
+        table = comparison.frame()
+        scale = np.where(table["only_a"].isna(), 1.0, 100.0)  # right and wrong answers: percentage points
         plain_table(
             pd.DataFrame(
                 {
                     "task": table["task"],
-                    "metric": [plain(one.a.label) for one in found.differences],
+                    "metric": [plain(item.a.label) for item in comparison.differences],
                     "other": table["a"] * scale,
                     "this": table["b"] * scale,
                     "difference": table["difference"] * scale,
                     "low": table["low"] * scale,
                     "high": table["high"] * scale,
-                    "holm": table["holm"].map(chance),
+                    "holm": table["holm"].map(p_text),
                     "n": table["n"],
                     "only_b": table["only_b"],
                     "only_a": table["only_a"],
@@ -203,36 +209,36 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                 "only_a": "Only A right",
             },
         )
-        origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(found)]
-        for note in (*found.notes, *origins):
+        origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(comparison)]
+        for note in (*comparison.notes, *origins):
             st.text(plain(note))
-    return found
+    return comparison
 
 
 def _published(run: Run) -> pd.DataFrame | None:
-    names = list(dict.fromkeys(one.name for one in published()))
-    with card("Published figures", key="published_card"):
+    names = list(dict.fromkeys(row.name for row in published()))
+    with card("Published scores", key="published_card"):
         model = url_state.url_widget(
             st.selectbox, "Scores published for", [runs.NO_BASELINE, *names], key="published", width=300,
-            help="Nothing here guesses which model a checkpoint is: name it.",
+            help="The model is not guessed from the checkpoint; choose it.",
         )  # fmt: skip
         if model == runs.NO_BASELINE:
             return None
         rows = [
             {
-                "task": one.score.task,
-                "measured": one.score.value,
-                "interval": _interval(pd.Series(vars(one.score))),
-                "published": one.published.value,
-                "within": one.within,
-                "unlike": "; ".join(one.setup_differences),
-                "source": one.published.source,
+                "task": row.score.task,
+                "measured": row.score.value,
+                "interval": _interval(pd.Series(vars(row.score))),
+                "published": row.published.value,
+                "within": row.within,
+                "unlike": "; ".join(row.setup_differences),
+                "source": row.published.source,
             }
-            for one in compare_with_published(run, named(model))
-            if _asked(one.score)
+            for row in compare_with_published(run, named(model))
+            if _matches_filter(row.score)
         ]
         if not rows:
-            st.caption("None of these scores has a published one of that model.")
+            st.caption("There is no published score of that model for these tasks.")
             return None
         table = pd.DataFrame(rows)
         plain_table(
@@ -242,8 +248,8 @@ def _published(run: Run) -> pd.DataFrame | None:
                 "measured": Column("Measured", ".1%"),
                 "interval": "95% interval",
                 "published": Column("Published", ".1%"),
-                "within": Column("Within", help="The published score lies in the interval."),
-                "unlike": "What is not the same",
+                "within": Column("Within", help="Whether the published score lies in the interval."),
+                "unlike": "Setup differences",
                 "source": "Source",
             },
         )
@@ -255,9 +261,9 @@ def _samples(run: Run) -> None:
         return
     with card("Samples", key="samples"), st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
         task = url_state.url_selectbox("Task", run.tasks, key="task", follows="run", width=300)
-        address = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
+        params = {"run": run.name, "baseline": st.query_params["baseline"], "task": task, "doc": FIRST}
         for label, more in LINKS.items():
-            st.page_link("dashboard/pages/samples.py", label=label, query_params=address | more)
+            st.page_link("dashboard/pages/samples.py", label=label, query_params=params | more)
 
 
 def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
@@ -270,8 +276,8 @@ def _take_away(head: Head, run: Run, baseline: Run | None, tables: Mapping[str, 
     ]
     if words := _words():
         lines += [
-            'said = (shown["task"] + " " + shown["label"]).str.lower()',
-            f"shown = shown[[all(word in one for word in {words!r}) for one in said]]",
+            'labels = (shown["task"] + " " + shown["label"]).str.lower()',
+            f"shown = shown[[all(word in label for word in {words!r}) for label in labels]]",
         ]
     lines.append("shown")
     if "differences" in tables and baseline is not None:

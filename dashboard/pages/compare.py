@@ -1,4 +1,4 @@
-"""Compare: two captures or two benchmark runs, A beside B, and what is different."""
+"""Compare page: two captures or two benchmark runs, A and B, and their differences."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import Head, Help, card, chart, draw_figure, heading, page
 from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import compare_runs, compare_sides
-from dashboard.panels.compare_sides import Shared, Side
+from dashboard.panels.compare_sides import SharedTokens, Side
 from dashboard.panels.target_tokens import token_bytes
 from dashboard.session import computed, url_state
 from dashboard.session.computed import CaptureRef
@@ -21,19 +21,22 @@ from probes.comparison.figures import logits as logit_figure
 from workbench.hooks.hook_points import PATTERN, layer_of
 
 ABOUT = Help(
-    "Two captures: A is the prompt above, B the same or another prompt, under interventions, another RoPE scaling or "
-    "another type of numbers. Or two benchmark runs of the results folder, question by question.",
+    "Compares two captures: A is the prompt above; B is the same or another prompt, optionally with interventions, "
+    "another RoPE scaling or another dtype. Or compares two benchmark runs in the results folder, question by "
+    "question.",
     [
-        "**KL** is KL(A ‖ B) in nats: of a head's attention, the mean over queries; of predictions, at each position.",
-        "**Relative difference** is |A − B| / |A| over everything at a hook, **cosine** the mean over tokens; of a "
-        "head they are those of its output (z).",
-        "A and B share one colour scale from 0; the difference is B less A, blue below and red above 0. Cells after "
+        "**KL** is KL(A ‖ B) in nats: for a head's attention, the mean over queries; for predictions, at each "
+        "position.",
+        "**Relative difference** is |A − B| / |A| over all values of a hook; **cosine** is the mean over tokens. "
+        "For a head, both are of its output (z).",
+        "A and B share one colour scale from 0; the difference is B minus A, blue below 0 and red above. Cells after "
         "the query are blank.",
-        "Prompts that differ are compared where they begin, or end, with the same tokens. Behind another beginning "
-        "the keys are others, so patterns are shown side by side and not subtracted.",
-        "**Runs**: paired over the questions both answered; p is McNemar's exact one for right and wrong answers, "
-        "else a bootstrap's, and adjusted by Holm's method. **Detectable** is the smallest difference seen with 80% "
-        "power at 5%.",
+        "Different prompts are compared over the tokens that they share at the start or at the end. After a "
+        "different start, the same position is a different key, so patterns are shown side by side and not "
+        "subtracted.",
+        "**Runs** are compared on the questions that both answered. For right and wrong answers, p is from "
+        "McNemar's exact test, otherwise from a bootstrap; it is adjusted with Holm's method. **MDE** is the "
+        "smallest difference detectable with 80% power at 5%.",
     ],
     {
         "McNemar": "https://doi.org/10.1007/BF02295996",
@@ -51,7 +54,7 @@ TOP = 8
 
 
 def show() -> None:
-    with page("Compare", "Two captures or two runs: A, B and the difference on the same scale.", ABOUT) as head:
+    with page("Compare", "Two captures or two runs: A, B and their difference on one scale.", ABOUT) as head:
         what = url_state.url_widget(
             st.segmented_control, "Compare", [CAPTURES, RUNS], key="compare", default=CAPTURES, required=True
         )
@@ -69,10 +72,10 @@ def _captures(head: Head) -> None:
     a, b = chosen
     common = compare_sides.shared(a.given, b.given)
     if common is None:
-        st.error("The prompts share neither their first two nor their last two tokens: nothing can be aligned. Let B "
-                 "begin or end as A does.")  # fmt: skip
+        st.error("The prompts do not share their first two or their last two tokens, so they cannot be aligned. Let "
+                 "B begin or end with the same tokens as A.")  # fmt: skip
         return
-    st.text(common.said)
+    st.text(common.sentence)
     before, after = a.capture(), b.capture()
     found = computed.cached_pair_probe(compare_sides.compared, common.align, model=model, before=before, after=after)
     position = _summary(a, found, common)
@@ -87,38 +90,39 @@ def _captures(head: Head) -> None:
             chart(fig, key="logit_differences", height=300)
     with st.container(border=True, key="patterns_card"):
         maps = _patterns(a, b, before, after, common, layer, number)
-    with card("By hook", key="hooks_card", help="Every hook that both sides hold, in the order of a run."):
+    with card("By hook", key="hooks_card", help="Every hook that both sides have, in the order of a forward pass."):
         _hooks(found)
     _take_away(head, a, b, common, found, maps)
 
 
-def _summary(a: Side, found: Comparison, common: Shared) -> int:
-    logits = found.logits
-    assert logits is not None and found.by_head is not None  # `sides.HOOKS` has them
+def _summary(a: Side, comparison: Comparison, common: SharedTokens) -> int:
+    logits = comparison.logits
+    assert logits is not None and comparison.by_head is not None  # compare_sides.HOOKS has them
     first, last = int(logits.positions[0]), int(logits.positions[-1])
     with st.container(border=True, horizontal=True, vertical_alignment="bottom", gap="large", key="summary"):
-        asked = url_state.url_widget(
-            st.number_input, "Position", -1, None, -1, key="position", help="Of A; -1 is the last one compared.",
+        requested = url_state.url_widget(
+            st.number_input, "Position", -1, None, -1, key="position",
+            help="Position in A; -1 is the last one compared.",
             width=180,
         )  # fmt: skip
-        position = last if asked < 0 else min(max(asked, first), last)
-        url_state.note_shown("position", asked if asked >= 0 else None, position)
+        position = last if requested < 0 else min(max(requested, first), last)
+        url_state.note_shown("position", requested if requested >= 0 else None, position)
         metric_row(
             {
                 f"KL after position {position} (nats)": f"{logits.kl[0, position - first]:.3g}",
                 "Mean KL (nats)": f"{logits.kl.mean():.3g}",
                 "Same first choice": f"{logits.agreement:.0%}",
-                "The runs part at": found.part() or "nowhere",
+                "The runs diverge at": comparison.part() or "nowhere",
             },
-            help={"The runs part at": "The first hook over 0.1% apart."},
+            help={"The runs diverge at": "The first hook with a relative difference over 0.1%."},
         )
     if not np.isfinite(logits.kl).all():
-        st.error("The logits of A or B hold NaN or infinite numbers.")
+        st.error("The logits of A or B contain NaN or infinite values.")
     return position
 
 
-def _heads(a: Side, found: Comparison, before: CaptureRef, after: CaptureRef) -> tuple[int, int]:
-    config, heads = a.model.config, found.by_head
+def _heads(a: Side, comparison: Comparison, before: CaptureRef, after: CaptureRef) -> tuple[int, int]:
+    config, heads = a.model.config, comparison.by_head
     assert heads is not None
     options = [name for name, (measure, _, _) in MEASURES.items() if measure != "kl" or len(heads.layers)]
     name = url_state.url_widget(
@@ -160,23 +164,23 @@ def by_head(heads: HeadDifferences, measure: str, point: str) -> np.ndarray:
 
 
 def _apart(values: np.ndarray, measure: str) -> np.ndarray:
-    """The same so that more is more different, undefined ones last."""
+    """The values, negated for cosine, so that larger means more different; undefined ones last."""
     return np.nan_to_num(-values if measure == "cosine" else values, nan=-np.inf)
 
 
 def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -> None:
     rows = [held.capture["hook_logits"][0, at].float() for held, at in ((before, at_a), (after, at_b))]
     first, second = (row.softmax(-1).cpu().numpy() for row in rows)
-    kept = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
-    kept = kept[np.argsort(-np.maximum(first, second)[kept], kind="stable")]
-    raw = [row.cpu().numpy()[kept] for row in rows]
+    tokens = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
+    tokens = tokens[np.argsort(-np.maximum(first, second)[tokens], kind="stable")]
+    raw = [row.cpu().numpy()[tokens] for row in rows]
     plain_table(
         pd.DataFrame(
             {
-                "token": [short(token_bytes(a.model, token), 24) for token in kept.tolist()],
-                "id": kept,
-                "a": first[kept],
-                "b": second[kept],
+                "token": [short(token_bytes(a.model, token), 24) for token in tokens.tolist()],
+                "id": tokens,
+                "a": first[tokens],
+                "b": second[tokens],
                 "logit_a": raw[0],
                 "logit_b": raw[1],
                 "change": raw[1] - raw[0],
@@ -196,20 +200,20 @@ def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -
 
 
 def _patterns(
-    a: Side, b: Side, before: CaptureRef, after: CaptureRef, common: Shared, layer: int, head: int
+    a: Side, b: Side, before: CaptureRef, after: CaptureRef, common: SharedTokens, layer: int, head: int
 ) -> tuple[HeadMap, HeadMap]:
     shortest = min(len(a.given), len(b.given))
     start = 0
     if max(len(a.given), len(b.given)) > SIDE:
         start = url_state.url_widget(
             st.number_input, "Patterns from position", 0, shortest - 1, 0, step=64, key="from", width=200,
-            help=f"{SIDE} positions are drawn at a time.",
+            help=f"{SIDE} positions are shown at a time.",
         )  # fmt: skip
     maps = tuple(
         computed.cached_probe(head_map, layer, head, capture=held, window=(start, min(start + SIDE, len(side.given))))
         for side, held in ((a, before), (b, after))
     )
-    # At the same positions the keys are comparable, though the tokens there are not all the same.
+    # Keys at the same positions can be compared, although some of the tokens differ.
     shared = common.count if common.align != "suffix" else 0 if common.shift else len(a.given)
     labels = [plotly_labels(side.given.tokens, limit=10) for side in (a, b)]
     stamp = {"layer": layer, "head": head, "pair": f"{before.id}/{after.id}"}
@@ -218,16 +222,16 @@ def _patterns(
     fig.update_layout(title=None, margin={"t": 28})
     draw_figure(fig, key="patterns")
     if common.align == "suffix" and not common.shift:
-        st.caption(f"Position by position: the tokens before the last {common.count} are not all the same.")
+        st.caption(f"Compared position by position: some tokens before the last {common.count} differ.")
     elif common.align == "suffix":
-        st.caption("No difference: behind another beginning, the same positions are other keys.")
+        st.caption("No difference is shown: after a different start, the same position is a different key.")
     elif common.align == "prefix":
         st.caption(f"The difference covers the first {common.count} tokens, which both share.")
     return maps[0], maps[1]
 
 
-def _hooks(found: Comparison) -> None:
-    table = found.frame()
+def _hooks(comparison: Comparison) -> None:
+    table = comparison.frame()
     plain_table(
         table,
         max_height=300,
@@ -239,12 +243,14 @@ def _hooks(found: Comparison) -> None:
             "cosine": Column("Cosine", ".6f"),
         },
     )
-    for reason in dict.fromkeys(found.left_out.values()):
-        left = {layer_of(hook) for hook, why in found.left_out.items() if why == reason}
+    for reason in dict.fromkeys(comparison.left_out.values()):
+        left = {layer_of(hook) for hook, why in comparison.left_out.items() if why == reason}
         st.caption(f"Not compared in {len(left)} layers: {reason}.")
 
 
-def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, maps: tuple[HeadMap, HeadMap]) -> None:
+def _take_away(
+    head: Head, a: Side, b: Side, common: SharedTokens, comparison: Comparison, maps: tuple[HeadMap, HeadMap]
+) -> None:
     lines = [
         "import torch, workbench as wb",
         "from probes.comparison.compare_runs import compare",
@@ -258,14 +264,14 @@ def _take_away(head: Head, a: Side, b: Side, common: Shared, found: Comparison, 
         f"    model = wb.load_model({computed.model_path()!r}, dtype=dtype)",
         "    with torch.no_grad(), model.intervene(*from_json(changes)):",
         "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
-        f"found = compare(*caps, align={common.align!r})",
-        "found.frame()",
-        "found.by_head.frame()",
+        f"comparison = compare(*caps, align={common.align!r})",
+        "comparison.frame()",
+        "comparison.by_head.frame()",
     ]
     head.code("\n".join(lines))
-    tables = {"hooks": found.frame}
-    tables |= {} if found.by_head is None else {"heads": found.by_head.frame}
-    tables |= {} if found.logits is None else {"predictions": found.logits.frame}
+    tables = {"hooks": comparison.frame}
+    tables |= {} if comparison.by_head is None else {"heads": comparison.by_head.frame}
+    tables |= {} if comparison.logits is None else {"predictions": comparison.logits.frame}
     tables |= {f"pattern_{name}": side.frame for name, side in zip("ab", maps, strict=True)}
     head.data(tables)
 

@@ -1,4 +1,4 @@
-"""Intervene: change the running model, and see what becomes of its predictions."""
+"""Intervene page: change the running model and compare its predictions before and after."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from dashboard.layout.page import Head, Help, card, chart, command_line, draw_fi
 from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import intervention_editor, prompt_input, target_tokens, tour
 from dashboard.panels.prompt_input import Input
-from dashboard.panels.target_tokens import LETTERS, Asked, token_bytes
+from dashboard.panels.target_tokens import LETTERS, TargetTokens, token_bytes
 from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain, plotly_labels, short
@@ -24,15 +24,15 @@ from workbench.hooks.interventions import from_json, to_json
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "The model with some of it changed while it runs: heads or sublayers set to zero, scaled or added to, or the "
-    "rotary embedding stretched. The weights stay as they are, and the changes are in the address.",
+    "Runs the model with interventions: heads or sublayers are set to zero, scaled or added to, or the rotary "
+    "embedding is rescaled. The weights do not change, and the interventions are in the URL.",
     [
-        "**KL** is the divergence of the prediction after from the one before, at each position, in nats.",
-        "**Loss** is the model's on the text itself: how unlikely it finds each next token.",
-        "**Heads** shows how far each head's output moves, as a share of its size: what lies before the first change "
-        "is 0, what is ablated is 1.",
-        "An effect on one prompt is no effect on a benchmark: the command below measures that.",
-        "Setting to zero takes the head far from what later layers expect; an effect may come from that alone.",
+        "**KL** is KL(before ‖ after) of the predictions at each position, in nats.",
+        "**Loss** is the negative log-probability of the prompt's own next tokens, in nats.",
+        "**Change of each head** is the change of the head's output, divided by its size: 0 before the first "
+        "intervention, 1 if ablated.",
+        "An effect on one prompt does not show an effect on a benchmark; the command below measures that.",
+        "A head set to zero is far from what later layers expect; an effect may come from that alone.",
     ],
     {
         "ablation": "https://arxiv.org/abs/2211.00593",
@@ -42,55 +42,58 @@ ABOUT = Help(
 )
 TOP = 8
 CHANGED = ("Attention", "RoPE", "Norms", "Lens", "Neurons", "Generate")
-"""The pages that look at the model as it is changed by their address."""
+"""Pages that apply the interventions in their URL."""
 
 
 def show() -> None:
     with page("Intervene", "Change the model while it runs, and compare.", ABOUT) as head:
         model = computed.model()
-        tour.strip(model, "intervene")
-        given = prompt_input.unchanged(model, intervention_effects.HOOKS)
+        tour.show_step(model, "intervene")
+        prompt = prompt_input.unchanged(model, intervention_effects.HOOKS)
         made = intervention_editor.choose(model)
-        if given is None or made is None:
+        if prompt is None or made is None:
             return
-        # A sample's run may have been changed already: that is how it was before.
-        changes = given.changes, given.with_also(to_json(made))
-        before = computed.capture(model, given.ids, intervention_effects.HOOKS, changes[BEFORE])
-        asked = target_tokens.choose(model, given, before, _more)
+        # A sample's run may have had interventions already; they apply before and after.
+        changes = prompt.changes, prompt.with_also(to_json(made))
+        before = computed.capture(model, prompt.ids, intervention_effects.HOOKS, changes[BEFORE])
+        asked = target_tokens.choose(model, prompt, before, _more)
         if asked is None:
             return
-        after = computed.capture(model, given.ids, intervention_effects.HOOKS, changes[AFTER])
+        after = computed.capture(model, prompt.ids, intervention_effects.HOOKS, changes[AFTER])
         moved = computed.cached_pair_probe(intervention_effects.shift, changes, model=model, before=before, after=after)
         logits = computed.cached_pair_probe(
             intervention_effects.logits_at, changes, asked.position, model=model, before=before, after=after
         )
-        _summary(model, given, moved, logits, asked, changes)
+        _summary(model, prompt, moved, logits, asked, changes)
         left, right = st.columns([1, 1])
         with left, card("Likeliest next tokens", help="Before and after, at temperature 1.", height="stretch"):
             _top(model, logits, asked)
-        with right, card("Targets", help="Logits before and after, and by how much they move.", height="stretch"):
+        with right, card("Targets", help="Logits before and after, and their change.", height="stretch"):
             _targets(model, logits, asked)
         with st.container(border=True, key="shift_card"):
             chart(
                 over_tokens(
-                    plotly_labels(given.tokens),
-                    {"KL": moved.kl, "rise of the next token's loss": np.append(moved.loss[1] - moved.loss[0], np.nan)},
+                    plotly_labels(prompt.tokens),
+                    {
+                        "KL": moved.kl,
+                        "increase of the next token's loss": np.append(moved.loss[1] - moved.loss[0], np.nan),
+                    },
                     kind="shift",
-                    title="What moves along the prompt",
+                    title="Change along the prompt",
                     unit="nats",
                     stamp={"changes": changes[AFTER]},
                 ),
                 key="shift",
             )
         if st.session_state["perhead"]:
-            _heads(model, given, changes)
-        _onwards(to_json(made))
-        _benchmark(from_json(changes[AFTER]), given)
-        _take_away(head, given, changes, moved, logits)
+            _heads(model, prompt, changes)
+        _links(to_json(made))
+        _benchmark(from_json(changes[AFTER]), prompt)
+        _take_away(head, prompt, changes, moved, logits)
 
 
-def _onwards(changes: str) -> None:
-    """Links to the other pages, which look at the changed model."""
+def _links(changes: str) -> None:
+    """Links to the other pages, which then show the changed model."""
     with st.container(horizontal=True, vertical_alignment="center", key="onwards"):
         st.page_link(
             "dashboard/pages/compare.py",
@@ -98,15 +101,15 @@ def _onwards(changes: str) -> None:
             query_params={"changes": changes},
         )
         if changes != computed.NO_CHANGES:
-            st.text("The changed model in", width="content")
+            st.text("Open the changed model in", width="content")
             for name in CHANGED:
                 page = f"dashboard/pages/{name.lower()}.py"
-                st.page_link(page, label=f"{name} →", query_params=prompt_input.carried(changes))
+                st.page_link(page, label=f"{name} →", query_params=prompt_input.changes_param(changes))
 
 
 def _more() -> None:
     url_state.url_widget(
-        st.toggle, "Change of each head", key="perhead", help="Runs the model twice more, the first time."
+        st.toggle, "Change of each head", key="perhead", help="Needs two more runs of the model, the first time only."
     )
 
 
@@ -115,34 +118,34 @@ def _more() -> None:
 
 def _summary(
     model: Transformer,
-    given: Input,
+    prompt: Input,
     moved: intervention_effects.Shift,
     logits: np.ndarray,
-    asked: Asked,
+    targets: TargetTokens,
     changes: Changes,
 ) -> None:
     loss = moved.loss.mean(-1) if moved.loss.shape[-1] else np.full(2, np.nan)
     rise = "" if changes[BEFORE] == changes[AFTER] else f" ({loss[AFTER] - loss[BEFORE]:+.3f})"
     values = {
-        f"KL after position {asked.position} (nats)": f"{moved.kl[asked.position]:.3g}",
+        f"KL after position {targets.position} (nats)": f"{moved.kl[targets.position]:.3g}",
         "Mean KL (nats)": f"{moved.kl.mean():.3g}",
         "Loss before (nats per token)": f"{loss[BEFORE]:.3f}",
         "Loss after": f"{loss[AFTER]:.3f}{rise}",
     }
-    if given.sample is None and target_tokens.is_quiz(given):
-        best = logits[:, list(target_tokens.letters(model, given))].argmax(-1)
-        values["Answer of A to D"] = f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}"
+    if prompt.sample is None and target_tokens.is_quiz(prompt):
+        best = logits[:, list(target_tokens.letters(model, prompt))].argmax(-1)
+        values["Answer (A to D)"] = f"{LETTERS[best[BEFORE]]} → {LETTERS[best[AFTER]]}"
     with st.container(border=True, key="summary"):
         metric_row(values)
     if not np.isfinite(logits).all():
-        st.error("The logits hold NaN or infinite numbers: before, after, or both.")
-    if given.sample is not None and given.sample.choice_ids:
-        _answer(model, given, changes)
+        st.error("The logits contain NaN or infinite values: before, after, or both.")
+    if prompt.sample is not None and prompt.sample.choice_ids:
+        _answer(model, prompt, changes)
 
 
-def _answer(model: Transformer, given: Input, changes: Changes) -> None:
+def _answer(model: Transformer, prompt: Input, changes: Changes) -> None:
     """The choices of a sample, scored as the benchmark scores them."""
-    sample = given.sample
+    sample = prompt.sample
     assert sample is not None
     scored = computed.cached_probe(
         intervention_effects.choice_logprobs,
@@ -152,7 +155,7 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
         changes=changes,
     )
     best = np.array(scored).argmax(0)
-    with card("The sample's answer", key="answer_card", help="Log-probability of each choice behind the prompt."):
+    with card("The sample's answer", key="answer_card", help="Log-probability of each choice after the prompt."):
         plain_table(
             pd.DataFrame(
                 {
@@ -173,7 +176,7 @@ def _answer(model: Transformer, given: Input, changes: Changes) -> None:
         st.text(f"Answer before: {plain(was)}\nAnswer after:  {plain(now)}")
 
 
-def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
+def _top(model: Transformer, logits: np.ndarray, targets: TargetTokens) -> None:
     table = top_tokens(model, logits)
     plain_table(
         table,
@@ -188,7 +191,7 @@ def _top(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
 
 
 def top_tokens(model: Transformer, logits: np.ndarray) -> pd.DataFrame:
-    """The likeliest tokens before or after, by the larger probability: token, id, before, after.
+    """The most likely tokens before or after, sorted by the larger probability: token, id, before, after.
 
     Shapes: logits [2, vocab]
     """
@@ -201,8 +204,8 @@ def top_tokens(model: Transformer, logits: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"token": names, "id": ids, "before": shares[BEFORE, ids], "after": shares[AFTER, ids]})
 
 
-def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
-    chosen = list(asked.tokens)
+def _targets(model: Transformer, logits: np.ndarray, targets: TargetTokens) -> None:
+    chosen = list(targets.tokens)
     table = pd.DataFrame(
         {
             "token": [short(token_bytes(model, token), 24) for token in chosen],
@@ -220,13 +223,13 @@ def _targets(model: Transformer, logits: np.ndarray, asked: Asked) -> None:
     )
     if len(chosen) > 1:
         gap = logits[:, chosen[0]] - logits[:, chosen[1]]
-        st.caption(f"First less second: {gap[BEFORE]:.3f} before, {gap[AFTER]:.3f} after.")
+        st.caption(f"First minus second: {gap[BEFORE]:.3f} before, {gap[AFTER]:.3f} after.")
 
 
-def _heads(model: Transformer, given: Input, changes: Changes) -> None:
-    before, after = (computed.capture(model, given.ids, intervention_effects.HEAD_HOOKS, side) for side in changes)
+def _heads(model: Transformer, prompt: Input, changes: Changes) -> None:
+    before, after = (computed.capture(model, prompt.ids, intervention_effects.HEAD_HOOKS, side) for side in changes)
     values = computed.cached_pair_probe(intervention_effects.head_changes, model=model, before=before, after=after)
-    with card("How far each head's output moves", key="heads_card", help=FIGURE_HELP["head_changes"]):
+    with card("Change of each head's output", key="heads_card", help=FIGURE_HELP["head_changes"]):
         fig = drawing.atlas(
             values,
             title="",
@@ -240,13 +243,17 @@ def _heads(model: Transformer, given: Input, changes: Changes) -> None:
         draw_figure(fig, key="head_changes")
 
 
-# --- to take away ---------------------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------------------
 
 
-def _benchmark(made: Sequence[Intervention], given: Input) -> None:
-    with card("The same for the benchmark", key="benchmark_card", help="A run under these changes, beside the plain."):
+def _benchmark(made: Sequence[Intervention], prompt: Input) -> None:
+    with card(
+        "Measure it on a benchmark",
+        key="benchmark_card",
+        help="Runs the benchmark with these interventions, to compare with a run without them.",
+    ):
         settings = Settings.from_env()
-        task = given.sample.task if given.sample else "demo_mmlu"
+        task = prompt.sample.task if prompt.sample else "demo_mmlu"
         line = intervention_effects.eval_command(
             made, model=computed.model_path(), task=task, output=settings.results / "changed"
         )
@@ -257,7 +264,7 @@ def _benchmark(made: Sequence[Intervention], given: Input) -> None:
 
 
 def _take_away(
-    head: Head, given: Input, changes: Changes, moved: intervention_effects.Shift, logits: np.ndarray
+    head: Head, prompt: Input, changes: Changes, moved: intervention_effects.Shift, logits: np.ndarray
 ) -> None:
     head.code(
         f"""
@@ -265,7 +272,7 @@ import torch, workbench as wb
 from workbench.hooks.interventions import from_json
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
+tokens = {prompt.code}
 sides = []
 for changes in {changes!r}:
     with torch.no_grad(), model.intervene(*from_json(changes)):

@@ -1,4 +1,4 @@
-"""Lens: what the stream would predict layer by layer, and which parts of the model add up to a logit."""
+"""Lens page: logit-lens predictions of each layer, and direct logit attribution."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dashboard.layout.page import Head, Help, card, chart, page, show_error
 from dashboard.layout.tables import Column, plain_table
 from dashboard.panels import prompt_input, target_tokens
 from dashboard.panels.prompt_input import Input
-from dashboard.panels.target_tokens import Asked, plotly_names, token_bytes
+from dashboard.panels.target_tokens import TargetTokens, plotly_names, token_bytes
 from dashboard.session import computed, url_state
 from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
@@ -23,18 +23,19 @@ from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "What the residual stream would predict if the model ended at the embedding, or after any block, and what every "
-    "part of the model adds to a logit.",
+    "What the residual stream would predict if the model stopped after the embedding or after any block, and what "
+    "every component of the model adds to a logit.",
     [
-        "**Predictions**: each cell is the likeliest next token by the stream of that layer at that position, through "
-        "the final norm and the unembedding. Early layers write in directions that the unembedding was not made for.",
-        "**Curves**: how the target tokens rise through the layers at the chosen position.",
-        "**Attribution**: there are no biases, so the embedding, every head and every MLP sum to the logit, or to the "
-        "difference of two, with the final norm's scale as it was. Diamonds show what taking the part out would do "
-        "with the norm scaled anew; later layers would react too.",
-        "**Tuned lens**: where one is saved beside the model, it corrects for the directions of early layers; "
-        "workbench probe tuned-lens with --train and --save FOLDER makes it.",
-        "Of a multiple-choice sample the targets are gold and predicted; if the answer was right, gold and the next.",
+        "**Predictions**: each cell is the most likely next token at that position, from that layer's residual "
+        "stream through the final norm and the unembedding. The unembedding was not trained to read early layers.",
+        "**Curves**: log-probability or rank of the target tokens after each layer, at the chosen position.",
+        "**Attribution**: the model has no biases, so with the final norm's scale fixed, the contributions of the "
+        "embedding, every head and every MLP sum to the logit, or to the difference of two. Diamonds show the "
+        "effect of removing a component if the norm's scale is computed again; later layers would react too.",
+        "**Tuned lens**: if one is saved next to the model, it corrects for the directions that early layers use; "
+        "workbench probe tuned-lens with --train and --save FOLDER creates it.",
+        "For a multiple-choice sample, the targets are the gold and the predicted choice; if the answer was right, "
+        "the gold and the next most likely choice.",
     ],
     {
         "logit lens": "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens",
@@ -44,8 +45,8 @@ ABOUT = Help(
     },
 )
 HOOKS = tuple(dict.fromkeys((*logit_lens.HOOKS, *logit_attribution.HOOKS)))
-TOP_K = 10  # decoded once; the control shows as many of them as are asked for
-MOST_HEADS = 64  # that are listed
+TOP_K = 10  # decoded once; the control sets how many are shown
+MOST_HEADS = 64  # in the list
 CELLS = {"Probability": "probability", "KL to the output": "kl", "Rank": "rank"}
 CURVES = {"Log-probability": "logprob", "Rank": "rank"}
 PLAIN, TUNED = "Logit", "Tuned"
@@ -54,7 +55,7 @@ DIFFERENCE = "First less second"
 
 
 def show() -> None:
-    with page("Lens", "What each layer would say, and which parts made the logit.", ABOUT) as head:
+    with page("Lens", "What each layer would predict, and which components add up to a logit.", ABOUT) as head:
         model = computed.model()
         if tensor_parallel.size() > 1:
             show_error(
@@ -63,38 +64,38 @@ def show() -> None:
                 "unembedding weights. Serve it from one process.",
             )
             return
-        given = prompt_input.choose(model, HOOKS)
-        if given is None:
+        prompt = prompt_input.choose(model, HOOKS)
+        if prompt is None:
             return
-        held = computed.capture(model, given.ids, HOOKS, given.changes)
-        asked = target_tokens.choose(model, given, held, lambda: _more(model))
+        held = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
+        asked = target_tokens.choose(model, prompt, held, lambda: _more(model))
         if asked is None:
             return
         through = _stamp(model) if st.session_state.get("lens") == TUNED else 0
         found = computed.cached_probe(read, model=model, capture=held, through=through, k=TOP_K)
         if not np.isfinite(found.logprobs).all():
-            st.error("The predictions hold NaN or infinite numbers: the stream has overflowed. Try float32.")
+            st.error("The predictions contain NaN or infinite values: the residual stream overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
             fig = found.figure(
-                labels=plotly_labels(given.tokens),
+                labels=plotly_labels(prompt.tokens),
                 by=CELLS[st.session_state["cells"]],
-                names=plotly_names(model, {*given.ids, *found.ids[..., 0].ravel().tolist()}),
+                names=plotly_names(model, {*prompt.ids, *found.ids[..., 0].ravel().tolist()}),
             )  # the same for every position, so that the browser keeps it
             chart(fig, key="grid")
         options = {"through": through, "k": TOP_K, "targets": asked.tokens}
         here = computed.cached_probe(read, model=model, capture=held, position=asked.position, **options)
         _tokens(model, here, asked)
         made, row = _attribution(model, held, asked)
-        _take_away(head, given, asked, made, row, tuned=through > 0)
+        _take_away(head, prompt, asked, made, row, tuned=through > 0)
 
-        def curves() -> pd.DataFrame:  # of every position, when somebody downloads them
+        def curves() -> pd.DataFrame:  # for every position; computed when downloaded
             return computed.cached_probe(read, model=model, capture=held, **options).curves.frame()
 
         head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
 
 
 def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> LogitLens:
-    """The logit lens, or the tuned one whose file has this time of change."""
+    """The logit lens, or the tuned lens if `through` is the modification time of its file."""
     if not through:
         return logit_lens.logit_lens(model, cap, **options)
     origin = computed.model_source(model)
@@ -103,7 +104,7 @@ def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> L
 
 
 def _stamp(model: Transformer) -> int:
-    """When the tuned lens beside the model was written; 0 where there is none."""
+    """Modification time of the tuned lens next to the model; 0 if there is none."""
     origin = computed.model_source(model)
     file = None if origin is None else origin.path / FILE
     return file.stat().st_mtime_ns if file is not None and file.is_file() else 0
@@ -118,25 +119,30 @@ def _more(model: Transformer) -> None:
     )
 
 
-def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
+def _tokens(model: Transformer, lens: LogitLens, targets: TargetTokens) -> None:
     left, right = st.columns([1, 1.6])
     with left, st.container(border=True, height="stretch", key="curves_card"):
         by = url_state.url_widget(
             st.segmented_control, "Curves", list(CURVES), key="curves", default=next(iter(CURVES)), required=True
         )
         chart(
-            found.curves.figure(
-                position=asked.position,
+            lens.curves.figure(
+                position=targets.position,
                 by=CURVES[by],
-                names=plotly_names(model, asked.tokens),
-                stamp={"position": asked.position},
+                names=plotly_names(model, targets.tokens),
+                stamp={"position": targets.position},
             ),
             key="token_curves",
             height=340,
         )
-    with right, card(f"After position {asked.position}", help="The last row is the model's own.", height="stretch"):
+    with (
+        right,
+        card(
+            f"After position {targets.position}", help="The last row is the model's own prediction.", height="stretch"
+        ),
+    ):
         plain_table(
-            target_table(model, found, asked),
+            target_table(model, lens, targets),
             columns={
                 "target": "Target",
                 "token": "Token",
@@ -145,29 +151,29 @@ def _tokens(model: Transformer, found: LogitLens, asked: Asked) -> None:
                 "rank": "Rank",
             },
         )
-        table = top_table(model, found, asked.position, st.session_state["k"])
+        table = top_table(model, lens, targets.position, st.session_state["k"])
         plain_table(table, columns={name: name for name in table}, max_height=300)
 
 
-def target_table(model: Transformer, found: LogitLens, asked: Asked) -> pd.DataFrame:
-    """The targets in the model's own output: target, token, id, probability, rank (1 is the likeliest)."""
-    at = found.positions.index(asked.position)
+def target_table(model: Transformer, lens: LogitLens, targets: TargetTokens) -> pd.DataFrame:
+    """The targets in the model's own output: target, token, id, probability, rank (1 is the most likely)."""
+    at = lens.positions.index(targets.position)
     return pd.DataFrame(
         {
-            "target": ORDINALS[: len(asked.tokens)],
-            "token": [short(token_bytes(model, token)) for token in asked.tokens],
-            "id": asked.tokens,
-            "probability": np.exp(found.curves.logprobs[-1, at]),
-            "rank": found.curves.ranks[-1, at] + 1,
+            "target": ORDINALS[: len(targets.tokens)],
+            "token": [short(token_bytes(model, token)) for token in targets.tokens],
+            "id": targets.tokens,
+            "probability": np.exp(lens.curves.logprobs[-1, at]),
+            "rank": lens.curves.ranks[-1, at] + 1,
         }
     )
 
 
-def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd.DataFrame:
-    """One row a layer: the likeliest tokens with their probabilities."""
-    at = found.positions.index(position)
+def top_table(model: Transformer, lens: LogitLens, position: int, k: int) -> pd.DataFrame:
+    """One row per layer: the most likely tokens with their probabilities."""
+    at = lens.positions.index(position)
     rows = []
-    for layer, ids, logprobs in zip(found.layers, found.ids[:, at, :k], found.logprobs[:, at, :k], strict=True):
+    for layer, ids, logprobs in zip(lens.layers, lens.ids[:, at, :k], lens.logprobs[:, at, :k], strict=True):
         cells = [
             f"{short(token_bytes(model, token), 9)} {np.exp(logprob):.3f}"
             for token, logprob in zip(ids.tolist(), logprobs, strict=True)
@@ -176,7 +182,7 @@ def top_table(model: Transformer, found: LogitLens, position: int, k: int) -> pd
     return pd.DataFrame(rows, columns=["Layer", *(str(rank + 1) for rank in range(len(rows[0]) - 1))])
 
 
-def _attribution(model: Transformer, held: CaptureRef, asked: Asked) -> tuple[LogitAttribution, int]:
+def _attribution(model: Transformer, held: CaptureRef, asked: TargetTokens) -> tuple[LogitAttribution, int]:
     pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
     wanted: list[Target] = [*pairs, *asked.tokens]
     names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
@@ -186,7 +192,7 @@ def _attribution(model: Transformer, held: CaptureRef, asked: Asked) -> tuple[Lo
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch", key="attribution_card"):
         if st.session_state.get("logit") not in (None, *names):
-            st.session_state["logit"] = names[0]  # there are fewer targets than before
+            st.session_state["logit"] = names[0]  # there are fewer targets now
         which = url_state.url_widget(
             st.segmented_control, "Logit of the target", names, key="logit", default=names[0], required=True
         )
@@ -197,7 +203,7 @@ def _attribution(model: Transformer, held: CaptureRef, asked: Asked) -> tuple[Lo
         # The figure's own title names the tokens, and a chart's title is read as Markdown.
         fig.update_layout(title=f"{which} after position {made.position}: parts sum to it within {made.error:.1g}")
         chart(fig, key="attribution", height=430)
-    with right, card("Heads", help="By what they add, largest first.", height="stretch"):
+    with right, card("Heads", help="Sorted by the size of their contribution.", height="stretch"):
         _heads(made, row)
     return made, row
 
@@ -213,23 +219,25 @@ def _heads(made: LogitAttribution, row: int) -> None:
             "layer": "Layer",
             "head": "Head",
             "contribution": Column("Adds", ".4f"),
-            "removed": Column("Lost without", ".4f"),
+            "removed": Column("Lost if removed", ".4f"),
         },
     )
     if len(table) > MOST_HEADS:
         st.caption(f"The first {MOST_HEADS} of {len(table)}; all are in the download.")
     at = names.index(url_state.url_widget(st.selectbox, "Follow the head", names, key="chosen"))
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
-    along = prompt_input.along("sample", "position", "targets")
+    along = prompt_input.current_params("sample", "position", "targets")
     st.page_link(
         "dashboard/pages/attention.py",
         label=f"{names[at]} in Attention →",
-        query_params={"layer": str(layer), "head": str(number)} | prompt_input.carried(prompt_input.under()) | along,
+        query_params={"layer": str(layer), "head": str(number)}
+        | prompt_input.changes_param(prompt_input.url_changes())
+        | along,
     )
     st.page_link(
         "dashboard/pages/intervene.py",
         label=f"Without {names[at]} in Intervene →",
-        query_params=prompt_input.without(names[at], prompt_input.under()) | along,
+        query_params=prompt_input.ablation_params(names[at], prompt_input.url_changes()) | along,
     )
 
 
@@ -247,8 +255,10 @@ def ranked_heads(made: LogitAttribution, row: int) -> pd.DataFrame:
     return table.sort_values("contribution", key=np.abs, ascending=False, ignore_index=True, kind="stable")
 
 
-def _take_away(head: Head, given: Input, asked: Asked, made: LogitAttribution, row: int, *, tuned: bool) -> None:
-    options = f"k={TOP_K}, targets={list(asked.tokens)}"
+def _take_away(
+    head: Head, prompt: Input, targets: TargetTokens, made: LogitAttribution, row: int, *, tuned: bool
+) -> None:
+    options = f"k={TOP_K}, targets={list(targets.tokens)}"
     plain = f"logit_lens(model, cap, {options})"
     through = f"tuned_lens(model, cap, TunedLens.load(model.source.path, model), {options})" if tuned else plain
     head.code(
@@ -259,13 +269,13 @@ from probes.logits.logit_lens import HOOKS, logit_lens
 from probes.logits.tuned_lens import TunedLens, tuned_lens
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     _, cap = model.run_with_capture(tokens, {{*HOOKS, *PARTS}})
-found = {through}
-found.frame()
-found.curves.frame()
-logit_attribution(model, cap, [{made.tokens[row]}], position={asked.position}).frame()
+lens = {through}
+lens.frame()
+lens.curves.frame()
+logit_attribution(model, cap, [{made.tokens[row]}], position={targets.position}).frame()
 """
     )
 

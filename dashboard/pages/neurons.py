@@ -1,4 +1,4 @@
-"""Neurons: how one neuron of an MLP fires along the prompt, what it writes, and how sparse its layer is."""
+"""Neurons page: the activations of one MLP neuron on the prompt, what it writes, and how sparse its layer is."""
 
 from dataclasses import replace
 
@@ -21,14 +21,14 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "The neurons of the MLPs, silu(gate) times up. An open gate with a negative up gives a negative activation, and "
-    "the neuron then writes the opposite of its direction.",
+    "Neurons of the MLPs; the activation is silu(gate) times up. If the gate is open and up is negative, the "
+    "activation is negative, and the neuron writes the opposite of its direction.",
     [
-        "**Activations**: what the neuron is multiplied with at each token of the prompt.",
-        "**Promoted and suppressed**: the direct path of its output weights to the logits, for an activation of 1, "
-        "before the final norm divides. A negative activation swaps the two. Later layers may read the direction too.",
+        "**Activations**: the factor on the neuron's output weights at each token of the prompt.",
+        "**Promoted and suppressed**: the direct effect of its output weights on the logits, for an activation of "
+        "1, before the final norm. A negative activation swaps the two. Later layers may also read the direction.",
         "**Open gates**: the share of tokens whose gate is positive.",
-        "**Sparsity** is Hoyer's: 0 where all are equally large, 1 where one alone has any.",
+        "**Sparsity** is Hoyer's measure: 0 if all values are equally large, 1 if only one is not zero.",
     ],
     {
         "gated MLPs": "https://arxiv.org/abs/2002.05202",
@@ -49,7 +49,7 @@ def show() -> None:
         found = computed.cached_probe(neuron_statistics, capture=held, top=min(8, len(given)))
         layer, neuron = _controls(model, found)
         if found.nonfinite.any():
-            st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite: overflow. Try float32.")
+            st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite (overflow). Try float32.")
         written = computed.cached_probe(neuron_tokens, model=model, layer=layer, neurons=(neuron,), k=10)
         _numbers(found, layer, neuron)
         _activations(held, given, found, layer, neuron)
@@ -62,40 +62,40 @@ def show() -> None:
         _take_away(head, given, found, written, layer, neuron)
 
 
-def _controls(model: Transformer, found: NeuronStatistics) -> tuple[int, int]:
+def _controls(model: Transformer, statistics: NeuronStatistics) -> tuple[int, int]:
     config = model.config
     with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
         layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=140)
         neuron = url_state.url_widget(
             st.number_input, "Neuron", STRONGEST, config.ffn_dim - 1, STRONGEST, key="neuron", width=160,
-            help="-1 is the layer's strongest on this prompt.",
+            help="-1 is the layer's strongest neuron on this prompt.",
         )  # fmt: skip
     if neuron == STRONGEST:
-        neuron = int(np.nan_to_num(found.rms[layer], nan=-1.0).argmax())
+        neuron = int(np.nan_to_num(statistics.rms[layer], nan=-1.0).argmax())
     return layer, neuron
 
 
-def _numbers(found: NeuronStatistics, layer: int, neuron: int) -> None:
+def _numbers(statistics: NeuronStatistics, layer: int, neuron: int) -> None:
     st.subheader(f"Layer {layer} · Neuron {neuron}", anchor=False)
     values = {
-        "Open gate": f"{found.open_share[layer, neuron]:.0%}",
-        "RMS": f"{found.rms[layer, neuron]:.3g}",
-        "Mean": f"{found.mean[layer, neuron]:.3g}",
-        "Kurtosis": f"{found.kurtosis[layer, neuron]:.1f}",
-        "Sparsity over tokens": f"{found.sparsity[layer, neuron]:.2f}",
-        "Layer: open gates": f"{found.open_share[layer].mean():.0%}",
-        "Layer: sparsity": f"{found.token_sparsity[layer]:.2f}",
+        "Open gate": f"{statistics.open_share[layer, neuron]:.0%}",
+        "RMS": f"{statistics.rms[layer, neuron]:.3g}",
+        "Mean": f"{statistics.mean[layer, neuron]:.3g}",
+        "Kurtosis": f"{statistics.kurtosis[layer, neuron]:.1f}",
+        "Sparsity over tokens": f"{statistics.sparsity[layer, neuron]:.2f}",
+        "Layer: open gates": f"{statistics.open_share[layer].mean():.0%}",
+        "Layer: sparsity": f"{statistics.token_sparsity[layer]:.2f}",
     }
     with st.container(border=True, key="numbers"):
         metric_row(values)
 
 
-def _activations(held: CaptureRef, given: Input, found: NeuronStatistics, layer: int, neuron: int) -> None:
+def _activations(held: CaptureRef, prompt: Input, statistics: NeuronStatistics, layer: int, neuron: int) -> None:
     left, right = st.columns([1.9, 1])
     with left, st.container(border=True, height="stretch", key="activations_card"):
         chart(
             over_tokens(
-                plotly_labels(given.tokens),
+                plotly_labels(prompt.tokens),
                 {"activation": activations(held.capture, layer, neuron)[0]},
                 kind="activations",
                 title="Activation at each token",
@@ -104,10 +104,17 @@ def _activations(held: CaptureRef, given: Input, found: NeuronStatistics, layer:
             ),
             key="activations",
         )
-    with right, card("Strongest tokens", help="Where this neuron is largest, either sign.", height="stretch"):
-        top = found.tops(layer, neuron)
+    with (
+        right,
+        card(
+            "Strongest tokens",
+            help="Where the activation of this neuron is largest, with either sign.",
+            height="stretch",
+        ),
+    ):
+        top = statistics.tops(layer, neuron)
         gates = activations(held.capture, layer, neuron)[1]
-        top.insert(2, "token", [short(given.tokens[position], 24) for position in top["pos"]])
+        top.insert(2, "token", [short(prompt.tokens[position], 24) for position in top["pos"]])
         top["gate"] = gates[top["pos"]]
         plain_table(
             top[["pos", "token", "value", "gate"]],
@@ -127,24 +134,24 @@ def activations(cap: Capture, layer: int, neuron: int) -> np.ndarray:
 
 
 def _written(model: Transformer, written: NeuronTokens) -> None:
-    # The figure escapes its text itself; here it gets the words that the rest of the page uses.
+    # The figure escapes its text itself; here it gets the same token texts as the rest of the page.
     shown = {*written.promoted.ravel().tolist(), *written.suppressed.ravel().tolist()}
     named = replace(written, text={token: short(token_bytes(model, token)) for token in shown})
     chart(named.figure(stamp={"layer": written.layer, "neuron": written.neurons[0]}), key="written", height=520)
 
 
-def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
+def _layer(statistics: NeuronStatistics, layer: int, neuron: int) -> None:
     table = pd.DataFrame(
         {
-            "neuron": np.arange(found.rms.shape[1]),
-            "rms": found.rms[layer],
-            "open": found.open_share[layer],
-            "sparsity": found.sparsity[layer],
+            "neuron": np.arange(statistics.rms.shape[1]),
+            "rms": statistics.rms[layer],
+            "open": statistics.open_share[layer],
+            "sparsity": statistics.sparsity[layer],
         }
     )
     table = table.sort_values("rms", ascending=False, ignore_index=True, kind="stable")
     strongest = table["neuron"].tolist()
-    st.caption(f"The neurons of layer {layer}, the strongest first.")
+    st.caption(f"Neurons of layer {layer}, strongest first.")
     row_picker(
         table,
         {
@@ -162,7 +169,7 @@ def _layer(found: NeuronStatistics, layer: int, neuron: int) -> None:
 
 
 def _take_away(
-    head: Head, given: Input, found: NeuronStatistics, written: NeuronTokens, layer: int, neuron: int
+    head: Head, prompt: Input, statistics: NeuronStatistics, written: NeuronTokens, layer: int, neuron: int
 ) -> None:
     head.code(
         f"""
@@ -170,15 +177,15 @@ import torch, workbench as wb
 from probes.mlp.neurons import HOOKS, neuron_statistics, neuron_tokens
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 cap["blocks.{layer}.mlp.hook_post"][0, :, {neuron}]
 neuron_statistics(cap).frame()
 neuron_tokens(model, {layer}, [{neuron}]).frame()
 """
     )
-    head.data({"neurons": found.frame, "written_tokens": written.frame})
+    head.data({"neurons": statistics.frame, "written_tokens": written.frame})
 
 
 show()

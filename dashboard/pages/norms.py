@@ -1,4 +1,4 @@
-"""Norms: what each RMSNorm divides by and multiplies with, and what grows in the stream between them."""
+"""Norms page: what each RMSNorm divides by and multiplies with, and how the residual stream grows."""
 
 from dataclasses import replace
 
@@ -18,15 +18,15 @@ from probes.norms import rms_norms
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "RMSNorm divides a token's vector by its root mean square and multiplies each dimension with a learned gain. "
-    "Each block has two, before attention (ln1) and before the MLP (ln2); one more stands before the output.",
+    "RMSNorm divides a token's vector by its root mean square and multiplies each dimension by a learned gain. Each "
+    "block has two, before attention (ln1) and before the MLP (ln2); one more comes before the output.",
     [
-        "**Input RMS**: what each token is divided by, layer by layer; colours are logarithmic.",
-        "**Gains**: how the learned gains spread over dimensions.",
-        "**Activations**: the largest entries of the stream. *Massive* means over 100 and over 1000 times the median; "
-        "an *outlier* dimension reaches 6 in a quarter of the layers and 6% of the positions. The thresholds were "
-        "found on models of billions of parameters.",
-        "**Contributions**: how much attention and MLP add, against the stream they add to.",
+        "**Input RMS**: what each token's vector is divided by, for each layer; colours are logarithmic.",
+        "**Gains**: the distribution of the learned gains over dimensions.",
+        "**Activations**: the largest values in the residual stream. *Massive* means over 100 and over 1000 times "
+        "the median; an *outlier* dimension reaches 6 in a quarter of the layers and at 6% of the positions. The "
+        "thresholds come from models with billions of parameters.",
+        "**Contributions**: how much attention and MLP add, relative to the residual stream.",
     ],
     {
         "RMSNorm": "https://arxiv.org/abs/1910.07467",
@@ -39,9 +39,9 @@ NORMS = {"Before attention (ln1)": "ln1", "Before the MLP (ln2)": "ln2"}
 
 
 def show() -> None:
-    with page("Norms", "What the norms read and do, and what grows between them.", ABOUT) as head:
+    with page("Norms", "RMSNorm inputs and gains, and how the residual stream grows.", ABOUT) as head:
         model = computed.model()
-        given = prompt_input.choose(model, rms_norms.HOOKS)
+        prompt = prompt_input.choose(model, rms_norms.HOOKS)
         with st.container(horizontal=True, vertical_alignment="bottom", key="controls"):
             view = url_state.url_widget(
                 st.segmented_control, "View", list(VIEWS), key="look", default=RMS, required=True
@@ -57,35 +57,35 @@ def show() -> None:
                 st.toggle,
                 "Leave out the first token",
                 key="nofirst",
-                help="It is often a sink, far larger than the rest.",
+                help="It is often a sink, with far larger values than the rest.",
             )
         if view == GAINS:
             _gains(head, model, norm)
             return
-        if given is None:
+        if prompt is None:
             return
-        held = computed.capture(model, given.ids, rms_norms.HOOKS, given.changes)
+        held = computed.capture(model, prompt.ids, rms_norms.HOOKS, prompt.changes)
         rms = computed.cached_probe(rms_norms.input_rms, capture=held)
         if rms.nonfinite:
-            st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the stream has overflowed. Try float32.")
-        skip = int(first and len(given) > 1)
+            st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the residual stream overflowed. Try float32.")
+        skip = int(first and len(prompt) > 1)
         if view == RMS:
-            _rms(head, rms, given, norm, skip)
+            _rms(head, rms, prompt, norm, skip)
         elif view == ACTIVATIONS:
-            _activations(head, held, given)
+            _activations(head, held, prompt)
         else:
-            _contributions(head, held, given, skip)
+            _contributions(head, held, prompt, skip)
 
 
-def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int) -> None:
-    start, stop = _window(len(given), skip)
+def _rms(head: Head, rms: rms_norms.InputRms, prompt: Input, norm: str, skip: int) -> None:
+    start, stop = _window(len(prompt), skip)
     shown = replace(rms, rms=rms.rms[:, :, start:stop])
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch"):
-        labels = plotly_labels(given.tokens[start:stop], start=start)
+        labels = plotly_labels(prompt.tokens[start:stop], start=start)
         fig = shown.figure(labels=labels, norm=norm)
         chart(fig, key="rms", height=470)
-    with right, card("By layer", help="Over the tokens that are shown.", height="stretch"):
+    with right, card("By layer", help="Over the shown tokens.", height="stretch"):
         rows = [i for i, (_, name) in enumerate(rms.norms) if name in (norm, rms_norms.FINAL)]
         values = shown.rms[rows, 0]
         largest = np.nanargmax(np.where(np.isfinite(values), values, -1.0), axis=1)
@@ -95,7 +95,7 @@ def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int
                     "layer": ["final" if rms.norms[i][1] == rms_norms.FINAL else str(rms.norms[i][0]) for i in rows],
                     "median": pd.DataFrame(values).median(axis=1),
                     "largest": values[np.arange(len(rows)), largest],
-                    "at": [short(given.tokens[start + i], 24) for i in largest],
+                    "at": [short(prompt.tokens[start + i], 24) for i in largest],
                 }
             ),
             columns={
@@ -105,7 +105,7 @@ def _rms(head: Head, rms: rms_norms.InputRms, given: Input, norm: str, skip: int
                 "at": "At token",
             },
         )
-    _code(head, given, "input_rms")
+    _code(head, prompt, "input_rms")
     head.data({"input_rms": rms.frame})
 
 
@@ -114,7 +114,7 @@ def _window(length: int, skip: int) -> tuple[int, int]:
         return skip, length
     start = url_state.url_widget(
         st.number_input, "From position", 0, length - 2, 0, key="from", step=128, width=190,
-        help=f"{MAX_CELLS} tokens are shown at once.",
+        help=f"{MAX_CELLS} tokens are shown at a time.",
     )  # fmt: skip
     start = max(start, skip)
     return start, min(start + MAX_CELLS, length)
@@ -158,7 +158,7 @@ gain_statistics(wb.load_model({computed.model_path()!r})).frame()
     head.data({"gains": found.frame})
 
 
-def _activations(head: Head, held: CaptureRef, given: Input) -> None:
+def _activations(head: Head, held: CaptureRef, prompt: Input) -> None:
     massive = computed.cached_probe(rms_norms.massive_activations, capture=held)
     outliers = computed.cached_probe(rms_norms.outlier_dimensions, capture=held)
     with st.container(border=True):
@@ -173,7 +173,7 @@ def _activations(head: Head, held: CaptureRef, given: Input) -> None:
         with right:
             _dimensions(outliers)
         with left, card("Massive activations", height="stretch"):
-            table["token"] = [short(given.tokens[position], 24) for position in table["pos"]]
+            table["token"] = [short(prompt.tokens[position], 24) for position in table["pos"]]
             plain_table(
                 table[["layer", "pos", "token", "dim", "value", "ratio"]],
                 max_height=340,
@@ -186,15 +186,13 @@ def _activations(head: Head, held: CaptureRef, given: Input) -> None:
                     "ratio": Column("x median", ".0f"),
                 },
             )
-    _code(head, given, "massive_activations", "outlier_dimensions")
+    _code(head, prompt, "massive_activations", "outlier_dimensions")
     head.data({"massive_activations": massive.by_layer, "largest_dimensions": outliers.frame})
 
 
 def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
     count = len(outliers.dims)
-    with card(
-        "Largest dimensions", help="Shares of layers and positions with an entry of 6 or more.", height="stretch"
-    ):
+    with card("Largest dimensions", help="Shares of layers and positions with a value of 6 or more.", height="stretch"):
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         plain_table(
             outliers.frame().head(50),
@@ -209,14 +207,21 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
         )
 
 
-def _contributions(head: Head, held: CaptureRef, given: Input, skip: int) -> None:
+def _contributions(head: Head, held: CaptureRef, prompt: Input, skip: int) -> None:
     whole = computed.cached_probe(rms_norms.contribution_ratios, capture=held)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
         chart(shown.figure(), key="ratios", height=450)
-    with right, card("By layer", help="Medians over tokens; cosines with the stream before.", height="stretch"):
+    with (
+        right,
+        card(
+            "By layer",
+            help="Medians over tokens; cosines with the residual stream before the addition.",
+            height="stretch",
+        ),
+    ):
         plain_table(
             pd.DataFrame(
                 {
@@ -235,11 +240,11 @@ def _contributions(head: Head, held: CaptureRef, given: Input, skip: int) -> Non
                 "mlp_cos": Column("Cosine", ".2f"),
             },
         )
-    _code(head, given, "contribution_ratios")
+    _code(head, prompt, "contribution_ratios")
     head.data({"contribution_ratios": whole.frame})
 
 
-def _code(head: Head, given: Input, *probes: str) -> None:
+def _code(head: Head, prompt: Input, *probes: str) -> None:
     calls = "\n".join(f"{probe}(cap).frame()" for probe in probes)
     head.code(
         f"""
@@ -247,8 +252,8 @@ import torch, workbench as wb
 from probes.norms.rms_norms import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 {calls}
 """

@@ -1,4 +1,4 @@
-"""Overview: the model's shape, size and origin, and what it says after a prompt."""
+"""Overview page: the model's shape, size and provenance, and its next-token predictions for a prompt."""
 
 import time
 
@@ -25,12 +25,12 @@ from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "The model that this server was started with: its shape, what its parts weigh, what a token costs in the "
-    "key/value cache, and where its files come from. Below, the prompt that every page looks at, and the tokens "
-    "that the model holds likeliest after it.",
+    "The selected model: its shape, its parameters by part, the memory of the key/value cache, and where its files "
+    "come from. Below, the prompt that all pages use, and the model's most likely next tokens.",
     [
-        "**MHA / MQA** rows say what the cache would cost with a key/value head for each query head, or one for all.",
-        "**Wavelengths beyond the context** are RoPE pairs that never complete a turn.",
+        "**MHA / MQA** rows show what the cache would cost with one key/value head for each query head, or one for "
+        "all.",
+        "**Wavelengths beyond the context** are RoPE pairs that do not complete a full turn within the context.",
         "Probabilities are over the whole vocabulary, at temperature 1.",
     ],
     {
@@ -40,34 +40,34 @@ ABOUT = Help(
     },
 )
 LAST = ("hook_logits",)  # has the next tokens
-WARM_UP = 0.5  # seconds: a process's first run is slower than the others, and worth a second one below this
+WARM_UP = 0.5  # seconds: the first run of a process is slower; if it is faster than this, a second run is timed
 
 
 def show() -> None:
-    with page("Overview", "One model, seen from outside.", ABOUT) as head:
+    with page("Overview", "Model size, memory and provenance, and its predictions for a prompt.", ABOUT) as head:
         model = computed.model()
         _shape(model)
-        tour.offer(model)
+        tour.show_examples(model)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)
         with (
             middle,
-            card("Key/value cache", help="Keys and values kept for each token.", key="cache", height="stretch"),
+            card("Key/value cache", help="Keys and values stored for each token.", key="cache", height="stretch"),
         ):
             _cache(model)
         with (
             right,
             card(
                 "Provenance",
-                help="What a result must name to be repeated; whole in the CSV.",
+                help="What is needed to reproduce a result; in full in the CSV.",
                 key="origin",
                 height="stretch",
             ),
         ):
             _origin(model)
-        given = _prompt(model, head)
-        capture_card.show(model, given)
+        prompt = _prompt(model, head)
+        capture_card.show(model, prompt)
         model_card.show()
 
 
@@ -119,14 +119,15 @@ def _cache(model: Transformer) -> None:
         columns={
             "kind": "Attention",
             "kv_heads": "K/V heads",
-            "token": Column("A token", right=True),
+            "token": Column("Per token", right=True),
             "context": Column(f"{config.max_seq_len:,} tokens", right=True),
         },
     )
     waves = wavelengths(config)
     scaling = f"scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else "unscaled"
     st.caption(
-        f"RoPE: theta {config.rope_theta:,.0f}, {scaling}; {waves.longer_than_context} of {config.head_dim // 2} pairs "
+        f"RoPE: theta {config.rope_theta:,.0f}, {scaling}; {waves.longer_than_context} of {config.head_dim // 2} "
+        f"pairs "
         f"have wavelengths beyond the context."
     )
 
@@ -158,7 +159,7 @@ def origin(model: Transformer) -> pd.DataFrame:
 
 
 def _brief(name: str, value: str) -> str:
-    """Hashes by their beginning and paths by their end; the whole is in the CSV."""
+    """The start of a hash, or the end of a path; the CSV has the full value."""
     if name in ("Checkpoint", "Tokenizer", "Commit") and len(value) >= 40:
         return value[:16] + " …" + ("+" if value.endswith("+") else "")
     return value if len(value) <= 29 else "… " + value[-27:]
@@ -166,18 +167,18 @@ def _brief(name: str, value: str) -> str:
 
 def _prompt(model: Transformer, head: Head) -> Input | None:
     with st.container(border=True, key="prompt_card"):
-        given = prompt_input.choose(model, LAST)
-        _elsewhere()
-        if given is None:
+        prompt = prompt_input.choose(model, LAST)
+        _other_sources()
+        if prompt is None:
             return None
-        table, seconds = likeliest(model, given)
+        table, seconds = likeliest(model, prompt)
         left, right = st.columns([1.25, 1], gap="medium")
         with left:
             st.subheader(
-                f"{len(given)} tokens", anchor=False, help="As the model receives them; point at one for its id."
+                f"{len(prompt)} tokens", anchor=False, help="As the model receives them; hover over a token for its id."
             )
-            plain_strip(f"{computed.fingerprint(model)}/{given.ids}", given.tokens, given.ids)
-            _costs(model, len(given), seconds)
+            plain_strip(f"{computed.fingerprint(model)}/{prompt.ids}", prompt.tokens, prompt.ids)
+            _costs(model, len(prompt), seconds)
         with right:
             st.subheader("Likeliest next tokens", anchor=False, help="At temperature 1, over the whole vocabulary.")
             plain_table(
@@ -192,8 +193,8 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
         f"""
 import torch, workbench as wb
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     probability = model(tokens)[0, -1].softmax(-1)
 probability.topk(8)
 """
@@ -203,37 +204,38 @@ probability.topk(8)
             "provenance": lambda: origin(model),
             "parameters": lambda: model_facts.parameters_by_part(model.config),
             "next_tokens": lambda: table,
-            "tokens": lambda: pd.DataFrame({"id": given.ids, "token": [visible(token) for token in given.tokens]}),
+            "tokens": lambda: pd.DataFrame({"id": prompt.ids, "token": [visible(token) for token in prompt.tokens]}),
         }
     )
-    return given
+    return prompt
 
 
-def _elsewhere() -> None:
-    """Where a prompt may come from besides the keyboard."""
+def _other_sources() -> None:
+    """Draw the other sources of a prompt: a file, or a benchmark sample."""
     with st.container(horizontal=True, vertical_alignment="center", key="elsewhere"):
         with st.popover("From a file"):
             st.file_uploader(
                 "Text file", key="prompt_file", on_change=_take_file,
-                help=f"UTF-8, at most {prompt_input.MAX_CHARS:,} characters; it takes the prompt's place.",
+                help=f"UTF-8, at most {prompt_input.MAX_CHARS:,} characters; it replaces the prompt.",
             )  # fmt: skip
         st.page_link("dashboard/pages/samples.py", label="From a benchmark sample →")
     refused = st.session_state.pop("_file_refused", None)
     if refused:
-        show_error("The file was not taken. Choose a shorter one, or one of plain text.", refused)
+        show_error("The file was not used. Choose a shorter file, or one with plain text.", refused)
 
 
 def _take_file() -> None:
     file = st.session_state["prompt_file"]
-    if file is None:  # taken away again
+    if file is None:  # removed again
         return
     try:
         text = file.getvalue().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        st.session_state["_file_refused"] = f"{file.name} is no UTF-8 text: {error.reason} at byte {error.start}."
+        st.session_state["_file_refused"] = f"{file.name} is not UTF-8 text: {error.reason} at byte {error.start}."
         return
     if len(text) > prompt_input.MAX_CHARS:
-        st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; {prompt_input.MAX_CHARS:,} fit."
+        most = prompt_input.MAX_CHARS
+        st.session_state["_file_refused"] = f"{file.name} has {len(text):,} characters; the limit is {most:,}."
         return
     for other in ("sample", "capture"):
         url_state.clear_url_param(other)
@@ -241,9 +243,9 @@ def _take_file() -> None:
 
 
 def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
-    """The k likeliest next tokens: token, id, probability; and the seconds that the model took to read the prompt.
+    """The k most likely next tokens (token, id, probability), and the seconds that the model needed for the prompt.
 
-    Only the last position is unembedded. Where a kept capture has the logits, nothing is run.
+    Only the last position is unembedded. If a saved capture has the logits, the model is not run.
     """
 
     def top(logits: torch.Tensor) -> pd.DataFrame:
@@ -267,7 +269,7 @@ def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataF
         table = top(opened.capture[LAST[0]][0, -1].float())
     else:
         table, seconds = computed.cached_probe(compute, model=model, ids=given.ids, changes=given.changes, k=k)
-    table = table.copy()  # the kept one is everybody's
+    table = table.copy()  # the cached table is shared
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds
 
@@ -280,17 +282,17 @@ def _name(model: Transformer, token: int) -> str:
 
 
 def _costs(model: Transformer, length: int, seconds: float | None) -> None:
-    """What the other pages' captures of this prompt hold, and how long a run of it takes."""
+    """Draw the size of the other pages' captures of this prompt, and the time of one run."""
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     rows = []
     for name, hooks in {"Attention": head_metrics.HOOKS, "RoPE": head_scores.HOOKS, "Norms": rms_norms.HOOKS}.items():
-        held = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
-        rows.append(f"{model_cost.readable_bytes(sum(held.values()))} for {name}")
-    took = "Nothing was run: the capture has these logits."
+        n_bytes = Request.of(model.config, hooks).n_bytes(model.config, 1, length, 0, itemsize)
+        rows.append(f"{model_cost.readable_bytes(sum(n_bytes.values()))} for {name}")
+    took = "The model was not run: the capture has these logits."
     if seconds is not None:
         time = f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-        took = f"The model read this prompt in {time}; a page that captures it runs it once more."
-    st.caption(f"{took} A capture holds {', '.join(rows)}.")
+        took = f"The model processed this prompt in {time}; a page that captures it runs it once more."
+    st.caption(f"{took} A capture takes {', '.join(rows)}.")
     with st.container(horizontal=True):
         for name, title in {"attention": "Attention", "rope": "RoPE", "norms": "Norms"}.items():
             st.page_link(f"dashboard/pages/{name}.py", label=f"Open in {title} →")

@@ -1,4 +1,4 @@
-"""RoPE: what each frequency pair does, in the model's configuration and in one head's own queries and keys."""
+"""RoPE page: the frequency pairs of the model's configuration, and what they add to the scores of one head."""
 
 from dataclasses import dataclass, replace
 
@@ -21,16 +21,15 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 ABOUT = Help(
-    "Rotary position embedding turns every pair of a query's and a key's dimensions by an angle that grows with "
-    "position, each pair at its own speed. A score then depends on the distance between the two alone.",
+    "Rotary position embedding rotates each pair of query and key dimensions by an angle that grows with position, "
+    "each pair at its own speed. Position then enters a score only as the distance between query and key.",
     [
-        "**Wavelengths**: tokens that a pair needs for a full turn. Pairs above the dashed line never complete one "
-        "within the context. **Decay** says how like vectors would fade by position alone.",
-        "**This head**: what each pair adds to the mean score of the head's own q and k on the prompt, and its scores "
-        "by distance.",
-        "**Shift**: query and key moved together must keep their score; what moves is rounding.",
-        "**What if** re-scores the captured, un-rotated q and k under another theta or scaling. Only this head's "
-        "rotation changes; earlier layers stay as they were.",
+        "**Wavelengths**: the number of tokens that a pair needs for a full turn. Pairs above the dashed line do "
+        "not complete one within the context. **Decay** shows how the score of two equal vectors falls with distance.",
+        "**This head**: what each pair adds to the head's mean score on the prompt, and the head's scores by distance.",
+        "**Shift**: if query and key move together, their score must not change; the differences are rounding errors.",
+        "**What if** computes the scores of the captured q and k again, with another theta or scaling. Only this "
+        "head's rotation changes; earlier layers stay as they were.",
     ],
     {
         "RoPE": "https://arxiv.org/abs/2104.09864",
@@ -45,7 +44,7 @@ TRAINED, UNSCALED, LLAMA31, LLAMA32 = SCALINGS = ("As trained", "Unscaled", "Lla
 
 @dataclass(frozen=True)
 class View:
-    """What the controls say; `config` is the model's own with the chosen theta and scaling."""
+    """Values of the controls; `config` is the model's own with the chosen theta and scaling."""
 
     name: str
     layer: int
@@ -58,19 +57,19 @@ class View:
 def show() -> None:
     with page("RoPE", "How position enters the scores, pair by pair.", ABOUT) as head:
         model = computed.model()
-        tour.strip(model, "rope")
-        given = prompt_input.choose(model, head_scores.HOOKS)
+        tour.show_step(model, "rope")
+        prompt = prompt_input.choose(model, head_scores.HOOKS)
         view = _controls(model)
         if view.name == WAVES:
             _waves(head, view)
             return
-        if given is None:
+        if prompt is None:
             return
-        held = computed.capture(model, given.ids, head_scores.HOOKS, given.changes)
+        held = computed.capture(model, prompt.ids, head_scores.HOOKS, prompt.changes)
         turned = (held.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
         if not all(vectors.isfinite().all() for vectors in turned):
-            st.error("This layer's queries or keys hold NaN or infinite numbers: overflow. Try float32.")
-        {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, given, view)
+            st.error("This layer's queries or keys contain NaN or infinite values (overflow). Try float32.")
+        {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, prompt, view)
 
 
 def _controls(model: Transformer) -> View:
@@ -83,12 +82,12 @@ def _controls(model: Transformer) -> View:
             head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
         pair = distance = None
         if name == OWN:
-            pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "What it alone adds, against distance.")
-            distance = _or_all("Distance", "distance", None, "How far apart query and key stand, for the pairs.")
+            pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "Shows what this pair adds, by distance.")
+            distance = _or_all("Distance", "distance", None, "Shows the pairs at this distance between query and key.")
         if name in (WAVES, WHAT_IF):
             theta = url_state.url_widget(
                 st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
-                help="The base of the frequencies. Larger turns slower.",
+                help="The base of the frequencies. With a larger base, pairs rotate more slowly.",
             )  # fmt: skip
             scaling = url_state.url_widget(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)
             config = _changed(config, theta, scaling)
@@ -102,7 +101,7 @@ def _or_all(label: str, key: str, most: int | None, what: str) -> int | None:
 
 def _changed(config: ModelConfig, theta: float, scaling: str) -> ModelConfig:
     own = config.rope_scaling
-    # A model that was trained without scaling is stretched from the context that it knows.
+    # A model that was trained without scaling is scaled from its own context length.
     context = own.original_context if own else config.max_seq_len
     scalings = {
         TRAINED: own,
@@ -114,28 +113,28 @@ def _changed(config: ModelConfig, theta: float, scaling: str) -> ModelConfig:
 
 
 def _waves(head: Head, view: View) -> None:
-    found, faded = wavelengths(view.config), decay(view.config)
-    pairs = len(found.wavelength)
+    waves, faded = wavelengths(view.config), decay(view.config)
+    pairs = len(waves.wavelength)
     cards = {
         "Pairs": str(pairs),
-        "Beyond the context": f"{found.longer_than_context} of {pairs}",
-        "Critical dimension": f"{found.critical_dimension} of {view.config.head_dim}",
-        "Longest wavelength": f"{found.wavelength.max():,.0f} tokens",
+        "Beyond the context": f"{waves.longer_than_context} of {pairs}",
+        "Critical dimension": f"{waves.critical_dimension} of {view.config.head_dim}",
+        "Longest wavelength": f"{waves.wavelength.max():,.0f} tokens",
         "Cosines turn negative at": "never" if faded.first_negative is None else f"{faded.first_negative:,} tokens",
     }
     _numbers(cards)
     left, right = st.columns(2)
     with left, st.container(border=True):
-        chart(found.figure(), key="wavelengths", height=400)
+        chart(waves.figure(), key="wavelengths", height=400)
     with right, st.container(border=True):
         chart(faded.figure(), key="decay", height=400)
     with card("Pairs"):
         plain_table(
-            found.frame(),
+            waves.frame(),
             max_height=340,
             columns={
                 "pair": "Pair",
-                "frequency": Column("Frequency (radians a token)", ".3g"),
+                "frequency": Column("Frequency (radians per token)", ".3g"),
                 "wavelength": Column("Wavelength (tokens)", ".1f"),
                 "unscaled": Column("Before scaling (tokens)", ".1f"),
                 "turns": Column("Turns in the context", ".3g"),
@@ -154,21 +153,21 @@ config = replace(wb.load_model({computed.model_path()!r}).config,
 wavelengths(config).frame()
 """
     )
-    head.data({"wavelengths": found.frame, "decay": faded.frame})
+    head.data({"wavelengths": waves.frame, "decay": faded.frame})
 
 
-def _own(head: Head, held: CaptureRef, given: Input, view: View) -> None:
-    distance = None if view.distance is None else min(view.distance, len(given) - 1)
+def _own(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
+    distance = None if view.distance is None else min(view.distance, len(prompt) - 1)
     url_state.note_shown("distance", view.distance, distance)
     bands = computed.cached_probe(head_scores.band_contribution, view.layer, view.head, capture=held, distance=distance)
     scores = computed.cached_probe(head_scores.score_by_distance, view.layer, view.head, capture=held, pair=view.pair)
-    slow = bands.wavelength > len(given)
+    slow = bands.wavelength > len(prompt)
     _numbers(
         {
             "Mean score": f"{bands.score:.3f}",
             "Strongest pair": f"{int(bands.share.argmax())} ({bands.share.max():.0%} of the size)",
             "Share of pairs slower than the prompt": f"{bands.share[slow].sum():.0%}",
-            "Sum of pairs against the model's scores": f"{bands.error:.1e}",
+            "Error of the sum of pairs": f"{bands.error:.1e}",
         }
     )
     left, right = st.columns(2)
@@ -176,16 +175,16 @@ def _own(head: Head, held: CaptureRef, given: Input, view: View) -> None:
         chart(bands.figure(), key="bands", height=420)
     with right, st.container(border=True):
         chart(scores.figure(), key="scores", height=420)
-    _code(head, given, view, band_contribution=f"distance={distance}", score_by_distance=f"pair={view.pair}")
+    _code(head, prompt, view, band_contribution=f"distance={distance}", score_by_distance=f"pair={view.pair}")
     head.data({"bands": bands.frame, "score_by_distance": scores.frame})
 
 
-def _shift(head: Head, held: CaptureRef, given: Input, view: View) -> None:
+def _shift(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
     found = computed.cached_probe(head_scores.relative_invariance, view.layer, view.head, capture=held)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
         chart(found.figure(), key="invariance", height=430)
-    with right, card("Largest change of a score", help="Over all shifts up to the context.", height="stretch"):
+    with right, card("Largest change of a score", help="Over all shifts within the context.", height="stretch"):
         table = pd.DataFrame(
             {"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)}
         )
@@ -198,39 +197,41 @@ def _shift(head: Head, held: CaptureRef, given: Input, view: View) -> None:
             },
         )
         st.caption(
-            f"Scores of this head reach {found.score_size:.3g}. The last row takes the angles themselves in bfloat16, "
-            "which this model does not: it shows why they are computed in float32."
+            f"Scores of this head reach {found.score_size:.3g}. The last row computes the angles in bfloat16. This "
+            f"model computes them in float32; the row shows why."
         )
-    _code(head, given, view, relative_invariance="")
+    _code(head, prompt, view, relative_invariance="")
     head.data({"relative_invariance": found.frame})
 
 
-def _what_if(head: Head, held: CaptureRef, given: Input, view: View) -> None:
+def _what_if(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
     changed = model_frequencies(view.config, dtype=torch.float64)
     about = (view.config.rope_theta, view.config.rope_scaling)
     found = computed.cached_probe(_rescored, view.layer, view.head, *about, capture=held)
     moved = found.moved
     if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
-        st.info("These are the frequencies that the model was trained with. Change theta or scaling to see what moves.")
-    _numbers({"Attention that moves": f"{moved.mean():.1%}", "In the row that moves most": f"{moved.max():.1%}"})
+        st.info(
+            "These are the frequencies that the model was trained with. Change theta or scaling to see what changes."
+        )
+    _numbers({"Attention that changes": f"{moved.mean():.1%}", "In the row that changes most": f"{moved.max():.1%}"})
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
-        fig = found.figure(labels=plotly_labels(given.tokens))
+        fig = found.figure(labels=plotly_labels(prompt.tokens))
         chart(fig, key="what_if", height=540)
-    with right, card("Rows that move most", height="stretch"):
+    with right, card("Rows that change most", height="stretch"):
         order = np.argsort(-moved, kind="stable")[:14]
         plain_table(
             pd.DataFrame(
-                {"position": order, "token": [short(given.tokens[i], 40) for i in order], "moved": moved[order]}
+                {"position": order, "token": [short(prompt.tokens[i], 40) for i in order], "moved": moved[order]}
             ),
             max_height=530,
             columns={
                 "position": "Position",
                 "token": "Token",
-                "moved": Column("Moved", ".3f", bar=1),
+                "moved": Column("Change", ".3f", bar=1),
             },
         )
-    _code(head, given, view, what_if="model_frequencies(config)")
+    _code(head, prompt, view, what_if="model_frequencies(config)")
     head.data({"what_if": found.frame})
 
 
@@ -248,8 +249,8 @@ def _scaling_code(config: ModelConfig) -> str:
     return f"wb.{config.rope_scaling!r}" if config.rope_scaling else "None"
 
 
-def _code(head: Head, given: Input, view: View, **probes: str) -> None:
-    """The probes' names, and what each is given besides the layer and the head."""
+def _code(head: Head, prompt: Input, view: View, **probes: str) -> None:
+    """Notebook code for the probes; a value is the arguments after the layer and the head."""
     calls = "\n".join(
         f"{probe}(cap, {view.layer}, {view.head}{', ' * bool(more)}{more}).frame()" for probe, more in probes.items()
     )
@@ -266,8 +267,8 @@ import torch, workbench as wb
 from probes.rope.head_scores import HOOKS, {", ".join(probes)}
 
 model = wb.load_model({computed.model_path()!r})
-tokens = {given.code}
-{given.running}
+tokens = {prompt.code}
+{prompt.running}
     _, cap = model.run_with_capture(tokens, HOOKS)
 {config}{calls}
 """

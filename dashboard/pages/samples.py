@@ -1,4 +1,4 @@
-"""Samples: the questions of a run one by one, and for one of them what in the model decided its answer."""
+"""Samples page: the questions of a run, and an explanation of one answer."""
 
 import pandas as pd
 import streamlit as st
@@ -9,7 +9,7 @@ from dashboard.data.samples import ALL, FIRST, ORDERS, RIGHT, UNPARSED, WRONG
 from dashboard.layout.page import Head, Help, card, empty, page, show_error
 from dashboard.layout.tables import Column, plain_table, text_columns
 from dashboard.panels import tour
-from dashboard.panels.answer_explanation import Opened, answer_explanation, on
+from dashboard.panels.answer_explanation import OpenSample, answer_explanation, sample_params
 from dashboard.session import computed, url_state, url_values
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain
@@ -18,18 +18,18 @@ from evals.results.runs import Run
 from workbench.errors import DataError
 
 ABOUT = Help(
-    "Every question of a finished run: what was asked, what the model wrote, what was read out of it, and what was "
-    "expected. Below, one sample is run again on its very tokens, and what decided its answer is split by the parts "
-    "of the model.",
+    "Every question of a finished run: the prompt, the model's output, the extracted answer and the target. Below, "
+    "one sample is run again on exactly its tokens, and its answer is attributed to the components of the model.",
     [
-        "**Unparsed** answers count as wrong: the filter found no answer in what was written.",
-        "**Margin** is the right choice's log-probability less the best other one's, in nats; ordered by it, the "
-        "closest decisions come first. **Sure** is the probability of the answer given: among the choices, or of a "
-        "written answer the geometric mean over its tokens.",
-        "Beside another run, the questions that only one of the two has right come first.",
-        "**Attribution**: what every part adds to the right answer's logit less the given one's; below zero it spoke "
-        "for the answer given. They are direct contributions, no proof: a run without the head is one.",
-        "The explanation is of the stored answer only where the replay finds the stored log-probabilities again.",
+        "**Unparsed** answers count as wrong: the filter found no answer in the output.",
+        "**Margin** is the log-probability of the right choice minus that of the best other choice, in nats; sorted "
+        "by margin, the closest decisions come first. **Sure** is the probability of the answer given: among the "
+        "choices, or for a generated answer the geometric mean over its tokens.",
+        "If another run is chosen too, the questions that only one of the two has right come first.",
+        "**Attribution**: what every component adds to the logit of the right answer minus that of the answer "
+        "given; below zero, it favours the answer given. These are direct contributions, not proof of a cause; a "
+        "run without the head tests that.",
+        "The explanation applies to the stored answer only if the replay reproduces the stored log-probabilities.",
     ],
     {
         "direct attribution": "https://arxiv.org/abs/2211.00593",
@@ -41,19 +41,19 @@ KINDS = (ALL, *(kind.capitalize() for kind in (RIGHT, WRONG, UNPARSED)))
 
 
 def show() -> None:
-    with page("Samples", "Every question of a run, and why it was answered so.", ABOUT) as head:
-        found, _ = runs.runs()
-        if not found:
+    with page("Samples", "Every question of a run, and what decided its answer.", ABOUT) as head:
+        finished, _ = runs.runs()
+        if not finished:
             root = Settings.from_env().results
             empty(
                 "No finished runs in the results folder. Run the embedded suites with this command, then reload.",
                 f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
             )
             return
-        tour.strip(computed.model(), "samples")
-        run, baseline = runs.select_runs(found)
+        tour.show_step(computed.model(), "samples")
+        run, baseline = runs.select_runs(finished)
         if not run.tasks:
-            empty("This run has no samples. Choose another one.")
+            empty("This run has no samples. Choose another run.")
             return
         if baseline is not None:
             both = {"compare": "Runs", "b_run": run.name, "a_run": baseline.name}
@@ -63,7 +63,7 @@ def show() -> None:
             return
         task, table = listed
         if table.empty:
-            st.info("No sample of this kind. Choose another one under Show.")
+            st.info("No sample of this kind. Choose another kind under Show.")
             _take_away(head, run, task, table, None, None)
             return
         left, right = st.columns([1.4, 1], gap="medium")
@@ -80,13 +80,13 @@ def show() -> None:
 
 
 def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
-    """The task, and the rows of its listing that are asked for, in their order; None where they cannot be read."""
+    """The task, and the rows of its listing after filter and sorting; None if they cannot be read."""
     with st.container(horizontal=True, vertical_alignment="bottom", key="list_controls"):
         task = url_state.url_selectbox("Task", run.tasks, key="task", follows="run", width=260)
         kind = url_state.url_widget(st.segmented_control, "Show", KINDS, key="show", default=ALL, required=True)
         order = url_state.url_widget(
             st.segmented_control, "Order", ORDERS, key="order", default=ORDERS[0], required=True,
-            help="Margin: the closest decisions first. Confident wrong: the wrong answers given most surely.",
+            help="Margin: the closest decisions first. Confident wrong: the most confident wrong answers first.",
         )  # fmt: skip
         try:
             table = samples.listing(run, task)
@@ -106,14 +106,14 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
         try:
             other = samples.other_verdicts(run, baseline, task)
         except DataError as error:
-            show_error("The other run cannot be compared on this task. Choose another one.", str(error))
+            show_error("The other run cannot be compared on this task. Choose another run.", str(error))
     if kind != ALL:
-        kept = (WRONG, UNPARSED) if kind.lower() == WRONG else (kind.lower(),)
-        table = table[table["state"].isin(kept)]
+        states = (WRONG, UNPARSED) if kind.lower() == WRONG else (kind.lower(),)
+        table = table[table["state"].isin(states)]
     return task, samples.ordered(table, order, other)
 
 
-def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
+def _pick(run: Run, task: str, table: pd.DataFrame) -> OpenSample:
     stored = runs.samples(run, task)
     docs = table["doc_id"].tolist()
     position = _position(docs, stored)
@@ -137,11 +137,11 @@ def _pick(run: Run, task: str, table: pd.DataFrame) -> Opened:
         max_height=470,
     )
     row = stored.loc[table.index[position]]
-    return Opened(run, runs.as_sample(run, task, row), row, table["other"].iloc[position])
+    return OpenSample(run, runs.as_sample(run, task, row), row, table["other"].iloc[position])
 
 
 def _position(docs: list[int], stored: pd.DataFrame) -> int:
-    """Which row is open: the question that the address names, where it is listed; else the first."""
+    """The open row: that of the question in the URL if it is listed, otherwise the first."""
     named = url_state.url_param("doc")
     if named in (None, FIRST):
         return 0
@@ -149,18 +149,18 @@ def _position(docs: list[int], stored: pd.DataFrame) -> int:
     if number in docs:
         return docs.index(number)
     if number not in set(stored["doc_id"]):
-        what = f"No question {named}; this task has {stored['doc_id'].min()} to {stored['doc_id'].max()}."
-        show_error("The question that this address names is not in this task. Choose one from the list.", what)
+        what = f"There is no question {named}; this task has {stored['doc_id'].min()} to {stored['doc_id'].max()}."
+        show_error("The question in the URL is not in this task. Choose one from the list.", what)
     return 0
 
 
-def _open(opened: Opened) -> None:
+def _open(opened: OpenSample) -> None:
     sample = opened.sample
     if opened.other is not None:
         st.caption(f"The other run's answer is {opened.other}.")
     with st.container(horizontal=True):
-        st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=on(sample))
-        st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=on(sample))
+        st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=sample_params(sample))
+        st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=sample_params(sample))
     text_columns({"Prompt": sample.prompt}, max_height=190)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
@@ -185,11 +185,11 @@ def _open(opened: Opened) -> None:
         text_columns({"Standard error": sample.stderr}, max_height=150)
 
 
-# --- what can be taken away -----------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------------------
 
 
 def _take_away(
-    head: Head, run: Run, task: str, table: pd.DataFrame, opened: Opened | None, explained: Explanation | None
+    head: Head, run: Run, task: str, table: pd.DataFrame, opened: OpenSample | None, explained: Explanation | None
 ) -> None:
     settings = Settings.from_env()
     lines = [
@@ -205,14 +205,14 @@ def _take_away(
         if explained is None:
             lines = ["from evals.explain.replay import sample", *lines, f"row = sample({wanted}, {named})"]
         else:
-            behind = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
+            position_arg = f", position={at}" if (at := st.session_state["behind"]) is not None else ""
             lines = ["import workbench as wb", "from evals.explain.explain import explain", *lines]
             lines += [
                 f"model = wb.load_model({computed.model_path()!r})",
-                f"found = explain(model, {wanted}, {named}{behind})",
-                "print(found.replayed)",
-                "found.heads()",
-                "found.found.lens()",
+                f"explanation = explain(model, {wanted}, {named}{position_arg})",
+                "print(explanation.replayed)",
+                "explanation.heads()",
+                "explanation.found.lens()",
             ]
             tables |= {"parts": explained.found.frame, "heads": explained.heads, "lens": explained.found.lens}
     head.code("\n".join(lines))

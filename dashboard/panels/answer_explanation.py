@@ -1,4 +1,4 @@
-"""The part of the Samples page that says what decided an answer: replay, heads with their links, and the lens."""
+"""Explanation of one answer on the Samples page: replay, head contributions with links, and the logit lens."""
 
 import shlex
 from typing import NamedTuple
@@ -26,85 +26,89 @@ from workbench.errors import DataError
 from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 
-TOP = 6  # heads that have links
+TOP = 6  # number of heads with links
 
 
-class Opened(NamedTuple):
-    """A question that was chosen, as shown and as stored."""
+class OpenSample(NamedTuple):
+    """The open question, as shown and as stored."""
 
     run: Run
     sample: Sample
     row: pd.Series
-    other: str | None  # what the other run made of it
+    other: str | None  # the other run's result
 
 
-def answer_explanation(opened: Opened, task: str) -> Explanation | None:
-    """Draw the replay and the explanation; None where nothing was explained (the page says why)."""
+def answer_explanation(opened: OpenSample, task: str) -> Explanation | None:
+    """Draw the replay and the explanation; None if there is no explanation (the page says why)."""
     model = computed.model()
     if st.session_state.get("_opened") != opened.sample.reference and not st.session_state["_arrived"]:
-        st.session_state["behind"] = None  # it was a position of another sample
+        st.session_state["behind"] = None  # the position was for another sample
     st.session_state["_opened"] = opened.sample.reference
-    behind = url_state.url_widget(
-        st.number_input, "Explain behind position", 0, None, None, key="behind", width=260,
-        placeholder="where the answers part",
-        help="The position in prompt and output whose next token is explained. Empty: the first token at which the "
-        "right answer and the one given part.",
+    position = url_state.url_widget(
+        st.number_input, "Explain after position", 0, None, None, key="behind", width=260,
+        placeholder="first difference",
+        help="The position in prompt and output whose next token is explained. Empty: the first token where the "
+        "right answer and the one given differ.",
     )  # fmt: skip
-    key = samples.rerun_key(model, opened.run, task, opened.row, behind)
+    key = samples.rerun_key(model, opened.run, task, opened.row, position)
     if sum(p.numel() for p in model.parameters()) > samples.SMALL and st.session_state.get("_explained") != key:
-        st.caption("Replays the sample on this server's model, and splits its answer by the parts of the model.")
+        st.caption(
+            "Replays the sample on this server's model, and attributes its answer to the components of the model."
+        )
         if not st.button("Explain this answer", type="primary"):
             return None
         st.session_state["_explained"] = key
-    again = samples.rerun(model, opened.run, task, opened.row, behind)
-    _replay(again, opened.run)
-    if again.explanation is None:
+    replay = samples.rerun(model, opened.run, task, opened.row, position)
+    _replay(replay, opened.run)
+    if replay.explanation is None:
         return None
-    found = again.explanation
-    st.text(plain(f"Before position {found.decision.position + 1}: {found.decision.says}."))
-    if not isinstance(found.found, Parts):
-        st.caption("Another package explains here; its table is among the downloads.")
-        return found
-    _parts(model, opened, task, found, found.found)
-    return found
+    explanation = replay.explanation
+    st.text(plain(f"Before position {explanation.decision.position + 1}: {explanation.decision.says}."))
+    if not isinstance(explanation.found, Parts):
+        st.caption("Another package made this explanation; its table is in the downloads.")
+        return explanation
+    _parts(model, opened, task, explanation, explanation.found)
+    return explanation
 
 
-def _replay(again: RerunResult, run: Run) -> None:
-    if again.replayed is None:
-        show_error("This sample cannot be explained here. Start the server with the run's own model.", again.problem)
-        command = _serve(run)
+def _replay(replay: RerunResult, run: Run) -> None:
+    if replay.replayed is None:
+        show_error("This sample cannot be explained here. Start the server with the run's own model.", replay.problem)
+        command = _serve_command(run)
         if command:
             st.code(plain(command), language=None, wrap_lines=True)
         return
-    if again.replayed.agrees:
-        st.success(f"Replay: {again.replayed}.")
+    if replay.replayed.agrees:
+        st.success(f"Replay: {replay.replayed}.")
     else:
-        st.warning(f"Replay: {again.replayed}.")
-    if again.explanation is None:
-        show_error(
-            "Where this answer was decided is not known. Name a position behind which to explain.", again.problem
-        )
+        st.warning(f"Replay: {replay.replayed}.")
+    if replay.explanation is None:
+        show_error("Could not find the deciding token. Choose a position to explain.", replay.problem)
     changes = changes_of(run)
     if changes:
-        st.text(plain(f"The run was made under {described(changes)}; so are this replay, and the pages that open it."))
+        st.text(
+            plain(
+                f"The run was made under {described(changes)}; this replay, and the pages that open it, use the same."
+            )
+        )
 
 
-def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, parts: Parts) -> None:
-    heads = found.heads()
+def _parts(model: Transformer, opened: OpenSample, task: str, explanation: Explanation, parts: Parts) -> None:
+    heads = explanation.heads()
     first, second = _sides(opened.sample)
     names = plotly_names(model, parts.curves.tokens)
     left, right = st.columns([1, 1], gap="medium")
     with left:
-        st.markdown(f"**Heads, those first that spoke most for the {second}** (logits)")
-        _ranked(opened, heads.head(TOP), found)
+        st.markdown(f"**Heads that most favour the {second}** (logits)")
+        _ranked(opened, heads.head(TOP), explanation)
         side = "above" if parts.difference > 0 else "below"
         st.caption(
-            f"The logit of the {first} is {abs(parts.difference):.3f} {side} that of the {second}; all parts of the "
-            f"model sum to the difference within {abs(parts.residual):.1g}."
+            f"The logit of the {first} is {abs(parts.difference):.3f} {side} that of the {second}; all components "
+            f"sum to the difference within {abs(parts.residual):.1g}."
         )
         _command(opened.run, task, heads.head(TOP))
     with right:
-        heading(f"What every head adds to the logit of the {first}, less that of the {second}", "heads")
+        heading(f"What every head adds to the logit of the {first}, minus that of the {second}", "heads")
         values = np.full((model.config.n_layers, model.config.n_heads), np.nan)
         values[heads["layer"], heads["head"]] = heads["contribution"]
         fig = drawing.atlas(
@@ -117,7 +121,7 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
         draw_figure(fig, key="head_parts")
     left, right = st.columns([1, 1], gap="medium")
     with left:
-        heading("The largest parts; the bars end at the model's own difference", "attribution")
+        heading("Largest contributions; the bars end at the model's own difference", "attribution")
         fig = parts.figure(names=names, stamp={"sample": opened.sample.doc_id})
         fig.update_layout(title=None, height=380, margin={"t": 36})
         draw_figure(fig, key="all_parts")
@@ -130,14 +134,14 @@ def _parts(model: Transformer, opened: Opened, task: str, found: Explanation, pa
 
 
 def _sides(sample: Sample) -> tuple[str, str]:
-    """What the two tokens of an explanation are called."""
+    """Names of the two tokens of an explanation."""
     if st.session_state["behind"] is not None:
-        return "likeliest other token", "token that was written"
-    return "right answer", "likeliest rival" if sample.correct is not None and sample.correct >= 1 else "answer given"
+        return "most likely other token", "generated token"
+    return "right answer", "best other answer" if sample.correct is not None and sample.correct >= 1 else "answer given"
 
 
-def _ranked(opened: Opened, heads: pd.DataFrame, found: Explanation) -> None:
-    place = _at(found)
+def _ranked(opened: OpenSample, heads: pd.DataFrame, explanation: Explanation) -> None:
+    place = _decision_params(explanation)
     for layer, head, value, removed in zip(
         heads["layer"], heads["head"], heads["contribution"], heads["removed"], strict=True
     ):
@@ -147,45 +151,47 @@ def _ranked(opened: Opened, heads: pd.DataFrame, found: Explanation) -> None:
             st.page_link(
                 "dashboard/pages/attention.py",
                 label=f"{name} in Attention →",
-                query_params=on(opened.sample)
-                | {"layer": str(layer), "head": str(head), "token": str(found.decision.position)},
+                query_params=sample_params(opened.sample)
+                | {"layer": str(layer), "head": str(head), "token": str(explanation.decision.position)},
             )
             st.page_link(
                 "dashboard/pages/intervene.py",
                 label=f"Without {name} →",
-                query_params=on(opened.sample) | place | {"changes": to_json([Ablate(name)])},
+                query_params=sample_params(opened.sample) | place | {"changes": to_json([Ablate(name)])},
             )
-    st.page_link("dashboard/pages/lens.py", label="This decision in Lens →", query_params=on(opened.sample) | place)
+    st.page_link(
+        "dashboard/pages/lens.py", label="This decision in Lens →", query_params=sample_params(opened.sample) | place
+    )
 
 
 def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
-    """The benchmark again without a head: what tells whether it is to blame."""
+    """Draw the command that runs the benchmark without the top head."""
     names = [f"L{layer}H{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)]
     if not names:
         return
-    st.caption("Whether a head is to blame, a run without it says: the command for the first one.")
+    st.caption("Attribution is not causation. To test the top head, re-run the benchmark without it:")
     command = None
     if run.provenance.get("run"):
         command = baseline_run.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
     if command is None:
-        given = ["--model", computed.model_path(), "--tasks", task, "--ablate", names[0]]
-        command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])
+        options = ["--model", computed.model_path(), "--tasks", task, "--ablate", names[0]]
+        command = shlex.join(["workbench", "eval", "run", *options, "--output", str(run.path.parent)])
     command_line(command)
 
 
-def on(sample: Sample) -> dict[str, str]:
-    """What a link to another page carries, so that it looks at this sample's tokens."""
+def sample_params(sample: Sample) -> dict[str, str]:
+    """URL parameters with which another page opens this sample's tokens."""
     return {"sample": sample.reference}
 
 
-def _at(found: Explanation) -> dict[str, str]:
-    where = found.decision
-    tokens = " ".join(f"#{token}" for token in (where.token, where.contrast_token))
-    return {"position": str(where.position), "targets": tokens}
+def _decision_params(explanation: Explanation) -> dict[str, str]:
+    decision = explanation.decision
+    tokens = " ".join(f"#{token}" for token in (decision.token, decision.contrast_token))
+    return {"position": str(decision.position), "targets": tokens}
 
 
-def _serve(run: Run) -> str | None:
-    """The command that serves the model a run was made on; None where the run's store does not say."""
+def _serve_command(run: Run) -> str | None:
+    """The command that serves the model of a run; None if the run's store does not have its path."""
     try:
         path = entry_of(run).settings["model"]
     except (DataError, KeyError):

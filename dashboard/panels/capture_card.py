@@ -1,4 +1,4 @@
-"""Overview's list of captures on disk: keep the one of this prompt, open or delete one."""
+"""Overview's list of saved captures: save the capture of this prompt, open or delete one."""
 
 import pandas as pd
 import streamlit as st
@@ -15,55 +15,57 @@ from workbench.hooks.capture import Request
 from workbench.model import Transformer
 
 
-def show(model: Transformer, given: Input | None) -> None:
-    """The list, which is there where nothing can be run as well: `given` is None."""
-    with card("Captures", key="captures", help=f"Kept in {plain(str(captures.folder()))}, also for scripts."):
-        if given is not None:
-            _offer(model, given)
+def show(model: Transformer, prompt: Input | None) -> None:
+    """Draw the list; `prompt` is None if there is nothing to run."""
+    with card("Captures", key="captures", help=f"Saved in {plain(str(captures.folder()))}; scripts can load them too."):
+        if prompt is not None:
+            _offer(model, prompt)
         refused = st.session_state.pop("_capture_refused", None)
         if refused:
-            show_error("The capture was not kept.", refused)
-        found = captures.list_captures()
-        if not found:
+            show_error("The capture was not saved or deleted.", refused)
+        stored = captures.list_captures()
+        if not stored:
             none_yet(model)
             return
-        _table(model, found)
-        _actions(found)
+        _table(model, stored)
+        _actions(stored)
 
 
 def none_yet(model: Transformer) -> None:
-    """That no capture is kept, and the command that keeps one of the prompt."""
+    """Say that there is no saved capture, with the command that saves one."""
     if model.tokenizer is None:
-        empty("No capture is kept yet. Overview keeps one of its prompt.")
+        empty("No capture is saved yet. Save one on the Overview page.")
         return
-    prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no box of its own
-    empty("No capture is kept yet. Overview keeps one of its prompt, and so does a terminal:")
+    prompt = st.session_state.get("prompt") or "PROMPT"  # a sample has no prompt box
+    empty("No capture is saved yet. Save one on the Overview page, or in a terminal:")
     verbatim(captures.capture_command(computed.model_path(), prompt))
 
 
-def _offer(model: Transformer, given: Input) -> None:
+def _offer(model: Transformer, prompt: Input) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", key="save_capture_row"):
         st.text_input(
             "Name", key="capture_name", max_chars=81, placeholder="peru and spain",
-            help="Keeps what all pages ask of this prompt, so that nothing is run again.",
+            help="Saves what all pages need of this prompt, so that the model is not run again.",
         )  # fmt: skip
-        st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, given))
+        st.button("Save this prompt's capture", key="save_capture", on_click=_save, args=(model, prompt))
         request = Request.of(model.config, captures.HOOKS)
-        needed = sum(request.n_bytes(model.config, 1, len(given), 0, model.dtype.itemsize).values())
+        needed = sum(request.n_bytes(model.config, 1, len(prompt), 0, model.dtype.itemsize).values())
         st.text(f"takes {model_cost.readable_bytes(needed)}")
 
 
-def _table(model: Transformer, found: list[StoredCapture]) -> None:
+def _table(model: Transformer, stored: list[StoredCapture]) -> None:
     own = computed.fingerprint(model)
     table = pd.DataFrame(
         {
-            "name": printable(one.name for one in found),
-            "model": printable(f"{one.model}{'' if one.checkpoint in (None, own) else ' (another)'}" for one in found),
-            "tokens": [one.tokens for one in found],
-            "hooks": [one.hooks for one in found],
-            "size": [model_cost.readable_bytes(one.bytes) for one in found],
-            "when": [one.modified for one in found],
-            "state": [plain(f"damaged: {one.problem}") if one.problem else "" for one in found],
+            "name": printable(item.name for item in stored),
+            "model": printable(
+                f"{item.model}{'' if item.checkpoint in (None, own) else ' (other checkpoint)'}" for item in stored
+            ),
+            "tokens": [item.tokens for item in stored],
+            "hooks": [item.hooks for item in stored],
+            "size": [model_cost.readable_bytes(item.bytes) for item in stored],
+            "when": [item.modified for item in stored],
+            "state": [plain(f"damaged: {item.problem}") if item.problem else "" for item in stored],
         }
     )
     if not table["state"].any():
@@ -78,21 +80,23 @@ def _table(model: Transformer, found: list[StoredCapture]) -> None:
     )  # fmt: skip
 
 
-def _actions(found: list[StoredCapture]) -> None:
+def _actions(stored: list[StoredCapture]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", key="capture_actions"):
-        name = st.selectbox("Capture", [one.name for one in found], key="capture_choice", width=320, format_func=plain)
+        name = st.selectbox(
+            "Capture", [item.name for item in stored], key="capture_choice", width=320, format_func=plain
+        )
         st.button("Open it", key="open_capture", on_click=_open, args=(name,))
         with st.popover("Delete …"):
-            st.text(plain(f"Delete {name} for good?"))
+            st.text(plain(f"Delete {name} permanently?"))
             st.button("Delete it", key="delete_capture", on_click=_delete, args=(name,))
 
 
-def _save(model: Transformer, given: Input) -> None:
+def _save(model: Transformer, prompt: Input) -> None:
     try:
         name = st.session_state["capture_name"].strip()
-        captures.path_of(name)  # before the model runs for nothing
-        held = computed.capture(model, given.ids, captures.HOOKS, given.changes)
-        captures.save(held.capture, name, checkpoint=computed.fingerprint(model))
+        captures.path_of(name)  # fails before the model is run
+        ref = computed.capture(model, prompt.ids, captures.HOOKS, prompt.changes)
+        captures.save(ref.capture, name, checkpoint=computed.fingerprint(model))
     except WorkbenchError as error:
         st.session_state["_capture_refused"] = str(error)
         return

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: for each its tokens, its interventions and its type of numbers, from the address."""
+"""The two sides of a comparison: tokens, interventions and dtype of each, from the URL."""
 
 from dataclasses import dataclass
 
@@ -36,22 +36,22 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Side:
-    """What one side runs on; `changes` are all its interventions, as `interventions.to_json` writes them."""
+    """Model, tokens and interventions of one side; `changes` is the JSON of `interventions.to_json`."""
 
     model: Transformer
     given: Input
     changes: str
 
     def capture(self) -> CaptureRef:
-        """Its run, or the one that is already held. Raises: WorkbenchError as `state.capture`."""
+        """Its capture, cached. Raises: WorkbenchError as `computed.capture`."""
         return computed.capture(self.model, self.given.ids, HOOKS, self.changes)
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Which tokens of both sides are compared: `count` of them, which begin (or end) both.
+class SharedTokens:
+    """The tokens that are compared: `count` tokens that both sides begin (or end) with.
 
-    Aligned by their ends, a position of B is A's and `shift`.
+    If aligned at their ends, B's position is A's plus `shift`.
     """
 
     align: Align
@@ -59,18 +59,18 @@ class Shared:
     shift: int = 0
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """One sentence for the page."""
         if self.align == "equal":
-            return f"Both sides hold the same {self.count} tokens."
+            return f"Both sides have the same {self.count} tokens."
         end = "begin" if self.align == "prefix" else "end"
-        return f"The prompts differ. Compared are the {self.count} tokens that both {end} with, position by position."
+        return f"The prompts differ. The {self.count} tokens that both {end} with are compared, position by position."
 
 
 def choose(model: Transformer) -> tuple[Side, Side] | None:
-    """Draw the controls of both sides; None where one has nothing to run, and the page says why."""
-    mine = prompt_input.unchanged(model, HOOKS)
-    if mine is None:
+    """Draw the controls of both sides; None if one has nothing to run (the page says why)."""
+    a_prompt = prompt_input.unchanged(model, HOOKS)
+    if a_prompt is None:
         return None
     with card("B differs in", key="sides", help="A is the prompt above with the model as it is, unless changed here."):
         with st.container(horizontal=True, vertical_alignment="bottom", key="side_controls"):
@@ -78,54 +78,54 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
                 st.segmented_control, "B runs on", [SAME, OTHER, KEPT], key="b_of", default=SAME, required=True
             )
             models = _models(model)
-            # Before the text that it writes is drawn.
-            st.button("Swap interventions", on_click=_swap, help="A's become B's, and B's become A's.")
-        theirs = {OTHER: _other, KEPT: _kept}[which](model) if which in (OTHER, KEPT) else mine
+            # The button comes before the text area whose value it sets.
+            st.button("Swap interventions", on_click=_swap, help="Exchanges the interventions of A and B.")
+        b_prompt = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](model) if which in (OTHER, KEPT) else a_prompt
         a_changes = url_state.url_widget(
             st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
             max_chars=intervention_editor.MOST_CHARS,
-            help="A's are empty as a rule. Build them below for B, then swap.",
+            help="Usually empty. To build them with the editor, build them for B below, then swap.",
         )  # fmt: skip
         try:
-            first = from_json(a_changes)
-            for change in first:
+            a_interventions = from_json(a_changes)
+            for change in a_interventions:
                 change.subscription(model.config)
         except WorkbenchError as error:
             show_error("A's interventions do not fit this model. Correct the JSON, or write [].", str(error))
             return None
     st.caption("Interventions and RoPE scalings of B:")
-    second = intervention_editor.choose(model)
-    if theirs is None or second is None or models is None:
+    b_interventions = intervention_editor.choose(model)
+    if b_prompt is None or b_interventions is None or models is None:
         return None
     return (
-        Side(models[0], mine, mine.with_also(to_json(first))),
-        Side(models[1], theirs, theirs.with_also(to_json(second))),
+        Side(models[0], a_prompt, a_prompt.with_also(to_json(a_interventions))),
+        Side(models[1], b_prompt, b_prompt.with_also(to_json(b_interventions))),
     )
 
 
-def shared(a: Input, b: Input) -> Shared | None:
-    """The tokens that two prompts have in common, by their beginnings or their ends, whichever are more.
+def shared(a: Input, b: Input) -> SharedTokens | None:
+    """The tokens that two prompts share at the start or at the end, whichever are more.
 
-    None where it is one token or none: a first token that begins every prompt is no beginning in common.
+    None for fewer than two tokens: all prompts begin with the same first token.
     """
     if a.ids == b.ids:
-        return Shared("equal", len(a))
-    begin, end = (_alike(x, y) for x, y in ((a.ids, b.ids), (a.ids[::-1], b.ids[::-1])))
+        return SharedTokens("equal", len(a))
+    begin, end = (_common_prefix_length(x, y) for x, y in ((a.ids, b.ids), (a.ids[::-1], b.ids[::-1])))
     if max(begin, end) < 2:
         return None
-    return Shared("prefix", begin) if begin >= end else Shared("suffix", end, len(b) - len(a))
+    return SharedTokens("prefix", begin) if begin >= end else SharedTokens("suffix", end, len(b) - len(a))
 
 
 def compared(model: Transformer, a: Capture, b: Capture, align: Align) -> Comparison:
-    """`probes.comparison.compare_runs.compare`, in the form that `computed.cached_pair_probe` calls."""
+    """`probes.comparison.compare_runs.compare`, with the arguments that a cached comparison passes."""
     return compare(a, b, align=align)
 
 
-def _alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _other(model: Transformer) -> Input | None:
+def _other_prompt(model: Transformer) -> Input | None:
     text = url_state.url_widget(
         st.text_area, "B's prompt" if model.tokenizer else "B's token ids", "", key="b_prompt", height=68,
         max_chars=MAX_CHARS,
@@ -135,40 +135,40 @@ def _other(model: Transformer) -> Input | None:
             raise DataError("The prompt is empty. Type something.")
         return prompt_input.from_text(model, text)
     except WorkbenchError as error:
-        show_error("B has nothing to run on.", str(error))
+        show_error("B has no prompt to run.", str(error))
         return None
 
 
-def _kept(model: Transformer) -> Input | None:
-    names = [one.name for one in captures.list_captures()]
+def _capture_prompt(model: Transformer) -> Input | None:
+    names = [capture.name for capture in captures.list_captures()]
     if not names:
         capture_card.none_yet(model)
         return None
     name = url_state.url_selectbox("B's capture", names, key="b_capture", width=320, format_func=plain)
     try:
-        st.text(plain(f"B: {prompt_input.read(model, name, HOOKS)}"))
-        return prompt_input.kept(model, name)
+        st.text(plain(f"B: {prompt_input.capture_use(model, name, HOOKS)}"))
+        return prompt_input.capture_input(model, name)
     except WorkbenchError as error:
         show_error("B's capture cannot be compared.", str(error))
         return None
 
 
 def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
-    """The model of each side, in the type that its control names; one type alone where another would not be cheap."""
+    """The model of each side in its chosen dtype; large models have only their own dtype."""
     if computed.model_source(model) is None or sum(p.numel() for p in model.parameters()) > SMALL:
         return model, model
     own = str(model.dtype).removeprefix("torch.")
     options = [own, *(name for name in DTYPES if name != own)]
-    found = []
+    chosen = []
     for side in "AB":
-        name = url_state.url_widget(st.selectbox, f"{side}'s type", options, key=f"{side.lower()}_dtype", width=130)
-        found.append(model if name == own else _in_type(f"{computed.fingerprint(model)}/{name}", model, name))
-    return found[0], found[1]
+        name = url_state.url_widget(st.selectbox, f"{side}'s dtype", options, key=f"{side.lower()}_dtype", width=130)
+        chosen.append(model if name == own else _load_in_dtype(f"{computed.fingerprint(model)}/{name}", model, name))
+    return chosen[0], chosen[1]
 
 
-# Arguments with an underscore are left out of the key.
-@process_cache("Loading the model in another type …", max_entries=2)
-def _in_type(key: str, _model: Transformer, name: str) -> Transformer:
+# Arguments that begin with an underscore are not part of the cache key.
+@process_cache("Loading the model in another dtype …", max_entries=2)
+def _load_in_dtype(key: str, _model: Transformer, name: str) -> Transformer:
     origin = computed.model_source(_model)
     assert origin is not None
     model = wb.load_model(origin.path, dtype=DTYPES[name], device=_model.device)

@@ -1,4 +1,4 @@
-"""One step of a generated text as the Generate page shows it: where every head looked, and the table of all steps."""
+"""Parts of the Generate page: the attention of one step, and the table of all steps."""
 
 import io
 from dataclasses import dataclass
@@ -33,31 +33,33 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class View:
-    """The head that is open, and the interventions of its run."""
+    """The open head, and the interventions of its run."""
 
     layer: int
     head: int
     changes: str = NO_CHANGES
 
 
-def query(found: SamplingTrace, step: int) -> int:
-    """Position of the token that was read when a step, counted from 0, chose its own."""
-    return len(found.prompt) - 1 + step
+def query(trace: SamplingTrace, step: int) -> int:
+    """Position of the query that chose the token of a step (counted from 0)."""
+    return len(trace.prompt) - 1 + step
 
 
-def run(model: Transformer, found: SamplingTrace, changes: str = NO_CHANGES) -> CaptureRef:
-    """One run of the prompt and the text, whose rows are those of the steps; the last token was never read.
+def capture_of(model: Transformer, trace: SamplingTrace, changes: str = NO_CHANGES) -> CaptureRef:
+    """A capture of one run over prompt and text, with a row for each step; the last token was never read.
 
-    changes: the interventions that the text was written under.
+    changes: the interventions under which the text was generated.
     """
-    return computed.capture(model, (*found.prompt, *found.tokens[:-1]), HOOKS, changes)
+    return computed.capture(model, (*trace.prompt, *trace.tokens[:-1]), HOOKS, changes)
 
 
-def attention(model: Transformer, found: SamplingTrace, step: int, changes: str) -> View:
-    """The atlas of all heads for one query, and the row of the open head over the tokens; `changes` as in `run`."""
-    held, at = run(model, found, changes), query(found, step)
+def attention(model: Transformer, trace: SamplingTrace, step: int, changes: str) -> View:
+    """Draw all heads for one query, and the weights of the open head; `changes` as in `capture_of`."""
+    held, at = capture_of(model, trace, changes), query(trace, step)
     config = model.config
-    with card(f"Attention of step {step + 1}", key="step_card", help="Of the query that chose this step's token."):
+    with card(
+        f"Attention of step {step + 1}", key="step_card", help="Attention of the query that chose this step's token."
+    ):
         with st.container(horizontal=True, vertical_alignment="bottom", key="step_controls"):
             colour = url_state.url_widget(
                 st.segmented_control, "Colour heads by", list(COLOURS), key="by", default="Entropy", required=True
@@ -70,14 +72,14 @@ def attention(model: Transformer, found: SamplingTrace, step: int, changes: str)
         with left:
             name = COLOURS[colour]
             unit = METRICS[name]
-            st.caption(f"{unit[0].upper()}{unit[1:]}, of this query alone", help=FIGURE_HELP["atlas"])
+            st.caption(f"{unit[0].upper()}{unit[1:]}, for this query only", help=FIGURE_HELP["atlas"])
             values = computed.cached_probe(head_metrics, capture=held, queries=(at,)).values[name]
             id = f"{held.id}/{name}/{at}"
             head_grid(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
             view = View(layer, head, changes)
-            _row(model, held, found, at, view)
-            _onwards(model, found, held.capture.tokens[0].tolist(), at, view)
+            _row(model, held, trace, at, view)
+            _links(model, trace, held.capture.tokens[0].tolist(), at, view)
     return view
 
 
@@ -85,23 +87,23 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, view: View) -> None:
+def _row(model: Transformer, held: CaptureRef, trace: SamplingTrace, at: int, view: View) -> None:
     st.subheader(f"Layer {view.layer} · Head {view.head}: where position {at} looks", anchor=False)
     ids = held.capture.tokens[0].tolist()
     names = [token_bytes(model, token) for token in ids]
     start = max(0, min(at + 1, len(ids)) - MAX_CELLS) if len(ids) > MAX_CELLS else 0
     stop = min(start + MAX_CELLS, len(ids))
     whole = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=(start, stop))
-    first = len(found.prompt) - 1
+    first = len(trace.prompt) - 1
 
     def choose(position: int) -> None:
-        if position >= first:  # before it stand tokens that chose nothing of this text
+        if position >= first:  # earlier tokens did not choose a token of this text
             st.session_state["step"] = position - first + 1
 
     strip = Strip(f"{held.id}/{view.layer}/{view.head}/{start}", names[start:stop], whole.weights, start, "looks")
     token_strip(strip, chosen=at, on_choose=choose, key="step_strip")
     if (start, stop) != (0, len(ids)):
-        st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table has the strongest of all.")
+        st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table lists the strongest of all tokens.")
     table = computed.cached_probe(strongest_keys, view.layer, view.head, at, capture=held, k=6).frame()
     table.insert(4, "token", [short(names[key], 40) for key in table["key"]])
     plain_table(
@@ -115,13 +117,13 @@ def _row(model: Transformer, held: CaptureRef, found: SamplingTrace, at: int, vi
     )
 
 
-def _onwards(model: Transformer, found: SamplingTrace, ids: list[int], at: int, view: View) -> None:
-    """Links to other pages, where prompt and text, typed as a prompt, are the very tokens that were run."""
-    text = st.session_state.get("prompt", "") + found.text
+def _links(model: Transformer, trace: SamplingTrace, ids: list[int], at: int, view: View) -> None:
+    """Draw links to other pages, if prompt plus text, typed as a prompt, gives exactly the same tokens."""
+    text = st.session_state.get("prompt", "") + trace.text
     if model.tokenizer is None or len(text) > prompt_input.MAX_CHARS or not url_values.fits_in_url({"prompt": text}):
         return
-    # The last token was never read; it is in the text unless it ended it.
-    if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, found.tokens[-1]]):
+    # The last token was never read; it is in the text unless it is the end-of-text token.
+    if model.tokenizer.encode(text, bos=True) not in (ids, [*ids, trace.tokens[-1]]):
         return
     name = f"L{view.layer}H{view.head}"
     with st.container(horizontal=True):
@@ -129,22 +131,24 @@ def _onwards(model: Transformer, found: SamplingTrace, ids: list[int], at: int, 
             "dashboard/pages/attention.py",
             label=f"{name} in Attention →",
             query_params={"prompt": text, "layer": str(view.layer), "head": str(view.head), "token": str(at)}
-            | prompt_input.carried(view.changes),
+            | prompt_input.changes_param(view.changes),
         )
         st.page_link(
             "dashboard/pages/intervene.py",
             label=f"Without {name} in Intervene →",
-            query_params={"prompt": text, "position": str(at)} | prompt_input.without(name, view.changes),
+            query_params={"prompt": text, "position": str(at)} | prompt_input.ablation_params(name, view.changes),
         )
 
 
 # --- all steps ------------------------------------------------------------------------------------------------
 
 
-def table(model: Transformer, found: SamplingTrace) -> None:
-    """Every step with its numbers, and the same as files."""
-    with card("Every step", help="Probability, log-probability, rank and entropy are the model's own."):
-        shown = steps(model, found)
+def table(model: Transformer, trace: SamplingTrace) -> None:
+    """Draw the table of all steps, with downloads."""
+    with card(
+        "Every step", help="Probability, log-probability, rank and entropy are the model's own, at temperature 1."
+    ):
+        shown = steps(model, trace)
         st.dataframe(
             shown.drop(columns=["position", "drawn_entropy"]),
             hide_index=True,
@@ -157,8 +161,8 @@ def table(model: Transformer, found: SamplingTrace) -> None:
                 "logprob": st.column_config.NumberColumn("Log-probability (nats)", format="%.4f"),
                 "rank": st.column_config.NumberColumn("Rank", width=60),
                 "entropy": st.column_config.NumberColumn("Entropy (nats)", format="%.4f"),
-                "drawn_probability": st.column_config.NumberColumn("Probability drawn from", format="%.4f"),
-                "kept": st.column_config.NumberColumn("Tokens to draw from", format="%d"),
+                "drawn_probability": st.column_config.NumberColumn("Sampling probability", format="%.4f"),
+                "kept": st.column_config.NumberColumn("Candidate tokens", format="%d"),
             },
         )
         with st.container(horizontal=True):
@@ -171,16 +175,16 @@ def table(model: Transformer, found: SamplingTrace) -> None:
             )  # fmt: skip
 
 
-def steps(model: Transformer, found: SamplingTrace) -> pd.DataFrame:
-    """`Sampled.frame` with each token's visible text."""
-    shown = found.frame()
-    shown.insert(2, "text", [visible(token_bytes(model, token)) for token in found.tokens])
+def steps(model: Transformer, trace: SamplingTrace) -> pd.DataFrame:
+    """`SamplingTrace.frame` with each token's visible text."""
+    shown = trace.frame()
+    shown.insert(2, "text", [visible(token_bytes(model, token)) for token in trace.tokens])
     return shown
 
 
-def alternatives(model: Transformer, found: SamplingTrace) -> pd.DataFrame:
-    """`Sampled.alternatives` with each token's visible text."""
-    shown = found.alternatives()
+def alternatives(model: Transformer, trace: SamplingTrace) -> pd.DataFrame:
+    """`SamplingTrace.alternatives` with each token's visible text."""
+    shown = trace.alternatives()
     shown.insert(2, "text", [visible(token_bytes(model, token)) for token in np.asarray(shown["token"]).tolist()])
     return shown
 

@@ -1,4 +1,4 @@
-"""The specification builder of interventions: a list, its JSON in the address, and controls that add to it."""
+"""Intervention editor: a list of interventions, its JSON in the URL, and controls that add to it."""
 
 from collections.abc import Callable
 
@@ -23,8 +23,8 @@ MOST_CHARS = 20_000
 
 
 def choose(model: Transformer) -> tuple[Intervention, ...] | None:
-    """Draw the builder, the list and the JSON; None where the JSON describes no intervention on this model."""
-    with card("Interventions", key="spec_card", help="They act in this order."):
+    """Draw the controls, the list and the JSON; None if the JSON is not valid for this model."""
+    with card("Interventions", key="spec_card", help="They are applied in this order."):
         left, right = st.columns([1.5, 1], gap="medium")
         with left:
             _builder(model)
@@ -32,7 +32,7 @@ def choose(model: Transformer) -> tuple[Intervention, ...] | None:
         with right:
             text = url_state.url_widget(
                 st.text_area, "As JSON", NO_CHANGES, key="changes", height=130, max_chars=MOST_CHARS,
-                help="What the list is made of, to edit, to keep, and for `workbench eval run --intervene`.",
+                help="The list as JSON: edit it, save it, or pass it to `workbench eval run --intervene`.",
             )  # fmt: skip
         try:
             made = from_json(text)
@@ -99,7 +99,7 @@ def _write(changes: list[Intervention]) -> None:
 
 def _list(made: tuple[Intervention, ...]) -> None:
     if not made:
-        st.caption("Nothing is changed yet: add an intervention, or come from a head on the Lens page.")
+        st.caption("No interventions yet. Add one here, or open a head from the Lens page.")
     for at, change in enumerate(made):
         with st.container(horizontal=True, vertical_alignment="center", key=f"change_{at}"):
             rest = [other for number, other in enumerate(made) if number != at]

@@ -1,4 +1,4 @@
-"""Overview's list of models: look at another, add a folder, free the memory of one."""
+"""Overview's list of models: select another, add a folder, or unload one."""
 
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from workbench.errors import WorkbenchError
 
 
 def show() -> None:
-    with card("Models", key="models", help="Each is loaded when it is first looked at, and kept for all users."):
-        held, chosen = models.pool().loaded_bytes(), computed.selected_model()
+    with card(
+        "Models", key="models", help="Each is loaded when it is first selected, and stays in memory for all users."
+    ):
+        loaded_bytes, chosen = models.pool().loaded_bytes(), computed.selected_model()
         for known in models.served():
-            _row(known, held.get(known.path), chosen == known)
+            _row(known, loaded_bytes.get(known.path), chosen == known)
         with st.container(horizontal=True, vertical_alignment="bottom", key="add_model_row"):
             text = st.text_input(
                 "Checkpoint folder", key="add_model", max_chars=1000, placeholder="/checkpoints/Llama-3.2-1B",
-                help="On this server: a folder of a Meta or Hugging Face checkpoint.",
+                help="A folder on this server with a Meta or Hugging Face checkpoint.",
             )  # fmt: skip
             st.button("Add", key="add_model_button", on_click=_add, disabled=not text.strip())
         refused = st.session_state.pop("_model_refused", None)
@@ -30,17 +32,17 @@ def show() -> None:
             _estimate(text)
 
 
-def _row(known: ServedModel, held: int | None, chosen: bool) -> None:
+def _row(known: ServedModel, n_bytes: int | None, chosen: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"model_{known.id}"):
         where = "" if known.path == "demo" else f", in {Path(known.path).parent}"
-        memory = "not loaded" if held is None else f"{model_cost.readable_bytes(held)} of weights in memory"
-        st.text(plain(f"{known.id}{where}: {memory}" + (", looked at" if chosen else "")))
+        memory = "not loaded" if n_bytes is None else f"{model_cost.readable_bytes(n_bytes)} of weights in memory"
+        st.text(plain(f"{known.id}{where}: {memory}" + (", selected" if chosen else "")))
         if not chosen:
-            st.button("Look at it", key=f"look_{known.id}", on_click=url_state.preset_widget, args=("model", known.id))
-        if held is not None:
+            st.button("Select", key=f"look_{known.id}", on_click=url_state.preset_widget, args=("model", known.id))
+        if n_bytes is not None:
             st.button(
                 "Unload", key=f"unload_{known.id}", on_click=computed.unload, args=(known,), disabled=chosen,
-                help="Look at another model first." if chosen else "Whoever looks at it next loads it anew.",
+                help="Select another model first." if chosen else "It is reloaded the next time someone opens it.",
             )  # fmt: skip
 
 
@@ -63,4 +65,4 @@ def _estimate(text: str) -> None:
     count, layers = model_cost.readable_count(needed.config.n_params), needed.config.n_layers
     st.text(plain(f"{path}: {count} parameters in {layers} layers. It needs {needed}."))
     if needed.weights > needed.free:
-        st.warning("Its weights are more than the memory that is free. Unload a model, or use a larger machine.")
+        st.warning("Its weights need more memory than is free. Unload a model, or use a larger machine.")

@@ -1,4 +1,4 @@
-"""Which tokens a page looks at: a prompt that is typed, or a benchmark sample that a link names."""
+"""The input of a page: a typed prompt, a benchmark sample, or a saved capture, and the interventions in the URL."""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from workbench.errors import DataError, TokenizerError, WorkbenchError
 from workbench.hooks.interventions import Ablate, from_json, to_json
 from workbench.model import Transformer
 
-# The second half repeats the first, so heads that continue a repetition (induction) show themselves.
+# The second half repeats the first, so that induction heads are visible.
 DEFAULT_PROMPT = (
     "The capital of Peru is Lima. The capital of Spain is Madrid. The capital of Peru is Lima. The capital of Spain is"
 )
@@ -27,22 +27,23 @@ UNDER = "under"
 class Input:
     """Token ids with the bytes of each, and the Python expression that makes the ids in a notebook.
 
-    Of a benchmark sample, `asked` tokens are its prompt, and `sample` is there if the ids are those that it ran on.
-    `changes` are the interventions that its run, or the capture, was made under, as `interventions.to_json` writes
-    them. `text` is what was typed; None of a sample or a capture.
+    Of a benchmark sample, the first `prompt_length` tokens are its prompt; `sample` is set if the ids are exactly
+    those of its run.
+    `changes` are the interventions of its run or of the capture, as `interventions.to_json` writes them. `text` is
+    what was typed; None for a sample or a capture.
     """
 
     ids: tuple[int, ...]
     tokens: tuple[bytes, ...]
     code: str
-    asked: int | None = None
+    prompt_length: int | None = None
     sample: runs.Sample | None = None
     changes: str = NO_CHANGES
     text: str | None = None
 
     @property
     def running(self) -> str:
-        """How a notebook's run of it begins: the contexts that it stands in."""
+        """The first lines of a notebook's run: its context managers."""
         return running(self.changes)
 
     def with_also(self, changes: str) -> str:
@@ -54,7 +55,7 @@ class Input:
 
 
 def typed() -> bool:
-    """Whether the page looks at a prompt that is typed, and not at a sample or a capture."""
+    """Whether the input is a typed prompt, not a sample or a capture."""
     return url_state.url_param("sample") is None and url_state.url_param("capture") is None
 
 
@@ -67,61 +68,61 @@ def running(changes: str) -> str:
 
 
 def choose(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
-    """Draw what the page looks at, as `unchanged` does, and under which interventions, where its address names some;
-    None where there is nothing to run (the page says why)."""
-    given = unchanged(model, hooks)
-    if given is None or under() == NO_CHANGES:
-        return given
+    """Draw the input as `unchanged` does, and the interventions in the URL; None if there is nothing to run (the page
+    says why)."""
+    prompt = unchanged(model, hooks)
+    if prompt is None or url_changes() == NO_CHANGES:
+        return prompt
     try:
-        return _changed(model, given, under())
+        return _changed(model, prompt, url_changes())
     except WorkbenchError as error:
-        show_error("The interventions in the address do not fit this model. Take them off.", str(error))
+        show_error("The interventions in the URL do not fit this model. Remove them.", str(error))
         return None
 
 
-def under() -> str:
-    """The interventions that the address puts on top of the prompt's own.
+def url_changes() -> str:
+    """The interventions in the URL, which are added to the prompt's own.
 
-    They stand in the address alone: nobody finds a model changed who did not ask for it there. Their name is not that
-    of the builder's JSON, which the browser takes away with its control when its page is left.
+    They are only in the URL, so a model is never changed for someone who did not ask for it there. The parameter is
+    not that of the editor's JSON, which is removed with its widget when its page is left.
     """
     return str(st.query_params.get(UNDER, NO_CHANGES))
 
 
-def carried(changes: str) -> dict[str, str]:
-    """What a link carries so that its page looks at the model under these interventions."""
+def changes_param(changes: str) -> dict[str, str]:
+    """URL parameters with which a page shows the model under these interventions."""
     return {} if changes == NO_CHANGES else {UNDER: changes}
 
 
-def without(head: str, changes: str) -> dict[str, str]:
-    """What a link to Intervene carries: these interventions, and a head (as "L5H3") ablated besides."""
+def ablation_params(head: str, changes: str) -> dict[str, str]:
+    """URL parameters of a link to Intervene: these interventions, and a head (as "L5H3") ablated in addition."""
     return {"changes": to_json([*from_json(changes), Ablate(head)])}
 
 
-def along(*names: str) -> dict[str, str]:
-    """What a link carries of the address. A typed prompt follows its user by itself, and may be long."""
+def current_params(*names: str) -> dict[str, str]:
+    """Parameters of the current URL for a link. A typed prompt does not need one: all pages share it."""
     return {name: st.query_params[name] for name in names if name in st.query_params}
 
 
-def _changed(model: Transformer, given: Input, changes: str) -> Input:
+def _changed(model: Transformer, prompt: Input, changes: str) -> Input:
     with st.container(border=True, horizontal=True, vertical_alignment="center", key="changed"):
-        said = st.empty()
+        banner = st.empty()
         st.page_link("dashboard/pages/intervene.py", label="In Intervene →", query_params={"changes": changes})
-        if st.button("Take it off", key="unchange"):
+        if st.button("Remove", key="unchange"):
             del st.query_params[UNDER]
             st.rerun()
-    said.text("The model is changed.")
+    banner.text("The model is changed.")
     made = from_json(changes)
     for change in made:
         change.subscription(model.config)
-    said.text(plain(f"The model is changed: {described(made)}."))
-    return replace(given, changes=given.with_also(changes))
+    banner.text(plain(f"The model is changed: {described(made)}."))
+    return replace(prompt, changes=prompt.with_also(changes))
 
 
 def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input | None:
-    """Draw the prompt box or the sample's banner; None where there is nothing to run (the page says why).
+    """Draw the prompt box, or the banner of a sample or capture; None if there is nothing to run (the page says why).
 
-    hooks: what the page needs of a capture, so that it is said whether one that is kept has it.
+    hooks: what the page needs of a capture, so that the banner says whether a saved capture has it.
     """
     sample, capture = url_state.url_param("sample"), url_state.url_param("capture")
     try:
@@ -131,7 +132,7 @@ def unchanged(model: Transformer, hooks: tuple[str, ...] | None = None) -> Input
             return _capture(model, capture, hooks)
         return _prompt(model)
     except WorkbenchError as error:
-        show_error("There is nothing to run on.", str(error))
+        show_error("There is no input to run.", str(error))
         return None
 
 
@@ -144,100 +145,104 @@ def _prompt(model: Transformer) -> Input:
         key="prompt",
         height=68,
         max_chars=MAX_CHARS,
-        help="This checkpoint has no tokenizer: give token ids, separated by spaces."
+        help="This checkpoint has no tokenizer; enter token ids, separated by spaces."
         if plain_ids
-        else "Ctrl+Enter runs it. Every page looks at the same prompt, and the address bar holds it.",
+        else "Ctrl+Enter runs it. All pages use the same prompt, and the URL contains it.",
     )
     return replace(from_text(model, text), text=text)
 
 
 def from_text(model: Transformer, text: str) -> Input:
-    """What a text, or token ids where the model has no tokenizer, is made of. Raises: WorkbenchError as `make`."""
+    """The input for a text, or for token ids if the model has no tokenizer. Raises: WorkbenchError as `make`."""
     ids = _parse_ids(text) if model.tokenizer is None else model.tokenizer.encode(text, bos=True)
     return make(model, tuple(ids), f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])")
 
 
 def _banner(key: str) -> DeltaGenerator:
-    """Where it is said what replaces the prompt, and the way back to one.
+    """Draw the banner of a sample or capture, with the button that goes back to a prompt.
 
-    Drawn before anything can fail: a link to something that is gone must not be a dead end.
+    It is drawn before anything can fail: a link to something that was deleted must not be a dead end.
     """
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        said = st.empty()
+        text = st.empty()
         if st.button("Back to a prompt"):
             url_state.clear_url_param(key)
             st.rerun()
-    return said
+    return text
 
 
 def _capture(model: Transformer, name: str, hooks: tuple[str, ...] | None) -> Input:
-    said = _banner("capture")
-    given = kept(model, name)
-    about = f"Capture {name}: {len(given)} tokens, {captures.find(name).hooks} hook points{_under(given.changes)}"
-    said.text(plain(about + ("" if hooks is None else f"; {read(model, name, hooks)}")))
-    return given
+    banner = _banner("capture")
+    prompt = capture_input(model, name)
+    about = (
+        f"Capture {name}: {len(prompt)} tokens, {captures.find(name).hooks} hook points{_changes_note(prompt.changes)}"
+    )
+    banner.text(plain(about + ("" if hooks is None else f"; {capture_use(model, name, hooks)}")))
+    return prompt
 
 
-def read(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
-    """Whether what a page needs is read from a capture's file, or why the model is run for it."""
+def capture_use(model: Transformer, name: str, hooks: tuple[str, ...]) -> str:
+    """Whether a page's values are read from the capture's file, or why the model is run instead."""
     short = computed.why_capture_unusable(model, name, hooks)
     return f"{short}, so the model was run on its tokens" if short else "read from its file"
 
 
-def kept(model: Transformer, name: str) -> Input:
-    """What a capture on disk was made of. Raises: WorkbenchError if it is gone, damaged, or of another model."""
-    found = captures.find(name)
+def capture_input(model: Transformer, name: str) -> Input:
+    """The input of a saved capture. Raises: WorkbenchError if it is missing, damaged, or of another model."""
+    stored = captures.find(name)
     own = computed.fingerprint(model)
-    if found.checkpoint not in (None, own) or captures.load(found, model.device).config != model.config:
+    if stored.checkpoint not in (None, own) or captures.load(stored, model.device).config != model.config:
         raise DataError(
-            f"The capture {name!r} is of another model, {found.model}. Look at that one, or at another capture."
+            f"The capture {name!r} is of another model, {stored.model}. Select that model, or another capture."
         )
-    ids = tuple(captures.load(found, model.device).tokens[0].tolist())
-    changes = to_json(from_json(f"[{', '.join(found.interventions)}]"))
+    ids = tuple(captures.load(stored, model.device).tokens[0].tolist())
+    changes = to_json(from_json(f"[{', '.join(stored.interventions)}]"))
     return replace(make(model, ids, f"torch.tensor([{list(ids)}])"), changes=changes)
 
 
-def _under(changes: str) -> str:
-    return "" if changes == NO_CHANGES else f"; under {described(from_json(changes))}"
+def _changes_note(changes: str) -> str:
+    return "" if changes == NO_CHANGES else f"; with {described(from_json(changes))}"
 
 
 def _sample(model: Transformer, reference: str) -> Input:
-    said = _banner("sample")
+    banner = _banner("sample")
     sample = runs.find_sample(reference)
-    said.text(
+    banner.text(
         plain(f"Sample {sample.doc_id} of {sample.task}, run {sample.run}: prompt and answer replayed")
-        + plain(_under(sample.changes))
+        + plain(_changes_note(sample.changes))
     )
     own = computed.model_source(model)
     if own is not None and sample.checkpoint not in (None, own.checkpoint_sha256):
-        st.warning("Another checkpoint gave this answer. What follows is how the model of this server reads the text.")
-    # Token ids mean nothing to another vocabulary.
+        st.warning("This answer is from another checkpoint. This page shows how the server's model processes the text.")
+    # Token ids are only valid for the same vocabulary.
     same_words = own is None or sample.tokenizer in (None, own.tokenizer_sha256)
     if sample.ids is not None and same_words:
-        ids, asked = sample.ids, len(sample.prompt_ids)
+        ids, prompt_length = sample.ids, len(sample.prompt_ids)
     elif model.tokenizer is None:
         raise TokenizerError(
             "This checkpoint has no tokenizer, and the run's token ids do not fit. Serve the run's model."
         )
     else:
         ids = tuple(model.tokenizer.encode(sample.prompt + sample.output, bos=True))
-        asked = min(len(ids), len(model.tokenizer.encode(sample.prompt, bos=True)))
+        prompt_length = min(len(ids), len(model.tokenizer.encode(sample.prompt, bos=True)))
     made = make(model, ids, f"torch.tensor([{list(ids)}])")
     for change in from_json(sample.changes):
         change.subscription(model.config)
-    return replace(made, asked=asked, sample=sample if ids == sample.ids else None, changes=sample.changes)
+    return replace(
+        made, prompt_length=prompt_length, sample=sample if ids == sample.ids else None, changes=sample.changes
+    )
 
 
 def make(model: Transformer, ids: tuple[int, ...], code: str) -> Input:
     """Token ids that fit the model, with their bytes.
 
-    Raises: WorkbenchError if there are none, more than the model or the dashboard takes, or others than it knows.
+    Raises: WorkbenchError if there are none, too many for the model or the dashboard, or ids outside the vocabulary.
     """
     most = min(computed.MAX_TOKENS, model.config.max_seq_len)
     if not ids:
         raise DataError("The prompt is empty. Type something.")
     if len(ids) > most:
-        raise DataError(f"{len(ids)} tokens are more than the {most} that fit here. Shorten the text.")
+        raise DataError(f"The prompt has {len(ids)} tokens, but at most {most} fit here. Shorten the text.")
     vocabulary = model.config.vocab_size
     strange = next((token for token in ids if not 0 <= token < vocabulary), None)
     if strange is not None:
@@ -250,4 +255,4 @@ def _parse_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise DataError("Token ids are whole numbers, separated by spaces; something else was found.") from None
+        raise DataError("Token ids must be whole numbers, separated by spaces.") from None

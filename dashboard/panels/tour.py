@@ -1,7 +1,7 @@
-"""The guided first visit: worked examples that set up the pages one after another, and say what to look at there.
+"""Guided tour: worked examples that set up the pages one after another, and say what to look at there.
 
-A step is a page with values for its controls. They are put where the page looks for what its user left there, so the
-address that results is the page's own. The heads are the model's, found by the catalogue; nothing names them here.
+A step is a page with values for its controls. They are stored where the page looks for its user's last values, so the
+URL is the page's own. The heads are found in the model by the catalogue; no head is fixed here.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,25 +24,25 @@ from workbench.errors import DataError, WorkbenchError
 from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 
-# Words that seldom stand together, said twice: the second time only what was read before can tell what follows.
+# An unusual sentence, twice: in the second copy, only the first copy can tell which word follows.
 REPEATED = " ".join(["seven lemons drift under nine old bells while marten folds a quiet map."] * 2)
 REPEATED_IDS = " ".join(str(token) for token in [*range(1, 13)] * 2)
 TASK = "demo_mmlu"
 SLOWER = 20  # theta is divided by this
 
-Values = dict[str, Any]  # of a page's controls and links, by their names in the address
-# What an example must not inherit from whatever its user did before.
-FORGOTTEN = (
+Values = dict[str, Any]  # of a page's controls and links, by their names in the URL
+# Values that an example must not inherit from earlier visits.
+RESET_PARAMS = (
     *("sample", "token", "doc", "chosen", "position", "targets", "changes", "extent", "log", "nosink", "theta"),
     *("scaling", "baseline", "filter", "behind", "perhead", "capture", "pair", "distance", "start"),
 )
-LINKED = {"sample", "token", "doc", "guide"}  # they belong to no widget
-PLACE = {"attention": "Attention", "rope": "RoPE", "samples": "Samples", "intervene": "Intervene"}
+URL_ONLY = {"sample", "token", "doc", "guide"}  # these have no widget
+PAGE_TITLES = {"attention": "Attention", "rope": "RoPE", "samples": "Samples", "intervene": "Intervene"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A page, what to look at there, and what its controls are to say."""
+    """A page, what to look at there, and the values of its controls."""
 
     page: str
     look: str
@@ -58,7 +58,7 @@ class Example:
     steps: tuple[Step, ...]
 
 
-# --- what the steps show --------------------------------------------------------------------------------------
+# --- values of the steps --------------------------------------------------------------------------------------
 
 
 def _prompt(model: Transformer) -> str:
@@ -71,18 +71,18 @@ def _ids(model: Transformer) -> list[int]:
 
 
 def heads_of(model: Transformer, kind: str) -> list[Head]:
-    """The heads of the catalogue's type `induction` or `previous`, strongest first; where it has none, the nearest.
+    """The heads of the catalogue's type `induction` or `previous`, strongest first; if it has none, the highest score.
 
-    Measured once for each model: induction on random blocks that come twice, previous on the examples' prompt.
+    Measured once for each model: induction on repeated random blocks, previous on the prompt of the examples.
     """
 
     def measured(model: Transformer, *, kind: str) -> list[Head]:
         most = (model.config.max_seq_len - 1) // 2
         blocks = sorted({min(most, block) for block in (16, 24)})
         scores = repeat_scores(model, blocks=blocks) if kind == "induction" else text_scores(model, [_ids(model)])
-        found = catalogue(scores, rules={kind: RULES[kind]})
-        layer, head = np.unravel_index(int(np.nanargmax(found.mean[kind])), found.mean[kind].shape)
-        return found.of(kind) or [(int(layer), int(head))]
+        types = catalogue(scores, rules={kind: RULES[kind]})
+        layer, head = np.unravel_index(int(np.nanargmax(types.mean[kind])), types.mean[kind].shape)
+        return types.of(kind) or [(int(layer), int(head))]
 
     return computed.cached_probe(measured, model=model, kind=kind)
 
@@ -119,13 +119,13 @@ def _wrong_answer(model: Transformer) -> Values:
 
 
 def wrong_answer(model: Transformer) -> tuple[Run, int]:
-    """A run of this very checkpoint on the embedded quiz, and the wrong answer that it gave most surely.
+    """A run of exactly this checkpoint on the embedded quiz, and its most confident wrong answer.
 
-    Raises: DataError where there is no such run, or it has no wrong answer.
+    Raises: DataError if there is no such run, or it has no wrong answer.
     """
     run = run_of(model)
     if run is None:
-        raise DataError(f"No run of this checkpoint on {TASK} is in the results folder.")
+        raise DataError(f"The results folder has no run of this checkpoint on {TASK}.")
     table = samples.ordered(samples.listing(run, TASK), samples.CONFIDENT, {})
     wrong = table[table["state"] == samples.WRONG]
     if wrong.empty:
@@ -134,72 +134,73 @@ def wrong_answer(model: Transformer) -> tuple[Run, int]:
 
 
 def run_of(model: Transformer) -> Run | None:
-    """The newest run of this checkpoint that holds the embedded quiz."""
+    """The newest run of this checkpoint with the embedded quiz."""
     own = computed.fingerprint(model)
     return next(
         (run for run in runs.runs()[0] if TASK in run.tasks and run.provenance.get("checkpoint_sha256") == own), None
     )
 
 
-def _blamed(model: Transformer) -> tuple[runs.Sample, Head, int]:
-    """The sample of the example, the head that spoke most for its wrong answer, and the position that decided."""
+def _top_head_of_answer(model: Transformer) -> tuple[runs.Sample, Head, int]:
+    """The sample of the example, the head that most favoured its wrong answer, and the deciding position."""
     run, doc = wrong_answer(model)
     stored = runs.samples(run, TASK)
     row = stored[stored["doc_id"] == doc].iloc[-1]
-    again = samples.rerun(model, run, TASK, row, None)
-    if again.explanation is None:
-        raise DataError(f"Question {doc} of run {run.name} cannot be explained: {again.problem}")
-    first = again.explanation.heads().iloc[0]
-    where = again.explanation.decision.position
-    return runs.as_sample(run, TASK, row), (int(first["layer"]), int(first["head"])), where
+    replay = samples.rerun(model, run, TASK, row, None)
+    if replay.explanation is None:
+        raise DataError(f"Question {doc} of run {run.name} cannot be explained: {replay.problem}")
+    first = replay.explanation.heads().iloc[0]
+    position = replay.explanation.decision.position
+    return runs.as_sample(run, TASK, row), (int(first["layer"]), int(first["head"])), position
 
 
 def _head_of_answer(model: Transformer) -> Values:
-    sample, (layer, head), position = _blamed(model)
+    sample, (layer, head), position = _top_head_of_answer(model)
     return {"sample": sample.reference, "layer": layer, "head": head, "token": position, "strip": "Where it looks"}
 
 
 def _without_head(model: Transformer) -> Values:
-    sample, (layer, head), _ = _blamed(model)
+    sample, (layer, head), _ = _top_head_of_answer(model)
     return {"sample": sample.reference, "changes": to_json([Ablate(f"L{layer}H{head}")])}
 
 
 EXAMPLES: Mapping[str, Example] = {
     "induction": Example(
         "An induction head",
-        "A sentence said twice, and the heads that continue it the second time.",
+        "A repeated sentence, and the heads that continue it the second time.",
         (
-            Step("attention", "The prompt says a sentence twice. The ring is around the head that continues "
-                 "repetitions best: its map has a stripe in the lower left, where each token of the second copy looks "
-                 "at the one that followed its first copy.", _induction),
-            Step("attention", "An induction head can only know what followed if an earlier head noted it. This is "
+            Step("attention", "The prompt repeats a sentence. The ring marks the strongest induction head. Its map "
+                 "has a stripe in the lower left: each token of the second copy looks at the token that followed its "
+                 "first copy.", _induction),
+            Step("attention", "An induction head needs an earlier head that passes on the previous token. This is "
                  "the strongest previous-token head: its stripe is just below the diagonal.", _previous),
-            Step("intervene", "Now without all induction heads. Look at the orange line under What moves along the "
-                 "prompt: in the second copy each next token becomes unlikely again.", _without_induction),
+            Step("intervene", "Now all induction heads are ablated. Look at the orange line under Change along the "
+                 "prompt: in the second copy, each next token becomes unlikely again.", _without_induction),
         ),
     ),
     "rope": Example(
         "The RoPE invariance",
-        "Scores know distances and no positions: move query and key together, and nothing moves but rounding.",
+        "Scores depend on distance, not on position: if query and key move together, only rounding changes.",
         (
-            Step("rope", "Queries and keys of the strongest previous-token head, moved together through the context. "
-                 "The score must stay: the curves are rounding, smaller with every bit of precision.", _rope("Shift")),
-            Step("rope", "The same head's scores by distance, and the frequency pairs that make them: this is what the "
-                 "rotation lets a head know.", _rope("This head")),
-            Step("rope", f"Now theta is divided by {SLOWER}: the pairs turn faster than the head was trained for. "
-                 "The map says where its attention moves.", _slower),
+            Step("rope", "Queries and keys of the strongest previous-token head, moved together through the "
+                 "context. The score must not change: the curves are rounding errors, which are smaller at higher "
+                 "precision.", _rope("Shift")),
+            Step("rope", "The same head's scores by distance, and the frequency pairs that add up to them: this is "
+                 "what a head can learn from the rotation.", _rope("This head")),
+            Step("rope", f"Now theta is divided by {SLOWER}: the pairs rotate faster than in training. The map "
+                 f"shows where the attention of the head changes.", _slower),
         ),
     ),
     "quiz": Example(
         "A wrong quiz answer",
-        "From an answer to the head that spoke for it, and to the model without that head.",
+        "From a wrong answer to the head that favoured it, and to the model without that head.",
         (
-            Step("samples", "The wrong answer that the model gave most surely. Below it, What decided the answer ranks "
-                 "the heads by what they added to the answer given.", _wrong_answer),
-            Step("attention", "The head that spoke most for the wrong answer, on the sample's own tokens. The token "
-                 "chosen below is the one after which the answer was decided: see where it looks.", _head_of_answer),
-            Step("intervene", "The model without that head. The sample's answer stands before and after: one head "
-                 "seldom decides alone.", _without_head),
+            Step("samples", "The most confident wrong answer of the model. Below it, What decided the answer ranks "
+                 "the heads by how much they favoured the answer given.", _wrong_answer),
+            Step("attention", "The head that most favoured the wrong answer, on the sample's own tokens. The token "
+                 "selected below is the one after which the answer was decided: see where it looks.", _head_of_answer),
+            Step("intervene", "The model without that head. The sample's answer is shown before and after: one head "
+                 "rarely decides alone.", _without_head),
         ),
     ),
 }  # fmt: skip
@@ -208,10 +209,10 @@ EXAMPLES: Mapping[str, Example] = {
 # --- on the pages ---------------------------------------------------------------------------------------------
 
 
-def offer(model: Transformer) -> None:
-    """Draw the examples that work with this model, each with its button; of the quiz one that runs it where none is."""
+def show_examples(model: Transformer) -> None:
+    """Draw the examples that work with this model, with a button each; without a quiz run, a button starts one."""
     quiz = run_of(model) is not None
-    with card("A guided first visit", key="guide", help="Three steps each; leave one by opening any page."):
+    with card("Guided tour", key="guide", help="Three steps each; open any page to leave the tour."):
         offered = [name for name in EXAMPLES if name != "quiz" or quiz]
         columns = st.columns(len(EXAMPLES))
         for column, name in zip(columns, offered, strict=False):
@@ -223,12 +224,12 @@ def offer(model: Transformer) -> None:
             with columns[-1]:
                 if st.button("Run the embedded quiz", key="guide_run", width="stretch"):
                     _run_quiz()
-                st.caption(f"{EXAMPLES['quiz'].shows} It needs a run of the quiz; Runs shows how far it is.")
+                st.caption(f"{EXAMPLES['quiz'].shows} This needs a run of the quiz; the Runs page shows its progress.")
 
 
-def strip(model: Transformer, page: str) -> None:
-    """Draw what to look at, where this page is a step of the example under way; before the page's controls."""
-    name, at = _underway()
+def show_step(model: Transformer, page: str) -> None:
+    """Draw what to look at, if this page is the current step of an example; call it before the page's controls."""
+    name, at = _current_step()
     if name is None or EXAMPLES[name].steps[at].page != page:
         return
     url_state.url_param("guide")
@@ -237,7 +238,7 @@ def strip(model: Transformer, page: str) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center", key="guide_strip"):
         st.markdown(f"**{example.name}, step {at + 1} of {len(steps)}:** {steps[at].look}", width="stretch")
         last = at + 1 == len(steps)
-        if not last and st.button(f"Next: {PLACE[steps[at + 1].page]}", key="guide_next", type="primary"):
+        if not last and st.button(f"Next: {PAGE_TITLES[steps[at + 1].page]}", key="guide_next", type="primary"):
             _go(model, name, at + 1)
         if st.button("Done" if last else "Leave", key="guide_leave"):
             url_state.clear_url_param("guide")
@@ -245,12 +246,12 @@ def strip(model: Transformer, page: str) -> None:
 
 
 def _run_quiz() -> None:
-    """Start the quiz that the third example is of, unless it is under way, and look at it."""
-    results, asked = Settings.from_env().results, EvalRequest("", computed.model_path(), (TASK,))
+    """Start the quiz of the third example unless it is running, and open the Runs page."""
+    results, request = Settings.from_env().results, EvalRequest("", computed.model_path(), (TASK,))
     try:
         running = [job for job in jobs.jobs(results)[0] if job.active and TASK in job.settings["tasks"]]
-        mine = [job for job in running if job.settings["model"] == asked.model]
-        job = mine[0] if mine else jobs.start(results, asked.checked()[0])
+        mine = [job for job in running if job.settings["model"] == request.model]
+        job = mine[0] if mine else jobs.start(results, request.checked()[0])
     except WorkbenchError as error:
         show_error("The quiz was not started.", str(error))
         return
@@ -258,8 +259,8 @@ def _run_quiz() -> None:
     st.switch_page("dashboard/pages/runs.py", query_params={"job": job.id})
 
 
-def _underway() -> tuple[str | None, int]:
-    """The example and step that the address names, or that the session is at."""
+def _current_step() -> tuple[str | None, int]:
+    """The example and step in the URL, or else the current ones of the session."""
     named = st.query_params.get("guide") or st.session_state.get("_last_guide") or ""
     name, _, number = named.partition(".")
     if name not in EXAMPLES or number not in {str(at + 1) for at in range(len(EXAMPLES[name].steps))}:
@@ -268,7 +269,7 @@ def _underway() -> tuple[str | None, int]:
 
 
 def _go(model: Transformer, name: str, at: int) -> None:
-    """Leave for a step, with its page set up."""
+    """Go to a step, with its page set up."""
     step = EXAMPLES[name].steps[at]
     try:
         values = step.values(model)
@@ -276,10 +277,10 @@ def _go(model: Transformer, name: str, at: int) -> None:
         show_error("This example cannot be shown with this model and its results.", str(error))
         return
     values = values | {"guide": f"{name}.{at + 1}"}
-    # A control that is drawn now writes its own part of the address; Streamlit lets nobody else.
-    address = {key: str(value) for key, value in values.items() if key not in st.session_state}
-    for key in FORGOTTEN:
+    # A control that is drawn now writes its own part of the URL; Streamlit does not let other code do it.
+    params = {key: str(value) for key, value in values.items() if key not in st.session_state}
+    for key in RESET_PARAMS:
         url_state.forget_widget(key)
-    for key in values.keys() - LINKED:
+    for key in values.keys() - URL_ONLY:
         url_state.preset_widget(key, values[key])
-    st.switch_page(f"dashboard/pages/{step.page}.py", query_params=address)
+    st.switch_page(f"dashboard/pages/{step.page}.py", query_params=params)

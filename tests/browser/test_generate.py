@@ -75,7 +75,7 @@ def test_hostile_text_is_shown_as_text(tab: Tab, mode: str) -> None:
     )
     generate(tab)
     if mode == "Chat":
-        tab.page.get_by_role("button", name="Go on with the conversation").click()
+        tab.page.get_by_role("button", name="Continue the conversation").click()
         expect(tab.page.get_by_text("Type the next message")).to_be_visible()
         tab.settle()
     harmless(tab)

@@ -1,4 +1,4 @@
-"""The guided first visit in a real browser: a button sets up the pages, and every step leads to the next."""
+"""The guided tour in a real browser: a button sets up the pages, and every step leads to the next."""
 
 import json
 import re

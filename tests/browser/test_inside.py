@@ -30,7 +30,7 @@ def test_a_head_of_the_lens_opens_in_attention_and_is_taken_out_in_intervene(tab
     expect(tab.page.get_by_text("KL after position 4")).to_be_visible()
     assert json.loads(query(tab)["changes"]) == [{"kind": "ablate", "target": name}]
     tab.page.get_by_role("button", name="Remove").click()
-    expect(tab.page.get_by_text("Nothing is changed yet")).to_be_visible()
+    expect(tab.page.get_by_text("No interventions yet")).to_be_visible()
     tab.settle()
     assert "changes" not in query(tab)
 

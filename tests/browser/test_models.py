@@ -53,6 +53,6 @@ def test_a_capture_is_kept_opened_and_deleted(tab: Tab) -> None:
     tab.page.get_by_role("link", name="Overview", exact=True).click()
     tab.settle().page.get_by_role("button", name="Delete …").click()
     tab.page.get_by_role("button", name="Delete it").click()
-    expect(tab.page.get_by_text("No capture is kept yet.")).to_be_visible()
+    expect(tab.page.get_by_text("No capture is saved yet.")).to_be_visible()
     tab.settle()
     assert "capture" not in query(tab)

@@ -164,7 +164,7 @@ def test_a_sample_opens_in_attention_on_its_very_tokens(tab: Tab) -> None:
 def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_without_it(tab: Tab, world: World) -> None:
     run = next(run for run in list_runs(world.results) if "asked_quiz" in run.tasks)
     tab.open("benchmarks", run=run.name, task="asked_quiz")
-    tab.page.get_by_role("link", name="Wrong answers, the surest first").click()
+    tab.page.get_by_role("link", name="Wrong answers, most confident first").click()
     expect(tab.page.get_by_role("heading", name="Samples", exact=True)).to_be_visible()
     tab.settle()
     assert tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong")).count() == 1
@@ -294,7 +294,7 @@ def test_what_is_wrong_says_what_to_do(tab: Tab) -> None:
     tab.open("attention", prompt="")
     tab.page.get_by_role("textbox", name="Prompt").fill("")
     tab.open("attention", sample="no/such/run/5")
-    expect(tab.page.get_by_text("There is nothing to run on.")).to_be_visible()
+    expect(tab.page.get_by_text("There is no input to run.")).to_be_visible()
     expect(tab.page.get_by_text("Open one from the Benchmarks page")).to_be_visible()
 
 

@@ -78,7 +78,7 @@ def test_it_survives_the_server_and_is_cancelled_from_the_next(browser: Browser,
         assert not jobs.find(results, "long").active
         page.get_by_role("button", name="Delete").click()
         page.get_by_role("button", name="Delete the record").click()
-        expect(page.get_by_text("Nothing was started from here yet.")).to_be_visible()
+        expect(page.get_by_text("No benchmark was started here yet.")).to_be_visible()
         assert tab.settle().page.locator(ERRORS).count() == 0
         page.close()
     for log in ("first.log", "second.log"):

@@ -39,6 +39,6 @@ def test_a_long_text_streams_stops_and_blocks_nobody(tab: Tab, new_tab: Callable
         "seen => document.querySelector('.st-key-text_stream [data-testid=stText]').innerText.length > seen", arg=seen
     )
     stop.click()
-    expect(tab.page.get_by_text("Stopped before its end")).to_be_visible()
+    expect(tab.page.get_by_text("Generation was stopped")).to_be_visible()
     tab.settle()
     assert 0 < len(written(tab)) < 2000 and "written" not in query(tab)

@@ -1,4 +1,4 @@
-"""The Compare page: its numbers are the probes' and the benchmarks' own, and what cannot be compared is refused."""
+"""The Compare page: its numbers equal those of the probes and benchmarks; incomparable sides are refused."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_a_model_compared_with_itself_is_equal(app: App) -> None:
     assert not session.exception and not session.error
     shown = numbers(session)
     assert shown["Mean KL (nats)"] == "0" and shown["Same first choice"] == "100%"
-    assert shown["The runs part at"] == "nowhere"
+    assert shown["The runs diverge at"] == "nowhere"
     assert read_table(session, "largest")["largest"].max() == 0
     assert (read_table(session, "change")["change"] == 0).all()
 
@@ -57,12 +57,12 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
     shown = numbers(session)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl.mean()), rel=1e-2)  # three digits are shown
     assert float(shown[f"KL after position {len(kl) - 1} (nats)"]) == pytest.approx(float(kl[-1]), rel=1e-2)
-    assert shown["The runs part at"] == "blocks.1.attn.hook_z"
+    assert shown["The runs diverge at"] == "blocks.1.attn.hook_z"
     np.testing.assert_allclose(read_table(session, "largest")["relative"], compare(a, b).relative, rtol=5e-3)
     z = app("compare", prompt=PROMPT, changes=CHANGES, measure="Relative difference")
-    found = compare(a, b).by_head
-    assert found is not None
-    values = found.relative[[hook.endswith("hook_z") for hook in found.hooks]]
+    heads = compare(a, b).by_head
+    assert heads is not None
+    values = heads.relative[[hook.endswith("hook_z") for hook in heads.hooks]]
     most = np.unravel_index(int(values.argmax()), values.shape)
     assert values[1, 2] == 1 and not values[0].any()  # an ablated head is 1 away; before it, nothing is
     assert read_table(z, "Relative difference")["head"].iloc[0] == f"L{most[0]}H{most[1]}"
@@ -93,11 +93,11 @@ def test_another_type_rounds_more(app: App) -> None:
         ("It was warm because " + PROMPT, "both end with"),
     ],
 )
-def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, said: str) -> None:
+def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, sentence: str) -> None:
     session = app("compare", prompt=PROMPT, b_of=compare_sides.OTHER, b_prompt=other)
     assert not session.exception and not session.error
-    assert any(said in text.value for text in session.text)
-    if "begin" in said:  # causal: what follows cannot change what stands before
+    assert any(sentence in text.value for text in session.text)
+    if "begin" in sentence:  # causal: what follows cannot change what stands before
         assert float(numbers(session)["Mean KL (nats)"]) < 1e-6
     else:
         assert float(numbers(session)["Mean KL (nats)"]) > 1e-3
@@ -107,16 +107,18 @@ def test_prompts_that_differ_are_aligned_and_it_is_said(app: App, other: str, sa
 def test_prompts_with_nothing_in_common_are_refused(app: App) -> None:
     session = app("compare", prompt=PROMPT, b_of=compare_sides.OTHER, b_prompt="It was warm")
     assert not session.exception
-    assert "nothing can be aligned" in session.error[0].value
+    assert "cannot be aligned" in session.error[0].value
 
 
 def test_what_two_prompts_share() -> None:
     def given(*ids: int) -> Input:
         return Input(ids, tuple(b"x" for _ in ids), "")
 
-    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 3)) == compare_sides.Shared("equal", 3)
-    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 4, 5)) == compare_sides.Shared("prefix", 2)
-    assert compare_sides.shared(given(1, 9, 7, 8), given(1, 2, 3, 9, 7, 8)) == compare_sides.Shared("suffix", 3, 2)
+    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 3)) == compare_sides.SharedTokens("equal", 3)
+    assert compare_sides.shared(given(1, 2, 3), given(1, 2, 4, 5)) == compare_sides.SharedTokens("prefix", 2)
+    assert compare_sides.shared(given(1, 9, 7, 8), given(1, 2, 3, 9, 7, 8)) == compare_sides.SharedTokens(
+        "suffix", 3, 2
+    )
     assert compare_sides.shared(given(1, 2, 3), given(1, 4, 5)) is None  # what begins every prompt is nothing in common
 
 
@@ -183,7 +185,7 @@ def test_scores_of_one_metric_are_told_apart_by_their_filter(
 
 
 def test_a_p_value_too_small_for_its_digits_is_no_zero() -> None:
-    assert [compare_runs.chance(p) for p in (None, float("nan"), 0.0, 3e-7, 0.001, 0.25, 1.0)] == [
+    assert [compare_runs.p_text(p) for p in (None, float("nan"), 0.0, 3e-7, 0.001, 0.25, 1.0)] == [
         "", "", "<0.001", "<0.001", "0.001", "0.25", "1",
     ]  # fmt: skip
 
@@ -194,14 +196,14 @@ def test_runs_without_a_shared_question_are_refused_and_partial_ones_marked(
     for name, folder in (("one", "first"), ("two", "second")):
         source = next((results / folder).rglob("results_*.json"))
         data = json.loads(source.read_text())
-        kept = "tiny_quiz" if name == "one" else "tiny_sums"
+        kept_task = "tiny_quiz" if name == "one" else "tiny_sums"
         for key in ("results", "configs", "n-shot", "n-samples"):
-            data[key] = {task: value for task, value in data[key].items() if task == kept}
-        data["n-samples"][kept] = {"original": 60, "effective": 6}
+            data[key] = {task: value for task, value in data[key].items() if task == kept_task}
+        data["n-samples"][kept_task] = {"original": 60, "effective": 6}
         target = tmp_path / name / source.parent.name / source.name
         target.parent.mkdir(parents=True)
         target.write_text(json.dumps(data))
-        for samples in source.parent.glob(f"samples_{kept}_*.jsonl"):
+        for samples in source.parent.glob(f"samples_{kept_task}_*.jsonl"):
             (target.parent / samples.name).write_bytes(samples.read_bytes())
     serve(str(checkpoint), tmp_path)
     session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
@@ -222,13 +224,15 @@ def test_one_run_alone_says_how_to_make_another(
     session.query_params["compare"] = "Runs"
     session.run()
     assert not session.exception
-    assert "runs are compared" in session.info[0].value and session.code[0].value.startswith("workbench eval run")
+    assert "comparison needs two finished runs" in session.info[0].value and session.code[0].value.startswith(
+        "workbench eval run"
+    )
 
 
 def test_a_question_is_opened_in_run_b_beside_run_a(results: Path) -> None:
     runs = {run.path.parent.name: run for run in list_runs(results)}
-    found = compare_evaluations(runs["first"], runs["second"])
-    address = compare_runs.address(found.samples[0], found)
+    comparison = compare_evaluations(runs["first"], runs["second"])
+    address = compare_runs.sample_url(comparison.samples[0], comparison)
     assert "run=second" in address and "baseline=first" in address and "doc=2" in address
 
 
@@ -238,10 +242,10 @@ def test_the_notebook_code_runs_as_pasted(app: App, params: dict[str, str]) -> N
     source = next(code.value for code in session.code if "import" in code.value)
     names: dict[str, object] = {}
     exec(source, names)
-    found = names["found"]
+    comparison = names["comparison"]
     if "changes" in params:
         shown = read_table(session, "largest")
-        np.testing.assert_allclose(shown["relative"], found.frame()["relative"], rtol=5e-3)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(shown["relative"], comparison.frame()["relative"], rtol=5e-3)  # type: ignore[attr-defined]
     else:
-        expected = found.frame()  # type: ignore[attr-defined]
+        expected = comparison.frame()  # type: ignore[attr-defined]
         np.testing.assert_allclose(read_table(session, "holm")["p"].astype(float), expected["p"], rtol=5e-3)

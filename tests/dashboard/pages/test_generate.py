@@ -1,4 +1,4 @@
-"""The Generate page: the text is generation's own, a session's own, and its attention is that of a full run."""
+"""The Generate page: the text equals that of `generate`, is private to a session, with the attention of a full run."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def model(checkpoint: Path) -> Transformer:
 
 @pytest.fixture
 def pressed(app: App) -> Callable[..., AppTest]:
-    """The page at an address, with Generate pressed."""
+    """The page at a URL, with Generate pressed."""
 
     def press(**params: object) -> AppTest:
         session = app("generate", **(params or SETTINGS))
@@ -103,9 +103,9 @@ def test_the_notebook_code_gives_the_same_text_and_numbers(pressed: Callable[...
     session.slider(key="step").set_value(4).run()
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    shown, found = read_table(session, "probability", "drawn_probability"), scope["found"]
+    shown, trace = read_table(session, "probability", "drawn_probability"), scope["trace"]
     for column in ("token", "probability", "logprob", "rank", "entropy", "drawn_probability", "kept"):
-        assert shown[column].tolist() == found.frame()[column].tolist(), column  # type: ignore[attr-defined]
+        assert shown[column].tolist() == trace.frame()[column].tolist(), column  # type: ignore[attr-defined]
     assert "[0, 0, 0, :" in notebook(session) and f"queries=[{len(scope['prompt']) + 2}]" in notebook(session)  # type: ignore[arg-type]
 
 
@@ -130,18 +130,18 @@ def test_the_attention_of_a_step_is_that_of_a_full_run(pressed: Callable[..., Ap
 
 def test_the_atlas_of_a_step_is_that_of_the_cached_steps_themselves(model: Transformer) -> None:
     prompt = encode(model, PROMPT)
-    found = sampling_trace(model, prompt, Sampling(0.9), seed=5, max_new_tokens=6)
-    held = generation_step.run(model, found)
-    cache = model.empty_cache(1, len(found.prompt) + 6)
+    trace = sampling_trace(model, prompt, Sampling(0.9), seed=5, max_new_tokens=6)
+    capture = generation_step.capture_of(model, trace)
+    cache = model.empty_cache(1, len(trace.prompt) + 6)
     now = prompt
     for number in range(6):
         with torch.no_grad():
             _, cap = model.run_with_capture(torch.tensor([now]), HOOKS, cache=cache)
-        at = generation_step.query(found, number)
-        for layer, whole in enumerate(head_metrics(held.capture, queries=[at]).values["entropy"]):
+        at = generation_step.query(trace, number)
+        for layer, whole in enumerate(head_metrics(capture.capture, queries=[at]).values["entropy"]):
             pattern = cap.pattern(layer, queries=[at])[0, :, 0]
             np.testing.assert_allclose(whole, torch.special.entr(pattern).sum(-1), atol=1e-4)
-        now = [found.tokens[number]]
+        now = [trace.tokens[number]]
 
 
 def test_choosing_steps_and_heads_runs_nothing_again(
@@ -184,7 +184,7 @@ def test_a_shorter_text_takes_the_step_with_it(pressed: Callable[..., AppTest]) 
 
 
 def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the Stop button does, from inside the call that draws."""
+    """Stop the script from inside the drawing call, like the Stop button."""
     session = app("generate", **SETTINGS)
     real = text_generation.choices
 
@@ -201,15 +201,15 @@ def test_what_was_broken_off_is_kept(app: App, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(text_generation, "choices", real)
     session.run()
     assert len(read_table(session, "probability")) == 3 and "written" not in session.query_params
-    assert "Stopped before its end" in " ".join(caption.value for caption in session.caption)
+    assert "Generation was stopped" in " ".join(caption.value for caption in session.caption)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def links(session: AppTest) -> dict[str, dict[str, str]]:
-    found = {link.proto.label: parse_qs(link.proto.query_string) for link in session.get("page_link")}
-    return {label: {name: values[0] for name, values in query.items()} for label, query in found.items()}
+    by_label = {link.proto.label: parse_qs(link.proto.query_string) for link in session.get("page_link")}
+    return {label: {name: values[0] for name, values in query.items()} for label, query in by_label.items()}
 
 
 @pytest.mark.parametrize("new", [4, 64])  # broken off by the limit, and ended by the model
@@ -223,11 +223,11 @@ def test_a_head_of_a_step_is_linked_where_the_text_is_the_very_tokens(
     prompt = encode(demo, session.text_area(key="prompt").value)
     tokens = read_table(session, "probability")["token"].tolist()
     session.slider(key="step").set_value(2).run()
-    found = links(session)
-    query = found["L5H3 in Attention →"]
+    by_label = links(session)
+    query = by_label["L5H3 in Attention →"]
     assert encode(demo, query["prompt"])[: len(prompt) + len(tokens) - 1] == [*prompt, *tokens[:-1]]
     assert (query["layer"], query["head"], query["token"]) == ("5", "3", str(len(prompt)))
-    assert json.loads(found["Without L5H3 in Intervene →"]["changes"]) == [{"kind": "ablate", "target": "L5H3"}]
+    assert json.loads(by_label["Without L5H3 in Intervene →"]["changes"]) == [{"kind": "ablate", "target": "L5H3"}]
     session.text_area(key="prompt").set_value("another").run()
     assert not links(session)
 
@@ -243,7 +243,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     (answer,) = wb.generate(model, [wb.encode_chat(model.tokenizer, first)], max_new_tokens=5)
     assert read_table(session, "probability")["token"].tolist() == list(answer.tokens)
 
-    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    next(button for button in session.button if button.label.startswith("Continue")).click().run()
     assert not session.exception and not read_tables(session) and session.text_area(key="prompt").value == ""
     assert json.loads(session.query_params["turns"]) == [["user", "the cat"], ["assistant", answer.text]]
     session.text_area(key="prompt").set_value("the dog").run()
@@ -253,7 +253,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
     assert read_table(session, "probability")["token"].tolist() == list(second.tokens)
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == second.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == second.tokens  # type: ignore[attr-defined]
     next(button for button in session.button if button.label == "New conversation").click().run()
     assert "turns" not in session.query_params
 
@@ -263,7 +263,7 @@ def test_chat_answers_in_the_models_format_and_goes_on(app: App, model: Transfor
 )
 def test_turns_that_cannot_be_read_say_what_to_do(app: App, turns: str) -> None:
     session = app("generate", mode="Chat", turns=turns)
-    assert session.error[0].value == "The conversation in the address cannot be read."
+    assert session.error[0].value == "The conversation in the URL cannot be read."
     next(button for button in session.button if button.label == "New conversation").click().run()
     assert not session.exception and not session.error
 
@@ -294,7 +294,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_ids(
     assert shown["text"].tolist() == [f"#{token}" for token in expected.tokens]
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
-    assert scope["found"].tokens == expected.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == expected.tokens  # type: ignore[attr-defined]
 
 
 def test_a_full_context_says_so_and_a_prompt_that_fills_it_is_refused(
@@ -333,12 +333,12 @@ def test_the_meter_counts_what_the_cache_holds(pressed: Callable[..., AppTest], 
 def test_hostile_text_reaches_no_markdown(app: App) -> None:
     session = app("generate", prompt=NASTY, temperature=1.5, new=30, mode="Chat", system=NASTY)
     session.button(key="generate").click().run()
-    next(button for button in session.button if button.label.startswith("Go on")).click().run()
+    next(button for button in session.button if button.label.startswith("Continue")).click().run()
     session.text_area(key="prompt").set_value(NASTY).run()
     session.button(key="generate").click().run()
     assert not session.exception and not session.error
     text = [element.value for kind in ("markdown", "caption", "subheader", "info") for element in session.get(kind)]
-    assert text and not [one for one in text if "alert" in one or "x^2" in one or "\u202e" in one or "🙂" in one]
+    assert text and not [line for line in text if "alert" in line or "x^2" in line or "\u202e" in line or "🙂" in line]
 
 
 def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
@@ -350,15 +350,15 @@ def test_a_sample_is_continued_from_its_prompt(app: App, results: Path) -> None:
     scope: dict[str, object] = {}
     exec(compile(notebook(session), "generate", "exec"), scope)
     assert scope["prompt"] == [65, 66, 67]
-    assert scope["found"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == tuple(read_table(session, "probability")["token"])  # type: ignore[attr-defined]
 
 
 def test_the_files_hold_the_table(model: Transformer) -> None:
-    found = sampling_trace(model, encode(model, PROMPT), Sampling(1.0), max_new_tokens=5)
-    shown = generation_step.steps(model, found)
+    trace = sampling_trace(model, encode(model, PROMPT), Sampling(1.0), max_new_tokens=5)
+    shown = generation_step.steps(model, trace)
     again = pd.read_parquet(io.BytesIO(generation_step._parquet(shown)))
     pd.testing.assert_frame_equal(again, shown)
-    assert len(generation_step.alternatives(model, found)) == 5 * 8
+    assert len(generation_step.alternatives(model, trace)) == 5 * 8
 
 
 @pytest.mark.parametrize(
@@ -372,9 +372,11 @@ def test_the_files_hold_the_table(model: Transformer) -> None:
 def test_an_edited_address_breaks_nothing(app: App, nonsense: dict[str, object]) -> None:
     session = app("generate", **(SETTINGS | {"written": 1} | nonsense))
     assert not session.exception
-    (asked,) = nonsense
-    if asked not in ("written", "turns"):  # controls, which say what they show instead
-        assert any(code.value.startswith(f"{asked}={nonsense[asked]} is not available") for code in session.code)
-    assert len(session.error) == (asked not in ("written", "turns"))
+    (parameter,) = nonsense
+    if parameter not in ("written", "turns"):  # controls, which say what they show instead
+        assert any(
+            code.value.startswith(f"{parameter}={nonsense[parameter]} is not available") for code in session.code
+        )
+    assert len(session.error) == (parameter not in ("written", "turns"))
     assert 1 <= len(read_table(session, "probability", "drawn_probability")) <= 64
     assert 1 <= session.slider(key="step").value <= 64

@@ -1,4 +1,4 @@
-"""Lens, Neurons and Intervene: what they show is the model's own, recomputed here from weights and plain runs."""
+"""Lens, Neurons and Intervene: their numbers are recomputed here from the weights and from plain runs."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def test_lens_ends_in_the_models_own_prediction(app: App, model: Transformer) ->
 
 
 def test_heads_are_ranked_by_what_they_add(app: App, model: Transformer) -> None:
-    """Each head's share of the first less the second target, from its z and the weights alone."""
+    """Each head's contribution to the first minus the second target, from its z and the weights alone."""
     session = app("lens", prompt=PROMPT, targets="#65 #66")
     with torch.no_grad():
         _, cap = model.run_with_capture(encode(model, PROMPT), ["blocks.*.attn.hook_z", "ln_final.hook_scale"])
@@ -96,7 +96,7 @@ def test_targets_are_the_likeliest_two_until_they_are_given(app: App, model: Tra
     session.text_input(key="targets").set_value("#1 #2 #3 #4 #5 #6 #7").run()
     assert "7 targets are more than the 6" in session.code[0].value
     session.text_input(key="targets").set_value("zzz").run()
-    assert not session.error and "its first, #" in session.text[0].value
+    assert not session.error and "only the first, #" in session.text[0].value
 
 
 @pytest.mark.parametrize("page", ["lens", "intervene"])
@@ -105,7 +105,7 @@ def test_targets_reach_no_markdown(app: App, page: str) -> None:
     assert not session.exception
     text = [element.value for kind in ("markdown", "caption", "subheader") for element in session.get(kind)]
     # Two asterisks to each side are the bold of a chart's title.
-    assert not [one for one in text if set("$`<") & set(one.removeprefix("**").removesuffix("**"))]
+    assert not [line for line in text if set("$`<") & set(line.removeprefix("**").removesuffix("**"))]
 
 
 def test_a_logit_that_is_no_longer_listed_gives_way_to_the_first(app: App) -> None:
@@ -256,16 +256,16 @@ def test_the_builder_adds_and_removes_and_refuses(app: App) -> None:
     session.selectbox(key="kind").set_value("Add").run()
     session.selectbox(key="place").set_value("Hook").run()
     add()
-    kept = json.loads(session.text_area(key="changes").value)
-    assert kept[:3] == [
+    changes = json.loads(session.text_area(key="changes").value)
+    assert changes[:3] == [
         {"kind": "ablate", "target": "L2H5"},
         {"kind": "scale", "target": "L2.attn", "factor": 0.25},
         {"kind": "rope_scaling", "yarn": 2.0},
     ]
-    assert from_json(json.dumps(kept))[3].tensor.item() == 1.0  # type: ignore[attr-defined]
+    assert from_json(json.dumps(changes))[3].tensor.item() == 1.0  # type: ignore[attr-defined]
     assert session.query_params["changes"] == session.text_area(key="changes").value
     session.button(key="remove_1").click().run()
-    assert [one["kind"] for one in json.loads(session.text_area(key="changes").value)] == [
+    assert [change["kind"] for change in json.loads(session.text_area(key="changes").value)] == [
         "ablate", "rope_scaling", "add",
     ]  # fmt: skip
     session.text_input(key="hook").set_value("blocks.0.hook_nothing").run()
@@ -296,7 +296,7 @@ def test_an_ablated_head_moves_by_all_of_itself_and_nothing_before_it_moves(mode
 
 def test_each_heads_change_is_drawn_when_it_is_asked_for(app: App) -> None:
     session = app("intervene", prompt=PROMPT, changes='[{"kind": "ablate", "target": "L1H2"}]', perhead="true")
-    assert not session.exception and "How far each head's output moves" in [m.value for m in session.subheader]
+    assert not session.exception and "Change of each head's output" in [m.value for m in session.subheader]
 
 
 def test_the_answer_to_a_sample_is_scored_as_the_benchmark_does(app: App, model: Transformer, results: Path) -> None:
@@ -313,8 +313,8 @@ def test_the_answer_to_a_sample_is_scored_as_the_benchmark_does(app: App, model:
     np.testing.assert_allclose(shown["before"], before, atol=WRITTEN_TO)
     np.testing.assert_allclose(shown["after"], after, atol=WRITTEN_TO)
     assert shown["gold"].tolist() == [True, False]
-    said = next(text.value for text in session.text if text.value.startswith("Answer before"))
-    assert said == f"Answer before: {'AB'[before.argmax()]}\nAnswer after:  {'AB'[after.argmax()]}"
+    answers = next(text.value for text in session.text if text.value.startswith("Answer before"))
+    assert answers == f"Answer before: {'AB'[before.argmax()]}\nAnswer after:  {'AB'[after.argmax()]}"
     assert [line.value for line in session.code if "--tasks tiny_quiz" in line.value and "changes.json" in line.value]
 
 
@@ -328,7 +328,7 @@ def test_a_typed_quiz_has_its_answer_before_and_after(app: App, model: Transform
         before = int(model(tokens)[0, -1, letters].argmax())
         with model.intervene(change):
             after = int(model(tokens)[0, -1, letters].argmax())
-    assert shown["Answer of A to D"] == f"{'ABCD'[before]} → {'ABCD'[after]}"
+    assert shown["Answer (A to D)"] == f"{'ABCD'[before]} → {'ABCD'[after]}"
 
 
 @pytest.mark.parametrize(
@@ -359,22 +359,26 @@ def test_words_are_read_as_the_pages_write_them(model: Transformer) -> None:
 @pytest.mark.parametrize(
     ("choices", "picked", "expected"),
     [
-        (((5, 8), (5, 9), (6, 7)), 1, target_tokens.Asked(3, (8, 9))),  # both begin with 5, which follows the prompt
-        (((5, 8), (5, 9), (6, 7)), 2, target_tokens.Asked(2, (5, 6))),
-        (((5, 8), (5, 9), (6, 7)), 0, target_tokens.Asked(3, (8, 9))),  # right: against the next best
+        (
+            ((5, 8), (5, 9), (6, 7)),
+            1,
+            target_tokens.TargetTokens(3, (8, 9)),
+        ),  # both begin with 5, which follows the prompt
+        (((5, 8), (5, 9), (6, 7)), 2, target_tokens.TargetTokens(2, (5, 6))),
+        (((5, 8), (5, 9), (6, 7)), 0, target_tokens.TargetTokens(3, (8, 9))),  # right: against the next best
         (((5, 8), (5,)), 1, None),
     ],
 )
 def test_gold_and_predicted_are_asked_for_where_they_part(
-    choices: tuple[tuple[int, ...], ...], picked: int, expected: target_tokens.Asked | None
+    choices: tuple[tuple[int, ...], ...], picked: int, expected: target_tokens.TargetTokens | None
 ) -> None:
     sample = Sample(
         "run", "task", 0, "", "", "", "", 0.0, (1, 2, 3, *choices[picked]), logprobs=(-3.0, -1.0, -2.0),
         prompt_ids=(1, 2, 3), choice_ids=choices, gold=0, picked=picked,
     )  # fmt: skip
     assert sample.ids is not None
-    given = Input(sample.ids, (b"x",) * len(sample.ids), "", asked=3, sample=sample)
-    assert target_tokens.of_sample(given) == expected
+    prompt = Input(sample.ids, (b"x",) * len(sample.ids), "", prompt_length=3, sample=sample)
+    assert target_tokens.of_sample(prompt) == expected
 
 
 @pytest.mark.parametrize(
@@ -382,8 +386,8 @@ def test_gold_and_predicted_are_asked_for_where_they_part(
     [(QUIZ, True), ("2 + 2?\nAnswer: ", True), ("x\n(A) one\n(B) two\n", True), ("A. B. Yehoshua", False), ("", False)],
 )
 def test_what_ends_like_a_quiz_is_one(text: str, quiz: bool) -> None:
-    given = Input((1,) * len(text), tuple(letter.encode() for letter in text), "")
-    assert target_tokens.is_quiz(given) == quiz
+    prompt = Input((1,) * len(text), tuple(letter.encode() for letter in text), "")
+    assert target_tokens.is_quiz(prompt) == quiz
 
 
 def test_a_tuned_lens_beside_the_model_is_offered_and_read(
@@ -399,10 +403,10 @@ def test_a_tuned_lens_beside_the_model_is_offered_and_read(
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
     page.switch_page("dashboard/pages/lens.py").run()
     tables = read_tables(page)
-    next(one for one in page.segmented_control if one.key == "lens").set_value("Tuned").run()
+    next(table for table in page.segmented_control if table.key == "lens").set_value("Tuned").run()
     assert not page.exception and not page.error
-    changed = [not one.equals(other) for one, other in zip(tables, read_tables(page), strict=True)]
+    changed = [not table.equals(other) for table, other in zip(tables, read_tables(page), strict=True)]
     assert any(changed)
     shown: dict[str, Any] = {}
     exec(next(code.value for code in page.code if "tuned_lens(model" in code.value), shown)
-    assert shown["found"].ids.shape[0] == model.config.n_layers + 1
+    assert shown["lens"].ids.shape[0] == model.config.n_layers + 1

@@ -1,5 +1,5 @@
-"""Mistakes a person can make: edited addresses, a model without words or with broken numbers, runs that are gone. On no
-page do they end in a traceback, and what can be said in a sentence is."""
+"""User mistakes: edited URLs, a model without a tokenizer or with NaN weights, deleted runs. No page shows a traceback;
+each shows a message."""
 
 import ast
 import shutil
@@ -28,12 +28,12 @@ PAGES = sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py"))
 OF_A_PROMPT = sorted({*PAGES} - {"benchmarks", "samples", "runs"})
 EARLY = {"sample", "capture", "run", "a_run", "b_run", "changes", "a_changes", "prompt", "b_prompt", "b_capture",
          "targets", "model", "turns", "job"}  # fmt: skip
-"""What ends a page where it names nothing: left out the second time, so that the rest is reached."""
+"""Parameters whose invalid value ends a page: left out the second time, so that the rest of the page is drawn."""
 
 
 def parameters() -> set[str]:
-    """Every name that the pages keep in the address, as their source has them."""
-    found = set()
+    """Every URL parameter of the pages, from their source."""
+    names = set()
     for path in (ROOT / "dashboard").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call):
@@ -45,8 +45,8 @@ def parameters() -> set[str]:
             else:
                 continue
             for key in keys:
-                found |= {key.value} if isinstance(key, ast.Constant) else {"a_dtype", "b_dtype"}
-    return found
+                names |= {key.value} if isinstance(key, ast.Constant) else {"a_dtype", "b_dtype"}
+    return names
 
 
 def test_parameters_are_found_in_the_source() -> None:
@@ -84,8 +84,8 @@ def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
         assert session.text_area(key="prompt").label == "Token ids"
         words = app(page, prompt="the cat sat")
         assert not words.exception
-        said = [error.value for error in words.error] + [code.value for code in words.code]
-        assert any("whole numbers, separated by spaces" in line for line in said)
+        messages = [error.value for error in words.error] + [code.value for code in words.code]
+        assert any("whole numbers, separated by spaces" in line for line in messages)
         for ids, complaint in {
             f"1 {'9' * 30}": "9 is not in the vocabulary",
             "1 -2": "-2 is not",
@@ -102,7 +102,7 @@ def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
 def test_numbers_that_overflowed_are_shown_with_a_banner(
     app: App, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """A prompt's capture under an intervention that takes the stream beyond float32."""
+    """A prompt's capture under an intervention that overflows float32 in the residual stream."""
     monkeypatch.setattr("dashboard.session.captures.folder", lambda: tmp_path)
     model = load_model(checkpoint)
     assert model.tokenizer is not None and model.source is not None
@@ -120,18 +120,18 @@ def test_numbers_that_overflowed_are_shown_with_a_banner(
 def test_a_run_deleted_while_its_page_is_open_says_so(
     serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path, page: str
 ) -> None:
-    kept = tmp_path / "kept"
-    shutil.copytree(results, kept)
-    serve(str(checkpoint), kept)
-    names = {run.name.split("/")[0]: run.name for run in list_runs(kept)}
+    backup = tmp_path / "kept"
+    shutil.copytree(results, backup)
+    serve(str(checkpoint), backup)
+    names = {run.name.split("/")[0]: run.name for run in list_runs(backup)}
     first, second = names["first"], names["second"]
     chosen = {"run": first, "baseline": second, "a_run": first, "b_run": second, "compare": "Runs"}
     session = app(page, **chosen)
     assert not session.exception
-    gone, alone = f"run={first} is not available here", "Two finished runs are compared"
+    gone, alone = f"run={first} is not available here", "A comparison needs two finished runs"
     assert not any(gone in code.value for code in session.code)
-    shutil.rmtree(kept / "first")
+    shutil.rmtree(backup / "first")
     session.run()
     assert not session.exception
-    said = [line.value for line in (*session.code, *session.info)]
-    assert any((alone if page == "compare" else gone) in line for line in said), said
+    lines = [line.value for line in (*session.code, *session.info)]
+    assert any((alone if page == "compare" else gone) in line for line in lines), lines

@@ -1,4 +1,4 @@
-"""What the pages do, without a browser: numbers shown are the probes' own, and mistakes say what to do."""
+"""Pages without a browser: the numbers equal those of the probes, and error messages say what to do."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def test_hostile_text_reaches_no_markdown(app: App, page: str) -> None:
 def test_an_empty_prompt_and_a_long_one_say_what_to_do(app: App) -> None:
     session = app("attention")
     session.text_area(key="prompt").set_value("a b " * 1500).run()
-    assert session.error[0].value == "There is nothing to run on."
+    assert session.error[0].value == "There is no input to run."
     assert "Shorten the text." in session.code[0].value
     assert not session.exception
 
@@ -164,20 +164,20 @@ def test_a_capture_that_holds_more_is_not_made_again(app: App, monkeypatch: pyte
 
 def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> None:
     model = wb.load_model(checkpoint)
-    held = computed.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
-    capture = weakref.ref(held.capture)
-    assert any(one is held.capture for one in computed._RUNS.values())
+    ref = computed.capture(model, (7, 8, 9), ("blocks.*.hook_resid_pre",))
+    capture = weakref.ref(ref.capture)
+    assert any(one is ref.capture for one in computed._RUNS.values())
     shared_cache.clear_all()
-    del held
+    del ref
     assert capture() is None
 
 
 def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
     session = app("rope", view="What if", layer=1, head=2)
-    assert numbers(session)["Attention that moves"] == "0.0%"
+    assert numbers(session)["Attention that changes"] == "0.0%"
     assert "Change theta" in session.info[0].value
     session.number_input(key="theta").set_value(500.0).run()
-    assert numbers(session)["Attention that moves"] != "0.0%"
+    assert numbers(session)["Attention that changes"] != "0.0%"
     assert not session.info
 
 
@@ -209,7 +209,7 @@ def test_a_sample_of_another_checkpoint_says_so(
     serve(str(checkpoint), root)
     session.query_params["sample"] = reference
     session.run()
-    assert session.warning[0].value.startswith("Another checkpoint gave this answer.")
+    assert session.warning[0].value.startswith("This answer is from another checkpoint.")
     assert not session.exception
 
 
@@ -241,8 +241,8 @@ def test_the_notebook_code_runs(app: App, page: str, options: dict[str, object])
 
 def test_a_grids_column_of_tokens_has_room_for_a_special_one(app: App) -> None:
     tables = [json.loads(frame.proto.columns) for frame in app("generate", written=1).dataframe]
-    found = [column for table in tables for column in table.values() if column.get("label") == "Token"]
-    assert found and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in found)
+    columns = [column for table in tables for column in table.values() if column.get("label") == "Token"]
+    assert columns and all((column.get("width") or 0) >= 8 * len("<|begin_of_text|>") - 1 for column in columns)
 
 
 @pytest.mark.parametrize("view", [{}, {"extent": "Window"}, {"extent": "Window", "start": 100}])
@@ -253,7 +253,7 @@ def test_the_notebook_code_of_a_long_prompt_gives_the_drawn_map(app: App, view: 
     exec(next(code.value for code in session.code if code.language == "python"), scope)
     _, drawn = session.session_state["_figures"]["head_map"]
     assert len(scope["tokens"][0]) > 512
-    np.testing.assert_allclose(scope["found"].weights, drawn().data[0].z, atol=1e-6)
+    np.testing.assert_allclose(scope["pattern"].weights, drawn().data[0].z, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_question_mark_by_every_figure_says_what_it_shows(app: App, page: str,
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "dashboard/pages").glob("*.py")))
 def test_what_is_computed_moves_nothing_on_the_page(app: App, page: str) -> None:
-    """An element that moves is made anew by the browser, which then loses its control's tie to the address."""
+    """The browser creates an element again if it moves; its widget then loses its link to the URL."""
     session = app(page, prompt="the cat sat on the mat", compare="Captures")
     assert not session.exception
     first = shape(session.main)
@@ -378,8 +378,8 @@ def test_rope_shows_one_pair_and_one_distance(app: App, checkpoint: Path) -> Non
     assert numbers(session)["Mean score"] == f"{apart.mean():.3f}"
     # Farther than the prompt reaches is as far as it reaches, and is said.
     far = app("rope", prompt="the cat sat on the mat", view="This head", layer=2, head=3, distance=9999)
-    said = f"distance=9999 is not available here; showing {len(q) - 1}."
-    assert not far.exception and said in [code.value for code in far.code]
+    message = f"distance=9999 is not available here; showing {len(q) - 1}."
+    assert not far.exception and message in [code.value for code in far.code]
     assert numbers(far)["Mean score"] == f"{(q @ k.T)[-1, 0] / 8**0.5:.3f}"
 
 
@@ -390,10 +390,10 @@ def test_a_prompt_comes_from_a_file(app: App) -> None:
     assert not session.exception and not session.error
     assert session.text_area(key="prompt").value == "the cat sat\non the mat"
     assert session.query_params["prompt"] == "the cat sat\non the mat"
-    for content, said in ((b"\xff\xfe", "no UTF-8 text"), (b"a" * 8001, "8,001 characters")):
+    for content, message in ((b"\xff\xfe", "not UTF-8 text"), (b"a" * 8001, "8,001 characters")):
         session.file_uploader(key="prompt_file").set_value(("b.bin", content, "text/plain")).run()
-        assert not session.exception and "was not taken" in session.error[0].value
-        assert any(said in code.value for code in session.code)
+        assert not session.exception and "was not used" in session.error[0].value
+        assert any(message in code.value for code in session.code)
         assert session.text_area(key="prompt").value == "the cat sat\non the mat"
 
 

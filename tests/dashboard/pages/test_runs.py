@@ -1,4 +1,4 @@
-"""The Runs page: what it asks for, what it shows of a job in each state, what it refuses."""
+"""The Runs page: the form, a job in each state, and invalid requests."""
 
 import sys
 import time
@@ -33,7 +33,7 @@ FOREVER = 99
 
 @pytest.fixture
 def world(tmp_path: Path, serve: Callable[[str, Path], None], app: App, checkpoint: Path) -> Iterator[Path]:
-    """A results folder of its own, in which nothing runs at the end."""
+    """A separate results folder; jobs that still run are ended after the test."""
     app()
     serve(str(checkpoint), tmp_path)
     yield tmp_path
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     session = opened()
     session.text_input(key=key).set_value(value)
     press(session, "Start")
-    assert [error.value for error in session.error] == ["It was not started."]
+    assert [error.value for error in session.error] == ["The benchmark was not started."]
     assert message in said(session) and jobs.jobs(world) == ([], [])
 
 
@@ -151,10 +151,10 @@ def test_a_running_job_shows_how_far_it_is_and_is_cancelled(
     begun(world, checkpoint, FOREVER)
     job = settled(world, "mine", jobs.STARTING)
     session = opened(job="mine")
-    assert "The questions are read and the model is loaded" in str(session.get("progress")[0].proto.text)
+    assert "Loading the questions and the model" in str(session.get("progress")[0].proto.text)
     now = time.time()
-    told = Progress("scoring", done=30, total=120, first=10, since=now - 20, at=now)
-    supervisor.write(job.folder / supervisor.PROGRESS, vars(told))
+    progress = Progress("scoring", done=30, total=120, first=10, since=now - 20, at=now)
+    supervisor.write(job.folder / supervisor.PROGRESS, vars(progress))
     session.run()
     # By hand: 20 new ones took 20 s, 90 are left.
     text = session.get("progress")[0].proto.text
@@ -208,7 +208,7 @@ def test_a_run_of_the_terminal_is_listed_with_its_error(opened: App, world: Path
     with Store.open(world / "theirs") as store:  # it was made on a model in memory, after all
         store._index.execute("UPDATE runs SET settings = '{\"model\": null}'")
     press(session, "Resume it")
-    assert session.error[0].value == "It was not taken up." and "on a model in memory" in said(session)
+    assert session.error[0].value == "The run was not resumed." and "on a model in memory" in said(session)
 
 
 def test_a_finished_job_leads_to_its_scores(opened: App, world: Path, stand_in: None, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Samples page: which questions it lists, in what order, and what it says decided an answer."""
+"""The Samples page: the listed questions, their order, and the explanation of an answer."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
 
 @pytest.fixture
 def asked(app: App, serve: Serve, checkpoint: Path, answers: Path) -> App:
-    """A session on the Samples page over the run that the checkpoint itself made, or over another folder of runs."""
+    """A session on the Samples page, with the checkpoint's own run or another folder of runs."""
 
     def open_page(root: Path = answers, model: Path = checkpoint, **params: object) -> AppTest:
         session = app("overview")
@@ -65,15 +65,15 @@ def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, r
     session = asked(task="asked_quiz", doc=2)
     assert not session.exception and not session.error
     assert session.success[0].value.startswith("Replay: the stored log-probabilities, within")
-    found = explain(wb.load_model(checkpoint), run, "asked_quiz", 2)
-    first = found.heads().iloc[0]
+    explanation = explain(wb.load_model(checkpoint), run, "asked_quiz", 2)
+    first = explanation.heads().iloc[0]
     lines = [text.value for text in session.text]
     expected = f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}; without it"
     assert [line for line in lines if " adds " in line][0].startswith(expected)
     # The attribution's gold and predicted are those that were stored.
-    gold, picked = (found.decision.token, found.decision.contrast_token)
+    gold, picked = (explanation.decision.token, explanation.decision.contrast_token)
     with torch.no_grad():
-        logits = wb.load_model(checkpoint)(torch.tensor([found.decision.ids]))[0, -1]
+        logits = wb.load_model(checkpoint)(torch.tensor([explanation.decision.ids]))[0, -1]
     difference = (logits[picked] - logits[gold]).item()
     assert difference > 0
     assert f"The logit of the right answer is {difference:.3f} below that of the answer given;" in said(session)
@@ -82,9 +82,9 @@ def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, r
 
 
 def test_the_links_lead_to_the_head_the_lens_and_the_ablation(asked: App, run: Run, checkpoint: Path) -> None:
-    found = explain(wb.load_model(checkpoint), run, "asked_quiz", 3)
-    first = found.heads().iloc[0]
-    name, at = f"L{first['layer']}H{first['head']}", str(found.decision.position)
+    explanation = explain(wb.load_model(checkpoint), run, "asked_quiz", 3)
+    first = explanation.heads().iloc[0]
+    name, at = f"L{first['layer']}H{first['head']}", str(explanation.decision.position)
     session = asked(task="asked_quiz", doc=3)
     reference = f"{run.name}/asked_quiz/3"
     address = page_links(session)
@@ -94,11 +94,14 @@ def test_the_links_lead_to_the_head_the_lens_and_the_ablation(asked: App, run: R
     ablated = address[f"Without {name} →"]
     assert ablated["sample"] == reference and ablated["position"] == at
     assert json.loads(ablated["changes"]) == [{"kind": "ablate", "target": name}]
-    assert address["This decision in Lens →"]["targets"] == f"#{found.decision.token} #{found.decision.contrast_token}"
+    assert (
+        address["This decision in Lens →"]["targets"]
+        == f"#{explanation.decision.token} #{explanation.decision.contrast_token}"
+    )
 
 
 def page_links(session: AppTest) -> dict[str, dict[str, str]]:
-    """The query of every link, by what the link says."""
+    """The query of every link, by label."""
     links = [element.proto for element in session.get("page_link")]
     return {link.label: dict(parse_qsl(link.query_string)) for link in links}
 
@@ -156,7 +159,7 @@ def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
     shown = texts(session)
     assert "failed: AssertionError" in shown
     assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
-    assert "Name a position" in session.error[0].value  # where a program was decided, nobody can say
+    assert "Choose a position" in session.error[0].value  # where a program was decided, nobody can say
     session.number_input(key="behind").set_value(4).run()
     assert not session.error and " adds " in said(session) and "behind position 4 stands" in said(session)
     session.selectbox(key="task").set_value("asked_quiz").run()
@@ -221,7 +224,7 @@ def test_addresses_that_mean_nothing_say_so(asked: App, answers: Path) -> None:
     assert "task=nothing is not available here; showing asked_quiz." in said(session)
     for doc in ("99", "x", "-1"):
         session = asked(task="asked_quiz", doc=doc)
-        assert f"No question {doc}; this task has 0 to 3." in said(session) and not session.exception
+        assert f"There is no question {doc}; this task has 0 to 3." in said(session) and not session.exception
     assert not asked(task="asked_quiz", doc="first", order="nothing", show="nothing").exception
 
 
@@ -251,8 +254,8 @@ def test_the_notebook_code_gives_the_pages_numbers(asked: App, options: dict[str
     assert len(code) == 1
     scope: dict = {}
     exec(compile(code[0], "samples", "exec"), scope)
-    if "found" in scope:
-        first = scope["found"].heads().iloc[0]
+    if "explanation" in scope:
+        first = scope["explanation"].heads().iloc[0]
         line = next(text.value for text in session.text if " adds " in text.value)
         assert line.startswith(f"L{first['layer']}H{first['head']} adds {first['contribution']:+.4f}")
     else:
@@ -281,7 +284,7 @@ def test_strangers_text_reaches_no_markdown(asked: App) -> None:
 def test_benchmarks_leads_to_the_surest_wrong_answer(app: App, results: Path) -> None:
     session = app("benchmarks", task="tiny_sums")
     run = list_runs(results)[0].name
-    assert page_links(session)["Wrong answers, the surest first →"] == {
+    assert page_links(session)["Wrong answers, most confident first →"] == {
         "run": run, "baseline": "none", "task": "tiny_sums", "doc": "first", "show": "Wrong",
         "order": "Confident wrong",
     }  # fmt: skip
@@ -315,7 +318,7 @@ def test_a_filter_leaves_the_scores_that_have_its_words(app: App, results: Path)
         exec(next(element.value for element in session.code if element.language == "python"), scope)
         assert scope["shown"]["task"].tolist() == left
     session = app("benchmarks", **runs, only="exact quiz")
-    assert not session.exception and "Shorten it" in session.info[0].value
+    assert not session.exception and "Shorten the filter" in session.info[0].value
 
 
 def test_partial_scores_are_marked_and_published_ones_stand_beside(
@@ -336,7 +339,7 @@ def test_partial_scores_are_marked_and_published_ones_stand_beside(
     session.selectbox(key="published").set_value("llama-3.1-8b-instruct").run()
     assert not session.exception
     table = read_table(session, "source")
-    figure = next(one for one in named("llama-3.1-8b-instruct") if one.task == "gsm8k_cot")
+    figure = next(element for element in named("llama-3.1-8b-instruct") if element.task == "gsm8k_cot")
     assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx(
         [1 / 6], abs=WRITTEN_TO
     )
@@ -368,7 +371,7 @@ UNLISTED = "The row in the URL is not in the list."
 
 @pytest.fixture
 def turned(asked: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
-    """The page over a run of seven sums, of which 0, 3 and 6 are wrong, two rows of the list at once."""
+    """The page with a run of seven sums, of which 0, 3 and 6 are wrong; the list shows two rows at a time."""
     monkeypatch.setattr(row_picker, "PAGE", 2)
     root = write_many(tmp_path, 7)
     return lambda **params: asked(root, **params)

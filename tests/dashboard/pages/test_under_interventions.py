@@ -1,4 +1,4 @@
-"""Pages that look at a changed model, by the interventions of a sample's run or those that the address names."""
+"""Pages that show a changed model: interventions of a sample's run, or of the URL."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def model(checkpoint: Path) -> Transformer:
 
 @pytest.fixture
 def ablated(serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path) -> App:
-    """Pages on a sample of a run that was made without a head."""
+    """Pages with a sample from a run in which a head was ablated."""
     root = shutil.copytree(results / "first", tmp_path / "results" / "first").parent
     path = next(root.rglob("results_*.json"))
     data = json.loads(path.read_text())
@@ -79,9 +79,9 @@ def test_a_saved_capture_is_the_changed_models(
     session.text_input(key="capture_name").set_value("without")
     session.button(key="save_capture").click().run()
     assert not session.error
-    found = captures.find("without")
-    assert [json.loads(one) for one in found.interventions] == json.loads(to_json([CHANGE]))
-    assert not captures.load(found, torch.device("cpu"))["blocks.1.attn.hook_z"][0, :, 2].any()
+    stored = captures.find("without")
+    assert [json.loads(change) for change in stored.interventions] == json.loads(to_json([CHANGE]))
+    assert not captures.load(stored, torch.device("cpu"))["blocks.1.attn.hook_z"][0, :, 2].any()
 
 
 def test_a_text_is_written_by_the_changed_model(ablated: App, model: Transformer) -> None:
@@ -96,7 +96,7 @@ def test_a_text_is_written_by_the_changed_model(ablated: App, model: Transformer
     np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
     assert not np.allclose(shown["logprob"][0], plain.logprobs[0], atol=1e-3)
     scope = pasted(session)
-    assert scope["found"].tokens == changed.tokens  # type: ignore[attr-defined]
+    assert scope["trace"].tokens == changed.tokens  # type: ignore[attr-defined]
 
 
 def test_the_attention_of_a_step_is_the_changed_models(ablated: App, model: Transformer) -> None:
@@ -160,7 +160,7 @@ def test_a_page_looks_at_the_model_as_its_address_changes_it(app: App, page: str
 
 
 def shown(session: AppTest) -> list[str]:
-    tables = [found.to_csv() for found in read_tables(session) if "size" not in found]
+    tables = [table.to_csv() for table in read_tables(session) if "size" not in table]
     return [*numbers(session).values(), *tables]
 
 

@@ -124,7 +124,7 @@ def test_overview_takes_the_next_tokens_from_the_capture(
     shown = [read_table(one, "probability") for one in (page, plain)]
     assert shown[0]["id"].tolist() == shown[1]["id"].tolist()
     assert shown[0]["probability"].tolist() == pytest.approx(shown[1]["probability"].tolist(), rel=1e-5)
-    assert any("Nothing was run" in caption.value for caption in page.caption)
+    assert any("The model was not run" in caption.value for caption in page.caption)
 
 
 def test_the_command_that_is_shown_keeps_what_every_page_needs(
@@ -173,7 +173,7 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
     }.items():  # fmt: skip
         page = kept("attention", capture=name)
         assert not page.exception, name
-        assert page.error[0].value == "There is nothing to run on." and said in page.code[0].value, name
+        assert page.error[0].value == "There is no input to run." and said in page.code[0].value, name
         assert any(button.label == "Back to a prompt" for button in page.button), name
 
 
@@ -186,7 +186,9 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
 def test_names_are_not_taken_twice_and_deleting_asks_nobody_else(kept: Callable[..., AppTest]) -> None:
     page = save(kept(prompt=TEXT), "cat")
     page = save(page, "cat")
-    assert "The capture was not kept." in page.error[0].value and any("already" in code.value for code in page.code)
+    assert "The capture was not saved or deleted." in page.error[0].value and any(
+        "already" in code.value for code in page.code
+    )
     page.button(key="delete_capture").click().run()
     assert captures.list_captures() == [] and not page.exception
 
@@ -247,13 +249,13 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
     assert not page.exception and not page.error
     shown = numbers(page)
     assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl), rel=1e-2)  # three digits are shown
-    assert shown["The runs part at"] == "blocks.1.hook_mlp_out"
+    assert shown["The runs diverge at"] == "blocks.1.hook_mlp_out"
     assert not runs
 
 
 def test_without_a_kept_capture_compare_says_how_one_comes_to_be(kept: Callable[..., AppTest]) -> None:
     page = kept("compare", prompt=TEXT, b_of=compare_sides.KEPT)
-    assert not page.exception and "No capture is kept yet" in page.info[0].value
+    assert not page.exception and "No capture is saved yet" in page.info[0].value
     assert any("workbench capture" in text and TEXT in text for text in texts(page))
 
 
@@ -293,8 +295,8 @@ def test_generate_goes_on_from_a_captures_tokens(kept: Callable[..., AppTest], c
         code = next(element.value for element in page.code if element.language == "python")
         scope: dict[str, Any] = {}
         exec(compile(code, "generate", "exec"), scope)
-        assert scope["found"].prompt == tuple(ids)
-        assert "The capture's tokens are continued." in [caption.value for caption in page.caption]
+        assert scope["trace"].prompt == tuple(ids)
+        assert "Continues the capture's tokens." in [caption.value for caption in page.caption]
 
 
 def test_an_example_takes_the_place_of_an_open_capture(kept: Callable[..., AppTest]) -> None:

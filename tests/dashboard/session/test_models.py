@@ -125,7 +125,7 @@ def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
 def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
     _, known = models.served()
     model = models.pool().get(known.path)
-    again = compare_sides._in_type("key", model, "bfloat16")
+    again = compare_sides._load_in_dtype("key", model, "bfloat16")
     gone = [weakref.ref(model), weakref.ref(again)]
     del model, again
     assert all(ref() is not None for ref in gone)

@@ -245,4 +245,4 @@ def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: py
         monkeypatch.setattr(url_values, "MAX_BYTES", most)
         session.button(key="generate").click().run()
         assert not session.exception
-        assert any(button.label == "Go on with the conversation" for button in session.button) == fits
+        assert any(button.label == "Continue the conversation" for button in session.button) == fits

@@ -124,6 +124,7 @@ CHANGES = {
     "turn": wb.RopeScaling(interpolation=2.0),
     "pattern": wb.Scale("blocks.1.attn.hook_pattern", 0.3, heads=[1]),
     "position": wb.Scale("blocks.0.hook_resid_post", 3.0, positions=[2, 45]),
+    "value of each position": wb.Add("blocks.0.hook_resid_post", torch.linspace(-9, 9, 256 * 64).view(1, 256, 64)),
 }
 
 
