@@ -212,9 +212,13 @@ def _take_away(
                 f"found = explain(model, {wanted}, {named}{behind})",
                 "print(found.replayed)",
                 "found.heads()",
-                "found.found.lens()",
+                "found.attribution.lens()",
             ]
-            tables |= {"parts": explained.found.frame, "heads": explained.heads, "lens": explained.found.lens}
+            tables |= {
+                "parts": explained.attribution.frame,
+                "heads": explained.heads,
+                "lens": explained.attribution.lens,
+            }
     head.code("\n".join(lines))
     head.data(tables)
 

@@ -17,7 +17,7 @@ from dashboard.session.settings import Settings
 from dashboard.token_text import plain
 from evals.explain import baseline_run
 from evals.explain.explain import Explanation
-from evals.explain.replay import changes_of, entry_of
+from evals.explain.replay import interventions_of, stored_run
 from evals.interventions import described
 from evals.results.runs import Run
 from probes.base import drawing
@@ -61,11 +61,11 @@ def answer_explanation(opened: Opened, task: str) -> Explanation | None:
     if again.explanation is None:
         return None
     found = again.explanation
-    st.text(plain(f"Before position {found.decision.position + 1}: {found.decision.says}."))
-    if not isinstance(found.found, Parts):
+    st.text(plain(f"Before position {found.decision.position + 1}: {found.decision.description}."))
+    if not isinstance(found.attribution, Parts):
         st.caption("Another package explains here; its table is among the downloads.")
         return found
-    _parts(model, opened, task, found, found.found)
+    _parts(model, opened, task, found, found.attribution)
     return found
 
 
@@ -84,7 +84,7 @@ def _replay(again: Again, run: Run) -> None:
         show_error(
             "Where this answer was decided is not known. Name a position behind which to explain.", again.problem
         )
-    changes = changes_of(run)
+    changes = interventions_of(run)
     if changes:
         st.text(plain(f"The run was made under {described(changes)}; so are this replay, and the pages that open it."))
 
@@ -166,7 +166,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     st.caption("Whether a head is to blame, a run without it says: the command for the first one.")
     command = None
     if run.provenance.get("run"):
-        command = baseline_run.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
+        command = baseline_run.ablation_command(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
     if command is None:
         given = ["--model", computed.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *given, "--output", str(run.path.parent)])
@@ -187,7 +187,7 @@ def _at(found: Explanation) -> dict[str, str]:
 def _serve(run: Run) -> str | None:
     """The command that serves the model a run was made on; None where the run's store does not say."""
     try:
-        path = entry_of(run).settings["model"]
+        path = stored_run(run).settings["model"]
     except (DataError, KeyError):
         return None
     results = Settings.from_env().results

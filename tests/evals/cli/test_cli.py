@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
 from evals import sandbox
-from evals.cli.run import pairs
+from evals.cli.run import key_values
 from evals.results.runs import list_runs, read_run
 from evals.run.evaluate import evaluate
 from evals.run.settings import Settings
@@ -54,7 +54,7 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_pairs(text: str, found: dict[str, Any]) -> None:
-    assert pairs(text, "--gen_kwargs") == found
+    assert key_values(text, "--gen_kwargs") == found
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     folder, command = interrupted
     assert main(["eval", "list", "--results", str(folder)]) == 0
     listed = capsys.readouterr().out
-    assert listed.startswith("[interrupted] ") and "8 answers kept" in listed and command in listed
+    assert listed.startswith("[interrupted] ") and "8 answers saved" in listed and command in listed
     name = listed.split()[1]
     assert main(["eval", "show", name, "--results", str(folder)]) == 0
     shown = capsys.readouterr().out
@@ -140,7 +140,8 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert (row["status"], row["answers_kept"], row["resume"]) == ("interrupted", 8, f"workbench {command}")
     for asked in (["export", name], ["report", name], ["compare", name, name]):
         assert main(["eval", *asked, "--results", str(folder)]) == 2
-        assert f"is interrupted: there is nothing whole of it yet; `workbench {command}`" in capsys.readouterr().err
+        message = f"is interrupted: it has no complete results yet; continue it with `workbench {command}`"
+        assert message in capsys.readouterr().err
     assert main(command.split()) == 0
     capsys.readouterr()
     assert main(["eval", "show", name, "--results", str(folder)]) == 0

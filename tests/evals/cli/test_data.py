@@ -26,7 +26,7 @@ def test_prepare_check_and_list(shared_data: Path, tmp_path: Path, capsys: pytes
     assert set(states(capsys).values()) == {"embedded", "missing"}
     assert main(["eval", "prepare", str(shared_data / "gsm8k"), str(shared_data / "humaneval")]) == 0
     out, err = capsys.readouterr()
-    assert "gsm8k: 1319 test, 7473 train; GSM8K JSONL; licence MIT" in out and "is whole" in err
+    assert "gsm8k: 1319 test, 7473 train; GSM8K JSONL; licence MIT" in out and "is complete" in err
     found = states(capsys)
     for name in ("gsm8k", "gsm8k_llama", "gsm8k_cot_llama", "humaneval", "humaneval_instruct"):
         assert found[name] == "here", name
@@ -47,7 +47,7 @@ def test_a_part_of_mmlu_is_a_part(shared_data: Path, tmp_path: Path, capsys: pyt
         (tmp_path / "mine" / split / name).write_bytes((shared_data / "mmlu" / split / name).read_bytes())
     assert main(["eval", "prepare", str(tmp_path / "mine"), "--data", str(tmp_path / "other")]) == 1
     out, err = capsys.readouterr()
-    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are not there" in err and "is not whole" in err
+    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are not there" in err and "is not complete" in err
     found = states(capsys, "--data", str(tmp_path / "other"))
     assert found["mmlu_anatomy"] == found["mmlu_llama_anatomy"] == "here" and found["mmlu_virology"] == "missing"
     assert found["mmlu"] == found["mmlu_stem"] == "partly" and found["mmlu_humanities"] == "missing"
@@ -67,8 +67,8 @@ def test_own_suites_and_copies_of_the_hub_are_listed(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the sources"),
-        (["x", "--check"], "give the sources"),
+        ([], "pass either sources"),
+        (["x", "--check"], "pass either sources"),
         (["/nowhere"], "does not exist"),
         (["--check"], "has no manifest.json"),
     ],

@@ -72,7 +72,7 @@ def test_a_sample_explained(out: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*ask, "--top", "2"]) == 0
     text = capsys.readouterr().out
     assert f"{name} {worst['contribution']:+13.3f}" in text and told["check"] in text
-    table = text.split("spoke most for the given answer:\n")[1].split("norm anew: what")[0]
+    table = text.split("contribution to the given answer first:\n")[1].split("norm recomputed: the")[0]
     assert len(table.splitlines()) == 3
 
 
@@ -115,7 +115,7 @@ def test_without_a_plain_run_it_says_how_to_make_one(
     assert main([*asked, "--json"]) == 0
     found = capsys.readouterr()
     assert json.loads(found.out)["provenance"]["interventions"] == [{"kind": "ablate", "target": "L0H0"}]
-    assert "The plain run is not in" in found.err and "--limit 6\n" in found.err
+    assert "The baseline run is not in" in found.err and "--limit 6\n" in found.err
     assert main([*asked, "--against", "nothing"]) == 2
     assert "no run matches 'nothing'" in capsys.readouterr().err
 
@@ -123,15 +123,15 @@ def test_without_a_plain_run_it_says_how_to_make_one(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--sample", "demo_mmlu"], "--sample is TASK/ID"),
-        (["--sample", "demo_mmlu/x"], "--sample is TASK/ID"),
+        (["--sample", "demo_mmlu"], "--sample must be TASK/ID"),
+        (["--sample", "demo_mmlu/x"], "--sample must be TASK/ID"),
         (["--sample", "mmlu/0"], "no samples of 'mmlu'"),
         (["--sample", "demo_mmlu/99"], "has no question 99"),
-        (["--explain"], "go with --sample"),
-        (["--sample", "demo_mmlu/0", "--explain", "--position", "9999"], "--position is 0 to"),
+        (["--explain"], "need --sample"),
+        (["--sample", "demo_mmlu/0", "--explain", "--position", "9999"], "--position must be 0 to"),
         (
             ["--sample", "demo_mmlu/0", "--explain", "--model", "demo", "--device", "cpu"],
-            "is not the run's: its checkpo",
+            "is not the run's model: its checkpo",
         ),
     ],
 )
@@ -167,4 +167,4 @@ def test_a_changed_sample_is_explained_as_something_else(
     assert (
         main(["eval", "show", str(tmp_path / "copy"), "--sample", "demo_mmlu/0", "--explain", "--device", "cpu"]) == 0
     )
-    assert "warning: this explains something else than the stored answer" in capsys.readouterr().err
+    assert "warning: the replay does not match the stored answer" in capsys.readouterr().err

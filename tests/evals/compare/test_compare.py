@@ -156,7 +156,9 @@ def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
     error = stats.clustered_stderr(differences, [i // 5 for i in range(150)])
     assert clustered.minimum_detectable_effect == pytest.approx(2.8016 * error, rel=1e-4)
     assert clustered.p > plain.p and clustered.high - clustered.low > 1.8 * (plain.high - plain.low)  # sqrt(5) = 2.2
-    with pytest.raises(DataError, match="no task's documents all have the field 'story'; there are passage, question"):
+    with pytest.raises(
+        DataError, match="no task has the field 'story' in all of its documents; the fields are: passage, question"
+    ):
         compare(*runs, cluster="story")
     # The interval of one run's score counts passages too, in tables, reports and figures alike.
     counted = by_cluster(runs[0], "passage")
@@ -166,8 +168,8 @@ def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
     assert (other.low, other.high) == pytest.approx(stats.normal(one.value, error))
     assert other.high - other.low > 1.8 * (one.high - one.low)
     text = report.document([counted]).text("md")
-    assert "Questions with the same passage count as one" in text and f"{100 * other.low:.1f} - " in text
-    with pytest.raises(DataError, match="have the field 'story'"):
+    assert "Standard errors are clustered by passage" in text and f"{100 * other.low:.1f} - " in text
+    with pytest.raises(DataError, match="has the field 'story'"):
         by_cluster(runs[0], "story")
 
 
@@ -175,7 +177,7 @@ def test_only_shared_questions_count(tmp_path: Path) -> None:
     a, b = verdicts("110011", "1011", tmp_path)
     found = compare(a, b)
     assert found.differences[0].a.n == 4 and found.differences[0].a.value == 0.5
-    assert found.notes == ("s: 2 questions only in A are left out",)
+    assert found.notes == ("s: 2 questions are only in A and are left out",)
 
 
 def test_other_questions_under_the_same_number_are_left_out(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_other_questions_under_the_same_number_are_left_out(tmp_path: Path) -> N
     b = run_of(tmp_path / "b", {"s": [quiz(0, True), quiz(1, True, question="new"), quiz(2, True)]})
     found = compare(a, b)
     assert found.differences[0].a.n == 2
-    assert found.notes == ("s: 1 numbers are other questions in B than in A, and are left out",)
+    assert found.notes == ("s: 1 question numbers are different questions in A and B, and are left out",)
     other = run_of(tmp_path / "c", {"s": [quiz(i, True, question=f"new {i}") for i in range(3)]})
     with pytest.raises(DataError, match="s: the runs have no question in common .* 3 have the same number"):
         compare(a, other)
@@ -193,7 +195,7 @@ def test_other_prompts_are_compared_and_named(tmp_path: Path) -> None:
     a = run_of(tmp_path / "a", {"s": [quiz(0, True), quiz(1, False)]})
     b = run_of(tmp_path / "b", {"s": [quiz(i, True, prompt="5 shots") for i in range(2)]}, **{"n-shot": {"s": 5}})
     found = compare(a, b)
-    assert found.notes == ("s: the prompts of 2 of 2 questions differ (0 and 5 shots)",)
+    assert found.notes == ("s: 2 of 2 questions have different prompts (0 and 5 shots)",)
     assert (found.differences[0].a.shots, found.differences[0].b.shots) == (0, 5)
     assert not found.samples[0].same_prompt
 
@@ -217,7 +219,7 @@ def test_a_metric_that_is_no_mean_is_not_compared(tmp_path: Path) -> None:
     a, b = (run_of(tmp_path / name, {"s": rows}, results=results) for name in "ab")
     found = compare(a, b)
     assert [one.a.metric for one in found.differences] == ["acc"]
-    assert "perplexity is no mean over its samples (4.48169" in found.notes[0]
+    assert "perplexity is not the mean over its samples (score 4.48169" in found.notes[0]
 
 
 def test_origins_that_differ_are_named(tmp_path: Path) -> None:
@@ -231,9 +233,9 @@ def test_origins_that_differ_are_named(tmp_path: Path) -> None:
         ("interventions", None, [{"heads": "L5H3"}]),
     )
     # In words; what no intervention of this version reads stays as it was written.
-    assert terminal_table.besides(compare(a, b))[1] == ("interventions", "none", '[{"heads": "L5H3"}]')
+    assert terminal_table.other_differences(compare(a, b))[1] == ("interventions", "none", '[{"heads": "L5H3"}]')
     c = run_of(tmp_path / "c", {"s": [quiz(0, True)]}, workbench={**own, "interventions": [Ablate("L5H3").to_dict()]})
-    assert ("interventions", "none", "ablate L5H3") in terminal_table.besides(compare(a, c))
+    assert ("interventions", "none", "ablate L5H3") in terminal_table.other_differences(compare(a, c))
 
 
 def test_the_terminal_has_differences_and_samples(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_the_terminal_has_differences_and_samples(tmp_path: Path) -> None:
     row = next(line.split() for line in text.splitlines() if line.startswith("s "))
     assert row[:6] == ["s", "acc", "12", "41.7", "75.0", "+33.3"]
     assert row[6:9] == [f"{100 * low:+.1f}", "to", f"{100 * high:+.1f}"] and row[9:13] == ["1", "5", "0.22", "0.22"]
-    assert "6 answers are right in one run alone, 0 others differ." in text
+    assert "6 answers are right in only one run; 0 others differ." in text
     assert "s/4  acc, none: only A is right" in text and "margin +1.000" in text and "s/5" not in text
 
 
@@ -264,7 +266,7 @@ def test_a_document_says_in_every_format_what_the_terminal_says(tmp_path: Path) 
     found = compare(a, run_of(tmp_path / "b2", {"s": rows_of(b)}, versions={"s": 2}))
     made = comparison_report.document(found, samples=2)
     table_, origins = made.report().tables
-    assert table_.rows == tuple(terminal_table.compared(one) for one in found.differences)
+    assert table_.rows == tuple(terminal_table.difference_cells(one) for one in found.differences)
     assert ("task_version.s", "1", "2") in origins.rows
     assert [title for title, _ in made.report().samples] == [
         "s/4  acc, none: only A is right", "s/5  acc, none: only B is right",
@@ -350,11 +352,11 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
-        (["report", "RUN", "--published", "gpt-2"], "no published scores of 'gpt-2'"),
+        (["report", "RUN", "--format", "parquet"], "Parquet cannot be printed"),
+        (["report", "RUN", "--published", "gpt-2"], "no published scores for 'gpt-2'"),
         (["report", "RUN", "--figure", "f.png"], "ends in .html"),
-        (["report", "RUN", "--output", "report.doc"], "says no format; give --format md, latex"),
-        (["compare", "RUN", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
+        (["report", "RUN", "--output", "report.doc"], "does not end in a known suffix; pass --format md, latex"),
+        (["compare", "RUN", "RUN", "--format", "parquet"], "Parquet cannot be printed"),
         (["compare", "RUN", "RUN"], "given twice"),
     ],
 )

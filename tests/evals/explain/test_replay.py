@@ -108,7 +108,7 @@ def test_another_model_is_refused(
     other = saved(speaking_model, tmp_path / "other", scale=scale, tokenizer=more)
     dtype = "bfloat16" if what == "dtype" else "float32"
     model = wb.load_model(other, device="cpu", dtype=dtype)
-    with pytest.raises(DataError, match=f"not the run's: its {words} is"):
+    with pytest.raises(DataError, match=f"not the run's model: its {words} is"):
         replay(model, run, "demo_mmlu", 0)
 
 
@@ -138,7 +138,7 @@ def test_a_sample_changed_by_hand_is_noticed(
     model, run, _ = made
     run = edited(run, tmp_path, task, change)
     found = replay(model, run, task, 1)
-    assert not found.agrees and "explains something else" in str(found)
+    assert not found.agrees and "does not match the stored answer" in str(found)
     assert replay(model, run, task, 0).agrees
 
 
@@ -149,10 +149,10 @@ def test_what_cannot_be_replayed_says_why(made: tuple[Transformer, Run, Run], tm
     with pytest.raises(DataError, match="no filter 'other'; it has strict-match, flexible-extract"):
         sample(run, "demo_gsm8k", 0, filter="other")
     without = edited(run, tmp_path, "demo_mmlu", lambda row: row.pop("replay"))
-    with pytest.raises(DataError, match="without its token ids"):
+    with pytest.raises(DataError, match="without token ids"):
         replay(model, without, "demo_mmlu", 1)
     theirs = Run(run.path, {key: value for key, value in run.data.items() if key != "workbench"})
-    with pytest.raises(DataError, match="not made by the workbench's own model"):
+    with pytest.raises(DataError, match="not made with the workbench's own model"):
         replay(model, theirs, "demo_mmlu", 1)
 
 
@@ -169,20 +169,20 @@ def test_the_run_s_model_is_found(made: tuple[Transformer, Run, Run], tmp_path: 
 def test_the_plain_run_and_the_commands(made: tuple[Transformer, Run, Run], tmp_path: Path) -> None:
     model, plain, changed = made
     assert model.source is not None
-    found = baseline_run.plain_of(changed)
+    found = baseline_run.find_baseline(changed)
     assert found is not None and found.path == plain.path
-    assert baseline_run.plain_of(plain) is None, "a run is not its own counterpart"
+    assert baseline_run.find_baseline(plain) is None, "a run is not its own counterpart"
     for name in ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine", "dtype"):
         about = {**changed.data, "workbench": {**changed.provenance, name: "another"}}
-        assert changed.provenance[name] and baseline_run.plain_of(Run(changed.path, about)) is None, name
+        assert changed.provenance[name] and baseline_run.find_baseline(Run(changed.path, about)) is None, name
     ours = f"workbench eval run --model {model.source.path} --tasks demo_mmlu,demo_gsm8k --output {plain.path.parent}"
     ours += " --device cpu --dtype float32 --limit 4"
-    assert baseline_run.command(plain) == ours
-    assert baseline_run.without(plain, (0, 3)) == f"{ours} --ablate L0H3"
+    assert baseline_run.run_command(plain) == ours
+    assert baseline_run.ablation_command(plain, (0, 3)) == f"{ours} --ablate L0H3"
     both = f"{ours} --ablate L1H2,L0H3 --rope-scaling yarn=2 --against {changed.provenance['run']}"
-    assert baseline_run.without(changed, (0, 3)) == both
-    assert baseline_run.command(plain, [wb.Add("blocks.0.hook_resid_post", [0.0] * 32)]) is None
-    assert baseline_run.command(plain, [wb.Ablate("blocks.0.attn.hook_z", heads=[1])]) is None
+    assert baseline_run.ablation_command(changed, (0, 3)) == both
+    assert baseline_run.run_command(plain, [wb.Add("blocks.0.hook_resid_post", [0.0] * 32)]) is None
+    assert baseline_run.run_command(plain, [wb.Ablate("blocks.0.attn.hook_z", heads=[1])]) is None
 
 
 def test_a_command_asks_for_the_settings_that_it_was_made_of(
@@ -201,7 +201,7 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
     with Store.open(tmp_path) as store:
         name = store.register(request_of(model, asked, device="cpu", dtype="float32"))
     run = Run(tmp_path / "results_1.json", {"results": {}, "workbench": {"run": name}})
-    command = baseline_run.command(run, asked.interventions)
+    command = baseline_run.run_command(run, asked.interventions)
     assert command is not None
     seen: list[tuple[Any, ...]] = []
 
@@ -216,7 +216,7 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
 
 def test_the_difference_is_paired(made: tuple[Transformer, Run, Run]) -> None:
     _, plain, changed = made
-    lines = baseline_run.compared(plain, changed)
+    lines = baseline_run.difference_lines(plain, changed)
     a, b = (run.samples("demo_mmlu")["correct"].to_numpy() for run in (plain, changed))
     assert lines[0].startswith(f"demo_mmlu acc: {100 * a.mean():.2f} plain, {100 * b.mean():.2f} changed")
     assert lines[0].endswith(f"n 4, {int((b > a).sum())} became right and {int((a > b).sum())} wrong")

@@ -112,7 +112,7 @@ def test_the_average_of_a_group_is_told_by_its_value(tmp_path: Path) -> None:
         assert (micro.low, micro.high) == stats.wilson(10, 1000)
         assert (macro.average, macro.value) == ("macro", 0.5)
     (own,) = (score for score in write(tmp_path, grouped(0.3), {}).scores if score.task == "s")
-    assert (own.average, own.value) == ("own", 0.3) and (own.low, own.high) == stats.normal(0.3, 0.01)
+    assert (own.average, own.value) == ("group_rule", 0.3) and (own.low, own.high) == stats.normal(0.3, 0.01)
 
 
 def test_a_macro_interval_stays_within_0_and_1(tmp_path: Path) -> None:
@@ -139,11 +139,11 @@ def test_table_shows_n_interval_and_what_was_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not whole JSON"),
-        ('{"results": {"a": {"acc,no', "not whole JSON"),
-        ("[1, 2]", "holds no results"),
-        ('{"results": []}', "holds no results"),
-        ('{"results": {"a": 5}}', "not lm-eval's results"),
+        ("", "not complete JSON"),
+        ('{"results": {"a": {"acc,no', "not complete JSON"),
+        ("[1, 2]", "does not contain evaluation results"),
+        ('{"results": []}', "does not contain evaluation results"),
+        ('{"results": {"a": 5}}', "not an lm-eval results file"),
     ],
 )
 def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path: Path, text: str, message: str) -> None:
@@ -161,7 +161,7 @@ def test_samples_that_are_missing_or_cut_short(tmp_path: Path) -> None:
         run.samples("s_b")
     path = tmp_path / f"samples_s_a_{run.stamp}.jsonl"
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match="line 2 is no sample"):
+    with pytest.raises(DataError, match="line 2 is not a sample"):
         run.samples("s_a")
 
 
