@@ -47,7 +47,7 @@ def run(
     ] = False,
     preset: Annotated[
         str,
-        typer.Option(help='Prompt preset: "lm-eval" (default), or "meta" to reproduce Meta\'s model-card numbers.'),
+        typer.Option(help='Prompt preset: "lm-eval", or "meta" to reproduce Meta\'s model-card numbers.'),
     ] = "lm-eval",
     samples: Annotated[
         int | None,

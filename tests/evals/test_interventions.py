@@ -1,4 +1,4 @@
-"""Options that change a model: what they stand for, and what is refused before anything is asked."""
+"""Intervention options: the interventions that they describe, and errors before a run starts."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from workbench.hooks import interventions
 def test_options_stand_for_interventions(tiny_config: ModelConfig, tmp_path: Path) -> None:
     file = tmp_path / "changes.json"
     file.write_text(interventions.to_json([wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3])]))
-    found = InterventionOptions(file, "L2H3, L0.mlp", "L1H0=0.5,L1.attn=-2", "yarn=4").interventions(tiny_config)
+    changes = InterventionOptions(file, "L2H3, L0.mlp", "L1H0=0.5,L1.attn=-2", "yarn=4").interventions(tiny_config)
     expected = [
         wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3]),
         wb.Ablate("L2H3"), wb.Ablate("L0.mlp"), wb.Scale("L1H0", 0.5), wb.Scale("L1.attn", -2.0),
         wb.RopeScaling(yarn=4.0),
     ]  # fmt: skip
-    assert [change.to_dict() for change in found] == [change.to_dict() for change in expected]
-    assert described(found) == (
+    assert [change.to_dict() for change in changes] == [change.to_dict() for change in expected]
+    assert described(changes) == (
         "add blocks.1.hook_resid_post positions 3, ablate L2H3, ablate L0.mlp, scale L1H0 x 0.5, "
         "scale L1.attn x -2, yarn=4.0"
     )
@@ -29,8 +29,8 @@ def test_options_stand_for_interventions(tiny_config: ModelConfig, tmp_path: Pat
 
 
 def test_llama3_stretches_the_model_s_own_context(tiny_config: ModelConfig) -> None:
-    (found,) = InterventionOptions(rope_scaling="llama3=8").interventions(tiny_config)
-    assert isinstance(found, wb.RopeScaling) and found.llama3 == Llama3Scaling(8.0, original_context=128)
+    (scaling,) = InterventionOptions(rope_scaling="llama3=8").interventions(tiny_config)
+    assert isinstance(scaling, wb.RopeScaling) and scaling.llama3 == Llama3Scaling(8.0, original_context=128)
 
 
 @pytest.mark.parametrize(

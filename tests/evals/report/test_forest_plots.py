@@ -1,4 +1,4 @@
-"""Forest plots show what was measured, with its interval, and take no markup from names."""
+"""Forest plots show the measured scores with their intervals, and escape markup in names."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reports in every format say the same, escape what they are given, and fetch nothing."""
+"""Reports have the same content in every format, escape all text, and load nothing from the network."""
 
 import re
 from html.parser import HTMLParser
@@ -44,7 +44,7 @@ def run_of(folder: Path, **changes: Any) -> Run:
 
 
 def of_card(folder: Path, score: float, shots: int, **changes: Any) -> Run:
-    """A run of GSM8K with reasoning, as a whole."""
+    """A complete run of GSM8K with chain of thought."""
     return run_of(
         folder,
         results={"gsm8k_cot": {"exact_match,strict-match": score, "exact_match_stderr,strict-match": 0.01}},
@@ -82,7 +82,7 @@ class Page(HTMLParser):
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    """What an independent parser makes of the tables: the cells' texts, as a reader would see them."""
+    """The cell texts of the tables, read by an independent parser."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     rows: list[list[str]] = []
     for before, token in zip(tokens, tokens[1:], strict=False):
@@ -220,10 +220,10 @@ def test_tables_are_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_published_scores_are_the_sources() -> None:
-    found = published.published()
-    assert len(found) == 40 and all(0 < one.value < 1 and one.source.endswith("model card") for one in found)
-    (one,) = [f for f in published.scores_of_model("llama-3.1-8b-instruct") if f.task == "gsm8k_cot"]
-    assert (one.value, one.shots, one.metric, one.source) == (0.845, "8", "em_maj1@1", "Llama 3.1 model card")
+    scores = published.published()
+    assert len(scores) == 40 and all(0 < score.value < 1 and score.source.endswith("model card") for score in scores)
+    (score,) = [f for f in published.scores_of_model("llama-3.1-8b-instruct") if f.task == "gsm8k_cot"]
+    assert (score.value, score.shots, score.metric, score.source) == (0.845, "8", "em_maj1@1", "Llama 3.1 model card")
     with pytest.raises(DataError, match="no published scores for 'llama-2'; there are scores for llama-3-8b"):
         published.scores_of_model("llama-2")
 
@@ -253,8 +253,12 @@ def test_a_macro_average_stands_beside_a_macro_average(tmp_path: Path) -> None:
             "n-samples": {f"mmlu_{x}": {"original": 50, "effective": 20} for x in "xy"},
         },
     )
-    (one,) = published.compare_with_published(run, published.scores_of_model("llama-3.1-8b"))
-    assert (one.score.average, one.published.value, one.setup_differences) == ("macro", 0.667, ("40 of 100 questions",))
+    (comparison,) = published.compare_with_published(run, published.scores_of_model("llama-3.1-8b"))
+    assert (comparison.score.average, comparison.published.value, comparison.setup_differences) == (
+        "macro",
+        0.667,
+        ("40 of 100 questions",),
+    )
 
 
 def test_nothing_is_said_of_a_model_that_was_not_named(tmp_path: Path) -> None:
