@@ -93,7 +93,12 @@ def replay_row(model: Transformer, row: Row, task: str) -> ReplayedSample:
     if choices is not None:
         scored = score_tokens(model, [(prompt, choice) for choice in choices])
         return _replayed_sample(
-            model, row, task, row["logprobs"], [one.total for one in scored], [len(choice) for choice in choices]
+            model,
+            row,
+            task,
+            row["logprobs"],
+            [scored_answer.total for scored_answer in scored],
+            [len(choice) for choice in choices],
         )
     stored = row.get("generated_logprobs")
     if stored is None or len(stored) != len(generated):
@@ -102,7 +107,12 @@ def replay_row(model: Transformer, row: Row, task: str) -> ReplayedSample:
         )
     tokens: list[Scored] = score_tokens(model, [(prompt, generated)]) if len(generated) else []
     return _replayed_sample(
-        model, row, task, stored, [x for one in tokens for x in one.logprobs.tolist()], [1] * len(generated)
+        model,
+        row,
+        task,
+        stored,
+        [x for scored_answer in tokens for x in scored_answer.logprobs.tolist()],
+        [1] * len(generated),
     )
 
 

@@ -136,7 +136,9 @@ def _roots(runs: Iterable[Run]) -> dict[str, str]:
 def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Sequence[_Column]) -> Table:
     """One row per score. Shots and n have one column for all runs if they are the same in all runs."""
     score_rows = [[column.scores.get(key) for column in columns] for key in keys]
-    cells = [[_cells(column.run, one) for column, one in zip(columns, row, strict=True)] for row in score_rows]
+    cells = [
+        [_cells(column.run, cell_score) for column, cell_score in zip(columns, row, strict=True)] for row in score_rows
+    ]
     same = all(len({cell[:2] for cell in row if cell is not None}) == 1 for row in cells)
     head, per_run = ["task", "metric"], ("shots", "n", "score", "95% interval")
     if same:

@@ -29,14 +29,14 @@ def origin(run: Run) -> dict[str, Any]:
     out.
     """
     record, config = run.provenance, run.data.get("config") or {}
-    found: dict[str, Any] = {"model": run.model}
-    found |= (
+    flat: dict[str, Any] = {"model": run.model}
+    flat |= (
         {name: record.get(name) for name in _OUR_FIELDS}
         if record
         else {name: config.get(name) for name in _LM_EVAL_FIELDS}
     )
-    found["commit"] = record.get("commit") or run.data.get("git_hash")
-    found["chat_template"] = run.data.get("chat_template_sha") or run.data.get("chat_template") or None
+    flat["commit"] = record.get("commit") or run.data.get("git_hash")
+    flat["chat_template"] = run.data.get("chat_template_sha") or run.data.get("chat_template") or None
     versions = record.get("versions") or {"lm-eval": run.data.get("lm_eval_version")}
     parts = (
         ("versions", versions),
@@ -45,8 +45,8 @@ def origin(run: Run) -> dict[str, Any]:
         ("examples_sha256", record.get("examples_sha256")),
     )
     for name, values in parts:
-        found |= {f"{name}.{key}": value for key, value in (values or {}).items()}
-    return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
+        flat |= {f"{name}.{key}": value for key, value in (values or {}).items()}
+    return {name: value for name, value in flat.items() if value not in (None, [], {}, "")}
 
 
 def basis(record: Mapping[str, Any]) -> dict[str, Any]:

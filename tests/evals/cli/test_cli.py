@@ -45,7 +45,7 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("", {}),
         ("temperature=0.6,until=stop,do_sample=True", {"temperature": 0.6, "until": "stop", "do_sample": True}),
@@ -53,8 +53,8 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
         ("base_url=http://x/v1?a=b", {"base_url": "http://x/v1?a=b"}),
     ],
 )
-def test_pairs(text: str, found: dict[str, Any]) -> None:
-    assert key_values(text, "--gen_kwargs") == found
+def test_pairs(text: str, expected: dict[str, Any]) -> None:
+    assert key_values(text, "--gen_kwargs") == expected
 
 
 @pytest.mark.parametrize(
