@@ -1,6 +1,6 @@
-"""The options that change a model for a whole run, as interventions; each is checked before anything is asked.
+"""Intervention options: the command-line options that change the model for a whole run, parsed and checked first.
 
-Knows nothing of tasks, and needs a model's shape alone.
+Does not use tasks; needs only the model's config.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from workbench.hooks.rope_scaling import scaling_of
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What the command line was given: a file, and texts such as "L5H3,L2.mlp", "L5H3=0.5" and "yarn=4"."""
+class InterventionOptions:
+    """The values of the options: a file, and texts such as "L5H3,L2.mlp", "L5H3=0.5" and "yarn=4"."""
 
     file: Path | None = None
     ablate: str = ""
@@ -28,53 +28,53 @@ class Changes:
     rope_scaling: str = ""
 
     def interventions(self, config: ModelConfig) -> tuple[Intervention, ...]:
-        """The file's first, then what is ablated, what is scaled, and the rotation.
+        """The interventions, in this order: from the file, ablations, scalings, RoPE scaling.
 
-        Raises: DataError, InterventionError, UnknownHookError or ConfigError, with the option's name, for anything
-                that is no intervention or does not fit a model of this shape.
+        Raises: DataError, InterventionError, UnknownHookError or ConfigError, with the option's name, for a value that
+                is not an intervention or does not fit a model of this shape.
         """
-        asked: tuple[tuple[str, Any, Callable[[Any], Iterable[Intervention]]], ...] = (
+        options: tuple[tuple[str, Any, Callable[[Any], Iterable[Intervention]]], ...] = (
             ("--intervene", self.file, read),
             ("--ablate", self.ablate, lambda text: map(Ablate, _parts(text))),
             ("--scale", self.scale, lambda text: map(_scaled, _parts(text))),
             ("--rope-scaling", self.rope_scaling, lambda text: [scaling_of(text, config)]),
         )
-        found: list[Intervention] = []
-        for option, given, made in asked:
-            if not given:
+        changes: list[Intervention] = []
+        for option, value, parse in options:
+            if not value:
                 continue
             try:
-                new = list(made(given))
+                new = list(parse(value))
                 for change in new:
                     change.subscription(config)
             except WorkbenchError as error:
-                raise type(error)(f"{option} {given}: {error}") from error
-            found += new
-        return tuple(found)
+                raise type(error)(f"{option} {value}: {error}") from error
+            changes += new
+        return tuple(changes)
 
 
 def read(path: Path) -> tuple[Intervention, ...]:
-    """The interventions of a JSON file, as `workbench.hooks.interventions.to_json` writes them.
+    """The interventions of a JSON file, in the format of `workbench.hooks.interventions.to_json`.
 
-    Raises: DataError if it cannot be read, InterventionError if it describes none.
+    Raises: DataError if the file cannot be read, InterventionError if it does not describe interventions.
     """
     try:
         return interventions.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}.") from error
+        raise DataError(f"the file cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError("not text, so it holds no JSON.") from error
+        raise DataError("the file is not UTF-8 text; expected JSON.") from error
 
 
 def described(changes: Iterable[Intervention]) -> str:
-    """Interventions in a few words each, as "ablate L5H3, yarn=4"."""
+    """Interventions as short text, for example "ablate L5H3, yarn=4"."""
     return ", ".join(map(_words, changes)) or "none"
 
 
 def _words(change: Intervention) -> str:
     if not isinstance(change, Targeted):
-        given = {key: value for key, value in change.to_dict().items() if key != "kind"}
-        return ", ".join(f"{key}={value}" for key, value in given.items())
+        fields = {key: value for key, value in change.to_dict().items() if key != "kind"}
+        return ", ".join(f"{key}={value}" for key, value in fields.items())
     where = f" heads {','.join(map(str, change.heads))}" if change.heads is not None else ""
     where += f" positions {','.join(map(str, change.positions))}" if change.positions is not None else ""
     return f"{change.kind} {change.target}{where}" + (f" x {change.factor:g}" if isinstance(change, Scale) else "")
@@ -83,7 +83,7 @@ def _words(change: Intervention) -> str:
 def _parts(text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
-        raise InterventionError("a name is empty; give heads and sublayers with commas between, as L5H3,L2.mlp.")
+        raise InterventionError("a name is empty; separate heads and sublayers with commas, for example L5H3,L2.mlp.")
     return parts
 
 
@@ -92,4 +92,4 @@ def _scaled(text: str) -> Scale:
     try:
         return Scale(target, float(number))
     except ValueError as error:
-        raise InterventionError(f"{text!r} is not NAME=NUMBER, as L5H3=0.5.") from error
+        raise InterventionError(f"{text!r} is not NAME=NUMBER; expected, for example, L5H3=0.5.") from error

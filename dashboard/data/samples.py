@@ -14,7 +14,7 @@ from dashboard.token_text import plain
 from evals.compare import matching
 from evals.explain.decision import decision
 from evals.explain.explain import Explanation, explainer
-from evals.explain.replay import Replay, again, under
+from evals.explain.replay import ReplayedSample, replay_row, under_interventions
 from evals.results.runs import Run
 from workbench.errors import DataError, WorkbenchError
 from workbench.model import Transformer
@@ -80,7 +80,7 @@ class RerunResult:
     Only while `replayed.agrees` is the explanation one of the stored answer.
     """
 
-    replayed: Replay | None = None
+    replayed: ReplayedSample | None = None
     explanation: Explanation | None = None
     problem: str = ""
 
@@ -102,8 +102,8 @@ def _rerun(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
     row: dict[str, Any] = {str(name): value for name, value in _row.items()}
     replayed = None
     try:
-        with under(_model, _run):
-            replayed = again(_model, row, _task)
+        with under_interventions(_model, _run):
+            replayed = replay_row(_model, row, _task)
             if _position is None and isinstance(row.get("verdict"), str):
                 # A number in a program is no answer that could be compared with one in its tests.
                 raise DataError("the answer is a program, which was judged as a whole.")
@@ -133,7 +133,7 @@ def _other_verdicts(
 ) -> dict[tuple[int, str], str]:
     if not other_stamps:
         raise DataError(f"The other run has no samples of {_task}.")
-    rows = matching.pair(_run, _baseline, _task).b
+    rows = matching.match_samples(_run, _baseline, _task).b
     return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.interventions import Changes, described
+from evals.interventions import InterventionOptions, described
 from workbench.checkpoint import read_config
 from workbench.errors import DataError, MissingExtraError
 
@@ -57,7 +57,7 @@ class EvalRequest:
             raise DataError("no benchmark is selected; select one under Benchmarks.")
         if self.limit is not None and (self.limit <= 0 or (self.limit > 1 and self.limit != int(self.limit))):
             raise DataError(f"the limit must be a number of questions or a fraction below 1; found {self.limit}.")
-        changes = Changes(None, self.ablate.strip(), "", self.rope_scaling.strip())
+        changes = InterventionOptions(None, self.ablate.strip(), "", self.rope_scaling.strip())
         changes.interventions(read_config(self.model))
         tasks = presets.tasks(self.preset, self.tasks, chat=self.chat)
         why_not = {listed.name: listed.missing for listed in benchmarks()}
@@ -84,7 +84,7 @@ class EvalRequest:
 
     def settings(self) -> dict[str, Any]:
         """The settings that the page shows for a job."""
-        changes = Changes(None, self.ablate, "", self.rope_scaling).interventions(read_config(self.model))
+        changes = InterventionOptions(None, self.ablate, "", self.rope_scaling).interventions(read_config(self.model))
         options = {key: getattr(self, key) for key in ("model", "limit", "num_fewshot", "preset", "chat", "seed")}
         return options | {"tasks": list(self.tasks), "changes": described(changes)}
 

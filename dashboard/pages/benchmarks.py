@@ -17,9 +17,9 @@ from dashboard.session import url_state
 from dashboard.session.settings import Settings
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison
-from evals.compare.published import compare_with_published, named, published
+from evals.compare.published import compare_with_published, published, scores_of_model
 from evals.report import forest_plots
-from evals.report.terminal_table import besides
+from evals.report.terminal_table import other_differences
 from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
@@ -209,7 +209,7 @@ def _difference(run: Run, baseline: Run) -> Comparison | None:
                 "only_a": "Only A right",
             },
         )
-        origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(comparison)]
+        origins = [f"{name}: {a} in A, {b} in B" for name, a, b in other_differences(comparison)]
         for note in (*comparison.notes, *origins):
             st.text(plain(note))
     return comparison
@@ -234,7 +234,7 @@ def _published(run: Run) -> pd.DataFrame | None:
                 "unlike": "; ".join(row.setup_differences),
                 "source": row.published.source,
             }
-            for row in compare_with_published(run, named(model))
+            for row in compare_with_published(run, scores_of_model(model))
             if _matches_filter(row.score)
         ]
         if not rows:

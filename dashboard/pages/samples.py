@@ -212,9 +212,13 @@ def _take_away(
                 f"explanation = explain(model, {wanted}, {named}{position_arg})",
                 "print(explanation.replayed)",
                 "explanation.heads()",
-                "explanation.found.lens()",
+                "explanation.attribution.lens()",
             ]
-            tables |= {"parts": explained.found.frame, "heads": explained.heads, "lens": explained.found.lens}
+            tables |= {
+                "parts": explained.attribution.frame,
+                "heads": explained.heads,
+                "lens": explained.attribution.lens,
+            }
     head.code("\n".join(lines))
     head.data(tables)
 

@@ -17,7 +17,7 @@ from dashboard.session.settings import Settings
 from dashboard.token_text import plain
 from evals.explain import baseline_run
 from evals.explain.explain import Explanation
-from evals.explain.replay import changes_of, entry_of
+from evals.explain.replay import interventions_of, stored_run
 from evals.interventions import described
 from evals.results.runs import Run
 from probes.base import drawing
@@ -63,11 +63,11 @@ def answer_explanation(opened: OpenSample, task: str) -> Explanation | None:
     if replay.explanation is None:
         return None
     explanation = replay.explanation
-    st.text(plain(f"Before position {explanation.decision.position + 1}: {explanation.decision.says}."))
-    if not isinstance(explanation.found, Parts):
+    st.text(plain(f"Before position {explanation.decision.position + 1}: {explanation.decision.description}."))
+    if not isinstance(explanation.attribution, Parts):
         st.caption("Another package made this explanation; its table is in the downloads.")
         return explanation
-    _parts(model, opened, task, explanation, explanation.found)
+    _parts(model, opened, task, explanation, explanation.attribution)
     return explanation
 
 
@@ -84,7 +84,7 @@ def _replay(replay: RerunResult, run: Run) -> None:
         st.warning(f"Replay: {replay.replayed}.")
     if replay.explanation is None:
         show_error("Could not find the deciding token. Choose a position to explain.", replay.problem)
-    changes = changes_of(run)
+    changes = interventions_of(run)
     if changes:
         st.text(
             plain(
@@ -172,7 +172,7 @@ def _command(run: Run, task: str, heads: pd.DataFrame) -> None:
     st.caption("Attribution is not causation. To test the top head, re-run the benchmark without it:")
     command = None
     if run.provenance.get("run"):
-        command = baseline_run.without(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
+        command = baseline_run.ablation_command(run, (int(heads["layer"].iloc[0]), int(heads["head"].iloc[0])))
     if command is None:
         options = ["--model", computed.model_path(), "--tasks", task, "--ablate", names[0]]
         command = shlex.join(["workbench", "eval", "run", *options, "--output", str(run.path.parent)])
@@ -193,7 +193,7 @@ def _decision_params(explanation: Explanation) -> dict[str, str]:
 def _serve_command(run: Run) -> str | None:
     """The command that serves the model of a run; None if the run's store does not have its path."""
     try:
-        path = entry_of(run).settings["model"]
+        path = stored_run(run).settings["model"]
     except (DataError, KeyError):
         return None
     results = Settings.from_env().results

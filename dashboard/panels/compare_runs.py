@@ -16,7 +16,7 @@ from dashboard.session.settings import Settings
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison, Sample
 from evals.report import forest_plots
-from evals.report.terminal_table import besides
+from evals.report.terminal_table import other_differences
 from evals.results.runs import Run
 from workbench.errors import DataError
 
@@ -125,7 +125,7 @@ def _table(comparison: Comparison) -> None:
         },
     )  # fmt: skip
     st.caption("Scores and differences of right and wrong answers are in percentage points.")
-    origins = [f"{name}: {a} in A, {b} in B" for name, a, b in besides(comparison)]
+    origins = [f"{name}: {a} in A, {b} in B" for name, a, b in other_differences(comparison)]
     for note in (*comparison.notes, *origins):
         st.text(plain(note))
 

@@ -1,7 +1,7 @@
-"""`workbench eval`: run benchmarks, list what there is, show what was found.
+"""The commands of `workbench eval`: run benchmarks, list runs and tasks, show and compare results.
 
-Results go to stdout, progress to stderr. Every topic is a module that lists its commands in `COMMANDS`, each with its
-name and the arguments of an example. lm_eval and pandas are imported only when a command needs them.
+Results go to stdout, progress to stderr. Each module lists its commands in `COMMANDS`, with a name and the arguments
+of an example. lm_eval and pandas are imported only when a command needs them.
 """
 
 import typer
@@ -11,7 +11,7 @@ from evals.cli import data, reports, run, runs, samples, score
 TOPICS = (run, runs, reports, data, score, samples)
 
 app = typer.Typer(
-    help="Run benchmarks on a checkpoint, and read what they found.",
+    help="Run benchmarks on a checkpoint and inspect the results.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,

@@ -1,4 +1,4 @@
-"""Commands about questions: tasks, prepare."""
+"""Commands for benchmark data: tasks, prepare."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import typer
 from evals.cli.options import AsJson, Data, need_lm_eval
 from workbench.errors import DataError
 
-NOT_WHOLE = 1
-"""Exit code where data is missing or not what was prepared."""
+EXIT_INCOMPLETE = 1
+"""Exit code when data is missing or does not match its checksum."""
 
 
 def tasks(
     data: Data = None,
-    suite: Annotated[Path | None, typer.Option(help="A folder of your own suites as JSON lines, or one file.")] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="A folder with your own suites (JSON Lines files), or one such file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the benchmarks, and whether their questions are here.
+    """List the benchmarks and whether their data is available.
 
-    Every other task of lm-eval can be asked for by its name, where the data folder has a copy of its data set.
+    Any other lm-eval task can be run by its name if the data folder has a copy of its dataset.
     """
     need_lm_eval()
     from evals.tasks import availability
@@ -46,31 +48,31 @@ def prepare(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCE]...",
-            help="Folders, archives or files that hold MMLU, GSM8K or HumanEval; or ORG/NAME=FOLDER, a data set of the "
-            "hub. Hendrycks' CSVs, JSON lines and parquet are recognised.",
+            help="Folders, archives or files with MMLU, GSM8K or HumanEval; or ORG/NAME=FOLDER for a local copy of a "
+            "Hugging Face dataset. Supported formats: Hendrycks' CSV files, JSON Lines, Parquet.",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="The data folder to make or add to; default $WORKBENCH_DATA, else the platform's for a user."
+            help="Data folder to create or extend; default: $WORKBENCH_DATA, otherwise the platform's user data folder."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare every file with its checksum; changes nothing.")] = (
-        False
-    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Only verify the checksum of every file; changes nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring benchmark files into one data folder, with a manifest of rows, checksums, licences and sources.
+    """Copy benchmark files into one data folder, with a manifest of row counts, checksums, licences and sources.
 
-    Exit code 1 if something is missing, or with --check is not what was prepared.
+    The exit code is 1 if files are missing, or with --check if a file was changed.
     """
     from evals.tasks import local_data as places
     from evals.tasks import prepare as preparing
 
     folder = data or places.home()
     if bool(sources) == check:
-        raise DataError("give the sources to prepare, or --check alone.")
+        raise DataError("pass either sources to prepare, or --check without sources.")
     if check:
         problems = preparing.check(folder)
         manifest: dict[str, Any] = preparing.read_manifest(folder) or {}
@@ -81,14 +83,14 @@ def prepare(
         typer.echo(json.dumps({"data": str(folder), "problems": problems, **manifest}, indent=2))
     else:
         for name, entry in sorted(manifest["sets"].items()):
-            held = ", ".join(f"{n} {split}" for split, n in entry.get("rows", {}).items())
-            held = held or f"{len(entry['files'])} files"
-            typer.echo(f"{name}: {held}; {entry['layout']}; licence {entry['licence']}")
+            contents = ", ".join(f"{n} {split}" for split, n in entry.get("rows", {}).items())
+            contents = contents or f"{len(entry['files'])} files"
+            typer.echo(f"{name}: {contents}; {entry['layout']}; licence {entry['licence']}")
         for problem in problems:
             typer.echo(problem, err=True)
-        typer.echo(f"{folder} {'is not whole' if problems else 'is whole'}", err=True)
+        typer.echo(f"{folder} {'is not complete' if problems else 'is complete'}", err=True)
     if problems:
-        raise typer.Exit(NOT_WHOLE)
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 COMMANDS = (

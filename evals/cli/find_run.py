@@ -1,4 +1,4 @@
-"""Finds the run that a command names, and says how an unfinished one is continued."""
+"""Finds the run that a command names; for an unfinished run, the command that resumes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def find(run: str | None, results: Path, *, cluster: str | None = None) -> Run:
-    """The finished run of a file, a folder, part of a name, or the name it has in its store; the newest of several.
+    """Find a finished run by file, folder, part of its name, or its name in the store; of several, the newest.
 
-    cluster: a field of the questions' documents; errors are clustered by it, see `evals.compare.clustered`.
+    cluster: a field of the questions' documents; standard errors are clustered by it, see `evals.compare.clustered`.
     Raises: DataError if there is no such run, or no task has the field.
     """
     from evals.compare.clustered import clustered
@@ -32,28 +32,30 @@ def _newest(run: str | None, results: Path) -> Run:
     folder = Path(run) if run is not None and Path(run).is_dir() else results
     runs, problems = scan(folder)
     named = run is not None and folder == results
-    wanted = [r for r in runs if not named or run in r.name or str(r.provenance.get("run", "")).startswith(str(run))]
-    if not wanted and run is None:
-        raise DataError(problems[0] if problems else f"there is no finished run in {folder}; `workbench eval list`.")
-    if not wanted:
-        if named and (one := open_run(run, results)):
-            raise not_finished(one)
-        found = f"found {', '.join(r.name for r in runs[:5])}" if runs else "found none"
-        raise DataError(problems[0] if problems else f"no run matches {run!r} in {folder}; {found}.")
-    return wanted[0]
+    matches = [r for r in runs if not named or run in r.name or str(r.provenance.get("run", "")).startswith(str(run))]
+    if not matches and run is None:
+        raise DataError(
+            problems[0] if problems else f"there is no finished run in {folder}; `workbench eval list` shows all runs."
+        )
+    if not matches:
+        if named and (unfinished_run := find_unfinished(run, results)):
+            raise unfinished_error(unfinished_run)
+        available = f"found {', '.join(r.name for r in runs[:5])}" if runs else "found none"
+        raise DataError(problems[0] if problems else f"no run matches {run!r} in {folder}; {available}.")
+    return matches[0]
 
 
-def open_run(name: str, results: Path) -> Unfinished | None:
+def find_unfinished(name: str, results: Path) -> Unfinished | None:
     from evals.store.store import unfinished
 
-    found = [one for one in unfinished(results)[0] if one.run.id.startswith(name)]
-    return found[0] if len(found) == 1 else None
+    matches = [candidate for candidate in unfinished(results)[0] if candidate.run.id.startswith(name)]
+    return matches[0] if len(matches) == 1 else None
 
 
-def not_finished(one: Unfinished) -> DataError:
-    then = "wait for it" if one.run.status == "running" else f"{resume_command(one)} goes on"
-    return DataError(f"run {one.run.id} is {one.run.status}: there is nothing whole of it yet; {then}.")
+def unfinished_error(run: Unfinished) -> DataError:
+    advice = "wait until it ends" if run.run.status == "running" else f"continue it with {resume_command(run)}"
+    return DataError(f"run {run.run.id} is {run.run.status}: it has no complete results yet; {advice}.")
 
 
-def resume_command(one: Unfinished) -> str:
-    return f"`workbench eval resume {one.run.id} --results {one.root}`"
+def resume_command(run: Unfinished) -> str:
+    return f"`workbench eval resume {run.run.id} --results {run.root}`"

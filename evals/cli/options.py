@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how a run is printed."""
+"""Shared options of the commands, and the printing of a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from evals.runtime.distributed import Team
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Results = Annotated[Path, typer.Option("--results", help="The folder that runs are looked for in, at any depth.")]
-Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder to search for runs, including its subfolders.")]
+Model = Annotated[str, typer.Option(help="Checkpoint folder in Meta's or Hugging Face's format, or 'demo'.")]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of benchmark files, as `workbench eval prepare` makes it; default $WORKBENCH_DATA, else the "
-        "platform's folder for a user's data."
+        help="Folder with benchmark data, made by `workbench eval prepare`; default: $WORKBENCH_DATA, otherwise the "
+        "platform's user data folder."
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
 TensorParallel = Annotated[
-    int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: processes that share one model's layers.")
+    int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: tensor parallel size, processes per model.")
 ]
 Cluster = Annotated[
-    str | None, typer.Option(help="A field that questions share, as passage: count passages, not questions.")
+    str | None,
+    typer.Option(help="Cluster standard errors by this field of the questions' documents, for example passage."),
 ]
 
 
@@ -65,7 +66,7 @@ def print_run(run: Run, *, as_json: bool) -> None:
 
 
 def team_of(tensor_parallel: int) -> Team:
-    """This process's place among those that torchrun started."""
+    """The group of processes started by torchrun that this process belongs to."""
     from evals.runtime.distributed import join
 
     return join(tensor_parallel)

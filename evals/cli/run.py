@@ -1,4 +1,4 @@
-"""Commands that ask a model: run, resume, batch."""
+"""Commands that run a model: run, resume, batch."""
 
 from __future__ import annotations
 
@@ -16,88 +16,118 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
 
 EXIT_PARTIAL = 3
-"""Exit code of a run some of whose tasks could not be run here."""
+"""Exit code of a run if some of its tasks could not be run here."""
 
 
 def run(
     tasks: Annotated[
         str,
-        typer.Option(help="Benchmarks, with commas between; `workbench eval tasks` lists them. Or a file of your own."),
+        typer.Option(
+            help="Benchmarks, separated by commas; `workbench eval tasks` lists them. "
+            "A JSON Lines file of your own is also allowed."
+        ),
     ] = "",
     suite: Annotated[
-        list[Path] | None, typer.Option(help="A folder of your own suites as JSON lines, or one such file.")
+        list[Path] | None,
+        typer.Option(help="A folder with your own suites (JSON Lines files), or one such file; can be repeated."),
     ] = None,
     model: Model = "demo",
-    output: Annotated[
-        Path, typer.Option("--output", "--output_path", help="The folder that results are written to.")
-    ] = Path("results"),
+    output: Annotated[Path, typer.Option("--output", "--output_path", help="Folder to write results to.")] = Path(
+        "results"
+    ),
     limit: Annotated[
-        float | None, typer.Option(help="Only this many questions of each task; below 1, that fraction of them.")
+        float | None, typer.Option(help="Number of questions per task; a value below 1 is a fraction of the questions.")
     ] = None,
     data: Data = None,
     online: Annotated[
-        bool, typer.Option("--online/--offline", help="Let the hub give the data sets that the data folder has not.")
+        bool,
+        typer.Option(
+            "--online/--offline", help="Download datasets from the Hugging Face hub if the data folder lacks them."
+        ),
     ] = False,
     preset: Annotated[
-        str, typer.Option(help="Whose way of asking: lm-eval's, or meta's, for the figures of the model cards.")
+        str,
+        typer.Option(help='Prompt preset: "lm-eval", or "meta" to reproduce Meta\'s model-card numbers.'),
     ] = "lm-eval",
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Programs for each problem; pass@1, 10 and 100 follow, unbiased.")
+        int | None,
+        typer.Option(min=1, help="Programs sampled per problem; reports unbiased pass@1, pass@10 and pass@100."),
     ] = None,
     limits: Annotated[
-        str, typer.Option(help="Of each program: seconds=20,memory=1073741824, ... in bytes, or JSON.")
+        str,
+        typer.Option(
+            help="Limits of each generated program: seconds=20,memory=1073741824 (sizes in bytes), ..., or JSON."
+        ),
     ] = "",
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num_fewshot", "--num-fewshot", min=0, help="Examples in each prompt; default the task's."),
+        typer.Option(
+            "--num_fewshot",
+            "--num-fewshot",
+            min=0,
+            help="Few-shot examples in each prompt; default: the task's number.",
+        ),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option("--batch_size", "--batch-size", help="Rows at once; auto goes by tokens.")
+        str,
+        typer.Option("--batch_size", "--batch-size", help='Batch size in sequences; "auto" batches by token count.'),
     ] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[
-        str, typer.Option(help="Seed of the few-shot examples and of sampling; of lm-eval's four, the last.")
+        str,
+        typer.Option(
+            help="Seed of few-shot examples and sampling; if four seeds are given as in lm-eval, the last is used."
+        ),
     ] = "1234",
-    chat: Annotated[bool, typer.Option("--apply_chat_template", "--chat", help="Ask in the model's chat format.")] = (
-        False
-    ),
+    chat: Annotated[
+        bool, typer.Option("--apply_chat_template", "--chat", help="Format prompts with the model's chat template.")
+    ] = False,
     multiturn: Annotated[
         bool | None,
         typer.Option(
             "--fewshot_as_multiturn/--no_fewshot_as_multiturn",
-            help="In a chat, each example is a turn of its own; so by default.",
+            help="With a chat template: each few-shot example is a separate turn (default), or all are in one message.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option("--system_instruction", help="The system prompt.")] = None,
     gen_kwargs: Annotated[
-        str, typer.Option("--gen_kwargs", help="Of generation: temperature=0.6,top_p=0.9,max_gen_toks=512, or JSON.")
+        str,
+        typer.Option("--gen_kwargs", help="Generation arguments: temperature=0.6,top_p=0.9,max_gen_toks=512, or JSON."),
     ] = "",
     backend: Annotated[
-        str, typer.Option(help="Another of lm-eval's models: hf, vllm, local-completions, ...")
+        str,
+        typer.Option(help='Model backend: "workbench", or a model type of lm-eval: hf, vllm, local-completions, ...'),
     ] = "workbench",
     model_args: Annotated[
-        str, typer.Option("--model_args", help="What that model is made with: base_url=http://...,model=name, or JSON.")
+        str,
+        typer.Option("--model_args", help="Arguments of an lm-eval backend: base_url=http://...,model=name, or JSON."),
     ] = "",
-    intervene: Annotated[Path | None, typer.Option(help="Interventions on the model, from a JSON file.")] = None,
-    ablate: Annotated[str, typer.Option(help="Heads and sublayers set to zero: L5H3,L2.mlp.")] = "",
-    scale: Annotated[str, typer.Option(help="Heads and sublayers multiplied: L5H3=0.5,L2.mlp=2.")] = "",
+    intervene: Annotated[Path | None, typer.Option(help="JSON file with interventions on the model.")] = None,
+    ablate: Annotated[str, typer.Option(help="Heads and sublayers to set to zero: L5H3,L2.mlp.")] = "",
+    scale: Annotated[str, typer.Option(help="Heads and sublayers to multiply by a factor: L5H3=0.5,L2.mlp=2.")] = "",
     rope_scaling: Annotated[
         str,
-        typer.Option("--rope_scaling", "--rope-scaling", help="Another rotation: interpolation=2, ntk=4, yarn=4, ..."),
+        typer.Option(
+            "--rope_scaling",
+            "--rope-scaling",
+            help="RoPE scaling instead of the model's own: interpolation=2, ntk=4, yarn=4, ...",
+        ),
     ] = "",
     against: Annotated[
         str | None,
-        typer.Option(help="A run to compare with; under interventions, by default the plain one in --output."),
+        typer.Option(
+            help="Run to compare with; default with interventions: the same run without interventions in --output."
+        ),
     ] = None,
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Run benchmarks, print their scores, and write results and samples as lm-eval does.
+    """Run benchmarks, print their scores, and write results and samples in lm-eval's format.
 
-    Exit code 0 if all was run, 1 after a failure, 2 for a mistake in what was asked, 3 if some tasks could not be run
-    here, 130 if it was interrupted; a stopped run is taken up by `workbench eval resume`. Under torchrun, the
-    processes share the questions.
+    Exit codes: 0 if all tasks were run, 1 after a failure, 2 for invalid options, 3 if some tasks could not be run
+    here, 130 if the run was interrupted. `workbench eval resume` continues a stopped run. Under torchrun the
+    questions are distributed over the processes.
     """
     settings: dict[str, Any] = {
         "tasks": (
@@ -106,7 +136,7 @@ def run(
         ),
         "preset": preset,
         "samples": samples,
-        "limits": pairs(limits, "--limits"),
+        "limits": key_values(limits, "--limits"),
         "online": online,
         "output": output,
         "data": data,
@@ -117,77 +147,80 @@ def run(
         "chat": chat,
         "multiturn": multiturn,
         "system": system,
-        "gen_kwargs": pairs(gen_kwargs, "--gen_kwargs"),
+        "gen_kwargs": key_values(gen_kwargs, "--gen_kwargs"),
         "backend": backend,
-        "model_args": pairs(model_args, "--model_args"),
+        "model_args": key_values(model_args, "--model_args"),
     }
     need_lm_eval()
     from evals.run.evaluate import evaluate
     from evals.run.settings import OURS, Settings
 
     if any((intervene, ablate, scale, rope_scaling)):
-        from evals.interventions import Changes
+        from evals.interventions import InterventionOptions
         from workbench.checkpoint import read_config
 
-        changes = Changes(intervene, ablate, scale, rope_scaling)
+        changes = InterventionOptions(intervene, ablate, scale, rope_scaling)
         settings["interventions"] = changes.interventions(read_config(model))
-    other = None if against is None else find(against, output)
-    # lm-eval's models know no demo; theirs stands in --model_args
+    baseline = None if against is None else find(against, output)
+    # lm-eval's backends do not know "demo"; their model is in --model_args
     path = "" if backend != OURS and model == "demo" else model
     team = team_of(tensor_parallel)
     finished = evaluate(path, Settings(**settings), device=device, dtype=dtype, team=team)
-    deliver(finished, team, as_json=as_json, against=other)
+    report_finished(finished, team, as_json=as_json, against=baseline)
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="A run's name, or its beginning; `workbench eval list` shows them.")],
-    results: Annotated[Path, typer.Option("--results", help="The folder that the run writes to.")] = Path("results"),
+    run: Annotated[
+        str, typer.Argument(help="Name of the run or the start of it; `workbench eval list` shows the names.")
+    ],
+    results: Annotated[Path, typer.Option("--results", help="Results folder of the run.")] = Path("results"),
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was stopped; what it has answered is not asked again."""
+    """Continue a run that was stopped; questions that it has answered are not asked again."""
     need_lm_eval()
     from evals.run.evaluate import resume as go_on
 
     team = team_of(tensor_parallel)
-    deliver(go_on(results, run, team=team), team, as_json=as_json)
+    report_finished(go_on(results, run, team=team), team, as_json=as_json)
 
 
 def batch(
-    file: Annotated[Path, typer.Argument(help="A YAML file of models, tasks and interventions.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, and what is done of them.")] = False,
+    file: Annotated[Path, typer.Argument(help="YAML file with models, tasks and interventions.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and their status.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every model on every group of tasks under every intervention that a file names.
+    """Run a sweep: every model on every group of tasks with every intervention of a YAML file.
 
-    The file has an output folder and lists of models and tasks, and may have interventions and defaults: {output:
-    results/sweep, models: [demo, {path: FOLDER, dtype: float32}], tasks: [mmlu, {tasks: [gsm8k_cot], num_fewshot: 8}],
-    interventions: [none, {ablate: L5H3}], defaults: {limit: 200}}. Options bear the names that `run` gives them.
+    The file has an output folder and lists of models and tasks; interventions and defaults are optional. Example:
+    {output: results/sweep, models: [demo, {path: FOLDER, dtype: float32}], tasks: [mmlu, {tasks: [gsm8k_cot],
+    num_fewshot: 8}], interventions: [none, {ablate: L5H3}], defaults: {limit: 200}}. The options have the same names as
+    those of `run`.
 
-    What is finished is not run again, what was stopped is taken up, and a run that fails does not stop the others; the
-    exit code is then 1; it is 3 where something was not run here, or is running in another process.
+    Finished runs are skipped, stopped runs are continued, and a failed run does not stop the others. Exit codes: 1 if a
+    run failed; 3 if some tasks could not be run here or a run is in progress in another process.
     """
     need_lm_eval()
     from evals.run import sweep, sweep_config
 
     team = team_of(1)
-    done = sweep.run(sweep_config.read(file), dry_run=dry_run)
-    failed = [one for one in done if one.error]
+    results = sweep.run(sweep_config.read(file), dry_run=dry_run)
+    failed = [result for result in results if result.error]
     if team.is_main:
-        typer.echo(json.dumps([one.to_dict() for one in done], indent=2) if as_json else sweep.table(done))
-        for one in failed:
-            typer.echo(f"{one.name} failed: {one.error}", err=True)
-        for one in filter(lambda one: one.note, done):
-            typer.echo(f"{one.name}: {one.note}", err=True)
+        typer.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else sweep.table(results))
+        for result in failed:
+            typer.echo(f"{result.name} failed: {result.error}", err=True)
+        for result in filter(lambda result: result.note, results):
+            typer.echo(f"{result.name}: {result.note}", err=True)
     team.close()
     if failed:
         raise typer.Exit(1)
-    if any(one.not_run or one.note for one in done):
+    if any(result.not_run or result.note for result in results):
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def deliver(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
-    """Say what a run found, in the one process that speaks; of one under interventions, also what they changed."""
+def report_finished(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
+    """Print the scores of a run in the main process; with interventions, also the difference to the baseline."""
     if team.is_main:
         typer.echo(f"written to {finished.path}", err=True)
         print_run(finished, as_json=as_json)
@@ -197,24 +230,24 @@ def deliver(finished: Run, team: Any, *, as_json: bool, against: Run | None = No
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def pairs(text: str, option: str) -> dict[str, Any]:
-    """`key=value,key=value`, or a JSON object; values are JSON where they can be, else text.
+def key_values(text: str, option: str) -> dict[str, Any]:
+    """Parse `key=value,key=value` or a JSON object. Values that are not JSON are text.
 
     Raises: BadParameter for anything else.
     """
     if text.lstrip().startswith("{"):
         try:
-            found = json.loads(text)
+            values = json.loads(text)
         except ValueError as error:
             raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from error
-        return dict(found)
-    found = {}
+        return dict(values)
+    values = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise typer.BadParameter(f"expected key=value, found {part!r}", param_hint=option)
-        found[key.strip()] = _value(value.strip())
-    return found
+        values[key.strip()] = _value(value.strip())
+    return values
 
 
 def _value(text: str) -> Any:
@@ -225,21 +258,21 @@ def _value(text: str) -> Any:
 
 
 def _whole(limit: float) -> float:
-    return int(limit) if limit.is_integer() else limit  # settings refuse the rest
+    return int(limit) if limit.is_integer() else limit  # `Settings` rejects other values
 
 
 def _batch_size(text: str) -> int | None:
     if text.startswith("auto"):
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"expected a number of rows or auto, found {text!r}", param_hint="--batch_size")
+        raise typer.BadParameter(f'expected a number of sequences or "auto", found {text!r}', param_hint="--batch_size")
     return int(text)
 
 
 def _seed(text: str) -> int:
     last = text.split(",")[-1].strip()
     if not last.isdecimal() or text.count(",") not in (0, 3):
-        raise typer.BadParameter(f"expected one number, or lm-eval's four, found {text!r}", param_hint="--seed")
+        raise typer.BadParameter(f"expected one seed, or four as in lm-eval; found {text!r}", param_hint="--seed")
     return int(last)
 
 

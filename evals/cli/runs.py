@@ -1,4 +1,4 @@
-"""Commands that look at what there is, and tidy it: list, show, export, gc."""
+"""Commands for stored runs: list, show, export, gc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.find_run import find, not_finished, open_run, resume_command
+from evals.cli.find_run import find, find_unfinished, resume_command, unfinished_error
 from evals.cli.options import AsJson, Cluster, Device, Results, print_run
 from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
 from workbench.errors import DataError
@@ -18,36 +18,45 @@ if TYPE_CHECKING:
     from evals.store.store import Unfinished
 
 RunName = Annotated[
-    str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default the newest.")
+    str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default: the newest run.")
 ]
 
 
 def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
-    """List runs, newest first: those that were stopped or are running, then those that are finished."""
+    """List runs, newest first: stopped and running ones, then finished ones."""
     from evals.results.runs import scan
     from evals.store.store import unfinished
 
-    open_runs, troubles = unfinished(results)
+    open_runs, store_problems = unfinished(results)
     runs, problems = scan(results)
-    problems += troubles
+    problems += store_problems
     for problem in problems:
         typer.echo(problem, err=True)
     if not runs and not open_runs and not problems:
-        raise DataError(f"no runs in {results}; `workbench eval run` makes some, --results looks elsewhere.")
+        raise DataError(
+            f"no runs in {results}; make one with `workbench eval run`, or name another folder with --results."
+        )
     if as_json:
-        rows: list[dict[str, Any]] = [_told(one) for one in open_runs]
-        for r in runs:
-            own = r.provenance.get("run")
-            rows.append({"run": own or r.name, "status": "finished", "path": str(r.path), "model": r.model})
-            rows[-1]["tasks"] = r.tasks
+        rows: list[dict[str, Any]] = [_unfinished_json(unfinished_run) for unfinished_run in open_runs]
+        for finished in runs:
+            store_name = finished.provenance.get("run")
+            rows.append(
+                {
+                    "run": store_name or finished.name,
+                    "status": "finished",
+                    "path": str(finished.path),
+                    "model": finished.model,
+                }
+            )
+            rows[-1]["tasks"] = finished.tasks
         typer.echo(json.dumps(rows, indent=2))
         return
-    for one in open_runs:
-        _print_open(one)
-    for r in runs:
-        what = ", ".join(r.tasks) if len(r.tasks) < 6 else f"{len(r.tasks)} tasks"
-        own = r.provenance.get("run")
-        typer.echo(f"{r.name}  {r.model}  {what}" + (f"  run {own}" if own else ""))
+    for unfinished_run in open_runs:
+        _print_unfinished(unfinished_run)
+    for finished in runs:
+        task_names = ", ".join(finished.tasks) if len(finished.tasks) < 6 else f"{len(finished.tasks)} tasks"
+        store_name = finished.provenance.get("run")
+        typer.echo(f"{finished.name}  {finished.model}  {task_names}" + (f"  run {store_name}" if store_name else ""))
 
 
 def show(
@@ -62,10 +71,11 @@ def show(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Print the scores of one run, or one sample; of a run that is not finished, how far it is, and no scores.
+    """Print the scores of a run, or one sample. For an unfinished run, print its progress without scores.
 
-    With --explain the sample is run again under the interventions that the run had: where its answer parts from the
-    right one, by layer and by part of the model, and whether the log-probabilities are still the stored ones.
+    With --explain the sample is run again with the interventions of the run. The output shows the token where the given
+    and the right answer diverge, the contribution of each layer and part of the model at that token, and whether the
+    log-probabilities match the stored ones.
     """
     if sample is not None:
         show_sample(
@@ -74,76 +84,83 @@ def show(
         )  # fmt: skip
         return
     if explain or position is not None or model is not None:
-        raise DataError("--explain, --position and --model go with --sample TASK/ID.")
-    if run is not None and not Path(run).exists() and (one := open_run(run, results)):
+        raise DataError("--explain, --position and --model need --sample TASK/ID.")
+    if run is not None and not Path(run).exists() and (unfinished_run := find_unfinished(run, results)):
         if as_json:
-            typer.echo(json.dumps(_told(one), indent=2))
+            typer.echo(json.dumps(_unfinished_json(unfinished_run), indent=2))
         else:
-            _print_open(one)
-            typer.echo("It is not finished: there are no scores, an average over its part would be none of the whole.")
+            _print_unfinished(unfinished_run)
+            typer.echo("The run is not finished: it has no scores yet.")
         return
     print_run(find(run, results, cluster=cluster), as_json=as_json)
 
 
 def export(
     run: RunName = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("exported"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("exported"),
     results: Results = Path("results"),
 ) -> None:
-    """Write a run's files elsewhere as lm-eval has them, and its samples as CSV and Parquet."""
+    """Copy a run's files in lm-eval's format to another folder, and write its samples as CSV and Parquet."""
     from evals.results.export import export as write
 
-    if run is not None and not Path(run).exists() and (one := open_run(run, results)):
-        raise not_finished(one)
-    found = find(run, results)
-    written = write(found, output)
+    if run is not None and not Path(run).exists() and (unfinished_run := find_unfinished(run, results)):
+        raise unfinished_error(unfinished_run)
+    finished = find(run, results)
+    written = write(finished, output)
     for path in written:
         typer.echo(path)
     names = {path.name for path in written}
-    if bare := [task for task in found.tasks if f"samples_{task}_{found.stamp}.jsonl" not in names]:
-        typer.echo(f"there are no samples of {', '.join(bare)} beside {found.path}; its scores alone went.", err=True)
+    if without_samples := [task for task in finished.tasks if f"samples_{task}_{finished.stamp}.jsonl" not in names]:
+        typer.echo(
+            f"there are no sample files of {', '.join(without_samples)} next to {finished.path}; only the scores were "
+            "exported.",
+            err=True,
+        )
 
 
 def gc(
-    results: Annotated[Path, typer.Option("--results", help="The folder of the store.")] = Path("results"),
+    results: Annotated[Path, typer.Option("--results", help="Results folder of the store.")] = Path("results"),
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", help="First forget this run; may be repeated. Its results files stay.")
+        list[str] | None,
+        typer.Option("--drop", help="First remove this run from the store, not its results files; can be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
-    """Delete the kept answers of runs that the store has forgotten."""
+    """Delete stored answers of runs that are no longer in the store."""
     from evals.store.store import Store
 
     with Store.open(results, create=False) as store:
         names = [store.run(name).id for name in drop or []]
         count, size = store.gc(without=names, dry_run=dry_run)
-    said = f"{count:,} answers of {len(names)} dropped runs and of runs that are gone, {size / 2**20:.1f} MiB"
-    typer.echo(f"would delete {said}" if dry_run else f"deleted {said}")
+    summary = f"{count:,} answers of {len(names)} dropped runs and of deleted runs, {size / 2**20:.1f} MiB"
+    typer.echo(f"would delete {summary}" if dry_run else f"deleted {summary}")
 
 
-def _told(one: Unfinished) -> dict[str, Any]:
-    asked = one.run.settings
+def _unfinished_json(unfinished_run: Unfinished) -> dict[str, Any]:
+    request = unfinished_run.run.settings
     return {
-        "run": one.run.id,
-        "status": one.run.status,
-        "model": asked.get("model"),
-        "tasks": asked.get("settings", {}).get("tasks", []),
-        "answers_kept": one.answers,
-        "error": one.run.error,
-        "started": one.run.started,
-        "resume": None if one.run.status == "running" else resume_command(one).strip("`"),
+        "run": unfinished_run.run.id,
+        "status": unfinished_run.run.status,
+        "model": request.get("model"),
+        "tasks": request.get("settings", {}).get("tasks", []),
+        "answers_kept": unfinished_run.answers,
+        "error": unfinished_run.run.error,
+        "started": unfinished_run.run.started,
+        "resume": None if unfinished_run.run.status == "running" else resume_command(unfinished_run).strip("`"),
     }
 
 
-def _print_open(one: Unfinished) -> None:
-    told = _told(one)
-    tasks = told["tasks"]
-    about = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"
-    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.run.started))
-    typer.echo(f"[{one.run.status}] {one.run.id}  {told['model']}  {about}  started {started}")
-    error = f"{one.run.error.splitlines()[0]}; " if one.run.error else ""
-    go_on = "" if one.run.status == "running" else f"; {resume_command(one)} goes on"
-    typer.echo(f"    {error}{one.answers:,} answers kept{go_on}")
+def _print_unfinished(unfinished_run: Unfinished) -> None:
+    summary = _unfinished_json(unfinished_run)
+    tasks = summary["tasks"]
+    task_names = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(unfinished_run.run.started))
+    typer.echo(
+        f"[{unfinished_run.run.status}] {unfinished_run.run.id}  {summary['model']}  {task_names}  started {started}"
+    )
+    error = f"{unfinished_run.run.error.splitlines()[0]}; " if unfinished_run.run.error else ""
+    advice = "" if unfinished_run.run.status == "running" else f"; continue with {resume_command(unfinished_run)}"
+    typer.echo(f"    {error}{unfinished_run.answers:,} answers saved{advice}")
 
 
 COMMANDS = (

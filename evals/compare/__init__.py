@@ -1,1 +1,1 @@
-"""Two runs, or a run and published scores: what may be compared, and by how much they differ."""
+"""Comparison of two runs, or of a run with published scores: which questions match, and how much the scores differ."""

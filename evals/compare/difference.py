@@ -1,4 +1,4 @@
-"""One score in two runs: the difference, its interval, and whether it can be chance. Knows nothing of files."""
+"""Paired difference of one score in two runs: its interval, significance test and minimum detectable effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evals.results.runs import Score
 
 @dataclass(frozen=True)
 class Part:
-    """One task's numbers in both runs, question by question; `clusters` are what several of them share, if told.
+    """One task's values in both runs, question by question; `clusters` names the cluster of each question, if known.
 
     Shapes: a, b [question]
     """
@@ -28,7 +28,7 @@ class Part:
 
     @property
     def units(self) -> Sequence[Hashable]:
-        """What is drawn as one: a cluster, or a question."""
+        """The resampling units: clusters, or questions."""
         return range(len(self.a)) if self.clusters is None else self.clusters
 
 
@@ -36,12 +36,11 @@ class Part:
 class Difference:
     """One metric of one task or group in both runs, over the questions they share.
 
-    `low` and `high` bound the 95% interval of b less a; None where the questions are too few or too much alike to
-    give one. `test` is "mcnemar" (exact, of right and wrong answers), "bootstrap" (of questions, within each task) or
-    "clustered" (of passages). `holm` is p adjusted for the number of comparisons that were made together.
-    `minimum_detectable_effect` is the smallest difference
-    that these questions show with 80% power at 5%. `only_a` and `only_b`
-    count the questions that one of them alone got right; None where answers are not right or wrong.
+    `low` and `high` bound the 95% interval of b minus a; None if there are too few questions or their differences do
+    not vary. `test` is "mcnemar" (exact, for right or wrong answers), "bootstrap" (of questions, within each task) or
+    "clustered" (bootstrap of clusters). `holm` is p adjusted for the number of comparisons in the same family.
+    `minimum_detectable_effect` is the smallest difference detectable with 80% power at the 5% level. `only_a` and
+    `only_b` count the questions that only one run answered correctly; None for answers that are not right or wrong.
     """
 
     a: Score
@@ -58,15 +57,19 @@ class Difference:
 
 
 def paired_difference(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 0) -> Difference:
-    """Judge b less a over these tasks: the members of a group, or one task. `a.average` says how they are averaged.
+    """The difference b minus a over these tasks: the members of a group, or one task. `a.average` says how they are
+    averaged.
 
-    Of `a` and `b` the names and shots are kept; values, n and intervals become those of the shared questions.
+    The result has the names and shots of `a` and `b`; their values, n and intervals are those of the shared questions.
     """
     macro = a.average == "macro"
     clustered = any(part.clusters is not None for part in parts)
     binary = all(part.binary for part in parts)
     exact = binary and not macro and not clustered
-    a, b = (_over(score, [getattr(part, side) for part in parts], parts, exact) for score, side in ((a, "a"), (b, "b")))
+    a, b = (
+        _over_shared_questions(score, [getattr(part, side) for part in parts], parts, exact)
+        for score, side in ((a, "a"), (b, "b"))
+    )
     differences = [part.b - part.a for part in parts]
     value = b.value - a.value
     only_a, only_b = (sum(int((sign * d > 0).sum()) for d in differences) for sign in (-1, 1))
@@ -95,17 +98,17 @@ def paired_difference(a: Score, b: Score, parts: Sequence[Part], *, seed: int = 
     )  # fmt: skip
 
 
-def holm_adjusted(found: Sequence[Difference], families: Sequence[Hashable]) -> list[Difference]:
-    """The same with Holm's p values, adjusted within each family of comparisons."""
-    result = list(found)
+def holm_adjusted(differences: Sequence[Difference], families: Sequence[Hashable]) -> list[Difference]:
+    """The same differences with `holm` set: p adjusted with Holm's method within each family of comparisons."""
+    adjusted = list(differences)
     for family in dict.fromkeys(families):
-        members = [i for i, name in enumerate(families) if name == family and found[i].p is not None]
-        for i, p in zip(members, stats.holm([found[i].p or 0.0 for i in members]), strict=True):
-            result[i] = replace(found[i], holm=p)
-    return result
+        members = [i for i, name in enumerate(families) if name == family and differences[i].p is not None]
+        for i, p in zip(members, stats.holm([differences[i].p or 0.0 for i in members]), strict=True):
+            adjusted[i] = replace(differences[i], holm=p)
+    return adjusted
 
 
-def _over(score: Score, values: Sequence[np.ndarray], parts: Sequence[Part], exact: bool) -> Score:
+def _over_shared_questions(score: Score, values: Sequence[np.ndarray], parts: Sequence[Part], exact: bool) -> Score:
     """The score of one run over the shared questions."""
     macro = score.average == "macro"
     n = sum(map(len, values))
@@ -120,7 +123,7 @@ def _over(score: Score, values: Sequence[np.ndarray], parts: Sequence[Part], exa
 
 
 def _stderr(values: Sequence[np.ndarray], parts: Sequence[Part], macro: bool) -> float:
-    """Of the mean over all questions, or of the tasks' means; the tasks are taken as given."""
+    """Standard error of the mean over all questions, or of the mean of the tasks' means; the tasks are fixed."""
     if macro:
         pairs = zip(values, parts, strict=True)
         return stats.macro([(0.0, stats.clustered_stderr(v.tolist(), part.units)) for v, part in pairs])[1]

@@ -1,7 +1,7 @@
-"""The questions that two runs both answered, and what keeps the others from being compared.
+"""Matched samples: the questions that two runs both answered, and why the others cannot be compared.
 
-Two samples belong together if they have the same number, the same question, the same target and the same filter: a
-number alone means another question under another version of the data. Knows only of `results`.
+Two samples match if they have the same number, question, target and filter. The number alone is not enough: in another
+version of the data it can be another question. Depends only on `results`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Key = tuple[int, str]  # a question's number, and the filter
 
 
 @dataclass(frozen=True)
-class Paired:
-    """One task's samples in two runs, those of a and of b in the same order; notes say what was left out.
+class MatchedSamples:
+    """One task's samples in two runs, in the same order for a and b; `notes` says what was left out.
 
-    `means` has each metric's mean over all of a run's samples, by (metric, filter), for a and for b.
+    `means` has each metric's mean over all samples of a run, by (metric, filter), for a and for b.
     """
 
     task: str
@@ -34,7 +34,7 @@ class Paired:
     notes: tuple[str, ...]
 
     def values(self, metric: str, filter: str) -> tuple[np.ndarray, np.ndarray, list[Row]]:
-        """One metric of every question that both runs have a number for, and the questions.
+        """The values of one metric in a and in b for every question where both runs have it, and the rows of a.
 
         Shapes: [question], [question], [question]
         """
@@ -47,58 +47,62 @@ class Paired:
         return values[:, 0], values[:, 1], [first for first, _ in rows]
 
 
-def pair(a: Run, b: Run, task: str) -> Paired:
+def match_samples(a: Run, b: Run, task: str) -> MatchedSamples:
     """The samples of one task that both runs have.
 
-    Raises: DataError if a run has no samples of it, or they have no question in common.
+    Raises: DataError if a run has no samples of the task, or the runs have no question in common.
     """
     first, second = _read(a, task), _read(b, task)
     shared = [key for key in first if key in second]
     same = [key for key in shared if _question(first[key]) == _question(second[key])]
     if not same:
-        found = f"{len(shared)} have the same number and differ in question or target" if shared else "none are shared"
+        detail = (
+            f"{len(shared)} have the same number but a different question or target" if shared else "no shared numbers"
+        )
         raise DataError(
-            f"{task}: the runs have no question in common ({len(first)} samples and {len(second)}, {found}); "
+            f"{task}: the runs have no question in common ({len(first)} samples in A, {len(second)} in B, {detail}); "
             "run both on the same data."
         )
     notes = []
     for name, mine, theirs in (("A", first, second), ("B", second, first)):
         alone = {doc for doc, _ in mine} - {doc for doc, _ in theirs}
         if alone:
-            notes.append(f"{task}: {len(alone)} questions only in {name} are left out")
+            notes.append(f"{task}: {len(alone)} questions are only in {name} and are left out")
         if filters := sorted({name for _, name in mine} - {name for _, name in theirs}):
-            notes.append(f"{task}: answers under {', '.join(filters)} only in {name} are left out")
+            notes.append(f"{task}: answers with filter {', '.join(filters)} are only in {name} and are left out")
     if other := {doc for doc, _ in shared} - {doc for doc, _ in same}:
-        notes.append(f"{task}: {len(other)} numbers are other questions in B than in A, and are left out")
+        notes.append(f"{task}: {len(other)} question numbers are different questions in A and B, and are left out")
     changed = {doc for doc, name in same if first[doc, name]["prompt"] != second[doc, name]["prompt"]}
     if changed:
         shots = " and ".join(_shots(run, task) for run in (a, b))
         total = len({doc for doc, _ in same})
-        notes.append(f"{task}: the prompts of {len(changed)} of {total} questions differ ({shots} shots)")
+        notes.append(f"{task}: {len(changed)} of {total} questions have different prompts ({shots} shots)")
     means = _means(first.values()), _means(second.values())
-    return Paired(task, tuple(first[key] for key in same), tuple(second[key] for key in same), means, tuple(notes))
+    return MatchedSamples(
+        task, tuple(first[key] for key in same), tuple(second[key] for key in same), means, tuple(notes)
+    )
 
 
 def clusters(rows: list[Row], field: str) -> list[Hashable] | None:
-    """What each question has in a field of its document, as its passage; None where one has no such field."""
+    """The value of a document field for each question, for example its passage; None if a document lacks the field."""
     if not all(isinstance(row["doc"], Mapping) and field in row["doc"] for row in rows):
         return None
     return [_canonical(row["doc"][field]) for row in rows]
 
 
 def gold(row: Row) -> int | None:
-    """Which choice is right; None for what is no choice. lm-eval gives its number or its text."""
-    choices, said = row.get("choices"), str(row["target"]).strip()
+    """Index of the right choice; None if the sample is not multiple choice. lm-eval's target is an index or a text."""
+    choices, target = row.get("choices"), str(row["target"]).strip()
     if not isinstance(choices, list):
         return None
-    if said.isdecimal() and int(said) < len(choices):
-        return int(said)
+    if target.isdecimal() and int(target) < len(choices):
+        return int(target)
     texts = [choice.strip() for choice in choices]
-    return texts.index(said) if said in texts else None
+    return texts.index(target) if target in texts else None
 
 
 def margin(row: Row) -> float | None:
-    """How much likelier the right choice is than the best other one, in nats; below 0, another one is."""
+    """Log-probability of the right choice minus that of the best other choice, in nats."""
     right = gold(row)
     if right is None or len(row["logprobs"]) < 2:
         return None
@@ -111,11 +115,11 @@ def _read(run: Run, task: str) -> dict[Key, Row]:
 
 
 def _means(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
-    found: dict[tuple[str, str], list[float]] = {}
+    values_by_metric: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         for metric, value in row["scores"].items():
-            found.setdefault((metric, row["filter"]), []).append(value)
-    return {key: sum(values) / len(values) for key, values in found.items()}
+            values_by_metric.setdefault((metric, row["filter"]), []).append(value)
+    return {key: sum(values) / len(values) for key, values in values_by_metric.items()}
 
 
 def _question(row: Row) -> str:

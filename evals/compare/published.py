@@ -1,6 +1,6 @@
-"""Scores that were published for Meta's models, each with its source, and measured ones beside them.
+"""Published scores of Meta's models, each with its source, and their comparison with measured scores.
 
-A figure is shown only for a model that somebody named: nothing here guesses that a checkpoint is one of these.
+Published scores are shown only for a model that the user named: the code does not guess which model a checkpoint is.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
 FILE = Path(__file__).parent.parent / "assets" / "published_scores.csv"
-# A model card's macro average stands beside ours, and a plain score beside a task's or its micro average.
+# A model card's macro average is compared with ours, and a plain score with a task's score or its micro average.
 _METRICS = ("acc", "exact_match", "em", "pass@1")
-# The same questions in a chat model's wording.
+# Task name suffixes: the same questions with prompts for chat models.
 _WORDINGS = ("", "_llama", "_instruct")
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published score. Units: value is a proportion; shots as the source has it, "3-5" for a range."""
+    """One published score. Units: value is a proportion; shots as in the source, "3-5" for a range."""
 
     model: str
     variant: str
@@ -35,7 +35,7 @@ class Published:
 
     @property
     def name(self) -> str:
-        """What the model is called here: `llama-3.1-8b`, `llama-3.1-8b-instruct`."""
+        """The model's name in this package: `llama-3.1-8b`, `llama-3.1-8b-instruct`."""
         return self.model if self.variant == "base" else f"{self.model}-{self.variant}"
 
 
@@ -43,8 +43,8 @@ class Published:
 class PublishedComparison:
     """A measured score and a published one of the same task.
 
-    `difference` is the measured less the published; `within`, whether the published one lies in the measured one's
-    95% interval; `unlike` says what else is not the same.
+    `difference` is measured minus published. `within`: whether the published score is in the 95% interval of the
+    measured one. `setup_differences` says what else is different.
     """
 
     score: Score
@@ -56,7 +56,7 @@ class PublishedComparison:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """Every published score that is known here."""
+    """All published scores in the file."""
     with FILE.open(encoding="utf-8", newline="") as file:
         return tuple(
             Published(
@@ -67,29 +67,29 @@ def published() -> tuple[Published, ...]:
         )
 
 
-def named(name: str) -> tuple[Published, ...]:
+def scores_of_model(name: str) -> tuple[Published, ...]:
     """The published scores of one model.
 
-    Raises: DataError if there are none; the models that have some are named.
+    Raises: DataError if there are none; the message lists the models that have published scores.
     """
-    found = tuple(one for one in published() if one.name == name)
-    if not found:
-        known = ", ".join(dict.fromkeys(one.name for one in published()))
-        raise DataError(f"no published scores of {name!r}; there are {known}.")
-    return found
+    scores = tuple(score for score in published() if score.name == name)
+    if not scores:
+        known = ", ".join(dict.fromkeys(score.name for score in published()))
+        raise DataError(f"no published scores for {name!r}; there are scores for {known}.")
+    return scores
 
 
-def of_size(parameters: int | None) -> list[str]:
-    """The models with published scores that have exactly this many parameters: what a run may be asked about."""
+def models_of_size(parameters: int | None) -> list[str]:
+    """The models with published scores that have exactly this many parameters."""
     from workbench.published import PUBLISHED
 
     same = {name for name, config in PUBLISHED.items() if config.n_params == parameters}
-    return list(dict.fromkeys(one.name for one in published() if one.model in same))
+    return list(dict.fromkeys(score.name for score in published() if score.model in same))
 
 
 def compare_with_published(run: Run, figures: Sequence[Published]) -> list[PublishedComparison]:
-    """A run's scores with the published ones of the same task, in the run's order."""
-    found = []
+    """The scores of a run that have a published score for the same task, in the order of the run."""
+    comparisons = []
     for score in run.scores:
         for figure in figures:
             macro = "macro" in figure.metric or figure.metric.startswith("average")
@@ -99,26 +99,26 @@ def compare_with_published(run: Run, figures: Sequence[Published]) -> list[Publi
                 continue
             low, high = score.low, score.high
             within = low is not None and high is not None and low <= figure.value <= high
-            found.append(
+            comparisons.append(
                 PublishedComparison(
                     score, figure, score.value - figure.value, within, _differences_in_setup(run, score, figure)
                 )
             )
-    return found
+    return comparisons
 
 
 def _differences_in_setup(run: Run, score: Score, figure: Published) -> tuple[str, ...]:
-    unlike = []
+    differences = []
     if str(score.shots) != figure.shots:
-        unlike.append(f"shots {'unknown' if score.shots is None else score.shots}, published {figure.shots}")
+        differences.append(f"shots {'unknown' if score.shots is None else score.shots}, published {figure.shots}")
     chat = bool(run.data.get("chat_template") or run.data.get("chat_template_sha"))
     if chat != (figure.variant == "instruct"):
-        unlike.append(f"{'chat' if chat else 'plain'} prompts, published for the {figure.variant} model")
+        differences.append(f"{'chat' if chat else 'plain'} prompts, published for the {figure.variant} model")
     if score.task != figure.task:
-        unlike.append(f"task {score.task}, published as {figure.task}")
-    asked, whole = question_counts(run, score.task)
-    if asked < whole:
-        unlike.append(f"{asked} of {whole} questions")
+        differences.append(f"task {score.task}, published as {figure.task}")
+    answered, total = question_counts(run, score.task)
+    if answered < total:
+        differences.append(f"{answered} of {total} questions")
     if run.provenance.get("interventions"):
-        unlike.append("the model was changed")
-    return tuple(unlike)
+        differences.append("the run used interventions")
+    return tuple(differences)

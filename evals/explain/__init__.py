@@ -1,1 +1,1 @@
-"""From a wrong answer to the parts of the model behind it."""
+"""Explanation of stored answers: replay, the deciding token, and the parts of the model behind an answer."""

@@ -1,8 +1,8 @@
-"""From a run's samples to the model's internals: why an answer was given, which heads gave a task's wrong answers.
+"""Explanation of answers: the parts of the model that decided one sample, and the heads behind a task's wrong answers.
 
-What explains is found in the entry-point group `workbench.explain`, so that benchmarks and probes stay apart: a
-function of (model, ids, token=, contrast_token=, other_tokens=) whose result has `difference`,
-`residual`, `frame()` and `lens()`.
+The explanation function is a plugin of the entry-point group `workbench.explain`, so that benchmarks do not depend on
+probes. It is called with (model, ids, token=, contrast_token=, other_tokens=); its result has `difference`, `residual`,
+`frame()` and `lens()`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from evals import stats
 from evals.compare import matching
 from evals.compare.matching import Row
-from evals.explain.decision import Decision, decidable, decision
-from evals.explain.replay import Replay, again, sample, under
+from evals.explain.decision import Decision, check_decidable, decision
+from evals.explain.replay import ReplayedSample, replay_row, sample, under_interventions
 from evals.results.runs import Run, leaves_of
 from workbench.errors import DataError, MissingExtraError
 from workbench.model import Transformer
@@ -28,11 +28,11 @@ ENTRY_POINT_GROUP = "workbench.explain"
 
 
 class Explained(Protocol):
-    """What an explaining function returns: the difference of two logits by part, and both tokens by layer.
+    """The result of an explanation plugin: a difference of two logits by part, and both tokens by layer.
 
-    `frame()` has a row a part: kind (embed, head, mlp, ...), layer, head, contribution, removed, frozen_error; the
-    contributions and `rest` sum to `difference`. `lens()` has a row a layer and token: layer, token, logprob, rank,
-    text.
+    `frame()` has one row per part: kind (embed, head, mlp, ...), layer, head, contribution, removed, frozen_error. The
+    contributions and `residual` sum to `difference`. `lens()` has one row per layer and token: layer, token, logprob,
+    rank, text.
     """
 
     @property
@@ -48,28 +48,28 @@ class Explained(Protocol):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a sample's answer was given: its replay, where it was decided, and what decided there.
+    """The explanation of a sample's answer: its replay, the deciding token, and the attribution at that token.
 
-    It is of the stored answer only where `replayed.agrees`.
+    It explains the stored answer only if `replayed.agrees`.
     """
 
-    replayed: Replay
+    replayed: ReplayedSample
     decision: Decision
-    found: Explained
+    attribution: Explained
 
     def heads(self) -> pd.DataFrame:
-        """The heads, those first that spoke most for `decision.minus`: layer, head, contribution, removed, ..."""
-        table = self.found.frame()
+        """The heads, those with the largest contribution to `decision.contrast_token` first: layer, head, ..."""
+        table = self.attribution.frame()
         return table[table["kind"] == "head"].sort_values("contribution", kind="stable").reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class HeadRanking:
-    """What the parts of a model added to the right answer's logit less the given one's, over a task's wrong answers.
+    """Mean contribution of each part of a model to (right logit minus given logit), over a task's wrong answers.
 
-    `table` has a row a part: kind, layer, head, mean, low, high, against (the share of answers in which it spoke for
-    the wrong one), n; the most harmful first. Low and high bound the 95% interval of the mean over questions, NaN for
-    one question. The parts at the top were picked out of all: whether a head is to blame, a run without it says.
+    `table` has one row per part: kind, layer, head, mean, low, high, against (the share of answers with a negative
+    contribution), n; the most harmful first. Low and high bound the 95% interval of the mean over questions, NaN for
+    one question. The top parts were selected from many: to test a head, run the benchmark without it.
     """
 
     task: str
@@ -83,60 +83,64 @@ class HeadRanking:
 
 
 def explainer() -> Callable[..., Explained]:
-    """What explains here.
+    """The installed explanation plugin.
 
-    Raises: MissingExtraError if its packages are not installed, DataError if nothing was installed that explains.
+    Raises: MissingExtraError if its packages are not installed, DataError if there is no plugin.
     """
     points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
     if not points:
-        raise DataError("nothing is installed that explains: pip install -e '.[probe]' -c constraints.txt")
+        raise DataError("no explanation plugin is installed; run: pip install -e '.[probe]' -c constraints.txt")
     try:
-        found: Callable[..., Explained] = points[0].load()
+        function: Callable[..., Explained] = points[0].load()
     except ModuleNotFoundError as error:
         raise MissingExtraError((error.name or str(error)).partition(".")[0], "probe") from error
-    return found
+    return function
 
 
 def explain(
     model: Transformer, run: Run, task: str, doc_id: int, *, position: int | None = None, filter: str | None = None
 ) -> Explanation:
-    """Replay a sample under its run's own interventions, and say what decided its answer.
+    """Replay a sample under its run's interventions and explain its answer.
 
-    Raises: DataError for a model that is not the run's, an unknown sample, or an answer of which it cannot be told
-            where it was decided (give `position`, whose next token is then explained).
+    Raises: DataError if the model is not the run's, the sample is unknown, or the deciding token cannot be found (pass
+            `position` to explain the token after it).
     """
-    explaining = explainer()
-    with under(model, run):
-        return _explained(model, sample(run, task, doc_id, filter=filter), task, explaining, position)
+    explainer_function = explainer()
+    with under_interventions(model, run):
+        return _explained(model, sample(run, task, doc_id, filter=filter), task, explainer_function, position)
 
 
 def _explained(
-    model: Transformer, row: Row, task: str, explaining: Callable[..., Explained], position: int | None = None
+    model: Transformer, row: Row, task: str, explainer_function: Callable[..., Explained], position: int | None = None
 ) -> Explanation:
     if position is None:
-        decidable(row)  # before the model runs
-    replayed = again(model, row, task)
-    where = decision(model, replayed, position=position)
-    found = explaining(
-        model, where.ids, token=where.token, contrast_token=where.contrast_token, other_tokens=where.other_tokens
+        check_decidable(row)  # before the model runs
+    replayed = replay_row(model, row, task)
+    decided = decision(model, replayed, position=position)
+    explained = explainer_function(
+        model,
+        decided.ids,
+        token=decided.token,
+        contrast_token=decided.contrast_token,
+        other_tokens=decided.other_tokens,
     )
-    return Explanation(replayed, where, found)
+    return Explanation(replayed, decided, explained)
 
 
-def wrong(run: Run, task: str) -> list[Row]:
-    """A task's wrong answers, in the order of the questions; a group's are those of its tasks, one after another.
+def wrong_answers(run: Run, task: str) -> list[Row]:
+    """The wrong answers of a task or of all tasks of a group, in the order of the questions.
 
-    A question with several filters counts as the first one judges it.
+    For a question with several filters, the first filter counts.
     """
-    found = []
+    samples = []
     for name in tasks_of(run, task):
         rows = run.samples(name).drop_duplicates("doc_id").to_dict("records")
-        found += [{**row, "task": name} for row in rows if row["correct"] == 0]
-    return found
+        samples += [{**row, "task": name} for row in rows if row["correct"] == 0]
+    return samples
 
 
 def tasks_of(run: Run, task: str) -> list[str]:
-    """The tasks of a name, which may be a group's. Raises: DataError if the run has no such task."""
+    """The tasks of a name, which may be a group. Raises: DataError if the run does not have it."""
     children: dict[str, list[str]] = run.data.get("group_subtasks") or {}
     names = [name for name in leaves_of(task, children) if name in run.tasks]
     if not names:
@@ -152,36 +156,38 @@ def rank_heads_behind_errors(
     limit: int | None = None,
     done: Callable[[int, int], None] = lambda now, total: None,
 ) -> HeadRanking:
-    """Which parts of the model spoke for a task's wrong answers; `limit` takes the first ones.
+    """Rank the parts of the model by their contribution to a task's wrong answers.
 
-    Answers that their replay does not confirm, or of which it cannot be told where they were decided, are left out and
-    named. `done` hears how many answers were looked at, out of how many.
-    Raises: DataError for a model that is not the run's, an unknown task, or a task without such an answer.
+    limit: use only the first wrong answers.
+    done: called after each answer with the number of answers processed and the total.
+    Answers are left out, and listed in `left_out`, if their replay differs from the stored answer or if the deciding
+    token cannot be found.
+    Raises: DataError if the model is not the run's, the task is unknown, or no wrong answer can be explained.
     """
     import pandas as pd
 
-    explaining = explainer()
-    rows = wrong(run, task)[:limit]
+    explainer_function = explainer()
+    rows = wrong_answers(run, task)[:limit]
     tables, doc_ids, differences, left_out = [], [], [], []
-    with under(model, run):
+    with under_interventions(model, run):
         for at, row in enumerate(rows):
             name = f"{row['task']}/{row['doc_id']}"
             try:
-                one = _explained(model, row, row["task"], explaining)
+                explanation = _explained(model, row, row["task"], explainer_function)
             except DataError as error:
                 left_out.append(f"{name}: {error}")
             else:
-                if one.replayed.agrees:
-                    tables.append(one.found.frame())
+                if explanation.replayed.agrees:
+                    tables.append(explanation.attribution.frame())
                     doc_ids.append(int(row["doc_id"]))
-                    differences.append(one.found.difference)
+                    differences.append(explanation.attribution.difference)
                 else:
-                    left_out.append(f"{name}: {one.replayed}")
+                    left_out.append(f"{name}: {explanation.replayed}")
             done(at + 1, len(rows))
     if not tables:
-        why = f"; {left_out[0]}" if left_out else ""
-        raise DataError(f"{task}: no wrong answer of {len(rows)} can be explained{why}.")
-    table = pd.DataFrame(_over(pd.concat(tables)))
+        first_reason = f"; {left_out[0]}" if left_out else ""
+        raise DataError(f"{task}: no wrong answer of {len(rows)} can be explained{first_reason}.")
+    table = pd.DataFrame(_mean_contributions(pd.concat(tables)))
     order = table["mean"].argsort(kind="stable")
     return HeadRanking(
         task,
@@ -192,7 +198,7 @@ def rank_heads_behind_errors(
     )
 
 
-def _over(parts: pd.DataFrame) -> Iterable[dict[str, Any]]:
+def _mean_contributions(parts: pd.DataFrame) -> Iterable[dict[str, Any]]:
     for (kind, layer, head), group in parts.groupby(["kind", "layer", "head"], sort=False):
         values = [float(value) for value in group["contribution"]]
         mean = sum(values) / len(values)
@@ -205,7 +211,7 @@ def _over(parts: pd.DataFrame) -> Iterable[dict[str, Any]]:
         }  # fmt: skip
 
 
-def right(row: Row) -> str:
-    """The right answer of a sample, for people."""
+def right_answer(row: Row) -> str:
+    """The right answer of a sample as text."""
     number = matching.gold(row)
     return str(row["target"]) if number is None else str(row["choices"][number]).strip()

@@ -1,7 +1,6 @@
-"""A stored sample run again: on the very ids that were scored, under the run's own interventions, against what was
-stored.
+"""Replay of a stored sample: the same token ids, under the run's interventions, compared with the stored values.
 
-What is said of a replay is said of the stored answer only while the two agree. Knows nothing of tasks.
+An analysis of a replay is valid for the stored answer only if the two agree. Does not use tasks.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from workbench.inference.scoring import Scored, score_tokens
 from workbench.model import Transformer
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.06}
-"""Nats a token: how far a replay may be off, which runs a question by itself where the run had it in a batch.
+"""Allowed difference of a replay in nats per token. It is not 0: a replay runs one question, the run used batches.
 
-Over 400 answers of the embedded checkpoint on a CPU the largest change was 2e-5 in float32, 0.21 in bfloat16 and 0.031
-in float16; the last two are allowed twice that, float32 leaves room for larger models and other machines.
+Over 400 answers of the embedded checkpoint on a CPU the largest difference was 2e-5 in float32, 0.21 in bfloat16 and
+0.031 in float16. The last two limits are twice that; the float32 limit allows for larger models and other machines.
 """
 
 
 @dataclass(frozen=True)
-class Replay:
-    """A stored sample and what the model says of the same ids now.
+class ReplayedSample:
+    """A stored sample and the log-probabilities that the model gives the same ids now.
 
-    `stored` and `recomputed` are nats: [choice] sums for multiple choice, [token] for a generated answer; `allowed`
-    is how far each may be off. A generated answer's ids include the token that ended it.
+    Shapes: stored, recomputed, allowed [choice] (sums over tokens) for multiple choice, [token] for a generated answer
+    Units: nats; `allowed` is the largest allowed difference of each. Generated ids include the token that ended the
+    answer.
     """
 
     task: str
@@ -63,51 +63,65 @@ class Replay:
         return bool((np.abs(self.stored - self.recomputed) <= self.allowed).all())
 
     def __str__(self) -> str:
-        """Whether this is the stored answer, in one line."""
+        """Whether the replay agrees with the stored answer, in one line."""
         worst = int(np.argmax(np.abs(self.stored - self.recomputed) - self.allowed)) if len(self.stored) else 0
         limit = float(self.allowed[worst]) if len(self.allowed) else 0.0
         if self.agrees:
-            return f"the stored log-probabilities, within {self.difference:.1g} nats ({limit:g} allowed)"
+            return f"matches the stored log-probabilities within {self.difference:.1g} nats ({limit:g} allowed)"
         what = "choice" if self.choice_ids is not None else "token"
         return (
-            f"this explains something else than the stored answer: {what} {worst} had {self.stored[worst]:.4f} nats "
+            f"the replay does not match the stored answer: {what} {worst} had {self.stored[worst]:.4f} nats "
             f"and has {self.recomputed[worst]:.4f} now ({limit:g} allowed)"
         )
 
 
-def replay(model: Transformer, run: Run, task: str, doc_id: int, *, filter: str | None = None) -> Replay:
-    """Run a sample again as the run did; `model` is the run's, as it was loaded.
+def replay(model: Transformer, run: Run, task: str, doc_id: int, *, filter: str | None = None) -> ReplayedSample:
+    """Run a sample again as the run did; `model` must be the run's model, as loaded.
 
-    Raises: DataError for a model that is not the run's, an unknown sample, or one without its ids.
+    Raises: DataError if the model is not the run's, the sample is unknown, or it was stored without token ids.
     """
-    with under(model, run):
-        return again(model, sample(run, task, doc_id, filter=filter), task)
+    with under_interventions(model, run):
+        return replay_row(model, sample(run, task, doc_id, filter=filter), task)
 
 
-def again(model: Transformer, row: Row, task: str) -> Replay:
-    """`replay` of a sample that was read already, under whatever intervenes just now."""
+def replay_row(model: Transformer, row: Row, task: str) -> ReplayedSample:
+    """Replay a sample that is already read, with the interventions that are active now."""
     if row.get("prompt_ids") is None:
-        raise DataError(f"{task}/{row['doc_id']} was stored without its token ids; run the benchmark again.")
+        raise DataError(f"{task}/{row['doc_id']} was stored without token ids; run the benchmark again.")
     prompt = tuple(row["prompt_ids"])
     choices, generated = row.get("choice_ids"), row.get("generated_ids")
     if choices is not None:
         scored = score_tokens(model, [(prompt, choice) for choice in choices])
-        return _replay(
-            model, row, task, row["logprobs"], [one.total for one in scored], [len(choice) for choice in choices]
+        return _replayed_sample(
+            model,
+            row,
+            task,
+            row["logprobs"],
+            [scored_answer.total for scored_answer in scored],
+            [len(choice) for choice in choices],
         )
     stored = row.get("generated_logprobs")
     if stored is None or len(stored) != len(generated):
-        raise DataError(f"{task}/{row['doc_id']} was stored without a log-probability for each token; run it again.")
+        raise DataError(
+            f"{task}/{row['doc_id']} was stored without a log-probability for each token; run the benchmark again."
+        )
     tokens: list[Scored] = score_tokens(model, [(prompt, generated)]) if len(generated) else []
-    return _replay(model, row, task, stored, [x for one in tokens for x in one.logprobs.tolist()], [1] * len(generated))
+    return _replayed_sample(
+        model,
+        row,
+        task,
+        stored,
+        [x for scored_answer in tokens for x in scored_answer.logprobs.tolist()],
+        [1] * len(generated),
+    )
 
 
-def _replay(
+def _replayed_sample(
     model: Transformer, row: Row, task: str, stored: Sequence[float], now: Sequence[float], lengths: Sequence[int]
-) -> Replay:
+) -> ReplayedSample:
     per_token = TOLERANCE[str(model.dtype).removeprefix("torch.")]
     choices, generated = row.get("choice_ids"), row.get("generated_ids")
-    return Replay(
+    return ReplayedSample(
         task,
         row,
         tuple(row["prompt_ids"]),
@@ -120,7 +134,7 @@ def _replay(
 
 
 def sample(run: Run, task: str, doc_id: int, *, filter: str | None = None) -> Row:
-    """One sample of a run; of several filters the one named, else the first whose answer is in the response.
+    """One sample of a run. With several filters: the named one, otherwise the first whose answer is in the response.
 
     Raises: DataError if there is no such task, question or filter.
     """
@@ -134,67 +148,70 @@ def sample(run: Run, task: str, doc_id: int, *, filter: str | None = None) -> Ro
             known = ", ".join(row["filter"] for row in rows)
             raise DataError(f"{task} has no filter {filter!r}; it has {known}.")
         return dict(named[0])
-    found = [row for row in rows if str(row["answer"]) in str(row.get("response", row["answer"]))]
-    return dict((found or rows)[0])
+    with_answer = [row for row in rows if str(row["answer"]) in str(row.get("response", row["answer"]))]
+    return dict((with_answer or rows)[0])
 
 
 # --- which model ----------------------------------------------------------------------------------------------
 
 
-def changes_of(run: Run) -> tuple[Intervention, ...]:
+def interventions_of(run: Run) -> tuple[Intervention, ...]:
     """The interventions that a run was made under."""
     return interventions.from_json(json.dumps(run.provenance.get("interventions") or []))
 
 
 @contextmanager
-def under(model: Transformer, run: Run) -> Iterator[None]:
-    """The model as the run had it: its interventions in force, unless they are already.
+def under_interventions(model: Transformer, run: Run) -> Iterator[None]:
+    """The model with the run's interventions active, if they are not active already.
 
-    Raises: DataError for a model with another checkpoint, tokenizer or dtype, or under other interventions; or a run
-            that does not say.
+    Raises: DataError if the model has a different checkpoint, tokenizer, dtype or different interventions than the run,
+            or if the run does not record them.
     """
-    own = run.provenance
-    if not own or own.get("backend", "workbench") != "workbench":
-        raise DataError(f"{run.path.name} was not made by the workbench's own model; only such a run can be replayed.")
+    record = run.provenance
+    if not record or record.get("backend", "workbench") != "workbench":
+        raise DataError(f"{run.path.name} was not made with the workbench's own model; only such runs can be replayed.")
     source = model.source
-    here = {
+    loaded = {
         "checkpoint_sha256": None if source is None else source.checkpoint_sha256,
         "tokenizer_sha256": None if source is None else source.tokenizer_sha256,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    for name, value in here.items():
-        if own.get(name) != value:
+    for name, value in loaded.items():
+        if record.get(name) != value:
             what = name.removesuffix("_sha256")
-            found, wanted = (str(part or "none")[:16] for part in (value, own.get(name)))
-            raise DataError(f"this model is not the run's: its {what} is {found}, the run's was {wanted}.")
-    wanted_changes = changes_of(run)
-    acting = [None if change is None else change.to_dict() for change in active_interventions(model)]
-    if acting and acting != [change.to_dict() for change in wanted_changes]:
-        raise DataError("the model is under other interventions than the run was; leave them, the run's own are used.")
-    with model.intervene(*(() if acting else wanted_changes)):
+            now, then = (str(part or "none")[:16] for part in (value, record.get(name)))
+            raise DataError(f"this model is not the run's model: its {what} is {now}, the run's was {then}.")
+    run_changes = interventions_of(run)
+    active = [None if change is None else change.to_dict() for change in active_interventions(model)]
+    if active and active != [change.to_dict() for change in run_changes]:
+        raise DataError(
+            "the model is under other interventions than the run was; remove them, the run's interventions are applied "
+            "automatically."
+        )
+    with model.intervene(*(() if active else run_changes)):
         yield
 
 
-def entry_of(run: Run) -> StoredRun:
-    """What the store beside a run's results knows of it.
+def stored_run(run: Run) -> StoredRun:
+    """The entry of a run in the store of its results folder.
 
     Raises: DataError if there is no store, or it does not have the run.
     """
     name = run.provenance.get("run")
     if not name:
-        raise DataError(f"{run.path.name} does not name its run in a store; the workbench's own runs do.")
+        raise DataError(f"{run.path.name} has no run name for the store; only runs made by the workbench have one.")
     with Store.open(run.path.parent, create=False) as store:
         return store.run(name)
 
 
 def model_of(run: Run, *, path: str | None = None, device: str = "auto") -> Transformer:
-    """The model that a run was made on, loaded in its dtype from where it was, or from `path`.
+    """Load the model of a run in the run's dtype, from its original path or from `path`.
 
-    Raises: DataError if nobody knows where it was; `under` checks that it is the one.
+    Raises: DataError if the original path is unknown. `under_interventions` checks that it is the same model.
     """
     if path is None:
-        path = entry_of(run).settings["model"]
+        path = stored_run(run).settings["model"]
     if path is None:
-        raise DataError("this run was made on a model in memory; name its checkpoint with --model.")
+        raise DataError("this run used a model in memory; pass its checkpoint with --model.")
     dtype: Any = run.provenance.get("dtype", "auto")
     return load_model(path, device=device, dtype=dtype).eval()

@@ -1,1 +1,1 @@
-"""Runs and comparisons as text, documents and figures."""
+"""Reports of runs and comparisons: terminal tables, documents and figures."""

@@ -1,6 +1,6 @@
-"""Two runs' differences as a document: what they differ in, and the samples that one alone has right.
+"""Comparison report: the differences between two runs, and the samples that only one of them answered correctly.
 
-What it says is decided here; how it is written, in `markup`. Knows of comparisons, nothing of models.
+The content is chosen here; `markup` renders it. Does not use models.
 """
 
 from __future__ import annotations
@@ -12,34 +12,48 @@ from evals.compare.compare import Comparison, Sample
 from evals.report.document import Document
 from evals.report.markup import Report, Table
 from evals.report.report import badges, footer
-from evals.report.terminal_table import COMPARED, COMPARED_NOTES, besides, compared, sample_title, short
+from evals.report.terminal_table import (
+    COMPARED,
+    COMPARED_NOTES,
+    difference_cells,
+    other_differences,
+    sample_title,
+    short,
+)
 from evals.results.export import flat
 
 
-def document(found: Comparison, *, samples: int) -> Document:
-    """The comparison in every format; `samples` are shown for people and in JSON, tables hold all of them."""
+def document(comparison: Comparison, *, samples: int) -> Document:
+    """The comparison in every format. Text formats and JSON have the first `samples` samples, tables have all."""
     return Document(
-        report=lambda: build(found, samples=samples),
-        frame=found.frame,
-        values=lambda: values(found, samples=samples),
-        more={"samples": lambda: flat(found.samples_frame())},
+        report=lambda: build(comparison, samples=samples),
+        frame=comparison.frame,
+        values=lambda: values(comparison, samples=samples),
+        extra_tables={"samples": lambda: flat(comparison.samples_frame())},
     )
 
 
-def build(found: Comparison, *, samples: int) -> Report:
-    """The report: differences, what else is not the same, and the first samples that were answered differently."""
-    tables = [Table("Differences", COMPARED, tuple(compared(one) for one in found.differences), left=2)]
-    if found.origins:
-        tables.append(Table("What else is not the same", ("", "A", "B"), besides(found), left=3))
-    sides = (("A", found.a), ("B", found.b))
-    sure = sum(bool(sample.right) for sample in found.samples)
+def build(comparison: Comparison, *, samples: int) -> Report:
+    """The report: score differences, other differences, and the first samples that were answered differently."""
+    tables = [
+        Table(
+            "Differences",
+            COMPARED,
+            tuple(difference_cells(difference) for difference in comparison.differences),
+            left=2,
+        )
+    ]
+    if comparison.origins:
+        tables.append(Table("Other differences", ("", "A", "B"), other_differences(comparison), left=3))
+    sides = (("A", comparison.a), ("B", comparison.b))
+    one_sided = sum(bool(sample.right) for sample in comparison.samples)
     notes = (
         "Proportions are in per cent, differences in points; intervals are 95%.",
         *COMPARED_NOTES,
-        *found.notes,
-        f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ.",
+        *comparison.notes,
+        f"{one_sided} answers are right in only one run; {len(comparison.samples) - one_sided} others differ.",
     )
-    models = found.b.model, found.a.model
+    models = comparison.b.model, comparison.a.model
     title = " compared with ".join(models) if len({*models}) == 2 else f"{models[0]}: run B compared with run A"
     return Report(
         title,
@@ -47,19 +61,19 @@ def build(found: Comparison, *, samples: int) -> Report:
         tuple(tables),
         notes,
         tuple((f"{side}: {run.name}", footer(run)) for side, run in sides),
-        tuple((sample_title(sample), tuple(_about(sample))) for sample in found.samples[:samples]),
+        tuple((sample_title(sample), tuple(_about(sample))) for sample in comparison.samples[:samples]),
     )
 
 
-def values(found: Comparison, *, samples: int) -> dict[str, Any]:
+def values(comparison: Comparison, *, samples: int) -> dict[str, Any]:
     """The comparison as JSON values."""
     return {
-        "a": str(found.a.path),
-        "b": str(found.b.path),
-        "differences": found.rows(),
-        "origins": [{"name": name, "a": x, "b": y} for name, x, y in found.origins],
-        "notes": found.notes,
-        "samples": [vars(sample) for sample in found.samples[:samples]],
+        "a": str(comparison.a.path),
+        "b": str(comparison.b.path),
+        "differences": comparison.rows(),
+        "origins": [{"name": name, "a": x, "b": y} for name, x, y in comparison.origins],
+        "notes": comparison.notes,
+        "samples": [vars(sample) for sample in comparison.samples[:samples]],
     }
 
 
@@ -79,5 +93,5 @@ def _about(sample: Sample) -> Iterator[tuple[str, str]]:
 def _nats(logprobs: Iterable[float] | None, margin: float | None) -> str:
     if logprobs is None:
         return ""
-    said = ", ".join(f"{value:.3f}" for value in logprobs)
-    return f" (log-probabilities {said}" + ("" if margin is None else f"; margin {margin:+.3f} nats") + ")"
+    numbers = ", ".join(f"{value:.3f}" for value in logprobs)
+    return f" (log-probabilities {numbers}" + ("" if margin is None else f"; margin {margin:+.3f} nats") + ")"

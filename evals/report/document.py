@@ -1,6 +1,4 @@
-"""What was found, to be written in any of six formats: for people, for programs, and as tables. Knows nothing of
-results.
-"""
+"""A document in six export formats: Markdown, LaTeX, HTML, CSV, Parquet and JSON. Does not depend on results."""
 
 from __future__ import annotations
 
@@ -25,15 +23,15 @@ _SUFFIXES = {".md": "md", ".tex": "latex", ".html": "html", ".csv": "csv", ".par
 
 @dataclass(frozen=True)
 class Document:
-    """Each form is made when it is asked for. `more` are further tables, each a file beside that of CSV or Parquet."""
+    """A document whose forms are built on demand. `extra_tables` are written as separate CSV or Parquet files."""
 
     report: Callable[[], Report]
     frame: Callable[[], pd.DataFrame]
     values: Callable[[], Any]
-    more: Mapping[str, Callable[[], pd.DataFrame]]
+    extra_tables: Mapping[str, Callable[[], pd.DataFrame]]
 
     def text(self, format: str) -> str:
-        """The document in a format of text: md, latex, html, csv or json."""
+        """The document as text: md, latex, html, csv or json."""
         if format == "csv":
             return str(self.frame().to_csv(index=False))
         if format == "json":
@@ -41,28 +39,28 @@ class Document:
         return MARKUP[format](self.report())
 
     def save(self, format: str, path: Path) -> list[Path]:
-        """Write the document, each file whole or not at all; returns the files.
+        """Write the document; returns the files. Each file is written atomically.
 
-        Raises: DataError if the place cannot be written.
+        Raises: DataError if a file cannot be written.
         """
         if format not in ("csv", "parquet"):
             content = self.text(format)
             return [write(path, lambda temporary: temporary.write_text(content, encoding="utf-8", newline=""))]
         tables = {path: self.frame} | {
-            path.with_suffix(f".{name}{path.suffix}"): make for name, make in self.more.items()
+            path.with_suffix(f".{name}{path.suffix}"): make for name, make in self.extra_tables.items()
         }
         return [write(place, _table(make(), format)) for place, make in tables.items()]
 
 
-def format_of(path: Path | None) -> str | None:
-    """The format that a file's name asks for; None where it asks for none."""
+def format_from_name(path: Path | None) -> str | None:
+    """The format of a file name's suffix; None if it has no known suffix."""
     return None if path is None else _SUFFIXES.get(path.suffix.lower())
 
 
 def write(path: Path, make: Callable[[Path], Any]) -> Path:
-    """Have a file made under a temporary name first, so that a half-written one never bears the real name.
+    """Write a file under a temporary name, then rename it, so that the real name never has an incomplete file.
 
-    Raises: DataError if the place cannot be written.
+    Raises: DataError if the file cannot be written.
     """
     temporary = path.with_name(path.name + ".partial")
     try:

@@ -1,7 +1,7 @@
-"""Plotly figures of scores and their differences, with 95% intervals. Computes nothing, reads no files.
+"""Forest plots: Plotly figures of scores and their differences, with 95% intervals.
 
-Every figure has a title, units on its axes and `layout.meta` with its `kind` and whatever `stamp` adds. Names of runs
-and tasks are shown as they are: markup in them is escaped.
+Every figure has a title, units on its axes, and `layout.meta` with its `kind` and the values of `stamp`. Markup in the
+names of runs and tasks is escaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-_BETWEEN = " · "  # a task and its metric
+_BETWEEN = " · "  # separates task and metric
 SYMBOLS = ("square", "diamond", "circle", "triangle-up", "pentagon", "hexagon")
 
 
@@ -35,27 +35,32 @@ def forest(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """Every proportion of these runs with its interval, a row a task, metric and average; published ones as crosses.
+    """All proportions of these runs with their intervals, one row per task, metric and average. Published scores are
+    crosses.
 
-    keep: whether a score has a row; all have where it is None.
-    card: for a narrow place that bears the title itself, with labels of two lines.
+    keep: whether to show a score; all if None.
+    card: for a narrow card that has its own title, with labels on two lines.
     """
     fig = go.Figure()
     rows: list[str] = []
     for i, run in enumerate(runs):
         scores = [score for score in run.scores if score.proportion and score.low is not None]
         scores = [score for score in scores if keep is None or keep(score)]
-        rows += [_row(score) for score in scores]
+        rows += [_row_label(score) for score in scores]
         values, low, high = ([100 * getattr(score, end) for score in scores] for end in ("value", "low", "high"))
         fig.add_scatter(
-            x=values, y=[_row(score) for score in scores], name=_named(run), mode="markers", orientation="h",
+            x=values, y=[_row_label(score) for score in scores], name=_run_label(run), mode="markers", orientation="h",
             customdata=[(score.n, "-" if score.shots is None else score.shots) for score in scores],
             hovertemplate="%{y}<br>%{x:.1f}%, n = %{customdata[0]}, %{customdata[1]} shots"
             "<extra>%{fullData.name}</extra>",
             **_marks(values, low, high, i),
         )  # fmt: skip
-    # One cross for a figure, however many runs stand beside it.
-    crosses = {(_row(one.score), one.published): None for run in runs for one in compare_with_published(run, figures)}
+    # One cross per published score, even if several runs are compared with it.
+    crosses = {
+        (_row_label(comparison.score), comparison.published): None
+        for run in runs
+        for comparison in compare_with_published(run, figures)
+    }
     for name in dict.fromkeys(figure.name for _, figure in crosses):
         mine = [(row, figure) for row, figure in crosses if figure.name == name]
         fig.add_scatter(
@@ -70,34 +75,38 @@ def forest(
     return _in_card(fig) if card else fig
 
 
-def differences(found: Comparison, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """B less A with its interval, a row a task, metric and average; filled where Holm's p is below 5%."""
-    shown = [one for one in found.differences if one.a.proportion]
-    sure = [one.holm is not None and one.holm < 0.05 for one in shown]
-    values = [100 * one.value for one in shown]
-    # Where there is no interval the bar has no length.
-    low, high = ([100 * (one.value if end is None else end) for one, end in zip(shown, ends, strict=True)]
-                 for ends in ([one.low for one in shown], [one.high for one in shown]))  # fmt: skip
+def differences(comparison: Comparison, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """B minus A with its interval, one row per task, metric and average; filled if Holm's p is below 5%."""
+    shown = [difference for difference in comparison.differences if difference.a.proportion]
+    significant = [difference.holm is not None and difference.holm < 0.05 for difference in shown]
+    values = [100 * difference.value for difference in shown]
+    # Without an interval the error bar has length 0.
+    low = [100 * (difference.value if difference.low is None else difference.low) for difference in shown]
+    high = [100 * (difference.value if difference.high is None else difference.high) for difference in shown]
+    labels = [_row_label(difference.a) for difference in shown]
     marks = _marks(values, low, high, 0)
-    marks["marker"]["symbol"] = ["square" if yes else "square-open" for yes in sure]
+    marks["marker"]["symbol"] = ["square" if yes else "square-open" for yes in significant]
     fig = go.Figure()
     fig.add_scatter(
-        x=values, y=[_row(one.a) for one in shown], name="B less A", mode="markers", orientation="h", showlegend=False,
-        customdata=[(one.a.n, "-" if one.holm is None else f"{one.holm:.3g}", one.test) for one in shown],
+        x=values, y=labels, name="B minus A", mode="markers", orientation="h", showlegend=False,
+        customdata=[
+            (difference.a.n, "-" if difference.holm is None else f"{difference.holm:.3g}", difference.test)
+            for difference in shown
+        ],
         hovertemplate="%{y}<br>%{x:+.1f} points, n = %{customdata[0]}<br>p = %{customdata[1]} (%{customdata[2]}, Holm)"
         "<extra></extra>",
         **marks,
     )  # fmt: skip
     fig.add_vline(x=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="difference (percentage points), with 95% interval", zeroline=False)
-    title = f"{_plain(found.b.name)} less {_plain(found.a.name)}"
-    return _finish(fig, "differences", title, list(dict.fromkeys(_row(one.a) for one in shown)), theme, stamp)
+    title = f"{_escaped(comparison.b.name)} minus {_escaped(comparison.a.name)}"
+    return _finish(fig, "differences", title, list(dict.fromkeys(labels)), theme, stamp)
 
 
 def save(fig: go.Figure, path: Path) -> None:
-    """Write a figure as a page of its own, that needs no network.
+    """Write a figure as a standalone HTML page that works offline.
 
-    Raises: DataError if the place cannot be written.
+    Raises: DataError if the file cannot be written.
     """
     page = fig.to_html(include_plotlyjs=True)
     write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -115,7 +124,7 @@ def _marks(values: Sequence[float], low: Sequence[float], high: Sequence[float],
 
 
 def _finish(fig: go.Figure, kind: str, title: str, rows: Sequence[str], theme: Theme, stamp: Stamp | None) -> go.Figure:
-    """Title, neutral template, identity, and a line for each row in their order from the top."""
+    """Set the title, template, metadata, legend, and the order of the rows from the top."""
     fig.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1], automargin=True)
     layout = {
         "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
@@ -147,16 +156,16 @@ def _two_lines(row: str) -> str:
     return row.replace(_BETWEEN, "<br>", 1)
 
 
-def _row(score: Score) -> str:
-    return _plain(f"{score.task}{_BETWEEN}{score.label}")
+def _row_label(score: Score) -> str:
+    return _escaped(f"{score.task}{_BETWEEN}{score.label}")
 
 
-def _named(run: Run) -> str:
-    """A run's name, and whether any of its scores is of a part of the questions."""
+def _run_label(run: Run) -> str:
+    """The name of a run, with "(partial)" if any of its scores is over a part of the questions."""
     counts = (question_counts(run, task) for task in {score.task for score in run.scores})
-    return f"{_plain(run.name)}{' (partial)' if any(asked < whole for asked, whole in counts) else ''}"
+    return f"{_escaped(run.name)}{' (partial)' if any(answered < total for answered, total in counts) else ''}"
 
 
-def _plain(text: str) -> str:
-    """Nothing that plotly would take for markup, or a reader for other letters."""
+def _escaped(text: str) -> str:
+    """The text as one line with Plotly markup escaped and unprintable characters removed."""
     return line(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Which of a run's scores a preset calls the result of a benchmark."""
+"""Headline scores: the score that a preset defines as the result of a benchmark."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from evals.tasks import presets
 
 
 def headline(preset: str, task: str, scores: Sequence[Score], *, chat: bool) -> Score | None:
-    """That of a run's scores which the preset calls the task's result; None where it names none of them."""
-    said = presets.rule(preset, task, chat=chat)
-    if said is None:
+    """The score that the preset defines as the task's result; None if there is none."""
+    rule = presets.rule(preset, task, chat=chat)
+    if rule is None:
         return None
     # A single subject has no average.
-    named = {(said.metric, said.filter, said.average), (said.metric, said.filter, "")}
+    named = {(rule.metric, rule.filter, rule.average), (rule.metric, rule.filter, "")}
     return next((s for s in scores if s.task == task and (s.metric, s.filter, s.average) in named), None)
 
 
 def headlines(run: Run) -> list[tuple[Score, presets.Rule]]:
-    """The results of a run's benchmarks by the preset that it was made with."""
-    about = run.provenance
-    name, chat = about.get("preset"), bool(about.get("chat"))
+    """The headline scores of a run, by the preset it was made with."""
+    record = run.provenance
+    name, chat = record.get("preset"), bool(record.get("chat"))
     if name not in presets.PRESETS:
         return []
-    found = []
+    results = []
     for task in dict.fromkeys(score.task for score in run.scores):
-        said, score = presets.rule(name, task, chat=chat), headline(name, task, run.scores, chat=chat)
-        if said is not None and score is not None:
-            found.append((score, said))
-    return found
+        rule, score = presets.rule(name, task, chat=chat), headline(name, task, run.scores, chat=chat)
+        if rule is not None and score is not None:
+            results.append((score, rule))
+    return results

@@ -1,4 +1,4 @@
-"""A report as Markdown, LaTeX and HTML: everything in it escaped, nothing fetched. Knows nothing of results."""
+"""Report renderers: Markdown, LaTeX and HTML. All text is escaped; the output loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}",  # which a line's end would take for its arguments
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}",  # after \\ LaTeX reads [ and * as arguments
 }  # fmt: skip
 _SAMPLES = "Answered differently"
-_ROWS = 40  # of one tabular: a page's worth
+_ROWS = 40  # rows of one tabular: one page
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
   background: #fff; }
@@ -35,7 +35,7 @@ dt, dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `left` columns are words, the others numbers. Where all are words, lines may break.
+    """A table of text cells. The first `left` columns are words, the others numbers; if all are words, lines may break.
 
     Shapes: head [column], rows [row, column]
     """
@@ -55,7 +55,7 @@ Entry = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True)
 class Report:
-    """What is to be written: badges warn, notes explain; samples stand below, and origins in the footer.
+    """The content of a report: badges are warnings, notes explain the tables, origins go to the footer.
 
     Shapes: samples and origins [entry] of (title, [term] of (name, value))
     """
@@ -69,7 +69,7 @@ class Report:
 
 
 def markdown(report: Report) -> str:
-    """Tables with pipes, as GitHub and Pandoc read them."""
+    """Markdown with pipe tables, for GitHub and Pandoc."""
     lines = [f"# {_md(report.title)}", "", *(f"> **{_md(badge)}**" for badge in report.badges)]
     for table in report.tables:
         rule = ["---" if i < table.left else "---:" for i in range(len(table.head))]
@@ -85,8 +85,8 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """A fragment to \\input: plain tabulars with \\hline, no package beyond LaTeX's own; long tables in several."""
-    lines = [r"% Needs no package. \input it where the report shall stand.", rf"\section*{{{_tex(report.title)}}}"]
+    """A LaTeX fragment for \\input: plain tabulars with \\hline, no packages; a long table becomes several tabulars."""
+    lines = [r"% Needs no packages. Include it with \input.", rf"\section*{{{_tex(report.title)}}}"]
     boxed = (rf"\parbox{{.95\linewidth}}{{\textbf{{{_tex(badge)}}}}}" for badge in report.badges)
     lines += [rf"\noindent\fbox{{{badge}}}\par\smallskip" for badge in boxed]
     for table in report.tables:
@@ -94,7 +94,7 @@ def latex(report: Report) -> str:
         for first in range(0, max(1, len(table.rows)), _ROWS):
             right = "r" * (len(table.head) - table.left)
             columns = "l" + r"p{.38\linewidth}" * (table.left - 1) if table.prose else "l" * table.left + right
-            # A page is as wide as seven columns of numbers; more are set in small type.
+            # Seven columns of numbers fit on a page; wider tables are set in small type.
             small = r"{\footnotesize\setlength{\tabcolsep}{3pt}" if len(table.head) > 7 else "{"
             lines += [rf"{small}\noindent\begin{{tabular}}{{{columns}}}", r"\hline"]
             lines += [_tex_row(table.head), r"\hline"]
@@ -104,16 +104,16 @@ def latex(report: Report) -> str:
     if report.samples:
         lines += ["", rf"\subsection*{{{_SAMPLES}}}"]
     for title, about in report.samples:
-        said = "".join(rf"\\ \emph{{{_tex(name)}}}: {_broken(value)}" for name, value in about)
-        lines += [rf"\noindent\textbf{{{_tex(title)}}}{said}\par\medskip"]
+        terms = "".join(rf"\\ \emph{{{_tex(name)}}}: {_broken(value)}" for name, value in about)
+        lines += [rf"\noindent\textbf{{{_tex(title)}}}{terms}\par\medskip"]
     for run, about in report.origins:
-        said = "; ".join(f"{_tex(name)}: {_broken(value)}" for name, value in about)
-        lines += [rf"\noindent{{\footnotesize \textbf{{{_tex(run)}}} {said}\par}}"]
+        terms = "; ".join(f"{_tex(name)}: {_broken(value)}" for name, value in about)
+        lines += [rf"\noindent{{\footnotesize \textbf{{{_tex(run)}}} {terms}\par}}"]
     return "\n".join(lines) + "\n"
 
 
 def html(report: Report) -> str:
-    """One static page: no script, nothing from elsewhere."""
+    """One static HTML page without scripts or external files."""
     body = [f"<h1>{_e(report.title)}</h1>"]
     if report.badges:
         badges = "".join(f'<li><span class="badge">{_e(badge)}</span></li>' for badge in report.badges)
@@ -134,7 +134,7 @@ def html(report: Report) -> str:
 
 
 def line(text: str) -> str:
-    """One line, with nothing in it that a terminal or a typesetter would obey: what is no character is a blank."""
+    """The text as one line; control characters and other unprintable characters become spaces."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
@@ -143,7 +143,7 @@ def _e(text: str) -> str:
 
 
 def _md(text: str) -> str:
-    """One line, with nothing in it that Markdown or HTML would take for more than text."""
+    """The text as one line with Markdown and HTML markup escaped."""
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", line(text))
 
 
@@ -152,7 +152,7 @@ def _tex(text: str) -> str:
 
 
 def _broken(value: str) -> str:
-    """A long value, with places to break its line: a hash has none of its own."""
+    """A long value with allowed line breaks, because a hash has none."""
     return " ".join(
         r"\allowbreak{}".join(_tex(word[i : i + 16]) for i in range(0, len(word), 16)) for word in value.split()
     )

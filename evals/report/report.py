@@ -1,7 +1,6 @@
-"""One run, or several side by side, as a report: tables by group and subject, badges, and where the numbers come from.
+"""Report of one run, or of several side by side: tables by group and subject, badges, and provenance.
 
-What it says is decided here; how it is written, in `markup`. CSV and Parquet get one row a number. Knows of results,
-nothing of models.
+The content is chosen here; `markup` renders it. CSV and Parquet have one row per score. Does not use models.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _KEYS = ("checkpoint_sha256", "tokenizer_sha256", "dtype", "device", "seed", "co
 
 @dataclass(frozen=True)
 class _Column:
-    """A run with its letter, and its scores by what they measure."""
+    """A run with its letter, and its scores by (task, metric, filter, average)."""
 
     letter: str
     run: Run
@@ -41,17 +40,17 @@ def document(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Docum
         report=lambda: build(runs, figures=figures),
         frame=lambda: frame(runs, figures=figures),
         values=lambda: values(runs, figures=figures),
-        more={},
+        extra_tables={},
     )
 
 
 def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
-    """The report of these runs; `figures` are published scores to stand beside them.
+    """The report of these runs; `figures` are published scores to compare them with.
 
-    Raises: DataError for no run, or more than there are letters.
+    Raises: DataError if there are no runs, or more runs than letters.
     """
     if not 0 < len(runs) <= len(_LETTERS):
-        raise DataError(f"a report is of 1 to {len(_LETTERS)} runs; found {len(runs)}.")
+        raise DataError(f"a report needs 1 to {len(_LETTERS)} runs; found {len(runs)}.")
     columns = [
         _Column(letter, run, {(s.task, s.metric, s.filter, s.average): s for s in run.scores})
         for letter, run in zip(_LETTERS, runs, strict=False)
@@ -63,28 +62,33 @@ def build(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> Report:
     for root in dict.fromkeys(roots.values()):
         members = [key for key in keys if roots.get(key[0]) == root and key[0] != root]
         tables.append(_table(f"Members of {root}", members, columns))
-    found = [(column, one) for column in columns for one in compare_with_published(column.run, figures)]
-    if found:
-        tables.append(_published(found, alone=len(runs) == 1))
+    comparisons = [
+        (column, comparison) for column in columns for comparison in compare_with_published(column.run, figures)
+    ]
+    if comparisons:
+        tables.append(_published(comparisons, alone=len(runs) == 1))
     title = f"Evaluation of {runs[0].model}" if len(runs) == 1 else f"{len(runs)} evaluations side by side"
     notes = (
-        "Proportions are in per cent. Intervals are 95%: Wilson's for proportions, by resampling the problems for "
-        "pass@k of several samples, from the standard error for macro averages and everything else. A micro average "
-        "is over questions, a macro average over tasks.",
+        "Proportions are in per cent. Intervals are 95%: Wilson's for proportions, bootstrap over problems for pass@k "
+        "with several samples, and from the standard error for macro averages and other metrics. A micro average is "
+        "over questions, a macro average over tasks.",
         *(
-            f"Questions with the same {name} count as one: their errors are clustered."
+            f"Standard errors are clustered by {name}: questions with the same {name} are one cluster."
             for name in dict.fromkeys(run.cluster for run in runs if run.cluster)
         ),
-        *(f"{figure} was asked for, and no task here was published." for figure in _unmatched(figures, found)),
+        *(
+            f"No published score of {figure} is for a task of these runs."
+            for figure in _unmatched(figures, comparisons)
+        ),
     )
     named = [("" if len(runs) == 1 else f"{column.letter}: ", column.run) for column in columns]
-    warned = tuple(badge for of, run in named for badge in badges(run, of))
-    origins = tuple((of + run.name, footer(run)) for of, run in named)
+    warned = tuple(badge for prefix, run in named for badge in badges(run, prefix))
+    origins = tuple((prefix + run.name, footer(run)) for prefix, run in named)
     return Report(title, warned, tuple(tables), notes, origins)
 
 
 def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataFrame:
-    """One row a score, with its run's origin; published ones below them, with their source and no n or interval."""
+    """One row per score, with its run's provenance; then the published scores, without n and interval."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -92,12 +96,14 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
         about = origin(run)
         shared = {"run": run.name, "model": run.model} | {key: about.get(key) for key in _KEYS}
         for score in run.scores:
-            asked, whole = question_counts(run, score.task)
+            answered, total = question_counts(run, score.task)
             rows.append(
-                {**shared, **vars(score), "questions": whole, "partial": asked < whole, "source": run.path.name}
+                {**shared, **vars(score), "questions": total, "partial": answered < total, "source": run.path.name}
             )
-    wanted = {one.published: one.score for run in runs for one in compare_with_published(run, figures)}
-    for figure, score in wanted.items():
+    score_of = {
+        comparison.published: comparison.score for run in runs for comparison in compare_with_published(run, figures)
+    }
+    for figure, score in score_of.items():
         row = {"task": score.task, "metric": figure.metric, "average": score.average, "value": figure.value}
         shots = int(figure.shots) if figure.shots.isdecimal() else None
         rows.append({"run": "published", "model": figure.name, **row, "shots": shots, "source": figure.source})
@@ -107,40 +113,42 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
 
 
 def values(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> list[dict[str, Any]]:
-    """The rows of `frame` as JSON values, with None for what is not known."""
+    """The rows of `frame` as JSON values, with None for unknown values."""
     table = frame(runs, figures=figures)
     return [dict(row) for row in table.astype(object).where(table.notna(), None).to_dict("records")]
 
 
 def _roots(runs: Iterable[Run]) -> dict[str, str]:
-    """The outermost group of every group and member of one."""
+    """The top-level group of every group and group member."""
     parents: dict[str, str] = {}
     for run in runs:
         for name, under in (run.data.get("group_subtasks") or {}).items():
             parents |= dict.fromkeys(under, name)
-    found = {}
+    roots = {}
     for name in {*parents, *parents.values()}:
         root = name
         while root in parents:
             root = parents[root]
-        found[name] = root
-    return found
+        roots[name] = root
+    return roots
 
 
 def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Sequence[_Column]) -> Table:
-    """A row a score. Shots and n have one column for all runs where no two runs differ in them."""
-    found = [[column.scores.get(key) for column in columns] for key in keys]
-    cells = [[_cells(column.run, one) for column, one in zip(columns, row, strict=True)] for row in found]
+    """One row per score. Shots and n have one column for all runs if they are the same in all runs."""
+    score_rows = [[column.scores.get(key) for column in columns] for key in keys]
+    cells = [
+        [_cells(column.run, cell_score) for column, cell_score in zip(columns, row, strict=True)] for row in score_rows
+    ]
     same = all(len({cell[:2] for cell in row if cell is not None}) == 1 for row in cells)
-    head, own = ["task", "metric"], ("shots", "n", "score", "95% interval")
+    head, per_run = ["task", "metric"], ("shots", "n", "score", "95% interval")
     if same:
-        head, own = [*head, *own[:2]], own[2:]
-    head += [part if len(columns) == 1 else f"{column.letter}: {part}" for column in columns for part in own]
+        head, per_run = [*head, *per_run[:2]], per_run[2:]
+    head += [part if len(columns) == 1 else f"{column.letter}: {part}" for column in columns for part in per_run]
     rows = []
-    for scores, row in zip(found, cells, strict=True):
+    for scores, row in zip(score_rows, cells, strict=True):
         first = next(score for score in scores if score is not None)
         shared = next(cell for cell in row if cell is not None)[: 2 if same else 0]
-        each = [part for cell in row for part in (cell or ("",) * 4)[4 - len(own) :]]
+        each = [part for cell in row for part in (cell or ("",) * 4)[4 - len(per_run) :]]
         rows.append((first.task, first.label, *shared, *each))
     return Table(title, tuple(head), tuple(rows), left=2)
 
@@ -148,52 +156,53 @@ def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Seque
 def _cells(run: Run, score: Score | None) -> tuple[str, str, str, str] | None:
     if score is None:
         return None
-    asked, whole = question_counts(run, score.task)
-    n = f"{score.n} of {whole}" if asked < whole else str(score.n)
+    answered, total = question_counts(run, score.task)
+    n = f"{score.n} of {total}" if answered < total else str(score.n)
     shots = "" if score.shots is None else str(score.shots)
     return shots, n, number(score, score.value), interval(score)
 
 
-def _published(found: Sequence[tuple[_Column, PublishedComparison]], *, alone: bool) -> Table:
-    head = ("task", "metric", "published", "metric there", "source", "not the same")
+def _published(comparisons: Sequence[tuple[_Column, PublishedComparison]], *, alone: bool) -> Table:
+    head = ("task", "metric", "model", "published metric", "source", "different setup")
     rows = []
-    for column, one in found:
-        figure = one.published
-        task = one.score.task if alone else f"{column.letter}: {one.score.task}"
-        inside = "inside" if one.within else "outside"
+    for column, comparison in comparisons:
+        figure = comparison.published
+        task = comparison.score.task if alone else f"{column.letter}: {comparison.score.task}"
+        inside = "inside" if comparison.within else "outside"
         rows.append((
-            task, one.score.label, figure.name, figure.metric, figure.source,
-            "; ".join(one.setup_differences) or "nothing known",
-            number(one.score, one.score.value), f"{100 * figure.value:.1f}", f"{100 * one.difference:+.1f}", inside,
+            task, comparison.score.label, figure.name, figure.metric, figure.source,
+            "; ".join(comparison.setup_differences) or "nothing known",
+            number(comparison.score, comparison.score.value), f"{100 * figure.value:.1f}",
+            f"{100 * comparison.difference:+.1f}", inside,
         ))  # fmt: skip
-    head += ("measured", "score there", "difference", "of the interval")
-    return Table("Beside published scores", head, tuple(rows), left=6)
+    head += ("measured", "published", "difference", "95% interval")
+    return Table("Published scores", head, tuple(rows), left=6)
 
 
-def _unmatched(figures: Sequence[Published], found: Sequence[tuple[_Column, PublishedComparison]]) -> list[str]:
-    matched = {one.published.name for _, one in found}
+def _unmatched(figures: Sequence[Published], comparisons: Sequence[tuple[_Column, PublishedComparison]]) -> list[str]:
+    matched = {comparison.published.name for _, comparison in comparisons}
     return [name for name in dict.fromkeys(figure.name for figure in figures) if name not in matched]
 
 
-def badges(run: Run, of: str = "") -> Iterable[str]:
-    """What a reader of its scores must know; `of` goes before each."""
+def badges(run: Run, prefix: str = "") -> Iterable[str]:
+    """Warnings about a run's scores, each with `prefix` in front."""
     for task in run.tasks:
-        asked, whole = question_counts(run, task)
-        if asked < whole:
-            yield f"{of}partial: {asked} of {whole} questions of {task}"
+        answered, total = question_counts(run, task)
+        if answered < total:
+            yield f"{prefix}partial: {answered} of {total} questions of {task}"
     for task, reason in run.not_run.items():
-        yield f"{of}partial: {task} was not run: {reason}"
+        yield f"{prefix}partial: {task} was not run: {reason}"
     if changes := run.provenance.get("interventions"):
-        yield f"{of}the model was changed: {json.dumps(changes)}"
+        yield f"{prefix}the run used interventions: {json.dumps(changes)}"
 
 
 def footer(run: Run) -> tuple[tuple[str, str], ...]:
-    """A run's origin for its footer; task versions, data hashes and package versions each in one line."""
+    """A run's provenance for the footer; task versions, data hashes and package versions are one line each."""
     lines: dict[str, list[str]] = {}
     for name, value in origin(run).items():
-        head, dot, rest = name.partition(".")
-        said = value if isinstance(value, str) else json.dumps(value, default=str)
-        lines.setdefault(head, []).append(f"{rest} {said}" if dot else said)
+        head, dot, part = name.partition(".")
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        lines.setdefault(head, []).append(f"{part} {text}" if dot else text)
     if run.date:
         lines["date"] = [f"{run.date:%Y-%m-%d %H:%M}"]
     return tuple((name, ", ".join(values)) for name, values in lines.items())

@@ -1,4 +1,4 @@
-"""A run's scores, and two runs' differences, as plain text for a terminal."""
+"""Plain-text tables for the terminal: the scores of a run, and the differences between two runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 _HEAD = ("task", "shots", "metric", "n", "score", "95% interval")
 COMPARED = ("task", "metric", "n", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "Holm", "MDE")
 COMPARED_NOTES = (
-    "p: McNemar's exact test of right and wrong answers, else by resampling; Holm: adjusted for the tasks.",
-    "MDE: the smallest difference that these questions detect with 80% power.",
+    "p: McNemar's exact test for right or wrong answers, otherwise bootstrap; Holm: p adjusted for several tasks.",
+    "MDE: the smallest difference detectable with 80% power.",
 )
-_SHOWN = 300  # characters of a question or an answer
+_SHOWN = 300  # characters shown of a question or an answer
 _RIGHT = {"shots", "n", "score", "95% interval"}
 
 
 def render(run: Run, *, tasks: bool = True) -> str:
-    """The table, one line a score; without `tasks` the members of a group are left out.
+    """The table, one line per score; with tasks=False without the members of groups.
 
-    Units: proportions in per cent, other metrics as they are; the interval as `results.Score` has it.
+    Units: proportions in per cent, other metrics in their own unit; the interval is that of `Score`.
     """
     members = {name for names in (run.data.get("group_subtasks") or {}).values() for name in names}
     rows = [_row(score) for score in run.scores if tasks or score.task not in members]
@@ -39,39 +39,45 @@ def render(run: Run, *, tasks: bool = True) -> str:
     return "\n".join(lines)
 
 
-def render_comparison(found: Comparison, *, samples: int) -> str:
-    """Both runs, their differences, what else differs, and the first samples that they answered differently.
+def render_comparison(comparison: Comparison, *, samples: int) -> str:
+    """Both runs, their score differences, other differences, and the first samples that were answered differently.
 
-    Units: proportions in per cent and their differences in points, other metrics as they are; margins in nats.
+    Units: proportions in per cent and their differences in points, other metrics in their own unit; margins in nats.
     """
-    lines = [f"{side}: {run.name}  {run.model}" for side, run in (("A", found.a), ("B", found.b))]
-    lines += ["", *_grid(COMPARED, [compared(one) for one in found.differences], set(COMPARED[2:]))]
+    lines = [f"{side}: {run.name}  {run.model}" for side, run in (("A", comparison.a), ("B", comparison.b))]
+    lines += [
+        "",
+        *_grid(COMPARED, [difference_cells(difference) for difference in comparison.differences], set(COMPARED[2:])),
+    ]
     lines += ["", *COMPARED_NOTES]
-    if found.origins:
-        lines += ["", "differs besides:", *(f"  {name}: {a} | {b}" for name, a, b in besides(found))]
-    lines += ["", *found.notes] if found.notes else []
-    sure = sum(bool(sample.right) for sample in found.samples)
-    lines += ["", f"{sure} answers are right in one run alone, {len(found.samples) - sure} others differ."]
-    for sample in found.samples[:samples]:
+    if comparison.origins:
+        lines += ["", "other differences:", *(f"  {name}: {a} | {b}" for name, a, b in other_differences(comparison))]
+    lines += ["", *comparison.notes] if comparison.notes else []
+    one_sided = sum(bool(sample.right) for sample in comparison.samples)
+    lines += [
+        "",
+        f"{one_sided} answers are right in only one run; {len(comparison.samples) - one_sided} others differ.",
+    ]
+    for sample in comparison.samples[:samples]:
         lines += ["", *_sample(sample)]
     return "\n".join(lines)
 
 
 def number(score: Score, value: float | None) -> str:
-    """A value in a score's units: per cent for proportions; empty for None."""
+    """A value in the score's unit, per cent for proportions; empty for None."""
     if value is None:
         return ""
     return f"{100 * value:.1f}" if score.proportion else f"{value:.4g}"
 
 
 def interval(score: Score) -> str:
-    """A score's 95% interval in its units; empty where there is none."""
+    """The 95% interval in the score's unit; empty if there is none."""
     ends = (score.low, score.high)
     return "" if None in ends else " - ".join(number(score, end) for end in ends)
 
 
 def _row(score: Score) -> tuple[str, ...]:
-    name = f"{score.task} ({score.average} average)" if score.average else score.task
+    name = f"{score.task} ({score.average.replace('_', ' ')} average)" if score.average else score.task
     metric = score.metric if score.filter in ("none", "create_test") else f"{score.metric}, {score.filter}"
     shots = "" if score.shots is None else str(score.shots)
     return (name, shots, metric, str(score.n), number(score, score.value), interval(score))
@@ -88,20 +94,22 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[s
     return lines
 
 
-def compared(one: Difference) -> tuple[str, ...]:
-    """A difference as cells, one for each name of `COMPARED`."""
-    ends = (one.low, one.high)
-    between = "none" if None in ends else " to ".join(_signed(one.a, end) for end in ends)
+def difference_cells(difference: Difference) -> tuple[str, ...]:
+    """The cells of a difference, one for each name of `COMPARED`."""
+    a, b = difference.a, difference.b
+    ends = (difference.low, difference.high)
+    between = "none" if None in ends else " to ".join(_signed(a, end) for end in ends)
     return (
-        one.a.task, one.a.label, str(one.a.n), number(one.a, one.a.value), number(one.b, one.b.value),
-        _signed(one.a, one.value), between, *(_count(n) for n in (one.only_a, one.only_b)),
-        *("" if p is None else f"{p:.2g}" for p in (one.p, one.holm)), number(one.a, one.minimum_detectable_effect),
+        a.task, a.label, str(a.n), number(a, a.value), number(b, b.value), _signed(a, difference.value), between,
+        *(_count(n) for n in (difference.only_a, difference.only_b)),
+        *("" if p is None else f"{p:.2g}" for p in (difference.p, difference.holm)),
+        number(a, difference.minimum_detectable_effect),
     )  # fmt: skip
 
 
 def _signed(score: Score, value: float | None) -> str:
-    said = number(score, value)
-    return said if not said or said.startswith("-") else f"+{said}"
+    text = number(score, value)
+    return text if not text or text.startswith("-") else f"+{text}"
 
 
 def _count(n: int | None) -> str:
@@ -109,9 +117,9 @@ def _count(n: int | None) -> str:
 
 
 def sample_title(sample: Sample) -> str:
-    """Which sample it is, and which run has it right."""
-    which = f"only {sample.right} is right" if sample.right else "as good as each other"
-    return f"{sample.task}/{sample.doc_id}  {sample.metric}, {sample.filter}: {which}"
+    """The name of a sample, and which run answered it correctly."""
+    verdict = f"only {sample.right} is right" if sample.right else "equally good"
+    return f"{sample.task}/{sample.doc_id}  {sample.metric}, {sample.filter}: {verdict}"
 
 
 def _sample(sample: Sample) -> Iterator[str]:
@@ -122,13 +130,13 @@ def _sample(sample: Sample) -> Iterator[str]:
         margin, logprobs = (getattr(sample, f"{name}_{side}") for name in ("margin", "logprobs"))
         yield f"  {side.upper()}: {short(getattr(sample, f'answer_{side}'))}"
         if logprobs is not None:
-            said = "" if margin is None else f", margin {margin:+.3f}"
-            yield f"     log-probabilities {', '.join(f'{value:.3f}' for value in logprobs)}{said}"
+            margin_text = "" if margin is None else f", margin {margin:+.3f}"
+            yield f"     log-probabilities {', '.join(f'{value:.3f}' for value in logprobs)}{margin_text}"
 
 
-def besides(found: Comparison) -> tuple[tuple[str, str, str], ...]:
-    """What else two runs differ in, a line each: (name, that of a, that of b)."""
-    return tuple((name, _words(name, a), _words(name, b)) for name, a, b in found.origins)
+def other_differences(comparison: Comparison) -> tuple[tuple[str, str, str], ...]:
+    """The other differences between two runs: (name, value in A, value in B)."""
+    return tuple((name, _words(name, a), _words(name, b)) for name, a, b in comparison.origins)
 
 
 def _words(name: str, value: Any) -> str:
@@ -143,7 +151,7 @@ def _words(name: str, value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """One line of at most so many characters, with nothing in it that a terminal would obey."""
+    """One line of limited length, without control characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = line(text)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."

@@ -1,1 +1,1 @@
-"""Finished runs on disk: written, found, read as tables, exported."""
+"""Finished runs on disk: writing, finding, reading as tables, exporting."""

@@ -1,6 +1,6 @@
-"""A finished run taken elsewhere: lm-eval's own files, and every task's samples as CSV and Parquet.
+"""Export of a finished run to another folder: lm-eval's files, and each task's samples as CSV and Parquet.
 
-Knows nothing of models, and imports no lm_eval.
+Does not use models or import lm_eval.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def export(run: Run, folder: Path) -> list[Path]:
-    """Copy a run's results and samples into a folder, with the samples as tables beside them; returns all paths.
+    """Copy a run's results and samples into a folder and add the samples as tables; returns all paths.
 
-    In a table, what a document holds and every list is JSON text: its form differs from task to task.
-    Raises: DataError if the folder is the run's own, or a sample cannot be read.
+    In the tables, documents and lists are JSON text, because their form differs between tasks.
+    Raises: DataError if the folder is the run's own folder, or a sample cannot be read.
     """
     if folder.resolve() == run.path.parent.resolve():
-        raise DataError(f"{run.path.name} is in {folder} already; export it to another folder.")
+        raise DataError(f"{run.path.name} is already in {folder}; export it to a different folder.")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for path in [*run.path.parent.glob(f"samples_*_{run.stamp}.jsonl"), run.path]:
@@ -34,7 +34,7 @@ def export(run: Run, folder: Path) -> list[Path]:
         os.replace(_temporary(written[-1]), written[-1])
     for task in run.tasks:
         if not run.path.with_name(f"samples_{task}_{run.stamp}.jsonl").is_file():
-            continue  # lm-eval writes them only when asked
+            continue  # lm-eval writes samples only with --log_samples
         table = flat(run.samples(task))
         csv, parquet = (folder / f"samples_{task}_{run.stamp}.{end}" for end in ("csv", "parquet"))
         table.to_csv(_temporary(csv), index=False)
@@ -46,7 +46,7 @@ def export(run: Run, folder: Path) -> list[Path]:
 
 
 def flat(samples: pd.DataFrame) -> pd.DataFrame:
-    """The same table with lists and documents as JSON text, which every reader of tables takes."""
+    """The same table with lists and documents as JSON text, which every CSV or Parquet reader accepts."""
     table = samples.copy()
     for name in table:
         if any(isinstance(value, list | dict | tuple) for value in table[name]):

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from, and in what two runs differ. Knows only of `results`."""
+"""Provenance of a run: the model, settings, data and versions behind its scores, and how two runs differ in them."""
 
 from __future__ import annotations
 
@@ -7,47 +7,61 @@ from typing import Any
 
 from evals.results.runs import Run
 
-# Of our own account, what decides a score; what was asked for beside it stands in the scores themselves.
-_OWN = ("checkpoint_sha256", "tokenizer_sha256", "dtype", "device", "seed", "limit", "interventions", "commit")
-# Of lm-eval's, which is all there is for its own runs.
-_THEIRS = ("model_args", "model_sha", "model_revision", "model_dtype", "device", "limit", "fewshot_seed", "gen_kwargs")
+# Fields of our provenance record that can change a score; the other settings are part of the scores themselves.
+_OUR_FIELDS = ("checkpoint_sha256", "tokenizer_sha256", "dtype", "device", "seed", "limit", "interventions", "commit")
+# Fields of lm-eval's config, used for runs made by lm-eval itself.
+_LM_EVAL_FIELDS = (
+    "model_args",
+    "model_sha",
+    "model_revision",
+    "model_dtype",
+    "device",
+    "limit",
+    "fewshot_seed",
+    "gen_kwargs",
+)
 
 
 def origin(run: Run) -> dict[str, Any]:
-    """Model, hashes, dtype, device, seed, interventions, chat template, commit, versions and tasks' data, flat.
+    """Model, hashes, dtype, device, seed, interventions, chat template, commit, versions and task data, as a flat dict.
 
-    A name with a dot belongs to one package or task, as `versions.torch`. What a run does not say is left out.
+    A name with a dot belongs to one package or task, as `versions.torch`. Values that the run does not record are left
+    out.
     """
-    own, config = run.provenance, run.data.get("config") or {}
-    found: dict[str, Any] = {"model": run.model}
-    found |= {name: own.get(name) for name in _OWN} if own else {name: config.get(name) for name in _THEIRS}
-    found["commit"] = own.get("commit") or run.data.get("git_hash")
-    found["chat_template"] = run.data.get("chat_template_sha") or run.data.get("chat_template") or None
-    versions = own.get("versions") or {"lm-eval": run.data.get("lm_eval_version")}
+    record, config = run.provenance, run.data.get("config") or {}
+    flat: dict[str, Any] = {"model": run.model}
+    flat |= (
+        {name: record.get(name) for name in _OUR_FIELDS}
+        if record
+        else {name: config.get(name) for name in _LM_EVAL_FIELDS}
+    )
+    flat["commit"] = record.get("commit") or run.data.get("git_hash")
+    flat["chat_template"] = run.data.get("chat_template_sha") or run.data.get("chat_template") or None
+    versions = record.get("versions") or {"lm-eval": run.data.get("lm_eval_version")}
     parts = (
         ("versions", versions),
         ("task_version", run.data.get("versions")),
-        ("data_sha256", own.get("data_sha256")),
-        ("examples_sha256", own.get("examples_sha256")),
+        ("data_sha256", record.get("data_sha256")),
+        ("examples_sha256", record.get("examples_sha256")),
     )
     for name, values in parts:
-        found |= {f"{name}.{key}": value for key, value in (values or {}).items()}
-    return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
+        flat |= {f"{name}.{key}": value for key, value in (values or {}).items()}
+    return {name: value for name, value in flat.items() if value not in (None, [], {}, "")}
 
 
-def basis(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Of our own account, what a score stands on beside what was asked: files, data, and the code that computed it.
+def basis(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of our provenance record that determines scores besides the settings: files, data and code versions.
 
-    Two runs that were asked the same on the same basis, device and dtype have the same numbers.
+    Two runs with the same settings, basis, device and dtype have the same scores.
     """
     names = ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine")
-    return {name: own.get(name) for name in names} | {"lm-eval": (own.get("versions") or {}).get("lm-eval")}
+    return {name: record.get(name) for name in names} | {"lm-eval": (record.get("versions") or {}).get("lm-eval")}
 
 
 def differences(a: Run, b: Run) -> tuple[tuple[str, Any, Any], ...]:
-    """What the origins of two runs differ in: (name, that of a, that of b), None where a run does not say.
+    """The values of `origin` that differ between two runs: (name, value in a, value in b), None if not recorded.
 
-    Data and versions of tasks that only one of them has are not differences.
+    Data and versions of tasks that only one run has are not counted as differences.
     """
     first, second = origin(a), origin(b)
     only = set(a.tasks) ^ set(b.tasks)

@@ -1,4 +1,4 @@
-"""One line of lm-eval's sample files as a row of a table. Knows of no file and no task."""
+"""Converts one line of lm-eval's sample files to a table row."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 def row(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample's columns, as `Run.samples` names them.
+    """The columns of a sample, with the names of `Run.samples`.
 
-    Raises: KeyError and others where it is no sample.
+    Raises: KeyError and other errors if it is not a sample.
     """
     arguments = list(sample["arguments"].values())
-    # A metric that is no mean over questions, as BLEU, has something else than a number here.
+    # A metric that is not a mean over questions, as BLEU, does not have a number here.
     scores = {name: value for name in sample.get("metrics") or () if (value := _number(sample[name])) is not None}
     metric = next(iter(scores), None)
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "doc_id": sample["doc_id"],
         "filter": sample.get("filter", "none"),
         "doc": sample["doc"],
@@ -25,24 +25,24 @@ def row(sample: dict[str, Any]) -> dict[str, Any]:
         "scores": scores,
     }
     replay = sample.get("replay") or {}
-    found |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
+    columns |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
     responses = sample["filtered_resps"]
     if isinstance(arguments[0].get("arg_1"), str):
         logprobs = [float(pair[0]) for pair in responses]
-        found |= {"choices": [part["arg_1"] for part in arguments], "logprobs": logprobs}
-        found |= {"answer": max(range(len(logprobs)), key=logprobs.__getitem__)}
-        found |= {"choice_ids": replay.get("choice_ids")}
-        return found
+        columns |= {"choices": [part["arg_1"] for part in arguments], "logprobs": logprobs}
+        columns |= {"answer": max(range(len(logprobs)), key=logprobs.__getitem__)}
+        columns |= {"choice_ids": replay.get("choice_ids")}
+        return columns
     response = sample["resps"][0][0]
     answer = responses[0]
     while isinstance(answer, list):
         answer = answer[0]
-    found |= {"answer": answer, "response": response}
-    found |= {key: (replay.get(key) or [None])[0] for key in ("generated_ids", "finish_reason")}
-    found |= {"generated_logprobs": (replay.get("logprobs") or [None])[0]}
+    columns |= {"answer": answer, "response": response}
+    columns |= {key: (replay.get(key) or [None])[0] for key in ("generated_ids", "finish_reason")}
+    columns |= {"generated_logprobs": (replay.get("logprobs") or [None])[0]}
     if execution := sample.get("execution"):
-        found |= {key: execution[0].get(key) for key in ("verdict", "message", "stderr", "seconds")}
-    return found
+        columns |= {key: execution[0].get(key) for key in ("verdict", "message", "stderr", "seconds")}
+    return columns
 
 
 def _number(value: object) -> float | None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.interventions import Changes, described
+from evals.interventions import InterventionOptions, described
 from evals.run.settings import OURS, Settings
 from workbench.errors import DataError, WorkbenchError
 from workbench.hooks.intervention import Intervention
@@ -161,7 +161,7 @@ def _interventions(model: Mapping[str, Any], change: Mapping[str, str]) -> tuple
 
     texts = {key: value for key, value in change.items() if key != "intervene"}
     file = Path(change["intervene"]) if "intervene" in change else None
-    return Changes(file=file, **texts).interventions(read_config(model["path"]))
+    return InterventionOptions(file=file, **texts).interventions(read_config(model["path"]))
 
 
 def _settings(tasks: tuple[str, ...], options: Mapping[str, Any], output: Path, model: Mapping[str, Any]) -> Settings:

@@ -81,7 +81,7 @@ def test_the_wrong_answer_leads_to_a_head_and_to_the_model_without_it(tab: Tab, 
     tab.page.get_by_role("button", name="A wrong quiz answer").click()
     step(tab, "A wrong quiz answer", 1)
     expect(tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong"))).to_be_visible()
-    expect(tab.page.get_by_text("Replay: the stored log-probabilities")).to_be_visible()
+    expect(tab.page.get_by_text("Replay: matches the stored log-probabilities")).to_be_visible()
     doc = query(tab)["doc"]
     tab.page.get_by_role("button", name="Next: Attention").click()
     step(tab, "A wrong quiz answer", 2)

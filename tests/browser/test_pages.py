@@ -174,7 +174,7 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     tab.page.locator(".st-key-questions tbody tr").nth(1).click()
     expect(tab.page.get_by_role("heading", name=re.compile("Sample \\d: wrong"))).not_to_have_text(first)
     tab.settle()
-    expect(tab.page.get_by_text("Replay: the stored log-probabilities")).to_be_visible()
+    expect(tab.page.get_by_text("Replay: matches the stored log-probabilities")).to_be_visible()
     wrong = int(query(tab)["doc"])
     assert {"heads", "attribution", "token_curves"} == {str(tab.chart(n)["kind"]) for n in FIGURES_OF_A_SAMPLE}
     assert tab.page.locator(".js-plotly-plot").count() <= 3

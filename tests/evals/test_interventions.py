@@ -1,11 +1,11 @@
-"""Options that change a model: what they stand for, and what is refused before anything is asked."""
+"""Intervention options: the interventions that they describe, and errors before a run starts."""
 
 from pathlib import Path
 
 import pytest
 
 import workbench as wb
-from evals.interventions import Changes, described
+from evals.interventions import InterventionOptions, described
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, DataError, InterventionError, UnknownHookError, WorkbenchError
 from workbench.hooks import interventions
@@ -14,23 +14,23 @@ from workbench.hooks import interventions
 def test_options_stand_for_interventions(tiny_config: ModelConfig, tmp_path: Path) -> None:
     file = tmp_path / "changes.json"
     file.write_text(interventions.to_json([wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3])]))
-    found = Changes(file, "L2H3, L0.mlp", "L1H0=0.5,L1.attn=-2", "yarn=4").interventions(tiny_config)
+    changes = InterventionOptions(file, "L2H3, L0.mlp", "L1H0=0.5,L1.attn=-2", "yarn=4").interventions(tiny_config)
     expected = [
         wb.Add("blocks.1.hook_resid_post", [0.5] * 32, positions=[3]),
         wb.Ablate("L2H3"), wb.Ablate("L0.mlp"), wb.Scale("L1H0", 0.5), wb.Scale("L1.attn", -2.0),
         wb.RopeScaling(yarn=4.0),
     ]  # fmt: skip
-    assert [change.to_dict() for change in found] == [change.to_dict() for change in expected]
-    assert described(found) == (
+    assert [change.to_dict() for change in changes] == [change.to_dict() for change in expected]
+    assert described(changes) == (
         "add blocks.1.hook_resid_post positions 3, ablate L2H3, ablate L0.mlp, scale L1H0 x 0.5, "
         "scale L1.attn x -2, yarn=4.0"
     )
-    assert Changes().interventions(tiny_config) == () and described(()) == "none"
+    assert InterventionOptions().interventions(tiny_config) == () and described(()) == "none"
 
 
 def test_llama3_stretches_the_model_s_own_context(tiny_config: ModelConfig) -> None:
-    (found,) = Changes(rope_scaling="llama3=8").interventions(tiny_config)
-    assert isinstance(found, wb.RopeScaling) and found.llama3 == Llama3Scaling(8.0, original_context=128)
+    (scaling,) = InterventionOptions(rope_scaling="llama3=8").interventions(tiny_config)
+    assert isinstance(scaling, wb.RopeScaling) and scaling.llama3 == Llama3Scaling(8.0, original_context=128)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_mistake_is_one_line_with_its_option(
     tiny_config: ModelConfig, given: dict[str, str], error: type[WorkbenchError], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:
-        Changes(**given).interventions(tiny_config)
+        InterventionOptions(**given).interventions(tiny_config)
     assert "\n" not in str(caught.value)
 
 
@@ -58,7 +58,7 @@ def test_a_mistake_is_one_line_with_its_option(
     ("content", "words"),
     [
         (None, "cannot be read: No such file"),
-        (b"\xff\xfe{", "not text"),
+        (b"\xff\xfe{", "not UTF-8 text"),
         (b'{"kind": "ablate"}', "not a list of interventions"),
         (b'[{"kind": "remove", "target": "L0H0"}]', "not a list of interventions"),
         (b'[{"kind": "ablate", "target": "L9H0"}]', "--intervene .*L9H0|blocks.9"),
@@ -71,4 +71,4 @@ def test_a_file_that_holds_no_interventions(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(WorkbenchError, match=words):
-        Changes(path).interventions(tiny_config)
+        InterventionOptions(path).interventions(tiny_config)

@@ -1,4 +1,4 @@
-"""Intervals and averages against values worked out by hand or by brute force."""
+"""Intervals and averages compared with values worked out by hand or by brute force."""
 
 import itertools
 import math
@@ -141,17 +141,17 @@ def test_clusters_are_drawn_whole() -> None:
     random = np.random.default_rng(7)
     names = np.repeat(np.arange(40), random.integers(1, 6, 40))
     values = random.random(40)[names]
-    found = stats.bootstrap([values], clusters=[names.tolist()]).std()
+    spread = stats.bootstrap([values], clusters=[names.tolist()]).std()
     # The mean's denominator is drawn too, which the linear formula leaves out: to 5% with 40 clusters.
     expected = stats.clustered_stderr(values.tolist(), names.tolist())
-    assert found == pytest.approx(expected, rel=0.05)
-    assert found > 1.3 * stats.bootstrap([values]).std()
+    assert spread == pytest.approx(expected, rel=0.05)
+    assert spread > 1.3 * stats.bootstrap([values]).std()
 
 
 def test_a_bootstrap_p_value_is_the_t_tests_for_many_questions() -> None:
     values = np.random.default_rng(8).normal(0.12, 1.0, 400)
-    found = stats.bootstrap_p(stats.bootstrap([values]), values.mean())
-    assert found == pytest.approx(scipy_stats.ttest_1samp(values, 0.0).pvalue, abs=0.015)
+    p = stats.bootstrap_p(stats.bootstrap([values]), values.mean())
+    assert p == pytest.approx(scipy_stats.ttest_1samp(values, 0.0).pvalue, abs=0.015)
     assert stats.bootstrap_p(np.zeros(99), 0.0) == 1.0
     assert stats.bootstrap_p(np.full(99, 0.5), 0.5) == 0.01
 
@@ -180,7 +180,7 @@ def test_pass_at_k_over_problems() -> None:
 
 
 def test_the_interval_of_pass_at_k_by_hand() -> None:
-    """Six problems, two samples of each, one right in three of them: the mean of six drawn anew is j / 12, and of 64
+    """Six problems, two samples of each, one right in three of them: the mean of six resampled is j / 12, and of 64
     equally likely ways one has j = 0 and six j = 1: 1.6% and 10.9%, so the middle 95% is from 1/12 to 5/12."""
     value, stderr, low, high = stats.pass_at_k_score([(2, 0)] * 3 + [(2, 1)] * 3, 1)
     assert (value, low, high) == pytest.approx((1 / 4, 1 / 12, 5 / 12))
@@ -194,11 +194,11 @@ def test_the_interval_of_pass_at_k_by_hand() -> None:
 
 def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
     for n, discordance in ((14_042, 0.2), (1_319, 0.15), (164, 0.3)):
-        found = stats.detectable_pairs(n, discordance)
-        assert found is not None
+        difference = stats.detectable_pairs(n, discordance)
+        assert difference is not None
         # The formula that gives n from the difference, as Connor wrote it.
-        spread = math.sqrt(discordance - found**2)
-        assert ((stats.Z95 * math.sqrt(discordance) + stats.Z80 * spread) / found) ** 2 == pytest.approx(n)
+        spread = math.sqrt(discordance - difference**2)
+        assert ((stats.Z95 * math.sqrt(discordance) + stats.Z80 * spread) / difference) ** 2 == pytest.approx(n)
     shares = ((0.15 - found_at(1_319)) / 2, (0.15 + found_at(1_319)) / 2, 0.85)
     drawn = np.random.default_rng(10).multinomial(1_319, shares, size=400)
     seen = np.mean([stats.mcnemar(int(a), int(b)) < 0.05 for a, b, _ in drawn])
@@ -208,6 +208,6 @@ def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
 
 
 def found_at(n: int) -> float:
-    found = stats.detectable_pairs(n, 0.15)
-    assert found is not None
-    return found
+    difference = stats.detectable_pairs(n, 0.15)
+    assert difference is not None
+    return difference

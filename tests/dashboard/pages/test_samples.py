@@ -17,7 +17,7 @@ import workbench as wb
 from dashboard.components import row_picker
 from dashboard.data import samples
 from dashboard.layout.page import Head
-from evals.compare.published import named
+from evals.compare.published import scores_of_model
 from evals.explain.explain import explain
 from evals.results.runs import Run, list_runs
 from tests.dashboard.page_text import WRITTEN_TO, figures, read_table, read_tables, texts
@@ -64,7 +64,7 @@ def run(answers: Path) -> Run:
 def test_a_wrong_answer_is_explained_as_the_evaluation_explains_it(asked: App, run: Run, checkpoint: Path) -> None:
     session = asked(task="asked_quiz", doc=2)
     assert not session.exception and not session.error
-    assert session.success[0].value.startswith("Replay: the stored log-probabilities, within")
+    assert session.success[0].value.startswith("Replay: matches the stored log-probabilities within")
     explanation = explain(wb.load_model(checkpoint), run, "asked_quiz", 2)
     first = explanation.heads().iloc[0]
     lines = [text.value for text in session.text]
@@ -161,17 +161,17 @@ def test_what_a_program_was_judged_by_is_shown(asked: App) -> None:
     assert any(text.startswith("Traceback <script>") and "⟨U+202E⟩" in text for text in shown)
     assert "Choose a position" in session.error[0].value  # where a program was decided, nobody can say
     session.number_input(key="behind").set_value(4).run()
-    assert not session.error and " adds " in said(session) and "behind position 4 stands" in said(session)
+    assert not session.error and " adds " in said(session) and "the token after position 4 is" in said(session)
     session.selectbox(key="task").set_value("asked_quiz").run()
     assert session.number_input(key="behind").value is None and not session.error  # another sample, another position
     session.number_input(key="behind").set_value(4000).run()
-    assert "not 4000" in said(session) and not session.exception
+    assert "found 4000" in said(session) and not session.exception
 
 
 def test_an_answer_is_run_again_once(asked: App, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    plain = samples.again
-    monkeypatch.setattr(samples, "again", lambda *args: (made.append(1), plain(*args))[1])
+    plain = samples.replay_row
+    monkeypatch.setattr(samples, "replay_row", lambda *args: (made.append(1), plain(*args))[1])
     session = asked(task="asked_quiz", doc=1)
     session.run()
     session.segmented_control(key="order").set_value("Margin").run()
@@ -206,14 +206,14 @@ def test_a_changed_log_probability_explains_something_else(asked: App, answers: 
         row["filtered_resps"][0][0] -= 1.5
 
     session = asked(edited(answers, tmp_path, shift), task="asked_quiz", doc=1)
-    assert "this explains something else than the stored answer" in session.warning[0].value
+    assert "the replay does not match the stored answer" in session.warning[0].value
     assert not session.success and not session.exception
 
 
 def test_another_checkpoint_is_one_sentence_and_what_to_do(asked: App, results: Path) -> None:
     session = asked(results, task="tiny_quiz", doc=5)
     assert session.error[0].value.endswith("Start the server with the run's own model.")
-    assert "this model is not the run's: its checkpoint is" in said(session)
+    assert "this model is not the run's model: its checkpoint is" in said(session)
     assert not session.exception
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_or_missing_file_says_what_to_do(asked: App, answers: Path, tm
     path = next((root / "asked").glob("samples_asked_quiz_*"))
     path.write_text(path.read_text()[:-40])
     session = asked(root, task="asked_quiz")
-    assert "or run the benchmark again" in session.error[0].value and "line 4 is no sample" in said(session)
+    assert "or run the benchmark again" in session.error[0].value and "line 4 is not a sample" in said(session)
     path.unlink()
     assert "has no samples of 'asked_quiz'" in said(asked(root, task="asked_quiz"))
     assert not asked(root, task="asked_sums").exception
@@ -339,7 +339,7 @@ def test_partial_scores_are_marked_and_published_ones_stand_beside(
     session.selectbox(key="published").set_value("llama-3.1-8b-instruct").run()
     assert not session.exception
     table = read_table(session, "source")
-    figure = next(element for element in named("llama-3.1-8b-instruct") if element.task == "gsm8k_cot")
+    figure = next(element for element in scores_of_model("llama-3.1-8b-instruct") if element.task == "gsm8k_cot")
     assert table["task"].tolist() == ["gsm8k_cot"] and table["measured"].tolist() == pytest.approx(
         [1 / 6], abs=WRITTEN_TO
     )

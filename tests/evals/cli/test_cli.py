@@ -1,4 +1,4 @@
-"""The benchmark commands: lm-eval's flags, exit codes, and what is shown of runs that are not finished."""
+"""The benchmark commands: lm-eval's flags, exit codes, and the output for unfinished runs."""
 
 import json
 import re
@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
 from evals import sandbox
-from evals.cli.run import pairs
+from evals.cli.run import key_values
 from evals.results.runs import list_runs, read_run
 from evals.run.evaluate import evaluate
 from evals.run.settings import Settings
@@ -45,7 +45,7 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("", {}),
         ("temperature=0.6,until=stop,do_sample=True", {"temperature": 0.6, "until": "stop", "do_sample": True}),
@@ -53,8 +53,8 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
         ("base_url=http://x/v1?a=b", {"base_url": "http://x/v1?a=b"}),
     ],
 )
-def test_pairs(text: str, found: dict[str, Any]) -> None:
-    assert pairs(text, "--gen_kwargs") == found
+def test_pairs(text: str, expected: dict[str, Any]) -> None:
+    assert key_values(text, "--gen_kwargs") == expected
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_pairs(text: str, found: dict[str, Any]) -> None:
 def test_mistakes_are_found_before_the_work(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--tasks", "demo_gsm8k", "--output", str(tmp_path / "out"), *arguments]
-    assert main(["eval", "run", *given]) == 2
+    options = ["--tasks", "demo_gsm8k", "--output", str(tmp_path / "out"), *arguments]
+    assert main(["eval", "run", *options]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err
     assert not (tmp_path / "out").exists()
@@ -102,23 +102,23 @@ def test_tasks_that_cannot_be_run_are_exit_code_3(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "why_unavailable", lambda *_: "there is none")
-    asked = ["--model", str(checkpoint), "--tasks", "demo_mmlu,demo_humaneval", "--limit", "1"]
-    assert main(["eval", "run", *asked, "--output", str(tmp_path)]) == 3
+    options = ["--model", str(checkpoint), "--tasks", "demo_mmlu,demo_humaneval", "--limit", "1"]
+    assert main(["eval", "run", *options, "--output", str(tmp_path)]) == 3
 
 
 @pytest.fixture
 def interrupted(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Path, str]:
-    """The folder of a run that was interrupted behind its scored half, and the command that it said goes on."""
+    """The folder of a run that was interrupted after its scored half, and the printed command that resumes it."""
     generate = wb.generate
 
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(wb, "generate", stop)
-    asked = ["--model", str(checkpoint), "--tasks", "demo_mmlu,demo_gsm8k", "--limit", "2", "--dtype", "float32"]
-    assert main(["eval", "run", *asked, "--output", str(tmp_path / "out")]) == 130
+    options = ["--model", str(checkpoint), "--tasks", "demo_mmlu,demo_gsm8k", "--limit", "2", "--dtype", "float32"]
+    assert main(["eval", "run", *options, "--output", str(tmp_path / "out")]) == 130
     monkeypatch.setattr(wb, "generate", generate)
     (command,) = re.findall(r"`workbench (eval resume .*?)`", capsys.readouterr().err)
     return tmp_path / "out", command
@@ -130,7 +130,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     folder, command = interrupted
     assert main(["eval", "list", "--results", str(folder)]) == 0
     listed = capsys.readouterr().out
-    assert listed.startswith("[interrupted] ") and "8 answers kept" in listed and command in listed
+    assert listed.startswith("[interrupted] ") and "8 answers saved" in listed and command in listed
     name = listed.split()[1]
     assert main(["eval", "show", name, "--results", str(folder)]) == 0
     shown = capsys.readouterr().out
@@ -138,9 +138,10 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert main(["eval", "list", "--results", str(folder), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["status"], row["answers_kept"], row["resume"]) == ("interrupted", 8, f"workbench {command}")
-    for asked in (["export", name], ["report", name], ["compare", name, name]):
-        assert main(["eval", *asked, "--results", str(folder)]) == 2
-        assert f"is interrupted: there is nothing whole of it yet; `workbench {command}`" in capsys.readouterr().err
+    for options in (["export", name], ["report", name], ["compare", name, name]):
+        assert main(["eval", *options, "--results", str(folder)]) == 2
+        message = f"is interrupted: it has no complete results yet; continue it with `workbench {command}`"
+        assert message in capsys.readouterr().err
     assert main(command.split()) == 0
     capsys.readouterr()
     assert main(["eval", "show", name, "--results", str(folder)]) == 0
@@ -154,13 +155,13 @@ def test_gc_frees_what_dropped_runs_left(interrupted: tuple[Path, str], capsys: 
     with Store.open(folder) as store:
         (row,) = store.runs()
     capsys.readouterr()
-    asked = ["eval", "gc", "--results", str(folder)]
-    assert main(asked) == 0 and "deleted 0 answers" in capsys.readouterr().out
+    command = ["eval", "gc", "--results", str(folder)]
+    assert main(command) == 0 and "deleted 0 answers" in capsys.readouterr().out
     for _ in range(2):
-        assert main([*asked, "--drop", row.id, "--dry-run"]) == 0
+        assert main([*command, "--drop", row.id, "--dry-run"]) == 0
         assert "would delete 8 answers" in capsys.readouterr().out
     assert len(list((folder / RESPONSES).iterdir())) == 1
-    assert main([*asked, "--drop", row.id]) == 0 and "deleted 8 answers" in capsys.readouterr().out
+    assert main([*command, "--drop", row.id]) == 0 and "deleted 8 answers" in capsys.readouterr().out
     assert list((folder / RESPONSES).iterdir()) == []
 
 

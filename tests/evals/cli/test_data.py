@@ -1,4 +1,4 @@
-"""`workbench eval prepare` and `tasks`: what is here, what is missing, and exit codes that say so."""
+"""`workbench eval prepare` and `tasks`: available data, missing data, and exit codes."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ def test_prepare_check_and_list(shared_data: Path, tmp_path: Path, capsys: pytes
     assert set(states(capsys).values()) == {"embedded", "missing"}
     assert main(["eval", "prepare", str(shared_data / "gsm8k"), str(shared_data / "humaneval")]) == 0
     out, err = capsys.readouterr()
-    assert "gsm8k: 1319 test, 7473 train; GSM8K JSONL; licence MIT" in out and "is whole" in err
-    found = states(capsys)
+    assert "gsm8k: 1319 test, 7473 train; GSM8K JSONL; licence MIT" in out and "is complete" in err
+    data_states = states(capsys)
     for name in ("gsm8k", "gsm8k_llama", "gsm8k_cot_llama", "humaneval", "humaneval_instruct"):
-        assert found[name] == "here", name
-    assert found["mmlu"] == found["mmlu_llama"] == found["mmlu_anatomy"] == "missing"
-    assert found["demo_mmlu"] == "embedded" and found["arc_challenge_llama"] == "missing"
+        assert data_states[name] == "here", name
+    assert data_states["mmlu"] == data_states["mmlu_llama"] == data_states["mmlu_anatomy"] == "missing"
+    assert data_states["demo_mmlu"] == "embedded" and data_states["arc_challenge_llama"] == "missing"
     assert main(["eval", "prepare", "--check"]) == 0
     (tmp_path / "data" / "gsm8k" / "test.jsonl").write_text("")
     capsys.readouterr()
@@ -47,18 +47,21 @@ def test_a_part_of_mmlu_is_a_part(shared_data: Path, tmp_path: Path, capsys: pyt
         (tmp_path / "mine" / split / name).write_bytes((shared_data / "mmlu" / split / name).read_bytes())
     assert main(["eval", "prepare", str(tmp_path / "mine"), "--data", str(tmp_path / "other")]) == 1
     out, err = capsys.readouterr()
-    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are not there" in err and "is not whole" in err
-    found = states(capsys, "--data", str(tmp_path / "other"))
-    assert found["mmlu_anatomy"] == found["mmlu_llama_anatomy"] == "here" and found["mmlu_virology"] == "missing"
-    assert found["mmlu"] == found["mmlu_stem"] == "partly" and found["mmlu_humanities"] == "missing"
+    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are not there" in err and "is not complete" in err
+    data_states = states(capsys, "--data", str(tmp_path / "other"))
+    assert (
+        data_states["mmlu_anatomy"] == data_states["mmlu_llama_anatomy"] == "here"
+        and data_states["mmlu_virology"] == "missing"
+    )
+    assert data_states["mmlu"] == data_states["mmlu_stem"] == "partly" and data_states["mmlu_humanities"] == "missing"
 
 
 def test_own_suites_and_copies_of_the_hub_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "sums.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     (tmp_path / "data" / "hub" / "allenai" / "ai2_arc").mkdir(parents=True)
-    found = states(capsys, "--suite", str(tmp_path / "suites"))
-    assert found["sums"] == "here" and found["arc_challenge_llama"] == "here"
+    data_states = states(capsys, "--suite", str(tmp_path / "suites"))
+    assert data_states["sums"] == "here" and data_states["arc_challenge_llama"] == "here"
     assert main(["eval", "tasks"]) == 0
     out, err = capsys.readouterr()
     assert f"data folder {tmp_path / 'data'}" in err and "openai/gsm8k" in out
@@ -67,8 +70,8 @@ def test_own_suites_and_copies_of_the_hub_are_listed(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the sources"),
-        (["x", "--check"], "give the sources"),
+        ([], "pass either sources"),
+        (["x", "--check"], "pass either sources"),
         (["/nowhere"], "does not exist"),
         (["--check"], "has no manifest.json"),
     ],

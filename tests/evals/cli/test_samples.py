@@ -1,4 +1,4 @@
-"""The commands that look into samples: what they print, what they refuse, and that what they advise can be run."""
+"""The commands for samples: their output, their errors, and that the commands they print can be run."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ RUN = ["eval", "run", "--tasks", "demo_mmlu,demo_gsm8k", "--limit", "6", "--devi
 
 @pytest.fixture(scope="module")
 def place(speaking_model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, and beside it the folder of a run on it."""
+    """A folder with a checkpoint and the results folder of a run on it."""
     root = tmp_path_factory.mktemp("samples")
     folder = root / "checkpoint"
     folder.mkdir()
@@ -52,8 +52,8 @@ def test_a_sample_without_a_model(out: str, capsys: pytest.CaptureFixture[str]) 
     assert f"{row['choices'][row['answer']].strip():<12} {max(row['logprobs']):9.4f} nats  chosen" in text
     assert f"right: {'ABCD'[int(row['target'])]}" in text
     assert main(["eval", "show", out, "--sample", "demo_gsm8k/1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["task"], told["doc_id"]) == ("demo_gsm8k", 1) and told["response"] and "prompt_ids" not in told
+    output = json.loads(capsys.readouterr().out)
+    assert (output["task"], output["doc_id"]) == ("demo_gsm8k", 1) and output["response"] and "prompt_ids" not in output
 
 
 def test_a_sample_explained(out: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,18 +61,20 @@ def test_a_sample_explained(out: str, capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     ask = ["eval", "show", out, "--sample", f"demo_mmlu/{number}", "--explain", "--device", "cpu"]
     assert main([*ask, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["explanation"]
-    assert told["agrees"] and told["recomputed"] == pytest.approx(told["stored"], abs=1e-4)
-    parts = told["parts"]
-    assert sum(part["contribution"] for part in parts) + told["rest"] == pytest.approx(told["difference"], abs=1e-6)
+    explanation = json.loads(capsys.readouterr().out)["explanation"]
+    assert explanation["agrees"] and explanation["recomputed"] == pytest.approx(explanation["stored"], abs=1e-4)
+    parts = explanation["parts"]
+    assert sum(part["contribution"] for part in parts) + explanation["rest"] == pytest.approx(
+        explanation["difference"], abs=1e-6
+    )
     heads = [part for part in parts if part["kind"] == "head"]
     worst = min(heads, key=lambda part: part["contribution"])
     name = f"L{worst['layer']}H{worst['head']}"
-    assert shlex.split(told["check"])[-2:] == ["--ablate", name]
+    assert shlex.split(explanation["check"])[-2:] == ["--ablate", name]
     assert main([*ask, "--top", "2"]) == 0
     text = capsys.readouterr().out
-    assert f"{name} {worst['contribution']:+13.3f}" in text and told["check"] in text
-    table = text.split("spoke most for the given answer:\n")[1].split("norm anew: what")[0]
+    assert f"{name} {worst['contribution']:+13.3f}" in text and explanation["check"] in text
+    table = text.split("contribution to the given answer first:\n")[1].split("norm recomputed: the")[0]
     assert len(table.splitlines()) == 3
 
 
@@ -82,16 +84,16 @@ def test_heads_and_the_check_that_is_advised(
     capsys.readouterr()
     ask = ["eval", "heads", out, "--task", "demo_mmlu", "--limit", "3", "--device", "cpu"]
     assert main([*ask, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == 3 and len(told["doc_ids"]) == 3 and told["left_out"] == []
-    first = next(part for part in told["parts"] if part["kind"] == "head")
+    output = json.loads(capsys.readouterr().out)
+    assert output["n"] == 3 and len(output["doc_ids"]) == 3 and output["left_out"] == []
+    first = next(part for part in output["parts"] if part["kind"] == "head")
     name = f"L{first['layer']}H{first['head']}"
     assert main([*ask, "--top", "1"]) == 0
     text = capsys.readouterr().out
-    assert f"{name}  {first['mean']:+.3f}" in text and told["check"] in text
-    # What was advised, on a copy of the store, compares itself with the plain run.
+    assert f"{name}  {first['mean']:+.3f}" in text and output["check"] in text
+    # The printed command, run on a copy of the store, compares its run with the plain run.
     shutil.copytree(out, tmp_path / "copy")
-    command = shlex.split(told["check"])[1:]
+    command = shlex.split(output["check"])[1:]
     command[command.index("--output") + 1] = str(tmp_path / "copy")
     assert main(command) == 0
     text = capsys.readouterr().out
@@ -111,27 +113,27 @@ def test_heads_and_the_check_that_is_advised(
 def test_without_a_plain_run_it_says_how_to_make_one(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*RUN, "--model", str(place / "checkpoint"), "--output", str(tmp_path / "o"), "--ablate", "L0H0"]
-    assert main([*asked, "--json"]) == 0
-    found = capsys.readouterr()
-    assert json.loads(found.out)["provenance"]["interventions"] == [{"kind": "ablate", "target": "L0H0"}]
-    assert "The plain run is not in" in found.err and "--limit 6\n" in found.err
-    assert main([*asked, "--against", "nothing"]) == 2
+    options = [*RUN, "--model", str(place / "checkpoint"), "--output", str(tmp_path / "o"), "--ablate", "L0H0"]
+    assert main([*options, "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["provenance"]["interventions"] == [{"kind": "ablate", "target": "L0H0"}]
+    assert "The baseline run is not in" in output.err and "--limit 6\n" in output.err
+    assert main([*options, "--against", "nothing"]) == 2
     assert "no run matches 'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--sample", "demo_mmlu"], "--sample is TASK/ID"),
-        (["--sample", "demo_mmlu/x"], "--sample is TASK/ID"),
+        (["--sample", "demo_mmlu"], "--sample must be TASK/ID"),
+        (["--sample", "demo_mmlu/x"], "--sample must be TASK/ID"),
         (["--sample", "mmlu/0"], "no samples of 'mmlu'"),
         (["--sample", "demo_mmlu/99"], "has no question 99"),
-        (["--explain"], "go with --sample"),
-        (["--sample", "demo_mmlu/0", "--explain", "--position", "9999"], "--position is 0 to"),
+        (["--explain"], "need --sample"),
+        (["--sample", "demo_mmlu/0", "--explain", "--position", "9999"], "--position must be 0 to"),
         (
             ["--sample", "demo_mmlu/0", "--explain", "--model", "demo", "--device", "cpu"],
-            "is not the run's: its checkpo",
+            "is not the run's model: its checkpo",
         ),
     ],
 )
@@ -147,9 +149,9 @@ def test_mistakes_are_said_in_a_line(
 def test_a_head_that_is_not_there_is_said_before_anything_is_asked(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*RUN, "--model", str(place / "checkpoint"), "--output", str(tmp_path / "o"), "--ablate", "L1H4"]
+    options = [*RUN, "--model", str(place / "checkpoint"), "--output", str(tmp_path / "o"), "--ablate", "L1H4"]
     capsys.readouterr()
-    assert main(asked) == 2
+    assert main(options) == 2
     error = capsys.readouterr().err
     assert error.startswith("workbench: --ablate L1H4: ") and len(error.splitlines()) == 1
     assert not (tmp_path / "o").exists()
@@ -167,4 +169,4 @@ def test_a_changed_sample_is_explained_as_something_else(
     assert (
         main(["eval", "show", str(tmp_path / "copy"), "--sample", "demo_mmlu/0", "--explain", "--device", "cpu"]) == 0
     )
-    assert "warning: this explains something else than the stored answer" in capsys.readouterr().err
+    assert "warning: the replay does not match the stored answer" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two runs against each other: hand-worked differences, what may be compared, and what is said of the rest."""
+"""Comparison of two runs: differences worked out by hand, what can be compared, and the notes on the rest."""
 
 import json
 import math
@@ -25,7 +25,7 @@ scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is not installed"
 
 
 def quiz(doc_id: int, correct: bool, *, question: str = "", prompt: str = "0 shots", **doc: Any) -> dict[str, Any]:
-    """A question of two choices as lm-eval logs it; the second is right."""
+    """A question with two choices as lm-eval logs it; the second is right."""
     logprobs = (-2.0, -1.0) if correct else (-1.0, -1.5)
     return {
         "doc_id": doc_id,
@@ -76,17 +76,24 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 def test_right_and_wrong_by_hand(tmp_path: Path) -> None:
     # 4 right in both, 1 only in a, 5 only in b, 2 in neither.
-    found = compare(*verdicts("111110000000", "111101111100", tmp_path))
-    (one,) = found.differences
-    assert (one.a.value, one.b.value, one.a.n) == (5 / 12, 9 / 12, 12)
-    assert (one.only_a, one.only_b, one.test) == (1, 5, "mcnemar")
-    assert one.value == pytest.approx(4 / 12) and one.p == one.holm == 2 * 7 / 64
-    assert (one.low, one.high) == stats.paired_interval(1, 5, 12)
-    assert (one.a.low, one.a.high) == stats.wilson(5, 12)
-    assert one.minimum_detectable_effect == stats.detectable_pairs(12, 0.5)
-    assert found.notes == ()
-    row = found.frame().iloc[0]
-    assert (row.task, row.a, row.b, row.difference, row.p, row.n) == ("s", 5 / 12, 0.75, one.value, one.p, 12)
+    comparison = compare(*verdicts("111110000000", "111101111100", tmp_path))
+    (difference,) = comparison.differences
+    assert (difference.a.value, difference.b.value, difference.a.n) == (5 / 12, 9 / 12, 12)
+    assert (difference.only_a, difference.only_b, difference.test) == (1, 5, "mcnemar")
+    assert difference.value == pytest.approx(4 / 12) and difference.p == difference.holm == 2 * 7 / 64
+    assert (difference.low, difference.high) == stats.paired_interval(1, 5, 12)
+    assert (difference.a.low, difference.a.high) == stats.wilson(5, 12)
+    assert difference.minimum_detectable_effect == stats.detectable_pairs(12, 0.5)
+    assert comparison.notes == ()
+    row = comparison.frame().iloc[0]
+    assert (row.task, row.a, row.b, row.difference, row.p, row.n) == (
+        "s",
+        5 / 12,
+        0.75,
+        difference.value,
+        difference.p,
+        12,
+    )
 
 
 def test_samples_that_one_run_has_right_come_first(tmp_path: Path) -> None:
@@ -95,9 +102,9 @@ def test_samples_that_one_run_has_right_come_first(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     rows[3]["filtered_resps"] = rows[3]["filtered_resps"][::-1]  # wrong still by its verdict, another answer
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = compare(a, b).samples
-    assert [(s.doc_id, s.right) for s in found] == [(0, "A"), (2, "B"), (3, "")]
-    first = found[0]
+    samples = compare(a, b).samples
+    assert [(s.doc_id, s.right) for s in samples] == [(0, "A"), (2, "B"), (3, "")]
+    first = samples[0]
     assert (first.answer_a, first.answer_b, first.target, first.same_prompt) == ("B", "A", "B", True)
     assert first.logprobs_a == [-2.0, -1.0] and (first.margin_a, first.margin_b) == (1.0, -0.5)
     assert list(compare(a, b).samples_frame().doc_id) == [0, 2, 3]
@@ -109,9 +116,9 @@ def test_groups_are_resampled_by_subject(tmp_path: Path) -> None:
         run_of(tmp_path / name, {t: [quiz(i, m == "1") for i, m in enumerate(both[side])] for t, both in marks.items()})
         for side, name in enumerate("ab")
     ]
-    found = {(one.a.task, one.a.average): one for one in compare(*runs).differences}
-    assert set(found) == {("all", "micro"), ("all", "macro"), ("x", ""), ("y", "")}
-    micro, macro = found["all", "micro"], found["all", "macro"]
+    differences = {(difference.a.task, difference.a.average): difference for difference in compare(*runs).differences}
+    assert set(differences) == {("all", "micro"), ("all", "macro"), ("x", ""), ("y", "")}
+    micro, macro = differences["all", "micro"], differences["all", "macro"]
     assert micro.value == pytest.approx((13 - 18) / 40) and micro.a.n == 40
     assert macro.value == pytest.approx(((4 - 8) / 10 + (9 - 10) / 30) / 2)
     assert (micro.test, macro.test) == ("mcnemar", "bootstrap")
@@ -119,26 +126,28 @@ def test_groups_are_resampled_by_subject(tmp_path: Path) -> None:
     # Each subject's variance by itself, then weighted: what the stratified draws spread by, to 5%.
     parts = {t: np.array([int(b) - int(a) for a, b in zip(*both, strict=True)]) for t, both in marks.items()}
     errors = {t: v.std() / math.sqrt(len(v)) for t, v in parts.items()}
-    for one, weights in ((micro, {"x": 0.25, "y": 0.75}), (macro, {"x": 0.5, "y": 0.5})):
+    for difference, weights in ((micro, {"x": 0.25, "y": 0.75}), (macro, {"x": 0.5, "y": 0.5})):
         expected = math.sqrt(sum((weights[t] * errors[t]) ** 2 for t in parts))
-        assert one.low is not None and one.high is not None
-        assert (one.high - one.low) / 2 == pytest.approx(1.96 * expected, rel=0.06)
+        assert difference.low is not None and difference.high is not None
+        assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * expected, rel=0.06)
     # The group stands for itself; its two members are adjusted together.
     assert micro.holm == micro.p
-    assert found["x", ""].holm == pytest.approx(min(1.0, 2 * min(found["x", ""].p, found["y", ""].p)))
+    assert differences["x", ""].holm == pytest.approx(min(1.0, 2 * min(differences["x", ""].p, differences["y", ""].p)))
 
 
 def test_numbers_that_are_no_verdicts_are_resampled(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     a, b = random.random(40), random.random(40) + 0.2
     score = Score("s", "rouge", "none", "", 0, 0, 0.0, None, None, None)
-    found = paired_difference(score, score, [Part(a, b)])
-    assert (found.test, found.only_a) == ("bootstrap", None)
+    difference = paired_difference(score, score, [Part(a, b)])
+    assert (difference.test, difference.only_a) == ("bootstrap", None)
     t = scipy_stats.ttest_rel(b, a)
-    assert found.p == pytest.approx(t.pvalue, abs=0.01)
+    assert difference.p == pytest.approx(t.pvalue, abs=0.01)
     # Student's interval over the percentile one: 2.02 / 1.96, and n - 1 for n; 4% in all with 40 questions.
-    assert (found.low, found.high) == pytest.approx(tuple(t.confidence_interval()), abs=0.02)
-    assert found.minimum_detectable_effect == pytest.approx(2.8016 * np.std(b - a, ddof=1) / math.sqrt(40), rel=1e-4)
+    assert (difference.low, difference.high) == pytest.approx(tuple(t.confidence_interval()), abs=0.02)
+    assert difference.minimum_detectable_effect == pytest.approx(
+        2.8016 * np.std(b - a, ddof=1) / math.sqrt(40), rel=1e-4
+    )
     alike = paired_difference(score, score, [Part(a, a + 0.5)])
     assert (alike.low, alike.p) == (None, None), "nothing varies, so nothing can be drawn from it"
     assert paired_difference(score, score, [Part(a, a)]).p == 1.0
@@ -156,34 +165,36 @@ def test_questions_of_one_passage_count_once(tmp_path: Path) -> None:
     error = stats.clustered_stderr(differences, [i // 5 for i in range(150)])
     assert clustered.minimum_detectable_effect == pytest.approx(2.8016 * error, rel=1e-4)
     assert clustered.p > plain.p and clustered.high - clustered.low > 1.8 * (plain.high - plain.low)  # sqrt(5) = 2.2
-    with pytest.raises(DataError, match="no task's documents all have the field 'story'; there are passage, question"):
+    with pytest.raises(
+        DataError, match="no task has the field 'story' in all of its documents; the fields are: passage, question"
+    ):
         compare(*runs, cluster="story")
     # The interval of one run's score counts passages too, in tables, reports and figures alike.
     counted = by_cluster(runs[0], "passage")
-    (one,), (other,) = runs[0].scores, counted.scores
+    (score,), (clustered_score,) = runs[0].scores, counted.scores
     error = stats.clustered_stderr([row["acc"] for row in a], [i // 5 for i in range(150)])
-    assert (other.value, other.stderr) == (one.value, pytest.approx(error))
-    assert (other.low, other.high) == pytest.approx(stats.normal(one.value, error))
-    assert other.high - other.low > 1.8 * (one.high - one.low)
+    assert (clustered_score.value, clustered_score.stderr) == (score.value, pytest.approx(error))
+    assert (clustered_score.low, clustered_score.high) == pytest.approx(stats.normal(score.value, error))
+    assert clustered_score.high - clustered_score.low > 1.8 * (score.high - score.low)
     text = report.document([counted]).text("md")
-    assert "Questions with the same passage count as one" in text and f"{100 * other.low:.1f} - " in text
-    with pytest.raises(DataError, match="have the field 'story'"):
+    assert "Standard errors are clustered by passage" in text and f"{100 * clustered_score.low:.1f} - " in text
+    with pytest.raises(DataError, match="has the field 'story'"):
         by_cluster(runs[0], "story")
 
 
 def test_only_shared_questions_count(tmp_path: Path) -> None:
     a, b = verdicts("110011", "1011", tmp_path)
-    found = compare(a, b)
-    assert found.differences[0].a.n == 4 and found.differences[0].a.value == 0.5
-    assert found.notes == ("s: 2 questions only in A are left out",)
+    comparison = compare(a, b)
+    assert comparison.differences[0].a.n == 4 and comparison.differences[0].a.value == 0.5
+    assert comparison.notes == ("s: 2 questions are only in A and are left out",)
 
 
 def test_other_questions_under_the_same_number_are_left_out(tmp_path: Path) -> None:
     a = run_of(tmp_path / "a", {"s": [quiz(0, True), quiz(1, False), quiz(2, False)]})
     b = run_of(tmp_path / "b", {"s": [quiz(0, True), quiz(1, True, question="new"), quiz(2, True)]})
-    found = compare(a, b)
-    assert found.differences[0].a.n == 2
-    assert found.notes == ("s: 1 numbers are other questions in B than in A, and are left out",)
+    comparison = compare(a, b)
+    assert comparison.differences[0].a.n == 2
+    assert comparison.notes == ("s: 1 question numbers are different questions in A and B, and are left out",)
     other = run_of(tmp_path / "c", {"s": [quiz(i, True, question=f"new {i}") for i in range(3)]})
     with pytest.raises(DataError, match="s: the runs have no question in common .* 3 have the same number"):
         compare(a, other)
@@ -192,10 +203,10 @@ def test_other_questions_under_the_same_number_are_left_out(tmp_path: Path) -> N
 def test_other_prompts_are_compared_and_named(tmp_path: Path) -> None:
     a = run_of(tmp_path / "a", {"s": [quiz(0, True), quiz(1, False)]})
     b = run_of(tmp_path / "b", {"s": [quiz(i, True, prompt="5 shots") for i in range(2)]}, **{"n-shot": {"s": 5}})
-    found = compare(a, b)
-    assert found.notes == ("s: the prompts of 2 of 2 questions differ (0 and 5 shots)",)
-    assert (found.differences[0].a.shots, found.differences[0].b.shots) == (0, 5)
-    assert not found.samples[0].same_prompt
+    comparison = compare(a, b)
+    assert comparison.notes == ("s: 2 of 2 questions have different prompts (0 and 5 shots)",)
+    assert (comparison.differences[0].a.shots, comparison.differences[0].b.shots) == (0, 5)
+    assert not comparison.samples[0].same_prompt
 
 
 def test_what_two_runs_cannot_be_compared_on(tmp_path: Path) -> None:
@@ -215,9 +226,9 @@ def test_a_metric_that_is_no_mean_is_not_compared(tmp_path: Path) -> None:
     rows = [{**quiz(i, True), "metrics": ["acc", "perplexity"], "perplexity": -1.5} for i in range(3)]
     results = {"s": {"acc,none": 1.0, "perplexity,none": math.exp(1.5)}}
     a, b = (run_of(tmp_path / name, {"s": rows}, results=results) for name in "ab")
-    found = compare(a, b)
-    assert [one.a.metric for one in found.differences] == ["acc"]
-    assert "perplexity is no mean over its samples (4.48169" in found.notes[0]
+    comparison = compare(a, b)
+    assert [difference.a.metric for difference in comparison.differences] == ["acc"]
+    assert "perplexity is not the mean over its samples (score 4.48169" in comparison.notes[0]
 
 
 def test_origins_that_differ_are_named(tmp_path: Path) -> None:
@@ -231,19 +242,19 @@ def test_origins_that_differ_are_named(tmp_path: Path) -> None:
         ("interventions", None, [{"heads": "L5H3"}]),
     )
     # In words; what no intervention of this version reads stays as it was written.
-    assert terminal_table.besides(compare(a, b))[1] == ("interventions", "none", '[{"heads": "L5H3"}]')
+    assert terminal_table.other_differences(compare(a, b))[1] == ("interventions", "none", '[{"heads": "L5H3"}]')
     c = run_of(tmp_path / "c", {"s": [quiz(0, True)]}, workbench={**own, "interventions": [Ablate("L5H3").to_dict()]})
-    assert ("interventions", "none", "ablate L5H3") in terminal_table.besides(compare(a, c))
+    assert ("interventions", "none", "ablate L5H3") in terminal_table.other_differences(compare(a, c))
 
 
 def test_the_terminal_has_differences_and_samples(tmp_path: Path) -> None:
-    found = compare(*verdicts("111110000000", "111101111100", tmp_path))
-    text = terminal_table.render_comparison(found, samples=1)
+    comparison = compare(*verdicts("111110000000", "111101111100", tmp_path))
+    text = terminal_table.render_comparison(comparison, samples=1)
     low, high = stats.paired_interval(1, 5, 12)
     row = next(line.split() for line in text.splitlines() if line.startswith("s "))
     assert row[:6] == ["s", "acc", "12", "41.7", "75.0", "+33.3"]
     assert row[6:9] == [f"{100 * low:+.1f}", "to", f"{100 * high:+.1f}"] and row[9:13] == ["1", "5", "0.22", "0.22"]
-    assert "6 answers are right in one run alone, 0 others differ." in text
+    assert "6 answers are right in only one run; 0 others differ." in text
     assert "s/4  acc, none: only A is right" in text and "margin +1.000" in text and "s/5" not in text
 
 
@@ -261,10 +272,10 @@ HOSTILE = "<b>&[x]_$y$ %\\end{tabular}\n# *z*\x1b[2J|"
 
 def test_a_document_says_in_every_format_what_the_terminal_says(tmp_path: Path) -> None:
     a, b = verdicts("111110000000", "111101111100", tmp_path, versions={"s": 1})
-    found = compare(a, run_of(tmp_path / "b2", {"s": rows_of(b)}, versions={"s": 2}))
-    made = comparison_report.document(found, samples=2)
+    comparison = compare(a, run_of(tmp_path / "b2", {"s": rows_of(b)}, versions={"s": 2}))
+    made = comparison_report.document(comparison, samples=2)
     table_, origins = made.report().tables
-    assert table_.rows == tuple(terminal_table.compared(one) for one in found.differences)
+    assert table_.rows == tuple(terminal_table.difference_cells(difference) for difference in comparison.differences)
     assert ("task_version.s", "1", "2") in origins.rows
     assert [title for title, _ in made.report().samples] == [
         "s/4  acc, none: only A is right", "s/5  acc, none: only B is right",
@@ -273,12 +284,12 @@ def test_a_document_says_in_every_format_what_the_terminal_says(tmp_path: Path) 
         text = made.text(format)
         assert "+33.3" in text and "s/4" in text and "s/6" not in text and "margin" in text
     values = json.loads(made.text("json"))
-    assert values["differences"][0]["difference"] == found.differences[0].value and len(values["samples"]) == 2
+    assert values["differences"][0]["difference"] == comparison.differences[0].value and len(values["samples"]) == 2
     for format, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         first, second = made.save(format, tmp_path / f"d.{format}")
         shown, expected = (
             frame.astype({"minimum_detectable_effect": float})
-            for frame in (read(first).assign(average=""), found.frame())
+            for frame in (read(first).assign(average=""), comparison.frame())
         )
         pd.testing.assert_frame_equal(shown, expected, check_dtype=False)
         assert second.name == f"d.samples.{format}" and read(second).doc_id.tolist() == [4, 5, 6, 7, 8, 9]
@@ -319,10 +330,10 @@ def test_runs_of_lm_evals_own_command(tmp_path: Path) -> None:
         tracker.save_results_aggregated(results=results, samples={"s": samples})
         tracker.save_results_samples(task_name="s", samples=samples)
     a, b = (list_runs(tmp_path / name)[0] for name in ("first", "second"))
-    found = compare(a, b)
-    assert [(s.doc_id, s.right) for s in found.samples] == [(0, "A"), (2, "B")]
-    assert found.differences[0].p == 1.0 and found.notes == ()
-    assert ("model", "org/first", "org/second") in found.origins
+    comparison = compare(a, b)
+    assert [(s.doc_id, s.right) for s in comparison.samples] == [(0, "A"), (2, "B")]
+    assert comparison.differences[0].p == 1.0 and comparison.notes == ()
+    assert ("model", "org/first", "org/second") in comparison.origins
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,11 +361,11 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
-        (["report", "RUN", "--published", "gpt-2"], "no published scores of 'gpt-2'"),
+        (["report", "RUN", "--format", "parquet"], "Parquet cannot be printed"),
+        (["report", "RUN", "--published", "gpt-2"], "no published scores for 'gpt-2'"),
         (["report", "RUN", "--figure", "f.png"], "ends in .html"),
-        (["report", "RUN", "--output", "report.doc"], "says no format; give --format md, latex"),
-        (["compare", "RUN", "RUN", "--format", "parquet"], "Parquet is no text for a terminal"),
+        (["report", "RUN", "--output", "report.doc"], "does not end in a known suffix; pass --format md, latex"),
+        (["compare", "RUN", "RUN", "--format", "parquet"], "Parquet cannot be printed"),
         (["compare", "RUN", "RUN"], "given twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Forest plots show what was measured, with its interval, and take no markup from names."""
+"""Forest plots show the measured scores with their intervals, and escape markup in names."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def run_of(folder: Path, right: int, *, task: str = "gsm8k_cot", **changes: Any)
 
 def test_a_forest_has_every_proportion_with_its_interval(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, right) for name, right in (("a", 10), ("b", 25))]
-    fig = forest_plots.forest(runs, figures=published.named("llama-3.1-8b-instruct"), stamp={"by": "test"})
+    fig = forest_plots.forest(runs, figures=published.scores_of_model("llama-3.1-8b-instruct"), stamp={"by": "test"})
     first, second, cross = fig.data
     assert list(first.x) == [25.0] and list(second.x) == [62.5] and list(first.y) == ["gsm8k_cot · exact_match"]
     low, high = stats.wilson(10, 40)

@@ -1,4 +1,4 @@
-"""Reports in every format say the same, escape what they are given, and fetch nothing."""
+"""Reports have the same content in every format, escape all text, and load nothing from the network."""
 
 import re
 from html.parser import HTMLParser
@@ -44,7 +44,7 @@ def run_of(folder: Path, **changes: Any) -> Run:
 
 
 def of_card(folder: Path, score: float, shots: int, **changes: Any) -> Run:
-    """A run of GSM8K with reasoning, as a whole."""
+    """A complete run of GSM8K with chain of thought."""
     return run_of(
         folder,
         results={"gsm8k_cot": {"exact_match,strict-match": score, "exact_match_stderr,strict-match": 0.01}},
@@ -82,7 +82,7 @@ class Page(HTMLParser):
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    """What an independent parser makes of the tables: the cells' texts, as a reader would see them."""
+    """The cell texts of the tables, read by an independent parser."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     rows: list[list[str]] = []
     for before, token in zip(tokens, tokens[1:], strict=False):
@@ -117,7 +117,7 @@ def test_what_is_partial_is_badged(tmp_path: Path) -> None:
     assert made.badges == (
         "partial: 10 of 100 questions of s_a",
         "partial: code was not run: no sandbox",
-        'the model was changed: [{"kind": "ablate"}]',
+        'the run used interventions: [{"kind": "ablate"}]',
     )
     assert made.tables[0].rows[0][3] == "40 of 130" and made.tables[1].rows[1][3] == "30"
     table = report.frame([run_of(tmp_path, **{"n-samples": counts})])
@@ -220,16 +220,16 @@ def test_tables_are_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_published_scores_are_the_sources() -> None:
-    found = published.published()
-    assert len(found) == 40 and all(0 < one.value < 1 and one.source.endswith("model card") for one in found)
-    (one,) = [f for f in published.named("llama-3.1-8b-instruct") if f.task == "gsm8k_cot"]
-    assert (one.value, one.shots, one.metric, one.source) == (0.845, "8", "em_maj1@1", "Llama 3.1 model card")
-    with pytest.raises(DataError, match="no published scores of 'llama-2'; there are llama-3-8b"):
-        published.named("llama-2")
+    scores = published.published()
+    assert len(scores) == 40 and all(0 < score.value < 1 and score.source.endswith("model card") for score in scores)
+    (score,) = [f for f in published.scores_of_model("llama-3.1-8b-instruct") if f.task == "gsm8k_cot"]
+    assert (score.value, score.shots, score.metric, score.source) == (0.845, "8", "em_maj1@1", "Llama 3.1 model card")
+    with pytest.raises(DataError, match="no published scores for 'llama-2'; there are scores for llama-3-8b"):
+        published.scores_of_model("llama-2")
 
 
 def test_published_scores_stand_beside_measured_ones(tmp_path: Path) -> None:
-    figures = published.named("llama-3.1-8b-instruct")
+    figures = published.scores_of_model("llama-3.1-8b-instruct")
     (near,) = published.compare_with_published(of_card(tmp_path / "a", 0.83, 8, chat_template="llama"), figures)
     assert near.published.value == 0.845 and near.difference == pytest.approx(-0.015)
     assert near.within and near.setup_differences == (), "2.0 points are a half-width at 83% of 1319"
@@ -253,16 +253,20 @@ def test_a_macro_average_stands_beside_a_macro_average(tmp_path: Path) -> None:
             "n-samples": {f"mmlu_{x}": {"original": 50, "effective": 20} for x in "xy"},
         },
     )
-    (one,) = published.compare_with_published(run, published.named("llama-3.1-8b"))
-    assert (one.score.average, one.published.value, one.setup_differences) == ("macro", 0.667, ("40 of 100 questions",))
+    (comparison,) = published.compare_with_published(run, published.scores_of_model("llama-3.1-8b"))
+    assert (comparison.score.average, comparison.published.value, comparison.setup_differences) == (
+        "macro",
+        0.667,
+        ("40 of 100 questions",),
+    )
 
 
 def test_nothing_is_said_of_a_model_that_was_not_named(tmp_path: Path) -> None:
     run = of_card(tmp_path, 0.83, 8, model_name="llama-3.1-8b-instruct")
     assert "84.5" not in report.document([run]).text("md")
-    assert published.of_size(8_030_261_248) == [
+    assert published.models_of_size(8_030_261_248) == [
         "llama-3-8b", "llama-3.1-8b", "llama-3-8b-instruct", "llama-3.1-8b-instruct",
     ]  # fmt: skip
-    assert published.of_size(2_853_312) == published.of_size(None) == []
-    made = report.build([run_of(tmp_path)], figures=published.named("llama-3.1-8b"))
-    assert made.notes[-1] == "llama-3.1-8b was asked for, and no task here was published."
+    assert published.models_of_size(2_853_312) == published.models_of_size(None) == []
+    made = report.build([run_of(tmp_path)], figures=published.scores_of_model("llama-3.1-8b"))
+    assert made.notes[-1] == "No published score of llama-3.1-8b is for a task of these runs."

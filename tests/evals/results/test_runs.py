@@ -1,4 +1,4 @@
-"""Runs are written whole, found again, and read as tables; what is damaged says so and hides nothing else."""
+"""Runs are written atomically, found, and read as tables; damaged files are reported and do not hide other runs."""
 
 import json
 from pathlib import Path
@@ -59,10 +59,10 @@ QUIZ = {
 
 def test_a_run_is_found_again_as_it_was_written(tmp_path: Path) -> None:
     written = write(tmp_path / "deep" / "run", report(), {"s_a": [QUIZ]})
-    (found,) = list_runs(tmp_path)
-    assert found == written and found.model == "tiny" and found.provenance == {}
+    (listed,) = list_runs(tmp_path)
+    assert listed == written and listed.model == "tiny" and listed.provenance == {}
     assert not list(tmp_path.rglob("*.tmp"))
-    row = found.samples("s_a").iloc[0]
+    row = listed.samples("s_a").iloc[0]
     assert (row.doc_id, row.answer, row.correct, row.logprobs, row.choices) == (7, 1, 1.0, [-2.0, -1.0], [" A", " B"])
     assert row.prompt_ids is None
 
@@ -98,7 +98,7 @@ def test_frame_has_n_and_intervals(tmp_path: Path) -> None:
 
 
 def grouped(value: float) -> dict[str, Any]:
-    """A group of a task of 10 questions, all right, and one of 990, all wrong, with this as its own score."""
+    """A group of one task with 10 questions, all right, and one with 990, all wrong; `value` is the group's score."""
     parts = {"s_a": {"acc,none": 1.0, "acc_stderr,none": 0.0}, "s_b": {"acc,none": 0.0, "acc_stderr,none": 0.0}}
     counts = {name: {"original": n, "effective": n} for name, n in (("s_a", 10), ("s_b", 990))}
     own = {"s": {"acc,none": value, "acc_stderr,none": 0.01}}
@@ -112,7 +112,7 @@ def test_the_average_of_a_group_is_told_by_its_value(tmp_path: Path) -> None:
         assert (micro.low, micro.high) == stats.wilson(10, 1000)
         assert (macro.average, macro.value) == ("macro", 0.5)
     (own,) = (score for score in write(tmp_path, grouped(0.3), {}).scores if score.task == "s")
-    assert (own.average, own.value) == ("own", 0.3) and (own.low, own.high) == stats.normal(0.3, 0.01)
+    assert (own.average, own.value) == ("group_rule", 0.3) and (own.low, own.high) == stats.normal(0.3, 0.01)
 
 
 def test_a_macro_interval_stays_within_0_and_1(tmp_path: Path) -> None:
@@ -139,18 +139,18 @@ def test_table_shows_n_interval_and_what_was_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not whole JSON"),
-        ('{"results": {"a": {"acc,no', "not whole JSON"),
-        ("[1, 2]", "holds no results"),
-        ('{"results": []}', "holds no results"),
-        ('{"results": {"a": 5}}', "not lm-eval's results"),
+        ("", "not complete JSON"),
+        ('{"results": {"a": {"acc,no', "not complete JSON"),
+        ("[1, 2]", "does not contain evaluation results"),
+        ('{"results": []}', "does not contain evaluation results"),
+        ('{"results": {"a": 5}}', "not an lm-eval results file"),
     ],
 )
 def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, report(), {})
     (tmp_path / "results_broken.json").write_text(text)
-    found, problems = scan(tmp_path)
-    assert len(found) == 1
+    runs, problems = scan(tmp_path)
+    assert len(runs) == 1
     assert len(problems) == 1 and message in problems[0] and "results_broken.json" in problems[0]
     assert list_runs(tmp_path / "absent") == []
 
@@ -161,7 +161,7 @@ def test_samples_that_are_missing_or_cut_short(tmp_path: Path) -> None:
         run.samples("s_b")
     path = tmp_path / f"samples_s_a_{run.stamp}.jsonl"
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match="line 2 is no sample"):
+    with pytest.raises(DataError, match="line 2 is not a sample"):
         run.samples("s_a")
 
 

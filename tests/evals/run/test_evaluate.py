@@ -167,7 +167,7 @@ def test_list_and_show(speaking_model: Transformer, tmp_path: Path, capsys: pyte
     assert "results_broken.json" in out.err and f"run {run.provenance['run']}" in out.out, "the name that gc takes"
     next(run.path.parent.glob("samples_*")).unlink()
     assert main(["eval", "export", str(run.path), "--output", str(tmp_path / "out")]) == 0
-    assert "there are no samples of demo_mmlu beside" in capsys.readouterr().err
+    assert "there are no sample files of demo_mmlu next to" in capsys.readouterr().err
     assert main(["eval", "show", "--results", str(tmp_path / "empty")]) == 2
     assert "there is no finished run in" in capsys.readouterr().err
 
