@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its Python runs, its links lead somewhere, its tree is the tree."""
+"""The README is true: its commands and its Python run, its links and folders exist, and it is short."""
 
 import re
 import shlex
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = {"workbench", "evals", "probes", "dashboard"}
 
 
 def blocks(language: str) -> list[str]:
@@ -76,20 +77,35 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_tree_is_the_tree() -> None:
+    """A line names one or more files or folders, then says in a clause what they hold."""
     (tree,) = blocks("text")
     shown: set[str] = set()
-    folders: list[str] = []
+    parent = ""
     for line in tree.splitlines():
-        indent, entry = re.match(r"( *)(\S+)", line).groups()
-        folders[len(indent) // 2 :] = [entry]
-        path = "".join(folders)
-        assert (ROOT / path).exists(), path
-        assert len(line.split(maxsplit=1)) == 2, f"{path} has no clause"
-        shown.add(path.rstrip("/"))
-    for package in ("workbench", "evals", "probes", "dashboard"):
-        modules = {
-            str(path.relative_to(ROOT)).rstrip("/")
-            for path in (ROOT / package).iterdir()
-            if path.name not in {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
-        }
-        assert modules - shown == set()
+        indent, names, clause = re.match(r"( *)((?:\S+ )*\S+)  +(\S.*)", line).groups()
+        for name in names.split():
+            path = (parent if indent else "") + name
+            assert (ROOT / path).exists(), path
+            assert (ROOT / path).is_dir() == name.endswith("/"), path
+            shown.add(path)
+        assert clause
+        parent = parent if indent else names
+    assert tracked_folders() - shown == set()
+
+
+def tracked_folders() -> set[str]:
+    """Folders of the project, and those directly in its packages; hidden ones aside."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    folders: set[str] = set()
+    for path in map(Path, filter(None, listing.stdout.split("\0"))):
+        depth = 2 if path.parts[0] in PACKAGES else 1
+        folders |= {"/".join(path.parts[:n]) + "/" for n in range(1, depth + 1) if len(path.parts) > n}
+    return {folder for folder in folders if not folder.startswith(".")}
+
+
+def test_it_is_short() -> None:
+    lines = TEXT.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []
