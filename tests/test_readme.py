@@ -14,13 +14,22 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = {"workbench", "evals", "probes", "dashboard"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-COMMANDS = [
-    shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines() if line.strip()
-]
+def commands(text: str) -> list[list[str]]:
+    return [
+        shlex.split(line, comments=True)
+        for block in blocks("console", text)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = commands(TEXT)
+CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+MAKE = [command for command in [*COMMANDS, *commands(CONTRIBUTING)] if command[0] == "make"]
 
 # What keeps a command short enough for a test, and what says that it did its work.
 SHORTENED = {("workbench", "eval"): ["--limit", "2"], ("workbench", "app"): ["--check"]}
@@ -32,7 +41,7 @@ def test_there_are_commands_of_both_kinds() -> None:
     assert ["make", "test"] in COMMANDS
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)
+@pytest.mark.parametrize("command", sorted(map(list, set(map(tuple, MAKE)))), ids=" ".join)
 def test_make_knows_the_target(command: list[str]) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
@@ -74,6 +83,15 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", ["architecture", "contributing", "style"])
+def test_paths_in_the_docs_exist(page: str) -> None:
+    """Those in backticks; ROOM and NAME stand for any."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:workbench|evals|probes|dashboard|tests|tools|docs|benchmarks)/[\w./-]+)`", text):
+        if not re.search(r"ROOM|NAME", path):
+            assert (ROOT / path).exists(), f"{page}.md names {path}"
 
 
 def test_tree_is_the_tree() -> None:
