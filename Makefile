@@ -12,20 +12,21 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make setup       create .venv and install the pinned dependencies"
-	@echo "make demo        run the embedded benchmarks on the embedded checkpoint, then serve the dashboard"
-	@echo "make demo-check  the same, but stop the dashboard as soon as it is healthy"
-	@echo "make test        the whole test suite (PYTEST_ARGS adds arguments)"
+	@echo "make demo        run the embedded benchmarks on the embedded checkpoint, then serve the dashboard on 127.0.0.1:8501"
+	@echo "make demo-check  the same, but stop the dashboard once it is healthy"
+	@echo "make test        run all tests (PYTEST_ARGS adds arguments for pytest)"
 	@echo "make test-peers  compare activations and probes with TransformerLens, installed into .venv-peers"
-	@echo "make check       ruff, mypy, and whether the generated docs are up to date"
-	@echo "make docs        write docs/hooks.md, docs/cli.md and docs/probes.md anew"
-	@echo "make clean       remove caches and results; .venv stays"
+	@echo "make check       run ruff and mypy, and check that the generated docs are up to date"
+	@echo "make docs        write docs/hooks.md, docs/cli.md and docs/probes.md from the code"
+	@echo "make constraints write constraints.txt from the versions in .venv"
+	@echo "make clean       remove caches and results, but not .venv"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps make a second run a matter of milliseconds; they fall behind when a pin or a dependency changes.
+# With these stamp files a second run takes milliseconds; a changed pin or dependency makes them out of date.
 $(VENV)/.installed-app: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing the pinned dependencies into $(VENV); the first time takes minutes"
+	@echo "installing the pinned dependencies into $(VENV); the first time takes a few minutes"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[eval,app]'
 	@touch $@
 
@@ -52,7 +53,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 $(PEERS)/.installed: tests/peers/requirements.txt pyproject.toml constraints.txt
-	@echo "installing TransformerLens into $(PEERS); the first time takes minutes"
+	@echo "installing TransformerLens into $(PEERS); the first time takes a few minutes"
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -qq -r tests/peers/requirements.txt -e '.[probe]'
 	@touch $@

@@ -1,1 +1,1 @@
-"""How fast, against whom: each script prints a table; `README.md` holds the committed figures."""
+"""Speed measurements: each script prints a table; the committed ones are in the Markdown file of the same topic."""

@@ -1,6 +1,6 @@
-"""The model without its hook points: the same source with every line about taps taken out.
+"""The model without its hook points: the same source without any line about taps.
 
-What the hook points cost is measured against this, and it cannot drift away from the model that it is made from.
+The cost of hook points is measured against it. It is made from the model's source, so both always agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Streamlit and plotly need by themselves: a page with as many small charts as its address asks for."""
+"""A page with nothing but small charts, as many as its URL says: the time of Streamlit and plotly by themselves."""
 
 import plotly.graph_objects as go
 import streamlit as st

@@ -1,4 +1,4 @@
-"""How long the dashboard's pages take in a real browser: python -m benchmarks.bench_dashboard
+"""Load times of the dashboard's pages in a real browser: python -m benchmarks.bench_dashboard
 
 Two servers, one after the other: the embedded checkpoint, and random weights with 32 layers of 32 heads. A press is
 timed until the script has run, nothing on the page is stale, and the figure that it changes holds new data and is
@@ -138,7 +138,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What presses ask for next, each only once."""
+    """The values that presses set next, each only once."""
 
     heads: Iterator[tuple[int, int]]
     positions: Iterator[int]
@@ -197,7 +197,7 @@ def beforehand(page: Page, label: str, value: int) -> None:
 
 
 def another_head(page: Page, numbers: Numbers) -> Callable[[], object]:
-    """The layer is set first and its run waited for; the press is Enter behind the head's number."""
+    """The layer is set first and its run waited for; the press is Enter after the head's number."""
     shown = {name: page.get_by_label(name, exact=True).first for name in ("Layer", "Head")}
     layer, head = next(pair for pair in numbers.heads if pair[1] != int(shown["Head"].input_value()))
     if layer != int(shown["Layer"].input_value()):
@@ -268,13 +268,13 @@ def main() -> None:
                 sync_playwright() as playwright,
             ):
                 browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-                found = wb.load_model(model)
-                prompt = _prompt(found.tokenizer, options.tokens)
+                loaded = wb.load_model(model)
+                prompt = _prompt(loaded.tokenizer, options.tokens)
                 print(f"\n## {name}\n")
                 if options.only != "presses":
                     _pages(browser, url, bare, prompt, options.presses)
                 if options.only != "pages":
-                    _presses(browser, url, prompt, found.config, options)
+                    _presses(browser, url, prompt, loaded.config, options)
                 browser.close()
 
 
@@ -299,7 +299,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _prompt(tokenizer: wb.Tokenizer, tokens: int) -> str:
-    """So many tokens of text, the first of them the beginning-of-text token."""
+    """Text of a given number of tokens, the beginning-of-text token included."""
     ids = tokenizer.encode(TEXT * (tokens // 8 + 1), bos=True)[1:tokens]
     return tokenizer.decode(ids)
 
@@ -390,7 +390,7 @@ def _switch(page: Page, wanted: Wanted) -> tuple[float, float]:
 
 
 def _until(page: Page, wanted: Wanted, begin: float = 0.0) -> tuple[float, float]:
-    """Seconds from `begin` until what stands in the window is painted, and until all figures are."""
+    """Seconds from `begin` until the visible part is painted, and until all figures are."""
     page.wait_for_function(IN_SIGHT, arg=[wanted.title, wanted.figures])
     page.evaluate(PAINTED)
     seen = time.perf_counter() - begin
@@ -451,7 +451,7 @@ def _hovers(browser: Browser, url: str, prompt: str, numbers: Numbers, count: in
 
 
 def _numbers(config: wb.ModelConfig, tokens: int) -> Numbers:
-    """Every head, position and neuron in an order of chance that is the same each time."""
+    """Every head, position and neuron in a random order with a fixed seed."""
     chance = random.Random(0)
     heads = list(itertools.product(range(config.n_layers), range(config.n_heads)))
     positions, neurons = list(range(1, tokens - 1)), list(range(config.ffn_dim))
@@ -475,7 +475,7 @@ def _row(*cells: str) -> None:
 
 
 def _times(seconds: Sequence[float], goal: int) -> str:
-    """Median | 95th percentile, marked where it misses the goal."""
+    """Median | 95th percentile, marked if it misses the goal."""
     ordered = sorted(seconds)
     p95 = statistics.quantiles(ordered, n=20, method="inclusive")[-1] * 1e3
     return f"{statistics.median(ordered) * 1e3:,.0f} | {p95:,.0f} ({goal:,}{'' if p95 <= goal else ', missed'})"

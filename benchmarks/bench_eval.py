@@ -46,7 +46,7 @@ Request = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Compared:
-    """One type's figures: seconds of each round by backend, and how far the answers are apart."""
+    """Results of one dtype: seconds of each round by backend, and how much the answers differ."""
 
     ours: list[float]
     theirs: list[float]
@@ -88,8 +88,8 @@ def _scoring(shape: dict[str, int], options: argparse.Namespace) -> None:
         reference, model = _pair(shape, getattr(torch, dtype), options.device)
         model.tokenizer = _tokenizer(options.data)
         requests = questions(model, options.data, options.subjects, options.questions)
-        found = compare(reference, model, requests, sizes, options.rounds)
-        _row(dtype, len(requests) // 4, found)
+        compared = compare(reference, model, requests, sizes, options.rounds)
+        _row(dtype, len(requests) // 4, compared)
     print()
 
 
@@ -128,15 +128,15 @@ def compare(
     rounds: int,
 ) -> Compared:  # fmt: skip
     hflm = HFLM(pretrained=reference, tokenizer=_no_words(), batch_size=1)
-    asked = [(("", ""), context, continuation) for context, continuation in requests]
+    encoded = [(("", ""), context, continuation) for context, continuation in requests]
     device = str(model.device)
 
-    def theirs(size: int, some: list[Any] = asked) -> list[tuple[float, bool]]:
+    def theirs(size: int, some: list[Any] = encoded) -> list[tuple[float, bool]]:
         hflm.batch_size_per_gpu = size
         return hflm._loglikelihood_tokens(some, disable_tqdm=True)
 
     # The best size is chosen on a part: the first questions, one batch of the largest size.
-    few = asked[: 4 * max(batch_sizes)]
+    few = encoded[: 4 * max(batch_sizes)]
     theirs(max(batch_sizes), few)
     trial = interleaved({str(n): lambda n=n: theirs(n, few) for n in batch_sizes}, rounds=1, device=device, warm_up=0)
     best = int(min(trial.seconds, key=trial.seconds.__getitem__))
@@ -150,7 +150,7 @@ def compare(
     scored, counted = score_counted(model, requests)
     runs = {"ours": lambda: wb.score(model, requests), "HFLM": lambda: theirs(best)}
     timing = interleaved(runs, rounds=rounds, device=device, warm_up=0)  # both have just run
-    values = torch.tensor([one.total for one in scored]), torch.tensor([value for value, _ in expected])
+    values = torch.tensor([score.total for score in scored]), torch.tensor([value for value, _ in expected])
     changed = values[0].view(-1, 4).argmax(-1) != values[1].view(-1, 4).argmax(-1)
     return Compared(
         ours=timing.rounds["ours"],
@@ -165,7 +165,7 @@ def compare(
 
 
 def _no_words() -> PreTrainedTokenizerFast:
-    """A tokenizer for a constructor that wants one: no text is given to it."""
+    """A tokenizer for a constructor that needs one; it never gets text."""
     words = FastTokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<eos>")
 
@@ -190,20 +190,21 @@ def _rate(n: int, seconds: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _row(name: str, n: int, found: Compared) -> None:
-    middle, low, high = found.ratio
-    print(f"| {name} | {n} | {found.batch_size} | {_rate(n, found.ours)} | {_rate(n, found.theirs)} "
-          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {found.counted.computed:,} | {found.counted.fraction:.3f} "
-          f"| {found.their_tokens:,} | {found.largest_difference:.1e} | {found.changed} |", flush=True)  # fmt: skip
+def _row(name: str, n: int, compared: Compared) -> None:
+    middle, low, high = compared.ratio
+    print(f"| {name} | {n} | {compared.batch_size} | {_rate(n, compared.ours)} | {_rate(n, compared.theirs)} "
+          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {compared.counted.computed:,} "
+          f"| {compared.counted.fraction:.3f} | {compared.their_tokens:,} "
+          f"| {compared.largest_difference:.1e} | {compared.changed} |", flush=True)  # fmt: skip
 
 
-def _answers_row(name: str, found: generation.Answered) -> None:
-    n, lengths, ours, theirs = len(found.lengths), found.lengths, found.ours, found.theirs
-    middle, low, high = found.timing.ratio("HFLM", "ours")
-    print(f"| {name} | {n} | {min(lengths)}, {sum(lengths) / n:.0f}, {max(lengths)} | {found.batch_size} "
-          f"| {_rate(n, found.timing.rounds['ours'])} | {_rate(n, found.timing.rounds['HFLM'])} "
-          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {sum(ours):,} | {sum(ours) / found.minimum:.3f} "
-          f"| {sum(theirs):,} | {len(ours)}, {len(theirs)} | {found.equal} |", flush=True)  # fmt: skip
+def _answers_row(name: str, answered: generation.Answered) -> None:
+    n, lengths, ours, theirs = len(answered.lengths), answered.lengths, answered.ours, answered.theirs
+    middle, low, high = answered.timing.ratio("HFLM", "ours")
+    print(f"| {name} | {n} | {min(lengths)}, {sum(lengths) / n:.0f}, {max(lengths)} | {answered.batch_size} "
+          f"| {_rate(n, answered.timing.rounds['ours'])} | {_rate(n, answered.timing.rounds['HFLM'])} "
+          f"| {middle:.1f} ({low:.1f} to {high:.1f}) | {sum(ours):,} | {sum(ours) / answered.minimum:.3f} "
+          f"| {sum(theirs):,} | {len(ours)}, {len(theirs)} | {answered.equal} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -115,14 +115,14 @@ def _capture(model: wb.Transformer, dtype: torch.dtype, rounds: int, device: str
 
 def _decoding(model: wb.Transformer, batch: int = 1, steps: int = 16) -> Callable[[], object]:
     prompt = torch.randint(0, 8192, (batch, 64), device=model.device)
-    one = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
     cache = model.empty_cache(batch, 64 + steps)
     model(prompt, cache)
 
     def run() -> None:
         cache.truncate(64)
         for _ in range(steps):
-            model(one, cache)
+            model(token, cache)
 
     return run
 
@@ -132,13 +132,13 @@ def _decoding_reference(reference: LlamaForCausalLM, batch: int, steps: int = 16
 
     device = reference.device
     prompt = torch.randint(0, 8192, (batch, 64), device=device)
-    one = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    token = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     cache = DynamicCache(config=reference.config)
     reference(prompt, past_key_values=cache, use_cache=True)
 
     def run() -> None:
         for _ in range(steps):
-            reference(one, past_key_values=cache, use_cache=True)
+            reference(token, past_key_values=cache, use_cache=True)
         cache.crop(-steps)
 
     return run
@@ -155,10 +155,10 @@ def _pair(shape: dict[str, int], dtype: torch.dtype, device: str) -> tuple[Llama
     return reference.to(device), model
 
 
-def _row(work: str, timing: Timing, one: str, other: str) -> None:
-    middle, low, high = timing.ratio(one, other)
-    times = f"{timing.seconds[one] * 1e3:.1f} | {timing.seconds[other] * 1e3:.1f}"
-    print(f"| {work} | {one} | {other} | {times} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
+def _row(work: str, timing: Timing, name: str, reference: str) -> None:
+    middle, low, high = timing.ratio(name, reference)
+    times = f"{timing.seconds[name] * 1e3:.1f} | {timing.seconds[reference] * 1e3:.1f}"
+    print(f"| {work} | {name} | {reference} | {times} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
 
 
 def _name(dtype: torch.dtype) -> str:

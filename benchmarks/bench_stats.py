@@ -79,16 +79,16 @@ def _one(way: str, length: int) -> tuple[float, float]:
     with torch.no_grad():
         _run(model, way, 64)()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
-        before = _held("VmRSS")
+        before = _resident_kib("VmRSS")
         run = _run(model, way, length)
         begin = time.perf_counter()
-        kept = run()
+        result = run()
         taken = time.perf_counter() - begin
-    del kept
-    return taken, (_held("VmHWM") - before) / 1024
+    del result
+    return taken, (_resident_kib("VmHWM") - before) / 1024
 
 
-def _held(what: str) -> int:
+def _resident_kib(what: str) -> int:
     """KiB of this process's resident set, now (VmRSS) or at its peak (VmHWM); what a parent held does not count."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what))

@@ -1,4 +1,4 @@
-"""Generating answers to GSM8K with our engine and with lm-eval's own backend, told when each answer ends.
+"""Generating answers to GSM8K with our engine and with lm-eval's own backend, with a fixed length for each answer.
 
 Random weights do not stop by themselves. In both, the end token becomes the most likely one where a question's answer
 is as long as its reference solution, put as a chain of thought, so that lengths are real and the same for both. Only
@@ -96,22 +96,22 @@ def compare(
     """Both programs over the same questions in turn; HFLM at the size that was fastest in one run of each."""
     assert model.tokenizer is not None
     lm = WorkbenchLM(model, progress=False)
-    asked = questions(lm, data, n)
-    hflm = EndingHFLM(reference, model.tokenizer, asked.lengths)
+    requested = questions(lm, data, n)
+    hflm = EndingHFLM(reference, model.tokenizer, requested.lengths)
 
     made: dict[Ids, int] = {}
 
     def ours() -> list[str]:
-        with ending(asked.lengths, lm.eot_token_id, made):
-            return lm.generate_until(asked.requests, disable_tqdm=True)
+        with ending(requested.lengths, lm.eot_token_id, made):
+            return lm.generate_until(requested.requests, disable_tqdm=True)
 
     def theirs(size: int) -> list[str]:
         hflm.batch_size_per_gpu = size
-        return hflm.generate_until(asked.requests, disable_tqdm=True)
+        return hflm.generate_until(requested.requests, disable_tqdm=True)
 
     with counting(reference) as our_tokens:
         texts = ours()
-    assert made == asked.lengths, "our answers do not end where they are to end"
+    assert made == requested.lengths, "our answers do not end where they are to end"
     trials = {}
     for size in batch_sizes:
         hflm.made.clear()
@@ -119,18 +119,18 @@ def compare(
         with counting(reference) as their_tokens:
             other = theirs(size)
         trials[size] = time.perf_counter() - begin, their_tokens, other
-        assert hflm.made == asked.lengths, "HFLM's answers do not end where they are to end"
+        assert hflm.made == requested.lengths, "HFLM's answers do not end where they are to end"
     best = min(trials, key=trials.__getitem__)
     _, their_tokens, other = trials[best]
     runs: dict[str, Any] = {"ours": ours, "HFLM": lambda: theirs(best)}
     timing = interleaved(runs, rounds=rounds, device=str(model.device), warm_up=0)  # both have run
     equal = sum(mine == text for mine, text in zip(texts, other, strict=True))
-    return Answered(list(asked.lengths.values()), asked.minimum, best, timing, our_tokens, their_tokens, equal)
+    return Answered(list(requested.lengths.values()), requested.minimum, best, timing, our_tokens, their_tokens, equal)
 
 
 @contextmanager
 def ending(lengths: dict[Ids, int], end: int, made: dict[Ids, int]) -> Iterator[None]:
-    """Our engine draws the end token where an answer has its length; `made` is told how long each answer was."""
+    """Our engine draws the end token when an answer has its length; `made` records the length of each answer."""
     module = importlib.import_module("workbench.inference.generate")  # the package's name for it is the function's
     draw = module._draw
 
@@ -146,7 +146,7 @@ def ending(lengths: dict[Ids, int], end: int, made: dict[Ids, int]) -> Iterator[
 
 
 class EndingHFLM(HFLM):
-    """lm-eval's backend, which draws the end token where an answer has its length."""
+    """lm-eval's backend, which draws the end token when an answer has its length."""
 
     def __init__(self, reference: LlamaForCausalLM, tokenizer: Tokenizer, lengths: dict[Ids, int]) -> None:
         super().__init__(pretrained=reference, tokenizer=_fast(tokenizer), batch_size=1)
@@ -191,7 +191,7 @@ def counting(reference: LlamaForCausalLM) -> Iterator[list[int]]:
         return hidden(self, tokens, cache)
 
     hook = reference.register_forward_pre_hook(
-        lambda module, args, given: seen.append((args[0] if args else given["input_ids"]).numel()), with_kwargs=True
+        lambda module, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
     )
     try:
         with mock.patch.object(wb.Transformer, "hidden", noted):

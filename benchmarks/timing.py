@@ -20,9 +20,9 @@ class Timing:
     seconds: dict[str, float]
     rounds: dict[str, list[float]]
 
-    def ratio(self, one: str, other: str) -> tuple[float, float, float]:
-        """Median of one / other over the rounds, and its quartiles."""
-        ratios = sorted(a / b for a, b in zip(self.rounds[one], self.rounds[other], strict=True))
+    def ratio(self, numerator: str, denominator: str) -> tuple[float, float, float]:
+        """Median of numerator / denominator over the rounds, and its quartiles."""
+        ratios = sorted(a / b for a, b in zip(self.rounds[numerator], self.rounds[denominator], strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
         return middle, low, high
 
@@ -49,8 +49,8 @@ def _wait(device: str) -> None:
 def machine(device: str = "cpu") -> str:
     """One line: processor or GPU, threads, versions, commit."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    found = ", ".join(f"{package} {version}" for package, version in versions("transformers").items())
-    return f"{name}, {torch.get_num_threads()} threads, {found}, commit {(commit() or 'unknown')[:12]}"
+    packages = ", ".join(f"{package} {version}" for package, version in versions("transformers").items())
+    return f"{name}, {torch.get_num_threads()} threads, {packages}, commit {(commit() or 'unknown')[:12]}"
 
 
 def _processor() -> str:

@@ -1,6 +1,6 @@
-"""Fixtures that every test may use: real data, a tiny random model, a browser; and the machine's limits.
+"""Fixtures for every test: real data, a tiny random model, a browser; one thread and no network.
 
-Knows nothing of what is tested.
+Does not depend on what is tested.
 """
 
 import os
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Nothing in a test may reach for a hub; libraries read these when they are imported.
+# No test may use a hub; libraries read these variables when they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tiny tensors gain nothing from threads, and two test processes on two cores would fight over them.
+    # Threads do not make tiny tensors faster, and two test processes would compete for two cores.
     torch.set_num_threads(1)
 
 
@@ -45,7 +45,7 @@ def project_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real tokenizers and benchmark files beside the checkout, or a skip."""
+    """The folder of real tokenizers and benchmark files next to the checkout; skips if it does not exist."""
     path = Path(os.environ.get("WORKBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set WORKBENCH_TEST_DATA")
@@ -54,19 +54,19 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str | None:
-    """Path of an installed Chromium, None where playwright has its own; else a skip, or a failure."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found:
-        return found
+    """Path of an installed Chromium, None if playwright has its own; else skips, or fails with REQUIRE_BROWSER=1."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program:
+        return program
     try:
         from playwright.sync_api import sync_playwright
 
         with sync_playwright() as playwright:
             if Path(playwright.chromium.executable_path).is_file():
                 return None
-        reason = "no Chromium: neither installed nor from `playwright install chromium`"
+        reason = "Chromium is not installed; run `playwright install chromium`"
     except ImportError:
-        reason = "no Chromium: none is installed, and playwright is not either"
+        reason = "neither Chromium nor playwright is installed"
     if os.environ.get("REQUIRE_BROWSER") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -74,7 +74,7 @@ def chromium() -> str | None:
 
 @pytest.fixture
 def tiny_config() -> "ModelConfig":
-    """Three layers, four query heads over two key/value heads: the smallest with every feature."""
+    """Three layers, four query heads over two key/value heads: the smallest model with every feature."""
     from workbench.config import ModelConfig
 
     return ModelConfig(

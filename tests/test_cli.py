@@ -1,4 +1,4 @@
-"""The program: what it prints where, what it answers to mistakes, and commands that come from elsewhere."""
+"""The program: its output and error messages, and commands of the other packages."""
 
 import json
 import shlex
@@ -43,17 +43,17 @@ def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    found = {path: command.get_help(ctx) for path, command, ctx in walk(get_command(cli.app))}
-    assert {("info",), ("generate",), ("capture",), ("convert",), ("train",), ("app",)} <= set(found)
-    assert ("eval", "run") in found
-    names = {path: " ".join(("workbench", *path)) for path in found}
-    leaves = [path for path in found if sum(name.startswith(names[path] + " ") for name in names.values()) == 0]
-    assert [names[path] for path in leaves if names[path] not in example(found[path])] == []
-    assert [path for path, text in found.items() if "Not available" in text.split("Commands:")[0]] == []
+    help_texts = {path: command.get_help(ctx) for path, command, ctx in walk(get_command(cli.app))}
+    assert {("info",), ("generate",), ("capture",), ("convert",), ("train",), ("app",)} <= set(help_texts)
+    assert ("eval", "run") in help_texts
+    names = {path: " ".join(("workbench", *path)) for path in help_texts}
+    leaves = [path for path in help_texts if sum(name.startswith(names[path] + " ") for name in names.values()) == 0]
+    assert [names[path] for path in leaves if names[path] not in example(help_texts[path])] == []
+    assert [path for path, text in help_texts.items() if "Not available" in text.split("Commands:")[0]] == []
 
 
 def example(help_text: str) -> str:
-    """What stands after `Example:` in a help text, its line breaks undone."""
+    """The text after `Example:` in a help text, on one line."""
     return " ".join(help_text.partition("Example")[2].split())
 
 
@@ -62,8 +62,8 @@ def test_examples_use_options_that_exist() -> None:
         known = {option for param in command.params for option in param.opts} | {"--help"}
         for text in filter(None, [command.epilog, command.help]):
             for line in text.splitlines():
-                _, found, shown = line.partition("Example: ")
-                if found and not hasattr(command, "list_commands"):
+                _, marker, shown = line.partition("Example: ")
+                if marker and not hasattr(command, "list_commands"):
                     words = shlex.split(shown)
                     assert words[: len(path) + 1] == ["workbench", *path], shown
                     assert {word for word in words if word.startswith("-")} <= known, shown

@@ -19,10 +19,10 @@ def normal(name: str) -> str:
 @pytest.fixture(scope="module")
 def pins(project_root: Path) -> dict[str, str]:
     lines = (project_root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    found = [line for line in lines if line and not line.startswith("#")]
-    assert [line for line in found if not PIN.match(line)] == [], "only name==version"
-    assert found == sorted(found, key=lambda line: line.partition("==")[0])
-    return dict(line.split("==") for line in found)
+    pinned = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in pinned if not PIN.match(line)] == [], "only name==version"
+    assert pinned == sorted(pinned, key=lambda line: line.partition("==")[0])
+    return dict(line.split("==") for line in pinned)
 
 
 @pytest.fixture(scope="module")

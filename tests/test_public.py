@@ -1,4 +1,4 @@
-"""What a package says it offers is what it offers."""
+"""Public names exist, every module has a docstring, and files stay short."""
 
 import importlib
 import pkgutil
@@ -46,7 +46,7 @@ def test_promised_names_are_there() -> None:
 @pytest.mark.parametrize("package", ["workbench", "evals", "probes", "dashboard"])
 def test_every_module_says_what_it_is(package: str) -> None:
     root = importlib.import_module(package)
-    modules = [found.name for found in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    modules = [module.name for module in pkgutil.walk_packages(root.__path__, f"{package}.")]
     assert modules
     silent = []
     for name in modules:

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its Python runs, its links lead somewhere, its tree is the tree."""
+"""The README is true: its commands and its Python run, its links and folders exist, and it is short."""
 
 import re
 import shlex
@@ -11,15 +11,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = {"workbench", "evals", "probes", "dashboard"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-COMMANDS = [
-    shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines() if line.strip()
-]
+def commands(text: str) -> list[list[str]]:
+    return [
+        shlex.split(line, comments=True)
+        for block in blocks("console", text)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = commands(TEXT)
+CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+MAKE = [command for command in [*COMMANDS, *commands(CONTRIBUTING)] if command[0] == "make"]
 
 # What keeps a command short enough for a test, and what says that it did its work.
 SHORTENED = {("workbench", "eval"): ["--limit", "2"], ("workbench", "app"): ["--check"]}
@@ -31,7 +41,7 @@ def test_there_are_commands_of_both_kinds() -> None:
     assert ["make", "test"] in COMMANDS
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)
+@pytest.mark.parametrize("command", sorted(map(list, set(map(tuple, MAKE)))), ids=" ".join)
 def test_make_knows_the_target(command: list[str]) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
@@ -75,21 +85,45 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", ["architecture", "contributing", "style"])
+def test_paths_in_the_docs_exist(page: str) -> None:
+    """Those in backticks; ROOM and NAME stand for any."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:workbench|evals|probes|dashboard|tests|tools|docs|benchmarks)/[\w./-]+)`", text):
+        if not re.search(r"ROOM|NAME", path):
+            assert (ROOT / path).exists(), f"{page}.md names {path}"
+
+
 def test_tree_is_the_tree() -> None:
+    """A line names one or more files or folders, then says in a clause what they hold."""
     (tree,) = blocks("text")
     shown: set[str] = set()
-    folders: list[str] = []
+    parent = ""
     for line in tree.splitlines():
-        indent, entry = re.match(r"( *)(\S+)", line).groups()
-        folders[len(indent) // 2 :] = [entry]
-        path = "".join(folders)
-        assert (ROOT / path).exists(), path
-        assert len(line.split(maxsplit=1)) == 2, f"{path} has no clause"
-        shown.add(path.rstrip("/"))
-    for package in ("workbench", "evals", "probes", "dashboard"):
-        modules = {
-            str(path.relative_to(ROOT)).rstrip("/")
-            for path in (ROOT / package).iterdir()
-            if path.name not in {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
-        }
-        assert modules - shown == set()
+        indent, names, clause = re.match(r"( *)((?:\S+ )*\S+)  +(\S.*)", line).groups()
+        for name in names.split():
+            path = (parent if indent else "") + name
+            assert (ROOT / path).exists(), path
+            assert (ROOT / path).is_dir() == name.endswith("/"), path
+            shown.add(path)
+        assert clause
+        parent = parent if indent else names
+    assert tracked_folders() - shown == set()
+
+
+def tracked_folders() -> set[str]:
+    """Folders of the project, and those directly in its packages; hidden ones aside."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    folders: set[str] = set()
+    for path in map(Path, filter(None, listing.stdout.split("\0"))):
+        depth = 2 if path.parts[0] in PACKAGES else 1
+        folders |= {"/".join(path.parts[:n]) + "/" for n in range(1, depth + 1) if len(path.parts) > n}
+    return {folder for folder in folders if not folder.startswith(".")}
+
+
+def test_it_is_short() -> None:
+    lines = TEXT.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []

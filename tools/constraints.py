@@ -12,7 +12,7 @@ OUTPUT = Path(__file__).resolve().parent.parent / "constraints.txt"
 LEFT_OUT = {"llama-workbench", "pip", "setuptools", "wheel"}
 HEADER = """\
 # Every version the tests ran with, on Python 3.11: pip install -c constraints.txt -e .
-# `make constraints` writes this file anew from the environment at hand.
+# `make constraints` writes this file from the installed versions.
 """
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Write docs/hooks.md, docs/cli.md and docs/probes.md from the code, or with --check say whether they are up to date.
+"""Write docs/hooks.md, docs/cli.md and docs/probes.md from the code; with --check, say whether they are up to date.
 
-The hook table is `workbench.hooks.hook_points.HOOKS`; the commands are those that `workbench --help` lists; the probes'
-page is their docstrings.
+The hook table is `workbench.hooks.hook_points.HOOKS`; the commands are those that `workbench --help` lists; the page of
+probes is their docstrings.
 """
 
 import importlib
@@ -39,9 +39,9 @@ def hooks_page() -> str:
         NOTE,
         "# Hook points",
         "",
-        "Names are those of TransformerLens's HookedTransformer. `{l}` is a layer number, and a pattern such",
-        "as `blocks.*.attn.hook_pattern` asks for every layer. Keys and values keep the model's own number",
-        "of key/value heads.",
+        "Names are those of TransformerLens's HookedTransformer. `{l}` is a layer number; a pattern such as",
+        "`blocks.*.attn.hook_pattern` selects every layer. Keys and values have the model's own number of",
+        "key/value heads.",
         "",
         *table(["name", "axes", "meaning"], rows),
     ]
@@ -49,7 +49,7 @@ def hooks_page() -> str:
 
 
 def shown(line: str) -> str:
-    """A line of help; an example as code."""
+    """A line of help text; an example becomes code."""
     text = line.strip()
     return f"    {text}" if text.startswith("Example:") else text
 
@@ -65,7 +65,7 @@ def default(param: Any) -> str:
 
 
 def command_section(command: Any, path: str, ctx: Any) -> list[str]:
-    """One command's heading, usage, help, example and options, then its sub-commands'."""
+    """Heading, usage, help, example and options of one command, then of its sub-commands."""
     own = typer.Context(command, info_name=path, parent=ctx)
     usage = " ".join([path, *command.collect_usage_pieces(own)])
     lines = [f"## {path}", "", f"    {usage}", "", *map(shown, (command.help or "").strip().splitlines()), ""]
@@ -92,8 +92,8 @@ def cli_page() -> str:
         NOTE,
         "# Command line",
         "",
-        "`python -m workbench` does the same as `workbench`. Results go to stdout, progress to stderr; exit",
-        "code 2 is a user's mistake, told in one or two lines.",
+        "`python -m workbench` does the same as `workbench`. Results go to stdout, progress to stderr. Exit code",
+        "2 means a mistake in the call, explained in one or two lines.",
         "",
     ]
     return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"
@@ -111,14 +111,14 @@ PROBES = {
     "Two runs": "comparison",
     "Values that are not finite": "base.non_finite",
 }
-"""Headings of the probes' page, and the folder or module below each."""
+"""Headings of the page of probes, each with its folder or module in probes/."""
 
 
 FIELD = re.compile(r"^(Shapes|Units|Raises|Source|Exact):\s*")
 
 
 def docstring(thing: Any) -> list[str]:
-    """A docstring as Markdown: its paragraphs, then a bullet for each of its fields."""
+    """A docstring as Markdown: its paragraphs, then one bullet for each field."""
     lines: list[str] = []
     in_field = False
     for line in inspect.cleandoc(thing.__doc__ or "").splitlines():
@@ -135,7 +135,7 @@ def docstring(thing: Any) -> list[str]:
 
 
 def probe_section(module: Any, shown: set[type]) -> list[str]:
-    """One module: what it is, what to capture for it, its functions and their results, unless `shown` before."""
+    """One module: what it is, which hooks to capture, its functions, and their results unless already in `shown`."""
     lines = [f"## {module.__name__}", "", *docstring(module), ""]
     if hasattr(module, "HOOKS"):
         lines += [f"Capture `{module.__name__}.HOOKS`: {', '.join(f'`{name}`' for name in module.HOOKS)}.", ""]
@@ -145,8 +145,8 @@ def probe_section(module: Any, shown: set[type]) -> list[str]:
             continue
         signature = inspect.signature(function)
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        given = str(inspect.Signature(bare))
-        lines += [f"### {function.__name__}{given}", "", *docstring(function), ""]
+        parameters = str(inspect.Signature(bare))
+        lines += [f"### {function.__name__}{parameters}", "", *docstring(function), ""]
         kind = signature.return_annotation
         if is_result(kind):
             lines += [f"Gives `{kind.__name__}`, as above.", ""] if kind in shown else result_lines(kind)
@@ -162,12 +162,12 @@ def is_result(kind: Any) -> bool:
 
 
 def result_lines(kind: type[Result]) -> list[str]:
-    """What a result holds: its arrays' axes, its table, and its figure with the figure's options."""
+    """The content of a result: axes of its arrays, its table, and its figure with the options."""
     arrays: dict[tuple[str, ...], list[str]] = {}
     for name, axes in kind.AXES.items():
         arrays.setdefault(axes, []).append(f"`{name}`")
-    held = "; ".join(f"{', '.join(names)} [{', '.join(axes)}]" for axes, names in arrays.items())
-    lines = [f"Gives `{kind.__name__}`. {' '.join((kind.__doc__ or '').split())}", "", f"- **Arrays** {held}"]
+    arrays_text = "; ".join(f"{', '.join(names)} [{', '.join(axes)}]" for axes, names in arrays.items())
+    lines = [f"Gives `{kind.__name__}`. {' '.join((kind.__doc__ or '').split())}", "", f"- **Arrays** {arrays_text}"]
     lines += [f"- **Table** {' '.join((kind.frame.__doc__ or '').split())}"]
     lines += [f"- **Units** {kind.UNITS}"]
     if kind.FIGURE:
@@ -190,15 +190,15 @@ def measurements(room: str) -> list[str]:
 
 
 def probes_page() -> str:
-    """Every probe's definition: what it measures, its shapes, units and source."""
+    """The definition of every probe: what it measures, its shapes, units and source."""
     intro = [
         NOTE,
         "# Probes",
         "",
         "Pure functions of tensors, captures and models that return frozen results. A result holds arrays with named",
         "axes (`.AXES`); `.frame()` gives a tidy DataFrame, `.figure()` a plotly figure, with `theme` (light or dark)",
-        "and `stamp` (what to say of its origin in `layout.meta`) beside the options that are named here; a notebook",
-        "shows it without either. Numbers such as 2309.17453 are arXiv papers.",
+        "and `stamp` (its origin, written to `layout.meta`) next to the options that are named here; a notebook shows",
+        "the result without either. Numbers such as 2309.17453 are arXiv papers.",
         "",
     ]
     contents, modules = [], []

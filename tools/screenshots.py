@@ -1,7 +1,7 @@
-"""Pictures of the dashboard's pages for the documentation: python tools/screenshots.py [PAGE ...]
+"""Screenshots of the dashboard's pages for the docs: python tools/screenshots.py [PAGE ...]
 
-Runs the embedded suites on the embedded checkpoint, once as it is and once without its previous-token head, serves the
-dashboard, and writes docs/images/PAGE.png, 1,280 pixels wide, of all pages or those named.
+Runs two embedded suites on the embedded checkpoint, once unchanged and once without its previous-token head, serves the
+dashboard, and writes docs/images/PAGE.png, 1,280 pixels wide, for all pages or the named ones.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def main() -> None:
         run = [sys.executable, "-m", "workbench", "eval", "run", "--model", "demo", "--tasks", "demo_mmlu,demo_gsm8k"]
         subprocess.run([*run, "--output", str(results / "without-L4H0"), "--ablate", "L4H0"], check=True)
         subprocess.run([*run, "--output", str(results / "demo")], check=True)
-        newest, other = (found.name for found in list_runs(results))
-        (results / "captures").mkdir()  # else the page's command begins with a folder of this machine
+        newest, other = (entry.name for entry in list_runs(results))
+        (results / "captures").mkdir()  # otherwise the page shows a command with a folder of this machine
         runs: dict[str, object] = {"run": newest, "baseline": other}
         with serve(Settings("demo", results), log=Path(folder, "log")) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for name in wanted:
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
-                given = PAGES[name] | (runs if name in ("benchmarks", "samples") else {})
-                page.goto(f"{url}/{'' if name == 'overview' else name}?{urlencode(given)}")
+                parameters = PAGES[name] | (runs if name in ("benchmarks", "samples") else {})
+                page.goto(f"{url}/{'' if name == 'overview' else name}?{urlencode(parameters)}")
                 settle(page)
                 if name == "generate":
                     page.get_by_role("button", name="Generate").click()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a program available that pip cannot install: system-package.sh bubblewrap|chromium
-# Never fails: what cannot be had is named, and the parts that need it say so themselves.
+# Install a program that pip cannot install: system-package.sh bubblewrap|chromium
+# Never fails: it says what could not be installed, and the parts that need it say so themselves.
 set -u
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -15,12 +15,12 @@ apt_install() {
 case "${1:-}" in
 bubblewrap)
     have bwrap || apt_install bubblewrap ||
-        echo "bubblewrap is missing and cannot be installed here: suites that execute code will be shown as not run" >&2
+        echo "bubblewrap is not installed and cannot be installed here: benchmarks that execute code will be marked as not run" >&2
     ;;
 chromium)
     have chromium || have chromium-browser || have google-chrome || apt_install chromium ||
         "${PYTHON:-python3}" -m playwright install chromium >/dev/null 2>&1 ||
-        echo "no Chromium: not installed, not to be had from apt-get or playwright; browser tests cannot run" >&2
+        echo "Chromium is not installed, and neither apt-get nor playwright can install it: browser tests cannot run" >&2
     ;;
 *)
     echo "usage: $0 bubblewrap|chromium" >&2
