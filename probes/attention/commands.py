@@ -44,10 +44,10 @@ def catalogue(
     loaded = load(model, device)
     tokenizer = tokenizer_of(loaded, model)
     prompts = [tokenizer.encode(line, bos=True) for line in lines]
-    found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
+    result = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
     extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
     origin = Origin(model, loaded, sum(map(len, prompts)), extra)
-    deliver(found, output, origin)
+    deliver(result, output, origin)
 
 
 def groups(
@@ -84,8 +84,8 @@ def induction(
     from probes.attention import head_metrics
 
     loaded = load(model, device)
-    found = head_metrics.induction_scores(loaded, block=block, seed=seed)
-    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
+    result = head_metrics.induction_scores(loaded, block=block, seed=seed)
+    deliver(result, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
 
 
 def retrieval(
@@ -108,13 +108,13 @@ def retrieval(
     from probes.attention import retrieval_heads as probe
     from workbench.commands import tokenizer_of
 
-    given = text(prompt, file)
+    haystack_text = text(prompt, file)
     loaded = load(model, device)
     tokenizer, depths = tokenizer_of(loaded, model), depth or [0.0, 0.5, 1.0]
-    hays = [probe.haystack(tokenizer, given, needle, question, depth=at) for at in depths]
-    found = probe.retrieval_scores(loaded, hays, least_recall=least_recall)
-    extra = {"depths": depths, "least_recall": least_recall, "recall": found.recall.tolist()}
-    deliver(found, output, Origin(model, loaded, sum(len(hay.tokens) for hay in hays), extra))
+    haystacks = [probe.haystack(tokenizer, haystack_text, needle, question, depth=at) for at in depths]
+    result = probe.retrieval_scores(loaded, haystacks, least_recall=least_recall)
+    extra = {"depths": depths, "least_recall": least_recall, "recall": result.recall.tolist()}
+    deliver(result, output, Origin(model, loaded, sum(len(hay.tokens) for hay in haystacks), extra))
 
 
 one_map = of_head("map", "probes.attention.head_map.head_map", "Heads: where one head looks, query by query.")

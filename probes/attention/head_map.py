@@ -72,13 +72,13 @@ def pool(values: np.ndarray, factor: int, *, magnitude: bool = False) -> np.ndar
     if factor == 1:
         return values
     pad = [(0, -size % factor) for size in values.shape]
-    whole = np.pad(values, pad, constant_values=np.nan)
-    rows, columns = (size // factor for size in whole.shape)
-    tiles = whole.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, factor * factor)
+    padded = np.pad(values, pad, constant_values=np.nan)
+    rows, columns = (size // factor for size in padded.shape)
+    tiles = padded.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, factor * factor)
     if not magnitude:
         return np.fmax.reduce(tiles, -1)
-    at = np.where(np.isnan(tiles), -1, np.abs(tiles)).argmax(-1)
-    return np.take_along_axis(tiles, at[..., None], -1)[..., 0]
+    strongest = np.where(np.isnan(tiles), -1, np.abs(tiles)).argmax(-1)
+    return np.take_along_axis(tiles, strongest[..., None], -1)[..., 0]
 
 
 def head_map(
@@ -106,17 +106,17 @@ def head_map(
     row = capture_access.row_of(cap, row)
     factor = -(-(stop - start) // max_cells)
     parts: list[np.ndarray] = []
-    left = np.empty((0, stop - start), np.float32)  # rows that do not fill a tile yet
+    pending = np.empty((0, stop - start), np.float32)  # rows that do not fill a tile yet
     for queries, pattern in pattern_blocks(cap, layer, heads=(head,), queries=range(start, stop)):
         keys = torch.arange(start, stop, device=queries.device)
         future = keys > queries.unsqueeze(-1)
         rows = pattern[row, 0, :, start:stop].masked_fill(future, torch.nan).cpu().numpy()
-        left = np.concatenate([left, rows])
-        full = len(left) // factor * factor
-        parts.append(pool(left[:full], factor))
-        left = left[full:]
-    if len(left):
-        parts.append(pool(left, factor))
+        pending = np.concatenate([pending, rows])
+        full = len(pending) // factor * factor
+        parts.append(pool(pending[:full], factor))
+        pending = pending[full:]
+    if len(pending):
+        parts.append(pool(pending, factor))
     return HeadMap(layer, head, start, stop, factor, frozen(np.concatenate(parts)))
 
 
@@ -136,9 +136,9 @@ class StrongestKeys(Result):
 
     def frame(self) -> pd.DataFrame:
         """One row per key, the strongest first: layer, head, query, key, weight, distance."""
-        about = {"layer": self.layer, "head": self.head, "query": self.query}
+        head = {"layer": self.layer, "head": self.head, "query": self.query}
         columns = {"key": self.keys, "weight": self.weights, "distance": self.query - self.keys}
-        return pd.DataFrame({**about, **columns})
+        return pd.DataFrame({**head, **columns})
 
 
 def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int = 0, k: int = 10) -> StrongestKeys:

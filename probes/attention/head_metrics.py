@@ -203,8 +203,8 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
         return _streamed_metrics(cap, layer, queries)
     parts: list[dict[str, Tensor]] = []
     for block, pattern in pattern_blocks(cap, layer, queries=queries):
-        seen = int(block.max()) + 1  # later keys have no weight in any of these rows
-        pattern, nats = pattern[..., :seen], entropy(pattern[..., :seen])
+        visible = int(block.max()) + 1  # later keys have no weight in any of these rows
+        pattern, nats = pattern[..., :visible], entropy(pattern[..., :visible])
         # After a cache the earlier tokens are not in the capture, so copies cannot be told.
         unknown = torch.full_like(nats, torch.nan)
         parts.append(
@@ -214,23 +214,23 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
                 "sink_1": sink_mass(pattern, 1),
                 "sink_4": sink_mass(pattern, 4),
                 "previous": offset_mass(pattern, block, 1),
-                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :seen], block),
+                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :visible], block),
                 "distance": expected_distance(pattern, block),
             }
         )
     values = {name: frozen(torch.cat([part[name] for part in parts], -1)) for name in parts[0]}
-    asked = capture_access.positions(cap) if queries is None else torch.tensor(list(queries))
-    return QueryMetrics(layer, capture_access.heads(cap), frozen(asked), values)
+    chosen = capture_access.positions(cap) if queries is None else torch.tensor(list(queries))
+    return QueryMetrics(layer, capture_access.heads(cap), frozen(chosen), values)
 
 
-def _streamed_metrics(cap: Capture, layer: int, asked: Sequence[int] | None) -> QueryMetrics:
+def _streamed_metrics(cap: Capture, layer: int, chosen: Sequence[int] | None) -> QueryMetrics:
     """The metrics from the statistics of rows, which say all but whether a key is a copy of the query's token."""
-    held = cap[f"blocks.{layer}.{STREAMED}"].detach()  # [batch, head, query_pos, stat]
-    queries = capture_access.positions(cap).to(held.device)
-    if asked is not None:
-        at = [capture_access.place(cap, position) for position in asked]
-        held, queries = held[:, :, at], queries[at]
-    stats = dict(zip(STATS, held.unbind(-1), strict=True))
+    values_by_stat = cap[f"blocks.{layer}.{STREAMED}"].detach()  # [batch, head, query_pos, stat]
+    queries = capture_access.positions(cap).to(values_by_stat.device)
+    if chosen is not None:
+        at = [capture_access.place(cap, position) for position in chosen]
+        values_by_stat, queries = values_by_stat[:, :, at], queries[at]
+    stats = dict(zip(STATS, values_by_stat.unbind(-1), strict=True))
     rows = {name: stats[name] for name in ("entropy", "sink_1", "sink_4", "distance")}
     rows["entropy_norm"] = normalised_entropy(stats["entropy"], queries)
     rows["previous"] = torch.where(queries > 0, stats["previous"], torch.nan)
@@ -246,21 +246,21 @@ def pattern_blocks(
 
     Shapes: -> pairs of queries [query_pos] (absolute positions) and pattern [batch, head, query_pos, key_pos]
     """
-    wanted = capture_access.positions(cap).tolist() if queries is None else list(queries)
+    chosen = capture_access.positions(cap).tolist() if queries is None else list(queries)
     n_heads = len(capture_access.heads(cap) if heads is None else heads)
     batch, seqlen = cap.tokens.shape
     step = max(1, _BLOCK_BYTES // (4 * batch * n_heads * (cap.start + seqlen)))
-    for start in range(0, len(wanted), step):
-        block = wanted[start : start + step]
+    for start in range(0, len(chosen), step):
+        block = chosen[start : start + step]
         pattern = cap.pattern(layer, heads=heads, queries=block).detach().float()
         yield torch.tensor(block, device=pattern.device), pattern
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
     """[batch, head, query_pos] -> [head], leaving NaN out; NaN where nothing else is there."""
-    known = ~np.isnan(rows)
-    counts = known.sum((0, 2))
-    sums = np.where(known, rows, 0).sum((0, 2), dtype=np.float64)
+    defined = ~np.isnan(rows)
+    counts = defined.sum((0, 2))
+    sums = np.where(defined, rows, 0).sum((0, 2), dtype=np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -315,12 +315,12 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
             for queries, pattern in pattern_blocks(cap, layer)
         ]
         scores.append(torch.cat(rows, -1)[..., start:].mean(-1))  # [score, batch, head]
-    each = torch.stack(scores, 1)  # [score, layer, batch, head]
-    error = each.std(2) / batch**0.5 if batch > 1 else torch.full_like(each[:, :, 0], torch.nan)
+    by_prompt = torch.stack(scores, 1)  # [score, layer, batch, head]
+    error = by_prompt.std(2) / batch**0.5 if batch > 1 else torch.full_like(by_prompt[:, :, 0], torch.nan)
     positions = torch.arange(start, tokens.shape[1], dtype=torch.float64)
     chance = float((1 / (positions + 1)).mean())
-    found = (frozen(part) for part in (*each.mean(2), *error))
-    return InductionScores(*found, block, batch, seed, chance, model.config.group_size)
+    means_and_errors = (frozen(part) for part in (*by_prompt.mean(2), *error))
+    return InductionScores(*means_and_errors, block, batch, seed, chance, model.config.group_size)
 
 
 def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:

@@ -62,15 +62,15 @@ BLOCKS = (16, 20, 24, 32)
 """Lengths of the random blocks on which induction and duplicate-token heads are looked for."""
 
 
-def with_thresholds(given: Iterable[str]) -> dict[str, Rule]:
+def with_thresholds(options: Iterable[str]) -> dict[str, Rule]:
     """`RULES` with some thresholds replaced, each as `previous=0.5`. Raises: DataError for anything else."""
     rules = dict(RULES)
-    for text in given:
-        kind, _, number = text.partition("=")
+    for option in options:
+        kind, _, number = option.partition("=")
         try:
             rules[kind] = replace(rules[kind], least=float(number))
         except (KeyError, ValueError) as error:
-            raise DataError(f"{text!r} is no threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}.") from error
+            raise DataError(f"{option!r} is no threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}.") from error
     return rules
 
 
@@ -120,9 +120,9 @@ class HeadScores(Result):
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted means over prompts, NaN left out. Shapes: [prompt, ...], [resample, prompt] -> [resample, ...]"""
-    known = ~np.isnan(values)
-    total = np.tensordot(weights, np.where(known, values, 0.0), 1)
-    count = np.tensordot(weights, known.astype(float), 1)
+    defined = ~np.isnan(values)
+    total = np.tensordot(weights, np.where(defined, values, 0.0), 1)
+    count = np.tensordot(weights, defined.astype(float), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
@@ -138,14 +138,14 @@ def text_scores(model: Transformer, prompts: Sequence[Sequence[int]]) -> HeadSco
     """
     if not prompts:
         raise DataError("no prompts to measure; give at least one, and two or more for intervals.")
-    found: dict[str, list[Tensor]] = {}
+    by_name: dict[str, list[Tensor]] = {}
     for number, ids in enumerate(prompts):
         if len(ids) < 2:
             raise DataError(f"prompt {number} has {len(ids)} tokens; a head's choice begins with the second.")
         _, cap = model.run_with_capture(torch.tensor([list(ids)], device=model.device), HOOKS)
         for name, values in _over_queries(cap, 1, _text_rows).items():
-            found.setdefault(name, []).append(values)
-    return HeadScores({name: frozen(torch.cat(values), np.float64) for name, values in found.items()})
+            by_name.setdefault(name, []).append(values)
+    return HeadScores({name: frozen(torch.cat(values), np.float64) for name, values in by_name.items()})
 
 
 @torch.no_grad()
@@ -188,8 +188,8 @@ def _over_queries(cap: Capture, start: int, rows: Rows) -> dict[str, Tensor]:
     layers: dict[str, list[Tensor]] = {}
     for layer in capture_access.layers(cap, PATTERN):
         parts: dict[str, list[Tensor]] = {}
-        wanted = [position for position in capture_access.positions(cap).tolist() if position >= start]
-        for queries, pattern in pattern_blocks(cap, layer, queries=wanted):
+        chosen = [position for position in capture_access.positions(cap).tolist() if position >= start]
+        for queries, pattern in pattern_blocks(cap, layer, queries=chosen):
             for name, values in rows(pattern, queries).items():
                 parts.setdefault(name, []).append(values)  # [batch, head, query_pos]
         for name, values in parts.items():
@@ -252,12 +252,12 @@ def catalogue(*scores: HeadScores, rules: Mapping[str, Rule] = RULES) -> Catalog
     Raises: DataError for a rule whose score was not measured (names those that were).
     Source: the thresholds are in `RULES`; arXiv 2410.10781 for sinks.
     """
-    held = {name: found for found in scores for name in found.values}
-    absent = {rule.score for rule in rules.values()} - held.keys()
+    measured = {name: head_scores for head_scores in scores for name in head_scores.values}
+    absent = {rule.score for rule in rules.values()} - measured.keys()
     if absent:
-        raise DataError(f"no scores {', '.join(sorted(absent))} here; measured: {', '.join(sorted(held)) or 'none'}.")
+        raise DataError(f"no scores {', '.join(sorted(absent))} here; measured: {', '.join(sorted(measured)) or 'none'}.")
     mean, low, high = {}, {}, {}
     for kind, rule in rules.items():
-        mean[kind] = frozen(held[rule.score].mean(rule.score))
-        low[kind], high[kind] = map(frozen, held[rule.score].interval(rule.score))
-    return Catalogue(rules, mean, low, high, {kind: held[rules[kind].score].n_prompts for kind in rules})
+        mean[kind] = frozen(measured[rule.score].mean(rule.score))
+        low[kind], high[kind] = map(frozen, measured[rule.score].interval(rule.score))
+    return Catalogue(rules, mean, low, high, {kind: measured[rules[kind].score].n_prompts for kind in rules})

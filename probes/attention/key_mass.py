@@ -94,7 +94,7 @@ def mean_map(cap: Capture, layer: int, head: int, *, row: int = 0) -> MeanMap:
     """
     capture_access.unpadded(cap)
     capture_access.whole(cap, "A head's map")
-    place, _ = capture_access.head_index(cap, head)
-    weights = frozen(cap[f"blocks.{layer}.{MAP}"][capture_access.row_of(cap, row), place])
+    index, _ = capture_access.head_index(cap, head)
+    weights = frozen(cap[f"blocks.{layer}.{MAP}"][capture_access.row_of(cap, row), index])
     future = np.triu(np.ones(weights.shape, bool), 1)
     return MeanMap(layer, head, map_factor(cap.tokens.shape[1]), frozen(np.where(future, np.nan, weights)))

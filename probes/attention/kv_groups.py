@@ -46,27 +46,27 @@ def group_similarity(cap: Capture) -> GroupSimilarity:
     Source: arXiv 1906.04341 (distances between heads), 2305.13245 (groups).
     """
     capture_access.unpadded(cap)
-    held = capture_access.heads(cap)
+    heads = capture_access.heads(cap)
     layers = capture_access.layers(cap, PATTERN)
-    wanted = [position for position in capture_access.positions(cap).tolist() if position > 0]
-    if not wanted:
+    queries = [position for position in capture_access.positions(cap).tolist() if position > 0]
+    if not queries:
         raise HookError("the first position sees itself alone; capture at least one more to compare heads.")
-    distance = np.zeros((len(layers), len(held), len(held)))
+    distance = np.zeros((len(layers), len(heads), len(heads)))
     for row, layer in enumerate(layers):
-        total = torch.zeros(len(held), len(held), dtype=torch.float64)
-        for _, pattern in pattern_blocks(cap, layer, queries=wanted):
-            own = entropy(pattern)  # [batch, head, query_pos]
-            for i in range(len(held) - 1):  # the distance is symmetric
+        total = torch.zeros(len(heads), len(heads), dtype=torch.float64)
+        for _, pattern in pattern_blocks(cap, layer, queries=queries):
+            nats = entropy(pattern)  # [batch, head, query_pos]
+            for i in range(len(heads) - 1):  # the distance is symmetric
                 middle = entropy((pattern[:, i + 1 :] + pattern[:, i : i + 1]) / 2)
-                divergence = (middle - (own[:, i + 1 :] + own[:, i : i + 1]) / 2) / np.log(2)
+                divergence = (middle - (nats[:, i + 1 :] + nats[:, i : i + 1]) / 2) / np.log(2)
                 total[i, i + 1 :] += divergence.clamp(0, 1).sqrt().sum((0, 2)).double().cpu()
-        distance[row] = (total + total.T).numpy() / (len(wanted) * cap.tokens.shape[0])
-    group = np.array(held) // cap.config.group_size
+        distance[row] = (total + total.T).numpy() / (len(queries) * cap.tokens.shape[0])
+    group = np.array(heads) // cap.config.group_size
     same = group[:, None] == group
-    apart = ~np.eye(len(held), dtype=bool)
-    pairs = {"within": same & apart, "across": ~same}
+    different = ~np.eye(len(heads), dtype=bool)
+    pairs = {"within": same & different, "across": ~same}
     means = {
         name: frozen(distance[:, mask].mean(-1) if mask.any() else np.full(len(layers), np.nan))
         for name, mask in pairs.items()
     }
-    return GroupSimilarity(layers, held, frozen(distance), means["within"], means["across"])
+    return GroupSimilarity(layers, heads, frozen(distance), means["within"], means["across"])

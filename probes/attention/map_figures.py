@@ -10,7 +10,7 @@ from probes.base.drawing import Stamp, Theme, colour_bar, colour_scale, finish, 
 
 
 def head_map(
-    found: HeadMap,
+    result: HeadMap,
     labels: Sequence[str] | None = None,
     *,
     log: bool = False,
@@ -23,10 +23,10 @@ def head_map(
 
     Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
     """
-    z = np.array(found.weights, dtype=np.float32)
-    names = found.labels(position_names(labels, found.stop))
-    if hide_first > found.start:
-        z[:, : -(-(hide_first - found.start) // found.factor)] = np.nan
+    z = np.array(result.weights, dtype=np.float32)
+    names = result.labels(position_names(labels, result.stop))
+    if hide_first > result.start:
+        z[:, : -(-(hide_first - result.start) // result.factor)] = np.nan
     unit = "difference in weight" if difference else "attention weight"
     if log and not difference:
         z, unit = np.log10(np.maximum(z, 1e-6)), "log10 of the weight"
@@ -39,7 +39,7 @@ def head_map(
     )  # fmt: skip
     fig.update_xaxes(title="key", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="query", type="category", showgrid=False, autorange="reversed", nticks=24)
-    title = f"Layer {found.layer}, head {found.head}"
-    notes = [found.pooling, f"first {hide_first} keys hidden" if hide_first else ""]
+    title = f"Layer {result.layer}, head {result.head}"
+    notes = [result.pooling, f"first {hide_first} keys hidden" if hide_first else ""]
     title += "".join(f" · {note}" for note in notes if note)
     return finish(fig, "head_map", title, theme, stamp, height=560, dragmode="zoom")

@@ -39,15 +39,15 @@ def side_by_side(
     shared: how many of the tokens both begin with; where it is 0, no difference is drawn.
     Shapes: labels [pos], one for every position from 0, unique and escaped
     """
-    apart = difference(a, b, shared)
+    change = difference(a, b, shared)
     names = [side.labels(position_names(labels, side.stop)) for side, labels in ((a, labels_a), (b, labels_b))]
-    most = float(max(np.nanmax(side.weights) for side in (a, b)))
+    largest = float(max(np.nanmax(side.weights) for side in (a, b)))
     maps = [_map(a.weights, names[0], 1), _map(b.weights, names[1], 2)]
     bar = {**colour_bar("attention weight"), "x": 1.0}
-    layout = {"coloraxis": {"colorscale": SEQUENTIAL, "cmin": 0.0, "cmax": most, "colorbar": bar}}
-    if apart.size:
-        maps.append(_map(apart, names[0][: len(apart)], 3))
-        scale = colour_scale(apart, True)
+    layout = {"coloraxis": {"colorscale": SEQUENTIAL, "cmin": 0.0, "cmax": largest, "colorbar": bar}}
+    if change.size:
+        maps.append(_map(change, names[0][: len(change)], 3))
+        scale = colour_scale(change, True)
         bar = {**colour_bar("difference in weight"), "x": 1.09}
         layout["coloraxis2"] = {
             "colorscale": DIVERGING, "cmin": scale["zmin"], "cmax": scale["zmax"], "colorbar": bar
@@ -58,8 +58,8 @@ def side_by_side(
 
 
 def _map(z: np.ndarray, names: Sequence[str], column: int) -> dict[str, Any]:
-    said, scale = ("B − A %{z:+.4f}", "coloraxis2") if column == 3 else ("weight %{z:.4f}", "coloraxis")
-    hover = f"query %{{y}}<br>key %{{x}}<br>{said}<extra></extra>"
+    value_format, scale = ("B − A %{z:+.4f}", "coloraxis2") if column == 3 else ("weight %{z:.4f}", "coloraxis")
+    hover = f"query %{{y}}<br>key %{{x}}<br>{value_format}<extra></extra>"
     axes = {"xaxis": f"x{column}", "yaxis": f"y{column}", "coloraxis": scale}
     z = np.asarray(z, dtype=np.float32)
     return {"type": "heatmap", "x": names, "y": names, "z": z, "hovertemplate": hover, **axes}
@@ -76,7 +76,7 @@ def _columns(titles: Sequence[str]) -> dict[str, Any]:
         layout[f"xaxis{column}"] = {"title": "key", "tickangle": -60, **ends, **ticks}
         layout[f"yaxis{column}"] = {"autorange": "reversed", "anchor": f"x{column}", **ticks}
         where = {"x": start + width / 2, "xanchor": "center", "xref": "paper", "y": 1.0, "yref": "paper"}
-        above = {"text": title, "font": {"size": 16}, "showarrow": False, "yanchor": "bottom", **where}
-        layout["annotations"].append(above)
+        annotation = {"text": title, "font": {"size": 16}, "showarrow": False, "yanchor": "bottom", **where}
+        layout["annotations"].append(annotation)
     layout["yaxis1"]["title"] = "query"
     return layout

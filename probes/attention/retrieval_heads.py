@@ -83,11 +83,11 @@ def haystack(tokenizer: Tokenizer, text: str, needle: str, question: str, *, dep
         raise DataError("a haystack needs a needle to hide and a question that asks for it; one of them is empty.")
     if not 0 <= depth <= 1:
         raise DataError(f"a needle's depth is between 0 (before the text) and 1 (after it), found {depth:g}.")
-    ends = [0, *(found.start() for found in re.finditer(r"(?<=[.!?])\s|\n", text)), len(text)]
-    at = min(ends, key=lambda end: abs(end - depth * len(text)))
-    before = tokenizer.encode(text[:at], bos=True)
+    ends = [0, *(match.start() for match in re.finditer(r"(?<=[.!?])\s|\n", text)), len(text)]
+    cut = min(ends, key=lambda end: abs(end - depth * len(text)))
+    before = tokenizer.encode(text[:cut], bos=True)
     hidden = tokenizer.encode(f" {needle.strip()}")
-    after = tokenizer.encode(text[at:] if at else f" {text}") + tokenizer.encode(f" {question.strip()}")
+    after = tokenizer.encode(text[cut:] if cut else f" {text}") + tokenizer.encode(f" {question.strip()}")
     return Haystack([*before, *hidden, *after], len(before), len(before) + len(hidden))
 
 
@@ -121,8 +121,8 @@ def retrieval_scores(
         if steps < 1 or length + steps > model.config.max_seq_len:
             context = model.config.max_seq_len
             raise DataError(f"haystack {number}: {length} tokens and {steps} new ones; the context is {context}.")
-        found, recall = _one(model, hay, steps)
-        scores.append(found if recall >= least_recall else np.full_like(found, np.nan))
+        prompt_scores, recall = _one(model, hay, steps)
+        scores.append(prompt_scores if recall >= least_recall else np.full_like(prompt_scores, np.nan))
         recalls.append(recall)
     return RetrievalScores(frozen(np.stack(scores)), frozen(np.array(recalls)), model.config.group_size)
 

@@ -45,8 +45,8 @@ def flow(
     from probes.flow import rollout as probe
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    found = probe.attention_flow(cap, position=position, max_tokens=max_tokens)
-    deliver(found, output, origin, labels=labels(loaded, cap))
+    result = probe.attention_flow(cap, position=position, max_tokens=max_tokens)
+    deliver(result, output, origin, labels=labels(loaded, cap))
 
 
 def weighted(
@@ -120,8 +120,8 @@ def routes(
     from probes.flow import information_flow_routes as probe
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    found = probe.routes(loaded, cap, position=position, threshold=threshold)
-    deliver(found, output, origin, labels=labels(loaded, cap))
+    result = probe.routes(loaded, cap, position=position, threshold=threshold)
+    deliver(result, output, origin, labels=labels(loaded, cap))
 
 
 COMMANDS = (

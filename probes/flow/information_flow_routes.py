@@ -55,8 +55,8 @@ class AttentionContributions(Result):
         """One row per head, query and key that it may see: head, query, key, share; the residual has head, key -1."""
         axes = {"head": range(len(self.heads)), "query": self.queries, "key": range(self.heads.shape[2])}
         table = tidy(axes, {"share": self.heads})
-        past = pd.DataFrame({"head": -1, "query": self.queries, "key": -1, "share": self.residual})
-        return pd.concat([table[table["key"] <= table["query"]], past], ignore_index=True)
+        residual = pd.DataFrame({"head": -1, "query": self.queries, "key": -1, "share": self.residual})
+        return pd.concat([table[table["key"] <= table["query"]], residual], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -144,31 +144,31 @@ def attention_contributions(
     """
     whole(cap)
     row, seqlen, dim = capture_access.row_of(cap, row), cap.tokens.shape[1], cap.config.dim
-    at = tuple(range(seqlen)) if queries is None else queries
-    if not at or min(at) < 0 or max(at) >= seqlen:
-        raise HookError(f"this capture holds positions 0 to {seqlen - 1}, not all of {list(at)}.")
-    total = cap[f"blocks.{layer}.hook_resid_mid"][row, list(at)].float()  # [query_pos, dim]
-    before = cap[f"blocks.{layer}.hook_resid_pre"][row, list(at)].float()
-    summed, found = before.clone(), []
-    future = torch.arange(seqlen, device=total.device) > torch.tensor(at, device=total.device).unsqueeze(-1)
+    chosen = tuple(range(seqlen)) if queries is None else queries
+    if not chosen or min(chosen) < 0 or max(chosen) >= seqlen:
+        raise HookError(f"this capture holds positions 0 to {seqlen - 1}, not all of {list(chosen)}.")
+    total = cap[f"blocks.{layer}.hook_resid_mid"][row, list(chosen)].float()  # [query_pos, dim]
+    before = cap[f"blocks.{layer}.hook_resid_pre"][row, list(chosen)].float()
+    summed, by_head = before.clone(), []
+    future = torch.arange(seqlen, device=total.device) > torch.tensor(chosen, device=total.device).unsqueeze(-1)
     step = max(1, _BLOCK_BYTES // (4 * seqlen * dim))
     for head in range(cap.config.n_heads):
         values = transformed(model, cap, layer, head, row=row)  # [key_pos, dim]
         near = []
-        for start in range(0, len(at), step):
+        for start in range(0, len(chosen), step):
             block = slice(start, start + step)
-            seen = max(at[block]) + 1  # later keys have no weight in any of these rows
-            weights = cap.pattern(layer, heads=[head], queries=at[block])[row, 0, :, :seen]
-            summed[block] += weights @ values[:seen]
-            parts = weights.unsqueeze(-1) * values[:seen]  # [query_pos, key_pos, dim]
+            visible = max(chosen[block]) + 1  # later keys have no weight in any of these rows
+            weights = cap.pattern(layer, heads=[head], queries=chosen[block])[row, 0, :, :visible]
+            summed[block] += weights @ values[:visible]
+            parts = weights.unsqueeze(-1) * values[:visible]  # [query_pos, key_pos, dim]
             part = nearness(parts, total[block].unsqueeze(1))
-            near.append(torch.nn.functional.pad(part, (0, seqlen - seen)))
-        found.append(torch.cat(near).masked_fill(future, -torch.inf))
-    heads = torch.stack(found, 1).flatten(1)  # [query_pos, head x key_pos]
-    both = shares(torch.cat([heads, nearness(before, total).unsqueeze(-1)], -1))
-    split = both[:, :-1].unflatten(-1, (cap.config.n_heads, seqlen)).transpose(0, 1)
+            near.append(torch.nn.functional.pad(part, (0, seqlen - visible)))
+        by_head.append(torch.cat(near).masked_fill(future, -torch.inf))
+    heads = torch.stack(by_head, 1).flatten(1)  # [query_pos, head x key_pos]
+    all_shares = shares(torch.cat([heads, nearness(before, total).unsqueeze(-1)], -1))
+    head_shares = all_shares[:, :-1].unflatten(-1, (cap.config.n_heads, seqlen)).transpose(0, 1)
     error = float((summed - total).abs().max() / total.abs().max())
-    return AttentionContributions(layer, at, frozen(split), frozen(both[:, -1]), error)
+    return AttentionContributions(layer, chosen, frozen(head_shares), frozen(all_shares[:, -1]), error)
 
 
 @torch.no_grad()
@@ -189,12 +189,12 @@ def stream_contributions(model: Transformer, cap: Capture, *, row: int = 0) -> S
     Source: arXiv 2403.00824.
     """
     layers = _all_layers(cap)
-    found = [attention_contributions(model, cap, layer, row=row) for layer in layers]
+    contributions = [attention_contributions(model, cap, layer, row=row) for layer in layers]
     return StreamContributions(
-        frozen(np.stack([part.heads.sum(-1) for part in found])),
-        frozen(np.stack([part.residual for part in found])),
+        frozen(np.stack([layer_part.heads.sum(-1) for layer_part in contributions])),
+        frozen(np.stack([layer_part.residual for layer_part in contributions])),
         frozen(torch.stack([mlp_shares(cap, layer, row=row) for layer in layers])),
-        max(part.error for part in found),
+        max(layer_part.error for layer_part in contributions),
     )
 
 
@@ -209,11 +209,11 @@ def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: f
     Source: arXiv 2403.00824; here every pair of a head and a token is an edge.
     """
     layers, seqlen = _all_layers(cap), cap.tokens.shape[1]
-    at = capture_access.place(cap, position)
+    target = capture_access.place(cap, position)
     if not 0 < threshold < 1:
         raise HookError(f"a threshold is a share of the stream between 0 and 1, found {threshold:g}.")
     reached = np.zeros((len(layers) + 1, seqlen), bool)
-    reached[-1, at] = True
+    reached[-1, target] = True
     rows: list[tuple[int, str, int, int, int, float]] = []
     for layer in reversed(layers):
         targets = tuple(np.flatnonzero(reached[layer + 1]).tolist())
@@ -224,16 +224,16 @@ def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: f
             both = (("mlp", added[pos]), ("past_mlp", 1 - added[pos]))
             rows += [(layer, kind, -1, pos, pos, share) for kind, share in both if share >= threshold]
         # Both of those read the stream between the halves, and one of them carries at least a half.
-        found = attention_contributions(model, cap, layer, queries=targets, row=row)
+        contributions = attention_contributions(model, cap, layer, queries=targets, row=row)
         for i, pos in enumerate(targets):
-            if found.residual[i] >= threshold:
-                rows.append((layer, "past_attn", -1, pos, pos, float(found.residual[i])))
+            if contributions.residual[i] >= threshold:
+                rows.append((layer, "past_attn", -1, pos, pos, float(contributions.residual[i])))
                 reached[layer, pos] = True
-        for head, i, key in np.argwhere(found.heads >= threshold).tolist():
-            rows.append((layer, "head", head, key, targets[i], float(found.heads[head, i, key])))
+        for head, i, key in np.argwhere(contributions.heads >= threshold).tolist():
+            rows.append((layer, "head", head, key, targets[i], float(contributions.heads[head, i, key])))
             reached[layer, key] = True
     edges = pd.DataFrame(rows, columns=["layer", "kind", "head", "source", "target", "share"])
-    return Routes(at, threshold, edges, frozen(reached))
+    return Routes(target, threshold, edges, frozen(reached))
 
 
 def _all_layers(cap: Capture) -> tuple[int, ...]:

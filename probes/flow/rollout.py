@@ -40,9 +40,9 @@ class Rollout(Result):
     def frame(self) -> pd.DataFrame:
         """One row per layer, batch row, query and key that it may see: layer, batch, query, key, share."""
         layer, batch, query, key = np.indices(self.shares.shape, sparse=False).reshape(4, -1)
-        seen = key <= query
+        causal = key <= query
         columns = {"layer": layer, "batch": batch, "query": query, "key": key, "share": self.shares.reshape(-1)}
-        return pd.DataFrame({name: column[seen] for name, column in columns.items()})
+        return pd.DataFrame({name: column[causal] for name, column in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ def attention_flow(cap: Capture, *, position: int = -1, row: int = 0, max_tokens
     Exact:  for weights rounded to multiples of 2^-40, which `error` bounds.
     """
     row = capture_access.row_of(cap, row)
-    at = capture_access.place(cap, position)
-    if at >= max_tokens:
+    target = capture_access.place(cap, position)
+    if target >= max_tokens:
         raise HookError(
-            f"the flow into position {at} goes over {at + 1} tokens; the limit is max_tokens={max_tokens}. Choose an "
+            f"the flow into position {target} goes over {target + 1} tokens; the limit is max_tokens={max_tokens}. Choose an "
             "earlier position or a shorter prompt, or raise it: twice the tokens take about 7 times as long."
         )
-    mixed = mixing(cap)[:, row, : at + 1, : at + 1]  # [layer, query_pos, key_pos]
+    mixed = mixing(cap)[:, row, : target + 1, : target + 1]  # [layer, query_pos, key_pos]
     flow = max_flows(mixed.numpy())
-    shares = _products(mixed.unsqueeze(1))[-1, 0, at]
-    return AttentionFlow(at, frozen(flow), frozen(flow / flow.sum()), frozen(shares), mixed.numel() / _UNIT)
+    shares = _products(mixed.unsqueeze(1))[-1, 0, target]
+    return AttentionFlow(target, frozen(flow), frozen(flow / flow.sum()), frozen(shares), mixed.numel() / _UNIT)
 
 
 def max_flows(capacity: np.ndarray) -> np.ndarray:
@@ -139,24 +139,24 @@ def max_flows(capacity: np.ndarray) -> np.ndarray:
         raise HookError("the pattern holds NaN or infinite weights; a flow needs finite ones.")
     n_layers, seqlen = capacity.shape[:2]
     graph = nx.DiGraph()
-    whole = np.rint(capacity * _UNIT).astype(np.int64)
+    capacities = np.rint(capacity * _UNIT).astype(np.int64)
     source = (n_layers, seqlen - 1)
     graph.add_nodes_from([source, *((0, key) for key in range(seqlen))])
-    for layer, query, key in np.argwhere(whole > 0).tolist():
-        graph.add_edge((layer + 1, query), (layer, key), capacity=int(whole[layer, query, key]))
-    found = np.zeros(seqlen)
+    for layer, query, key in np.argwhere(capacities > 0).tolist():
+        graph.add_edge((layer + 1, query), (layer, key), capacity=int(capacities[layer, query, key]))
+    flows = np.zeros(seqlen)
     for key in range(seqlen):
         # No edge leads to a later position, so what lies before the wanted one cannot reach it.
         part = graph.subgraph([node for node in graph if node[1] >= key])
         residual = build_residual_network(part, "capacity")
         solved = preflow_push(part, source, (0, key), residual=residual, value_only=True)
-        found[key] = solved.graph["flow_value"] / _UNIT
-    return found
+        flows[key] = solved.graph["flow_value"] / _UNIT
+    return flows
 
 
 def _products(mixed: Tensor) -> Tensor:
     """Running products over the layers. Shapes: [layer, batch, query_pos, key_pos] -> the same"""
-    found = [mixed[0]]
+    products = [mixed[0]]
     for layer in mixed[1:]:
-        found.append(layer @ found[-1])
-    return torch.stack(found)
+        products.append(layer @ products[-1])
+    return torch.stack(products)

@@ -164,7 +164,7 @@ def first_token(model: Transformer, cap: Capture) -> FirstToken:
     batch, seqlen = cap.tokens.shape
     if seqlen < 2:
         raise HookError("a prompt of one token looks at the first alone; give at least two tokens.")
-    found: dict[str, list[Tensor]] = {"attention": [], "weighted": [], "value": []}
+    means: dict[str, list[Tensor]] = {"attention": [], "weighted": [], "value": []}
     for layer in _layers(cap):
         lengths = torch.stack(
             [torch.cat([part.norm(dim=-1) for part in _all_heads(model, cap, layer, row)]).T for row in range(batch)]
@@ -175,9 +175,9 @@ def first_token(model: Transformer, cap: Capture) -> FirstToken:
             sums["attention"] += pattern[..., 0].sum((0, 2))
             sums["weighted"] += (moved[..., 0] / moved.sum(-1)).sum((0, 2))
         for name, total in sums.items():
-            found[name].append(total / (batch * (seqlen - 1)))
-        found["value"].append((lengths[..., 0] / lengths[..., 1:].mean(-1)).mean(0))
-    return FirstToken(cap.config.group_size, *(frozen(torch.stack(values)) for values in found.values()))
+            means[name].append(total / (batch * (seqlen - 1)))
+        means["value"].append((lengths[..., 0] / lengths[..., 1:].mean(-1)).mean(0))
+    return FirstToken(cap.config.group_size, *(frozen(torch.stack(values)) for values in means.values()))
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def context_mixing(model: Transformer, cap: Capture) -> ContextMixing:
     Exact:  own and others' parts sum to the stream after attention.
     """
     whole(cap)
-    found = []
+    layers = []
     for layer in _layers(cap):
         stream = cap[f"blocks.{layer}.hook_resid_mid"].float()
         blocks = []
@@ -200,8 +200,8 @@ def context_mixing(model: Transformer, cap: Capture) -> ContextMixing:
             own = torch.stack([_own(model, cap, layer, row, queries, pattern[row]) for row in range(len(stream))])
             others = (stream[:, queries] - own).norm(dim=-1)
             blocks.append(others / (others + own.norm(dim=-1)))
-        found.append(torch.cat(blocks, -1))
-    return ContextMixing(frozen(torch.stack(found)))
+        layers.append(torch.cat(blocks, -1))
+    return ContextMixing(frozen(torch.stack(layers)))
 
 
 # --- shared with `probes.flow.information_flow_routes` -------------------------------------------------------
@@ -238,7 +238,7 @@ def _all_heads(model: Transformer, cap: Capture, layer: int, row: int) -> Iterat
 
 def _own(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor, weights: Tensor) -> Tensor:
     """Each query's own part of its stream. Shapes: weights [head, query_pos, key_pos] -> [query_pos, dim]"""
-    itself = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
-    read = itself.unsqueeze(-1) * by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
+    self_attention = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
+    read = self_attention.unsqueeze(-1) * by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
     added = read.flatten(1) @ head_writer(model, layer).flatten(1).T
     return cap[f"blocks.{layer}.hook_resid_pre"][row, queries].float() + added

@@ -38,8 +38,8 @@ def copy_loss(block: int) -> Target:
     """
 
     def target(logits: Tensor, tokens: Tensor) -> Tensor:
-        asked = logits[:, -block:-1].log_softmax(-1)
-        return -asked.gather(-1, tokens[:, -block + 1 :, None]).squeeze(-1).mean(-1)
+        log_probs = logits[:, -block:-1].log_softmax(-1)
+        return -log_probs.gather(-1, tokens[:, -block + 1 :, None]).squeeze(-1).mean(-1)
 
     return target
 
@@ -101,27 +101,27 @@ def ablation_effect(
         raise HookError("no heads to take away; give sets of (layer, head) pairs, none of them empty.")
     means: dict[int, Tensor] = {}
     if replacement == "mean":
-        touched = sorted({layer for heads in sets for layer, _ in heads})
-        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in touched])
-        means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in touched}
+        layers = sorted({layer for heads in sets for layer, _ in heads})
+        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in layers])
+        means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in layers}
     base = _measured(model, tokens, target)
     without = []
     for heads in sets:
         with model.intervene(*_removals(heads, means)):
             without.append(_measured(model, tokens, target))
-    plain = tuple(tuple(heads) for heads in sets)
-    return AblationEffect(plain, frozen(base), frozen(torch.stack(without)), replacement)
+    head_sets = tuple(tuple(heads) for heads in sets)
+    return AblationEffect(head_sets, frozen(base), frozen(torch.stack(without)), replacement)
 
 
 def _removals(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Intervention]:
-    found: list[Intervention] = []
+    interventions: list[Intervention] = []
     for layer in sorted({layer for layer, _ in heads}):
-        chosen = sorted({head for at, head in heads if at == layer})
-        where = f"blocks.{layer}.attn.hook_z"
-        found.append(
-            wb.Patch(where, means[layer][:, :, chosen], heads=chosen) if means else wb.Ablate(where, heads=chosen)
+        layer_heads = sorted({head for head_layer, head in heads if head_layer == layer})
+        hook = f"blocks.{layer}.attn.hook_z"
+        interventions.append(
+            wb.Patch(hook, means[layer][:, :, layer_heads], heads=layer_heads) if means else wb.Ablate(hook, heads=layer_heads)
         )
-    return found
+    return interventions
 
 
 def _measured(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
@@ -194,48 +194,48 @@ def induction_ablation(
         raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
     chosen = _found(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
-    every = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
-    rest = [head for head in every if head not in {*chosen, *apart_from}]
-    if len(rest) < len(chosen):
-        raise HookError(f"{len(chosen)} heads were chosen and only {len(rest)} are left to compare with; choose fewer.")
+    all_heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    candidates = [head for head in all_heads if head not in {*chosen, *apart_from}]
+    if len(candidates) < len(chosen):
+        raise HookError(f"{len(chosen)} heads were chosen and only {len(candidates)} are left to compare with; choose fewer.")
     rng = np.random.default_rng(seed)
-    others = [tuple(sorted(rest[i] for i in rng.choice(len(rest), len(chosen), replace=False))) for _ in range(n_draws)]
+    others = [tuple(sorted(candidates[i] for i in rng.choice(len(candidates), len(chosen), replace=False))) for _ in range(n_draws)]
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed + 1)
-    found = ablation_effect(model, tokens, [chosen, *others], target=copy_loss(block), replacement=replacement)
-    effect, random = found.effect[0], found.effect[1:]
+    ablated = ablation_effect(model, tokens, [chosen, *others], target=copy_loss(block), replacement=replacement)
+    effect, random = ablated.effect[0], ablated.effect[1:]
     ratio, low, high = _ratio(effect, random, seed)
     return InductionAblation(
-        tuple(chosen), tuple(others), found.base, frozen(effect), frozen(random), ratio, low, high, block
+        tuple(chosen), tuple(others), ablated.base, frozen(effect), frozen(random), ratio, low, high, block
     )
 
 
 def _found(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
     blocks = sorted({max(2, block * part // 8) for part in (4, 5, 6, 8)})
     scores = repeat_scores(model, blocks=blocks, batch=max(1, batch // 4), seed=seed)
-    found = catalogue(scores, rules={"induction": RULES["induction"]}).of("induction")
-    if not found:
+    heads = catalogue(scores, rules={"induction": RULES["induction"]}).of("induction")
+    if not heads:
         mean = scores.mean("induction")
         strongest = tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
         raise HookError(
             f"no head's induction score reaches {RULES['induction'].least}; the strongest is {label([strongest])} "
             f"with {mean.max():.3f}. Name the heads to take away."
         )
-    return found
+    return heads
 
 
 def _ratio(effect: np.ndarray, random: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Ratio of means, and its interval over prompts and draws. Shapes: effect [prompt], random [draw, prompt]"""
 
-    def quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-        undefined = np.where(above > 0, np.inf, np.nan)
-        return np.divide(above, below, out=undefined, where=below > 0)
+    def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        undefined = np.where(numerator > 0, np.inf, np.nan)
+        return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
 
     n_draws, n_prompts = random.shape
     prompts = draws(n_prompts, RESAMPLES, seed) / n_prompts
     sets = draws(n_draws, RESAMPLES, seed + 1) / n_draws
     ratios = quotient(prompts @ effect, np.einsum("rd,dp,rp->r", sets, random, prompts))
     # An infinite end cannot be interpolated, so the ends are resamples.
-    known = ratios[~np.isnan(ratios)]
-    ends = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest") if len(known) else [np.nan] * 2
+    defined = ratios[~np.isnan(ratios)]
+    ends = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest") if len(defined) else [np.nan] * 2
     middle = quotient(np.array([effect.mean()]), np.array([random.mean()]))[0]
     return float(middle), float(ends[0]), float(ends[1])

@@ -31,14 +31,14 @@ def ablation(
     from probes.patching import ablation as probe
 
     heads = head_names.parse(chosen) if chosen else None
-    spared = head_names.parse(apart_from) if apart_from else []
+    excluded = head_names.parse(apart_from) if apart_from else []
     loaded = load(model, device)
     replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
-    found = probe.induction_ablation(
-        loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=spared
+    result = probe.induction_ablation(
+        loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=excluded
     )
     extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement, "apart_from": apart_from}
-    deliver(found, output, Origin(model, loaded, extra=extra))
+    deliver(result, output, Origin(model, loaded, extra=extra))
 
 
 COMMANDS = ((ablation, " --heads L2H3,L5H0"),)

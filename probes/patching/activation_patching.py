@@ -89,9 +89,9 @@ class Patching(Result):
 
     def _restored(self, weights: np.ndarray) -> np.ndarray:
         """Shapes: weights [..., prompt] -> [..., layer, head, pos]"""
-        above = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
-        below = (weights @ (self.clean - self.corrupted))[..., None, None, None]
-        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0) + 0.0  # no -0
+        numerator = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
+        denominator = (weights @ (self.clean - self.corrupted))[..., None, None, None]
+        return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0) + 0.0  # no -0
 
     def interval(self, *, level: float = LEVEL, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Both ends of a bootstrap interval of `restored` over prompts; NaN for a single prompt.
@@ -100,8 +100,8 @@ class Patching(Result):
         """
         n_prompts = len(self.clean)
         if n_prompts < 2:
-            blank = np.full(self.patched.shape[:3], np.nan)
-            return blank, blank
+            undefined = np.full(self.patched.shape[:3], np.nan)
+            return undefined, undefined
         return percentiles(self._restored(draws(n_prompts, RESAMPLES, seed) / n_prompts), level)
 
     def frame(self) -> pd.DataFrame:
@@ -136,15 +136,15 @@ def patching(
     """
     chosen, run = _layers(model, layers), _Runs.of(model, pair, what, direction)
     n_prompts, n_pos = pair.clean.shape
-    at_once, n_layers = max(1, budget // (n_prompts * n_pos)), model.config.n_layers
+    batch, n_layers = max(1, budget // (n_prompts * n_pos)), model.config.n_layers
     patched, layer_runs = [], 2 * n_prompts * n_layers
     for layer in chosen:
         values = run.own.expand(len(run.places), -1).clone()  # [place, prompt]
-        live = [i for i, (_, pos) in enumerate(run.places) if pos < 0 or pos >= pair.first]
-        for start in range(0, len(live), at_once):
-            some = live[start : start + at_once]
-            values[some] = run.patched(layer, [run.places[i] for i in some])
-            layer_runs += len(some) * n_prompts * (n_layers - layer)
+        effective = [i for i, (_, pos) in enumerate(run.places) if pos < 0 or pos >= pair.first]
+        for start in range(0, len(effective), batch):
+            chunk = effective[start : start + batch]
+            values[chunk] = run.patched(layer, [run.places[i] for i in chunk])
+            layer_runs += len(chunk) * n_prompts * (n_layers - layer)
         patched.append(values)
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
     return _result(run, chosen, torch.stack(patched), ("exact", layer_runs, naive))
@@ -177,14 +177,14 @@ class _Runs:
                 f"patches are of {', '.join(SITES)}, to denoise or to noise; found {what!r}, {direction!r}."
             )
         sides = [side.to(model.device) for side in (pair.corrupted, pair.clean)]
-        tokens, others = sides if direction == "denoise" else sides[::-1]
+        tokens, source_tokens = sides if direction == "denoise" else sides[::-1]
         with torch.no_grad():
             # Position by position each stream is what enters the next layer: a run can go on from there.
-            below = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
-            logits, base = model.run_with_capture(tokens, below)
+            stream_hooks = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
+            logits, base = model.run_with_capture(tokens, stream_hooks)
             own = _number(pair.target(logits, tokens), tokens)
-            logits, source = model.run_with_capture(others, f"blocks.*.{SITES[what]}")
-            other = _number(pair.target(logits, others), others)
+            logits, source = model.run_with_capture(source_tokens, f"blocks.*.{SITES[what]}")
+            other = _number(pair.target(logits, source_tokens), source_tokens)
         return cls(model, tokens, pair.target, what, direction, base, source, own, other)
 
     @property
@@ -206,11 +206,11 @@ class _Runs:
     def normed(self, layer: int, places: Sequence[Place]) -> Tensor:
         """The last stream, normalised, with each of some patches of one layer. Shapes: -> [place * prompt, pos, dim]"""
         name, times = f"blocks.{layer}.{SITES[self.what]}", len(places)
-        given = self.source[name].repeat(times, *[1] * (self.source[name].dim() - 1))  # [place * prompt, pos, ...]
-        chosen = _mask(given, places)
+        replacement = self.source[name].repeat(times, *[1] * (self.source[name].dim() - 1))  # [place * prompt, pos, ...]
+        chosen = _mask(replacement, places)
 
         def edit(_: Site, x: Tensor) -> Tensor:
-            return torch.where(chosen, given, x)
+            return torch.where(chosen, replacement, x)
 
         with hook_points.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
             return self.model.forward_from_layer(self.entering(layer).repeat(times, 1, 1), layer)
@@ -222,16 +222,16 @@ class _Runs:
     def measured(self, normed: Tensor) -> Tensor:
         """The target of one set of prompts. Shapes: [prompt, pos, dim] -> [prompt]"""
         if isinstance(self.target, LogitDifference):
-            at = self.target.place(normed.shape[1])
-            return _number(self.target.at(self.model.unembed(normed[:, at : at + 1], start=at)[:, 0]), self.tokens)
+            position = self.target.place(normed.shape[1])
+            return _number(self.target.at(self.model.unembed(normed[:, position : position + 1], start=position)[:, 0]), self.tokens)
         return _number(self.target(self.model.unembed(normed), self.tokens), self.tokens)
 
 
 def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
     """Which entries of x each place takes. Shapes: x [place * prompt, pos, ...] -> bool, broadcastable to x"""
     heads, positions = torch.tensor(places, device=x.device).unsqueeze(-1).unbind(1)  # each [place, 1]
-    at = torch.arange(x.shape[1], device=x.device)
-    mask = ((positions < 0) | (positions == at)).unsqueeze(-1)  # [place, pos, 1]
+    place_positions = torch.arange(x.shape[1], device=x.device)
+    mask = ((positions < 0) | (positions == place_positions)).unsqueeze(-1)  # [place, pos, 1]
     if x.dim() == 4:
         head = torch.arange(x.shape[2], device=x.device)
         mask = (mask & ((heads < 0) | (heads == head)).unsqueeze(1)).unsqueeze(-1)  # [place, pos, head, 1]
@@ -239,10 +239,10 @@ def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
 
 
 def _layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]:
-    every = range(model.config.n_layers)
-    chosen = tuple(every) if layers is None else tuple(sorted(set(layers)))
-    if not chosen or any(layer not in every for layer in chosen):
-        raise HookError(f"the model has layers 0 to {len(every) - 1}; found {list(layers or ())}.")
+    model_layers = range(model.config.n_layers)
+    chosen = tuple(model_layers) if layers is None else tuple(sorted(set(layers)))
+    if not chosen or any(layer not in model_layers for layer in chosen):
+        raise HookError(f"the model has layers 0 to {len(model_layers) - 1}; found {list(layers or ())}.")
     return chosen
 
 

@@ -97,9 +97,9 @@ def gradient_error(exact: Patching, estimate: Patching) -> GradientError:
             raise HookError(f"the two sweeps differ in {name}: {getattr(exact, name)} and {getattr(estimate, name)}.")
     if (exact.how, estimate.how) != ("exact", "gradient"):
         raise HookError(f"give `patching`, then `attribution_patching`; found {exact.how} and {estimate.how}.")
-    run, guess = exact.restored, estimate.restored
-    error = np.abs(guess - run)
-    spread = run.std() * guess.std()
-    correlation = float(((run - run.mean()) * (guess - guess.mean())).mean() / spread) if spread > 0 else np.nan
+    exact_shares, estimated_shares = exact.restored, estimate.restored
+    error = np.abs(estimated_shares - exact_shares)
+    spread = exact_shares.std() * estimated_shares.std()
+    correlation = float(((exact_shares - exact_shares.mean()) * (estimated_shares - estimated_shares.mean())).mean() / spread) if spread > 0 else np.nan
     places = (exact.what, exact.layers, exact.heads, exact.positions)
-    return GradientError(*places, frozen(run), frozen(guess), float(error.max()), float(error.mean()), correlation)
+    return GradientError(*places, frozen(exact_shares), frozen(estimated_shares), float(error.max()), float(error.mean()), correlation)

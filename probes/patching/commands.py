@@ -54,14 +54,14 @@ def patch(
 
     loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
     direction: activation_patching.Direction = "noise" if noise else "denoise"
-    found = activation_patching.patching(loaded, pair, what, direction=direction)
-    _note(found, loaded)
-    origin = replace(origin, extra={**(origin.extra or {}), "what": found.what, "direction": direction})
+    result = activation_patching.patching(loaded, pair, what, direction=direction)
+    _note(result, loaded)
+    origin = replace(origin, extra={**(origin.extra or {}), "what": result.what, "direction": direction})
     if gradient:
         estimate = attribution_patching.attribution_patching(loaded, pair, what, direction=direction)
-        deliver(attribution_patching.gradient_error(found, estimate), output, origin)
+        deliver(attribution_patching.gradient_error(result, estimate), output, origin)
         return
-    deliver(found, output, origin, labels=labels_of(loaded, pair.clean[0].tolist()))
+    deliver(result, output, origin, labels=labels_of(loaded, pair.clean[0].tolist()))
 
 
 def path(
@@ -85,12 +85,12 @@ def path(
 
     receivers = parse(to) if to else []
     loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
-    found = path_patching.path_patching(
+    result = path_patching.path_patching(
         loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
     )
-    _note(found, loaded)
-    extra = {"to": to or "logits", "through": through, "direction": found.direction, "mlps_frozen": freeze_mlps}
-    deliver(found, output, replace(origin, extra={**(origin.extra or {}), **extra}))
+    _note(result, loaded)
+    extra = {"to": to or "logits", "through": through, "direction": result.direction, "mlps_frozen": freeze_mlps}
+    deliver(result, output, replace(origin, extra={**(origin.extra or {}), **extra}))
 
 
 def logit_paths(
@@ -119,9 +119,9 @@ def logit_paths(
         tokenizer = tokenizer_of(loaded, model)
         target = _token(tokenizer, "--answer", answer)
         target = (target, _token(tokenizer, "--wrong", wrong)) if wrong else target
-    found = path_patching.logit_paths(loaded, cap, target, position=position)
-    origin = replace(origin, extra={**(origin.extra or {}), "target": target, "position": found.position})
-    deliver(found, output, origin, labels=labels(loaded, cap))
+    result = path_patching.logit_paths(loaded, cap, target, position=position)
+    origin = replace(origin, extra={**(origin.extra or {}), "target": target, "position": result.position})
+    deliver(result, output, origin, labels=labels(loaded, cap))
 
 
 def composition(
@@ -138,14 +138,14 @@ def composition(
     deliver(path_patching.composition(loaded), output, Origin(model, loaded), through=through)
 
 
-def _note(found: Patching, loaded: Transformer) -> None:
+def _note(result: Patching, loaded: Transformer) -> None:
     """Say on stderr where the model's dtype leaves the shares no digits."""
     import torch
 
-    apart, eps = abs(float(found.clean.mean() - found.corrupted.mean())), torch.finfo(loaded.dtype).eps
-    if apart < 100 * eps:
+    difference, eps = abs(float(result.clean.mean() - result.corrupted.mean())), torch.finfo(loaded.dtype).eps
+    if difference < 100 * eps:
         name = str(loaded.dtype).removeprefix("torch.")
-        print(f"note: clean and corrupted differ by {apart:.3g} only, and {name} rounds a logit of 1 by {eps:.2g}; "
+        print(f"note: clean and corrupted differ by {difference:.3g} only, and {name} rounds a logit of 1 by {eps:.2g}; "
               "ask for --dtype float32, or for answers further apart", file=sys.stderr)  # fmt: skip
 
 
@@ -160,18 +160,18 @@ def _pair(
 
     loaded = load(model, device, dtype)
     tokenizer = tokenizer_of(loaded, model)
-    both = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
-    if len(both[0]) != len(both[1]):
+    sequences = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
+    if len(sequences[0]) != len(sequences[1]):
         raise DataError(
-            f"--prompt is {len(both[0])} tokens and --corrupted {len(both[1])}; word them so that they have as many."
+            f"--prompt is {len(sequences[0])} tokens and --corrupted {len(sequences[1])}; word them so that they have as many."
         )
 
     target = LogitDifference(_token(tokenizer, "--answer", answer), _token(tokenizer, "--wrong", wrong))
     if target.answer == target.wrong:
         raise DataError(f"--answer {answer!r} and --wrong {wrong!r} begin with the same token; name others.")
-    pair = Pair(torch.tensor([both[0]]), torch.tensor([both[1]]), target)
-    extra = {"corrupted_tokens": len(both[1]), "answer": target.answer, "wrong": target.wrong}
-    return loaded, pair, Origin(model, loaded, len(both[0]), extra)
+    pair = Pair(torch.tensor([sequences[0]]), torch.tensor([sequences[1]]), target)
+    extra = {"corrupted_tokens": len(sequences[1]), "answer": target.answer, "wrong": target.wrong}
+    return loaded, pair, Origin(model, loaded, len(sequences[0]), extra)
 
 
 def _token(tokenizer: Tokenizer, option: str, text: str) -> int:

@@ -70,37 +70,37 @@ def path_patching(
     Source: arXiv 2211.00593, 2304.05969.
     Exact:  with MLPs frozen and no receivers, the last stream changes by what the head writes and nothing else.
     """
-    config, aims = model.config, tuple(sorted(set(receivers)))
-    for layer, head in aims:
+    config, targets = model.config, tuple(sorted(set(receivers)))
+    for layer, head in targets:
         if not (0 <= layer < config.n_layers and 0 <= head < config.n_heads):
             raise HookError(
                 f"the model has heads L0H0 to L{config.n_layers - 1}H{config.n_heads - 1}; found L{layer}H{head}."
             )
-    if aims and aims[-1][0] == 0:
+    if targets and targets[-1][0] == 0:
         raise HookError("no head stands below layer 0; name a receiver in a later layer.")
     if through not in ("q", "k", "v"):
         raise HookError(f"receivers are reached through q, k or v; found {through!r}.")
     run = _Runs.of(model, pair, "heads", direction)
-    layers = tuple(range(aims[-1][0] if aims else config.n_layers))
+    layers = tuple(range(targets[-1][0] if targets else config.n_layers))
     _, base = model.run_with_capture(run.tokens, [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])])
     n_prompts, n_pos = pair.clean.shape
-    at_once = max(1, budget // (n_prompts * n_pos))
+    batch = max(1, budget // (n_prompts * n_pos))
     patched, layer_runs = [], 3 * n_prompts * config.n_layers
     for layer in layers:
-        mine = [aim for aim in aims if aim[0] > layer]
+        later = [aim for aim in targets if aim[0] > layer]
         rows = []
-        for start in range(0, config.n_heads, at_once):
-            some = run.places[start : start + at_once]
-            normed, seen = _sent(run, base, layer, some, [f"blocks.{at}.attn.hook_{through}" for at, _ in mine])
-            if aims:
-                normed = _received(run, mine, seen)
-            rows.append(torch.stack([run.measured(one) for one in normed.split(n_prompts)]))
-            ran = config.n_layers - layer + (config.n_layers - mine[0][0] if aims else 0)
-            layer_runs += len(some) * n_prompts * ran
+        for start in range(0, config.n_heads, batch):
+            chunk = run.places[start : start + batch]
+            normed, inputs = _sent(run, base, layer, chunk, [f"blocks.{at}.attn.hook_{through}" for at, _ in later])
+            if targets:
+                normed = _received(run, later, inputs)
+            rows.append(torch.stack([run.measured(final) for final in normed.split(n_prompts)]))
+            layers_run = config.n_layers - layer + (config.n_layers - later[0][0] if targets else 0)
+            layer_runs += len(chunk) * n_prompts * layers_run
         patched.append(torch.cat(rows))
-    naive = (3 + (2 if aims else 1) * len(layers) * config.n_heads) * n_prompts * config.n_layers
-    found = _result(run, layers, torch.stack(patched), ("exact", layer_runs, naive))
-    return PathPatching(**vars(found), receivers=aims, through=through, mlps_frozen=freeze_mlps)
+    naive = (3 + (2 if targets else 1) * len(layers) * config.n_heads) * n_prompts * config.n_layers
+    result = _result(run, layers, torch.stack(patched), ("exact", layer_runs, naive))
+    return PathPatching(**vars(result), receivers=targets, through=through, mlps_frozen=freeze_mlps)
 
 
 def _sent(
@@ -111,22 +111,22 @@ def _sent(
     Shapes: -> [place * prompt, pos, dim], and tensors whose first axis is place * prompt
     """
     later = [name for name in base.names if _after(name, layer)]
-    seen: dict[str, Tensor] = {}
-    held = [Subscription(frozenset([name]), edit=partial(_instead, _rows(base[name], len(places)))) for name in later]
-    watch = Subscription(frozenset(watched), observe=lambda site, x: seen.__setitem__(site.name, x))
-    with hook_points.subscribe(run.model, *held, watch):
-        return run.normed(layer, places), seen
+    watched_values: dict[str, Tensor] = {}
+    frozen_outputs = [Subscription(frozenset([name]), edit=partial(_instead, _rows(base[name], len(places)))) for name in later]
+    watch = Subscription(frozenset(watched), observe=lambda site, x: watched_values.__setitem__(site.name, x))
+    with hook_points.subscribe(run.model, *frozen_outputs, watch):
+        return run.normed(layer, places), watched_values
 
 
-def _received(run: _Runs, receivers: Sequence[Head], seen: dict[str, Tensor]) -> Tensor:
+def _received(run: _Runs, receivers: Sequence[Head], inputs: dict[str, Tensor]) -> Tensor:
     """A free run in which the receivers' inputs are those that were seen. Shapes: -> [place * prompt, pos, dim]"""
     first, group, edits = receivers[0][0], run.model.config.group_size, []
-    for name, given in seen.items():
+    for name, value in inputs.items():
         shared = 1 if name.endswith("hook_q") else group
         places = [(head // shared, -1) for layer, head in receivers if layer == hook_points.layer_of(name)]
-        chosen = torch.stack([_mask(given[:1], [place]) for place in places]).any(0)
-        edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, given)))
-    times = len(next(iter(seen.values()))) // len(run.tokens)
+        chosen = torch.stack([_mask(value[:1], [place]) for place in places]).any(0)
+        edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, value)))
+    times = len(next(iter(inputs.values()))) // len(run.tokens)
     with hook_points.subscribe(run.model, *edits):
         return run.model.forward_from_layer(_rows(run.entering(first), times), first)
 
@@ -190,12 +190,12 @@ def logit_paths(model: Transformer, cap: Capture, target: Target, *, position: i
     """
     config = model.config
     heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
-    found = [source_attribution(model, cap, [target], head, position=position, row=row) for head in heads]
+    attributions = [source_attribution(model, cap, [target], head, position=position, row=row) for head in heads]
     shape = (config.n_layers, config.n_heads, -1)
-    values = np.stack([one.values[0] for one in found]).reshape(shape)
-    weights = np.stack([one.weights for one in found]).reshape(shape)
-    error = max(one.error for one in found)
-    return LogitPaths(found[0].position, target, frozen(values), frozen(weights), error)
+    values = np.stack([attribution.values[0] for attribution in attributions]).reshape(shape)
+    weights = np.stack([attribution.weights for attribution in attributions]).reshape(shape)
+    error = max(attribution.error for attribution in attributions)
+    return LogitPaths(attributions[0].position, target, frozen(values), frozen(weights), error)
 
 
 # --- by the weights alone -------------------------------------------------------------------------------------
@@ -244,21 +244,21 @@ def composition(model: Transformer) -> Composition:
     weights.whole(model)
     heads = [_matrices(model, layer) for layer in range(model.config.n_layers)]
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
-    found = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))
-    for above, (q, k, v, o) in enumerate(heads):
+    scores = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))
+    for reader_layer, (q, k, v, o) in enumerate(heads):
         # Each kind: what reads the stream, and the Gram matrix of what stands behind it.
         kinds = ((q, _gram(k)), (k, _gram(q)), (v, _gram(o)))
-        for below, (_, _, write_v, write_o) in enumerate(heads[:above]):
+        for writer_layer, (_, _, write_v, write_o) in enumerate(heads[:reader_layer]):
             written = _gram(write_v)  # [head, head_dim, head_dim]
             size = (_gram(write_o) * written).sum((-1, -2))  # [head]: ||W_OV||^2
-            for kind, (reader, behind) in enumerate(kinds):
-                scale = (_gram(reader) * behind).sum((-1, -2))  # [to_head]
+            for kind, (reader, behind_gram) in enumerate(kinds):
+                scale = (_gram(reader) * behind_gram).sum((-1, -2))  # [to_head]
                 for head in range(n_heads):
                     middle = reader @ write_o[head].mT  # [to_head, head_dim, head_dim]
-                    squared = ((behind @ middle @ written[head]) * middle).sum((-1, -2))
+                    squared = ((behind_gram @ middle @ written[head]) * middle).sum((-1, -2))
                     share = (squared.clamp(min=0) / (scale * size[head])).sqrt()
-                    found[kind, below, head, above] = share.float().cpu()
-    return Composition(*(frozen(values) for values in found), model.config.dim**-0.5)
+                    scores[kind, writer_layer, head, reader_layer] = share.float().cpu()
+    return Composition(*(frozen(values) for values in scores), model.config.dim**-0.5)
 
 
 def _matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -268,9 +268,9 @@ def _matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, T
     """
     block, config = model.layers[layer], model.config
     gain = block.attention_norm.weight.double()
-    at = block.attention
-    q, k, v = ((weight.weight.double() * gain).unflatten(0, (-1, config.head_dim)) for weight in (at.wq, at.wk, at.wv))
-    o = at.wo.weight.double().T.unflatten(0, (-1, config.head_dim))
+    attention = block.attention
+    q, k, v = ((weight.weight.double() * gain).unflatten(0, (-1, config.head_dim)) for weight in (attention.wq, attention.wk, attention.wv))
+    o = attention.wo.weight.double().T.unflatten(0, (-1, config.head_dim))
     return q, k.repeat_interleave(config.group_size, 0), v.repeat_interleave(config.group_size, 0), o
 
 

@@ -65,11 +65,11 @@ class Pair:
     target: Target
 
     def __post_init__(self) -> None:
-        found = tuple(self.clean.shape), tuple(self.corrupted.shape)
-        if found[0] != found[1] or len(found[0]) != 2:
+        shapes = tuple(self.clean.shape), tuple(self.corrupted.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2:
             raise DataError(
-                f"clean and corrupted prompts are token ids [prompt, pos] of one shape; found {found[0]} and "
-                f"{found[1]}. Word them so that they have as many tokens."
+                f"clean and corrupted prompts are token ids [prompt, pos] of one shape; found {shapes[0]} and "
+                f"{shapes[1]}. Word them so that they have as many tokens."
             )
         if torch.equal(self.clean, self.corrupted):
             raise DataError("clean and corrupted prompts are the same tokens; there is nothing to patch.")

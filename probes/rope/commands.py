@@ -16,8 +16,8 @@ def wavelengths(model: Model = "demo", output: Output = None) -> None:
     check(output)
     from probes.rope import formulas
 
-    found = formulas.wavelengths(config(model))
-    deliver(found, output, Origin(model))
+    result = formulas.wavelengths(config(model))
+    deliver(result, output, Origin(model))
 
 
 def decay(model: Model = "demo", output: Output = None) -> None:
@@ -51,10 +51,10 @@ def positions(
     bos, context = ids[0], loaded.config.max_seq_len
     length = min(len(ids), 4 * context) if length is None else length
     factor = max(1.0, length / context)
-    given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
-    runs = {text: [scaling_of(text, loaded.config)] for text in given}
-    found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
-    deliver(found, output, origin)
+    scalings = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
+    runs = {text: [scaling_of(text, loaded.config)] for text in scalings}
+    result = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    deliver(result, output, origin)
 
 
 def turned(
@@ -74,9 +74,9 @@ def turned(
 
     other = scaling_of(scaling, config(model)).rotary(config(model))
     _, cap, origin = capture(model, prompt, file, head_scores.HOOKS, device)
-    found = what_if_heads.what_if_heads(cap, other.frequencies, temperature=other.temperature)
+    result = what_if_heads.what_if_heads(cap, other.frequencies, temperature=other.temperature)
 
-    deliver(found, output, replace(origin, extra={"scaling": scaling}), other=scaling)
+    deliver(result, output, replace(origin, extra={"scaling": scaling}), other=scaling)
 
 
 bands = of_head(

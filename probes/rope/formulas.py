@@ -93,11 +93,11 @@ def wavelengths(config: ModelConfig, *, context: int | None = None) -> Wavelengt
     """
     frequency = model_frequencies(config)
     plain = model_frequencies(replace(config, rope_scaling=None))
-    slowed = plain / frequency  # 1 where kept, `factor` where fully divided
+    ratios = plain / frequency  # 1 where kept, `factor` where fully divided
     factor = config.rope_scaling.factor if config.rope_scaling else 1.0
     band = tuple(
         "unchanged" if ratio < 1 + 1e-9 else "divided" if ratio > factor * (1 - 1e-9) else "blended"
-        for ratio in slowed.tolist()
+        for ratio in ratios.tolist()
     )
     two_pi = 2 * math.pi
     return Wavelengths(
@@ -141,11 +141,11 @@ def decay(config: ModelConfig, *, distances: Sequence[int] | None = None) -> Dec
     """
     if distances is None:
         distances = spread(config.max_seq_len)
-    r = torch.tensor(list(distances), dtype=torch.float64)
-    angles = r.unsqueeze(-1) * model_frequencies(config)  # [distance, pair]
+    steps = torch.tensor(list(distances), dtype=torch.float64)
+    angles = steps.unsqueeze(-1) * model_frequencies(config)  # [distance, pair]
     partial = torch.polar(torch.ones_like(angles), angles).cumsum(-1)
     return Decay(
-        frozen(r, np.int64),
+        frozen(steps, np.int64),
         frozen(partial.abs().mean(-1)),
         frozen(angles.cos().sum(-1)),
     )
@@ -176,8 +176,8 @@ def band_scores(q: Tensor, k: Tensor, distance: Tensor, freqs: Tensor) -> Tensor
     Source: arXiv 2410.06205, 2502.01563.
     """
     angles = distance.to(freqs.dtype).unsqueeze(-1) * freqs
-    turn = torch.polar(torch.ones_like(angles), angles)
-    return (as_pairs(q) * as_pairs(k).conj() * turn).real / math.sqrt(q.shape[-1])
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    return (as_pairs(q) * as_pairs(k).conj() * rotation).real / math.sqrt(q.shape[-1])
 
 
 def rotated_scores(
@@ -191,18 +191,18 @@ def rotated_scores(
     """
     wide = torch.promote_types(dtype, torch.float32)
 
-    def turned(x: Tensor, positions: Tensor) -> Tensor:
+    def rotated(x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.to(angles).unsqueeze(-1) * freqs.to(angles)  # [pos, pair]
         cos, sin = angle.cos().to(wide), angle.sin().to(wide)
         even, odd = x.to(dtype).to(wide).unflatten(-1, (-1, 2)).unbind(-1)  # [pos, pair]
         pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
         return pairs.flatten(-2).to(dtype).to(wide)
 
-    return turned(q, q_pos) @ turned(k, k_pos).T / math.sqrt(q.shape[-1])
+    return rotated(q, q_pos) @ rotated(k, k_pos).T / math.sqrt(q.shape[-1])
 
 
-def evenly(n: int, most: int) -> list[int]:
+def evenly(n: int, count: int) -> list[int]:
     """At most `most` indices below n, evenly spaced, the first and the last among them."""
-    if most >= n:
+    if count >= n:
         return list(range(n))
-    return np.unique(np.linspace(0, n - 1, most).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()

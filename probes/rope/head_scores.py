@@ -108,12 +108,12 @@ def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVe
     """
     capture_access.unpadded(cap)
     capture_access.own_rotation(cap)
-    own, shared = capture_access.head_index(cap, head)
+    q_head, kv_head = capture_access.head_index(cap, head)
     row = capture_access.row_of(cap, row)
-    at = {"q": own, "k": shared, "rot_q": own, "rot_k": shared}
+    index_of = {"q": q_head, "k": kv_head, "rot_q": q_head, "rot_k": kv_head}
     vectors = {
         name: cap[f"blocks.{layer}.attn.hook_{name}"][row, :, index].detach().double().cpu()
-        for name, index in at.items()
+        for name, index in index_of.items()
     }
     return HeadVectors(**vectors, positions=capture_access.positions(cap))
 
@@ -179,20 +179,20 @@ def band_contribution(
     pairs = cap.config.head_dim // 2
     signed, absolute = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
     count, total, error = 0, 0.0, 0.0
-    scores, behind = vectors.score, vectors.distance
-    used = behind >= 0 if distance is None else behind == distance  # [query_pos, key_pos]
+    scores, distances = vectors.score, vectors.distance
+    used = distances >= 0 if distance is None else distances == distance  # [query_pos, key_pos]
     queries = used.any(1).nonzero().flatten().tolist()
     if not queries or (distance or 0) < 0:
         raise HookError(f"No query and key of the capture's {len(vectors.positions)} stand {distance} tokens apart.")
-    for query in (queries[at] for at in evenly(len(queries), max_queries)):
+    for query in (queries[i] for i in evenly(len(queries), max_queries)):
         keys = used[query]
-        parts = band_scores(vectors.q[query], vectors.k[keys], behind[query, keys], freqs)  # [key_pos, pair]
-        own = scores[query, keys]
+        parts = band_scores(vectors.q[query], vectors.k[keys], distances[query, keys], freqs)  # [key_pos, pair]
+        expected = scores[query, keys]
         signed += parts.sum(0)
         absolute += parts.abs().sum(0)
-        total += float(own.sum())
-        count += len(own)
-        error = max(error, float((parts.sum(-1) - own).abs().max()))
+        total += float(expected.sum())
+        count += len(expected)
+        error = max(error, float((parts.sum(-1) - expected).abs().max()))
     return BandContribution(
         layer,
         head,
@@ -269,14 +269,14 @@ def invariance_of(
         freqs = model_frequencies(config, dtype=torch.promote_types(angles, torch.float32))
 
         def scores(shift: int, dtype: torch.dtype = dtype, angles: torch.dtype = angles, f: Tensor = freqs) -> Tensor:
-            at = positions + shift
-            return rotated_scores(q, k, at, at, f, dtype=dtype, angles=angles)[causal].double()
+            shifted = positions + shift
+            return rotated_scores(q, k, shifted, shifted, f, dtype=dtype, angles=angles)[causal].double()
 
-        home = scores(0)
-        size = max(size, float(home.abs().max())) if a == 0 else size
+        unshifted = scores(0)
+        size = max(size, float(unshifted.abs().max())) if a == 0 else size
         for s, shift in enumerate(shifts):
-            moved = (scores(shift) - home).abs()
-            largest[a, s], mean[a, s] = float(moved.max()), float(moved.mean())
+            change = (scores(shift) - unshifted).abs()
+            largest[a, s], mean[a, s] = float(change.max()), float(change.mean())
     return RelativeInvariance(-1, -1, tuple(ARITHMETICS), frozen(np.array(shifts)), frozen(largest), frozen(mean), size)
 
 
@@ -331,21 +331,21 @@ def score_by_distance(
         raise HookError(f"No key is left: the capture holds {len(vectors.positions)} positions and {skip} are skipped.")
     scores = (vectors.score if pair is None else vectors.score_of(pair))[start:, start:]
     n = len(scores)
-    rows = [scores.diagonal(-r) for r in range(n)]
-    bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in rows])
-    which = slice(None) if pair is None else slice(pair, pair + 1)
-    freqs = model_frequencies(cap.config)[which]
-    q, k = as_pairs(vectors.q[start:])[:, which], as_pairs(vectors.k[start:])[:, which]
+    by_distance = [scores.diagonal(-distances) for distances in range(n)]
+    bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in by_distance])
+    pairs = slice(None) if pair is None else slice(pair, pair + 1)
+    freqs = model_frequencies(cap.config)[pairs]
+    q, k = as_pairs(vectors.q[start:])[:, pairs], as_pairs(vectors.k[start:])[:, pairs]
     content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
-    r = torch.arange(n, dtype=torch.float64)
-    angles = r.unsqueeze(-1) * freqs
+    distances = torch.arange(n, dtype=torch.float64)
+    angles = distances.unsqueeze(-1) * freqs
     expected = (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1) / math.sqrt(cap.config.head_dim)
     return ScoreByDistance(
         layer,
         head,
-        frozen(r, np.int64),
-        frozen(np.array([len(row) for row in rows])),
-        frozen(torch.stack([row.mean() for row in rows])),
+        frozen(distances, np.int64),
+        frozen(np.array([len(row) for row in by_distance])),
+        frozen(torch.stack([row.mean() for row in by_distance])),
         frozen(bounds[:, 0]),
         frozen(bounds[:, 1]),
         frozen(expected),
@@ -395,8 +395,8 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
     future = vectors.distance < 0
 
     def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
-        at = vectors.positions
-        scores = rotated_scores(vectors.q, vectors.k, at, at, f, dtype=torch.float64, angles=torch.float64)
+        positions = vectors.positions
+        scores = rotated_scores(vectors.q, vectors.k, positions, positions, f, dtype=torch.float64, angles=torch.float64)
         return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
 
     return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))

@@ -130,20 +130,20 @@ def loss_by_position(
     rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
     if len(edges) < 2 or not rising or edges[0] < 1 or edges[-1] > length:
         raise DataError(f"edges must rise from 1 (the first predicted token) to {length} at most, found {edges}.")
-    wanted: dict[str, Sequence[Intervention]] = {PLAIN: (), **(runs or {})}
-    if wanted[PLAIN]:
+    all_runs: dict[str, Sequence[Intervention]] = {PLAIN: (), **(runs or {})}
+    if all_runs[PLAIN]:
         raise DataError(f"{PLAIN!r} is the run without interventions; give yours another name.")
-    found = []
-    for changes in wanted.values():
-        with model.intervene(*changes):
+    by_run = []
+    for interventions in all_runs.values():
+        with model.intervene(*interventions):
             losses = token_losses(model, windows, batch_tokens=batch_tokens).double()
         pieces = [losses[:, a - 1 : b - 1].mean(-1) for a, b in zip(edges, edges[1:], strict=False)]
-        found.append(torch.stack(pieces, -1))
-    each = torch.stack(found)  # [run, window, stretch]
-    loss, low, high = _interval(each)
-    change, change_low, change_high = _interval(each - each[:1])
+        by_run.append(torch.stack(pieces, -1))
+    values = torch.stack(by_run)  # [run, window, stretch]
+    loss, low, high = _interval(values)
+    change, change_low, change_high = _interval(values - values[:1])
     return LossByPosition(
-        tuple(wanted),
+        tuple(all_runs),
         frozen(np.array(edges[:-1])),
         frozen(np.array(edges[1:])),
         *(frozen(part) for part in (loss, low, high, change, change_low, change_high)),
