@@ -45,7 +45,7 @@ def catalogue(
     tokenizer = tokenizer_of(loaded, model)
     prompts = [tokenizer.encode(line, bos=True) for line in lines]
     result = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
-    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
+    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.threshold for kind, rule in rules.items()}}
     origin = Origin(model, loaded, sum(map(len, prompts)), extra)
     deliver(result, output, origin)
 
@@ -117,13 +117,13 @@ def retrieval(
     deliver(result, output, Origin(model, loaded, sum(len(hay.tokens) for hay in haystacks), extra))
 
 
-one_map = of_head("map", "probes.attention.head_map.head_map", "Heads: where one head looks, query by query.")
+head_map_command = of_head("map", "probes.attention.head_map.head_map", "Heads: where one head looks, query by query.")
 
 COMMANDS = (
     (heads, ON_A_PROMPT),
     (catalogue, ON_A_PROMPT),
     (groups, ON_A_PROMPT),
-    (one_map, ON_A_HEAD),
+    (head_map_command, ON_A_HEAD),
     (received, ON_A_PROMPT),
     (induction, ""),
     (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),

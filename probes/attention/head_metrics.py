@@ -23,8 +23,8 @@ PATTERN = "attn.hook_pattern"
 HOOKS = (f"blocks.*.{PATTERN}",)
 """What to capture for `head_metrics` and `query_metrics`."""
 
-STREAMED = "attn.hook_stats"
-LONG_HOOKS = (f"blocks.*.{STREAMED}",)
+STATS_HOOK = "attn.hook_stats"
+LONG_HOOKS = (f"blocks.*.{STATS_HOOK}",)
 """What to capture for them where patterns would take too long: `duplicate` is then NaN, all else the same."""
 
 SINK_THRESHOLD = 0.3
@@ -179,11 +179,11 @@ def head_metrics(cap: Capture, *, queries: Sequence[int] | None = None) -> HeadM
     Source: arXiv 1906.04341 (entropy), 2309.17453 and 2410.10781 (sinks), 2211.00593 (previous and duplicate token),
             1906.04284 (distance).
     """
-    layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STREAMED)})) or capture_access.layers(cap, PATTERN)
+    layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STATS_HOOK)})) or capture_access.layers(cap, PATTERN)
     means: list[dict[str, np.ndarray]] = []
     for layer in layers:
         rows = query_metrics(cap, layer, queries=queries).values
-        means.append({name: _mean(values) for name, values in rows.items()})
+        means.append({name: _defined_mean(values) for name, values in rows.items()})
     values = {name: frozen(np.stack([mean[name] for mean in means])) for name in METRICS}
     n_queries = cap.tokens.shape[0] * len(capture_access.positions(cap) if queries is None else queries)
     return HeadMetrics(layers, capture_access.heads(cap), values, n_queries, cap.config.group_size)
@@ -199,8 +199,8 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
     Source: as `head_metrics`.
     """
     capture_access.unpadded(cap)
-    if layer not in cap.layers(PATTERN) and layer in cap.layers(STREAMED):
-        return _streamed_metrics(cap, layer, queries)
+    if layer not in cap.layers(PATTERN) and layer in cap.layers(STATS_HOOK):
+        return _metrics_from_stats(cap, layer, queries)
     parts: list[dict[str, Tensor]] = []
     for block, pattern in pattern_blocks(cap, layer, queries=queries):
         visible = int(block.max()) + 1  # later keys have no weight in any of these rows
@@ -223,9 +223,9 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
     return QueryMetrics(layer, capture_access.heads(cap), frozen(chosen), values)
 
 
-def _streamed_metrics(cap: Capture, layer: int, chosen: Sequence[int] | None) -> QueryMetrics:
+def _metrics_from_stats(cap: Capture, layer: int, chosen: Sequence[int] | None) -> QueryMetrics:
     """The metrics from the statistics of rows, which say all but whether a key is a copy of the query's token."""
-    values_by_stat = cap[f"blocks.{layer}.{STREAMED}"].detach()  # [batch, head, query_pos, stat]
+    values_by_stat = cap[f"blocks.{layer}.{STATS_HOOK}"].detach()  # [batch, head, query_pos, stat]
     queries = capture_access.positions(cap).to(values_by_stat.device)
     if chosen is not None:
         at = [capture_access.place(cap, position) for position in chosen]
@@ -256,7 +256,7 @@ def pattern_blocks(
         yield torch.tensor(block, device=pattern.device), pattern
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
+def _defined_mean(rows: np.ndarray) -> np.ndarray:
     """[batch, head, query_pos] -> [head], leaving NaN out; NaN where nothing else is there."""
     defined = ~np.isnan(rows)
     counts = defined.sum((0, 2))

@@ -41,11 +41,11 @@ class Rule:
     """Which heads are of a type: those whose mean `score` is at least `least` (or, for `below`, at most it)."""
 
     score: str
-    least: float
+    threshold: float
     below: bool = False
 
     def holds(self, values: np.ndarray) -> np.ndarray:
-        return values <= self.least if self.below else values >= self.least
+        return values <= self.threshold if self.below else values >= self.threshold
 
 
 RULES: Mapping[str, Rule] = {
@@ -70,7 +70,9 @@ def with_thresholds(options: Iterable[str]) -> dict[str, Rule]:
         try:
             rules[kind] = replace(rules[kind], least=float(number))
         except (KeyError, ValueError) as error:
-            raise DataError(f"{option!r} is no threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}.") from error
+            raise DataError(
+                f"{option!r} is no threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}."
+            ) from error
     return rules
 
 
@@ -240,7 +242,7 @@ class Catalogue(Result):
             sure = self.is_sure(kind)
             for cell in self.of(kind):
                 numbers = [float(values[kind][cell]) for values in (self.mean, self.low, self.high)]
-                rows.append([kind, *cell, rule.score, *numbers, rule.least, bool(sure[cell]), self.n_prompts[kind]])
+                rows.append([kind, *cell, rule.score, *numbers, rule.threshold, bool(sure[cell]), self.n_prompts[kind]])
         return pd.DataFrame(rows, columns=names)
 
 
@@ -255,7 +257,9 @@ def catalogue(*scores: HeadScores, rules: Mapping[str, Rule] = RULES) -> Catalog
     measured = {name: head_scores for head_scores in scores for name in head_scores.values}
     absent = {rule.score for rule in rules.values()} - measured.keys()
     if absent:
-        raise DataError(f"no scores {', '.join(sorted(absent))} here; measured: {', '.join(sorted(measured)) or 'none'}.")
+        raise DataError(
+            f"no scores {', '.join(sorted(absent))} here; measured: {', '.join(sorted(measured)) or 'none'}."
+        )
     mean, low, high = {}, {}, {}
     for kind, rule in rules.items():
         mean[kind] = frozen(measured[rule.score].mean(rule.score))

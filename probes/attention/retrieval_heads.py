@@ -121,13 +121,13 @@ def retrieval_scores(
         if steps < 1 or length + steps > model.config.max_seq_len:
             context = model.config.max_seq_len
             raise DataError(f"haystack {number}: {length} tokens and {steps} new ones; the context is {context}.")
-        prompt_scores, recall = _one(model, hay, steps)
+        prompt_scores, recall = _scores_and_recall(model, hay, steps)
         scores.append(prompt_scores if recall >= least_recall else np.full_like(prompt_scores, np.nan))
         recalls.append(recall)
     return RetrievalScores(frozen(np.stack(scores)), frozen(np.array(recalls)), model.config.group_size)
 
 
-def _one(model: Transformer, hay: Haystack, steps: int) -> tuple[np.ndarray, float]:
+def _scores_and_recall(model: Transformer, hay: Haystack, steps: int) -> tuple[np.ndarray, float]:
     """One prompt's scores [layer, head], and the share of the needle's different tokens that was written."""
     config, device = model.config, model.device
     prompt = torch.tensor([list(hay.tokens)], device=device)

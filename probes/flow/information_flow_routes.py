@@ -14,13 +14,13 @@ from torch import Tensor
 from probes.attention.head_metrics import PATTERN
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
-from probes.flow.value_weighted import HOOKS as WEIGHTED
-from probes.flow.value_weighted import transformed, whole
+from probes.flow.value_weighted import HOOKS as VALUE_HOOKS
+from probes.flow.value_weighted import require_complete, transformed_values
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
-HOOKS = (*WEIGHTED, "blocks.*.hook_mlp_out", "blocks.*.hook_resid_post")
+HOOKS = (*VALUE_HOOKS, "blocks.*.hook_mlp_out", "blocks.*.hook_resid_post")
 """What to capture for every probe of this module."""
 
 _BLOCK_BYTES = 1 << 22  # of [query_pos, key_pos, dim] held at a time: what a cache holds is four times as fast
@@ -142,7 +142,7 @@ def attention_contributions(
     Source: arXiv 2403.00824: max(norm1(y) - norm1(y - x_j), eps), normalised.
     Exact:  the parts sum to the stream; `error` says how nearly.
     """
-    whole(cap)
+    require_complete(cap)
     row, seqlen, dim = capture_access.row_of(cap, row), cap.tokens.shape[1], cap.config.dim
     chosen = tuple(range(seqlen)) if queries is None else queries
     if not chosen or min(chosen) < 0 or max(chosen) >= seqlen:
@@ -153,7 +153,7 @@ def attention_contributions(
     future = torch.arange(seqlen, device=total.device) > torch.tensor(chosen, device=total.device).unsqueeze(-1)
     step = max(1, _BLOCK_BYTES // (4 * seqlen * dim))
     for head in range(cap.config.n_heads):
-        values = transformed(model, cap, layer, head, row=row)  # [key_pos, dim]
+        values = transformed_values(model, cap, layer, head, row=row)  # [key_pos, dim]
         near = []
         for start in range(0, len(chosen), step):
             block = slice(start, start + step)
@@ -188,7 +188,7 @@ def stream_contributions(model: Transformer, cap: Capture, *, row: int = 0) -> S
     Raises: HookError as `attention_contributions`, or if a layer is missing.
     Source: arXiv 2403.00824.
     """
-    layers = _all_layers(cap)
+    layers = _require_all_layers(cap)
     contributions = [attention_contributions(model, cap, layer, row=row) for layer in layers]
     return StreamContributions(
         frozen(np.stack([layer_part.heads.sum(-1) for layer_part in contributions])),
@@ -208,7 +208,7 @@ def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: f
             no share.
     Source: arXiv 2403.00824; here every pair of a head and a token is an edge.
     """
-    layers, seqlen = _all_layers(cap), cap.tokens.shape[1]
+    layers, seqlen = _require_all_layers(cap), cap.tokens.shape[1]
     target = capture_access.place(cap, position)
     if not 0 < threshold < 1:
         raise HookError(f"a threshold is a share of the stream between 0 and 1, found {threshold:g}.")
@@ -236,7 +236,7 @@ def routes(model: Transformer, cap: Capture, *, position: int = -1, threshold: f
     return Routes(target, threshold, edges, frozen(reached))
 
 
-def _all_layers(cap: Capture) -> tuple[int, ...]:
+def _require_all_layers(cap: Capture) -> tuple[int, ...]:
     layers = capture_access.layers(cap, PATTERN)
     if layers != tuple(range(cap.config.n_layers)):
         raise HookError("this goes through all layers; capture without layers=.")

@@ -100,7 +100,7 @@ def rollout(cap: Capture, *, max_bytes: int = 1 << 29) -> Rollout:
             f"the rollout of {seqlen:,} tokens takes {size / 2**30:.1f} GiB, the limit is max_bytes={max_bytes:,}; "
             "capture a shorter prompt."
         )
-    return Rollout(frozen(_products(mixing(cap))))
+    return Rollout(frozen(_running_products(mixing(cap))))
 
 
 def attention_flow(cap: Capture, *, position: int = -1, row: int = 0, max_tokens: int = 64) -> AttentionFlow:
@@ -125,7 +125,7 @@ def attention_flow(cap: Capture, *, position: int = -1, row: int = 0, max_tokens
         )
     mixed = mixing(cap)[:, row, : target + 1, : target + 1]  # [layer, query_pos, key_pos]
     flow = max_flows(mixed.numpy())
-    shares = _products(mixed.unsqueeze(1))[-1, 0, target]
+    shares = _running_products(mixed.unsqueeze(1))[-1, 0, target]
     return AttentionFlow(target, frozen(flow), frozen(flow / flow.sum()), frozen(shares), mixed.numel() / _UNIT)
 
 
@@ -154,7 +154,7 @@ def max_flows(capacity: np.ndarray) -> np.ndarray:
     return flows
 
 
-def _products(mixed: Tensor) -> Tensor:
+def _running_products(mixed: Tensor) -> Tensor:
     """Running products over the layers. Shapes: [layer, batch, query_pos, key_pos] -> the same"""
     products = [mixed[0]]
     for layer in mixed[1:]:

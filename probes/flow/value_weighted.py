@@ -103,14 +103,14 @@ class ContextMixing(Result):
 
 
 @torch.no_grad()
-def transformed(model: Transformer, cap: Capture, layer: int, head: int, *, row: int = 0) -> Tensor:
+def transformed_values(model: Transformer, cap: Capture, layer: int, head: int, *, row: int = 0) -> Tensor:
     """What one head would add to a query's stream for a weight of 1 on each key: v_j W_O.
 
     Shapes: hook_v [batch, pos, kv_head, head_dim] -> [key_pos, dim] float32
     Raises: MissingHookError if `hook_v` of this layer was not captured; HookError for a head that does not exist, a
             narrowed capture, or a model that is split over processes.
     """
-    whole(cap)
+    require_complete(cap)
     if not 0 <= head < cap.config.n_heads:
         raise HookError(f"the model has heads 0 to {cap.config.n_heads - 1}, not {head}.")
     values = cap[f"blocks.{layer}.attn.hook_v"][capture_access.row_of(cap, row), :, head // cap.config.group_size]
@@ -130,22 +130,24 @@ def weighted_pattern(
     Source: arXiv 2004.10102; the residual path arXiv 2109.07152.
     Exact:  the keys' vectors, whose norms these are, sum to the head's output, or to the stream after attention.
     """
-    whole(cap)
+    require_complete(cap)
     row = capture_access.row_of(cap, row)
     attention, norms = [], []
     if head is not None:
-        lengths = transformed(model, cap, layer, head, row=row).norm(dim=-1)  # [key_pos]
+        lengths = transformed_values(model, cap, layer, head, row=row).norm(dim=-1)  # [key_pos]
         for _, pattern in pattern_blocks(cap, layer, heads=[head]):
             attention.append(pattern[row, 0])
             norms.append(pattern[row, 0] * lengths)
         return WeightedPattern(layer, head, frozen(torch.cat(attention)), frozen(torch.cat(norms)))
-    products = torch.cat([part @ part.mT for part in _all_heads(model, cap, layer, row)])  # [key_pos, head, head]
+    products = torch.cat(
+        [part @ part.mT for part in _transformed_blocks(model, cap, layer, row)]
+    )  # [key_pos, head, head]
     for queries, pattern in pattern_blocks(cap, layer):
         weights = pattern[row]  # [head, query_pos, key_pos]
         squares = torch.einsum("hqk,khg,gqk->qk", weights, products, weights)
         norm = squares.clamp(min=0).sqrt()
         at = torch.arange(len(queries), device=queries.device)
-        norm[at, queries] = _own(model, cap, layer, row, queries, weights).norm(dim=-1)
+        norm[at, queries] = _own_part(model, cap, layer, row, queries, weights).norm(dim=-1)
         attention.append(weights.mean(0))
         norms.append(norm)
     return WeightedPattern(layer, None, frozen(torch.cat(attention)), frozen(torch.cat(norms)))
@@ -160,14 +162,17 @@ def first_token(model: Transformer, cap: Capture) -> FirstToken:
     Raises: HookError for prompts of one token, or as `transformed`.
     Source: arXiv 2004.10102, which finds the most attended special tokens to have the shortest values.
     """
-    whole(cap)
+    require_complete(cap)
     batch, seqlen = cap.tokens.shape
     if seqlen < 2:
         raise HookError("a prompt of one token looks at the first alone; give at least two tokens.")
     means: dict[str, list[Tensor]] = {"attention": [], "weighted": [], "value": []}
-    for layer in _layers(cap):
+    for layer in _require_all_layers(cap):
         lengths = torch.stack(
-            [torch.cat([part.norm(dim=-1) for part in _all_heads(model, cap, layer, row)]).T for row in range(batch)]
+            [
+                torch.cat([part.norm(dim=-1) for part in _transformed_blocks(model, cap, layer, row)]).T
+                for row in range(batch)
+            ]
         )  # [batch, head, key_pos]
         sums = {"attention": 0.0, "weighted": 0.0}
         for _, pattern in pattern_blocks(cap, layer, queries=range(1, seqlen)):
@@ -191,13 +196,13 @@ def context_mixing(model: Transformer, cap: Capture) -> ContextMixing:
     Source: arXiv 2109.07152.
     Exact:  own and others' parts sum to the stream after attention.
     """
-    whole(cap)
+    require_complete(cap)
     layers = []
-    for layer in _layers(cap):
+    for layer in _require_all_layers(cap):
         stream = cap[f"blocks.{layer}.hook_resid_mid"].float()
         blocks = []
         for queries, pattern in pattern_blocks(cap, layer):
-            own = torch.stack([_own(model, cap, layer, row, queries, pattern[row]) for row in range(len(stream))])
+            own = torch.stack([_own_part(model, cap, layer, row, queries, pattern[row]) for row in range(len(stream))])
             others = (stream[:, queries] - own).norm(dim=-1)
             blocks.append(others / (others + own.norm(dim=-1)))
         layers.append(torch.cat(blocks, -1))
@@ -207,7 +212,7 @@ def context_mixing(model: Transformer, cap: Capture) -> ContextMixing:
 # --- shared with `probes.flow.information_flow_routes` -------------------------------------------------------
 
 
-def whole(cap: Capture) -> None:
+def require_complete(cap: Capture) -> None:
     """Refuse a capture in which some parts of a stream are missing. Raises: HookError"""
     capture_access.whole(cap, "what attention moves")
     capture_access.unpadded(cap)
@@ -215,30 +220,30 @@ def whole(cap: Capture) -> None:
         raise HookError("the parts of a stream need every head; capture without heads=.")
 
 
-def by_head(cap: Capture, layer: int, row: int) -> Tensor:
+def values_by_head(cap: Capture, layer: int, row: int) -> Tensor:
     """Every query head's values, those of its group. Shapes: -> [key_pos, head, head_dim] float32"""
     values = cap[f"blocks.{layer}.attn.hook_v"][row].float()
     return values.repeat_interleave(cap.config.group_size, 1)
 
 
-def _layers(cap: Capture) -> tuple[int, ...]:
+def _require_all_layers(cap: Capture) -> tuple[int, ...]:
     layers = capture_access.layers(cap, PATTERN)
     if layers != tuple(range(cap.config.n_layers)):
         raise HookError("this compares all layers; capture without layers=.")
     return layers
 
 
-def _all_heads(model: Transformer, cap: Capture, layer: int, row: int) -> Iterator[Tensor]:
+def _transformed_blocks(model: Transformer, cap: Capture, layer: int, row: int) -> Iterator[Tensor]:
     """All heads' transformed values, block of keys by block. Shapes: -> [key_pos, head, dim]"""
     weight = head_writer(model, layer)
     step = max(1, _BLOCK_BYTES // (4 * cap.config.n_heads * cap.config.dim))
-    for values in by_head(cap, layer, row).split(step):
+    for values in values_by_head(cap, layer, row).split(step):
         yield torch.einsum("khd,ehd->khe", values, weight)
 
 
-def _own(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor, weights: Tensor) -> Tensor:
+def _own_part(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor, weights: Tensor) -> Tensor:
     """Each query's own part of its stream. Shapes: weights [head, query_pos, key_pos] -> [query_pos, dim]"""
     self_attention = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
-    read = self_attention.unsqueeze(-1) * by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
+    read = self_attention.unsqueeze(-1) * values_by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
     added = read.flatten(1) @ head_writer(model, layer).flatten(1).T
     return cap[f"blocks.{layer}.hook_resid_pre"][row, queries].float() + added

@@ -104,27 +104,29 @@ def ablation_effect(
         layers = sorted({layer for heads in sets for layer, _ in heads})
         _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in layers])
         means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in layers}
-    base = _measured(model, tokens, target)
+    base = _target_values(model, tokens, target)
     without = []
     for heads in sets:
-        with model.intervene(*_removals(heads, means)):
-            without.append(_measured(model, tokens, target))
+        with model.intervene(*_head_ablations(heads, means)):
+            without.append(_target_values(model, tokens, target))
     head_sets = tuple(tuple(heads) for heads in sets)
     return AblationEffect(head_sets, frozen(base), frozen(torch.stack(without)), replacement)
 
 
-def _removals(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Intervention]:
+def _head_ablations(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Intervention]:
     interventions: list[Intervention] = []
     for layer in sorted({layer for layer, _ in heads}):
         layer_heads = sorted({head for head_layer, head in heads if head_layer == layer})
         hook = f"blocks.{layer}.attn.hook_z"
         interventions.append(
-            wb.Patch(hook, means[layer][:, :, layer_heads], heads=layer_heads) if means else wb.Ablate(hook, heads=layer_heads)
+            wb.Patch(hook, means[layer][:, :, layer_heads], heads=layer_heads)
+            if means
+            else wb.Ablate(hook, heads=layer_heads)
         )
     return interventions
 
 
-def _measured(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
+def _target_values(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
     values = target(model(tokens), tokens)
     if values.shape != tokens.shape[:1]:
         raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
@@ -192,14 +194,19 @@ def induction_ablation(
     """
     if block < 2 or n_draws < 1:
         raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
-    chosen = _found(model, block, batch, seed) if heads is None else sorted(set(heads))
+    chosen = _induction_heads(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
     all_heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
     candidates = [head for head in all_heads if head not in {*chosen, *apart_from}]
     if len(candidates) < len(chosen):
-        raise HookError(f"{len(chosen)} heads were chosen and only {len(candidates)} are left to compare with; choose fewer.")
+        raise HookError(
+            f"{len(chosen)} heads were chosen and only {len(candidates)} are left to compare with; choose fewer."
+        )
     rng = np.random.default_rng(seed)
-    others = [tuple(sorted(candidates[i] for i in rng.choice(len(candidates), len(chosen), replace=False))) for _ in range(n_draws)]
+    others = [
+        tuple(sorted(candidates[i] for i in rng.choice(len(candidates), len(chosen), replace=False)))
+        for _ in range(n_draws)
+    ]
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed + 1)
     ablated = ablation_effect(model, tokens, [chosen, *others], target=copy_loss(block), replacement=replacement)
     effect, random = ablated.effect[0], ablated.effect[1:]
@@ -209,7 +216,7 @@ def induction_ablation(
     )
 
 
-def _found(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
+def _induction_heads(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
     blocks = sorted({max(2, block * part // 8) for part in (4, 5, 6, 8)})
     scores = repeat_scores(model, blocks=blocks, batch=max(1, batch // 4), seed=seed)
     heads = catalogue(scores, rules={"induction": RULES["induction"]}).of("induction")
@@ -217,7 +224,7 @@ def _found(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
         mean = scores.mean("induction")
         strongest = tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
         raise HookError(
-            f"no head's induction score reaches {RULES['induction'].least}; the strongest is {label([strongest])} "
+            f"no head's induction score reaches {RULES['induction'].threshold}; the strongest is {label([strongest])} "
             f"with {mean.max():.3f}. Name the heads to take away."
         )
     return heads

@@ -12,7 +12,9 @@ def induction_ablation(result: InductionAblation, *, theme: Theme = "light", sta
     n_heads = f"{len(result.heads)} head{'s' if len(result.heads) > 1 else ''}"
     random = result.random.mean(1)
     for name, values, colour in (("chosen", result.effect, COLOURS[1]), ("random", random, COLOURS[0])):
-        label = f"the chosen {n_heads}, by prompt" if name == "chosen" else f"{len(random)} random draws of {n_heads}, mean"
+        label = (
+            f"the chosen {n_heads}, by prompt" if name == "chosen" else f"{len(random)} random draws of {n_heads}, mean"
+        )
         fig.add_box(
             y=values, name=label, boxpoints="all", jitter=0.4, pointpos=0, marker={"color": colour}, showlegend=False,
             hovertemplate="%{y:.4f} nats<extra></extra>",

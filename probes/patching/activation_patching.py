@@ -28,14 +28,14 @@ from workbench.model import Transformer
 What = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"]
 Direction = Literal["denoise", "noise"]
 
-HEADS = ("heads", "heads_by_position")
+HEAD_KINDS = ("heads", "heads_by_position")
 SITES: Mapping[str, str] = {
     **{name: f"hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
-    **dict.fromkeys(HEADS, "attn.hook_z"),
+    **dict.fromkeys(HEAD_KINDS, "attn.hook_z"),
 }
 """The hook point behind each kind of patch. `heads` patches a head's z at all positions at once."""
 
-BUDGET = 4096
+MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Patching(Result):
         """Shapes: weights [..., prompt] -> [..., layer, head, pos]"""
         numerator = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
         denominator = (weights @ (self.clean - self.corrupted))[..., None, None, None]
-        return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0) + 0.0  # no -0
+        return (
+            np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0) + 0.0
+        )  # no -0
 
     def interval(self, *, level: float = LEVEL, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Both ends of a bootstrap interval of `restored` over prompts; NaN for a single prompt.
@@ -119,7 +121,7 @@ def patching(
     *,
     direction: Direction = "denoise",
     layers: Sequence[int] | None = None,
-    budget: int = BUDGET,
+    budget: int = MAX_TOKENS,
 ) -> Patching:
     """The target under every patch of one kind: by layer and position, by head, or by head and position.
 
@@ -134,12 +136,12 @@ def patching(
     Exact:  the same as a whole run with a `workbench.Patch`; every resid_post position that the target reads,
             patched after the last layer, restores 1; positions before the first differing token restore 0.
     """
-    chosen, run = _layers(model, layers), _Runs.of(model, pair, what, direction)
+    chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     n_prompts, n_pos = pair.clean.shape
     batch, n_layers = max(1, budget // (n_prompts * n_pos)), model.config.n_layers
     patched, layer_runs = [], 2 * n_prompts * n_layers
     for layer in chosen:
-        values = run.own.expand(len(run.places), -1).clone()  # [place, prompt]
+        values = run.own_target.expand(len(run.places), -1).clone()  # [place, prompt]
         effective = [i for i, (_, pos) in enumerate(run.places) if pos < 0 or pos >= pair.first]
         for start in range(0, len(effective), batch):
             chunk = effective[start : start + batch]
@@ -157,7 +159,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Runs:
+class _PatchRuns:
     """The run that is patched, the one that patches come from, and both targets."""
 
     model: Transformer
@@ -167,11 +169,11 @@ class _Runs:
     direction: Direction
     base: Capture
     source: Capture
-    own: Tensor
-    other: Tensor
+    own_target: Tensor
+    source_target: Tensor
 
     @classmethod
-    def of(cls, model: Transformer, pair: Pair, what: What, direction: Direction) -> "_Runs":
+    def of(cls, model: Transformer, pair: Pair, what: What, direction: Direction) -> "_PatchRuns":
         if what not in SITES or direction not in ("denoise", "noise"):
             raise HookError(
                 f"patches are of {', '.join(SITES)}, to denoise or to noise; found {what!r}, {direction!r}."
@@ -182,14 +184,14 @@ class _Runs:
             # Position by position each stream is what enters the next layer: a run can go on from there.
             stream_hooks = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
             logits, base = model.run_with_capture(tokens, stream_hooks)
-            own = _number(pair.target(logits, tokens), tokens)
+            own = _target_values(pair.target(logits, tokens), tokens)
             logits, source = model.run_with_capture(source_tokens, f"blocks.*.{SITES[what]}")
-            other = _number(pair.target(logits, source_tokens), source_tokens)
+            other = _target_values(pair.target(logits, source_tokens), source_tokens)
         return cls(model, tokens, pair.target, what, direction, base, source, own, other)
 
     @property
     def heads(self) -> tuple[int, ...]:
-        return tuple(range(self.model.config.n_heads)) if self.what in HEADS else (-1,)
+        return tuple(range(self.model.config.n_heads)) if self.what in HEAD_KINDS else (-1,)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -201,30 +203,37 @@ class _Runs:
 
     def patched(self, layer: int, places: Sequence[Place]) -> Tensor:
         """The target with each of some patches of one layer. Shapes: -> float64 [place, prompt]"""
-        return torch.stack([self.measured(rows) for rows in self.normed(layer, places).split(len(self.tokens))])
+        return torch.stack(
+            [self.target_values(rows) for rows in self.patched_stream(layer, places).split(len(self.tokens))]
+        )
 
-    def normed(self, layer: int, places: Sequence[Place]) -> Tensor:
+    def patched_stream(self, layer: int, places: Sequence[Place]) -> Tensor:
         """The last stream, normalised, with each of some patches of one layer. Shapes: -> [place * prompt, pos, dim]"""
         name, times = f"blocks.{layer}.{SITES[self.what]}", len(places)
-        replacement = self.source[name].repeat(times, *[1] * (self.source[name].dim() - 1))  # [place * prompt, pos, ...]
+        replacement = self.source[name].repeat(
+            times, *[1] * (self.source[name].dim() - 1)
+        )  # [place * prompt, pos, ...]
         chosen = _mask(replacement, places)
 
         def edit(_: Site, x: Tensor) -> Tensor:
             return torch.where(chosen, replacement, x)
 
         with hook_points.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
-            return self.model.forward_from_layer(self.entering(layer).repeat(times, 1, 1), layer)
+            return self.model.forward_from_layer(self.stream_before(layer).repeat(times, 1, 1), layer)
 
-    def entering(self, layer: int) -> Tensor:
+    def stream_before(self, layer: int) -> Tensor:
         """The unpatched stream that enters a layer. Shapes: -> [prompt, pos, dim]"""
         return self.base["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
 
-    def measured(self, normed: Tensor) -> Tensor:
+    def target_values(self, normed: Tensor) -> Tensor:
         """The target of one set of prompts. Shapes: [prompt, pos, dim] -> [prompt]"""
         if isinstance(self.target, LogitDifference):
             position = self.target.place(normed.shape[1])
-            return _number(self.target.at(self.model.unembed(normed[:, position : position + 1], start=position)[:, 0]), self.tokens)
-        return _number(self.target(self.model.unembed(normed), self.tokens), self.tokens)
+            return _target_values(
+                self.target.at(self.model.unembed(normed[:, position : position + 1], start=position)[:, 0]),
+                self.tokens,
+            )
+        return _target_values(self.target(self.model.unembed(normed), self.tokens), self.tokens)
 
 
 def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
@@ -238,7 +247,7 @@ def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
     return mask.repeat_interleave(len(x) // len(places), 0)
 
 
-def _layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]:
+def _checked_layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]:
     model_layers = range(model.config.n_layers)
     chosen = tuple(model_layers) if layers is None else tuple(sorted(set(layers)))
     if not chosen or any(layer not in model_layers for layer in chosen):
@@ -246,17 +255,19 @@ def _layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]
     return chosen
 
 
-def _number(values: Tensor, tokens: Tensor) -> Tensor:
+def _target_values(values: Tensor, tokens: Tensor) -> Tensor:
     if values.shape != tokens.shape[:1]:
         raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
     return values.double().cpu()
 
 
 def _result(
-    run: _Runs, layers: tuple[int, ...], patched: Tensor, how: tuple[Literal["exact", "gradient"], int, int]
+    run: _PatchRuns, layers: tuple[int, ...], patched: Tensor, how: tuple[Literal["exact", "gradient"], int, int]
 ) -> Patching:
     """Shapes: patched [layer, head * pos, prompt]"""
-    corrupted, clean = (run.own, run.other) if run.direction == "denoise" else (run.other, run.own)
+    corrupted, clean = (
+        (run.own_target, run.source_target) if run.direction == "denoise" else (run.source_target, run.own_target)
+    )
     values = patched.unflatten(1, (len(run.heads), len(run.positions)))
     return Patching(
         run.what, run.direction, how[0], layers, run.heads, run.positions,

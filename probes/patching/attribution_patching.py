@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from probes.base.result import Result, frozen, tidy
-from probes.patching.activation_patching import SITES, Direction, Patching, What, _layers, _result, _Runs
+from probes.patching.activation_patching import SITES, Direction, Patching, What, _checked_layers, _PatchRuns, _result
 from probes.patching.prompt_pairs import Pair
 from workbench.errors import HookError
 from workbench.hooks import hook_points
@@ -34,7 +34,7 @@ def attribution_patching(
     Source: Nanda 2023, arXiv 2310.10348.
     Exact:  for a target that is linear in the activation, such as a logit in what enters the unembedding.
     """
-    chosen, run = _layers(model, layers), _Runs.of(model, pair, what, direction)
+    chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     names = [f"blocks.{layer}.{SITES[what]}" for layer in chosen]
     # A leaf at the embedding makes everything above it part of the graph, whether or not weights want gradients.
     leaf = Subscription(frozenset(["hook_embed"]), edit=lambda _, x: x.detach().requires_grad_())
@@ -50,7 +50,7 @@ def attribution_patching(
             rise = rise.sum(1)  # [prompt, head]
         elif what == "heads_by_position":
             rise = rise.transpose(1, 2).flatten(1)  # [prompt, head * pos]
-        patched.append(run.own + rise.T.double().cpu())
+        patched.append(run.own_target + rise.T.double().cpu())
     n_prompts, n_layers = len(pair.clean), model.config.n_layers
     # A backward counts as two forwards. Naive is what running every patch would take.
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
@@ -100,6 +100,12 @@ def gradient_error(exact: Patching, estimate: Patching) -> GradientError:
     exact_shares, estimated_shares = exact.restored, estimate.restored
     error = np.abs(estimated_shares - exact_shares)
     spread = exact_shares.std() * estimated_shares.std()
-    correlation = float(((exact_shares - exact_shares.mean()) * (estimated_shares - estimated_shares.mean())).mean() / spread) if spread > 0 else np.nan
+    correlation = (
+        float(((exact_shares - exact_shares.mean()) * (estimated_shares - estimated_shares.mean())).mean() / spread)
+        if spread > 0
+        else np.nan
+    )
     places = (exact.what, exact.layers, exact.heads, exact.positions)
-    return GradientError(*places, frozen(exact_shares), frozen(estimated_shares), float(error.max()), float(error.mean()), correlation)
+    return GradientError(
+        *places, frozen(exact_shares), frozen(estimated_shares), float(error.max()), float(error.mean()), correlation
+    )

@@ -49,7 +49,7 @@ def patching(
     """
     title = _title(result)
     if result.what == "heads":
-        return _squares(result, title, theme, stamp)
+        return _head_grid(result, title, theme, stamp)
     z = result.moved.reshape(-1, len(result.positions)).astype(np.float32)  # [layer * head, pos]
     rows: list[str] | list[int] = list(result.layers)
     if result.heads != (-1,):
@@ -92,7 +92,9 @@ def logit_paths(
     )  # fmt: skip
     fig.update_xaxes(title="token looked at", type="category", showgrid=False, tickangle=-60, nticks=40)
     fig.update_yaxes(title="head", type="category", dtick=1, showgrid=False, autorange="reversed")
-    what = f"token {result.target}" if isinstance(result.target, int) else "token {} less token {}".format(*result.target)
+    what = (
+        f"token {result.target}" if isinstance(result.target, int) else "token {} less token {}".format(*result.target)
+    )
     title = f"What heads carry to the logit of {what}, at position {result.position}"
     return finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
@@ -101,10 +103,10 @@ def path_patching(result: PathPatching, *, theme: Theme = "light", stamp: Stamp 
     """The share of the target's difference that every sender moves by way of the receivers: a square per head."""
     where = "the logits" if not result.receivers else f"{label(result.receivers)} ({result.through})"
     verb = "restored" if result.direction == "denoise" else "lost"
-    return _squares(result, f"Target {verb} by what heads send to {where}", theme, stamp)
+    return _head_grid(result, f"Target {verb} by what heads send to {where}", theme, stamp)
 
 
-def _squares(result: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
+def _head_grid(result: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
     return atlas(result.moved[..., 0], title=title, unit=UNIT, difference=True, theme=theme, stamp=stamp, **axes)
 

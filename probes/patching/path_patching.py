@@ -21,7 +21,16 @@ from probes.base.head_names import Head
 from probes.base.result import Result, frozen, tidy
 from probes.logits.component_attribution import source_attribution
 from probes.logits.logit_attribution import Target
-from probes.patching.activation_patching import BUDGET, SITES, Direction, Patching, Place, _mask, _result, _Runs
+from probes.patching.activation_patching import (
+    MAX_TOKENS,
+    SITES,
+    Direction,
+    Patching,
+    Place,
+    _mask,
+    _PatchRuns,
+    _result,
+)
 from probes.patching.prompt_pairs import Pair
 from workbench.errors import HookError
 from workbench.hooks import hook_points
@@ -57,7 +66,7 @@ def path_patching(
     through: Through = "q",
     direction: Direction = "denoise",
     freeze_mlps: bool = False,
-    budget: int = BUDGET,
+    budget: int = MAX_TOKENS,
 ) -> PathPatching:
     """The target when every head's output is patched only as the receivers (no receivers: the logits) see it.
 
@@ -80,7 +89,7 @@ def path_patching(
         raise HookError("no head stands below layer 0; name a receiver in a later layer.")
     if through not in ("q", "k", "v"):
         raise HookError(f"receivers are reached through q, k or v; found {through!r}.")
-    run = _Runs.of(model, pair, "heads", direction)
+    run = _PatchRuns.of(model, pair, "heads", direction)
     layers = tuple(range(targets[-1][0] if targets else config.n_layers))
     _, base = model.run_with_capture(run.tokens, [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])])
     n_prompts, n_pos = pair.clean.shape
@@ -91,10 +100,12 @@ def path_patching(
         rows = []
         for start in range(0, config.n_heads, batch):
             chunk = run.places[start : start + batch]
-            normed, inputs = _sent(run, base, layer, chunk, [f"blocks.{at}.attn.hook_{through}" for at, _ in later])
+            normed, inputs = _run_patched_senders(
+                run, base, layer, chunk, [f"blocks.{at}.attn.hook_{through}" for at, _ in later]
+            )
             if targets:
-                normed = _received(run, later, inputs)
-            rows.append(torch.stack([run.measured(final) for final in normed.split(n_prompts)]))
+                normed = _run_patched_receivers(run, later, inputs)
+            rows.append(torch.stack([run.target_values(final) for final in normed.split(n_prompts)]))
             layers_run = config.n_layers - layer + (config.n_layers - later[0][0] if targets else 0)
             layer_runs += len(chunk) * n_prompts * layers_run
         patched.append(torch.cat(rows))
@@ -103,50 +114,52 @@ def path_patching(
     return PathPatching(**vars(result), receivers=targets, through=through, mlps_frozen=freeze_mlps)
 
 
-def _sent(
-    run: _Runs, base: Capture, layer: int, places: Sequence[Place], watched: Sequence[str]
+def _run_patched_senders(
+    run: _PatchRuns, base: Capture, layer: int, places: Sequence[Place], watched: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A run with some senders of a layer patched, a row for each, and all later heads held; what was watched in it.
 
     Shapes: -> [place * prompt, pos, dim], and tensors whose first axis is place * prompt
     """
-    later = [name for name in base.names if _after(name, layer)]
+    later = [name for name in base.names if _is_after_heads(name, layer)]
     watched_values: dict[str, Tensor] = {}
-    frozen_outputs = [Subscription(frozenset([name]), edit=partial(_instead, _rows(base[name], len(places)))) for name in later]
+    frozen_outputs = [
+        Subscription(frozenset([name]), edit=partial(_replace, _repeated(base[name], len(places)))) for name in later
+    ]
     watch = Subscription(frozenset(watched), observe=lambda site, x: watched_values.__setitem__(site.name, x))
     with hook_points.subscribe(run.model, *frozen_outputs, watch):
-        return run.normed(layer, places), watched_values
+        return run.patched_stream(layer, places), watched_values
 
 
-def _received(run: _Runs, receivers: Sequence[Head], inputs: dict[str, Tensor]) -> Tensor:
+def _run_patched_receivers(run: _PatchRuns, receivers: Sequence[Head], inputs: dict[str, Tensor]) -> Tensor:
     """A free run in which the receivers' inputs are those that were seen. Shapes: -> [place * prompt, pos, dim]"""
     first, group, edits = receivers[0][0], run.model.config.group_size, []
     for name, value in inputs.items():
         shared = 1 if name.endswith("hook_q") else group
         places = [(head // shared, -1) for layer, head in receivers if layer == hook_points.layer_of(name)]
         chosen = torch.stack([_mask(value[:1], [place]) for place in places]).any(0)
-        edits.append(Subscription(frozenset([name]), edit=partial(_where, chosen, value)))
+        edits.append(Subscription(frozenset([name]), edit=partial(_replace_where, chosen, value)))
     times = len(next(iter(inputs.values()))) // len(run.tokens)
     with hook_points.subscribe(run.model, *edits):
-        return run.model.forward_from_layer(_rows(run.entering(first), times), first)
+        return run.model.forward_from_layer(_repeated(run.stream_before(first), times), first)
 
 
-def _after(name: str, layer: int) -> bool:
+def _is_after_heads(name: str, layer: int) -> bool:
     """Whether a hook point comes after the heads of a layer."""
     at = hook_points.layer_of(name)
     assert at is not None
     return at > layer or (at == layer and name.endswith(MLP))
 
 
-def _instead(value: Tensor, _: Site, x: Tensor) -> Tensor:
+def _replace(value: Tensor, _: Site, x: Tensor) -> Tensor:
     return value
 
 
-def _where(chosen: Tensor, value: Tensor, _: Site, x: Tensor) -> Tensor:
+def _replace_where(chosen: Tensor, value: Tensor, _: Site, x: Tensor) -> Tensor:
     return torch.where(chosen, value, x)
 
 
-def _rows(x: Tensor, times: int) -> Tensor:
+def _repeated(x: Tensor, times: int) -> Tensor:
     """The prompts again for every place. Shapes: [prompt, ...] -> [place * prompt, ...]"""
     return x.repeat(times, *[1] * (x.dim() - 1))
 
@@ -242,7 +255,7 @@ def composition(model: Transformer) -> Composition:
     Source: Elhage et al. 2021.
     """
     weights.whole(model)
-    heads = [_matrices(model, layer) for layer in range(model.config.n_layers)]
+    heads = [_head_matrices(model, layer) for layer in range(model.config.n_layers)]
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
     scores = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))
     for reader_layer, (q, k, v, o) in enumerate(heads):
@@ -261,7 +274,7 @@ def composition(model: Transformer) -> Composition:
     return Composition(*(frozen(values) for values in scores), model.config.dim**-0.5)
 
 
-def _matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _head_matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer's W_Q, W_K, W_V with the norm's gain, and W_O transposed, by query head.
 
     Shapes: -> float64 [head, head_dim, dim], four of them
@@ -269,7 +282,10 @@ def _matrices(model: Transformer, layer: int) -> tuple[Tensor, Tensor, Tensor, T
     block, config = model.layers[layer], model.config
     gain = block.attention_norm.weight.double()
     attention = block.attention
-    q, k, v = ((weight.weight.double() * gain).unflatten(0, (-1, config.head_dim)) for weight in (attention.wq, attention.wk, attention.wv))
+    q, k, v = (
+        (weight.weight.double() * gain).unflatten(0, (-1, config.head_dim))
+        for weight in (attention.wq, attention.wk, attention.wv)
+    )
     o = attention.wo.weight.double().T.unflatten(0, (-1, config.head_dim))
     return q, k.repeat_interleave(config.group_size, 0), v.repeat_interleave(config.group_size, 0), o
 

@@ -57,7 +57,13 @@ def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp
     )  # fmt: skip
     fig.update_xaxes(title="frequency pair (fast to slow)", anchor="y2")
     fig.update_yaxes(title="contribution to the score", domain=[0.4, 1])
-    share_axis = {"title": "share of size", "domain": [0, 0.3], "rangemode": "tozero", "tickformat": ".2~%", "nticks": 4}
+    share_axis = {
+        "title": "share of size",
+        "domain": [0, 0.3],
+        "rangemode": "tozero",
+        "tickformat": ".2~%",
+        "nticks": 4,
+    }
     where = "" if result.distance is None else f" at distance {result.distance}"
     title = f"Layer {result.layer}, head {result.head}: pairs sum to the mean score {result.score:.3f}{where}"
     return finish(fig, "band_contribution", title, theme, stamp, yaxis2=share_axis, showlegend=False)
@@ -112,7 +118,7 @@ def what_if(
     return finish(fig, "what_if", title, theme, stamp, height=560)
 
 
-def turned(result: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
+def rotation_sensitivity(result: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
     """The atlas of what another rotation would move; `options` are `selected`, `theme` and `stamp`."""
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
     title = f"Attention that {other} would move, mean over queries"

@@ -25,10 +25,10 @@ __all__ = [
     "as_pairs",
     "band_scores",
     "decay",
-    "evenly",
+    "evenly_spaced",
     "model_frequencies",
     "rotated_scores",
-    "spread",
+    "log_spaced",
     "wavelengths",
     "what_if_frequencies",
     "yarn_temperature",
@@ -140,7 +140,7 @@ def decay(config: ModelConfig, *, distances: Sequence[int] | None = None) -> Dec
     Source: arXiv 2104.09864 section 3.4.3; 2405.14591.
     """
     if distances is None:
-        distances = spread(config.max_seq_len)
+        distances = log_spaced(config.max_seq_len)
     steps = torch.tensor(list(distances), dtype=torch.float64)
     angles = steps.unsqueeze(-1) * model_frequencies(config)  # [distance, pair]
     partial = torch.polar(torch.ones_like(angles), angles).cumsum(-1)
@@ -151,7 +151,7 @@ def decay(config: ModelConfig, *, distances: Sequence[int] | None = None) -> Dec
     )
 
 
-def spread(context: int, count: int = 512) -> list[int]:
+def log_spaced(context: int, count: int = 512) -> list[int]:
     """At most `count` distances: every small one, then ever wider apart, up to the context."""
     steps = np.unique(np.geomspace(1, context, count).round().astype(int)) - 1
     return [int(step) for step in steps]
@@ -201,8 +201,8 @@ def rotated_scores(
     return rotated(q, q_pos) @ rotated(k, k_pos).T / math.sqrt(q.shape[-1])
 
 
-def evenly(n: int, count: int) -> list[int]:
-    """At most `most` indices below n, evenly spaced, the first and the last among them."""
+def evenly_spaced(n: int, count: int) -> list[int]:
+    """At most `count` indices below n, evenly spaced, the first and the last among them."""
     if count >= n:
         return list(range(n))
     return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()

@@ -21,7 +21,7 @@ from probes.rope.formulas import (
     as_pairs,
     band_scores,
     decay,
-    evenly,
+    evenly_spaced,
     model_frequencies,
     rotated_scores,
     wavelengths,
@@ -184,7 +184,7 @@ def band_contribution(
     queries = used.any(1).nonzero().flatten().tolist()
     if not queries or (distance or 0) < 0:
         raise HookError(f"No query and key of the capture's {len(vectors.positions)} stand {distance} tokens apart.")
-    for query in (queries[i] for i in evenly(len(queries), max_queries)):
+    for query in (queries[i] for i in evenly_spaced(len(queries), max_queries)):
         keys = used[query]
         parts = band_scores(vectors.q[query], vectors.k[keys], distances[query, keys], freqs)  # [key_pos, pair]
         expected = scores[query, keys]
@@ -248,7 +248,7 @@ def relative_invariance(
     Source: arXiv 2104.09864; the bfloat16 angles of arXiv 2411.13476.
     """
     vectors = head_vectors(cap, layer, head, row=row)
-    chosen = torch.tensor(evenly(len(vectors.positions), max_positions))
+    chosen = torch.tensor(evenly_spaced(len(vectors.positions), max_positions))
     q, k, positions = vectors.q[chosen], vectors.k[chosen], vectors.positions[chosen]
     if shifts is None:
         shifts = [2**n for n in range(int(math.log2(max(1, cap.config.max_seq_len))) + 1)]
@@ -396,7 +396,9 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
 
     def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
         positions = vectors.positions
-        scores = rotated_scores(vectors.q, vectors.k, positions, positions, f, dtype=torch.float64, angles=torch.float64)
+        scores = rotated_scores(
+            vectors.q, vectors.k, positions, positions, f, dtype=torch.float64, angles=torch.float64
+        )
         return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
 
     return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))

@@ -21,7 +21,7 @@ from workbench.model import Transformer
 PLAIN = "plain"
 """Name of the run without interventions, with which the others are compared."""
 
-AT_ONCE = 256  # positions whose logits are held at once
+LOGIT_CHUNK = 256  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def token_losses(model: Transformer, windows: Tensor, *, batch_tokens: int = 8_1
         tokens = batch.to(model.device)
         hidden = model.hidden(tokens)
         losses = []
-        for start in range(0, tokens.shape[1] - 1, AT_ONCE):
-            targets = tokens[:, start + 1 : start + 1 + AT_ONCE]
+        for start in range(0, tokens.shape[1] - 1, LOGIT_CHUNK):
+            targets = tokens[:, start + 1 : start + 1 + LOGIT_CHUNK]
             logits = model.unembed(hidden[:, start : start + targets.shape[1]], start=start)
             losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none"))
         rows.append(torch.cat(losses, 1).cpu())
@@ -156,11 +156,11 @@ def _interval(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over windows with its 95% bounds. Shapes: [run, window, stretch] -> three of [run, stretch]"""
     n = x.shape[1]
     mean = x.mean(1)
-    margin = x.std(1) * student(n - 1) / math.sqrt(n) if n > 1 else torch.full_like(mean, math.nan)
+    margin = x.std(1) * t_quantile(n - 1) / math.sqrt(n) if n > 1 else torch.full_like(mean, math.nan)
     return mean, mean - margin, mean + margin
 
 
-def student(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
     """The 97.5% point of Student's t: tabled for few degrees of freedom, then Cornish and Fisher's series (to 0.2%)."""
     if degrees <= 4:
         return (12.706, 4.303, 3.182, 2.776)[degrees - 1]

@@ -13,7 +13,9 @@ def loss_by_position(
     """Every run's loss along the text with its interval; `change` draws the difference from the plain run instead."""
     fig = go.Figure()
     middle = (result.start + result.end - 1) / 2
-    values = (result.change, result.change_low, result.change_high) if change else (result.loss, result.low, result.high)
+    values = (
+        (result.change, result.change_low, result.change_high) if change else (result.loss, result.low, result.high)
+    )
     for i, name in enumerate(result.runs):
         if change and i == 0:
             continue  # 0 by definition
@@ -35,5 +37,7 @@ def loss_by_position(
     fig.update_yaxes(title="change of the loss (nats a token)" if change else "loss (nats a token)")
     n_windows = result.n_windows
     title = "Change of the loss by position" if change else "Loss by position"
-    title += f": {n_windows} window{'s' if n_windows != 1 else ''}" + (", 95% intervals" if n_windows > 1 else ", no interval")
+    title += f": {n_windows} window{'s' if n_windows != 1 else ''}" + (
+        ", 95% intervals" if n_windows > 1 else ", no interval"
+    )
     return finish(fig, "loss_by_position", title, theme, stamp)

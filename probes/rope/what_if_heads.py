@@ -26,7 +26,7 @@ class RotationSensitivity(Result):
     """
 
     AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
-    FIGURE = "probes.rope.figures.turned"
+    FIGURE = "probes.rope.figures.rotation_sensitivity"
     UNITS = "share of attention that lands elsewhere, 0 to 1"
 
     layers: tuple[int, ...]

@@ -139,7 +139,7 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, cap: Capture, tokens: 
         information_flow_routes.attention_contributions(tiny_model, cap, 0, queries=(24,))
     with torch.no_grad():
         _, some = tiny_model.run_with_capture(tokens, information_flow_routes.HOOKS, layers=[0, 1])
-        _, bare = tiny_model.run_with_capture(tokens, information_flow_routes.WEIGHTED)
+        _, bare = tiny_model.run_with_capture(tokens, information_flow_routes.VALUE_HOOKS)
     with pytest.raises(HookError, match="without layers="):
         information_flow_routes.routes(tiny_model, some)
     with pytest.raises(MissingHookError, match="mlp_out"):

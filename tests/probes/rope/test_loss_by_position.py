@@ -55,7 +55,7 @@ def test_losses_are_the_models_own_and_do_not_depend_on_the_slicing(
         logprobs = tiny_model(tokens).log_softmax(-1)
     expected = -logprobs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
     assert torch.allclose(loss_by_position.token_losses(tiny_model, tokens), expected, atol=1e-5)
-    monkeypatch.setattr(loss_by_position, "AT_ONCE", 5)
+    monkeypatch.setattr(loss_by_position, "LOGIT_CHUNK", 5)
     assert torch.allclose(loss_by_position.token_losses(tiny_model, tokens, batch_tokens=1), expected, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_means_and_changes_by_hand(
 def test_students_t_against_scipy() -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy comes with lm-eval")
     for degrees in (1, 2, 3, 4, 5, 8, 15, 40, 1000):
-        assert loss_by_position.student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
+        assert loss_by_position.t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 
 
 def test_a_scaling_that_changes_nothing_changes_no_loss(tiny_model: Transformer, tokens: torch.Tensor) -> None:
