@@ -1,4 +1,4 @@
-"""Plotly figures of where heads look, of their types and of ablations."""
+"""Plotly figures of head metrics, scores and types."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +27,13 @@ from probes.base.drawing import (
 def query_metrics(
     result: QueryMetrics, name: str = "entropy", *, row: int = 0, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """One metric of one layer, head by head and query by query."""
+    """One metric of one layer, by head and query."""
     unit = METRICS[name]
     fig = go.Figure(
         go.Heatmap(
-            x=result.queries, y=list(result.heads), z=result.values[name][row].astype(np.float32), colorscale=SEQUENTIAL,
-            colorbar=colour_bar(unit), hovertemplate="head %{y} · query %{x}<br>%{z:.4g}<extra></extra>",
+            x=result.queries, y=list(result.heads), z=result.values[name][row].astype(np.float32),
+            colorscale=SEQUENTIAL, colorbar=colour_bar(unit),
+            hovertemplate="head %{y} · query %{x}<br>%{z:.4g}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="query (position)", showgrid=False)
@@ -42,32 +43,32 @@ def query_metrics(
 
 
 def induction_scores(result: InductionScores, **options: Any) -> go.Figure:
-    """The atlas of induction on random blocks; `options` are `selected`, `theme` and `stamp`."""
+    """Head grid of induction on random blocks; `options` are `selected`, `theme` and `stamp`."""
     n_layers, n_heads = result.induction.shape
     axes = {"heads": range(n_heads), "layers": range(n_layers), "group_size": result.group_size}
-    title = f"Induction on blocks of {result.block}: even attention would give {result.chance:.3f}"
+    title = f"Induction on blocks of {result.block}: uniform attention scores {result.chance:.3f}"
     return atlas(result.induction, title=title, unit="probability", **axes, **options)
 
 
 def strongest_keys(
     result: StrongestKeys, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """The weights of the keys that one query looks at most.
+    """Attention weights of one query's strongest keys.
 
-    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
+    Shapes: labels [pos], one for each position from 0, unique and escaped; default: the position numbers
     """
     token_names = position_names(labels, result.query + 1)
     names = [token_names[key] for key in result.keys]
     hover = "key %{x}: %{y:.4f}<extra></extra>"
     fig = go.Figure(go.Bar(x=names, y=result.weights, marker={"color": COLOURS[0]}, hovertemplate=hover))
-    fig.update_xaxes(title="key, the strongest first", type="category")
+    fig.update_xaxes(title="key, strongest first", type="category")
     fig.update_yaxes(title="attention weight", rangemode="tozero")
     title = f"Layer {result.layer}, head {result.head}: the keys of query {result.query}"
     return finish(fig, "strongest_keys", title, theme, stamp)
 
 
 def head_scores(result: HeadScores, name: str = "", *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The heads with the highest mean of one score (the first, where none is named), with their intervals."""
+    """Heads with the highest mean of one score, with intervals. Default: the first score."""
     name = name or next(iter(result.values))
     mean, (low, high) = result.mean(name), result.interval(name)
     order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), axis=None, kind="stable")[:MOST_BARS]
@@ -84,7 +85,7 @@ def head_scores(result: HeadScores, name: str = "", *, theme: Theme = "light", s
 
 
 def group_similarity(result: GroupSimilarity, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Layer by layer: how far apart heads look that share a key/value head, and heads that do not."""
+    """Pattern distance by layer, for heads that share a key/value head and for heads that do not."""
     fig = go.Figure()
     pairs = {"heads of one group": result.within, "heads of different groups": result.across}
     for i, (name, values) in enumerate(pairs.items()):
@@ -92,11 +93,11 @@ def group_similarity(result: GroupSimilarity, *, theme: Theme = "light", stamp: 
         fig.add_bar(x=list(result.layers), y=values, name=name, marker={"color": COLOURS[i]}, hovertemplate=hover)
     fig.update_xaxes(title="layer", dtick=max(1, len(result.layers) // 8))
     fig.update_yaxes(title="Jensen-Shannon distance (0 to 1)", rangemode="tozero")
-    return finish(fig, "group_similarity", "How differently heads look: mean over pairs and queries", theme, stamp)
+    return finish(fig, "group_similarity", "Distance between heads: mean over pairs and queries", theme, stamp)
 
 
 def catalogue(result: Catalogue, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """A square per head: its types, coloured by the first of them; grey where there is none."""
+    """A square per head with its types, coloured by the first one; grey if it has none."""
     kinds = list(result.rules)
     of_type = np.stack([result.is_type(kind) for kind in kinds])  # [type, layer, head]
     n_layers, n_heads = of_type.shape[1:]
@@ -125,7 +126,7 @@ def catalogue(result: Catalogue, *, theme: Theme = "light", stamp: Stamp | None 
 
 
 def head_metric(result: HeadMetrics, name: str = "entropy", **options: Any) -> go.Figure:
-    """The atlas of one column of `HeadMetrics.frame()`; `options` are `selected`, `theme` and `stamp`."""
+    """Head grid of one column of `HeadMetrics.frame()`; `options` are `selected`, `theme` and `stamp`."""
     unit = METRICS[name]
     title = f"{unit[0].upper()}{unit[1:]}, mean over {result.n_queries} queries"
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}

@@ -1,4 +1,4 @@
-"""Plotly figures of what keys receive."""
+"""Plotly figures of the attention that keys receive, and of mean maps."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -6,11 +6,11 @@ import plotly.graph_objects as go
 from probes.attention.key_mass import KeyMass, MeanMap
 from probes.base.drawing import SEQUENTIAL, Stamp, Theme, colour_bar, finish
 
-MAX_CELLS = 100_000  # of a heat map, within a figure's budget
+MAX_CELLS = 100_000  # of a heat map, within the size limit of a figure
 
 
 def key_mass(result: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Every head's mean attention to every key; of a long prompt, the most that a key of each tile receives."""
+    """Mean attention of each head to each key; for a long prompt, the maximum of each tile of keys."""
     rows = result.mean.reshape(-1, result.mean.shape[-1])
     n_keys = rows.shape[-1]
     factor = max(1, -(-rows.size // MAX_CELLS))
@@ -30,7 +30,7 @@ def key_mass(result: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = N
 
 
 def mean_map(result: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Where a head looks; blank after the query. The colours are logarithmic, as a sink would hide all else."""
+    """Mean map of one head; blank after the query. The colours are logarithmic; otherwise a sink hides all else."""
     starts = np.arange(len(result.weights)) * result.factor
     fig = go.Figure(
         go.Heatmap(

@@ -1,4 +1,4 @@
-"""Figures of one head's map."""
+"""Plotly figure of a head map."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def head_map(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """Where each query looks: the causal mask and the first `hide_first` keys are blank, never 0.
+    """Attention of each query to each key. The causal mask and the first `hide_first` keys are blank, not 0.
 
-    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
+    Shapes: labels [pos], one for each position from 0, unique and escaped; default: the position numbers
     """
     z = np.array(result.weights, dtype=np.float32)
     names = result.labels(position_names(labels, result.stop))

@@ -1,4 +1,4 @@
-"""One head's pattern in two captures, and their difference, beside each other."""
+"""Plotly figure of one head's pattern in two captures, with their difference, side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ GAP = 0.07  # between two maps, as a share of the figure's width
 
 
 def difference(a: HeadMap, b: HeadMap, shared: int) -> np.ndarray:
-    """B's weights less A's, where both hold the same position below `shared`; the causal part stays NaN.
+    """B's weights minus A's, for the positions below `shared` that both have; masked cells stay NaN.
 
     Shapes: -> [query, key] of unpooled maps that begin at the same position
     """
@@ -34,10 +34,10 @@ def side_by_side(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """A and B on one scale from 0, and B less A on a symmetric one; blank after the query, and where nothing is shared.
+    """A and B on one scale from 0, and B minus A on a symmetric scale, for the common prefix; blank after the query.
 
-    shared: how many of the tokens both begin with; where it is 0, no difference is drawn.
-    Shapes: labels [pos], one for every position from 0, unique and escaped
+    shared: length of the common token prefix; if it is 0, no difference is drawn.
+    Shapes: labels [pos], one for each position from 0, unique and escaped
     """
     change = difference(a, b, shared)
     names = [side.labels(position_names(labels, side.stop)) for side, labels in ((a, labels_a), (b, labels_b))]
@@ -66,7 +66,7 @@ def _map(z: np.ndarray, names: Sequence[str], column: int) -> dict[str, Any]:
 
 
 def _columns(titles: Sequence[str]) -> dict[str, Any]:
-    """Axes side by side, each with its title above: what `make_subplots` gives, in a fifth of its time."""
+    """Axes side by side, each with a title above it. Same result as `make_subplots`, five times as fast."""
     width = (1 - GAP * (len(titles) - 1)) / len(titles)
     layout: dict[str, Any] = {"annotations": []}
     ticks = {"type": "category", "showgrid": False, "nticks": 12}

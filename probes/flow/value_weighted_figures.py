@@ -1,4 +1,4 @@
-"""Plotly figures of what attention moves."""
+"""Plotly figures of value-weighted attention."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,7 +14,7 @@ from probes.flow.value_weighted import ContextMixing, FirstToken, WeightedPatter
 def weighted_pattern(
     result: WeightedPattern, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """What every query receives from every key, as shares of its row's norms. Shapes: labels [pos], unique, escaped"""
+    """Share of each key in the norms of each query's row. Shapes: labels [pos], unique, escaped"""
     fig = token_map(result.share, labels, "share of the norms")
     who = "all heads and the residual" if result.head is None else f"head {result.head}"
     title = f"Norms of what is moved: layer {result.layer}, {who}"
@@ -28,13 +28,13 @@ def first_token(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The first token's share of every head, by weight, by what is moved, or what the second takes from the first."""
+    """The first token's share by attention weight, by norm of what is moved, or norm minus attention, for each head."""
     values = result.weighted - result.attention if show == "difference" else getattr(result, show)
     n_layers, n_heads = values.shape
     titles = {
         "attention": "Attention to the first token",
         "weighted": "The first token's share of what is moved",
-        "difference": "The first token: share of what is moved less attention",
+        "difference": "The first token: share of what is moved minus attention",
     }
     return atlas(
         values, title=titles[show], unit="share", heads=range(n_heads), layers=range(n_layers),
@@ -50,7 +50,7 @@ def context_mixing(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """How much came from other positions, layer by layer and token by token. Shapes: labels [pos], unique, escaped"""
+    """Share from other positions, by layer and token. Shapes: labels [pos], unique, escaped"""
     z = result.ratio[:, row].astype(np.float32)  # [layer, pos]
     names = position_names(labels, z.shape[1])
     fig = go.Figure(
@@ -61,4 +61,4 @@ def context_mixing(
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    return finish(fig, "context_mixing", "What attention brought from other positions", theme, stamp)
+    return finish(fig, "context_mixing", "Share that attention brings from other positions", theme, stamp)

@@ -1,7 +1,7 @@
-"""What heads do: take some away, and see what becomes of a loss or of any other number.
+"""Head ablation: the change of a loss, or of any other number, when heads are removed.
 
-Reading a pattern shows where a head looks; whether the model relies on it shows only when it is gone. Removing any
-head moves a model, so the effect of chosen heads is set beside that of as many others, drawn at random.
+A pattern shows where a head looks; only ablation shows whether the model relies on it. Removing any head changes a
+model, so the effect of the chosen heads is compared with that of as many other heads, drawn at random.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Replacement = Literal["zero", "mean"]
 
 
 def copy_loss(block: int) -> Target:
-    """The loss on the second copy of repeated blocks, its first token left out: nothing announces that one.
+    """The loss on the second copy of repeated blocks, without its first token, which cannot be predicted.
 
     Shapes: the target's logits [prompt, pos, vocab], tokens [prompt, pos] -> [prompt]
     Units:  nats per token.
@@ -46,11 +46,11 @@ def copy_loss(block: int) -> Target:
 
 @dataclass(frozen=True)
 class AblationEffect(Result):
-    """A target without each set of heads, prompt by prompt: `base` [prompt], `without` [set, prompt]."""
+    """A target with all heads, `base` [prompt], and without each set of heads, `without` [set, prompt]."""
 
     AXES = {"base": ("prompt",), "without": ("set", "prompt"), "effect": ("set", "prompt")}
     FIGURE = "probes.patching.ablation_figures.ablation_effect"
-    UNITS = "those of the target, a mean over prompts"
+    UNITS = "units of the target, mean over prompts"
 
     sets: tuple[tuple[Head, ...], ...]
     base: np.ndarray
@@ -86,10 +86,10 @@ def ablation_effect(
     target: Target,
     replacement: Replacement = "zero",
 ) -> AblationEffect:
-    """Any target, with each set of heads taken out of the running model, one run per set.
+    """Effect on a target of removing each set of heads from the running model, one run per set.
 
-    A head's output z is set to zero, or to its mean over these prompts and positions, which stays nearer to what
-    later layers expect.
+    A head's output z is set to zero, or to its mean over these prompts and positions, which is nearer to what later
+    layers expect.
     Shapes: tokens [prompt, pos] -> effect [set, prompt]
     Units:  the target's own.
     Raises: UnknownHookError or InterventionError for a head that the model does not have; HookError for an empty
@@ -98,7 +98,7 @@ def ablation_effect(
     Exact:  the model is unchanged afterwards.
     """
     if not sets or not all(sets):
-        raise HookError("no heads to take away; give sets of (layer, head) pairs, none of them empty.")
+        raise HookError("there are no heads to ablate; give sets of (layer, head) pairs, none of them empty.")
     means: dict[int, Tensor] = {}
     if replacement == "mean":
         layers = sorted({layer for heads in sets for layer, _ in heads})
@@ -129,7 +129,9 @@ def _head_ablations(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Int
 def _target_values(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
     values = target(model(tokens), tokens)
     if values.shape != tokens.shape[:1]:
-        raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
+        raise HookError(
+            f"a target must return one number per prompt, shape ({len(tokens)},); found {tuple(values.shape)}."
+        )
     return values.double().cpu()
 
 
@@ -138,11 +140,11 @@ def _target_values(model: Transformer, tokens: Tensor, target: Target) -> Tensor
 
 @dataclass(frozen=True)
 class InductionAblation(Result):
-    """The loss on the second copy without some heads, and without as many random others.
+    """The loss on the second copy without the chosen heads, and without as many random other heads.
 
-    `effect` is [prompt], `random` [draw, prompt], both in nats per token over `base` [prompt]. `ratio` is the mean
-    effect over the mean random effect; `low` to `high` is its 95% interval when prompts and draws are both drawn
-    anew. It is infinite where random heads do no harm on average, NaN where the chosen ones do none either.
+    `effect` is [prompt], `random` [draw, prompt], both in nats per token above `base` [prompt]. `ratio` is the mean
+    effect divided by the mean random effect; `low` to `high` is its 95% bootstrap interval over prompts and draws. It
+    is infinite if random heads have no effect on average, NaN if the chosen heads do not have one either.
     """
 
     AXES = {"base": ("prompt",), "effect": ("prompt",), "random": ("draw", "prompt")}
@@ -160,7 +162,7 @@ class InductionAblation(Result):
     block: int
 
     def frame(self) -> pd.DataFrame:
-        """The chosen heads, then every random draw: kind, heads, base, effect; ratio, low, high (chosen only)."""
+        """The chosen heads, then each random draw: kind, heads, base, effect; ratio, low, high (chosen only)."""
         rows = [("chosen", label(self.heads), self.effect.mean(), self.ratio, self.low, self.high)]
         for heads, effect in zip(self.others, self.random, strict=True):
             rows.append(("random", label(heads), effect.mean(), np.nan, np.nan, np.nan))
@@ -180,27 +182,28 @@ def induction_ablation(
     replacement: Replacement = "zero",
     apart_from: Sequence[Head] = (),
 ) -> InductionAblation:
-    """How much more the second copy of random blocks loses without the induction heads than without as many others.
+    """Loss on the second copy of random blocks without the induction heads, compared with random other heads.
 
-    With heads=None they are those of the catalogue's induction rule, found on other random blocks than the loss is
-    measured on. The others are drawn without replacement among all heads that were not chosen, nor named by
-    `apart_from`: a draw with the previous-token head, the circuit's other half, costs as much as the chosen heads, so
-    that a few such draws can decide the mean of all.
+    With heads=None the heads are those of the catalogue's induction rule, measured on other random blocks than the
+    loss. The others are drawn without replacement from all heads that are neither chosen nor in `apart_from`. A draw
+    with the previous-token head, the circuit's other half, costs as much as the chosen heads, so a few such draws can
+    dominate the mean.
     Shapes: -> effect [prompt], random [draw, prompt]
     Units:  nats per token of the second copy.
-    Raises: HookError if no head passes the rule (names the strongest), if there are not enough others, or if two
-            blocks do not fit the model's context; InterventionError for a head that the model does not have.
+    Raises: HookError if no head satisfies the rule (the message names the strongest), if there are not enough other
+            heads, or if two blocks do not fit the model's context; InterventionError for a head that the model does
+            not have.
     Source: arXiv 2209.11895.
     """
     if block < 2 or n_draws < 1:
-        raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
+        raise HookError(f"block must be at least 2 and n_draws at least 1; found block={block}, n_draws={n_draws}.")
     chosen = _induction_heads(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
     all_heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
     candidates = [head for head in all_heads if head not in {*chosen, *apart_from}]
     if len(candidates) < len(chosen):
         raise HookError(
-            f"{len(chosen)} heads were chosen and only {len(candidates)} are left to compare with; choose fewer."
+            f"{len(chosen)} heads were chosen, but only {len(candidates)} others are left to draw from; choose fewer."
         )
     rng = np.random.default_rng(seed)
     others = [
@@ -225,7 +228,7 @@ def _induction_heads(model: Transformer, block: int, batch: int, seed: int) -> l
         strongest = tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
         raise HookError(
             f"no head's induction score reaches {RULES['induction'].threshold}; the strongest is {label([strongest])} "
-            f"with {mean.max():.3f}. Name the heads to take away."
+            f"with {mean.max():.3f}. Pass the heads to ablate."
         )
     return heads
 
@@ -241,7 +244,7 @@ def _ratio(effect: np.ndarray, random: np.ndarray, seed: int) -> tuple[float, fl
     prompts = draws(n_prompts, RESAMPLES, seed) / n_prompts
     sets = draws(n_draws, RESAMPLES, seed + 1) / n_draws
     ratios = quotient(prompts @ effect, np.einsum("rd,dp,rp->r", sets, random, prompts))
-    # An infinite end cannot be interpolated, so the ends are resamples.
+    # An infinite end cannot be interpolated, so each end is one of the resamples.
     defined = ratios[~np.isnan(ratios)]
     ends = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest") if len(defined) else [np.nan] * 2
     middle = quotient(np.array([effect.mean()]), np.array([random.mean()]))[0]

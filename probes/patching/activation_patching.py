@@ -1,9 +1,9 @@
-"""Activation patching: what of the difference between two runs each activation carries, and in which place.
+"""Activation patching: which activations carry the difference between a clean and a corrupted run.
 
-Two prompts of one length differ in what matters, and so does a target. Running one prompt with one activation of the
-other says how much of the target's difference passes there. A patch at a layer changes nothing below it, nor at any
-position before the first token that differs: runs begin at the patched layer, from the stream that the unpatched run
-left there, many patches of a layer in one batch, and patches that can change nothing are not run.
+Two prompts of the same length differ in what matters, and so does a target. A run of one prompt with one activation of
+the other shows how much of the target's difference goes through that activation. A patch at a layer changes nothing in
+earlier layers and nothing before the first token that differs. So runs start at the patched layer, from the unpatched
+stream, with many patches of a layer in one batch, and patches that cannot change anything are not run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,17 +33,18 @@ SITES: Mapping[str, str] = {
     **{name: f"hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
     **dict.fromkeys(HEAD_KINDS, "attn.hook_z"),
 }
-"""The hook point behind each kind of patch. `heads` patches a head's z at all positions at once."""
+"""Hook point of each kind of patch. `heads` patches a head's z at all positions together."""
 
 MAX_TOKENS = 4096
+"""Default for the number of tokens in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Patching(Result):
-    """A target under every patch: `patched` [layer, head, pos, prompt], beside `clean` and `corrupted` [prompt].
+    """A target under each patch, `patched` [layer, head, pos, prompt], with `clean` and `corrupted` [prompt].
 
-    A head or position of -1 stands for all of them. `how` is "exact" where every patch was run, "gradient" where it
-    was estimated. `layer_runs` counts layers run, one prompt each; `naive_layer_runs` what whole runs would take.
+    A head or position of -1 stands for all of them. `how` is "exact" if each patch was run, "gradient" if it was
+    estimated. `layer_runs` counts the layers that were run, per prompt; `naive_layer_runs` counts those of whole runs.
     `group_size` is how many query heads share a key/value head.
     """
 
@@ -68,20 +69,20 @@ class Patching(Result):
         "moved": ("layer", "head", "pos"),
     }
     FIGURE = "probes.patching.figures.patching"
-    UNITS = "patched as the target; restored is 0 for the corrupted run, 1 for the clean one"
+    UNITS = "patched in the units of the target; restored is 0 for the corrupted run, 1 for the clean one"
 
     @property
     def restored(self) -> np.ndarray:
         """(patched - corrupted) / (clean - corrupted), each a mean over prompts: 1 is the clean run, 0 the corrupted.
 
-        NaN everywhere where the target does not differ between the two, as the share is not defined then.
+        NaN everywhere if the target does not differ between the two runs: the share is then undefined.
         Shapes: -> [layer, head, pos]
         """
         return self._restored(np.full(len(self.clean), 1 / len(self.clean)))
 
     @property
     def moved(self) -> np.ndarray:
-        """The share of the way from the patched prompt's own value to the other's: `restored`, or 1 - it in noising.
+        """Share of the way from the patched run's own target to the other's: `restored`, or 1 - `restored` in noising.
 
         Shapes: -> [layer, head, pos]
         """
@@ -96,7 +97,7 @@ class Patching(Result):
         )  # no -0
 
     def interval(self, *, level: float = LEVEL, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of a bootstrap interval of `restored` over prompts; NaN for a single prompt.
+        """Bootstrap interval of `restored` over prompts, low and high; NaN for a single prompt.
 
         Shapes: -> [layer, head, pos] twice
         """
@@ -123,18 +124,19 @@ def patching(
     layers: Sequence[int] | None = None,
     budget: int = MAX_TOKENS,
 ) -> Patching:
-    """The target under every patch of one kind: by layer and position, by head, or by head and position.
+    """The target under each patch of one kind: by layer and position, by head, or by head and position.
 
-    Denoising runs the corrupted prompts with one activation of the clean run: what suffices. Noising runs the clean
-    ones with one of the corrupted: what is needed. `budget` is how many tokens one forward may have; whole sets of
-    prompts go into it, one at least. Half precision rounds logits, and so a share of a small difference: where clean
-    and corrupted differ by less than 100 eps of the model's dtype, run `model.float()`.
+    Denoising runs the corrupted prompts with one activation of the clean run, and shows which activations are
+    sufficient. Noising runs the clean prompts with one activation of the corrupted run, and shows which are necessary.
+    `budget` is the maximum number of tokens per forward pass; each pass has at least one complete set of prompts.
+    Half precision rounds logits, which makes shares of a small difference inaccurate: if clean and corrupted differ
+    by less than 100 eps of the model's dtype, use `model.float()`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
-    Raises: HookError for a layer that the model does not have, or a target that does not give one number per prompt.
+    Raises: HookError for a layer that the model does not have, or a target that does not return one number per prompt.
     Source: arXiv 2202.05262, 2211.00593, 2309.16042 (method and directions).
-    Exact:  the same as a whole run with a `workbench.Patch`; every resid_post position that the target reads,
-            patched after the last layer, restores 1; positions before the first differing token restore 0.
+    Exact:  the same as a whole run with a `workbench.Patch`. A patch of the resid_post position that the target reads,
+            after the last layer, restores 1; positions before the first differing token restore 0.
     """
     chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     n_prompts, n_pos = pair.clean.shape
@@ -160,7 +162,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class _PatchRuns:
-    """The run that is patched, the one that patches come from, and both targets."""
+    """The run to patch (`base`), the run that patches come from (`source`), and the target in each."""
 
     model: Transformer
     tokens: Tensor
@@ -176,12 +178,13 @@ class _PatchRuns:
     def of(cls, model: Transformer, pair: Pair, what: What, direction: Direction) -> "_PatchRuns":
         if what not in SITES or direction not in ("denoise", "noise"):
             raise HookError(
-                f"patches are of {', '.join(SITES)}, to denoise or to noise; found {what!r}, {direction!r}."
+                f"what must be one of {', '.join(SITES)}, and direction 'denoise' or 'noise'; "
+                f"found {what!r} and {direction!r}."
             )
         sides = [side.to(model.device) for side in (pair.corrupted, pair.clean)]
         tokens, source_tokens = sides if direction == "denoise" else sides[::-1]
         with torch.no_grad():
-            # Position by position each stream is what enters the next layer: a run can go on from there.
+            # Each of these streams is the input of the next layer: a patched run can start from it.
             stream_hooks = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
             logits, base = model.run_with_capture(tokens, stream_hooks)
             own = _target_values(pair.target(logits, tokens), tokens)
@@ -202,13 +205,13 @@ class _PatchRuns:
         return [(head, pos) for head in self.heads for pos in self.positions]
 
     def patched(self, layer: int, places: Sequence[Place]) -> Tensor:
-        """The target with each of some patches of one layer. Shapes: -> float64 [place, prompt]"""
+        """The target under each of the given patches of one layer. Shapes: -> float64 [place, prompt]"""
         return torch.stack(
             [self.target_values(rows) for rows in self.patched_stream(layer, places).split(len(self.tokens))]
         )
 
     def patched_stream(self, layer: int, places: Sequence[Place]) -> Tensor:
-        """The last stream, normalised, with each of some patches of one layer. Shapes: -> [place * prompt, pos, dim]"""
+        """The normalised final stream under each of the given patches. Shapes: -> [place * prompt, pos, dim]"""
         name, times = f"blocks.{layer}.{SITES[self.what]}", len(places)
         replacement = self.source[name].repeat(
             times, *[1] * (self.source[name].dim() - 1)
@@ -222,7 +225,7 @@ class _PatchRuns:
             return self.model.forward_from_layer(self.stream_before(layer).repeat(times, 1, 1), layer)
 
     def stream_before(self, layer: int) -> Tensor:
-        """The unpatched stream that enters a layer. Shapes: -> [prompt, pos, dim]"""
+        """The unpatched stream before a layer. Shapes: -> [prompt, pos, dim]"""
         return self.base["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
 
     def target_values(self, normed: Tensor) -> Tensor:
@@ -237,7 +240,7 @@ class _PatchRuns:
 
 
 def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
-    """Which entries of x each place takes. Shapes: x [place * prompt, pos, ...] -> bool, broadcastable to x"""
+    """Mask of the entries that each place patches. Shapes: x [place * prompt, pos, ...] -> bool, broadcasts to x"""
     heads, positions = torch.tensor(places, device=x.device).unsqueeze(-1).unbind(1)  # each [place, 1]
     place_positions = torch.arange(x.shape[1], device=x.device)
     mask = ((positions < 0) | (positions == place_positions)).unsqueeze(-1)  # [place, pos, 1]
@@ -257,7 +260,9 @@ def _checked_layers(model: Transformer, layers: Sequence[int] | None) -> tuple[i
 
 def _target_values(values: Tensor, tokens: Tensor) -> Tensor:
     if values.shape != tokens.shape[:1]:
-        raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
+        raise HookError(
+            f"a target must return one number per prompt, shape ({len(tokens)},); found {tuple(values.shape)}."
+        )
     return values.double().cpu()
 
 

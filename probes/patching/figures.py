@@ -1,4 +1,4 @@
-"""Plotly figures of activation patching."""
+"""Plotly figures of activation patching, path patching, logit paths and composition."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ NAMES = {
     "heads_by_position": "a head's output at one position",
 }
 UNIT = "share of the difference"
-MOST_ROWS = 40  # heads shown by position: those that carry most
+MOST_ROWS = 40  # heads shown by position: those with the largest values
 
 
 def patching(
@@ -42,10 +42,10 @@ def patching(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The share of the target's difference that every patch moves: layer by position, or a square per head.
+    """Share of the target's difference that each patch moves: layer by position, or a square per head.
 
-    Heads by position are rows, at most 40: those with the largest share anywhere. White is no effect.
-    Shapes: labels [pos], unique and escaped; positions where not given
+    Heads by position are rows, at most 40: those with the largest share at any position. White is no effect.
+    Shapes: labels [pos], unique and escaped; default: the position numbers
     """
     title = _title(result)
     if result.what == "heads":
@@ -69,7 +69,7 @@ def patching(
 
 
 def _strongest(z: np.ndarray, rows: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The rows with the largest magnitudes, in their order. Shapes: z [row, pos]"""
+    """The rows with the largest magnitudes, in their original order. Shapes: z [row, pos]"""
     chosen = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
     return z[chosen], [rows[i] for i in chosen]
 
@@ -77,9 +77,9 @@ def _strongest(z: np.ndarray, rows: list[str]) -> tuple[np.ndarray, list[str]]:
 def logit_paths(
     result: LogitPaths, *, labels: Sequence[str] | None = None, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """What heads carry to the logit from each token: a row per head, at most 40, those that carry most.
+    """Contribution of heads to the logit from each token: a row per head, at most the 40 with the largest values.
 
-    Shapes: labels [pos], unique and escaped; positions where not given
+    Shapes: labels [pos], unique and escaped; default: the position numbers
     """
     n_layers, n_heads, n_keys = result.values.shape
     all_heads = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
@@ -90,20 +90,20 @@ def logit_paths(
             hovertemplate="%{y} from %{x}<br>%{z:.4f} logits<extra></extra>",
         )
     )  # fmt: skip
-    fig.update_xaxes(title="token looked at", type="category", showgrid=False, tickangle=-60, nticks=40)
+    fig.update_xaxes(title="attended token", type="category", showgrid=False, tickangle=-60, nticks=40)
     fig.update_yaxes(title="head", type="category", dtick=1, showgrid=False, autorange="reversed")
     what = (
-        f"token {result.target}" if isinstance(result.target, int) else "token {} less token {}".format(*result.target)
+        f"token {result.target}" if isinstance(result.target, int) else "token {} minus token {}".format(*result.target)
     )
-    title = f"What heads carry to the logit of {what}, at position {result.position}"
+    title = f"Contribution of heads to the logit of {what}, at position {result.position}"
     return finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
 def path_patching(result: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The share of the target's difference that every sender moves by way of the receivers: a square per head."""
+    """Share of the target's difference that each sender moves through the receivers: a square per head."""
     where = "the logits" if not result.receivers else f"{label(result.receivers)} ({result.through})"
     verb = "restored" if result.direction == "denoise" else "lost"
-    return _head_grid(result, f"Target {verb} by what heads send to {where}", theme, stamp)
+    return _head_grid(result, f"Target {verb} by the path from each head to {where}", theme, stamp)
 
 
 def _head_grid(result: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
@@ -114,7 +114,7 @@ def _head_grid(result: Patching, title: str, theme: Theme, stamp: Stamp | None) 
 def composition(
     result: Composition, *, through: Through = "k", theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """One kind of composition: writers across, readers down; blank where the reader does not stand above."""
+    """One kind of composition: writers across, readers down; blank if the reader's layer is not later."""
     score = getattr(result, through)
     n_layers, n_heads = score.shape[:2]
     names = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
@@ -127,7 +127,7 @@ def composition(
     )  # fmt: skip
     fig.update_xaxes(title="head that writes", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="head that reads", type="category", showgrid=False, autorange="reversed", nticks=24)
-    title = f"{through.upper()}-composition: a random direction would give {result.chance:.3f}"
+    title = f"{through.upper()}-composition: a random direction scores {result.chance:.3f}"
     return finish(fig, "composition", title, theme, stamp, height=560)
 
 
@@ -139,7 +139,7 @@ def _title(result: Patching) -> str:
 
 
 def gradient_error(result: GradientError, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The gradient's estimate of every patch against the patch itself; on the line they agree."""
+    """The gradient's estimate of each patch, and the exact patch; on the line they are equal."""
     exact, estimate = result.exact.ravel(), result.estimate.ravel()
     table = result.frame()
     places = [
@@ -149,13 +149,13 @@ def gradient_error(result: GradientError, *, theme: Theme = "light", stamp: Stam
     fig = go.Figure()
     fig.add_scattergl(
         x=exact, y=estimate, mode="markers", text=places, marker={"color": COLOURS[0], "size": 6}, showlegend=False,
-        hovertemplate="%{text}<br>run %{x:.3f}<br>estimated %{y:.3f}<extra></extra>",
+        hovertemplate="%{text}<br>exact %{x:.3f}<br>estimated %{y:.3f}<extra></extra>",
     )  # fmt: skip
     both = np.concatenate([exact, estimate])
     ends = [float(np.nanmin(both)), float(np.nanmax(both))] if np.isfinite(both).any() else [0.0, 1.0]
     line = {"dash": "dash", "color": RING}
     fig.add_scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip")
-    fig.update_xaxes(title="share restored, patch run")
+    fig.update_xaxes(title="share restored, exact")
     fig.update_yaxes(title="share restored, estimated from a gradient")
     summary = f"largest error {result.largest:.3g}, mean {result.mean:.3g}, correlation {result.correlation:.3f}"
     return finish(fig, "gradient_error", f"Attribution patching of {NAMES[result.what]}: {summary}", theme, stamp)

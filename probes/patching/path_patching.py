@@ -1,9 +1,8 @@
-"""Paths between heads and to the logits: by patching a head's output on its way to others alone, by attribution from
-every token that a head looks at, and by the weights on the way.
+"""Paths between heads and to the logits: path patching, logit paths from each token, and composition scores.
 
-Activation patching says that a head matters, not for whom. Here every other head is held at what it was, so that a
-change reaches the chosen receivers through the stream alone; and composition scores say, with no prompt at all, how
-much of what one head reads another can have written.
+Activation patching shows that a head matters, but not for which later heads. Path patching freezes all other heads, so
+that a change reaches the chosen receivers only through the stream. Composition scores use the weights alone: they show
+how much of what one head reads another head can write.
 """
 
 from collections.abc import Sequence
@@ -44,10 +43,10 @@ Z, MLP = SITES["heads"], SITES["mlp_out"]
 
 @dataclass(frozen=True)
 class PathPatching(Patching):
-    """A target under every sender's patch on its way to the receivers alone: `patched` [layer, head, pos, prompt].
+    """A target under the patch of each path from a sender to the receivers: `patched` [layer, head, pos, prompt].
 
-    Layers and heads are the senders'; `pos` is one, -1 for all. No receivers: the logits. `through` is the receivers'
-    input that changes, "q", "k" or "v". The rest is as in `Patching`.
+    Layers and heads are the senders'. There is a single `pos`, -1 for all. Without receivers the path leads to the
+    logits. `through` is the receivers' input that changes, "q", "k" or "v". The rest is as in `Patching`.
     """
 
     receivers: tuple[Head, ...]
@@ -68,16 +67,17 @@ def path_patching(
     freeze_mlps: bool = False,
     budget: int = MAX_TOKENS,
 ) -> PathPatching:
-    """The target when every head's output is patched only as the receivers (no receivers: the logits) see it.
+    """The target when each head's output is patched only on the path to the receivers (default: to the logits).
 
-    All other heads are held at what they were in the unpatched run, MLPs are not unless asked. What the receivers
-    then compute their queries, keys or values to be is put into a second run that is otherwise free. Heads that share
-    a key/value head receive its keys and values together. `budget` is as in `patching.patching`.
-    Shapes: -> [layer, head, 1, prompt], for every layer below the highest receiver
+    A first run freezes all other heads at their unpatched outputs; it freezes MLPs only with `freeze_mlps`. The
+    queries, keys or values that the receivers compute in it are patched into a second run, in which nothing is frozen.
+    Heads that share a key/value head receive its keys and values together. `budget` is as in
+    `activation_patching.patching`.
+    Shapes: -> [layer, head, 1, prompt], for each layer below the last receiver's
     Units:  the target's own.
-    Raises: HookError for a receiver that the model does not have, or with no head below it.
+    Raises: HookError for a receiver that the model does not have, or that has no earlier head.
     Source: arXiv 2211.00593, 2304.05969.
-    Exact:  with MLPs frozen and no receivers, the last stream changes by what the head writes and nothing else.
+    Exact:  with MLPs frozen and no receivers, the final stream changes only by what the head writes.
     """
     config, targets = model.config, tuple(sorted(set(receivers)))
     for layer, head in targets:
@@ -86,9 +86,9 @@ def path_patching(
                 f"the model has heads L0H0 to L{config.n_layers - 1}H{config.n_heads - 1}; found L{layer}H{head}."
             )
     if targets and targets[-1][0] == 0:
-        raise HookError("no head stands below layer 0; name a receiver in a later layer.")
+        raise HookError("a receiver in layer 0 has no earlier heads; choose receivers in later layers.")
     if through not in ("q", "k", "v"):
-        raise HookError(f"receivers are reached through q, k or v; found {through!r}.")
+        raise HookError(f"through must be 'q', 'k' or 'v'; found {through!r}.")
     run = _PatchRuns.of(model, pair, "heads", direction)
     layers = tuple(range(targets[-1][0] if targets else config.n_layers))
     _, base = model.run_with_capture(run.tokens, [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])])
@@ -117,7 +117,7 @@ def path_patching(
 def _run_patched_senders(
     run: _PatchRuns, base: Capture, layer: int, places: Sequence[Place], watched: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A run with some senders of a layer patched, a row for each, and all later heads held; what was watched in it.
+    """A run with senders of one layer patched, one per row, and all later heads frozen; with the watched activations.
 
     Shapes: -> [place * prompt, pos, dim], and tensors whose first axis is place * prompt
     """
@@ -132,7 +132,7 @@ def _run_patched_senders(
 
 
 def _run_patched_receivers(run: _PatchRuns, receivers: Sequence[Head], inputs: dict[str, Tensor]) -> Tensor:
-    """A free run in which the receivers' inputs are those that were seen. Shapes: -> [place * prompt, pos, dim]"""
+    """A run with only the receivers' inputs patched, nothing frozen. Shapes: -> [place * prompt, pos, dim]"""
     first, group, edits = receivers[0][0], run.model.config.group_size, []
     for name, value in inputs.items():
         shared = 1 if name.endswith("hook_q") else group
@@ -145,7 +145,7 @@ def _run_patched_receivers(run: _PatchRuns, receivers: Sequence[Head], inputs: d
 
 
 def _is_after_heads(name: str, layer: int) -> bool:
-    """Whether a hook point comes after the heads of a layer."""
+    """True if a hook point comes after the heads of a layer."""
     at = hook_points.layer_of(name)
     assert at is not None
     return at > layer or (at == layer and name.endswith(MLP))
@@ -160,19 +160,19 @@ def _replace_where(chosen: Tensor, value: Tensor, _: Site, x: Tensor) -> Tensor:
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:
-    """The prompts again for every place. Shapes: [prompt, ...] -> [place * prompt, ...]"""
+    """The prompts repeated for each place. Shapes: [prompt, ...] -> [place * prompt, ...]"""
     return x.repeat(times, *[1] * (x.dim() - 1))
 
 
-# --- from a pattern to the logits -----------------------------------------------------------------------------
+# --- logit paths ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LogitPaths(Result):
-    """What every head carries to a logit from every token that it looks at: `values` [layer, head, key_pos].
+    """Contribution of each head to a logit from each token that it attends to: `values` [layer, head, key_pos].
 
-    `weights` [layer, head, key_pos] is the attention of `position`; `error` the largest difference between a head's
-    keys together and its direct attribution.
+    `weights` [layer, head, key_pos] is the attention of `position`. `error` is the largest difference between the sum
+    over a head's keys and the head's direct attribution.
     """
 
     position: int
@@ -186,20 +186,21 @@ class LogitPaths(Result):
     UNITS = "weight from 0 to 1; contribution in logits"
 
     def frame(self) -> pd.DataFrame:
-        """One row per head and key, the strongest first: layer, head, key_pos, weight, contribution."""
+        """One row per head and key, strongest first: layer, head, key_pos, weight, contribution."""
         axes = {name: range(size) for name, size in zip(("layer", "head", "key_pos"), self.values.shape, strict=True)}
         table = tidy(axes, {"weight": self.weights, "contribution": self.values})
         return table.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def logit_paths(model: Transformer, cap: Capture, target: Target, *, position: int = -1, row: int = 0) -> LogitPaths:
-    """`within.source_attribution` of every head: A_ij (v_j W_O * gain / r_final) . W_U[target], to rank them together.
+    """`source_attribution` of all heads, ranked together: A_ij (v_j W_O * gain / r_final) . W_U[target].
 
     Shapes: -> [layer, head, key_pos]
     Units:  logits, computed in float32.
-    Raises: MissingHookError or HookError as `within.source_attribution`, for a capture of `within.SOURCE_HOOKS`.
+    Raises: MissingHookError or HookError as `component_attribution.source_attribution`, for a capture of
+            `component_attribution.SOURCE_HOOKS`.
     Source: arXiv 2211.00593, 2004.10102.
-    Exact:  a head's keys sum to its direct attribution; `error` says how nearly.
+    Exact:  a head's keys sum to its direct attribution; `error` is the largest deviation.
     """
     config = model.config
     heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
@@ -211,15 +212,15 @@ def logit_paths(model: Transformer, cap: Capture, target: Target, *, position: i
     return LogitPaths(attributions[0].position, target, frozen(values), frozen(weights), error)
 
 
-# --- by the weights alone -------------------------------------------------------------------------------------
+# --- composition scores ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Composition(Result):
-    """How much of what a head reads another can have written: `q`, `k`, `v` [layer, head, to_layer, to_head].
+    """Composition scores of two heads, a writer and a reader: `q`, `k`, `v` [layer, head, to_layer, to_head].
 
-    NaN where the reader's layer is not above the writer's, or a head's matrices are 0. `chance` is the root mean
-    square of a score when what the writer writes is turned at random.
+    NaN if the reader's layer is not later than the writer's, or a head's matrices are 0. `chance` is the root mean
+    square of a score if the writer's output is rotated at random.
     """
 
     q: np.ndarray
@@ -232,7 +233,7 @@ class Composition(Result):
     UNITS = "0 (nothing that is written is read) to 1"
 
     def frame(self) -> pd.DataFrame:
-        """One row per writer and reader above it: layer, head, to_layer, to_head, q, k, v."""
+        """One row per writer and later reader: layer, head, to_layer, to_head, q, k, v."""
         below, _, above, _ = np.indices(self.q.shape)
         places = np.argwhere(below < above)
         table = pd.DataFrame(places, columns=["layer", "head", "to_layer", "to_head"])
@@ -243,12 +244,12 @@ class Composition(Result):
 
 @torch.no_grad()
 def composition(model: Transformer) -> Composition:
-    """Q-, K- and V-composition of every two heads: the norm of their matrices' product over the product of their norms.
+    """Q-, K- and V-composition of each two heads: norm of their matrices' product over the product of their norms.
 
     For a writer's W_OV = W_O W_V and a reader's W_QK = W_Q^T W_K: ||W_QK^T W_OV|| (q) and ||W_QK W_OV|| (k) over
     ||W_QK|| ||W_OV||, and ||W_OV' W_OV|| over ||W_OV'|| ||W_OV|| (v); norms are Frobenius. The gain of an RMSNorm
-    belongs to what reads after it. Rotation is left out: scores are those at distance 0. A reader of all that is
-    written, r directions alike, scores r^-1/2: compare with `chance`, not with 1.
+    belongs to the matrices that read after it. Rotation is left out: scores are those at distance 0. A reader that
+    reads all r written directions equally scores r^-1/2: compare with `chance`, not with 1.
     Shapes: -> [layer, head, to_layer, to_head]
     Units:  none: 0 (nothing that is written is read) to 1.
     Raises: HookError for a model that is split over processes.
@@ -259,7 +260,7 @@ def composition(model: Transformer) -> Composition:
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
     scores = torch.full((3, n_layers, n_heads, n_layers, n_heads), float("nan"))
     for reader_layer, (q, k, v, o) in enumerate(heads):
-        # Each kind: what reads the stream, and the Gram matrix of what stands behind it.
+        # Each kind: the matrix that reads the stream, and the Gram matrix of the one that follows it.
         kinds = ((q, _gram(k)), (k, _gram(q)), (v, _gram(o)))
         for writer_layer, (_, _, write_v, write_o) in enumerate(heads[:reader_layer]):
             written = _gram(write_v)  # [head, head_dim, head_dim]

@@ -15,7 +15,7 @@ from probes.rope.what_if_heads import RotationSensitivity
 
 
 def wavelengths(result: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The wavelength of every pair against the context; with scaling, before and after."""
+    """The wavelength of each pair and the context length; with scaling, before and after it."""
     pairs = np.arange(len(result.wavelength))
     fig = go.Figure()
     series = {"wavelength": result.wavelength}
@@ -30,20 +30,22 @@ def wavelengths(result: Wavelengths, *, theme: Theme = "light", stamp: Stamp | N
 
 
 def decay(result: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How the weight of a like key fades by position alone."""
+    """How the score of an identical key decreases with distance, by position alone."""
     fig = go.Figure()
-    add_lines(fig, result.distance, {"mean size of the partial sums": result.bound, "sum of cosines": result.cosine})
+    add_lines(fig, result.distance, {"mean |partial sum|": result.bound, "sum of cosines": result.cosine})
     fig.add_hline(y=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="distance (tokens)", type="log")
     fig.update_yaxes(title="sum over pairs")
     first = result.first_negative
-    title = "Decay with distance" + ("" if first is None else f": the sum of cosines is below 0 at {first:,} tokens")
+    title = "Decay with distance" + (
+        "" if first is None else f": the sum of cosines is first below 0 at {first:,} tokens"
+    )
     return finish(fig, "decay", title, theme, stamp)
 
 
 def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """What every frequency pair adds to one head's scores: signed bars, blue above 0 and orange below, and under them
-    each pair's share of the absolute size."""
+    """Contribution of each frequency pair to one head's scores: signed bars, blue above 0 and orange below. The lower
+    panel has each pair's share of the absolute contribution."""
     pairs = np.arange(len(result.signed))
     shade = np.where(result.signed < 0, COLOURS[1], COLOURS[0])
     fig = go.Figure()
@@ -53,7 +55,7 @@ def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp
     )  # fmt: skip
     fig.add_bar(
         x=pairs, y=result.share, yaxis="y2", marker={"color": COLOURS[2]},
-        hovertemplate="pair %{x}: %{y:.1%} of the absolute size<extra></extra>",
+        hovertemplate="pair %{x}: %{y:.1%} of the absolute contribution<extra></extra>",
     )  # fmt: skip
     fig.update_xaxes(title="frequency pair (fast to slow)", anchor="y2")
     fig.update_yaxes(title="contribution to the score", domain=[0.4, 1])
@@ -70,7 +72,7 @@ def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp
 
 
 def score_by_distance(result: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """One head's scores against distance, with the spread, and what position alone would give."""
+    """One head's scores by distance, with their spread, and the score expected from position alone."""
     fig = go.Figure()
     line = {"width": 0}
     fig.add_scatter(x=result.distance, y=result.high, line=line, showlegend=False, hoverinfo="skip")
@@ -78,7 +80,7 @@ def score_by_distance(result: ScoreByDistance, *, theme: Theme = "light", stamp:
         x=result.distance, y=result.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
         name="10% to 90%", hoverinfo="skip",
     )  # fmt: skip
-    add_lines(fig, result.distance, {"mean score": result.mean, "by position alone": result.expected})
+    add_lines(fig, result.distance, {"mean score": result.mean, "expected from position alone": result.expected})
     fig.update_xaxes(title="distance (tokens)")
     fig.update_yaxes(title="score (before softmax)")
     quantity = "score" if result.pair is None else f"what pair {result.pair} adds to the score,"
@@ -87,9 +89,9 @@ def score_by_distance(result: ScoreByDistance, *, theme: Theme = "light", stamp:
 
 
 def relative_invariance(result: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How far rounding moves the scores when query and key shift together, by arithmetic."""
+    """How much rounding changes the scores when query and key shift together, for each number format."""
     fig = go.Figure()
-    floor = np.finfo(np.float64).tiny  # an error of exactly 0 has no place on a log axis
+    floor = np.finfo(np.float64).tiny  # a log axis cannot show an error of exactly 0
     errors = {
         name: np.where(result.largest[i] > floor, result.largest[i], np.nan) for i, name in enumerate(result.arithmetic)
     }
@@ -103,9 +105,9 @@ def relative_invariance(result: RelativeInvariance, *, theme: Theme = "light", s
 def what_if(
     result: WhatIf, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """Where one head's attention would go and come from: the pattern under the other rotation less its own.
+    """Change of one head's pattern: the pattern under the other rotation minus its own.
 
-    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
+    Shapes: labels [pos], one for each position from 0, unique and escaped; default: the position numbers
     """
     size = len(result.before)
     factor = -(-size // MAX_CELLS)
@@ -119,7 +121,7 @@ def what_if(
 
 
 def rotation_sensitivity(result: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
-    """The atlas of what another rotation would move; `options` are `selected`, `theme` and `stamp`."""
+    """Head grid of the attention that another rotation would move; `options` are `selected`, `theme` and `stamp`."""
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
     title = f"Attention that {other} would move, mean over queries"
     return atlas(result.moved, title=title, unit="share of attention", **axes, **options)

@@ -1,4 +1,4 @@
-"""The plotly figure of loss by position."""
+"""Plotly figure of loss by position."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,7 +10,7 @@ from probes.rope.loss_by_position import LossByPosition
 def loss_by_position(
     result: LossByPosition, *, change: bool = False, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """Every run's loss along the text with its interval; `change` draws the difference from the plain run instead."""
+    """Each run's loss along the text with its interval; `change` draws the difference from the plain run instead."""
     fig = go.Figure()
     middle = (result.start + result.end - 1) / 2
     values = (
@@ -34,9 +34,9 @@ def loss_by_position(
     if change:
         fig.add_hline(y=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="position (tokens)")
-    fig.update_yaxes(title="change of the loss (nats a token)" if change else "loss (nats a token)")
+    fig.update_yaxes(title="change in loss (nats per token)" if change else "loss (nats per token)")
     n_windows = result.n_windows
-    title = "Change of the loss by position" if change else "Loss by position"
+    title = "Change in loss by position" if change else "Loss by position"
     title += f": {n_windows} window{'s' if n_windows != 1 else ''}" + (
         ", 95% intervals" if n_windows > 1 else ", no interval"
     )

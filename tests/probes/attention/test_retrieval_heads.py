@@ -94,5 +94,5 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer) -> None:
         retrieval_heads.retrieval_scores(tiny_model, [retrieval_heads.Haystack(list(range(8)), 5, 9)])
     with pytest.raises(DataError, match="context is 128"):
         retrieval_heads.retrieval_scores(tiny_model, [retrieval_heads.Haystack([1] * 126, 0, 5)])
-    with pytest.raises(DataError, match="no haystacks"):
+    with pytest.raises(DataError, match="there are no haystacks"):
         retrieval_heads.retrieval_scores(tiny_model, [])

@@ -117,7 +117,7 @@ def test_ratio_by_hand() -> None:
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with pytest.raises(HookError, match="no heads"):
         ablation.ablation_effect(tiny_model, tokens, [[]], target=last_logit)
-    with pytest.raises(HookError, match="one number per prompt, 2 here"):
+    with pytest.raises(HookError, match=r"one number per prompt, shape \(2,\)"):
         ablation.ablation_effect(tiny_model, tokens, [[(0, 0)]], target=lambda logits, _: logits.mean())
     with pytest.raises(InterventionError, match="heads 0 to 3"):
         ablation.ablation_effect(tiny_model, tokens, [[(0, 4)]], target=last_logit)

@@ -256,10 +256,10 @@ def test_mistakes_say_what_to_do(captured: Capture) -> None:
         head_scores.what_if(captured, 0, 0, torch.ones(3))
     with pytest.raises(HookError, match="rows 0 to 1"):
         head_scores.band_contribution(captured, 0, 0, row=2)
-    with pytest.raises(HookError, match="No key is left"):
+    with pytest.raises(HookError, match="no key is left"):
         head_scores.score_by_distance(captured, 0, 0, skip=24)
     with pytest.raises(HookError, match="frequency pair 4; a head has 4"):
         head_scores.score_by_distance(captured, 0, 0, pair=4)
     for distance in (-1, 24):
-        with pytest.raises(HookError, match=f"stand {distance} tokens apart"):
+        with pytest.raises(HookError, match=f"{distance} tokens apart"):
             head_scores.band_contribution(captured, 0, 0, distance=distance)

@@ -123,7 +123,7 @@ def test_beyond_its_training_the_demo_model_breaks_down_and_yarn_mends_it(
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     for edges in ([0, 4], [4], [5, 3], [1, 99]):
-        with pytest.raises(DataError, match="edges must rise"):
+        with pytest.raises(DataError, match="edges must ascend"):
             loss_by_position.loss_by_position(tiny_model, tokens, edges=edges)
     with pytest.raises(DataError, match="another name"):
         loss_by_position.loss_by_position(tiny_model, tokens, {"plain": [wb.Ablate("L0H0")]})
