@@ -64,7 +64,7 @@ def groups(
 def received(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Heads: attention that each token receives, for any length."""
+    """Heads: attention that each token receives."""
     check(output)
     from probes.attention import key_mass as probe
 
@@ -92,7 +92,7 @@ def retrieval(
     needle: Annotated[str, typer.Option(help="Text to hide between two sentences.")],
     question: Annotated[str, typer.Option(help="Text at the end that asks for the needle.")],
     model: Model = "demo",
-    prompt: Annotated[str | None, typer.Option(help="The text that hides the needle.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text in which the needle is hidden.")] = None,
     file: File = None,
     depth: Annotated[
         list[float] | None, typer.Option(help="Position of the needle, 0 to 1. Repeatable; default: 0, 0.5 and 1.")
@@ -103,7 +103,7 @@ def retrieval(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: retrieval scores, attention to a needle while copying."""
+    """Heads: attention to a needle while the model copies it."""
     check(output)
     from probes.attention import retrieval_heads as probe
     from workbench.commands import tokenizer_of

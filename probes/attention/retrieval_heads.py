@@ -123,8 +123,8 @@ def retrieval_scores(
         if steps < 1 or length + steps > model.config.max_seq_len:
             context = model.config.max_seq_len
             raise DataError(
-                f"haystack {number}: {length} tokens and {steps} new tokens do not fit; there must be at least 1 new "
-                f"token and the model's context is {context}."
+                f"haystack {number}: {length} prompt tokens plus {steps} new ones (at least 1) must fit the model's "
+                f"context of {context}."
             )
         prompt_scores, recall = _scores_and_recall(model, hay, steps)
         scores.append(prompt_scores if recall >= least_recall else np.full_like(prompt_scores, np.nan))

@@ -98,7 +98,7 @@ def mixing(
 def shares(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Flow: contribution shares of heads and MLPs to the stream."""
+    """Flow: contributions of heads and MLPs to the stream."""
     check(output)
     from probes.flow import information_flow_routes as probe
 
@@ -115,7 +115,7 @@ def routes(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: information flow routes to one position, as a graph."""
+    """Flow: information flow routes to one position."""
     check(output)
     from probes.flow import information_flow_routes as probe
 

@@ -27,7 +27,7 @@ def ablation(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: loss on a repetition without some heads, compared with random other heads."""
+    """Heads: loss without some heads, against random others."""
     check(output)
     from probes.patching import ablation as probe
 

@@ -48,7 +48,7 @@ def patch(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Patching: share of a logit difference in each activation."""
+    """Patching: share of a logit difference per activation."""
     check(output)
     from probes.patching import activation_patching, attribution_patching
 
@@ -78,7 +78,7 @@ def path(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Paths: effect of each head through others, or on the logits."""
+    """Paths: effect of each head on others or on the logits."""
     check(output)
     from probes.base.head_names import parse
     from probes.patching import path_patching

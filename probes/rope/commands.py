@@ -12,7 +12,7 @@ from probes.base.command import Origin, capture, check, config, deliver, tokens
 
 
 def wavelengths(model: Model = "demo", output: Output = None) -> None:
-    """RoPE: wavelength of each frequency pair, and the context."""
+    """RoPE: wavelength of each frequency pair."""
     check(output)
     from probes.rope import formulas
 
@@ -67,7 +67,7 @@ def turned(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """RoPE: change of each head's pattern under another scaling."""
+    """RoPE: change of each head's pattern under a scaling."""
     check(output)
     from probes.rope import head_scores, what_if_heads
     from workbench.hooks.rope_scaling import scaling_of
