@@ -1,1 +1,1 @@
-"""Where heads look, and of which type they are."""
+"""Attention patterns: metrics, maps and types of heads."""

@@ -1,4 +1,4 @@
-"""Commands that measure heads: where they look, of which type they are, what becomes of a loss without them."""
+"""Commands about attention heads: metrics, types, maps, and retrieval."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def catalogue(
     prompt: Prompt = None,
     file: File = None,
     threshold: Annotated[
-        list[str] | None, typer.Option(help="Another threshold for a type, as previous=0.5; may be repeated.")
+        list[str] | None, typer.Option(help="Threshold of a type, for example previous=0.5. Repeatable.")
     ] = None,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: which are of which type. Each line of the text is a prompt; intervals need two or more.
+    """Heads: list by type. Each line of the text is a prompt; intervals need two or more.
 
-    Induction and duplicate-token heads are looked for on random tokens that come twice.
+    Induction and duplicate-token heads are measured on repeated random tokens.
     """
     check(output)
     from probes.attention import head_types as probe
@@ -44,16 +44,16 @@ def catalogue(
     loaded = load(model, device)
     tokenizer = tokenizer_of(loaded, model)
     prompts = [tokenizer.encode(line, bos=True) for line in lines]
-    found = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
-    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.least for kind, rule in rules.items()}}
+    result = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
+    extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.threshold for kind, rule in rules.items()}}
     origin = Origin(model, loaded, sum(map(len, prompts)), extra)
-    deliver(found, output, origin)
+    deliver(result, output, origin)
 
 
 def groups(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Heads: how alike those are that share a key, against others."""
+    """Heads: similarity within and across key/value groups."""
     check(output)
     from probes.attention import kv_groups as probe
 
@@ -64,7 +64,7 @@ def groups(
 def received(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Heads: how much attention each token receives, at any length."""
+    """Heads: attention that each token receives."""
     check(output)
     from probes.attention import key_mass as probe
 
@@ -74,56 +74,56 @@ def received(
 
 def induction(
     model: Model = "demo",
-    block: Annotated[int, typer.Option(min=1, help="Random tokens that come twice.")] = 32,
+    block: Annotated[int, typer.Option(min=1, help="Number of random tokens, which are then repeated.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens.")] = 0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: induction on random tokens that come twice."""
+    """Heads: induction scores on repeated random tokens."""
     check(output)
     from probes.attention import head_metrics
 
     loaded = load(model, device)
-    found = head_metrics.induction_scores(loaded, block=block, seed=seed)
-    deliver(found, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
+    result = head_metrics.induction_scores(loaded, block=block, seed=seed)
+    deliver(result, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
 
 
 def retrieval(
-    needle: Annotated[str, typer.Option(help="What is hidden in the text, between two sentences.")],
-    question: Annotated[str, typer.Option(help="What is put after the text, so that the needle is written.")],
+    needle: Annotated[str, typer.Option(help="Text to hide between two sentences.")],
+    question: Annotated[str, typer.Option(help="Text at the end that asks for the needle.")],
     model: Model = "demo",
-    prompt: Annotated[str | None, typer.Option(help="The text that hides the needle.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text in which the needle is hidden.")] = None,
     file: File = None,
     depth: Annotated[
-        list[float] | None, typer.Option(help="Where, from 0 to 1; may be repeated. 0, 0.5 and 1 where not given.")
+        list[float] | None, typer.Option(help="Position of the needle, 0 to 1. Repeatable; default: 0, 0.5 and 1.")
     ] = None,
     least_recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out a prompt on which less of the needle is written.")
+        float, typer.Option(min=0, max=1, help="Skip prompts where the model writes a smaller share of the needle.")
     ] = 0.5,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: which look at a needle while they copy it."""
+    """Heads: attention to a needle while the model copies it."""
     check(output)
     from probes.attention import retrieval_heads as probe
     from workbench.commands import tokenizer_of
 
-    given = text(prompt, file)
+    haystack_text = text(prompt, file)
     loaded = load(model, device)
     tokenizer, depths = tokenizer_of(loaded, model), depth or [0.0, 0.5, 1.0]
-    hays = [probe.haystack(tokenizer, given, needle, question, depth=at) for at in depths]
-    found = probe.retrieval_scores(loaded, hays, least_recall=least_recall)
-    extra = {"depths": depths, "least_recall": least_recall, "recall": found.recall.tolist()}
-    deliver(found, output, Origin(model, loaded, sum(len(hay.tokens) for hay in hays), extra))
+    haystacks = [probe.haystack(tokenizer, haystack_text, needle, question, depth=at) for at in depths]
+    result = probe.retrieval_scores(loaded, haystacks, least_recall=least_recall)
+    extra = {"depths": depths, "least_recall": least_recall, "recall": result.recall.tolist()}
+    deliver(result, output, Origin(model, loaded, sum(len(hay.tokens) for hay in haystacks), extra))
 
 
-one_map = of_head("map", "probes.attention.head_map.head_map", "Heads: where one head looks, query by query.")
+head_map_command = of_head("map", "probes.attention.head_map.head_map", "Heads: the attention pattern of one head.")
 
 COMMANDS = (
     (heads, ON_A_PROMPT),
     (catalogue, ON_A_PROMPT),
     (groups, ON_A_PROMPT),
-    (one_map, ON_A_HEAD),
+    (head_map_command, ON_A_HEAD),
     (received, ON_A_PROMPT),
     (induction, ""),
     (retrieval, " --prompt 'It rained. It was late.' --needle 'The code is 7 4 1 9.' --question 'The code is'"),

@@ -1,4 +1,4 @@
-"""One head's pattern as a map small enough to draw: windowed, and pooled where it is still too large."""
+"""Head map: one head's pattern, limited to a window and pooled so that it is small enough to draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MAX_CELLS = 448
 class HeadMap(Result):
     """Attention weights of one head over a window of positions, NaN after the query.
 
-    `weights` is [query_tile, key_tile]: each cell the largest weight of `factor` x `factor` positions.
+    `weights` is [query_tile, key_tile]: each cell is the largest weight of `factor` x `factor` positions.
     """
 
     AXES = {"weights": ("query_tile", "key_tile")}
@@ -39,11 +39,14 @@ class HeadMap(Result):
 
     @property
     def pooling(self) -> str:
-        """How the map was made smaller, for its title; empty where it was not."""
+        """Description of the pooling for the title; empty if the map is not pooled."""
         return f"largest of {self.factor} x {self.factor} positions" if self.factor > 1 else ""
 
     def labels(self, tokens: Sequence[str]) -> list[str]:
-        """A label for every row and column, from one for every position from 0: of a tile, its first and last."""
+        """A label for each row and column; for a pooled map, the first and last position of the tile.
+
+        Shapes: tokens [pos], one for each position from 0 -> [tile]
+        """
         assert len(tokens) >= self.stop, "one label for every position"
         if self.factor == 1:
             return list(tokens[self.start : self.stop])
@@ -65,20 +68,20 @@ class HeadMap(Result):
 
 
 def pool(values: np.ndarray, factor: int, *, magnitude: bool = False) -> np.ndarray:
-    """The largest value of every factor x factor tile, NaN left out; of signed values, the largest in magnitude.
+    """Maximum of each factor x factor tile, ignoring NaN. With `magnitude`, the value with the largest magnitude.
 
     Shapes: [rows, columns] -> [ceil(rows / factor), ceil(columns / factor)]
     """
     if factor == 1:
         return values
     pad = [(0, -size % factor) for size in values.shape]
-    whole = np.pad(values, pad, constant_values=np.nan)
-    rows, columns = (size // factor for size in whole.shape)
-    tiles = whole.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, factor * factor)
+    padded = np.pad(values, pad, constant_values=np.nan)
+    rows, columns = (size // factor for size in padded.shape)
+    tiles = padded.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, factor * factor)
     if not magnitude:
         return np.fmax.reduce(tiles, -1)
-    at = np.where(np.isnan(tiles), -1, np.abs(tiles)).argmax(-1)
-    return np.take_along_axis(tiles, at[..., None], -1)[..., 0]
+    strongest = np.where(np.isnan(tiles), -1, np.abs(tiles)).argmax(-1)
+    return np.take_along_axis(tiles, strongest[..., None], -1)[..., 0]
 
 
 def head_map(
@@ -90,39 +93,39 @@ def head_map(
     window: tuple[int, int] | None = None,
     max_cells: int = MAX_CELLS,
 ) -> HeadMap:
-    """One head's pattern over positions start to stop, pooled to at most `max_cells` a side.
+    """One head's pattern for positions start to stop, pooled to at most `max_cells` per side.
 
-    Only blocks of queries are computed at a time: memory does not grow with the square of the prompt.
+    Computed in blocks of queries, so memory does not grow with the square of the prompt length.
     Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [query_tile, key_tile]
     Units:  probability; rows of an unpooled map over the whole prompt sum to 1.
-    Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window or a capture of
-            some positions only.
+    Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window or a capture
+            that does not have all positions.
     """
     capture_access.whole(cap, "A head's map")
     length = cap.tokens.shape[1]
     start, stop = (0, length) if window is None else window
     if not 0 <= start < stop <= length:
-        raise HookError(f"a window must lie in 0 to {length}, found {start} to {stop}.")
+        raise HookError(f"the window must be within 0 to {length} and not empty; found {start} to {stop}.")
     row = capture_access.row_of(cap, row)
     factor = -(-(stop - start) // max_cells)
     parts: list[np.ndarray] = []
-    left = np.empty((0, stop - start), np.float32)  # rows that do not fill a tile yet
+    pending = np.empty((0, stop - start), np.float32)  # rows that do not fill a tile yet
     for queries, pattern in pattern_blocks(cap, layer, heads=(head,), queries=range(start, stop)):
         keys = torch.arange(start, stop, device=queries.device)
         future = keys > queries.unsqueeze(-1)
         rows = pattern[row, 0, :, start:stop].masked_fill(future, torch.nan).cpu().numpy()
-        left = np.concatenate([left, rows])
-        full = len(left) // factor * factor
-        parts.append(pool(left[:full], factor))
-        left = left[full:]
-    if len(left):
-        parts.append(pool(left, factor))
+        pending = np.concatenate([pending, rows])
+        full = len(pending) // factor * factor
+        parts.append(pool(pending[:full], factor))
+        pending = pending[full:]
+    if len(pending):
+        parts.append(pool(pending, factor))
     return HeadMap(layer, head, start, stop, factor, frozen(np.concatenate(parts)))
 
 
 @dataclass(frozen=True)
 class StrongestKeys(Result):
-    """The keys that one query of one head looks at most. Arrays are [rank], the strongest first."""
+    """Keys with the largest attention weights for one query of one head. Arrays are [rank], strongest first."""
 
     AXES = {"keys": ("rank",), "weights": ("rank",)}
     FIGURE = "probes.attention.figures.strongest_keys"
@@ -135,14 +138,14 @@ class StrongestKeys(Result):
     weights: np.ndarray
 
     def frame(self) -> pd.DataFrame:
-        """One row per key, the strongest first: layer, head, query, key, weight, distance."""
-        about = {"layer": self.layer, "head": self.head, "query": self.query}
+        """One row per key, strongest first: layer, head, query, key, weight, distance."""
+        head = {"layer": self.layer, "head": self.head, "query": self.query}
         columns = {"key": self.keys, "weight": self.weights, "distance": self.query - self.keys}
-        return pd.DataFrame({**about, **columns})
+        return pd.DataFrame({**head, **columns})
 
 
 def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int = 0, k: int = 10) -> StrongestKeys:
-    """The keys that one query looks at most, the strongest first.
+    """Keys with the largest attention weights for one query, strongest first.
 
     Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [rank], at most k
     Units:  probability.

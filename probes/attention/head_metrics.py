@@ -1,7 +1,7 @@
-"""What each attention head looks at: entropy, sinks, previous token, duplicates, induction, distance.
+"""Attention head metrics: entropy, sinks, previous token, duplicates, induction, distance.
 
-The first half is mathematics on a pattern's rows and knows nothing of models; the second half walks a capture
-layer by layer and block of queries by block of queries, so that no layer's full pattern is ever held.
+The first half has formulas for rows of a pattern and does not use models. The second half reads a capture layer by
+layer, in blocks of queries, so that no layer's full pattern is in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,16 @@ from workbench.model import Transformer
 
 PATTERN = "attn.hook_pattern"
 HOOKS = (f"blocks.*.{PATTERN}",)
-"""What to capture for `head_metrics` and `query_metrics`."""
+"""Hooks to capture for `head_metrics` and `query_metrics`."""
 
-STREAMED = "attn.hook_stats"
-LONG_HOOKS = (f"blocks.*.{STREAMED}",)
-"""What to capture for them where patterns would take too long: `duplicate` is then NaN, all else the same."""
+STATS_HOOK = "attn.hook_stats"
+LONG_HOOKS = (f"blocks.*.{STATS_HOOK}",)
+"""Hooks to capture instead for long prompts, where patterns take too long: `duplicate` is NaN, all else the same."""
 
 SINK_THRESHOLD = 0.3
 """A head is a sink head when its mean attention to the first token exceeds this (arXiv 2410.10781)."""
 
-_BLOCK_BYTES = 1 << 25  # of pattern held at a time: large enough to be fast, small beside any model
+_BLOCK_BYTES = 1 << 25  # of pattern in memory: large enough to be fast, small compared with any model
 
 METRICS = {
     "entropy": "entropy (nats)",
@@ -41,14 +41,14 @@ METRICS = {
     "duplicate": "mass on earlier copies of the token",
     "distance": "expected distance (tokens)",
 }
-"""Columns of `HeadMetrics.frame()` with the label and unit that a figure should give them."""
+"""Columns of `HeadMetrics.frame()` with the label and unit for figures."""
 
 
-# --- mathematics on rows of a pattern -------------------------------------------------------------------------
+# --- formulas for rows of a pattern ---------------------------------------------------------------------------
 
 
 def entropy(pattern: Tensor) -> Tensor:
-    """Shannon entropy of every row.
+    """Shannon entropy of each row.
 
     Shapes: [..., query_pos, key_pos] -> [..., query_pos]
     Units:  nats; 0 for a row on one key, ln(i + 1) for a uniform row at position i.
@@ -58,7 +58,7 @@ def entropy(pattern: Tensor) -> Tensor:
 
 
 def normalised_entropy(nats: Tensor, queries: Tensor) -> Tensor:
-    """Entropy as a share of the largest possible, ln(i + 1); NaN at i = 0, where nothing can be chosen.
+    """Entropy divided by its maximum, ln(i + 1); NaN at i = 0, which has only one key.
 
     Shapes: nats [..., query_pos] from `entropy`, queries [query_pos] absolute positions -> [..., query_pos]
     """
@@ -66,7 +66,7 @@ def normalised_entropy(nats: Tensor, queries: Tensor) -> Tensor:
 
 
 def sink_mass(pattern: Tensor, k: int = 1) -> Tensor:
-    """Attention that falls on the first k tokens.
+    """Attention on the first k tokens.
 
     Shapes: [..., query_pos, key_pos] -> [..., query_pos]
     Units:  probability; 1 for the first k rows, by causality.
@@ -76,9 +76,9 @@ def sink_mass(pattern: Tensor, k: int = 1) -> Tensor:
 
 
 def offset_mass(pattern: Tensor, queries: Tensor, offset: int) -> Tensor:
-    """A[i, i - offset]: attention on the key `offset` tokens back; NaN where there is none.
+    """A[i, i - offset]: attention on the key `offset` tokens back; NaN if there is no such key.
 
-    Offset 1 is the previous-token score; offset L - 1 on a block of L tokens repeated is the induction score.
+    Offset 1 is the previous-token score; offset L - 1 on a repeated block of L tokens is the induction score.
     Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
     Source: arXiv 2211.00593 (previous token), 2209.11895 (induction).
     """
@@ -89,7 +89,7 @@ def offset_mass(pattern: Tensor, queries: Tensor, offset: int) -> Tensor:
 
 
 def duplicate_mass(pattern: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
-    """Attention on earlier copies of the query's own token; NaN where there is no earlier copy.
+    """Attention on earlier copies of the query's own token; NaN if there is no earlier copy.
 
     Shapes: pattern [batch, head, query_pos, key_pos], tokens [batch, key_pos], queries [query_pos]
             -> [batch, head, query_pos]
@@ -103,7 +103,7 @@ def duplicate_mass(pattern: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
 
 
 def expected_distance(pattern: Tensor, queries: Tensor) -> Tensor:
-    """How far back a row looks on average: sum_j (i - j) A[i, j].
+    """Mean distance of a row's attention: sum_j (i - j) A[i, j].
 
     Shapes: pattern [..., query_pos, key_pos], queries [query_pos] absolute positions -> [..., query_pos]
     Units:  tokens.
@@ -113,12 +113,12 @@ def expected_distance(pattern: Tensor, queries: Tensor) -> Tensor:
     return queries.to(pattern.dtype) * pattern.sum(-1) - pattern @ keys
 
 
-# --- bound to a capture ---------------------------------------------------------------------------------------
+# --- metrics of a capture -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QueryMetrics(Result):
-    """Every metric of every query row of one layer. Arrays are [batch, head, query_pos], NaN where undefined."""
+    """All metrics of one layer, by query. Arrays are [batch, head, query_pos], NaN where undefined."""
 
     AXES = {"queries": ("query_pos",), "values": ("batch", "head", "query_pos")}
     FIGURE = "probes.attention.figures.query_metrics"
@@ -139,7 +139,7 @@ class QueryMetrics(Result):
 
 @dataclass(frozen=True)
 class HeadMetrics(Result):
-    """One number per head and metric: means over batch rows and queries, undefined rows left out.
+    """One number per head and metric: means over batch rows and queries, without undefined values.
 
     Arrays are [layer, head]; `layers` and `heads` name the rows and columns.
     """
@@ -170,7 +170,7 @@ class HeadMetrics(Result):
 
 
 def head_metrics(cap: Capture, *, queries: Sequence[int] | None = None) -> HeadMetrics:
-    """The metrics of every captured head, averaged over the capture's rows, or over the positions in `queries` alone.
+    """Metrics of each captured head, averaged over all positions, or only over those in `queries`.
 
     Shapes: hook_pattern [layer, batch, head, query_pos, key_pos] or hook_stats [layer, batch, head, query_pos, stat]
             -> [layer, head] per metric
@@ -179,18 +179,18 @@ def head_metrics(cap: Capture, *, queries: Sequence[int] | None = None) -> HeadM
     Source: arXiv 1906.04341 (entropy), 2309.17453 and 2410.10781 (sinks), 2211.00593 (previous and duplicate token),
             1906.04284 (distance).
     """
-    layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STREAMED)})) or capture_access.layers(cap, PATTERN)
+    layers = tuple(sorted({*cap.layers(PATTERN), *cap.layers(STATS_HOOK)})) or capture_access.layers(cap, PATTERN)
     means: list[dict[str, np.ndarray]] = []
     for layer in layers:
         rows = query_metrics(cap, layer, queries=queries).values
-        means.append({name: _mean(values) for name, values in rows.items()})
+        means.append({name: _defined_mean(values) for name, values in rows.items()})
     values = {name: frozen(np.stack([mean[name] for mean in means])) for name in METRICS}
     n_queries = cap.tokens.shape[0] * len(capture_access.positions(cap) if queries is None else queries)
     return HeadMetrics(layers, capture_access.heads(cap), values, n_queries, cap.config.group_size)
 
 
 def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = None) -> QueryMetrics:
-    """The metrics of every query row of one layer, or of those at the positions in `queries`.
+    """Metrics of one layer for each query, or only for those at the positions in `queries`.
 
     Shapes: hook_pattern [batch, head, query_pos, key_pos] or hook_stats [batch, head, query_pos, stat]
             -> [batch, head, query_pos] per metric
@@ -199,13 +199,13 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
     Source: as `head_metrics`.
     """
     capture_access.unpadded(cap)
-    if layer not in cap.layers(PATTERN) and layer in cap.layers(STREAMED):
-        return _streamed_metrics(cap, layer, queries)
+    if layer not in cap.layers(PATTERN) and layer in cap.layers(STATS_HOOK):
+        return _metrics_from_stats(cap, layer, queries)
     parts: list[dict[str, Tensor]] = []
     for block, pattern in pattern_blocks(cap, layer, queries=queries):
-        seen = int(block.max()) + 1  # later keys have no weight in any of these rows
-        pattern, nats = pattern[..., :seen], entropy(pattern[..., :seen])
-        # After a cache the earlier tokens are not in the capture, so copies cannot be told.
+        visible = int(block.max()) + 1  # later keys have no weight in any of these rows
+        pattern, nats = pattern[..., :visible], entropy(pattern[..., :visible])
+        # After a cache the earlier tokens are not in the capture, so copies cannot be found.
         unknown = torch.full_like(nats, torch.nan)
         parts.append(
             {
@@ -214,23 +214,23 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
                 "sink_1": sink_mass(pattern, 1),
                 "sink_4": sink_mass(pattern, 4),
                 "previous": offset_mass(pattern, block, 1),
-                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :seen], block),
+                "duplicate": unknown if cap.start else duplicate_mass(pattern, cap.tokens[:, :visible], block),
                 "distance": expected_distance(pattern, block),
             }
         )
     values = {name: frozen(torch.cat([part[name] for part in parts], -1)) for name in parts[0]}
-    asked = capture_access.positions(cap) if queries is None else torch.tensor(list(queries))
-    return QueryMetrics(layer, capture_access.heads(cap), frozen(asked), values)
+    chosen = capture_access.positions(cap) if queries is None else torch.tensor(list(queries))
+    return QueryMetrics(layer, capture_access.heads(cap), frozen(chosen), values)
 
 
-def _streamed_metrics(cap: Capture, layer: int, asked: Sequence[int] | None) -> QueryMetrics:
-    """The metrics from the statistics of rows, which say all but whether a key is a copy of the query's token."""
-    held = cap[f"blocks.{layer}.{STREAMED}"].detach()  # [batch, head, query_pos, stat]
-    queries = capture_access.positions(cap).to(held.device)
-    if asked is not None:
-        at = [capture_access.place(cap, position) for position in asked]
-        held, queries = held[:, :, at], queries[at]
-    stats = dict(zip(STATS, held.unbind(-1), strict=True))
+def _metrics_from_stats(cap: Capture, layer: int, chosen: Sequence[int] | None) -> QueryMetrics:
+    """Metrics from hook_stats, which has no information about copies of the query's token."""
+    values_by_stat = cap[f"blocks.{layer}.{STATS_HOOK}"].detach()  # [batch, head, query_pos, stat]
+    queries = capture_access.positions(cap).to(values_by_stat.device)
+    if chosen is not None:
+        at = [capture_access.place(cap, position) for position in chosen]
+        values_by_stat, queries = values_by_stat[:, :, at], queries[at]
+    stats = dict(zip(STATS, values_by_stat.unbind(-1), strict=True))
     rows = {name: stats[name] for name in ("entropy", "sink_1", "sink_4", "distance")}
     rows["entropy_norm"] = normalised_entropy(stats["entropy"], queries)
     rows["previous"] = torch.where(queries > 0, stats["previous"], torch.nan)
@@ -242,35 +242,35 @@ def _streamed_metrics(cap: Capture, layer: int, asked: Sequence[int] | None) -> 
 def pattern_blocks(
     cap: Capture, layer: int, *, heads: Sequence[int] | None = None, queries: Sequence[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One layer's pattern in blocks of queries, so that a long prompt's pattern is never held whole.
+    """One layer's pattern in blocks of queries, so that a long prompt's full pattern is never in memory.
 
     Shapes: -> pairs of queries [query_pos] (absolute positions) and pattern [batch, head, query_pos, key_pos]
     """
-    wanted = capture_access.positions(cap).tolist() if queries is None else list(queries)
+    chosen = capture_access.positions(cap).tolist() if queries is None else list(queries)
     n_heads = len(capture_access.heads(cap) if heads is None else heads)
     batch, seqlen = cap.tokens.shape
     step = max(1, _BLOCK_BYTES // (4 * batch * n_heads * (cap.start + seqlen)))
-    for start in range(0, len(wanted), step):
-        block = wanted[start : start + step]
+    for start in range(0, len(chosen), step):
+        block = chosen[start : start + step]
         pattern = cap.pattern(layer, heads=heads, queries=block).detach().float()
         yield torch.tensor(block, device=pattern.device), pattern
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
-    """[batch, head, query_pos] -> [head], leaving NaN out; NaN where nothing else is there."""
-    known = ~np.isnan(rows)
-    counts = known.sum((0, 2))
-    sums = np.where(known, rows, 0).sum((0, 2), dtype=np.float64)
+def _defined_mean(rows: np.ndarray) -> np.ndarray:
+    """Mean without NaN; NaN if there are no other values. Shapes: [batch, head, query_pos] -> [head]"""
+    defined = ~np.isnan(rows)
+    counts = defined.sum((0, 2))
+    sums = np.where(defined, rows, 0).sum((0, 2), dtype=np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 @dataclass(frozen=True)
 class InductionScores(Result):
-    """Scores of every head on random blocks of tokens that come twice. Arrays are [layer, head].
+    """Scores of each head on repeated blocks of random tokens. Arrays are [layer, head].
 
     `induction` is the mean of A[i, i - L + 1] and `duplicate` the mean of A[i, i - L] over the second copy, where
-    L is `block`. `chance` is what a head that looks everywhere evenly would score. Each `_stderr` is the standard
-    error of the mean over prompts, NaN for a single one.
+    L is `block`. `chance` is the score of uniform attention. Each `_stderr` is the standard error of the mean over
+    prompts, NaN for a single prompt.
     """
 
     AXES = dict.fromkeys(("induction", "duplicate", "induction_stderr", "duplicate_stderr"), ("layer", "head"))
@@ -296,10 +296,10 @@ class InductionScores(Result):
 
 @torch.no_grad()
 def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, seed: int = 0) -> InductionScores:
-    """How strongly each head looks at what followed the current token the last time.
+    """Attention of each head to the token that followed the previous occurrence of the current token.
 
-    The prompt is begin-of-text (where the model has a tokenizer), then `block` random ordinary tokens, then the
-    same again. Tokens do not repeat within a block where the vocabulary allows it, so the target is unique.
+    The prompt is begin-of-text (if the model has a tokenizer), then `block` random ordinary tokens, then the same
+    tokens again. Tokens do not repeat within a block if the vocabulary is large enough, so the target is unique.
     Shapes: -> [layer, head]
     Units:  attention, between 0 and 1: the mean over the second copy and over prompts.
     Raises: HookError if two blocks do not fit the model's context.
@@ -315,16 +315,16 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
             for queries, pattern in pattern_blocks(cap, layer)
         ]
         scores.append(torch.cat(rows, -1)[..., start:].mean(-1))  # [score, batch, head]
-    each = torch.stack(scores, 1)  # [score, layer, batch, head]
-    error = each.std(2) / batch**0.5 if batch > 1 else torch.full_like(each[:, :, 0], torch.nan)
+    by_prompt = torch.stack(scores, 1)  # [score, layer, batch, head]
+    error = by_prompt.std(2) / batch**0.5 if batch > 1 else torch.full_like(by_prompt[:, :, 0], torch.nan)
     positions = torch.arange(start, tokens.shape[1], dtype=torch.float64)
     chance = float((1 / (positions + 1)).mean())
-    found = (frozen(part) for part in (*each.mean(2), *error))
-    return InductionScores(*found, block, batch, seed, chance, model.config.group_size)
+    means_and_errors = (frozen(part) for part in (*by_prompt.mean(2), *error))
+    return InductionScores(*means_and_errors, block, batch, seed, chance, model.config.group_size)
 
 
 def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:
-    """Prompts of a random block that comes twice, after begin-of-text where there is a tokenizer.
+    """Prompts with a repeated random block, after begin-of-text if the model has a tokenizer.
 
     Shapes: -> [batch, 2 * block (+ 1)] int64, on the model's device
     Raises: HookError if they do not fit the model's context.
@@ -333,7 +333,7 @@ def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) ->
     length = 2 * block + (tokenizer is not None)
     if block < 1 or length > config.max_seq_len:
         raise HookError(
-            f"Two blocks of {block} tokens make a prompt of {length}, but the model's context is "
+            f"two blocks of {block} tokens make a prompt of {length} tokens, but the model's context is "
             f"{config.max_seq_len}; choose a block between 1 and {(config.max_seq_len - 1) // 2}."
         )
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,7 @@
-"""What kind of head each one is: scores over a set of prompts with intervals, and a catalogue by type.
+"""Head types: scores over a set of prompts with confidence intervals, and a catalogue of heads by type.
 
-A score is a mean over prompts; prompts are what is drawn from the population, so the intervals are bootstraps over
-prompts and say nothing of other models or other kinds of text. `probes.patching.ablation` measures what a head does;
-this module only reads where it looks.
+A score is a mean over prompts. The intervals are bootstraps over prompts, so they do not hold for other models or
+other kinds of text. This module only measures attention; `probes.patching.ablation` measures effects.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,14 +37,14 @@ Rows = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Rule:
-    """Which heads are of a type: those whose mean `score` is at least `least` (or, for `below`, at most it)."""
+    """Condition for a head type: the mean `score` is at least `threshold`, or at most `threshold` if `below`."""
 
     score: str
-    least: float
+    threshold: float
     below: bool = False
 
     def holds(self, values: np.ndarray) -> np.ndarray:
-        return values <= self.least if self.below else values >= self.least
+        return values <= self.threshold if self.below else values >= self.threshold
 
 
 RULES: Mapping[str, Rule] = {
@@ -56,29 +55,31 @@ RULES: Mapping[str, Rule] = {
     "uniform": Rule("entropy_norm", 0.95),
     "local": Rule("distance", 3.0, below=True),
 }
-"""The catalogue's types. 0.3 for sinks is that of arXiv 2410.10781; the others are choices, so pass your own."""
+"""Types in the catalogue. 0.3 for sinks is from arXiv 2410.10781; the other thresholds are arbitrary, pass your own."""
 
 BLOCKS = (16, 20, 24, 32)
-"""Lengths of the random blocks on which induction and duplicate-token heads are looked for."""
+"""Lengths of the random blocks that are used to measure induction and duplicate-token heads."""
 
 
-def with_thresholds(given: Iterable[str]) -> dict[str, Rule]:
-    """`RULES` with some thresholds replaced, each as `previous=0.5`. Raises: DataError for anything else."""
+def with_thresholds(options: Iterable[str]) -> dict[str, Rule]:
+    """`RULES` with some thresholds replaced, each written as `previous=0.5`. Raises: DataError for anything else."""
     rules = dict(RULES)
-    for text in given:
-        kind, _, number = text.partition("=")
+    for option in options:
+        kind, _, number = option.partition("=")
         try:
-            rules[kind] = replace(rules[kind], least=float(number))
+            rules[kind] = replace(rules[kind], threshold=float(number))
         except (KeyError, ValueError) as error:
-            raise DataError(f"{text!r} is no threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}.") from error
+            raise DataError(
+                f"{option!r} is not a threshold; write TYPE=NUMBER, TYPE one of {', '.join(RULES)}."
+            ) from error
     return rules
 
 
 @dataclass(frozen=True)
 class HeadScores(Result):
-    """Scores of every head on every prompt. `values` are [prompt, layer, head] by name, NaN where undefined.
+    """Scores of each head on each prompt. `values` are [prompt, layer, head] by name, NaN where undefined.
 
-    `resamples` and `level` say how the intervals are made, from `seed` alone.
+    `resamples`, `level` and `seed` are the settings of the bootstrap intervals.
     """
 
     AXES = {"values": ("prompt", "layer", "head")}
@@ -95,7 +96,7 @@ class HeadScores(Result):
         return len(next(iter(self.values.values())))
 
     def mean(self, name: str) -> np.ndarray:
-        """Mean over the prompts where the score is defined. Shapes: -> [layer, head]"""
+        """Mean over the prompts with a defined score. Shapes: -> [layer, head]"""
         return _means(self.values[name], np.ones((1, self.n_prompts)))[0]
 
     def interval(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -119,48 +120,48 @@ class HeadScores(Result):
 
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means over prompts, NaN left out. Shapes: [prompt, ...], [resample, prompt] -> [resample, ...]"""
-    known = ~np.isnan(values)
-    total = np.tensordot(weights, np.where(known, values, 0.0), 1)
-    count = np.tensordot(weights, known.astype(float), 1)
+    """Weighted means over prompts, without NaN. Shapes: [prompt, ...], [resample, prompt] -> [resample, ...]"""
+    defined = ~np.isnan(values)
+    total = np.tensordot(weights, np.where(defined, values, 0.0), 1)
+    count = np.tensordot(weights, defined.astype(float), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 @torch.no_grad()
 def text_scores(model: Transformer, prompts: Sequence[Sequence[int]]) -> HeadScores:
-    """Where every head looks on ordinary prompts: one number per prompt, head and score, means over its queries.
+    """Scores of each head on ordinary prompts: one number per prompt, head and score, the mean over queries.
 
-    Position 0 sees itself alone and is left out, so a head that only looks back can score 1.
+    Position 0 can only attend to itself and is left out, so a head that only looks back can score 1.
     Shapes: prompts: token ids, of any lengths from 2 -> [prompt, layer, head]
     Units:  previous, sink_1: probability; entropy_norm: entropy / ln(i + 1); distance: tokens.
     Raises: DataError for no prompts, or one with fewer than two tokens.
     Source: arXiv 2211.00593 (previous token), 2410.10781 (sink), 1906.04341 (entropy), 1906.04284 (distance).
     """
     if not prompts:
-        raise DataError("no prompts to measure; give at least one, and two or more for intervals.")
-    found: dict[str, list[Tensor]] = {}
+        raise DataError("there are no prompts; give at least one, and two or more for intervals.")
+    by_name: dict[str, list[Tensor]] = {}
     for number, ids in enumerate(prompts):
         if len(ids) < 2:
-            raise DataError(f"prompt {number} has {len(ids)} tokens; a head's choice begins with the second.")
+            raise DataError(f"prompt {number} has {len(ids)} tokens; it needs at least 2.")
         _, cap = model.run_with_capture(torch.tensor([list(ids)], device=model.device), HOOKS)
         for name, values in _over_queries(cap, 1, _text_rows).items():
-            found.setdefault(name, []).append(values)
-    return HeadScores({name: frozen(torch.cat(values), np.float64) for name, values in found.items()})
+            by_name.setdefault(name, []).append(values)
+    return HeadScores({name: frozen(torch.cat(values), np.float64) for name, values in by_name.items()})
 
 
 @torch.no_grad()
 def repeat_scores(model: Transformer, *, blocks: Sequence[int] = BLOCKS, batch: int = 4, seed: int = 0) -> HeadScores:
-    """Induction and duplicate-token scores on random blocks that come twice, one number per prompt and head.
+    """Induction and duplicate-token scores on repeated random blocks, one number per prompt and head.
 
-    Blocks of several lengths L, `batch` prompts of each: a head that looks a fixed distance back scores at one length
-    as induction heads do, and only at that one.
+    Blocks of several lengths L, `batch` prompts of each: a head that looks a fixed distance back scores like an
+    induction head at one length only.
     Shapes: -> [prompt, layer, head]: mean over the second copy of A[i, i - L + 1] and of A[i, i - L]
     Units:  attention, between 0 and 1.
     Raises: HookError if two blocks do not fit the model's context; DataError for no blocks.
     Source: arXiv 2209.11895 (prefix matching on random tokens), 2211.00593 (duplicate token).
     """
     if not blocks:
-        raise DataError("no block lengths to repeat; give at least one.")
+        raise DataError("there are no block lengths; give at least one.")
     parts = []
     for number, block in enumerate(blocks):
         tokens = repeated_blocks(model, block=block, batch=batch, seed=seed + 1000 * number)
@@ -184,12 +185,12 @@ def _text_rows(pattern: Tensor, queries: Tensor) -> dict[str, Tensor]:
 
 
 def _over_queries(cap: Capture, start: int, rows: Rows) -> dict[str, Tensor]:
-    """Mean over the queries from `start` on of what `rows(pattern, queries)` gives. Shapes: -> [batch, layer, head]"""
+    """Mean of `rows(pattern, queries)` over the queries from `start` on. Shapes: -> [batch, layer, head]"""
     layers: dict[str, list[Tensor]] = {}
     for layer in capture_access.layers(cap, PATTERN):
         parts: dict[str, list[Tensor]] = {}
-        wanted = [position for position in capture_access.positions(cap).tolist() if position >= start]
-        for queries, pattern in pattern_blocks(cap, layer, queries=wanted):
+        chosen = [position for position in capture_access.positions(cap).tolist() if position >= start]
+        for queries, pattern in pattern_blocks(cap, layer, queries=chosen):
             for name, values in rows(pattern, queries).items():
                 parts.setdefault(name, []).append(values)  # [batch, head, query_pos]
         for name, values in parts.items():
@@ -202,7 +203,7 @@ def _over_queries(cap: Capture, start: int, rows: Rows) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Catalogue(Result):
-    """Which heads are of which type, and how surely. `mean`, `low` and `high` are [layer, head] by type."""
+    """Heads by type, with confidence intervals. `mean`, `low` and `high` are [layer, head] by type."""
 
     AXES = {"mean": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
     FIGURE = "probes.attention.figures.catalogue"
@@ -230,9 +231,9 @@ class Catalogue(Result):
         return sorted(cells, key=lambda cell: (mean[cell] if rule.below else -mean[cell], cell))
 
     def frame(self) -> pd.DataFrame:
-        """One row per head and type it is of: type, layer, head, score, mean, low, high, threshold, sure, n_prompts.
+        """One row per type and head of it: type, layer, head, score, mean, low, high, threshold, sure, n_prompts.
 
-        `sure` says that the whole interval is on the threshold's right side. Strongest first within a type.
+        `sure` is true if the whole interval satisfies the rule. Strongest first within a type.
         """
         names = ["type", "layer", "head", "score", "mean", "low", "high", "threshold", "sure", "n_prompts"]
         rows = []
@@ -240,24 +241,26 @@ class Catalogue(Result):
             sure = self.is_sure(kind)
             for cell in self.of(kind):
                 numbers = [float(values[kind][cell]) for values in (self.mean, self.low, self.high)]
-                rows.append([kind, *cell, rule.score, *numbers, rule.least, bool(sure[cell]), self.n_prompts[kind]])
+                rows.append([kind, *cell, rule.score, *numbers, rule.threshold, bool(sure[cell]), self.n_prompts[kind]])
         return pd.DataFrame(rows, columns=names)
 
 
 def catalogue(*scores: HeadScores, rules: Mapping[str, Rule] = RULES) -> Catalogue:
-    """Heads by type, from scores on prompts: a head may be of several types, or of none.
+    """Heads by type, from scores on prompts. A head can have several types, or none.
 
     Shapes: [prompt, layer, head] -> [layer, head] per type
     Units:  those of each type's score.
-    Raises: DataError for a rule whose score was not measured (names those that were).
+    Raises: DataError for a rule whose score was not measured (the message names those that were).
     Source: the thresholds are in `RULES`; arXiv 2410.10781 for sinks.
     """
-    held = {name: found for found in scores for name in found.values}
-    absent = {rule.score for rule in rules.values()} - held.keys()
+    measured = {name: head_scores for head_scores in scores for name in head_scores.values}
+    absent = {rule.score for rule in rules.values()} - measured.keys()
     if absent:
-        raise DataError(f"no scores {', '.join(sorted(absent))} here; measured: {', '.join(sorted(held)) or 'none'}.")
+        raise DataError(
+            f"scores are missing: {', '.join(sorted(absent))}; measured: {', '.join(sorted(measured)) or 'none'}."
+        )
     mean, low, high = {}, {}, {}
     for kind, rule in rules.items():
-        mean[kind] = frozen(held[rule.score].mean(rule.score))
-        low[kind], high[kind] = map(frozen, held[rule.score].interval(rule.score))
-    return Catalogue(rules, mean, low, high, {kind: held[rules[kind].score].n_prompts for kind in rules})
+        mean[kind] = frozen(measured[rule.score].mean(rule.score))
+        low[kind], high[kind] = map(frozen, measured[rule.score].interval(rule.score))
+    return Catalogue(rules, mean, low, high, {kind: measured[rules[kind].score].n_prompts for kind in rules})

@@ -1,4 +1,4 @@
-"""What keys receive and where heads look in prompts too long for a pattern: read from sums that stream."""
+"""Attention received by each key, and mean maps, for prompts too long to store the full pattern."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from workbench.layers.attention_stats import map_factor
 
 KEY_MASS, MAP = "attn.hook_key_mass", "attn.hook_map"
 HOOKS = (f"blocks.*.{KEY_MASS}",)
-"""What to capture for `key_mass`."""
+"""Hooks to capture for `key_mass`."""
 MAP_HOOKS = (f"blocks.*.{MAP}",)
-"""What to capture for `mean_map`."""
+"""Hooks to capture for `mean_map`."""
 
 
 @dataclass(frozen=True)
 class KeyMass(Result):
-    """Attention that every key of one batch row receives. Arrays are [layer, head, key].
+    """Attention that each key of one batch row receives. Arrays are [layer, head, key].
 
-    `mass` is summed over the queries, and all keys of a head together receive one from each query; `mean` is per query
-    that could see the key, which takes away that early keys are seen by more.
+    `mass` is summed over the queries; over all keys of a head it sums to the number of queries. `mean` is the mean
+    over the queries that can see the key, so early keys, which more queries see, have no advantage.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("mass", "mean"), ("layer", "head", "key"))
@@ -43,11 +43,11 @@ class KeyMass(Result):
 
 
 def key_mass(cap: Capture, *, row: int = 0) -> KeyMass:
-    """How much attention each key receives, without any pattern: sinks and other tokens that heads return to.
+    """Attention that each key receives, without storing patterns: shows sinks and other tokens with much attention.
 
     Shapes: hook_key_mass [layer, batch, head, key_pos] -> [layer, head, key]
     Units:  probability summed over queries, and its mean over the captured queries that see the key (NaN for none).
-    Raises: MissingHookError if `hook_key_mass` was captured for no layer; HookError for left-padded rows.
+    Raises: MissingHookError if `hook_key_mass` was not captured for any layer; HookError for left-padded rows.
     Source: arXiv 2309.17453 (sinks); 2306.14048 (accumulated attention).
     """
     capture_access.unpadded(cap)
@@ -61,9 +61,9 @@ def key_mass(cap: Capture, *, row: int = 0) -> KeyMass:
 
 @dataclass(frozen=True)
 class MeanMap(Result):
-    """Where one head looks over a whole prompt, NaN after the query.
+    """One head's attention over a whole prompt, NaN after the query.
 
-    `weights` is [query_tile, key_tile]: the mass that a mean query of `factor` positions puts on `factor` keys.
+    `weights` is [query_tile, key_tile]: the sum over `factor` keys, as the mean over `factor` queries.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {"weights": ("query_tile", "key_tile")}
@@ -83,18 +83,18 @@ class MeanMap(Result):
 
 
 def mean_map(cap: Capture, layer: int, head: int, *, row: int = 0) -> MeanMap:
-    """One head's pattern at no more than 256 a side, of a prompt of any length.
+    """One head's pattern for a prompt of any length, at most 256 cells per side.
 
-    `maps.head_map` shows the largest weight of a tile, so that a thin line stays; here every row sums to 1, so that
-    what is spread over many keys shows.
+    `head_map.head_map` shows the largest weight of a tile, which keeps thin lines visible. Here each row sums to 1,
+    which shows attention that is spread over many keys.
     Shapes: hook_map [batch, head, query_tile, key_tile] -> [query_tile, key_tile]
     Units:  probability.
-    Raises: MissingHookError for a layer or head that was not captured; HookError for left-padded rows or a capture of
-            some positions only.
+    Raises: MissingHookError for a layer or head that was not captured; HookError for left-padded rows or a capture
+            that does not have all positions.
     """
     capture_access.unpadded(cap)
     capture_access.whole(cap, "A head's map")
-    place, _ = capture_access.head_index(cap, head)
-    weights = frozen(cap[f"blocks.{layer}.{MAP}"][capture_access.row_of(cap, row), place])
+    index, _ = capture_access.head_index(cap, head)
+    weights = frozen(cap[f"blocks.{layer}.{MAP}"][capture_access.row_of(cap, row), index])
     future = np.triu(np.ones(weights.shape, bool), 1)
     return MeanMap(layer, head, map_factor(cap.tokens.shape[1]), frozen(np.where(future, np.nan, weights)))

@@ -1,4 +1,4 @@
-"""Plotly figures of what keys receive."""
+"""Plotly figures of the attention that keys receive, and of mean maps."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -6,17 +6,17 @@ import plotly.graph_objects as go
 from probes.attention.key_mass import KeyMass, MeanMap
 from probes.base.drawing import SEQUENTIAL, Stamp, Theme, colour_bar, finish
 
-MAX_CELLS = 100_000  # of a heat map, within a figure's budget
+MAX_CELLS = 100_000  # of a heat map, within the size limit of a figure
 
 
-def key_mass(found: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Every head's mean attention to every key; of a long prompt, the most that a key of each tile receives."""
-    rows = found.mean.reshape(-1, found.mean.shape[-1])
+def key_mass(result: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Mean attention of each head to each key; for a long prompt, the maximum of each tile of keys."""
+    rows = result.mean.reshape(-1, result.mean.shape[-1])
     n_keys = rows.shape[-1]
     factor = max(1, -(-rows.size // MAX_CELLS))
     starts = np.arange(0, n_keys, factor)
     z = np.fmax.reduceat(rows, starts, axis=-1).astype(np.float32)
-    names = [f"L{layer}H{head}" for layer in found.layers for head in found.heads]
+    names = [f"L{layer}H{head}" for layer in result.layers for head in result.heads]
     shown = np.log10(np.maximum(z, 1e-6))
     fig = go.Figure(
         go.Heatmap(
@@ -29,18 +29,18 @@ def key_mass(found: KeyMass, *, theme: Theme = "light", stamp: Stamp | None = No
     return finish(fig, "key_mass", "Attention received, by head and key", theme, stamp, height=560)
 
 
-def mean_map(found: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Where a head looks; blank after the query. The colours are logarithmic, as a sink would hide all else."""
-    starts = np.arange(len(found.weights)) * found.factor
+def mean_map(result: MeanMap, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Mean map of one head; blank after the query. The colours are logarithmic; otherwise a sink hides all else."""
+    starts = np.arange(len(result.weights)) * result.factor
     fig = go.Figure(
         go.Heatmap(
-            x=starts, y=starts, z=np.log10(np.maximum(found.weights, 1e-6)).astype(np.float32), colorscale=SEQUENTIAL,
+            x=starts, y=starts, z=np.log10(np.maximum(result.weights, 1e-6)).astype(np.float32), colorscale=SEQUENTIAL,
             colorbar=colour_bar("log10 of the mass"),
             hovertemplate="query %{y}<br>key %{x}<br>log10 of the mass %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="key", showgrid=False)
     fig.update_yaxes(title="query", autorange="reversed", showgrid=False)
-    tile = f" · mean of {found.factor} queries, sum of {found.factor} keys" if found.factor > 1 else ""
-    title = f"Layer {found.layer}, head {found.head}{tile}"
+    tile = f" · mean of {result.factor} queries, sum of {result.factor} keys" if result.factor > 1 else ""
+    title = f"Layer {result.layer}, head {result.head}{tile}"
     return finish(fig, "mean_map", title, theme, stamp, height=560, dragmode="zoom")

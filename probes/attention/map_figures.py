@@ -1,4 +1,4 @@
-"""Figures of one head's map."""
+"""Plotly figure of a head map."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from probes.base.drawing import Stamp, Theme, colour_bar, colour_scale, finish, 
 
 
 def head_map(
-    found: HeadMap,
+    result: HeadMap,
     labels: Sequence[str] | None = None,
     *,
     log: bool = False,
@@ -19,14 +19,14 @@ def head_map(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """Where each query looks: the causal mask and the first `hide_first` keys are blank, never 0.
+    """Attention of each query to each key. The causal mask and the first `hide_first` keys are blank, not 0.
 
-    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
+    Shapes: labels [pos], one for each position from 0, unique and escaped; default: the position numbers
     """
-    z = np.array(found.weights, dtype=np.float32)
-    names = found.labels(position_names(labels, found.stop))
-    if hide_first > found.start:
-        z[:, : -(-(hide_first - found.start) // found.factor)] = np.nan
+    z = np.array(result.weights, dtype=np.float32)
+    names = result.labels(position_names(labels, result.stop))
+    if hide_first > result.start:
+        z[:, : -(-(hide_first - result.start) // result.factor)] = np.nan
     unit = "difference in weight" if difference else "attention weight"
     if log and not difference:
         z, unit = np.log10(np.maximum(z, 1e-6)), "log10 of the weight"
@@ -39,7 +39,7 @@ def head_map(
     )  # fmt: skip
     fig.update_xaxes(title="key", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="query", type="category", showgrid=False, autorange="reversed", nticks=24)
-    title = f"Layer {found.layer}, head {found.head}"
-    notes = [found.pooling, f"first {hide_first} keys hidden" if hide_first else ""]
+    title = f"Layer {result.layer}, head {result.head}"
+    notes = [result.pooling, f"first {hide_first} keys hidden" if hide_first else ""]
     title += "".join(f" · {note}" for note in notes if note)
     return finish(fig, "head_map", title, theme, stamp, height=560, dragmode="zoom")

@@ -1,7 +1,6 @@
-"""Retrieval heads: those that look at a passage while the model copies it out of a long context.
+"""Retrieval heads: heads that attend to a passage while the model copies it from a long context.
 
-The model writes by itself, greedily; nothing here reads its text, so any prompt will do in which a needle of tokens
-is asked for.
+The model generates greedily. Only tokens are compared, so any prompt that asks for a needle of tokens can be used.
 """
 
 import re
@@ -28,7 +27,7 @@ THRESHOLD = 0.1
 
 @dataclass(frozen=True)
 class Haystack:
-    """A prompt and where its needle stands: positions `start` to `stop`, the last left out."""
+    """A prompt with a needle at positions `start` to `stop` - 1."""
 
     tokens: Sequence[int]
     start: int
@@ -37,10 +36,10 @@ class Haystack:
 
 @dataclass(frozen=True)
 class RetrievalScores(Result):
-    """How often each head looks at the needle's token that is being written, and how much was written of each needle.
+    """Retrieval score of each head, and the recall of each needle.
 
-    `scores` is [prompt, layer, head], NaN where too little was written; `recall` [prompt] the share of the needle's
-    different tokens that were. `group_size` query heads share a key/value head.
+    `scores` is [prompt, layer, head], NaN if too little of the needle was generated; `recall` is [prompt], the share
+    of the needle's distinct tokens that were generated. `group_size` query heads share a key/value head.
     """
 
     scores: np.ndarray
@@ -53,18 +52,18 @@ class RetrievalScores(Result):
 
     @property
     def as_head_scores(self) -> HeadScores:
-        """The scores by the name "retrieval", with bootstrap intervals, for `head_types.catalogue`."""
+        """The scores under the name "retrieval", with bootstrap intervals, for `head_types.catalogue`."""
         return HeadScores({"retrieval": self.scores})
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean over the prompts on which something was retrieved. Shapes: -> [layer, head], NaN if there is none"""
+        """Mean over the prompts with a retrieved needle. Shapes: -> [layer, head], NaN if there is none"""
         return self.as_head_scores.mean("retrieval")
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, mean, low, high, retrieval_head, recall, n_retrieved (prompts), n_prompts.
 
-        `recall` is the mean over all prompts: where it is low, nothing was retrieved, and the scores say nothing.
+        `recall` is the mean over all prompts. If it is low, nothing was retrieved and the scores mean nothing.
         """
         mean, (low, high) = self.mean, self.as_head_scores.interval("retrieval")
         columns = {"mean": mean, "low": low, "high": high, "retrieval_head": mean >= THRESHOLD}
@@ -74,20 +73,20 @@ class RetrievalScores(Result):
 
 
 def haystack(tokenizer: Tokenizer, text: str, needle: str, question: str, *, depth: float = 0.5) -> Haystack:
-    """A needle put into a text between two sentences, with a question at the end that asks for it.
+    """A prompt with a needle between two sentences of a text, and a question at the end that asks for it.
 
-    Units:  depth is 0 for before the text, 1 for after it; the nearest end of a sentence or line is taken.
-    Raises: DataError for an empty needle or question, or a depth that is no share.
+    Units:  depth is 0 for before the text, 1 for after it; the needle goes to the nearest end of a sentence or line.
+    Raises: DataError for an empty needle or question, or a depth outside 0 to 1.
     """
     if not needle.strip() or not question.strip():
-        raise DataError("a haystack needs a needle to hide and a question that asks for it; one of them is empty.")
+        raise DataError("the needle or the question is empty; give both.")
     if not 0 <= depth <= 1:
-        raise DataError(f"a needle's depth is between 0 (before the text) and 1 (after it), found {depth:g}.")
-    ends = [0, *(found.start() for found in re.finditer(r"(?<=[.!?])\s|\n", text)), len(text)]
-    at = min(ends, key=lambda end: abs(end - depth * len(text)))
-    before = tokenizer.encode(text[:at], bos=True)
+        raise DataError(f"depth must be between 0 (before the text) and 1 (after it); found {depth:g}.")
+    ends = [0, *(match.start() for match in re.finditer(r"(?<=[.!?])\s|\n", text)), len(text)]
+    cut = min(ends, key=lambda end: abs(end - depth * len(text)))
+    before = tokenizer.encode(text[:cut], bos=True)
     hidden = tokenizer.encode(f" {needle.strip()}")
-    after = tokenizer.encode(text[at:] if at else f" {text}") + tokenizer.encode(f" {question.strip()}")
+    after = tokenizer.encode(text[cut:] if cut else f" {text}") + tokenizer.encode(f" {question.strip()}")
     return Haystack([*before, *hidden, *after], len(before), len(before) + len(hidden))
 
 
@@ -99,36 +98,42 @@ def retrieval_scores(
     max_new_tokens: int | None = None,
     least_recall: float = 0.5,
 ) -> RetrievalScores:
-    """Share of the needle that each head looks at most strongly at the very step that emits it.
+    """Share of the needle that each head attends to most strongly at the step that generates it.
 
-    A position of the needle counts for a head when it is the head's top key at the query that predicts a token, and
-    holds that token. As many tokens are written as the needle has, unless `max_new_tokens` says otherwise. A
-    prompt on which the model writes less than `least_recall` of the needle's different tokens is undefined (NaN):
-    where nothing was retrieved, no head can be seen retrieving.
+    A position of the needle counts for a head if it is the head's top key at the query that predicts a token, and has
+    that token. By default as many tokens are generated as the needle has (`max_new_tokens`). The score is undefined
+    (NaN) for a prompt where the model generates less than `least_recall` of the needle's distinct tokens: without
+    retrieval, retrieval heads cannot be measured.
     Shapes: -> scores [prompt, layer, head], between 0 and 1, and recall [prompt]
-    Units:  shares of the needle's positions, and of its different tokens.
+    Units:  shares of the needle's positions, and of its distinct tokens.
     Raises: DataError for no prompts, a needle outside its prompt, or a prompt too long for the model's context.
     Source: arXiv 2404.15574, whose threshold is 0.1.
     """
     if not haystacks:
-        raise DataError("no haystacks to search; give at least one, and two or more for intervals.")
+        raise DataError("there are no haystacks; give at least one, and two or more for intervals.")
     scores, recalls = [], []
     for number, hay in enumerate(haystacks):
         length = len(hay.tokens)
         if not 0 <= hay.start < hay.stop <= length:
-            raise DataError(f"haystack {number}: no needle from {hay.start} to {hay.stop} in {length} tokens.")
+            raise DataError(
+                f"haystack {number}: the needle must be within the prompt's {length} tokens and not empty; "
+                f"found {hay.start} to {hay.stop}."
+            )
         steps = hay.stop - hay.start if max_new_tokens is None else max_new_tokens
         if steps < 1 or length + steps > model.config.max_seq_len:
             context = model.config.max_seq_len
-            raise DataError(f"haystack {number}: {length} tokens and {steps} new ones; the context is {context}.")
-        found, recall = _one(model, hay, steps)
-        scores.append(found if recall >= least_recall else np.full_like(found, np.nan))
+            raise DataError(
+                f"haystack {number}: {length} prompt tokens plus {steps} new ones (at least 1) must fit the model's "
+                f"context of {context}."
+            )
+        prompt_scores, recall = _scores_and_recall(model, hay, steps)
+        scores.append(prompt_scores if recall >= least_recall else np.full_like(prompt_scores, np.nan))
         recalls.append(recall)
     return RetrievalScores(frozen(np.stack(scores)), frozen(np.array(recalls)), model.config.group_size)
 
 
-def _one(model: Transformer, hay: Haystack, steps: int) -> tuple[np.ndarray, float]:
-    """One prompt's scores [layer, head], and the share of the needle's different tokens that was written."""
+def _scores_and_recall(model: Transformer, hay: Haystack, steps: int) -> tuple[np.ndarray, float]:
+    """One prompt's scores [layer, head], and the share of the needle's distinct tokens that was generated."""
     config, device = model.config, model.device
     prompt = torch.tensor([list(hay.tokens)], device=device)
     needle = hay.tokens[hay.start : hay.stop]

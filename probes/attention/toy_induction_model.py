@@ -1,8 +1,8 @@
-"""A Llama with the induction circuit set by hand: what probes of heads must find, and nothing learnt.
+"""Toy induction model: a small Llama with a hand-set induction circuit, to test probes of heads.
 
-Every trained model leaves open whether a probe failed or the head is not there. Here it is known: L0H2 looks at the
-previous token and writes it down, L1H1 looks for the place after the current token's last occurrence and copies what
-stands there, L0H0 looks at copies of the current token. Everything else is small noise.
+In a trained model, if a probe finds no head, either the probe failed or the head does not exist. Here the heads are
+known: L0H2 attends to the previous token and writes it to the stream, L1H1 attends to the token after the current
+token's last occurrence and copies it, L0H0 attends to copies of the current token. All other weights are small noise.
 Source: the circuit is that of Elhage et al. 2021 and arXiv 2209.11895.
 """
 
@@ -38,7 +38,7 @@ def induction_model(*, noise: float = 0.02, seed: int = 0) -> Transformer:
     """The hand-set model: 32 tokens, two layers of four heads, no tokenizer, float32, on the CPU.
 
     Units:  noise is the standard deviation of every weight that is not part of the circuit.
-    Exact:  with noise 0 the circuit's heads are the only ones that do anything.
+    Exact:  with noise 0 only the circuit's heads have an effect.
     """
     model = Transformer(_CONFIG)
     generator = torch.Generator().manual_seed(seed)
@@ -54,9 +54,9 @@ def induction_model(*, noise: float = 0.02, seed: int = 0) -> Transformer:
     model.tok_embeddings.weight[:, token] = code
     model.tok_embeddings.weight[:, constant] = 1
     first, second = (block.attention for block in model.layers)
-    fast, slow = torch.arange(_HEAD // 2), torch.arange(_HEAD // 2, _HEAD, 2)  # rows of a head; slow ones hardly turn
+    fast, slow = torch.arange(_HEAD // 2), torch.arange(_HEAD // 2, _HEAD, 2)  # rows of a head; slow ones hardly rotate
 
-    # L0H2: constant query and key, the query turned back by one position, so the score peaks one token back.
+    # L0H2: constant query and key, the query rotated back by one position, so the score peaks one token back.
     angles = frequencies(_HEAD, _CONFIG.rope_theta)[: _HEAD // 4]
     turned = torch.view_as_real(torch.polar(torch.ones_like(angles), -angles)).flatten()  # [head_dim / 2]
     _rows(first.wq.weight, 2)[fast, constant] = 6 * turned
@@ -64,11 +64,11 @@ def induction_model(*, noise: float = 0.02, seed: int = 0) -> Transformer:
     _rows(first.wv.weight, 1)[:_VOCAB, token] = code
     first.wo.weight.view(_CONFIG.dim, 4, _HEAD)[before, 2, :_VOCAB] = 0.15 * code
 
-    # L0H0: the current token's code looks for itself.
+    # L0H0: the query and the key are the current token's code.
     _rows(first.wq.weight, 0)[slow, token] = 5 * code
     _rows(first.wk.weight, 0)[slow, token] = code
 
-    # L1H1: the current token's code looks for keys that wrote it down as the token before them; copies their token.
+    # L1H1: the query is the current token's code, the key is the code of the token before it; copies the key's token.
     _rows(second.wq.weight, 1)[slow, token] = 6 * code
     _rows(second.wk.weight, 0)[slow, before] = code
     _rows(second.wv.weight, 0)[:_VOCAB, token] = code

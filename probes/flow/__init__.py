@@ -1,1 +1,1 @@
-"""What attention moves, and from where it reaches a position."""
+"""Information flow: attention rollout, value-weighted attention, and information flow routes."""

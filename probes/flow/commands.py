@@ -1,4 +1,4 @@
-"""Commands on what reaches a position and from where: rollout, flow, what is moved, routes."""
+"""Commands about information flow: rollout, maximum flow, value-weighted attention, routes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from probes.base.cli_options import ON_A_PROMPT, Device, File, Layer, Model, Out
 from probes.base.command import capture, check, deliver, labels
 from workbench.errors import DataError
 
-Position = Annotated[int, typer.Option(help="The position asked about; negative ones count from the last.")]
+Position = Annotated[int, typer.Option(help="Target position; negative numbers count from the last.")]
 
 
 def rollout(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    layer: Annotated[int, typer.Option(help="The figure's layer; negative ones count from the last.")] = -1,
+    layer: Annotated[int, typer.Option(help="Layer of the figure; negative numbers count from the last.")] = -1,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: attention followed back through all layers."""
+    """Flow: attention rollout through all layers."""
     check(output)
     from probes.flow import rollout as probe
 
@@ -36,29 +36,29 @@ def flow(
     prompt: Prompt = None,
     file: File = None,
     position: Position = -1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Refuse a longer way: the cost grows steeply.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Refuse more tokens than this: the cost grows steeply.")] = 64,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: the largest through attention, beside the rollout."""
+    """Flow: maximum flow through attention, with the rollout."""
     check(output)
     from probes.flow import rollout as probe
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    found = probe.attention_flow(cap, position=position, max_tokens=max_tokens)
-    deliver(found, output, origin, labels=labels(loaded, cap))
+    result = probe.attention_flow(cap, position=position, max_tokens=max_tokens)
+    deliver(result, output, origin, labels=labels(loaded, cap))
 
 
 def weighted(
     layer: Layer,
-    head: Annotated[int | None, typer.Option(min=0, help="One head; all with the residual where not given.")] = None,
+    head: Annotated[int | None, typer.Option(min=0, help="One head; default: all heads and the residual.")] = None,
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: attention weighted by the norms of what it moves."""
+    """Flow: attention weighted by value norms."""
     check(output)
     from probes.flow import value_weighted as probe
 
@@ -71,12 +71,12 @@ def first_token(
     prompt: Prompt = None,
     file: File = None,
     show: Annotated[
-        Literal["attention", "weighted", "difference"], typer.Option(help="What the figure shows.")
+        Literal["attention", "weighted", "difference"], typer.Option(help="Values in the figure.")
     ] = "difference",
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: every head's attention to it, and what it gives."""
+    """Flow: each head's attention to it, and its contribution."""
     check(output)
     from probes.flow import value_weighted as probe
 
@@ -87,7 +87,7 @@ def first_token(
 def mixing(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Flow: how much attention brings from other positions."""
+    """Flow: share that attention brings from other positions."""
     check(output)
     from probes.flow import value_weighted as probe
 
@@ -98,7 +98,7 @@ def mixing(
 def shares(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Flow: heads' and MLPs' shares of the stream they enter."""
+    """Flow: contributions of heads and MLPs to the stream."""
     check(output)
     from probes.flow import information_flow_routes as probe
 
@@ -111,17 +111,17 @@ def routes(
     prompt: Prompt = None,
     file: File = None,
     position: Position = -1,
-    threshold: Annotated[float, typer.Option(help="Least share of the stream that an edge enters.")] = 0.04,
+    threshold: Annotated[float, typer.Option(help="Minimum share of the stream for an edge.")] = 0.04,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Flow: the edges that lead to one position, as a graph."""
+    """Flow: information flow routes to one position."""
     check(output)
     from probes.flow import information_flow_routes as probe
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    found = probe.routes(loaded, cap, position=position, threshold=threshold)
-    deliver(found, output, origin, labels=labels(loaded, cap))
+    result = probe.routes(loaded, cap, position=position, threshold=threshold)
+    deliver(result, output, origin, labels=labels(loaded, cap))
 
 
 COMMANDS = (

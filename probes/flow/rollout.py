@@ -1,8 +1,8 @@
-"""Attention followed back to the input tokens, through all layers at once: by products, and by the largest flow.
+"""Attention rollout and attention flow: attention traced back to the input tokens through all layers.
 
-Both read the mean pattern of every layer, half of it the position itself for the residual path. Values, norms and
-MLPs are left out: the paper's assumption, which no real model meets; `probes.flow.information_flow_routes` reads what
-was really added.
+Both use each layer's mean pattern, averaged with the identity for the residual path. Values, norms and MLPs are
+ignored: an assumption of the paper that no real model satisfies. `probes.flow.information_flow_routes` uses the real
+contributions.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from probes.base.result import Result, frozen
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
 
-_UNIT = 2**40  # capacities are whole numbers of this, so that the search is exact and ends
+_UNIT = 2**40  # capacities are integers in units of 1 / _UNIT, so that the search is exact and terminates
 
 
 @dataclass(frozen=True)
 class Rollout(Result):
-    """The share of every position's stream that comes from each input token, after each layer.
+    """Share of each position's stream that comes from each input token, after each layer.
 
-    `shares` is [layer, batch, query_pos, key_pos], float64; every row sums to 1.
+    `shares` is [layer, batch, query_pos, key_pos], float64; each row sums to 1.
     """
 
     shares: np.ndarray
@@ -38,20 +38,20 @@ class Rollout(Result):
     UNITS = "shares of a position's stream, 0 to 1"
 
     def frame(self) -> pd.DataFrame:
-        """One row per layer, batch row, query and key that it may see: layer, batch, query, key, share."""
+        """One row per layer, batch row, query and visible key: layer, batch, query, key, share."""
         layer, batch, query, key = np.indices(self.shares.shape, sparse=False).reshape(4, -1)
-        seen = key <= query
+        causal = key <= query
         columns = {"layer": layer, "batch": batch, "query": query, "key": key, "share": self.shares.reshape(-1)}
-        return pd.DataFrame({name: column[seen] for name, column in columns.items()})
+        return pd.DataFrame({name: column[causal] for name, column in columns.items()})
 
 
 @dataclass(frozen=True)
 class AttentionFlow(Result):
-    """How much could flow from one position's last stream back to each input token. Arrays are [key].
+    """Maximum flow from one position's final stream back to each input token. Arrays are [key].
 
-    `flow` is the largest flow that the weights let through, between 0 and 1; several tokens' flows share edges, so
-    they do not sum to 1. `share` is `flow` over its sum; `rollout` the same position's row of the product. `error`
-    bounds what the rounding of the weights changes in any flow.
+    `flow` is the maximum flow that the weights allow, between 0 and 1. The flows of several tokens use the same edges,
+    so they do not sum to 1. `share` is `flow` divided by its sum; `rollout` is the position's row of the rollout.
+    `error` is an upper bound for the effect of rounding the weights on any flow.
     """
 
     position: int
@@ -71,92 +71,93 @@ class AttentionFlow(Result):
 
 
 def mixing(cap: Capture) -> Tensor:
-    """Every layer's mean pattern, half of it the position itself: A / 2 + I / 2.
+    """Each layer's mean pattern with the residual path: A / 2 + I / 2. All layers are in memory together.
 
     Shapes: hook_pattern of every layer -> [layer, batch, query_pos, key_pos] float64, on the CPU; rows sum to 1
-    Raises: HookError if a layer or a head is missing, or the capture is narrowed; all layers are held in memory.
+    Raises: HookError if a layer, a head or a position is missing in the capture.
     """
     capture_access.whole(cap, "attention through the layers")
     capture_access.unpadded(cap)
     if capture_access.layers(cap, PATTERN) != tuple(range(cap.config.n_layers)) or cap.heads is not None:
-        raise HookError("this reads every layer's mean over heads; capture all layers and heads.")
+        raise HookError("attention rollout and flow need all layers and heads; capture without layers= and heads=.")
     means = [cap.pattern(layer).detach().double().mean(1).cpu() for layer in range(cap.config.n_layers)]
     return (torch.stack(means) + torch.eye(cap.tokens.shape[1], dtype=torch.float64)) / 2
 
 
 def rollout(cap: Capture, *, max_bytes: int = 1 << 29) -> Rollout:
-    """Attention followed back through the layers: R_l = (A_l / 2 + I / 2) R_{l-1}, A_l the mean over heads.
+    """Attention rollout: R_l = (A_l / 2 + I / 2) R_{l-1}, where A_l is the mean over heads.
 
-    Shapes: hook_pattern of every layer -> [layer, batch, query_pos, key_pos], float64; every row sums to 1
+    Shapes: hook_pattern of every layer -> [layer, batch, query_pos, key_pos], float64; each row sums to 1
     Units:  share of a position's stream that comes from each input token, if values and MLPs changed nothing.
-    Raises: HookError if a layer or a head is missing, the capture is narrowed, or the products of all layers, which
-            are held in memory, take more than `max_bytes`.
+    Raises: HookError if a layer, a head or a position is missing in the capture, or if the products of all layers
+            take more than `max_bytes` of memory.
     Source: arXiv 2005.00928.
     """
     batch, seqlen = cap.tokens.shape
     size = 8 * cap.config.n_layers * batch * seqlen**2
     if size > max_bytes:
         raise HookError(
-            f"the rollout of {seqlen:,} tokens takes {size / 2**30:.1f} GiB, the limit is max_bytes={max_bytes:,}; "
+            f"the rollout of {seqlen:,} tokens needs {size / 2**30:.1f} GiB, but the limit is max_bytes={max_bytes:,}; "
             "capture a shorter prompt."
         )
-    return Rollout(frozen(_products(mixing(cap))))
+    return Rollout(frozen(_running_products(mixing(cap))))
 
 
 def attention_flow(cap: Capture, *, position: int = -1, row: int = 0, max_tokens: int = 64) -> AttentionFlow:
-    """The largest flow from one position after the last layer to each input token, through the weights as capacities.
+    """Maximum flow from one position after the last layer to each input token, with attention weights as capacities.
 
-    The graph has a node for each position of every layer's stream, and an edge from a query to each key it may see,
-    with the capacity A / 2 + I / 2. Two tokens' flows are found apart: each may use the whole graph. All of
-    them take about 1 s for 6 layers of 32 tokens, 5 s for 64 tokens, 15 s for 32 layers of 64: hence `max_tokens`.
+    The graph has a node for each position of each layer's stream, and an edge from a query to each visible key with
+    capacity A / 2 + I / 2. The flow to each token is computed separately and may use the whole graph. All flows
+    together take about 1 s for 6 layers of 32 tokens, 5 s for 64 tokens, 15 s for 32 layers of 64 tokens; `max_tokens`
+    limits this cost.
     Shapes: hook_pattern of every layer -> [key], the tokens up to `position`; negative ones count from the last
-    Units:  share of the position's stream, at most 1; at least the rollout's, as that is one such flow.
-    Raises: HookError as `rollout`, for an unknown position or row, or one with more than `max_tokens` tokens before
-            and at it.
+    Units:  share of the position's stream, at most 1; at least the rollout's, which is one such flow.
+    Raises: HookError as `rollout`, for an unknown position or row, or for more than `max_tokens` tokens up to the
+            position.
     Source: arXiv 2005.00928.
     Exact:  for weights rounded to multiples of 2^-40, which `error` bounds.
     """
     row = capture_access.row_of(cap, row)
-    at = capture_access.place(cap, position)
-    if at >= max_tokens:
+    target = capture_access.place(cap, position)
+    if target >= max_tokens:
         raise HookError(
-            f"the flow into position {at} goes over {at + 1} tokens; the limit is max_tokens={max_tokens}. Choose an "
-            "earlier position or a shorter prompt, or raise it: twice the tokens take about 7 times as long."
+            f"the flow to position {target} uses {target + 1} tokens, but the limit is max_tokens={max_tokens}. Choose "
+            "an earlier position or a shorter prompt, or raise the limit: twice the tokens take about 7 times as long."
         )
-    mixed = mixing(cap)[:, row, : at + 1, : at + 1]  # [layer, query_pos, key_pos]
+    mixed = mixing(cap)[:, row, : target + 1, : target + 1]  # [layer, query_pos, key_pos]
     flow = max_flows(mixed.numpy())
-    shares = _products(mixed.unsqueeze(1))[-1, 0, at]
-    return AttentionFlow(at, frozen(flow), frozen(flow / flow.sum()), frozen(shares), mixed.numel() / _UNIT)
+    shares = _running_products(mixed.unsqueeze(1))[-1, 0, target]
+    return AttentionFlow(target, frozen(flow), frozen(flow / flow.sum()), frozen(shares), mixed.numel() / _UNIT)
 
 
 def max_flows(capacity: np.ndarray) -> np.ndarray:
-    """The largest flow from the last layer's last position to each position before the first layer.
+    """Maximum flow from the last layer's last position to each position before the first layer.
 
     Shapes: capacity [layer, query_pos, key_pos], lower triangular, from `mixing` -> [key_pos]
     Raises: HookError for weights that are not finite.
     """
     if not np.isfinite(capacity).all():
-        raise HookError("the pattern holds NaN or infinite weights; a flow needs finite ones.")
+        raise HookError("the attention pattern has NaN or infinite weights; attention flow needs finite ones.")
     n_layers, seqlen = capacity.shape[:2]
     graph = nx.DiGraph()
-    whole = np.rint(capacity * _UNIT).astype(np.int64)
+    capacities = np.rint(capacity * _UNIT).astype(np.int64)
     source = (n_layers, seqlen - 1)
     graph.add_nodes_from([source, *((0, key) for key in range(seqlen))])
-    for layer, query, key in np.argwhere(whole > 0).tolist():
-        graph.add_edge((layer + 1, query), (layer, key), capacity=int(whole[layer, query, key]))
-    found = np.zeros(seqlen)
+    for layer, query, key in np.argwhere(capacities > 0).tolist():
+        graph.add_edge((layer + 1, query), (layer, key), capacity=int(capacities[layer, query, key]))
+    flows = np.zeros(seqlen)
     for key in range(seqlen):
-        # No edge leads to a later position, so what lies before the wanted one cannot reach it.
+        # No edge leads to a later position, so earlier positions cannot reach this one.
         part = graph.subgraph([node for node in graph if node[1] >= key])
         residual = build_residual_network(part, "capacity")
         solved = preflow_push(part, source, (0, key), residual=residual, value_only=True)
-        found[key] = solved.graph["flow_value"] / _UNIT
-    return found
+        flows[key] = solved.graph["flow_value"] / _UNIT
+    return flows
 
 
-def _products(mixed: Tensor) -> Tensor:
+def _running_products(mixed: Tensor) -> Tensor:
     """Running products over the layers. Shapes: [layer, batch, query_pos, key_pos] -> the same"""
-    found = [mixed[0]]
+    products = [mixed[0]]
     for layer in mixed[1:]:
-        found.append(layer @ found[-1])
-    return torch.stack(found)
+        products.append(layer @ products[-1])
+    return torch.stack(products)

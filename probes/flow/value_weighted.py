@@ -1,8 +1,8 @@
-"""Attention weighted by what it moves: the norm of A_ij v_j W_O, not of A_ij alone.
+"""Norm-based attention: attention weighted by the value that it moves, the norm of A_ij v_j W_O.
 
-A head may look hard at a token whose value is nearly nothing, as at the first one; then it says so, where the pattern
-does not. The values are those of the normalised stream, so the norm before attention is counted; the one after it
-divides a whole row by one number and changes no share.
+A head can have a large weight on a token whose value is nearly 0, such as the first token. The norm shows this, the
+pattern alone does not. The values come from the normalised stream, so the norm before attention is included. The norm
+after attention divides a whole row by one number and does not change the shares.
 """
 
 from collections.abc import Iterator
@@ -27,17 +27,17 @@ HOOKS = (
     "blocks.*.hook_resid_pre",
     "blocks.*.hook_resid_mid",
 )
-"""What to capture for every probe of this module."""
+"""Hooks to capture for all probes in this module."""
 
-_BLOCK_BYTES = 1 << 25  # of [head, key, dim] held at a time
+_BLOCK_BYTES = 1 << 25  # of [head, key, dim] in memory
 
 
 @dataclass(frozen=True)
 class WeightedPattern(Result):
-    """One head's pattern beside the norms of what it moves; `head` is None for the whole layer, residual included.
+    """One head's pattern and the norms of what it moves; `head` is None for the whole layer with the residual.
 
     Arrays are [query_pos, key_pos]: `attention`, the weights (their mean over heads for a layer), and `norm`, the
-    length of what each key adds to each query's stream.
+    norm of the vector that each key adds to each query's stream.
     """
 
     layer: int
@@ -47,16 +47,16 @@ class WeightedPattern(Result):
 
     AXES = {"attention": ("query_pos", "key_pos"), "norm": ("query_pos", "key_pos")}
     FIGURE = "probes.flow.value_weighted_figures.weighted_pattern"
-    UNITS = "attention from 0 to 1; norm as the stream; share of the query's norms"
+    UNITS = "attention from 0 to 1; norm in the units of the stream; share of the query's norms"
 
     @property
     def share(self) -> np.ndarray:
-        """Every row of `norm` over its sum; NaN where nothing is moved. Shapes: -> [query_pos, key_pos]"""
+        """Each row of `norm` divided by its sum; NaN if the sum is 0. Shapes: -> [query_pos, key_pos]"""
         total = self.norm.sum(-1, keepdims=True)
         return np.divide(self.norm, total, out=np.full_like(self.norm, np.nan), where=total > 0)
 
     def frame(self) -> pd.DataFrame:
-        """One row per query and key that it may see: query, key, attention, norm, share."""
+        """One row per query and visible key: query, key, attention, norm, share."""
         query, key = np.tril_indices(len(self.norm))
         columns = {"attention": self.attention, "norm": self.norm, "share": self.share}
         return pd.DataFrame({"query": query, "key": key, **{name: x[query, key] for name, x in columns.items()}})
@@ -64,10 +64,10 @@ class WeightedPattern(Result):
 
 @dataclass(frozen=True)
 class FirstToken(Result):
-    """What every head gives the first token, by weight and by what is moved. Arrays are [layer, head].
+    """Each head's attention to the first token, and its share by norm. Arrays are [layer, head].
 
-    `attention` and `weighted` are shares between 0 and 1, means over the queries after the first; `value` is the
-    length of the first token's transformed value over the mean length of the others'.
+    `attention` and `weighted` are shares between 0 and 1, means over the queries after the first. `value` is the norm
+    of the first token's transformed value divided by the mean norm of the others'.
     """
 
     group_size: int
@@ -77,7 +77,7 @@ class FirstToken(Result):
 
     AXES = {name: ("layer", "head") for name in ("attention", "weighted", "value")}
     FIGURE = "probes.flow.value_weighted_figures.first_token"
-    UNITS = "attention and weighted from 0 to 1; value is a ratio of lengths"
+    UNITS = "attention and weighted from 0 to 1; value is a ratio of norms"
 
     def frame(self) -> pd.DataFrame:
         """One row per head: layer, head, attention, weighted, value."""
@@ -88,7 +88,7 @@ class FirstToken(Result):
 
 @dataclass(frozen=True)
 class ContextMixing(Result):
-    """How much of each position's stream after attention was brought from elsewhere. `ratio` is [layer, batch, pos]."""
+    """Share of each position's stream after attention that comes from others. `ratio` is [layer, batch, pos]."""
 
     ratio: np.ndarray
 
@@ -103,14 +103,14 @@ class ContextMixing(Result):
 
 
 @torch.no_grad()
-def transformed(model: Transformer, cap: Capture, layer: int, head: int, *, row: int = 0) -> Tensor:
-    """What one head would add to a query's stream for a weight of 1 on each key: v_j W_O.
+def transformed_values(model: Transformer, cap: Capture, layer: int, head: int, *, row: int = 0) -> Tensor:
+    """Transformed values v_j W_O: what one head adds to a query's stream for a weight of 1 on each key.
 
     Shapes: hook_v [batch, pos, kv_head, head_dim] -> [key_pos, dim] float32
     Raises: MissingHookError if `hook_v` of this layer was not captured; HookError for a head that does not exist, a
-            narrowed capture, or a model that is split over processes.
+            capture of some heads or positions only, or a model that is split over processes.
     """
-    whole(cap)
+    require_complete(cap)
     if not 0 <= head < cap.config.n_heads:
         raise HookError(f"the model has heads 0 to {cap.config.n_heads - 1}, not {head}.")
     values = cap[f"blocks.{layer}.attn.hook_v"][capture_access.row_of(cap, row), :, head // cap.config.group_size]
@@ -121,31 +121,33 @@ def transformed(model: Transformer, cap: Capture, layer: int, head: int, *, row:
 def weighted_pattern(
     model: Transformer, cap: Capture, layer: int, head: int | None = None, *, row: int = 0
 ) -> WeightedPattern:
-    """Norms of what every key adds to every query's stream: by one head, or by all heads with the residual path.
+    """Norms of what each key adds to each query's stream: by one head, or by all heads with the residual path.
 
-    For a layer, the norm is that of the sum over heads, and each position's own stream is added to its own part.
+    For a layer, this is the norm of the sum over heads; each position's own stream is added to its own part.
     Shapes: hook_pattern, hook_v, hook_resid_pre -> [query_pos, key_pos]; never [query_pos, key_pos, dim]
     Units:  those of the stream, computed in float32.
-    Raises: MissingHookError for a hook that was not captured; HookError as `transformed`.
+    Raises: MissingHookError for a hook that was not captured; HookError as `transformed_values`.
     Source: arXiv 2004.10102; the residual path arXiv 2109.07152.
-    Exact:  the keys' vectors, whose norms these are, sum to the head's output, or to the stream after attention.
+    Exact:  the vectors of all keys sum to the head's output, or to the stream after attention.
     """
-    whole(cap)
+    require_complete(cap)
     row = capture_access.row_of(cap, row)
     attention, norms = [], []
     if head is not None:
-        lengths = transformed(model, cap, layer, head, row=row).norm(dim=-1)  # [key_pos]
+        lengths = transformed_values(model, cap, layer, head, row=row).norm(dim=-1)  # [key_pos]
         for _, pattern in pattern_blocks(cap, layer, heads=[head]):
             attention.append(pattern[row, 0])
             norms.append(pattern[row, 0] * lengths)
         return WeightedPattern(layer, head, frozen(torch.cat(attention)), frozen(torch.cat(norms)))
-    products = torch.cat([part @ part.mT for part in _all_heads(model, cap, layer, row)])  # [key_pos, head, head]
+    products = torch.cat(
+        [part @ part.mT for part in _transformed_blocks(model, cap, layer, row)]
+    )  # [key_pos, head, head]
     for queries, pattern in pattern_blocks(cap, layer):
         weights = pattern[row]  # [head, query_pos, key_pos]
         squares = torch.einsum("hqk,khg,gqk->qk", weights, products, weights)
         norm = squares.clamp(min=0).sqrt()
         at = torch.arange(len(queries), device=queries.device)
-        norm[at, queries] = _own(model, cap, layer, row, queries, weights).norm(dim=-1)
+        norm[at, queries] = _own_part(model, cap, layer, row, queries, weights).norm(dim=-1)
         attention.append(weights.mean(0))
         norms.append(norm)
     return WeightedPattern(layer, None, frozen(torch.cat(attention)), frozen(torch.cat(norms)))
@@ -153,21 +155,24 @@ def weighted_pattern(
 
 @torch.no_grad()
 def first_token(model: Transformer, cap: Capture) -> FirstToken:
-    """Every head's attention to the first token against the share of what it moves that comes from there.
+    """Each head's attention to the first token, and the first token's share of what the head moves.
 
     Shapes: hook_pattern, hook_v of every layer -> [layer, head]: means over batch rows and queries from 1 on
-    Units:  shares between 0 and 1; `value` is a ratio of lengths.
-    Raises: HookError for prompts of one token, or as `transformed`.
-    Source: arXiv 2004.10102, which finds the most attended special tokens to have the shortest values.
+    Units:  shares between 0 and 1; `value` is a ratio of norms.
+    Raises: HookError for prompts of one token, or as `transformed_values`.
+    Source: arXiv 2004.10102, which finds that the most attended special tokens have the smallest values.
     """
-    whole(cap)
+    require_complete(cap)
     batch, seqlen = cap.tokens.shape
     if seqlen < 2:
-        raise HookError("a prompt of one token looks at the first alone; give at least two tokens.")
-    found: dict[str, list[Tensor]] = {"attention": [], "weighted": [], "value": []}
-    for layer in _layers(cap):
+        raise HookError("the prompt has only one token; give at least two.")
+    means: dict[str, list[Tensor]] = {"attention": [], "weighted": [], "value": []}
+    for layer in _require_all_layers(cap):
         lengths = torch.stack(
-            [torch.cat([part.norm(dim=-1) for part in _all_heads(model, cap, layer, row)]).T for row in range(batch)]
+            [
+                torch.cat([part.norm(dim=-1) for part in _transformed_blocks(model, cap, layer, row)]).T
+                for row in range(batch)
+            ]
         )  # [batch, head, key_pos]
         sums = {"attention": 0.0, "weighted": 0.0}
         for _, pattern in pattern_blocks(cap, layer, queries=range(1, seqlen)):
@@ -175,70 +180,70 @@ def first_token(model: Transformer, cap: Capture) -> FirstToken:
             sums["attention"] += pattern[..., 0].sum((0, 2))
             sums["weighted"] += (moved[..., 0] / moved.sum(-1)).sum((0, 2))
         for name, total in sums.items():
-            found[name].append(total / (batch * (seqlen - 1)))
-        found["value"].append((lengths[..., 0] / lengths[..., 1:].mean(-1)).mean(0))
-    return FirstToken(cap.config.group_size, *(frozen(torch.stack(values)) for values in found.values()))
+            means[name].append(total / (batch * (seqlen - 1)))
+        means["value"].append((lengths[..., 0] / lengths[..., 1:].mean(-1)).mean(0))
+    return FirstToken(cap.config.group_size, *(frozen(torch.stack(values)) for values in means.values()))
 
 
 @torch.no_grad()
 def context_mixing(model: Transformer, cap: Capture) -> ContextMixing:
-    """How much of the stream after attention is from other positions: norm(others) / (norm(others) + norm(own)).
+    """Share of the stream after attention from other positions: norm(others) / (norm(others) + norm(own)).
 
-    A position's own part is its stream before attention with what every head reads of the position itself.
+    A position's own part is its stream before attention plus what all heads read from the position itself.
     Shapes: hook_pattern, hook_v, hook_resid_pre, hook_resid_mid -> [layer, batch, pos]
     Units:  between 0 and 1; 0 at position 0, up to rounding.
-    Raises: MissingHookError for a hook that was not captured; HookError as `transformed`.
+    Raises: MissingHookError for a hook that was not captured; HookError as `transformed_values`.
     Source: arXiv 2109.07152.
-    Exact:  own and others' parts sum to the stream after attention.
+    Exact:  the own part and the others' sum to the stream after attention.
     """
-    whole(cap)
-    found = []
-    for layer in _layers(cap):
+    require_complete(cap)
+    layers = []
+    for layer in _require_all_layers(cap):
         stream = cap[f"blocks.{layer}.hook_resid_mid"].float()
         blocks = []
         for queries, pattern in pattern_blocks(cap, layer):
-            own = torch.stack([_own(model, cap, layer, row, queries, pattern[row]) for row in range(len(stream))])
+            own = torch.stack([_own_part(model, cap, layer, row, queries, pattern[row]) for row in range(len(stream))])
             others = (stream[:, queries] - own).norm(dim=-1)
             blocks.append(others / (others + own.norm(dim=-1)))
-        found.append(torch.cat(blocks, -1))
-    return ContextMixing(frozen(torch.stack(found)))
+        layers.append(torch.cat(blocks, -1))
+    return ContextMixing(frozen(torch.stack(layers)))
 
 
 # --- shared with `probes.flow.information_flow_routes` -------------------------------------------------------
 
 
-def whole(cap: Capture) -> None:
-    """Refuse a capture in which some parts of a stream are missing. Raises: HookError"""
+def require_complete(cap: Capture) -> None:
+    """Check that no part of a stream is missing in a capture. Raises: HookError"""
     capture_access.whole(cap, "what attention moves")
     capture_access.unpadded(cap)
     if cap.heads is not None:
-        raise HookError("the parts of a stream need every head; capture without heads=.")
+        raise HookError("the contributions to a stream need all heads; capture without heads=.")
 
 
-def by_head(cap: Capture, layer: int, row: int) -> Tensor:
-    """Every query head's values, those of its group. Shapes: -> [key_pos, head, head_dim] float32"""
+def values_by_head(cap: Capture, layer: int, row: int) -> Tensor:
+    """Values for each query head, from its key/value head. Shapes: -> [key_pos, head, head_dim] float32"""
     values = cap[f"blocks.{layer}.attn.hook_v"][row].float()
     return values.repeat_interleave(cap.config.group_size, 1)
 
 
-def _layers(cap: Capture) -> tuple[int, ...]:
+def _require_all_layers(cap: Capture) -> tuple[int, ...]:
     layers = capture_access.layers(cap, PATTERN)
     if layers != tuple(range(cap.config.n_layers)):
-        raise HookError("this compares all layers; capture without layers=.")
+        raise HookError("this probe needs all layers; capture without layers=.")
     return layers
 
 
-def _all_heads(model: Transformer, cap: Capture, layer: int, row: int) -> Iterator[Tensor]:
-    """All heads' transformed values, block of keys by block. Shapes: -> [key_pos, head, dim]"""
+def _transformed_blocks(model: Transformer, cap: Capture, layer: int, row: int) -> Iterator[Tensor]:
+    """Transformed values of all heads, in blocks of keys. Shapes: -> [key_pos, head, dim]"""
     weight = head_writer(model, layer)
     step = max(1, _BLOCK_BYTES // (4 * cap.config.n_heads * cap.config.dim))
-    for values in by_head(cap, layer, row).split(step):
+    for values in values_by_head(cap, layer, row).split(step):
         yield torch.einsum("khd,ehd->khe", values, weight)
 
 
-def _own(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor, weights: Tensor) -> Tensor:
+def _own_part(model: Transformer, cap: Capture, layer: int, row: int, queries: Tensor, weights: Tensor) -> Tensor:
     """Each query's own part of its stream. Shapes: weights [head, query_pos, key_pos] -> [query_pos, dim]"""
-    itself = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
-    read = itself.unsqueeze(-1) * by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
+    self_attention = weights[:, torch.arange(len(queries), device=queries.device), queries].T  # [query_pos, head]
+    read = self_attention.unsqueeze(-1) * values_by_head(cap, layer, row)[queries]  # [query_pos, head, head_dim]
     added = read.flatten(1) @ head_writer(model, layer).flatten(1).T
     return cap[f"blocks.{layer}.hook_resid_pre"][row, queries].float() + added

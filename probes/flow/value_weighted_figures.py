@@ -1,4 +1,4 @@
-"""Plotly figures of what attention moves."""
+"""Plotly figures of value-weighted attention."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,46 +12,46 @@ from probes.flow.value_weighted import ContextMixing, FirstToken, WeightedPatter
 
 
 def weighted_pattern(
-    found: WeightedPattern, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
+    result: WeightedPattern, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """What every query receives from every key, as shares of its row's norms. Shapes: labels [pos], unique, escaped"""
-    fig = token_map(found.share, labels, "share of the norms")
-    who = "all heads and the residual" if found.head is None else f"head {found.head}"
-    title = f"Norms of what is moved: layer {found.layer}, {who}"
+    """Share of each key in the norms of each query's row. Shapes: labels [pos], unique, escaped"""
+    fig = token_map(result.share, labels, "share of the norms")
+    who = "all heads and the residual" if result.head is None else f"head {result.head}"
+    title = f"Norms of what is moved: layer {result.layer}, {who}"
     return finish(fig, "weighted_pattern", title, theme, stamp, height=560)
 
 
 def first_token(
-    found: FirstToken,
+    result: FirstToken,
     *,
     show: Literal["attention", "weighted", "difference"] = "difference",
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The first token's share of every head, by weight, by what is moved, or what the second takes from the first."""
-    values = found.weighted - found.attention if show == "difference" else getattr(found, show)
+    """The first token's share by attention weight, by norm of what is moved, or norm minus attention, for each head."""
+    values = result.weighted - result.attention if show == "difference" else getattr(result, show)
     n_layers, n_heads = values.shape
-    what = {
+    titles = {
         "attention": "Attention to the first token",
         "weighted": "The first token's share of what is moved",
-        "difference": "The first token: share of what is moved less attention",
+        "difference": "The first token: share of what is moved minus attention",
     }
     return atlas(
-        values, title=what[show], unit="share", heads=range(n_heads), layers=range(n_layers),
-        group_size=found.group_size, difference=show == "difference", theme=theme, stamp=stamp,
+        values, title=titles[show], unit="share", heads=range(n_heads), layers=range(n_layers),
+        group_size=result.group_size, difference=show == "difference", theme=theme, stamp=stamp,
     )  # fmt: skip
 
 
 def context_mixing(
-    found: ContextMixing,
+    result: ContextMixing,
     labels: Sequence[str] | None = None,
     *,
     row: int = 0,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """How much came from other positions, layer by layer and token by token. Shapes: labels [pos], unique, escaped"""
-    z = found.ratio[:, row].astype(np.float32)  # [layer, pos]
+    """Share from other positions, by layer and token. Shapes: labels [pos], unique, escaped"""
+    z = result.ratio[:, row].astype(np.float32)  # [layer, pos]
     names = position_names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
@@ -61,4 +61,4 @@ def context_mixing(
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    return finish(fig, "context_mixing", "What attention brought from other positions", theme, stamp)
+    return finish(fig, "context_mixing", "Share that attention brings from other positions", theme, stamp)

@@ -1,1 +1,1 @@
-"""What changes when activations are removed or replaced: ablation and patching."""
+"""Causal interventions on activations: ablation, activation patching and path patching."""

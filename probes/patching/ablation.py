@@ -1,7 +1,7 @@
-"""What heads do: take some away, and see what becomes of a loss or of any other number.
+"""Head ablation: the change of a loss, or of any other number, when heads are removed.
 
-Reading a pattern shows where a head looks; whether the model relies on it shows only when it is gone. Removing any
-head moves a model, so the effect of chosen heads is set beside that of as many others, drawn at random.
+A pattern shows where a head looks; only ablation shows whether the model relies on it. Removing any head changes a
+model, so the effect of the chosen heads is compared with that of as many other heads, drawn at random.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Replacement = Literal["zero", "mean"]
 
 
 def copy_loss(block: int) -> Target:
-    """The loss on the second copy of repeated blocks, its first token left out: nothing announces that one.
+    """The loss on the second copy of repeated blocks, without its first token, which cannot be predicted.
 
     Shapes: the target's logits [prompt, pos, vocab], tokens [prompt, pos] -> [prompt]
     Units:  nats per token.
@@ -38,19 +38,19 @@ def copy_loss(block: int) -> Target:
     """
 
     def target(logits: Tensor, tokens: Tensor) -> Tensor:
-        asked = logits[:, -block:-1].log_softmax(-1)
-        return -asked.gather(-1, tokens[:, -block + 1 :, None]).squeeze(-1).mean(-1)
+        log_probs = logits[:, -block:-1].log_softmax(-1)
+        return -log_probs.gather(-1, tokens[:, -block + 1 :, None]).squeeze(-1).mean(-1)
 
     return target
 
 
 @dataclass(frozen=True)
 class AblationEffect(Result):
-    """A target without each set of heads, prompt by prompt: `base` [prompt], `without` [set, prompt]."""
+    """A target with all heads, `base` [prompt], and without each set of heads, `without` [set, prompt]."""
 
     AXES = {"base": ("prompt",), "without": ("set", "prompt"), "effect": ("set", "prompt")}
     FIGURE = "probes.patching.ablation_figures.ablation_effect"
-    UNITS = "those of the target, a mean over prompts"
+    UNITS = "units of the target, mean over prompts"
 
     sets: tuple[tuple[Head, ...], ...]
     base: np.ndarray
@@ -86,10 +86,10 @@ def ablation_effect(
     target: Target,
     replacement: Replacement = "zero",
 ) -> AblationEffect:
-    """Any target, with each set of heads taken out of the running model, one run per set.
+    """Effect on a target of removing each set of heads from the running model, one run per set.
 
-    A head's output z is set to zero, or to its mean over these prompts and positions, which stays nearer to what
-    later layers expect.
+    A head's output z is set to zero, or to its mean over these prompts and positions, which is nearer to what later
+    layers expect.
     Shapes: tokens [prompt, pos] -> effect [set, prompt]
     Units:  the target's own.
     Raises: UnknownHookError or InterventionError for a head that the model does not have; HookError for an empty
@@ -98,36 +98,40 @@ def ablation_effect(
     Exact:  the model is unchanged afterwards.
     """
     if not sets or not all(sets):
-        raise HookError("no heads to take away; give sets of (layer, head) pairs, none of them empty.")
+        raise HookError("there are no heads to ablate; give sets of (layer, head) pairs, none of them empty.")
     means: dict[int, Tensor] = {}
     if replacement == "mean":
-        touched = sorted({layer for heads in sets for layer, _ in heads})
-        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in touched])
-        means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in touched}
-    base = _measured(model, tokens, target)
+        layers = sorted({layer for heads in sets for layer, _ in heads})
+        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in layers])
+        means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in layers}
+    base = _target_values(model, tokens, target)
     without = []
     for heads in sets:
-        with model.intervene(*_removals(heads, means)):
-            without.append(_measured(model, tokens, target))
-    plain = tuple(tuple(heads) for heads in sets)
-    return AblationEffect(plain, frozen(base), frozen(torch.stack(without)), replacement)
+        with model.intervene(*_head_ablations(heads, means)):
+            without.append(_target_values(model, tokens, target))
+    head_sets = tuple(tuple(heads) for heads in sets)
+    return AblationEffect(head_sets, frozen(base), frozen(torch.stack(without)), replacement)
 
 
-def _removals(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Intervention]:
-    found: list[Intervention] = []
+def _head_ablations(heads: Sequence[Head], means: dict[int, Tensor]) -> list[Intervention]:
+    interventions: list[Intervention] = []
     for layer in sorted({layer for layer, _ in heads}):
-        chosen = sorted({head for at, head in heads if at == layer})
-        where = f"blocks.{layer}.attn.hook_z"
-        found.append(
-            wb.Patch(where, means[layer][:, :, chosen], heads=chosen) if means else wb.Ablate(where, heads=chosen)
+        layer_heads = sorted({head for head_layer, head in heads if head_layer == layer})
+        hook = f"blocks.{layer}.attn.hook_z"
+        interventions.append(
+            wb.Patch(hook, means[layer][:, :, layer_heads], heads=layer_heads)
+            if means
+            else wb.Ablate(hook, heads=layer_heads)
         )
-    return found
+    return interventions
 
 
-def _measured(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
+def _target_values(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
     values = target(model(tokens), tokens)
     if values.shape != tokens.shape[:1]:
-        raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
+        raise HookError(
+            f"a target must return one number per prompt, shape ({len(tokens)},); found {tuple(values.shape)}."
+        )
     return values.double().cpu()
 
 
@@ -136,11 +140,11 @@ def _measured(model: Transformer, tokens: Tensor, target: Target) -> Tensor:
 
 @dataclass(frozen=True)
 class InductionAblation(Result):
-    """The loss on the second copy without some heads, and without as many random others.
+    """The loss on the second copy without the chosen heads, and without as many random other heads.
 
-    `effect` is [prompt], `random` [draw, prompt], both in nats per token over `base` [prompt]. `ratio` is the mean
-    effect over the mean random effect; `low` to `high` is its 95% interval when prompts and draws are both drawn
-    anew. It is infinite where random heads do no harm on average, NaN where the chosen ones do none either.
+    `effect` is [prompt], `random` [draw, prompt], both in nats per token above `base` [prompt]. `ratio` is the mean
+    effect divided by the mean random effect; `low` to `high` is its 95% bootstrap interval over prompts and draws. It
+    is infinite if random heads have no effect on average, NaN if the chosen heads do not have one either.
     """
 
     AXES = {"base": ("prompt",), "effect": ("prompt",), "random": ("draw", "prompt")}
@@ -158,7 +162,7 @@ class InductionAblation(Result):
     block: int
 
     def frame(self) -> pd.DataFrame:
-        """The chosen heads, then every random draw: kind, heads, base, effect; ratio, low, high (chosen only)."""
+        """The chosen heads, then each random draw: kind, heads, base, effect; ratio, low, high (chosen only)."""
         rows = [("chosen", label(self.heads), self.effect.mean(), self.ratio, self.low, self.high)]
         for heads, effect in zip(self.others, self.random, strict=True):
             rows.append(("random", label(heads), effect.mean(), np.nan, np.nan, np.nan))
@@ -178,64 +182,70 @@ def induction_ablation(
     replacement: Replacement = "zero",
     apart_from: Sequence[Head] = (),
 ) -> InductionAblation:
-    """How much more the second copy of random blocks loses without the induction heads than without as many others.
+    """Loss on the second copy of random blocks without the induction heads, compared with random other heads.
 
-    With heads=None they are those of the catalogue's induction rule, found on other random blocks than the loss is
-    measured on. The others are drawn without replacement among all heads that were not chosen, nor named by
-    `apart_from`: a draw with the previous-token head, the circuit's other half, costs as much as the chosen heads, so
-    that a few such draws can decide the mean of all.
+    With heads=None the heads are those of the catalogue's induction rule, measured on other random blocks than the
+    loss. The others are drawn without replacement from all heads that are neither chosen nor in `apart_from`. A draw
+    with the previous-token head, the circuit's other half, costs as much as the chosen heads, so a few such draws can
+    dominate the mean.
     Shapes: -> effect [prompt], random [draw, prompt]
     Units:  nats per token of the second copy.
-    Raises: HookError if no head passes the rule (names the strongest), if there are not enough others, or if two
-            blocks do not fit the model's context; InterventionError for a head that the model does not have.
+    Raises: HookError if no head satisfies the rule (the message names the strongest), if there are not enough other
+            heads, or if two blocks do not fit the model's context; InterventionError for a head that the model does
+            not have.
     Source: arXiv 2209.11895.
     """
     if block < 2 or n_draws < 1:
-        raise HookError(f"needs blocks of 2 tokens or more and 1 draw or more; found block={block}, n_draws={n_draws}.")
-    chosen = _found(model, block, batch, seed) if heads is None else sorted(set(heads))
+        raise HookError(f"block must be at least 2 and n_draws at least 1; found block={block}, n_draws={n_draws}.")
+    chosen = _induction_heads(model, block, batch, seed) if heads is None else sorted(set(heads))
     config = model.config
-    every = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
-    rest = [head for head in every if head not in {*chosen, *apart_from}]
-    if len(rest) < len(chosen):
-        raise HookError(f"{len(chosen)} heads were chosen and only {len(rest)} are left to compare with; choose fewer.")
+    all_heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    candidates = [head for head in all_heads if head not in {*chosen, *apart_from}]
+    if len(candidates) < len(chosen):
+        raise HookError(
+            f"{len(chosen)} heads were chosen, but only {len(candidates)} others are left to draw from; choose fewer."
+        )
     rng = np.random.default_rng(seed)
-    others = [tuple(sorted(rest[i] for i in rng.choice(len(rest), len(chosen), replace=False))) for _ in range(n_draws)]
+    others = [
+        tuple(sorted(candidates[i] for i in rng.choice(len(candidates), len(chosen), replace=False)))
+        for _ in range(n_draws)
+    ]
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed + 1)
-    found = ablation_effect(model, tokens, [chosen, *others], target=copy_loss(block), replacement=replacement)
-    effect, random = found.effect[0], found.effect[1:]
+    ablated = ablation_effect(model, tokens, [chosen, *others], target=copy_loss(block), replacement=replacement)
+    effect, random = ablated.effect[0], ablated.effect[1:]
     ratio, low, high = _ratio(effect, random, seed)
     return InductionAblation(
-        tuple(chosen), tuple(others), found.base, frozen(effect), frozen(random), ratio, low, high, block
+        tuple(chosen), tuple(others), ablated.base, frozen(effect), frozen(random), ratio, low, high, block
     )
 
 
-def _found(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
+def _induction_heads(model: Transformer, block: int, batch: int, seed: int) -> list[Head]:
     blocks = sorted({max(2, block * part // 8) for part in (4, 5, 6, 8)})
     scores = repeat_scores(model, blocks=blocks, batch=max(1, batch // 4), seed=seed)
-    found = catalogue(scores, rules={"induction": RULES["induction"]}).of("induction")
-    if not found:
+    heads = catalogue(scores, rules={"induction": RULES["induction"]}).of("induction")
+    if not heads:
         mean = scores.mean("induction")
         strongest = tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
         raise HookError(
-            f"no head's induction score reaches {RULES['induction'].least}; the strongest is {label([strongest])} "
-            f"with {mean.max():.3f}. Name the heads to take away."
+            f"no head's induction score reaches {RULES['induction'].threshold}; the strongest is {label([strongest])} "
+            f"with {mean.max():.3f}. Pass the heads to ablate."
         )
-    return found
+    return heads
 
 
 def _ratio(effect: np.ndarray, random: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Ratio of means, and its interval over prompts and draws. Shapes: effect [prompt], random [draw, prompt]"""
 
-    def quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-        undefined = np.where(above > 0, np.inf, np.nan)
-        return np.divide(above, below, out=undefined, where=below > 0)
+    def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        undefined = np.where(numerator > 0, np.inf, np.nan)
+        return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
 
     n_draws, n_prompts = random.shape
     prompts = draws(n_prompts, RESAMPLES, seed) / n_prompts
     sets = draws(n_draws, RESAMPLES, seed + 1) / n_draws
     ratios = quotient(prompts @ effect, np.einsum("rd,dp,rp->r", sets, random, prompts))
-    # An infinite end cannot be interpolated, so the ends are resamples.
-    known = ratios[~np.isnan(ratios)]
-    ends = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest") if len(known) else [np.nan] * 2
+    # An infinite end cannot be interpolated, so each end is one of the resamples.
+    defined = ratios[~np.isnan(ratios)]
+    ends = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest") if len(defined) else [np.nan] * 2
     middle = quotient(np.array([effect.mean()]), np.array([random.mean()]))[0]
     return float(middle), float(ends[0]), float(ends[1])

@@ -1,4 +1,4 @@
-"""The command that measures a loss without some heads."""
+"""Command for head ablation."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from probes.base.command import Origin, check, deliver, load
 def ablation(
     model: Model = "demo",
     chosen: Annotated[
-        str, typer.Option("--heads", help="Heads to take away, as L2H3,L5H1; without it, the induction heads found.")
+        str,
+        typer.Option("--heads", help="Heads to ablate, for example L2H3,L5H1; default: the model's induction heads."),
     ] = "",
-    block: Annotated[int, typer.Option(min=2, help="Random tokens that come twice.")] = 32,
-    n_draws: Annotated[int, typer.Option("--draws", min=1, help="Random sets of as many heads.")] = 20,
+    block: Annotated[int, typer.Option(min=2, help="Number of random tokens, which are then repeated.")] = 32,
+    n_draws: Annotated[int, typer.Option("--draws", min=1, help="Number of random sets of as many heads.")] = 20,
     apart_from: Annotated[
-        str, typer.Option(help="Heads that are not drawn either, as the previous-token heads: L4H0.")
+        str, typer.Option(help="Heads to exclude from the draws, for example the previous-token heads: L4H0.")
     ] = "",
-    mean: Annotated[bool, typer.Option("--mean", help="Replace a head by its mean instead of zero.")] = False,
+    mean: Annotated[bool, typer.Option("--mean", help="Replace a head's output by its mean instead of zero.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens and draws.")] = 0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Heads: the loss on a repetition without some heads, against without random others."""
+    """Heads: loss without some heads, against random others."""
     check(output)
     from probes.patching import ablation as probe
 
     heads = head_names.parse(chosen) if chosen else None
-    spared = head_names.parse(apart_from) if apart_from else []
+    excluded = head_names.parse(apart_from) if apart_from else []
     loaded = load(model, device)
     replacement: Literal["zero", "mean"] = "mean" if mean else "zero"
-    found = probe.induction_ablation(
-        loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=spared
+    result = probe.induction_ablation(
+        loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=excluded
     )
     extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement, "apart_from": apart_from}
-    deliver(found, output, Origin(model, loaded, extra=extra))
+    deliver(result, output, Origin(model, loaded, extra=extra))
 
 
 COMMANDS = ((ablation, " --heads L2H3,L5H0"),)

@@ -1,9 +1,9 @@
-"""Activation patching: what of the difference between two runs each activation carries, and in which place.
+"""Activation patching: which activations carry the difference between a clean and a corrupted run.
 
-Two prompts of one length differ in what matters, and so does a target. Running one prompt with one activation of the
-other says how much of the target's difference passes there. A patch at a layer changes nothing below it, nor at any
-position before the first token that differs: runs begin at the patched layer, from the stream that the unpatched run
-left there, many patches of a layer in one batch, and patches that can change nothing are not run.
+Two prompts of the same length differ in what matters, and so does a target. A run of one prompt with one activation of
+the other shows how much of the target's difference goes through that activation. A patch at a layer changes nothing in
+earlier layers and nothing before the first token that differs. So runs start at the patched layer, from the unpatched
+stream, with many patches of a layer in one batch, and patches that cannot change anything are not run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,22 +28,23 @@ from workbench.model import Transformer
 What = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"]
 Direction = Literal["denoise", "noise"]
 
-HEADS = ("heads", "heads_by_position")
+HEAD_KINDS = ("heads", "heads_by_position")
 SITES: Mapping[str, str] = {
     **{name: f"hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
-    **dict.fromkeys(HEADS, "attn.hook_z"),
+    **dict.fromkeys(HEAD_KINDS, "attn.hook_z"),
 }
-"""The hook point behind each kind of patch. `heads` patches a head's z at all positions at once."""
+"""Hook point of each kind of patch. `heads` patches a head's z at all positions together."""
 
-BUDGET = 4096
+MAX_TOKENS = 4096
+"""Default for the number of tokens in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Patching(Result):
-    """A target under every patch: `patched` [layer, head, pos, prompt], beside `clean` and `corrupted` [prompt].
+    """A target under each patch, `patched` [layer, head, pos, prompt], with `clean` and `corrupted` [prompt].
 
-    A head or position of -1 stands for all of them. `how` is "exact" where every patch was run, "gradient" where it
-    was estimated. `layer_runs` counts layers run, one prompt each; `naive_layer_runs` what whole runs would take.
+    A head or position of -1 stands for all of them. `how` is "exact" if each patch was run, "gradient" if it was
+    estimated. `layer_runs` counts the layers that were run, per prompt; `naive_layer_runs` counts those of whole runs.
     `group_size` is how many query heads share a key/value head.
     """
 
@@ -68,20 +69,20 @@ class Patching(Result):
         "moved": ("layer", "head", "pos"),
     }
     FIGURE = "probes.patching.figures.patching"
-    UNITS = "patched as the target; restored is 0 for the corrupted run, 1 for the clean one"
+    UNITS = "patched in the units of the target; restored is 0 for the corrupted run, 1 for the clean one"
 
     @property
     def restored(self) -> np.ndarray:
         """(patched - corrupted) / (clean - corrupted), each a mean over prompts: 1 is the clean run, 0 the corrupted.
 
-        NaN everywhere where the target does not differ between the two, as the share is not defined then.
+        NaN everywhere if the target does not differ between the two runs: the share is then undefined.
         Shapes: -> [layer, head, pos]
         """
         return self._restored(np.full(len(self.clean), 1 / len(self.clean)))
 
     @property
     def moved(self) -> np.ndarray:
-        """The share of the way from the patched prompt's own value to the other's: `restored`, or 1 - it in noising.
+        """Share of the way from the patched run's own target to the other's: `restored`, or 1 - `restored` in noising.
 
         Shapes: -> [layer, head, pos]
         """
@@ -89,19 +90,21 @@ class Patching(Result):
 
     def _restored(self, weights: np.ndarray) -> np.ndarray:
         """Shapes: weights [..., prompt] -> [..., layer, head, pos]"""
-        above = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
-        below = (weights @ (self.clean - self.corrupted))[..., None, None, None]
-        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0) + 0.0  # no -0
+        numerator = np.tensordot(weights, (self.patched - self.corrupted).transpose(3, 0, 1, 2), 1)
+        denominator = (weights @ (self.clean - self.corrupted))[..., None, None, None]
+        return (
+            np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0) + 0.0
+        )  # no -0
 
     def interval(self, *, level: float = LEVEL, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of a bootstrap interval of `restored` over prompts; NaN for a single prompt.
+        """Bootstrap interval of `restored` over prompts, low and high; NaN for a single prompt.
 
         Shapes: -> [layer, head, pos] twice
         """
         n_prompts = len(self.clean)
         if n_prompts < 2:
-            blank = np.full(self.patched.shape[:3], np.nan)
-            return blank, blank
+            undefined = np.full(self.patched.shape[:3], np.nan)
+            return undefined, undefined
         return percentiles(self._restored(draws(n_prompts, RESAMPLES, seed) / n_prompts), level)
 
     def frame(self) -> pd.DataFrame:
@@ -119,32 +122,33 @@ def patching(
     *,
     direction: Direction = "denoise",
     layers: Sequence[int] | None = None,
-    budget: int = BUDGET,
+    budget: int = MAX_TOKENS,
 ) -> Patching:
-    """The target under every patch of one kind: by layer and position, by head, or by head and position.
+    """The target under each patch of one kind: by layer and position, by head, or by head and position.
 
-    Denoising runs the corrupted prompts with one activation of the clean run: what suffices. Noising runs the clean
-    ones with one of the corrupted: what is needed. `budget` is how many tokens one forward may have; whole sets of
-    prompts go into it, one at least. Half precision rounds logits, and so a share of a small difference: where clean
-    and corrupted differ by less than 100 eps of the model's dtype, run `model.float()`.
+    Denoising runs the corrupted prompts with one activation of the clean run, and shows which activations are
+    sufficient. Noising runs the clean prompts with one activation of the corrupted run, and shows which are necessary.
+    `budget` is the maximum number of tokens per forward pass; each pass has at least one complete set of prompts.
+    Half precision rounds logits, which makes shares of a small difference inaccurate: if clean and corrupted differ
+    by less than 100 eps of the model's dtype, use `model.float()`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
-    Raises: HookError for a layer that the model does not have, or a target that does not give one number per prompt.
+    Raises: HookError for a layer that the model does not have, or a target that does not return one number per prompt.
     Source: arXiv 2202.05262, 2211.00593, 2309.16042 (method and directions).
-    Exact:  the same as a whole run with a `workbench.Patch`; every resid_post position that the target reads,
-            patched after the last layer, restores 1; positions before the first differing token restore 0.
+    Exact:  the same as a whole run with a `workbench.Patch`. A patch of the resid_post position that the target reads,
+            after the last layer, restores 1; positions before the first differing token restore 0.
     """
-    chosen, run = _layers(model, layers), _Runs.of(model, pair, what, direction)
+    chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     n_prompts, n_pos = pair.clean.shape
-    at_once, n_layers = max(1, budget // (n_prompts * n_pos)), model.config.n_layers
+    batch, n_layers = max(1, budget // (n_prompts * n_pos)), model.config.n_layers
     patched, layer_runs = [], 2 * n_prompts * n_layers
     for layer in chosen:
-        values = run.own.expand(len(run.places), -1).clone()  # [place, prompt]
-        live = [i for i, (_, pos) in enumerate(run.places) if pos < 0 or pos >= pair.first]
-        for start in range(0, len(live), at_once):
-            some = live[start : start + at_once]
-            values[some] = run.patched(layer, [run.places[i] for i in some])
-            layer_runs += len(some) * n_prompts * (n_layers - layer)
+        values = run.own_target.expand(len(run.places), -1).clone()  # [place, prompt]
+        effective = [i for i, (_, pos) in enumerate(run.places) if pos < 0 or pos >= pair.first]
+        for start in range(0, len(effective), batch):
+            chunk = effective[start : start + batch]
+            values[chunk] = run.patched(layer, [run.places[i] for i in chunk])
+            layer_runs += len(chunk) * n_prompts * (n_layers - layer)
         patched.append(values)
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
     return _result(run, chosen, torch.stack(patched), ("exact", layer_runs, naive))
@@ -157,8 +161,8 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The run that is patched, the one that patches come from, and both targets."""
+class _PatchRuns:
+    """The run to patch (`base`), the run that patches come from (`source`), and the target in each."""
 
     model: Transformer
     tokens: Tensor
@@ -167,29 +171,30 @@ class _Runs:
     direction: Direction
     base: Capture
     source: Capture
-    own: Tensor
-    other: Tensor
+    own_target: Tensor
+    source_target: Tensor
 
     @classmethod
-    def of(cls, model: Transformer, pair: Pair, what: What, direction: Direction) -> "_Runs":
+    def of(cls, model: Transformer, pair: Pair, what: What, direction: Direction) -> "_PatchRuns":
         if what not in SITES or direction not in ("denoise", "noise"):
             raise HookError(
-                f"patches are of {', '.join(SITES)}, to denoise or to noise; found {what!r}, {direction!r}."
+                f"what must be one of {', '.join(SITES)}, and direction 'denoise' or 'noise'; "
+                f"found {what!r} and {direction!r}."
             )
         sides = [side.to(model.device) for side in (pair.corrupted, pair.clean)]
-        tokens, others = sides if direction == "denoise" else sides[::-1]
+        tokens, source_tokens = sides if direction == "denoise" else sides[::-1]
         with torch.no_grad():
-            # Position by position each stream is what enters the next layer: a run can go on from there.
-            below = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
-            logits, base = model.run_with_capture(tokens, below)
-            own = _number(pair.target(logits, tokens), tokens)
-            logits, source = model.run_with_capture(others, f"blocks.*.{SITES[what]}")
-            other = _number(pair.target(logits, others), others)
+            # Each of these streams is the input of the next layer: a patched run can start from it.
+            stream_hooks = ["hook_embed", *(f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers - 1))]
+            logits, base = model.run_with_capture(tokens, stream_hooks)
+            own = _target_values(pair.target(logits, tokens), tokens)
+            logits, source = model.run_with_capture(source_tokens, f"blocks.*.{SITES[what]}")
+            other = _target_values(pair.target(logits, source_tokens), source_tokens)
         return cls(model, tokens, pair.target, what, direction, base, source, own, other)
 
     @property
     def heads(self) -> tuple[int, ...]:
-        return tuple(range(self.model.config.n_heads)) if self.what in HEADS else (-1,)
+        return tuple(range(self.model.config.n_heads)) if self.what in HEAD_KINDS else (-1,)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -200,63 +205,74 @@ class _Runs:
         return [(head, pos) for head in self.heads for pos in self.positions]
 
     def patched(self, layer: int, places: Sequence[Place]) -> Tensor:
-        """The target with each of some patches of one layer. Shapes: -> float64 [place, prompt]"""
-        return torch.stack([self.measured(rows) for rows in self.normed(layer, places).split(len(self.tokens))])
+        """The target under each of the given patches of one layer. Shapes: -> float64 [place, prompt]"""
+        return torch.stack(
+            [self.target_values(rows) for rows in self.patched_stream(layer, places).split(len(self.tokens))]
+        )
 
-    def normed(self, layer: int, places: Sequence[Place]) -> Tensor:
-        """The last stream, normalised, with each of some patches of one layer. Shapes: -> [place * prompt, pos, dim]"""
+    def patched_stream(self, layer: int, places: Sequence[Place]) -> Tensor:
+        """The normalised final stream under each of the given patches. Shapes: -> [place * prompt, pos, dim]"""
         name, times = f"blocks.{layer}.{SITES[self.what]}", len(places)
-        given = self.source[name].repeat(times, *[1] * (self.source[name].dim() - 1))  # [place * prompt, pos, ...]
-        chosen = _mask(given, places)
+        replacement = self.source[name].repeat(
+            times, *[1] * (self.source[name].dim() - 1)
+        )  # [place * prompt, pos, ...]
+        chosen = _mask(replacement, places)
 
         def edit(_: Site, x: Tensor) -> Tensor:
-            return torch.where(chosen, given, x)
+            return torch.where(chosen, replacement, x)
 
         with hook_points.subscribe(self.model, Subscription(frozenset([name]), edit=edit)):
-            return self.model.forward_from_layer(self.entering(layer).repeat(times, 1, 1), layer)
+            return self.model.forward_from_layer(self.stream_before(layer).repeat(times, 1, 1), layer)
 
-    def entering(self, layer: int) -> Tensor:
-        """The unpatched stream that enters a layer. Shapes: -> [prompt, pos, dim]"""
+    def stream_before(self, layer: int) -> Tensor:
+        """The unpatched stream before a layer. Shapes: -> [prompt, pos, dim]"""
         return self.base["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
 
-    def measured(self, normed: Tensor) -> Tensor:
+    def target_values(self, normed: Tensor) -> Tensor:
         """The target of one set of prompts. Shapes: [prompt, pos, dim] -> [prompt]"""
         if isinstance(self.target, LogitDifference):
-            at = self.target.place(normed.shape[1])
-            return _number(self.target.at(self.model.unembed(normed[:, at : at + 1], start=at)[:, 0]), self.tokens)
-        return _number(self.target(self.model.unembed(normed), self.tokens), self.tokens)
+            position = self.target.place(normed.shape[1])
+            return _target_values(
+                self.target.at(self.model.unembed(normed[:, position : position + 1], start=position)[:, 0]),
+                self.tokens,
+            )
+        return _target_values(self.target(self.model.unembed(normed), self.tokens), self.tokens)
 
 
 def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
-    """Which entries of x each place takes. Shapes: x [place * prompt, pos, ...] -> bool, broadcastable to x"""
+    """Mask of the entries that each place patches. Shapes: x [place * prompt, pos, ...] -> bool, broadcasts to x"""
     heads, positions = torch.tensor(places, device=x.device).unsqueeze(-1).unbind(1)  # each [place, 1]
-    at = torch.arange(x.shape[1], device=x.device)
-    mask = ((positions < 0) | (positions == at)).unsqueeze(-1)  # [place, pos, 1]
+    place_positions = torch.arange(x.shape[1], device=x.device)
+    mask = ((positions < 0) | (positions == place_positions)).unsqueeze(-1)  # [place, pos, 1]
     if x.dim() == 4:
         head = torch.arange(x.shape[2], device=x.device)
         mask = (mask & ((heads < 0) | (heads == head)).unsqueeze(1)).unsqueeze(-1)  # [place, pos, head, 1]
     return mask.repeat_interleave(len(x) // len(places), 0)
 
 
-def _layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]:
-    every = range(model.config.n_layers)
-    chosen = tuple(every) if layers is None else tuple(sorted(set(layers)))
-    if not chosen or any(layer not in every for layer in chosen):
-        raise HookError(f"the model has layers 0 to {len(every) - 1}; found {list(layers or ())}.")
+def _checked_layers(model: Transformer, layers: Sequence[int] | None) -> tuple[int, ...]:
+    model_layers = range(model.config.n_layers)
+    chosen = tuple(model_layers) if layers is None else tuple(sorted(set(layers)))
+    if not chosen or any(layer not in model_layers for layer in chosen):
+        raise HookError(f"the model has layers 0 to {len(model_layers) - 1}; found {list(layers or ())}.")
     return chosen
 
 
-def _number(values: Tensor, tokens: Tensor) -> Tensor:
+def _target_values(values: Tensor, tokens: Tensor) -> Tensor:
     if values.shape != tokens.shape[:1]:
-        raise HookError(f"a target gives one number per prompt, {len(tokens)} here; found {tuple(values.shape)}.")
+        raise HookError(
+            f"a target must return one number per prompt, shape ({len(tokens)},); found {tuple(values.shape)}."
+        )
     return values.double().cpu()
 
 
 def _result(
-    run: _Runs, layers: tuple[int, ...], patched: Tensor, how: tuple[Literal["exact", "gradient"], int, int]
+    run: _PatchRuns, layers: tuple[int, ...], patched: Tensor, how: tuple[Literal["exact", "gradient"], int, int]
 ) -> Patching:
     """Shapes: patched [layer, head * pos, prompt]"""
-    corrupted, clean = (run.own, run.other) if run.direction == "denoise" else (run.other, run.own)
+    corrupted, clean = (
+        (run.own_target, run.source_target) if run.direction == "denoise" else (run.source_target, run.own_target)
+    )
     values = patched.unflatten(1, (len(run.heads), len(run.positions)))
     return Patching(
         run.what, run.direction, how[0], layers, run.heads, run.positions,

@@ -1,4 +1,4 @@
-"""Attribution patching: every activation patch of a sweep estimated from one gradient, and how wrong that is."""
+"""Attribution patching: all activation patches of a sweep estimated from one gradient, and the estimate's error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from probes.base.result import Result, frozen, tidy
-from probes.patching.activation_patching import SITES, Direction, Patching, What, _layers, _result, _Runs
+from probes.patching.activation_patching import SITES, Direction, Patching, What, _checked_layers, _PatchRuns, _result
 from probes.patching.prompt_pairs import Pair
 from workbench.errors import HookError
 from workbench.hooks import hook_points
@@ -24,19 +24,19 @@ def attribution_patching(
     direction: Direction = "denoise",
     layers: Sequence[int] | None = None,
 ) -> Patching:
-    """Every patch of one kind estimated from one gradient: (other - own) . d target / d activation.
+    """All patches of one kind estimated from one gradient: (other - own) . d target / d activation.
 
-    Two forwards and one backward, however many patches. Good where the target is nearly linear in the activation, so
-    worst for the whole stream in early layers: `gradient_error` measures it against `patching`.
+    Two forward passes and one backward pass for any number of patches. Accurate if the target is nearly linear in the
+    activation, so worst for the whole stream in early layers. `gradient_error` compares it with `patching`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
     Raises: HookError as `patching`.
     Source: Nanda 2023, arXiv 2310.10348.
     Exact:  for a target that is linear in the activation, such as a logit in what enters the unembedding.
     """
-    chosen, run = _layers(model, layers), _Runs.of(model, pair, what, direction)
+    chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     names = [f"blocks.{layer}.{SITES[what]}" for layer in chosen]
-    # A leaf at the embedding makes everything above it part of the graph, whether or not weights want gradients.
+    # A leaf at the embedding makes all later activations part of the graph, even if no weight requires gradients.
     leaf = Subscription(frozenset(["hook_embed"]), edit=lambda _, x: x.detach().requires_grad_())
     with torch.enable_grad(), hook_points.subscribe(model, leaf):
         logits, cap = model.run_with_capture(run.tokens, names)
@@ -50,18 +50,18 @@ def attribution_patching(
             rise = rise.sum(1)  # [prompt, head]
         elif what == "heads_by_position":
             rise = rise.transpose(1, 2).flatten(1)  # [prompt, head * pos]
-        patched.append(run.own + rise.T.double().cpu())
+        patched.append(run.own_target + rise.T.double().cpu())
     n_prompts, n_layers = len(pair.clean), model.config.n_layers
-    # A backward counts as two forwards. Naive is what running every patch would take.
+    # A backward pass counts as two forward passes. `naive` counts a run for each patch.
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
     return _result(run, chosen, torch.stack(patched), ("gradient", 5 * n_prompts * n_layers, naive))
 
 
 @dataclass(frozen=True)
 class GradientError(Result):
-    """Estimated against run patches: `exact` and `estimate` of `restored`, [layer, head, pos].
+    """Estimated and exact patches: `exact` and `estimate` of `restored`, [layer, head, pos].
 
-    `largest` and `mean` are of the absolute error; `correlation` is Pearson's over all patches.
+    `largest` and `mean` describe the absolute error; `correlation` is Pearson's over all patches.
     """
 
     what: What
@@ -85,21 +85,30 @@ class GradientError(Result):
 
 
 def gradient_error(exact: Patching, estimate: Patching) -> GradientError:
-    """How far attribution patching is from the patches that were run.
+    """Error of attribution patching, compared with exact patches.
 
     Shapes: both [layer, head, pos, prompt] -> [layer, head, pos]
     Units:  shares of the clean run's difference, as `Patching.restored`.
-    Raises: HookError if the two are not of the same patches, or of one way of finding them.
+    Raises: HookError if the two do not have the same patches, or are not one exact and one estimated.
     Source: arXiv 2310.10348.
     """
     for name in ("what", "direction", "layers", "heads", "positions"):
         if getattr(exact, name) != getattr(estimate, name):
             raise HookError(f"the two sweeps differ in {name}: {getattr(exact, name)} and {getattr(estimate, name)}.")
     if (exact.how, estimate.how) != ("exact", "gradient"):
-        raise HookError(f"give `patching`, then `attribution_patching`; found {exact.how} and {estimate.how}.")
-    run, guess = exact.restored, estimate.restored
-    error = np.abs(guess - run)
-    spread = run.std() * guess.std()
-    correlation = float(((run - run.mean()) * (guess - guess.mean())).mean() / spread) if spread > 0 else np.nan
+        raise HookError(
+            "pass a result of `patching` and then one of `attribution_patching`; "
+            f"found {exact.how!r} and {estimate.how!r}."
+        )
+    exact_shares, estimated_shares = exact.restored, estimate.restored
+    error = np.abs(estimated_shares - exact_shares)
+    spread = exact_shares.std() * estimated_shares.std()
+    correlation = (
+        float(((exact_shares - exact_shares.mean()) * (estimated_shares - estimated_shares.mean())).mean() / spread)
+        if spread > 0
+        else np.nan
+    )
     places = (exact.what, exact.layers, exact.heads, exact.positions)
-    return GradientError(*places, frozen(run), frozen(guess), float(error.max()), float(error.mean()), correlation)
+    return GradientError(
+        *places, frozen(exact_shares), frozen(estimated_shares), float(error.max()), float(error.mean()), correlation
+    )

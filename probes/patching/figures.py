@@ -1,4 +1,4 @@
-"""Plotly figures of activation patching."""
+"""Plotly figures of activation patching, path patching, logit paths and composition."""
 
 from collections.abc import Sequence
 
@@ -32,28 +32,28 @@ NAMES = {
     "heads_by_position": "a head's output at one position",
 }
 UNIT = "share of the difference"
-MOST_ROWS = 40  # heads shown by position: those that carry most
+MOST_ROWS = 40  # heads shown by position: those with the largest values
 
 
 def patching(
-    found: Patching,
+    result: Patching,
     *,
     labels: Sequence[str] | None = None,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The share of the target's difference that every patch moves: layer by position, or a square per head.
+    """Share of the target's difference that each patch moves: layer by position, or a square per head.
 
-    Heads by position are rows, at most 40: those with the largest share anywhere. White is no effect.
-    Shapes: labels [pos], unique and escaped; positions where not given
+    Heads by position are rows, at most 40: those with the largest share at any position. White is no effect.
+    Shapes: labels [pos], unique and escaped; default: the position numbers
     """
-    title = _title(found)
-    if found.what == "heads":
-        return _squares(found, title, theme, stamp)
-    z = found.moved.reshape(-1, len(found.positions)).astype(np.float32)  # [layer * head, pos]
-    rows: list[str] | list[int] = list(found.layers)
-    if found.heads != (-1,):
-        z, rows = _strongest(z, [f"L{layer}H{head}" for layer in found.layers for head in found.heads])
+    title = _title(result)
+    if result.what == "heads":
+        return _head_grid(result, title, theme, stamp)
+    z = result.moved.reshape(-1, len(result.positions)).astype(np.float32)  # [layer * head, pos]
+    rows: list[str] | list[int] = list(result.layers)
+    if result.heads != (-1,):
+        z, rows = _strongest(z, [f"L{layer}H{head}" for layer in result.layers for head in result.heads])
     columns = position_names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
@@ -62,58 +62,60 @@ def patching(
         )
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=40)
-    by_head = found.heads != (-1,)
+    by_head = result.heads != (-1,)
     fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
     fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
     return finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
 def _strongest(z: np.ndarray, rows: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The rows with the largest magnitudes, in their order. Shapes: z [row, pos]"""
-    most = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
-    return z[most], [rows[i] for i in most]
+    """The rows with the largest magnitudes, in their original order. Shapes: z [row, pos]"""
+    chosen = np.sort(np.argsort(-np.nan_to_num(np.abs(z)).max(1), kind="stable")[:MOST_ROWS])
+    return z[chosen], [rows[i] for i in chosen]
 
 
 def logit_paths(
-    found: LogitPaths, *, labels: Sequence[str] | None = None, theme: Theme = "light", stamp: Stamp | None = None
+    result: LogitPaths, *, labels: Sequence[str] | None = None, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """What heads carry to the logit from each token: a row per head, at most 40, those that carry most.
+    """Contribution of heads to the logit from each token: a row per head, at most the 40 with the largest values.
 
-    Shapes: labels [pos], unique and escaped; positions where not given
+    Shapes: labels [pos], unique and escaped; default: the position numbers
     """
-    n_layers, n_heads, n_keys = found.values.shape
-    every = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
-    z, rows = _strongest(found.values.reshape(-1, n_keys).astype(np.float32), every)
+    n_layers, n_heads, n_keys = result.values.shape
+    all_heads = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
+    z, rows = _strongest(result.values.reshape(-1, n_keys).astype(np.float32), all_heads)
     fig = go.Figure(
         go.Heatmap(
             x=position_names(labels, n_keys), y=rows, z=z, colorbar=colour_bar("logits"), **colour_scale(z, True),
             hovertemplate="%{y} from %{x}<br>%{z:.4f} logits<extra></extra>",
         )
     )  # fmt: skip
-    fig.update_xaxes(title="token looked at", type="category", showgrid=False, tickangle=-60, nticks=40)
+    fig.update_xaxes(title="attended token", type="category", showgrid=False, tickangle=-60, nticks=40)
     fig.update_yaxes(title="head", type="category", dtick=1, showgrid=False, autorange="reversed")
-    what = f"token {found.target}" if isinstance(found.target, int) else "token {} less token {}".format(*found.target)
-    title = f"What heads carry to the logit of {what}, at position {found.position}"
+    what = (
+        f"token {result.target}" if isinstance(result.target, int) else "token {} minus token {}".format(*result.target)
+    )
+    title = f"Contribution of heads to the logit of {what}, at position {result.position}"
     return finish(fig, "logit_paths", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 
 
-def path_patching(found: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The share of the target's difference that every sender moves by way of the receivers: a square per head."""
-    where = "the logits" if not found.receivers else f"{label(found.receivers)} ({found.through})"
-    verb = "restored" if found.direction == "denoise" else "lost"
-    return _squares(found, f"Target {verb} by what heads send to {where}", theme, stamp)
+def path_patching(result: PathPatching, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Share of the target's difference that each sender moves through the receivers: a square per head."""
+    where = "the logits" if not result.receivers else f"{label(result.receivers)} ({result.through})"
+    verb = "restored" if result.direction == "denoise" else "lost"
+    return _head_grid(result, f"Target {verb} by the path from each head to {where}", theme, stamp)
 
 
-def _squares(found: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
-    places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
-    return atlas(found.moved[..., 0], title=title, unit=UNIT, difference=True, theme=theme, stamp=stamp, **places)
+def _head_grid(result: Patching, title: str, theme: Theme, stamp: Stamp | None) -> go.Figure:
+    axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
+    return atlas(result.moved[..., 0], title=title, unit=UNIT, difference=True, theme=theme, stamp=stamp, **axes)
 
 
 def composition(
-    found: Composition, *, through: Through = "k", theme: Theme = "light", stamp: Stamp | None = None
+    result: Composition, *, through: Through = "k", theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """One kind of composition: writers across, readers down; blank where the reader does not stand above."""
-    score = getattr(found, through)
+    """One kind of composition: writers across, readers down; blank if the reader's layer is not later."""
+    score = getattr(result, through)
     n_layers, n_heads = score.shape[:2]
     names = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
     z = score.reshape(len(names), len(names)).T.astype(np.float32)  # [reader, writer]
@@ -125,21 +127,21 @@ def composition(
     )  # fmt: skip
     fig.update_xaxes(title="head that writes", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="head that reads", type="category", showgrid=False, autorange="reversed", nticks=24)
-    title = f"{through.upper()}-composition: a random direction would give {found.chance:.3f}"
+    title = f"{through.upper()}-composition: a random direction scores {result.chance:.3f}"
     return finish(fig, "composition", title, theme, stamp, height=560)
 
 
-def _title(found: Patching) -> str:
-    verb = "restored by" if found.direction == "denoise" else "lost to"
-    how = "" if found.how == "exact" else ", estimated from a gradient"
-    clean, corrupted = found.clean.mean(), found.corrupted.mean()
-    return f"Target {verb} {NAMES[found.what]}{how}: {clean:.3g} clean, {corrupted:.3g} corrupted"
+def _title(result: Patching) -> str:
+    verb = "restored by" if result.direction == "denoise" else "lost to"
+    how = "" if result.how == "exact" else ", estimated from a gradient"
+    clean, corrupted = result.clean.mean(), result.corrupted.mean()
+    return f"Target {verb} {NAMES[result.what]}{how}: {clean:.3g} clean, {corrupted:.3g} corrupted"
 
 
-def gradient_error(found: GradientError, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The gradient's estimate of every patch against the patch itself; on the line they agree."""
-    exact, estimate = found.exact.ravel(), found.estimate.ravel()
-    table = found.frame()
+def gradient_error(result: GradientError, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The gradient's estimate of each patch, and the exact patch; on the line they are equal."""
+    exact, estimate = result.exact.ravel(), result.estimate.ravel()
+    table = result.frame()
     places = [
         f"layer {layer}" + (f" · head {head}" if head >= 0 else "") + (f" · position {pos}" if pos >= 0 else "")
         for layer, head, pos in zip(table["layer"], table["head"], table["pos"], strict=True)
@@ -147,13 +149,13 @@ def gradient_error(found: GradientError, *, theme: Theme = "light", stamp: Stamp
     fig = go.Figure()
     fig.add_scattergl(
         x=exact, y=estimate, mode="markers", text=places, marker={"color": COLOURS[0], "size": 6}, showlegend=False,
-        hovertemplate="%{text}<br>run %{x:.3f}<br>estimated %{y:.3f}<extra></extra>",
+        hovertemplate="%{text}<br>exact %{x:.3f}<br>estimated %{y:.3f}<extra></extra>",
     )  # fmt: skip
     both = np.concatenate([exact, estimate])
     ends = [float(np.nanmin(both)), float(np.nanmax(both))] if np.isfinite(both).any() else [0.0, 1.0]
     line = {"dash": "dash", "color": RING}
     fig.add_scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip")
-    fig.update_xaxes(title="share restored, patch run")
+    fig.update_xaxes(title="share restored, exact")
     fig.update_yaxes(title="share restored, estimated from a gradient")
-    said = f"largest error {found.largest:.3g}, mean {found.mean:.3g}, correlation {found.correlation:.3f}"
-    return finish(fig, "gradient_error", f"Attribution patching of {NAMES[found.what]}: {said}", theme, stamp)
+    summary = f"largest error {result.largest:.3g}, mean {result.mean:.3g}, correlation {result.correlation:.3f}"
+    return finish(fig, "gradient_error", f"Attribution patching of {NAMES[result.what]}: {summary}", theme, stamp)

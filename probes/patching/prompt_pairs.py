@@ -1,4 +1,4 @@
-"""Two runs to tell apart: prompts, the same corrupted, and a number in which they differ. Runs nothing."""
+"""Prompt pairs: clean prompts, corrupted prompts, and a target in which they differ. Does not run models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from workbench.errors import DataError
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """How far one token's logit is above another's at one position: a target that needs no other logits.
+    """The logit of one token minus that of another at one position: a target that needs no other logits.
 
     `answer` and `wrong` are a token id for all prompts, or one for each prompt.
     Shapes: the target's logits [prompt, pos, vocab], tokens [prompt, pos] -> [prompt]
     Units:  logits.
-    Raises: DataError, when used, for a position or tokens that the prompts or the model do not have.
+    Raises: DataError, when called, for a position or tokens that the prompts or the model do not have.
     """
 
     answer: int | Sequence[int]
@@ -28,7 +28,7 @@ class LogitDifference:
         return self.at(logits[:, self.place(logits.shape[1])])
 
     def place(self, n_positions: int) -> int:
-        """The position, counted from 0. Raises: DataError where prompts of this length do not have it."""
+        """The position, counted from 0. Raises: DataError if prompts of this length do not have it."""
         if not -n_positions <= self.position < n_positions:
             raise DataError(f"the prompts have positions 0 to {n_positions - 1}; there is no position {self.position}.")
         return self.position % n_positions
@@ -37,7 +37,7 @@ class LogitDifference:
         """The target from the position's logits alone.
 
         Shapes: logits [prompt, vocab] -> [prompt]
-        Raises: DataError for tokens outside the vocabulary, or another number of them than of prompts.
+        Raises: DataError for tokens outside the vocabulary, or if their number is not the number of prompts.
         """
         return self._of(self.answer, logits) - self._of(self.wrong, logits)
 
@@ -47,15 +47,15 @@ class LogitDifference:
         if len(ids) != n_prompts:
             raise DataError(f"{len(ids)} token ids for {n_prompts} prompts; give one for all, or one for each.")
         if beyond := [i for i in ids if not 0 <= i < vocab_size]:
-            raise DataError(f"token id {beyond[0]} is outside the vocabulary of {vocab_size}.")
+            raise DataError(f"token id {beyond[0]} is outside the vocabulary of {vocab_size} tokens.")
         return logits.gather(-1, torch.tensor(ids, device=logits.device).unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Prompts, the same corrupted, and a target that tells them apart.
+    """Clean prompts, corrupted prompts, and a target that differs between them.
 
-    The target is given the tokens of the prompts that are patched, with the rows in their order.
+    The target is called with the tokens of the prompts that are patched, in their order.
     Shapes: clean, corrupted [prompt, pos] int64
     Raises: DataError for prompts of unequal shape, or that do not differ.
     """
@@ -65,16 +65,16 @@ class Pair:
     target: Target
 
     def __post_init__(self) -> None:
-        found = tuple(self.clean.shape), tuple(self.corrupted.shape)
-        if found[0] != found[1] or len(found[0]) != 2:
+        shapes = tuple(self.clean.shape), tuple(self.corrupted.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2:
             raise DataError(
-                f"clean and corrupted prompts are token ids [prompt, pos] of one shape; found {found[0]} and "
-                f"{found[1]}. Word them so that they have as many tokens."
+                f"clean and corrupted prompts must be token ids [prompt, pos] of the same shape; found {shapes[0]} and "
+                f"{shapes[1]}. Change the words so that both have the same number of tokens."
             )
         if torch.equal(self.clean, self.corrupted):
             raise DataError("clean and corrupted prompts are the same tokens; there is nothing to patch.")
 
     @property
     def first(self) -> int:
-        """The first position at which any prompt differs from its corrupted one; before it nothing can."""
+        """First position at which a clean prompt differs from its corrupted one; patches before it have no effect."""
         return int((self.clean != self.corrupted).any(0).nonzero()[0])

@@ -1,1 +1,1 @@
-"""Rotary position embedding: its formulas, its part in each head's scores, other scalings."""
+"""Rotary position embedding: formulas, effect on each head's scores, and other scalings."""

@@ -1,4 +1,4 @@
-"""Commands on rotary position embedding: of a configuration, of a text, and of one head's q and k."""
+"""Commands about rotary position embedding: for a configuration, a text, or one head's q and k."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from probes.base.command import Origin, capture, check, config, deliver, tokens
 
 
 def wavelengths(model: Model = "demo", output: Output = None) -> None:
-    """RoPE: every pair's wavelength against the context."""
+    """RoPE: wavelength of each frequency pair."""
     check(output)
     from probes.rope import formulas
 
-    found = formulas.wavelengths(config(model))
-    deliver(found, output, Origin(model))
+    result = formulas.wavelengths(config(model))
+    deliver(result, output, Origin(model))
 
 
 def decay(model: Model = "demo", output: Output = None) -> None:
-    """RoPE: how the score of like vectors fades with distance."""
+    """RoPE: score of identical vectors as distance grows."""
     check(output)
     from probes.rope import formulas
 
@@ -33,16 +33,16 @@ def positions(
     prompt: Prompt = None,
     file: File = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a window; the text, up to 4 contexts, where not given.")
+        int | None, typer.Option(min=2, help="Window length in tokens; default: the text, at most 4 contexts.")
     ] = None,
     scaling: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor); may be given again."),
+        typer.Option(help="NAME=NUMBER: theta, or a factor for interpolation, ntk, yarn or llama3. Repeatable."),
     ] = None,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """RoPE: loss by position, plain and under other scalings."""
+    """RoPE: loss by position, with and without other scalings."""
     check(output)
     from probes.rope import loss_by_position as probe
     from workbench.hooks.rope_scaling import scaling_of
@@ -51,10 +51,10 @@ def positions(
     bos, context = ids[0], loaded.config.max_seq_len
     length = min(len(ids), 4 * context) if length is None else length
     factor = max(1.0, length / context)
-    given = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
-    runs = {text: [scaling_of(text, loaded.config)] for text in given}
-    found = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
-    deliver(found, output, origin)
+    scalings = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
+    runs = {text: [scaling_of(text, loaded.config)] for text in scalings}
+    result = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    deliver(result, output, origin)
 
 
 def turned(
@@ -62,29 +62,29 @@ def turned(
     prompt: Prompt = None,
     file: File = None,
     scaling: Annotated[
-        str, typer.Option(help="NAME=NUMBER: theta, interpolation, ntk, yarn or llama3 (a factor).")
+        str, typer.Option(help="NAME=NUMBER: theta, or a factor for interpolation, ntk, yarn or llama3.")
     ] = "yarn=4",
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """RoPE: how each head's pattern would move under another."""
+    """RoPE: change of each head's pattern under a scaling."""
     check(output)
     from probes.rope import head_scores, what_if_heads
     from workbench.hooks.rope_scaling import scaling_of
 
     other = scaling_of(scaling, config(model)).rotary(config(model))
     _, cap, origin = capture(model, prompt, file, head_scores.HOOKS, device)
-    found = what_if_heads.what_if_heads(cap, other.frequencies, temperature=other.temperature)
+    result = what_if_heads.what_if_heads(cap, other.frequencies, temperature=other.temperature)
 
-    deliver(found, output, replace(origin, extra={"scaling": scaling}), other=scaling)
+    deliver(result, output, replace(origin, extra={"scaling": scaling}), other=scaling)
 
 
 bands = of_head(
-    "bands", "probes.rope.head_scores.band_contribution", "RoPE: what each frequency adds to one head's scores."
+    "bands", "probes.rope.head_scores.band_contribution", "RoPE: contribution of each frequency to a head's scores."
 )
-distance = of_head("distance", "probes.rope.head_scores.score_by_distance", "RoPE: one head's scores against distance.")
+distance = of_head("distance", "probes.rope.head_scores.score_by_distance", "RoPE: one head's scores by distance.")
 invariance = of_head(
-    "invariance", "probes.rope.head_scores.relative_invariance", "RoPE: how rounding breaks shift invariance."
+    "invariance", "probes.rope.head_scores.relative_invariance", "RoPE: errors of shift invariance caused by rounding."
 )
 
 COMMANDS = (

@@ -14,106 +14,114 @@ from probes.rope.head_scores import BandContribution, RelativeInvariance, ScoreB
 from probes.rope.what_if_heads import RotationSensitivity
 
 
-def wavelengths(found: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The wavelength of every pair against the context; with scaling, before and after."""
-    pairs = np.arange(len(found.wavelength))
+def wavelengths(result: Wavelengths, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The wavelength of each pair and the context length; with scaling, before and after it."""
+    pairs = np.arange(len(result.wavelength))
     fig = go.Figure()
-    series = {"wavelength": found.wavelength}
-    if not np.allclose(found.unscaled, found.wavelength):
-        series = {"as scaled": found.wavelength, "before scaling": found.unscaled}
+    series = {"wavelength": result.wavelength}
+    if not np.allclose(result.unscaled, result.wavelength):
+        series = {"as scaled": result.wavelength, "before scaling": result.unscaled}
     add_lines(fig, pairs, series, mode="lines+markers")
-    add_level(fig, pairs, found.context, f"context: {found.context:,} tokens")
+    add_level(fig, pairs, result.context, f"context: {result.context:,} tokens")
     fig.update_xaxes(title="frequency pair")
     fig.update_yaxes(title="wavelength (tokens)", type="log")
-    title = f"Wavelengths: {found.longer_than_context} of {len(pairs)} pairs are longer than the context"
+    title = f"Wavelengths: {result.longer_than_context} of {len(pairs)} pairs are longer than the context"
     return finish(fig, "wavelengths", title, theme, stamp)
 
 
-def decay(found: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How the weight of a like key fades by position alone."""
+def decay(result: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """How the score of an identical key decreases with distance, by position alone."""
     fig = go.Figure()
-    add_lines(fig, found.distance, {"mean size of the partial sums": found.bound, "sum of cosines": found.cosine})
+    add_lines(fig, result.distance, {"mean |partial sum|": result.bound, "sum of cosines": result.cosine})
     fig.add_hline(y=0, line={"color": "#888888", "width": 1})
     fig.update_xaxes(title="distance (tokens)", type="log")
     fig.update_yaxes(title="sum over pairs")
-    at = found.first_negative
-    title = "Decay with distance" + ("" if at is None else f": the sum of cosines is below 0 at {at:,} tokens")
+    first = result.first_negative
+    title = "Decay with distance" + (
+        "" if first is None else f": the sum of cosines is first below 0 at {first:,} tokens"
+    )
     return finish(fig, "decay", title, theme, stamp)
 
 
-def band_contribution(found: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """What every frequency pair adds to one head's scores: signed bars, blue above 0 and orange below, and under them
-    each pair's share of the absolute size."""
-    pairs = np.arange(len(found.signed))
-    shade = np.where(found.signed < 0, COLOURS[1], COLOURS[0])
+def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Contribution of each frequency pair to one head's scores: signed bars, blue above 0 and orange below. The lower
+    panel has each pair's share of the absolute contribution."""
+    pairs = np.arange(len(result.signed))
+    shade = np.where(result.signed < 0, COLOURS[1], COLOURS[0])
     fig = go.Figure()
     fig.add_bar(
-        x=pairs, y=found.signed, marker={"color": shade}, customdata=found.wavelength,
+        x=pairs, y=result.signed, marker={"color": shade}, customdata=result.wavelength,
         hovertemplate="pair %{x}, wavelength %{customdata:,.0f} tokens<br>%{y:.4f}<extra></extra>",
     )  # fmt: skip
     fig.add_bar(
-        x=pairs, y=found.share, yaxis="y2", marker={"color": COLOURS[2]},
-        hovertemplate="pair %{x}: %{y:.1%} of the absolute size<extra></extra>",
+        x=pairs, y=result.share, yaxis="y2", marker={"color": COLOURS[2]},
+        hovertemplate="pair %{x}: %{y:.1%} of the absolute contribution<extra></extra>",
     )  # fmt: skip
     fig.update_xaxes(title="frequency pair (fast to slow)", anchor="y2")
     fig.update_yaxes(title="contribution to the score", domain=[0.4, 1])
-    second = {"title": "share of size", "domain": [0, 0.3], "rangemode": "tozero", "tickformat": ".2~%", "nticks": 4}
-    where = "" if found.distance is None else f" at distance {found.distance}"
-    title = f"Layer {found.layer}, head {found.head}: pairs sum to the mean score {found.score:.3f}{where}"
-    return finish(fig, "band_contribution", title, theme, stamp, yaxis2=second, showlegend=False)
+    share_axis = {
+        "title": "share of size",
+        "domain": [0, 0.3],
+        "rangemode": "tozero",
+        "tickformat": ".2~%",
+        "nticks": 4,
+    }
+    where = "" if result.distance is None else f" at distance {result.distance}"
+    title = f"Layer {result.layer}, head {result.head}: pairs sum to the mean score {result.score:.3f}{where}"
+    return finish(fig, "band_contribution", title, theme, stamp, yaxis2=share_axis, showlegend=False)
 
 
-def score_by_distance(found: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """One head's scores against distance, with the spread, and what position alone would give."""
+def score_by_distance(result: ScoreByDistance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """One head's scores by distance, with their spread, and the score expected from position alone."""
     fig = go.Figure()
     line = {"width": 0}
-    fig.add_scatter(x=found.distance, y=found.high, line=line, showlegend=False, hoverinfo="skip")
+    fig.add_scatter(x=result.distance, y=result.high, line=line, showlegend=False, hoverinfo="skip")
     fig.add_scatter(
-        x=found.distance, y=found.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
+        x=result.distance, y=result.low, line=line, fill="tonexty", fillcolor="rgba(0,114,178,0.2)",
         name="10% to 90%", hoverinfo="skip",
     )  # fmt: skip
-    add_lines(fig, found.distance, {"mean score": found.mean, "by position alone": found.expected})
+    add_lines(fig, result.distance, {"mean score": result.mean, "expected from position alone": result.expected})
     fig.update_xaxes(title="distance (tokens)")
     fig.update_yaxes(title="score (before softmax)")
-    of = "score" if found.pair is None else f"what pair {found.pair} adds to the score,"
-    title = f"Layer {found.layer}, head {found.head}: {of} against distance"
+    quantity = "score" if result.pair is None else f"what pair {result.pair} adds to the score,"
+    title = f"Layer {result.layer}, head {result.head}: {quantity} against distance"
     return finish(fig, "score_by_distance", title, theme, stamp)
 
 
-def relative_invariance(found: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How far rounding moves the scores when query and key shift together, by arithmetic."""
+def relative_invariance(result: RelativeInvariance, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """How much rounding changes the scores when query and key shift together, for each number format."""
     fig = go.Figure()
-    floor = np.finfo(np.float64).tiny  # an error of exactly 0 has no place on a log axis
+    floor = np.finfo(np.float64).tiny  # a log axis cannot show an error of exactly 0
     errors = {
-        name: np.where(found.largest[i] > floor, found.largest[i], np.nan) for i, name in enumerate(found.arithmetic)
+        name: np.where(result.largest[i] > floor, result.largest[i], np.nan) for i, name in enumerate(result.arithmetic)
     }
-    add_lines(fig, found.shift, errors, mode="lines+markers")
+    add_lines(fig, result.shift, errors, mode="lines+markers")
     fig.update_xaxes(title="common shift (tokens)", type="log")
     fig.update_yaxes(title="largest change of a score", type="log", exponentformat="e")
-    title = f"Layer {found.layer}, head {found.head}: scores up to {found.score_size:.3g} should not move"
+    title = f"Layer {result.layer}, head {result.head}: scores up to {result.score_size:.3g} should not move"
     return finish(fig, "relative_invariance", title, theme, stamp)
 
 
 def what_if(
-    found: WhatIf, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
+    result: WhatIf, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """Where one head's attention would go and come from: the pattern under the other rotation less its own.
+    """Change of one head's pattern: the pattern under the other rotation minus its own.
 
-    Shapes: labels [pos], one for every position from 0, unique and escaped; the positions where there are none
+    Shapes: labels [pos], one for each position from 0, unique and escaped; default: the position numbers
     """
-    size = len(found.before)
+    size = len(result.before)
     factor = -(-size // MAX_CELLS)
     future = np.triu(np.ones((size, size), bool), 1)
-    difference = np.where(future, np.nan, found.after - found.before)
-    cells = HeadMap(found.layer, found.head, 0, size, factor, pool(difference, factor, magnitude=True))
+    difference = np.where(future, np.nan, result.after - result.before)
+    cells = HeadMap(result.layer, result.head, 0, size, factor, pool(difference, factor, magnitude=True))
     fig = head_map(cells, labels, difference=True)
-    where = f"Layer {found.layer}, head {found.head}"
-    title = f"{where}: {found.moved.mean():.1%} of its attention would move" + (" · pooled" if factor > 1 else "")
+    where = f"Layer {result.layer}, head {result.head}"
+    title = f"{where}: {result.moved.mean():.1%} of its attention would move" + (" · pooled" if factor > 1 else "")
     return finish(fig, "what_if", title, theme, stamp, height=560)
 
 
-def turned(found: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
-    """The atlas of what another rotation would move; `options` are `selected`, `theme` and `stamp`."""
-    places = {"heads": found.heads, "layers": found.layers, "group_size": found.group_size}
+def rotation_sensitivity(result: RotationSensitivity, *, other: str = "another rotation", **options: Any) -> go.Figure:
+    """Head grid of the attention that another rotation would move; `options` are `selected`, `theme` and `stamp`."""
+    axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
     title = f"Attention that {other} would move, mean over queries"
-    return atlas(found.moved, title=title, unit="share of attention", **places, **options)
+    return atlas(result.moved, title=title, unit="share of attention", **axes, **options)

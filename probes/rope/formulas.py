@@ -1,9 +1,9 @@
-"""The mathematics of rotary position embedding, on frequencies and on vectors. Knows nothing of captures.
+"""Formulas of rotary position embedding, for frequencies and for vectors. Does not use captures.
 
 The score of a query at position i and a key at j is a sum over frequency pairs m of
 head_dim^-1/2 * Re[q_m conj(k_m) e^{i (i - j) theta_m}], with q and k before rotation and pairs adjacent as in Meta's
-weights. Everything here follows from that formula. The frequencies themselves, of this and of every other rotation,
-are in `workbench.layers.rope`.
+weights. Everything here follows from that formula. `workbench.layers.rope` computes the frequencies, for the model's
+rotation and all others.
 """
 
 import math
@@ -25,20 +25,20 @@ __all__ = [
     "as_pairs",
     "band_scores",
     "decay",
-    "evenly",
+    "evenly_spaced",
     "model_frequencies",
     "rotated_scores",
-    "spread",
+    "log_spaced",
     "wavelengths",
     "what_if_frequencies",
     "yarn_temperature",
 ]
 
-# --- mathematics on frequencies -------------------------------------------------------------------------------
+# --- frequencies ----------------------------------------------------------------------------------------------
 
 
 def model_frequencies(config: ModelConfig, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The angle per token of every pair, with the model's own theta and scaling.
+    """Angle per token of each pair, with the model's own theta and scaling.
 
     Shapes: -> [pair], radians per token
     """
@@ -47,7 +47,7 @@ def model_frequencies(config: ModelConfig, *, dtype: torch.dtype = torch.float64
 
 @dataclass(frozen=True)
 class Wavelengths(Result):
-    """How far each pair turns. Arrays are [pair], fastest first."""
+    """Frequency and wavelength of each pair. Arrays are [pair], fastest first."""
 
     AXES = {"frequency": ("pair",), "wavelength": ("pair",), "unscaled": ("pair",)}
     FIGURE = "probes.rope.figures.wavelengths"
@@ -85,19 +85,19 @@ class Wavelengths(Result):
 
 
 def wavelengths(config: ModelConfig, *, context: int | None = None) -> Wavelengths:
-    """The wavelength of every pair against a context length (the model's own where none is given).
+    """Wavelength of each pair, compared with a context length (default: the model's own).
 
     Shapes: -> [pair]
-    Units:  tokens; lambda_m = 2 pi theta^(2m / head_dim), slowed by the scaling where there is one.
+    Units:  tokens; lambda_m = 2 pi theta^(2m / head_dim), made longer by the scaling if there is one.
     Source: arXiv 2310.05209; Llama 3.1's `use_scaled_rope`.
     """
     frequency = model_frequencies(config)
     plain = model_frequencies(replace(config, rope_scaling=None))
-    slowed = plain / frequency  # 1 where kept, `factor` where fully divided
+    ratios = plain / frequency  # 1 if unchanged, `factor` if fully divided
     factor = config.rope_scaling.factor if config.rope_scaling else 1.0
     band = tuple(
         "unchanged" if ratio < 1 + 1e-9 else "divided" if ratio > factor * (1 - 1e-9) else "blended"
-        for ratio in slowed.tolist()
+        for ratio in ratios.tolist()
     )
     two_pi = 2 * math.pi
     return Wavelengths(
@@ -111,7 +111,7 @@ def wavelengths(config: ModelConfig, *, context: int | None = None) -> Wavelengt
 
 @dataclass(frozen=True)
 class Decay(Result):
-    """How attention between like vectors would fade with distance by position alone. Arrays are [distance]."""
+    """How the score of identical vectors decreases with distance, by position alone. Arrays are [distance]."""
 
     AXES = {"distance": ("distance",), "bound": ("distance",), "cosine": ("distance",)}
     FIGURE = "probes.rope.figures.decay"
@@ -123,7 +123,7 @@ class Decay(Result):
 
     @property
     def first_negative(self) -> int | None:
-        """The first of the given distances where a like key scores below a random one: sum_m cos < 0 (2405.14591)."""
+        """The first distance at which an identical key scores below a random one: sum_m cos < 0 (arXiv 2405.14591)."""
         below = np.flatnonzero(self.cosine < 0)
         return int(self.distance[below[0]]) if len(below) else None
 
@@ -133,31 +133,31 @@ class Decay(Result):
 
 
 def decay(config: ModelConfig, *, distances: Sequence[int] | None = None) -> Decay:
-    """RoPE's decay curves: Su et al.'s bound, and the sum of cosines that bounds the usable context.
+    """RoPE's decay curves: Su et al.'s bound, and the sum of cosines that limits the usable context.
 
-    Shapes: distances [distance] -> [distance]; by default up to 512 of them, spread over the model's context
+    Shapes: distances [distance] -> [distance]; default: at most 512, log-spaced over the model's context
     Units:  distance in tokens; bound and cosine are sums over pairs, bound = (head_dim / 2 + 1) / 2 at distance 0.
     Source: arXiv 2104.09864 section 3.4.3; 2405.14591.
     """
     if distances is None:
-        distances = spread(config.max_seq_len)
-    r = torch.tensor(list(distances), dtype=torch.float64)
-    angles = r.unsqueeze(-1) * model_frequencies(config)  # [distance, pair]
+        distances = log_spaced(config.max_seq_len)
+    steps = torch.tensor(list(distances), dtype=torch.float64)
+    angles = steps.unsqueeze(-1) * model_frequencies(config)  # [distance, pair]
     partial = torch.polar(torch.ones_like(angles), angles).cumsum(-1)
     return Decay(
-        frozen(r, np.int64),
+        frozen(steps, np.int64),
         frozen(partial.abs().mean(-1)),
         frozen(angles.cos().sum(-1)),
     )
 
 
-def spread(context: int, count: int = 512) -> list[int]:
-    """At most `count` distances: every small one, then ever wider apart, up to the context."""
+def log_spaced(context: int, count: int = 512) -> list[int]:
+    """At most `count` distances from 0 to below `context`: all small ones, then log-spaced."""
     steps = np.unique(np.geomspace(1, context, count).round().astype(int)) - 1
     return [int(step) for step in steps]
 
 
-# --- mathematics on q and k -----------------------------------------------------------------------------------
+# --- q and k --------------------------------------------------------------------------------------------------
 
 
 def as_pairs(x: Tensor) -> Tensor:
@@ -169,40 +169,40 @@ def as_pairs(x: Tensor) -> Tensor:
 
 
 def band_scores(q: Tensor, k: Tensor, distance: Tensor, freqs: Tensor) -> Tensor:
-    """What each frequency pair adds to the attention score of un-rotated q and k at a distance.
+    """Contribution of each frequency pair to the attention score of un-rotated q and k at a distance.
 
     Shapes: q, k [..., head_dim], distance [...], freqs [pair] -> [..., pair]; they broadcast
-    Exact:  the sum over pairs is the scaled score that the model gives.
+    Exact:  the sum over pairs is the model's scaled score.
     Source: arXiv 2410.06205, 2502.01563.
     """
     angles = distance.to(freqs.dtype).unsqueeze(-1) * freqs
-    turn = torch.polar(torch.ones_like(angles), angles)
-    return (as_pairs(q) * as_pairs(k).conj() * turn).real / math.sqrt(q.shape[-1])
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    return (as_pairs(q) * as_pairs(k).conj() * rotation).real / math.sqrt(q.shape[-1])
 
 
 def rotated_scores(
     q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, freqs: Tensor, *, dtype: torch.dtype, angles: torch.dtype
 ) -> Tensor:
-    """Scores as a model computes them: rotate q and k at their absolute positions, then the scaled dot product.
+    """Scores as a model computes them: q and k rotated at their absolute positions, then the scaled dot product.
 
-    The rotated vectors are rounded to `dtype`; the dot product accumulates in float32 at least, as kernels do.
+    The rotated vectors are rounded to `dtype`. The dot product accumulates in float32 or wider, as kernels do.
     Shapes: q [query_pos, head_dim], k [key_pos, head_dim], positions [query_pos], [key_pos], freqs [pair]
             -> [query_pos, key_pos] float64 or float32
     """
     wide = torch.promote_types(dtype, torch.float32)
 
-    def turned(x: Tensor, positions: Tensor) -> Tensor:
+    def rotated(x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.to(angles).unsqueeze(-1) * freqs.to(angles)  # [pos, pair]
         cos, sin = angle.cos().to(wide), angle.sin().to(wide)
         even, odd = x.to(dtype).to(wide).unflatten(-1, (-1, 2)).unbind(-1)  # [pos, pair]
         pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
         return pairs.flatten(-2).to(dtype).to(wide)
 
-    return turned(q, q_pos) @ turned(k, k_pos).T / math.sqrt(q.shape[-1])
+    return rotated(q, q_pos) @ rotated(k, k_pos).T / math.sqrt(q.shape[-1])
 
 
-def evenly(n: int, most: int) -> list[int]:
-    """At most `most` indices below n, evenly spaced, the first and the last among them."""
-    if most >= n:
+def evenly_spaced(n: int, count: int) -> list[int]:
+    """At most `count` evenly spaced indices below n, including the first and the last."""
+    if count >= n:
         return list(range(n))
-    return np.unique(np.linspace(0, n - 1, most).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, n - 1, count).round().astype(int)).tolist()

@@ -1,7 +1,7 @@
-"""What rotary position embedding does to a model's heads: bands, shift invariance, distance, other scalings.
+"""Effects of rotary position embedding on attention heads: frequency bands, shift invariance, distance, other scalings.
 
 Measured on the model's own un-rotated q and k, and checked against its own rotated ones. The wavelengths and decay
-curves of a configuration, and the formula behind all of it, are in `probes.rope.formulas` and can be had from here too.
+curves of a configuration, and the formulas, are in `probes.rope.formulas`; they are also exported here.
 """
 
 import math
@@ -21,7 +21,7 @@ from probes.rope.formulas import (
     as_pairs,
     band_scores,
     decay,
-    evenly,
+    evenly_spaced,
     model_frequencies,
     rotated_scores,
     wavelengths,
@@ -60,7 +60,7 @@ HOOKS = (
     "blocks.*.attn.hook_rot_q",
     "blocks.*.attn.hook_rot_k",
 )
-"""What to capture for the probes of a head's own q and k."""
+"""Hooks to capture for the probes in this module."""
 
 ARITHMETICS = {
     "float64": (torch.float64, torch.float64),
@@ -68,7 +68,7 @@ ARITHMETICS = {
     "bfloat16": (torch.bfloat16, torch.float32),
     "bfloat16 angles": (torch.bfloat16, torch.bfloat16),
 }
-"""Name -> dtype of q and k, dtype of the angles. A bfloat16 model turns by float32 angles; the last row shows why."""
+"""Name -> dtype of q and k, dtype of the angles. A bfloat16 model uses float32 angles; the last row shows why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class HeadVectors:
 
     @property
     def distance(self) -> Tensor:
-        """How far each key lies behind each query; negative after it. Shapes: -> [query_pos, key_pos]"""
+        """Query position minus key position; negative for later keys. Shapes: -> [query_pos, key_pos]"""
         return self.positions.unsqueeze(-1) - self.positions
 
     @property
@@ -95,38 +95,38 @@ class HeadVectors:
         return self.rot_q @ self.rot_k.T / math.sqrt(self.q.shape[-1])
 
     def score_of(self, pair: int) -> Tensor:
-        """What one frequency pair adds to `score`. Shapes: -> [query_pos, key_pos] float64"""
+        """Contribution of one frequency pair to `score`. Shapes: -> [query_pos, key_pos] float64"""
         q, k = as_pairs(self.rot_q)[:, pair], as_pairs(self.rot_k)[:, pair]
         return torch.outer(q, k.conj()).real / math.sqrt(self.q.shape[-1])
 
 
 def head_vectors(cap: Capture, layer: int, head: int, *, row: int = 0) -> HeadVectors:
-    """One head's vectors out of a capture of `HOOKS`, for one batch row.
+    """One head's vectors from a capture of `HOOKS`, for one batch row.
 
     Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer, or the head, was not captured;
-            HookError for left-padded rows, or a capture under another rotation.
+            HookError for left-padded rows, or a capture made under another rotation.
     """
     capture_access.unpadded(cap)
     capture_access.own_rotation(cap)
-    own, shared = capture_access.head_index(cap, head)
+    q_head, kv_head = capture_access.head_index(cap, head)
     row = capture_access.row_of(cap, row)
-    at = {"q": own, "k": shared, "rot_q": own, "rot_k": shared}
+    index_of = {"q": q_head, "k": kv_head, "rot_q": q_head, "rot_k": kv_head}
     vectors = {
         name: cap[f"blocks.{layer}.attn.hook_{name}"][row, :, index].detach().double().cpu()
-        for name, index in at.items()
+        for name, index in index_of.items()
     }
     return HeadVectors(**vectors, positions=capture_access.positions(cap))
 
 
 @dataclass(frozen=True)
 class BandContribution(Result):
-    """What each frequency pair adds to one head's scores, over causal pairs of query and key. Arrays are [pair].
+    """Contribution of each frequency pair to one head's scores, over causal pairs of query and key. Arrays are [pair].
 
-    `distance` is how far apart query and key stand, None for all distances.
+    `distance` is the distance between query and key, None for all distances.
 
-    `signed` is the mean contribution and sums to `score`, the mean score; `absolute` is the mean of its size and
-    `share` that size as a part of all pairs'. `error` is the largest difference between the sum over pairs and the
-    score from the model's own rotated q and k.
+    `signed` is the mean contribution; it sums to `score`, the mean score. `absolute` is the mean absolute contribution
+    and `share` is its share of the total over pairs. `error` is the largest difference between the sum over pairs and
+    the score from the model's own rotated q and k.
     """
 
     AXES = {"wavelength": ("pair",), "signed": ("pair",), "absolute": ("pair",), "share": ("pair",)}
@@ -145,7 +145,7 @@ class BandContribution(Result):
     distance: int | None = None
 
     def frame(self) -> pd.DataFrame:
-        """One row per pair: layer, head, pair, wavelength, signed, absolute, share, and the sum's `error`."""
+        """One row per pair: layer, head, pair, wavelength, signed, absolute, share, error (of the sum)."""
         return pd.DataFrame(
             {
                 "layer": self.layer,
@@ -163,36 +163,38 @@ class BandContribution(Result):
 def band_contribution(
     cap: Capture, layer: int, head: int, *, row: int = 0, distance: int | None = None, max_queries: int = 128
 ) -> BandContribution:
-    """The signed and absolute share of every frequency pair in one head's scores, on the model's own q and k.
+    """Signed and absolute contribution of each frequency pair to one head's scores, from the model's own q and k.
 
-    distance: only of queries and keys that stand so many tokens apart; None for all.
+    distance: use only queries and keys that are this many tokens apart; None for all.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim] -> [pair]; at most `max_queries` evenly spaced queries
             against all their keys
     Units:  score (the softmax's input), computed in float64.
     Raises: MissingHookError if hook_q, hook_k, hook_rot_q or hook_rot_k of the layer was not captured; HookError if
-            no query and key stand so far apart.
+            no query and key are that far apart.
     Source: arXiv 2410.06205, 2502.01563.
-    Exact:  the contributions sum to the score; `error` says how nearly.
+    Exact:  the contributions sum to the score; `error` is the largest deviation.
     """
     vectors = head_vectors(cap, layer, head, row=row)
-    freqs = model_frequencies(cap.config, dtype=torch.float32).double()  # as the model turns
+    freqs = model_frequencies(cap.config, dtype=torch.float32).double()  # the precision that the model uses
     pairs = cap.config.head_dim // 2
     signed, absolute = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
     count, total, error = 0, 0.0, 0.0
-    scores, behind = vectors.score, vectors.distance
-    used = behind >= 0 if distance is None else behind == distance  # [query_pos, key_pos]
+    scores, distances = vectors.score, vectors.distance
+    used = distances >= 0 if distance is None else distances == distance  # [query_pos, key_pos]
     queries = used.any(1).nonzero().flatten().tolist()
     if not queries or (distance or 0) < 0:
-        raise HookError(f"No query and key of the capture's {len(vectors.positions)} stand {distance} tokens apart.")
-    for query in (queries[at] for at in evenly(len(queries), max_queries)):
+        raise HookError(
+            f"no query and key are {distance} tokens apart; the capture has {len(vectors.positions)} positions."
+        )
+    for query in (queries[i] for i in evenly_spaced(len(queries), max_queries)):
         keys = used[query]
-        parts = band_scores(vectors.q[query], vectors.k[keys], behind[query, keys], freqs)  # [key_pos, pair]
-        own = scores[query, keys]
+        parts = band_scores(vectors.q[query], vectors.k[keys], distances[query, keys], freqs)  # [key_pos, pair]
+        expected = scores[query, keys]
         signed += parts.sum(0)
         absolute += parts.abs().sum(0)
-        total += float(own.sum())
-        count += len(own)
-        error = max(error, float((parts.sum(-1) - own).abs().max()))
+        total += float(expected.sum())
+        count += len(expected)
+        error = max(error, float((parts.sum(-1) - expected).abs().max()))
     return BandContribution(
         layer,
         head,
@@ -209,10 +211,10 @@ def band_contribution(
 
 @dataclass(frozen=True)
 class RelativeInvariance(Result):
-    """How much a head's scores move when query and key shift together. Arrays are [arithmetic, shift].
+    """How much a head's scores change when query and key shift together. Arrays are [arithmetic, shift].
 
-    In exact arithmetic nothing moves: what is seen is rounding. `largest` is the maximum and `mean` the average of
-    |s(i + D, j + D) - s(i, j)| over the sampled pairs.
+    In exact arithmetic nothing changes; all differences come from rounding. `largest` is the maximum and `mean` the
+    average of |s(i + D, j + D) - s(i, j)| over the sampled pairs.
     """
 
     AXES = {"shift": ("shift",), "largest": ("arithmetic", "shift"), "mean": ("arithmetic", "shift")}
@@ -225,7 +227,7 @@ class RelativeInvariance(Result):
     shift: np.ndarray
     largest: np.ndarray
     mean: np.ndarray
-    score_size: float  # largest |score|, to judge the errors by
+    score_size: float  # largest |score|, for comparison with the errors
 
     def frame(self) -> pd.DataFrame:
         """One row per arithmetic and shift: layer, head, arithmetic, shift, largest, mean."""
@@ -239,16 +241,16 @@ class RelativeInvariance(Result):
 def relative_invariance(
     cap: Capture, layer: int, head: int, *, shifts: Sequence[int] | None = None, row: int = 0, max_positions: int = 32
 ) -> RelativeInvariance:
-    """Scores of fixed q and k under a common shift, in each of `ARITHMETICS` side by side.
+    """How much the scores of fixed q and k change under a common shift, for each of `ARITHMETICS`.
 
     Shapes: hook_q, hook_k [batch, pos, head, head_dim] -> [arithmetic, shift], over all causal pairs of at most
-            `max_positions` evenly spaced positions; by default shifts are powers of two up to the model's context
+            `max_positions` evenly spaced positions; default shifts: powers of two up to the model's context
     Units:  score (the softmax's input).
     Raises: MissingHookError as `band_contribution`.
     Source: arXiv 2104.09864; the bfloat16 angles of arXiv 2411.13476.
     """
     vectors = head_vectors(cap, layer, head, row=row)
-    chosen = torch.tensor(evenly(len(vectors.positions), max_positions))
+    chosen = torch.tensor(evenly_spaced(len(vectors.positions), max_positions))
     q, k, positions = vectors.q[chosen], vectors.k[chosen], vectors.positions[chosen]
     if shifts is None:
         shifts = [2**n for n in range(int(math.log2(max(1, cap.config.max_seq_len))) + 1)]
@@ -269,24 +271,23 @@ def invariance_of(
         freqs = model_frequencies(config, dtype=torch.promote_types(angles, torch.float32))
 
         def scores(shift: int, dtype: torch.dtype = dtype, angles: torch.dtype = angles, f: Tensor = freqs) -> Tensor:
-            at = positions + shift
-            return rotated_scores(q, k, at, at, f, dtype=dtype, angles=angles)[causal].double()
+            shifted = positions + shift
+            return rotated_scores(q, k, shifted, shifted, f, dtype=dtype, angles=angles)[causal].double()
 
-        home = scores(0)
-        size = max(size, float(home.abs().max())) if a == 0 else size
+        unshifted = scores(0)
+        size = max(size, float(unshifted.abs().max())) if a == 0 else size
         for s, shift in enumerate(shifts):
-            moved = (scores(shift) - home).abs()
-            largest[a, s], mean[a, s] = float(moved.max()), float(moved.mean())
+            change = (scores(shift) - unshifted).abs()
+            largest[a, s], mean[a, s] = float(change.max()), float(change.mean())
     return RelativeInvariance(-1, -1, tuple(ARITHMETICS), frozen(np.array(shifts)), frozen(largest), frozen(mean), size)
 
 
 @dataclass(frozen=True)
 class ScoreByDistance(Result):
-    """How one head's scores depend on distance, or the part of them that one frequency `pair` adds. Arrays are
-    [distance].
+    """One head's scores by distance, or the contribution of one frequency `pair` to them. Arrays are [distance].
 
-    `mean`, `low` and `high` (10% and 90%) are of the scores that occurred at that distance. `expected` is the score
-    averaged over every pair of a captured query and key, as if each stood at that distance: position alone.
+    `mean`, `low` and `high` (10% and 90%) describe the observed scores at that distance. `expected` is the mean score
+    over all pairs of a captured query and key, as if each pair had that distance: the effect of position alone.
     """
 
     AXES = dict.fromkeys(("distance", "count", "mean", "low", "high", "expected"), ("distance",))
@@ -313,39 +314,40 @@ def score_by_distance(
     cap: Capture, layer: int, head: int, *, row: int = 0, pair: int | None = None, skip: int = 1,
     max_positions: int = 1024,
 ) -> ScoreByDistance:  # fmt: skip
-    """The head's own scores against distance, with what position alone would make of its queries and keys.
+    """The head's own scores by distance, and the score expected from position alone.
 
-    The first `skip` keys are left out: a sink's score says nothing of distance. Only the last `max_positions`
-    positions are used. pair: only what this frequency pair adds; the parts of all pairs sum to the score.
+    The first `skip` keys are left out, because the score of a sink does not depend on distance. Only the last
+    `max_positions` positions are used. pair: use only the contribution of this frequency pair; all pairs sum to the
+    score.
     Shapes: hook_rot_q, hook_rot_k [batch, pos, head, head_dim] -> [distance]
     Units:  score (the softmax's input); distance in tokens.
-    Raises: MissingHookError as `band_contribution`; HookError if no key is left, or there is no such pair.
+    Raises: MissingHookError as `band_contribution`; HookError if no key is left, or the pair does not exist.
     Source: arXiv 2104.09864; the mean over pairs factorises by frequency.
     """
     vectors = head_vectors(cap, layer, head, row=row)
     n_pairs = cap.config.head_dim // 2
     if pair is not None and not 0 <= pair < n_pairs:
-        raise HookError(f"There is no frequency pair {pair}; a head has {n_pairs}, from 0 on.")
+        raise HookError(f"there is no frequency pair {pair}; the head has pairs 0 to {n_pairs - 1}.")
     start = max(skip, len(vectors.positions) - max_positions)
     if start >= len(vectors.positions):
-        raise HookError(f"No key is left: the capture holds {len(vectors.positions)} positions and {skip} are skipped.")
+        raise HookError(f"no key is left: the capture has {len(vectors.positions)} positions and {skip} are skipped.")
     scores = (vectors.score if pair is None else vectors.score_of(pair))[start:, start:]
     n = len(scores)
-    rows = [scores.diagonal(-r) for r in range(n)]
-    bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in rows])
-    which = slice(None) if pair is None else slice(pair, pair + 1)
-    freqs = model_frequencies(cap.config)[which]
-    q, k = as_pairs(vectors.q[start:])[:, which], as_pairs(vectors.k[start:])[:, which]
+    by_distance = [scores.diagonal(-distances) for distances in range(n)]
+    bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in by_distance])
+    pairs = slice(None) if pair is None else slice(pair, pair + 1)
+    freqs = model_frequencies(cap.config)[pairs]
+    q, k = as_pairs(vectors.q[start:])[:, pairs], as_pairs(vectors.k[start:])[:, pairs]
     content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
-    r = torch.arange(n, dtype=torch.float64)
-    angles = r.unsqueeze(-1) * freqs
+    distances = torch.arange(n, dtype=torch.float64)
+    angles = distances.unsqueeze(-1) * freqs
     expected = (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1) / math.sqrt(cap.config.head_dim)
     return ScoreByDistance(
         layer,
         head,
-        frozen(r, np.int64),
-        frozen(np.array([len(row) for row in rows])),
-        frozen(torch.stack([row.mean() for row in rows])),
+        frozen(distances, np.int64),
+        frozen(np.array([len(row) for row in by_distance])),
+        frozen(torch.stack([row.mean() for row in by_distance])),
         frozen(bounds[:, 0]),
         frozen(bounds[:, 1]),
         frozen(expected),
@@ -355,11 +357,11 @@ def score_by_distance(
 
 @dataclass(frozen=True)
 class WhatIf(Result):
-    """One head's pattern as it is and as another rotation would make it. Patterns are [query_pos, key_pos]."""
+    """One head's pattern before and after a change of rotation. Patterns are [query_pos, key_pos]."""
 
     AXES = {"before": ("query_pos", "key_pos"), "after": ("query_pos", "key_pos"), "moved": ("query_pos",)}
     FIGURE = "probes.rope.figures.what_if"
-    UNITS = "share of the query's attention that lands elsewhere"
+    UNITS = "total variation distance (share of the query's attention that goes to other keys), 0 to 1"
 
     layer: int
     head: int
@@ -368,7 +370,10 @@ class WhatIf(Result):
 
     @property
     def moved(self) -> np.ndarray:
-        """[query_pos]: share of each row's attention that lands elsewhere (total variation), between 0 and 1."""
+        """Total variation distance between the two rows (share of attention that goes to other keys), 0 to 1.
+
+        Shapes: -> [query_pos]
+        """
         return 0.5 * np.abs(self.after - self.before).sum(-1)
 
     def frame(self) -> pd.DataFrame:
@@ -378,10 +383,10 @@ class WhatIf(Result):
 
 
 def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: float = 1.0, row: int = 0) -> WhatIf:
-    """Re-score captured un-rotated q and k under other frequencies, as `what_if_frequencies` gives them.
+    """Recompute one head's pattern from captured un-rotated q and k with other frequencies (`what_if_frequencies`).
 
-    `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k stay what the model's own
-    rotation led to in earlier layers (`workbench.RopeScaling` changes them all, in the running model).
+    `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k are still the result of
+    the model's own rotation in earlier layers. `workbench.RopeScaling` changes all layers of the running model.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
     Units:  probability; `moved` is a share of attention, between 0 and 1.
     Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
@@ -389,14 +394,19 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
     """
     pairs = cap.config.head_dim // 2
     if tuple(freqs.shape) != (pairs,):
-        raise ConfigError(f"A head of {cap.config.head_dim} dimensions has {pairs} pairs, found {tuple(freqs.shape)}.")
+        raise ConfigError(
+            f"freqs needs one frequency per pair, shape ({pairs},) for a head of {cap.config.head_dim} dimensions; "
+            f"found {tuple(freqs.shape)}."
+        )
     capture_access.whole(cap, "A pattern under another rotation")
     vectors = head_vectors(cap, layer, head, row=row)
     future = vectors.distance < 0
 
     def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
-        at = vectors.positions
-        scores = rotated_scores(vectors.q, vectors.k, at, at, f, dtype=torch.float64, angles=torch.float64)
+        positions = vectors.positions
+        scores = rotated_scores(
+            vectors.q, vectors.k, positions, positions, f, dtype=torch.float64, angles=torch.float64
+        )
         return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
 
     return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))

@@ -1,6 +1,6 @@
-"""What another rotation would do to every head's pattern at once: a map of which heads depend on it.
+"""Rotation sensitivity: how much each head's pattern would change under another rotation.
 
-Knows one head's what-if from `probes.rope.head_scores`; here is the summary over layers and heads.
+`probes.rope.head_scores.what_if` computes one head; this module summarises all layers and heads.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ __all__ = ["HOOKS", "RotationSensitivity", "what_if_heads"]
 
 @dataclass(frozen=True)
 class RotationSensitivity(Result):
-    """How much of each head's attention would land elsewhere under another rotation. Arrays are [layer, head].
+    """How much of each head's attention would go to other keys under another rotation. Arrays are [layer, head].
 
-    `moved` is the mean over queries and batch rows of the total variation between the two patterns, between 0 and 1;
-    `low` and `high` are the 10% and 90% quantiles over queries and rows.
+    `moved` is the total variation distance between the two patterns, from 0 to 1, as the mean over queries and batch
+    rows. `low` and `high` are its 10% and 90% quantiles over queries and rows.
     """
 
     AXES = {"moved": ("layer", "head"), "low": ("layer", "head"), "high": ("layer", "head")}
-    FIGURE = "probes.rope.figures.turned"
-    UNITS = "share of attention that lands elsewhere, 0 to 1"
+    FIGURE = "probes.rope.figures.rotation_sensitivity"
+    UNITS = "total variation distance (share of attention that goes to other keys), 0 to 1"
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -43,15 +43,15 @@ class RotationSensitivity(Result):
 
 
 def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> RotationSensitivity:
-    """`what_if` of every captured head: which of them another theta or scaling would make look elsewhere.
+    """`what_if` of each captured head: how much another theta or scaling would change its pattern.
 
-    Each head is re-scored on the q and k that the model's own rotation led to in earlier layers.
+    Each head uses the q and k that the model's own rotation produced in earlier layers.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> [layer, head]; the first query, which can
-            only look at itself, is left out where there are others
+            only look at itself, is left out if there are others
     Units:  a share of attention, between 0 and 1.
     Raises: as `what_if`.
     Source: arXiv 2306.15595, 2309.00071 for the other rotations.
-    Exact:  the model's own frequencies move nothing.
+    Exact:  0 for the model's own frequencies.
     """
     layers, heads = capture_access.layers(cap, "attn.hook_q"), capture_access.heads(cap)
     rows = range(cap.tokens.shape[0])

@@ -20,14 +20,14 @@ def test_pool_by_hand() -> None:
 
 
 def test_the_whole_map_is_the_pattern_with_a_blank_future(captured: Capture) -> None:
-    found = head_map.head_map(captured, 1, 2, row=1)
+    result = head_map.head_map(captured, 1, 2, row=1)
     pattern = captured.pattern(1)[1, 2].numpy()
     lower = np.tril(np.ones((24, 24), bool))
-    assert (found.weights[lower] == pattern[lower]).all()
-    assert np.isnan(found.weights[~lower]).all()
-    assert np.nansum(found.weights, -1) == pytest.approx(np.ones(24), abs=1e-5)
-    assert found.pooling == ""
-    table = found.frame()
+    assert (result.weights[lower] == pattern[lower]).all()
+    assert np.isnan(result.weights[~lower]).all()
+    assert np.nansum(result.weights, -1) == pytest.approx(np.ones(24), abs=1e-5)
+    assert result.pooling == ""
+    table = result.frame()
     assert len(table) == 24 * 25 // 2
     cell = table[(table["query"] == 9) & (table["key"] == 4)]["weight"].item()
     assert cell == pattern[9, 4]
@@ -37,11 +37,11 @@ def test_the_whole_map_is_the_pattern_with_a_blank_future(captured: Capture) -> 
 def test_pooling_does_not_depend_on_blocks(captured: Capture, monkeypatch, block_bytes: int) -> None:
     monkeypatch.setattr(head_metrics, "_BLOCK_BYTES", block_bytes)
     whole = head_map.head_map(captured, 0, 3).weights
-    found = head_map.head_map(captured, 0, 3, max_cells=7)
-    assert found.factor == 4
-    assert np.array_equal(found.weights, head_map.pool(whole, 4), equal_nan=True)
-    assert found.pooling == "largest of 4 x 4 positions"
-    assert found.labels([str(i) for i in range(24)]) == ["0–3", "4–7", "8–11", "12–15", "16–19", "20–23"]
+    result = head_map.head_map(captured, 0, 3, max_cells=7)
+    assert result.factor == 4
+    assert np.array_equal(result.weights, head_map.pool(whole, 4), equal_nan=True)
+    assert result.pooling == "largest of 4 x 4 positions"
+    assert result.labels([str(i) for i in range(24)]) == ["0–3", "4–7", "8–11", "12–15", "16–19", "20–23"]
 
 
 def test_a_window_is_a_part_of_the_whole(captured: Capture) -> None:
@@ -56,10 +56,10 @@ def test_a_window_is_a_part_of_the_whole(captured: Capture) -> None:
 
 def test_strongest_keys(captured: Capture) -> None:
     row = captured.pattern(1)[0, 3, 10].numpy()
-    found = head_map.strongest_keys(captured, 1, 3, 10, k=4).frame()
-    assert found["key"].tolist() == np.argsort(-row)[:4].tolist()
-    assert found["weight"].to_numpy() == pytest.approx(np.sort(row)[::-1][:4])
-    assert found["distance"].tolist() == [10 - key for key in found["key"]]
+    result = head_map.strongest_keys(captured, 1, 3, 10, k=4).frame()
+    assert result["key"].tolist() == np.argsort(-row)[:4].tolist()
+    assert result["weight"].to_numpy() == pytest.approx(np.sort(row)[::-1][:4])
+    assert result["distance"].tolist() == [10 - key for key in result["key"]]
     assert len(head_map.strongest_keys(captured, 1, 3, 2, k=10).keys) == 3  # never a key after the query
 
 

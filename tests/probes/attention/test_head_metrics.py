@@ -51,9 +51,9 @@ def test_rows_keep_their_absolute_positions() -> None:
 
 def test_duplicates_by_hand() -> None:
     tokens = torch.tensor([[7, 8, 7, 7]])
-    found = probe.duplicate_mass(PATTERN[None, None], tokens, QUERIES)[0, 0]
-    assert found[:2].isnan().all()
-    assert found[2:].tolist() == [0.25, 0.5]
+    result = probe.duplicate_mass(PATTERN[None, None], tokens, QUERIES)[0, 0]
+    assert result[:2].isnan().all()
+    assert result[2:].tolist() == [0.25, 0.5]
 
 
 def test_induction_by_hand() -> None:
@@ -95,7 +95,7 @@ def test_uniform_attention_is_the_known_extreme(tiny_model: Transformer, tokens:
 
 def test_metrics_agree_with_hugging_face(captured: Capture, reference: Any, tokens: torch.Tensor) -> None:
     """The same metrics by plain loops over the attentions that transformers returns."""
-    found = probe.head_metrics(captured)
+    result = probe.head_metrics(captured)
     for layer, attentions in enumerate(reference.attentions):
         a = attentions.double().numpy()  # [batch, head, query_pos, key_pos]
         n = a.shape[-1]
@@ -117,7 +117,7 @@ def test_metrics_agree_with_hugging_face(captured: Capture, reference: Any, toke
                     copies.append(a[row, :, i, earlier].sum(0))
         expected["duplicate"] = np.mean(copies, axis=0)
         for name, values in expected.items():
-            assert found.values[name][layer] == pytest.approx(values, abs=1e-5), (layer, name)
+            assert result.values[name][layer] == pytest.approx(values, abs=1e-5), (layer, name)
 
 
 def test_blocks_of_queries_change_nothing(captured: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_a_step_after_a_cache_is_the_last_row_of_the_whole(tiny_model: Transform
 def test_an_induction_head_is_found(tiny_model: Transformer) -> None:
     """The scores are those of the model's own patterns on the blocks, read off by loops."""
     block = 8
-    found = probe.induction_scores(tiny_model, block=block, batch=2, seed=3)
+    result = probe.induction_scores(tiny_model, block=block, batch=2, seed=3)
     tokens = probe.repeated_blocks(tiny_model, block=block, batch=2, seed=3)
     assert (tokens[:, :block] == tokens[:, block:]).all()
     assert all(len(set(row[:block])) == block for row in tokens.tolist())
@@ -198,10 +198,10 @@ def test_an_induction_head_is_found(tiny_model: Transformer) -> None:
     for layer in range(3):
         a = cap.pattern(layer)
         each = torch.stack([a[:, :, i, i - block + 1] for i in range(block, 2 * block)], -1).mean(-1)  # [prompt, head]
-        assert found.induction[layer] == pytest.approx(each.mean(0).numpy(), abs=1e-6)
-        assert found.induction_stderr[layer] == pytest.approx((each[0] - each[1]).abs().numpy() / 2, abs=1e-6)
+        assert result.induction[layer] == pytest.approx(each.mean(0).numpy(), abs=1e-6)
+        assert result.induction_stderr[layer] == pytest.approx((each[0] - each[1]).abs().numpy() / 2, abs=1e-6)
     names = ["induction", "duplicate", "induction_stderr", "duplicate_stderr"]
-    assert list(found.frame().columns) == ["layer", "head", *names]
+    assert list(result.frame().columns) == ["layer", "head", *names]
     assert np.isnan(probe.induction_scores(tiny_model, block=block, batch=1).induction_stderr).all()
 
 

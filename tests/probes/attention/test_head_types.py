@@ -26,35 +26,35 @@ def scores(**values: list[float]) -> head_types.HeadScores:
 
 def test_intervals_by_hand() -> None:
     """Of n prompts that say 0 or 1, a resample's mean is binomial: the interval's ends are its quantiles over n."""
-    found = scores(x=[0.0] * 10 + [1.0] * 10, same=[0.4] * 20)
-    assert found.mean("x").item() == 0.5
-    low, high = found.interval("x")
+    result = scores(x=[0.0] * 10 + [1.0] * 10, same=[0.4] * 20)
+    assert result.mean("x").item() == 0.5
+    low, high = result.interval("x")
     # 2.5% and 97.5% of Binomial(20, 1/2) are 6 and 14; the resamples' quantiles are within one of them.
     assert low.item() == pytest.approx(6 / 20, abs=0.05) and high.item() == pytest.approx(14 / 20, abs=0.05)
-    assert [end.item() for end in found.interval("same")] == pytest.approx([0.4, 0.4])
-    assert found.interval("x") == found.interval("x")
+    assert [end.item() for end in result.interval("same")] == pytest.approx([0.4, 0.4])
+    assert result.interval("x") == result.interval("x")
 
 
 def test_undefined_prompts_are_left_out() -> None:
-    found = scores(x=[0.2, np.nan, 0.6], never=[np.nan] * 3)
-    assert found.mean("x").item() == pytest.approx(0.4)
-    low, high = found.interval("x")
+    result = scores(x=[0.2, np.nan, 0.6], never=[np.nan] * 3)
+    assert result.mean("x").item() == pytest.approx(0.4)
+    low, high = result.interval("x")
     assert low.item() == pytest.approx(0.2) and high.item() == pytest.approx(0.6)
-    assert np.isnan(found.mean("never")).all() and np.isnan(found.interval("never")).all()
+    assert np.isnan(result.mean("never")).all() and np.isnan(result.interval("never")).all()
     single = scores(x=[0.3]).frame()
     assert single["mean"].item() == 0.3 and single["low"].isna().all() and single["high"].isna().all()
 
 
 def test_catalogue_by_hand() -> None:
-    found = scores(previous=[0.5, 0.5, 0.5], distance=[1.0, 2.0, 6.0])
+    result = scores(previous=[0.5, 0.5, 0.5], distance=[1.0, 2.0, 6.0])
     rules = {"previous": head_types.Rule("previous", 0.5), "near": head_types.Rule("distance", 3.0, below=True)}
-    table = head_types.catalogue(found, rules=rules).frame().set_index("type")
+    table = head_types.catalogue(result, rules=rules).frame().set_index("type")
     assert table.loc["previous", ["mean", "low", "high", "sure"]].tolist() == [0.5, 0.5, 0.5, True]
     assert table.loc["near", "mean"] == 3.0 and not table.loc["near", "sure"]  # the interval reaches 6
     strict = {"near": head_types.Rule("distance", 2.9, below=True)}
-    assert head_types.catalogue(found, rules=strict).frame().empty
+    assert head_types.catalogue(result, rules=strict).frame().empty
     with pytest.raises(DataError, match="sink_1.*measured: distance, previous"):
-        head_types.catalogue(found, rules={"sink": head_types.Rule("sink_1", 0.3)})
+        head_types.catalogue(result, rules={"sink": head_types.Rule("sink_1", 0.3)})
 
 
 def test_the_hand_set_circuit_is_catalogued() -> None:
@@ -62,21 +62,21 @@ def test_the_hand_set_circuit_is_catalogued() -> None:
     model = toy_induction_model.induction_model()
     blocks = head_types.repeat_scores(model, blocks=BLOCKS)
     prompts = torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(i)) for i in range(8)])
-    found = head_types.catalogue(blocks, head_types.text_scores(model, prompts.tolist()))
-    assert found.of("previous") == [toy_induction_model.PREVIOUS]
+    result = head_types.catalogue(blocks, head_types.text_scores(model, prompts.tolist()))
+    assert result.of("previous") == [toy_induction_model.PREVIOUS]
     # Without repeats, all that the duplicate-token head can see of its token is the token itself.
-    assert set(found.of("local")) == {toy_induction_model.PREVIOUS, toy_induction_model.DUPLICATE}
-    assert found.of("induction") == [toy_induction_model.INDUCTION]
-    assert found.of("duplicate") == [toy_induction_model.DUPLICATE]
-    assert found.of("sink") == []
+    assert set(result.of("local")) == {toy_induction_model.PREVIOUS, toy_induction_model.DUPLICATE}
+    assert result.of("induction") == [toy_induction_model.INDUCTION]
+    assert result.of("duplicate") == [toy_induction_model.DUPLICATE]
+    assert result.of("sink") == []
     idle = set(itertools.product(range(2), range(4))) - {
         toy_induction_model.PREVIOUS,
         toy_induction_model.INDUCTION,
         toy_induction_model.DUPLICATE,
     }
-    assert set(found.of("uniform")) == idle
-    assert found.is_sure("induction")[toy_induction_model.INDUCTION]
-    figure = found.figure()
+    assert set(result.of("uniform")) == idle
+    assert result.is_sure("induction")[toy_induction_model.INDUCTION]
+    figure = result.figure()
     drawn = {trace.name: list(zip(trace.y, trace.x, strict=True)) for trace in figure.data}
     assert drawn["induction"] == [toy_induction_model.INDUCTION]
     assert sum(map(len, drawn.values())) == 8
@@ -100,17 +100,17 @@ def test_a_fixed_distance_is_no_induction() -> None:
 
 def test_scores_are_those_of_the_patterns(tiny_model: Transformer) -> None:
     prompts = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9]]
-    found = head_types.text_scores(tiny_model, prompts)
+    result = head_types.text_scores(tiny_model, prompts)
     for row, ids in enumerate(prompts):
         with torch.no_grad():
             _, cap = tiny_model.run_with_capture(torch.tensor([ids]), HOOKS)
         for layer, head in itertools.product(range(3), range(4)):
             a = cap[f"blocks.{layer}.{PATTERN}"][0, head]
             later = range(1, len(ids))
-            assert found.values["previous"][row, layer, head] == pytest.approx(np.mean([a[i, i - 1] for i in later]))
-            assert found.values["sink_1"][row, layer, head] == pytest.approx(np.mean([a[i, 0] for i in later]))
+            assert result.values["previous"][row, layer, head] == pytest.approx(np.mean([a[i, i - 1] for i in later]))
+            assert result.values["sink_1"][row, layer, head] == pytest.approx(np.mean([a[i, 0] for i in later]))
             distance = np.mean([sum((i - j) * float(a[i, j]) for j in range(i)) for i in later])
-            assert found.values["distance"][row, layer, head] == pytest.approx(distance, abs=1e-5)
+            assert result.values["distance"][row, layer, head] == pytest.approx(distance, abs=1e-5)
     blocks = head_types.repeat_scores(tiny_model, blocks=(8,), batch=3, seed=2)
     reference = induction_scores(tiny_model, block=8, batch=3, seed=2)
     assert blocks.mean("induction") == pytest.approx(reference.induction, abs=1e-6)
@@ -119,15 +119,15 @@ def test_scores_are_those_of_the_patterns(tiny_model: Transformer) -> None:
 
 def test_group_similarity_is_scipys(captured: Capture) -> None:
     distance = pytest.importorskip("scipy.spatial.distance", reason="SciPy comes with the eval extra")
-    found = kv_groups.group_similarity(captured)
+    result = kv_groups.group_similarity(captured)
     a = captured.pattern(1).double().numpy()  # [batch, head, query_pos, key_pos]
     for i, j in itertools.combinations(range(4), 2):
         expected = distance.jensenshannon(a[:, i, 1:], a[:, j, 1:], base=2, axis=-1).mean()
-        assert found.distance[1, i, j] == found.distance[1, j, i] == pytest.approx(expected, abs=1e-5)
-    assert found.within[1] == pytest.approx((found.distance[1, 0, 1] + found.distance[1, 2, 3]) / 2)
-    across = [found.distance[1, i, j] for i in (0, 1) for j in (2, 3)]
-    assert found.across[1] == pytest.approx(np.mean(across))
-    assert (found.distance >= 0).all() and (found.distance <= 1).all()
+        assert result.distance[1, i, j] == result.distance[1, j, i] == pytest.approx(expected, abs=1e-5)
+    assert result.within[1] == pytest.approx((result.distance[1, 0, 1] + result.distance[1, 2, 3]) / 2)
+    across = [result.distance[1, i, j] for i in (0, 1) for j in (2, 3)]
+    assert result.across[1] == pytest.approx(np.mean(across))
+    assert (result.distance >= 0).all() and (result.distance <= 1).all()
 
 
 def test_heads_with_one_query_and_one_key_are_one(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -137,10 +137,10 @@ def test_heads_with_one_query_and_one_key_are_one(tiny_model: Transformer, token
             rows = block.attention.wq.weight.view(4, 8, 32)
             rows[1], rows[3] = rows[0], rows[2]
         _, cap = tiny_model.run_with_capture(tokens, HOOKS)
-    found = kv_groups.group_similarity(cap)
-    assert found.within == pytest.approx(np.zeros(3), abs=1e-3)  # a root of float32 rounding
-    assert (found.across > 0.05).all()
-    table = found.frame()
+    result = kv_groups.group_similarity(cap)
+    assert result.within == pytest.approx(np.zeros(3), abs=1e-3)  # a root of float32 rounding
+    assert (result.across > 0.05).all()
+    table = result.frame()
     assert list(table.columns) == ["layer", "within", "across", "ratio"]
 
 
@@ -164,7 +164,7 @@ def test_the_demo_has_a_previous_token_head_and_sinks() -> None:
     prompts = demo_prompts(model, 24)
     rules = {kind: head_types.RULES[kind] for kind in ("previous", "sink")}
     halves = prompts[:12], prompts[12:]
-    found, again = (head_types.catalogue(head_types.text_scores(model, half), rules=rules) for half in halves)
-    strongest = found.of("previous")[:1]
+    result, again = (head_types.catalogue(head_types.text_scores(model, half), rules=rules) for half in halves)
+    strongest = result.of("previous")[:1]
     assert strongest and strongest == again.of("previous")[:1]  # on other text too
-    assert (found.is_sure("sink") & again.is_sure("sink")).any()
+    assert (result.is_sure("sink") & again.is_sure("sink")).any()

@@ -20,36 +20,36 @@ def run(tiny_model: Transformer):
 
 
 def test_key_mass_is_the_sum_of_the_pattern_s_columns(run) -> None:
-    found = key_mass.key_mass(run, row=1)
+    result = key_mass.key_mass(run, row=1)
     pattern = run.stack("attn.hook_pattern")[:, 1].double().numpy()  # [layer, head, query, key]
-    assert np.abs(found.mass - pattern.sum(2)).max() < 1e-4  # sums of up to 300 float32 weights
-    assert found.mass.sum(-1) == pytest.approx(300, abs=1e-3)
-    assert found.mean[..., -1] == pytest.approx(pattern[..., -1, -1], abs=1e-6)  # one query sees the last key
-    assert found.mean[..., 0] == pytest.approx(pattern[..., 0].mean(-1), abs=1e-6)
-    table = found.frame()
+    assert np.abs(result.mass - pattern.sum(2)).max() < 1e-4  # sums of up to 300 float32 weights
+    assert result.mass.sum(-1) == pytest.approx(300, abs=1e-3)
+    assert result.mean[..., -1] == pytest.approx(pattern[..., -1, -1], abs=1e-6)  # one query sees the last key
+    assert result.mean[..., 0] == pytest.approx(pattern[..., 0].mean(-1), abs=1e-6)
+    table = result.frame()
     assert len(table) == 3 * 4 * 300 and list(table) == ["layer", "head", "key", "mass", "mean"]
-    assert figures_received.key_mass(found).data[0].z.shape == (12, 300)
+    assert figures_received.key_mass(result).data[0].z.shape == (12, 300)
 
 
 def test_key_mass_of_some_queries_counts_those(tiny_model: Transformer) -> None:
     with torch.no_grad():
         _, cap = tiny_model.run_with_capture(TOKENS, key_mass.HOOKS, positions=[3, 10], heads=[2])
-    found = key_mass.key_mass(cap)
-    assert found.heads == (2,) and found.mass.sum(-1) == pytest.approx(2, abs=1e-5)
-    assert np.isnan(found.mean[..., 11:]).all()
-    assert found.mean[..., 4:11] == pytest.approx(found.mass[..., 4:11])  # only the second query sees them
+    result = key_mass.key_mass(cap)
+    assert result.heads == (2,) and result.mass.sum(-1) == pytest.approx(2, abs=1e-5)
+    assert np.isnan(result.mean[..., 11:]).all()
+    assert result.mean[..., 4:11] == pytest.approx(result.mass[..., 4:11])  # only the second query sees them
 
 
 def test_a_mean_map_pools_the_pattern(run) -> None:
-    found = key_mass.mean_map(run, 2, 3, row=1)
+    result = key_mass.mean_map(run, 2, 3, row=1)
     pattern = run.pattern(2)[1, 3].double().numpy()
     tiles = pattern.reshape(150, 2, 150, 2).mean(1).sum(-1)
     lower = np.tril(np.ones((150, 150), bool))
-    assert found.factor == 2 and np.abs(found.weights[lower] - tiles[lower]).max() < 1e-6
-    assert np.isnan(found.weights[~lower]).all()
-    assert np.nansum(found.weights, -1) == pytest.approx(1, abs=1e-5)
-    assert found.frame().iloc[-1][["query", "key"]].tolist() == [298, 298]
-    assert figures_received.mean_map(found).data[0].x[-1] == 298
+    assert result.factor == 2 and np.abs(result.weights[lower] - tiles[lower]).max() < 1e-6
+    assert np.isnan(result.weights[~lower]).all()
+    assert np.nansum(result.weights, -1) == pytest.approx(1, abs=1e-5)
+    assert result.frame().iloc[-1][["query", "key"]].tolist() == [298, 298]
+    assert figures_received.mean_map(result).data[0].x[-1] == 298
 
 
 def test_what_was_not_captured_is_said(run, tiny_model: Transformer) -> None:

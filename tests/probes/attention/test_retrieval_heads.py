@@ -20,26 +20,26 @@ def needle_case(seed: int) -> retrieval_heads.Haystack:
 def test_the_hand_set_induction_head_retrieves() -> None:
     """It copies five of the needle's six tokens, all but the first, which the prompt gave; no other head does."""
     cases = [needle_case(seed) for seed in range(4)]
-    found = retrieval_heads.retrieval_scores(toy_induction_model.induction_model(), cases, max_new_tokens=5)
-    mean = found.mean
+    result = retrieval_heads.retrieval_scores(toy_induction_model.induction_model(), cases, max_new_tokens=5)
+    mean = result.mean
     assert mean[toy_induction_model.INDUCTION] == pytest.approx(5 / 6)
     assert np.delete(mean.ravel(), 5).max() < 0.1
-    assert found.recall == pytest.approx(np.full(4, 5 / 6))
-    table = found.frame()
+    assert result.recall == pytest.approx(np.full(4, 5 / 6))
+    table = result.frame()
     assert table["n_prompts"].unique() == table["n_retrieved"].unique() == [4]
     assert table["recall"].to_numpy() == pytest.approx(np.full(8, 5 / 6))
     assert table[table["retrieval_head"]][["layer", "head"]].to_numpy().tolist() == [
         list(toy_induction_model.INDUCTION)
     ]
-    fig = found.figure(stamp={"model": "specimen"})
+    fig = result.figure(stamp={"model": "specimen"})
     assert np.array(fig.data[0].z) == pytest.approx(mean, abs=1e-6)
     assert fig.layout.meta == {"kind": "atlas", "model": "specimen"} and "1 of 8 heads" in fig.layout.title.text
 
 
 def test_the_scores_make_a_type_of_the_catalogue() -> None:
-    found = retrieval_heads.retrieval_scores(toy_induction_model.induction_model(), [needle_case(0)], max_new_tokens=5)
+    result = retrieval_heads.retrieval_scores(toy_induction_model.induction_model(), [needle_case(0)], max_new_tokens=5)
     rules = {"retrieval": head_types.Rule("retrieval", retrieval_heads.THRESHOLD)}
-    assert head_types.catalogue(found.as_head_scores, rules=rules).of("retrieval") == [toy_induction_model.INDUCTION]
+    assert head_types.catalogue(result.as_head_scores, rules=rules).of("retrieval") == [toy_induction_model.INDUCTION]
 
 
 def test_a_haystack_hides_its_needle_between_sentences() -> None:
@@ -64,7 +64,7 @@ def test_scores_are_those_of_whole_runs(tiny_model: Transformer) -> None:
     """Without a cache, step by step; a random model retrieves little, so every token of the prompt is the needle."""
     tokens = torch.randint(96, (12,), generator=torch.Generator().manual_seed(3)).tolist()
     hay = retrieval_heads.Haystack(tokens, 0, 12)
-    found = retrieval_heads.retrieval_scores(tiny_model, [hay], max_new_tokens=40, least_recall=0).scores[0]
+    result = retrieval_heads.retrieval_scores(tiny_model, [hay], max_new_tokens=40, least_recall=0).scores[0]
     hits = [[set() for _ in range(4)] for _ in range(3)]
     ids = list(tokens)
     for _ in range(40):
@@ -77,22 +77,22 @@ def test_scores_are_those_of_whole_runs(tiny_model: Transformer) -> None:
                 if key < 12 and tokens[key] == emitted:
                     hits[layer][head].add(key)
         ids.append(emitted)
-    assert found.sum() > 0
-    assert found == pytest.approx(np.array([[len(keys) / 12 for keys in row] for row in hits]))
+    assert result.sum() > 0
+    assert result == pytest.approx(np.array([[len(keys) / 12 for keys in row] for row in hits]))
 
 
 def test_where_nothing_was_retrieved_nothing_is_said(tiny_model: Transformer) -> None:
     hay = retrieval_heads.Haystack(list(range(20)), 3, 9)
-    found = retrieval_heads.retrieval_scores(tiny_model, [hay], least_recall=1)
-    assert np.isnan(found.scores).all() and np.isnan(found.mean).all()
-    assert found.recall[0] < 1 and found.frame()["n_retrieved"].unique() == [0]
-    assert "nothing was retrieved" in found.figure().layout.title.text
+    result = retrieval_heads.retrieval_scores(tiny_model, [hay], least_recall=1)
+    assert np.isnan(result.scores).all() and np.isnan(result.mean).all()
+    assert result.recall[0] < 1 and result.frame()["n_retrieved"].unique() == [0]
+    assert "nothing was retrieved" in result.figure().layout.title.text
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer) -> None:
-    with pytest.raises(DataError, match="no needle from 5 to 9 in 8 tokens"):
+    with pytest.raises(DataError, match="within the prompt's 8 tokens and not empty; found 5 to 9"):
         retrieval_heads.retrieval_scores(tiny_model, [retrieval_heads.Haystack(list(range(8)), 5, 9)])
-    with pytest.raises(DataError, match="context is 128"):
+    with pytest.raises(DataError, match="context of 128"):
         retrieval_heads.retrieval_scores(tiny_model, [retrieval_heads.Haystack([1] * 126, 0, 5)])
-    with pytest.raises(DataError, match="no haystacks"):
+    with pytest.raises(DataError, match="there are no haystacks"):
         retrieval_heads.retrieval_scores(tiny_model, [])

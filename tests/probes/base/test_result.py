@@ -71,7 +71,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "RelativeInvariance": lambda m, cap: head_scores.relative_invariance(cap, 1, 2),
     "ScoreByDistance": lambda m, cap: head_scores.score_by_distance(cap, 1, 2),
     "WhatIf": lambda m, cap: head_scores.what_if(cap, 1, 2, 2 * formulas.model_frequencies(m.config)),
-    "Turned": lambda m, cap: what_if_heads.what_if_heads(cap, 2 * formulas.model_frequencies(m.config)),
+    "RotationSensitivity": lambda m, cap: what_if_heads.what_if_heads(cap, 2 * formulas.model_frequencies(m.config)),
     "Wavelengths": lambda m, cap: formulas.wavelengths(m.config),
     "Decay": lambda m, cap: formulas.decay(m.config),
     "LossByPosition": lambda m, cap: loss_by_position.loss_by_position(

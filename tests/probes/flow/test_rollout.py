@@ -30,22 +30,22 @@ def even(tiny_model: Transformer) -> Capture:
 
 def test_rollout_by_hand(even: Capture) -> None:
     """The second row is (1/4, 3/4) after one layer and (1/4 + 3/16, 9/16) after two."""
-    found = rollout.rollout(even)
-    assert found.shares[:2, 0, 1].tolist() == [[0.25, 0.75], [0.4375, 0.5625]]
-    table = found.frame()
+    result = rollout.rollout(even)
+    assert result.shares[:2, 0, 1].tolist() == [[0.25, 0.75], [0.4375, 0.5625]]
+    table = result.frame()
     assert list(table.columns) == ["layer", "batch", "query", "key", "share"]
     assert len(table) == 3 * 3 and table["share"].tolist()[:3] == [1, 0.25, 0.75]
 
 
 def test_rollout_is_the_product(captured: Capture) -> None:
-    found = rollout.rollout(captured).shares
-    assert found.shape == (3, 2, 24, 24)
-    assert found.sum(-1) == pytest.approx(np.ones((3, 2, 24)))
-    assert (np.triu(found, 1) == 0).all()
+    result = rollout.rollout(captured).shares
+    assert result.shape == (3, 2, 24, 24)
+    assert result.sum(-1) == pytest.approx(np.ones((3, 2, 24)))
+    assert (np.triu(result, 1) == 0).all()
     mixed = np.eye(24)
     for layer in range(3):
         mixed = (captured.pattern(layer)[1].numpy().mean(0) / 2 + np.eye(24) / 2) @ mixed
-        assert found[layer, 1] == pytest.approx(mixed, abs=1e-6)  # the mean over heads in float32
+        assert result[layer, 1] == pytest.approx(mixed, abs=1e-6)  # the mean over heads in float32
 
 
 def test_flow_by_hand() -> None:
@@ -63,12 +63,12 @@ def test_flow_by_hand() -> None:
 
 def test_flow_of_a_capture_by_hand(even: Capture) -> None:
     """Three layers that stay with 3/4: a path back from each, 3/4 in all; the source lets no more than 1 out."""
-    found = rollout.attention_flow(even)
-    assert found.position == 1
-    assert found.flow.tolist() == [0.75, 0.75] and found.share.tolist() == [0.5, 0.5]
-    assert found.rollout.tolist() == rollout.rollout(even).shares[-1, 0, 1].tolist()
+    result = rollout.attention_flow(even)
+    assert result.position == 1
+    assert result.flow.tolist() == [0.75, 0.75] and result.share.tolist() == [0.5, 0.5]
+    assert result.rollout.tolist() == rollout.rollout(even).shares[-1, 0, 1].tolist()
     assert rollout.attention_flow(even, position=0).flow.tolist() == [1]
-    assert list(found.frame().columns) == ["key", "flow", "share", "rollout"]
+    assert list(result.frame().columns) == ["key", "flow", "share", "rollout"]
 
 
 def test_flow_agrees_with_scipy(captured: Capture) -> None:
@@ -77,26 +77,26 @@ def test_flow_agrees_with_scipy(captured: Capture) -> None:
     from scipy.sparse import lil_matrix
 
     mixed = rollout.mixing(captured)[:, 1, :17, :17].numpy()
-    found = rollout.attention_flow(captured, position=16, row=1)
+    result = rollout.attention_flow(captured, position=16, row=1)
     graph = lil_matrix((4 * 17, 4 * 17), dtype=np.int32)
     for layer in range(3):
         graph[(layer + 1) * 17 : (layer + 2) * 17, layer * 17 : (layer + 1) * 17] = np.rint(mixed[layer] * 2**28)
     flows = [csgraph.maximum_flow(graph.tocsr(), 3 * 17 + 16, key).flow_value / 2**28 for key in range(17)]
-    assert found.flow == pytest.approx(flows, abs=900 * 2.0**-29)
-    assert found.error < 1e-9
+    assert result.flow == pytest.approx(flows, abs=900 * 2.0**-29)
+    assert result.error < 1e-9
 
 
 def test_flow_lies_between_the_rollout_and_every_cut(captured: Capture) -> None:
     mixed = rollout.mixing(captured)[:, 0].numpy()
-    found = rollout.attention_flow(captured)
-    assert (found.flow >= found.rollout - found.error).all()
-    assert (found.flow <= 1 + found.error).all()
-    assert (found.flow <= mixed[0].sum(0) + found.error).all()  # what enters the token in the first layer
+    result = rollout.attention_flow(captured)
+    assert (result.flow >= result.rollout - result.error).all()
+    assert (result.flow <= 1 + result.error).all()
+    assert (result.flow <= mixed[0].sum(0) + result.error).all()  # what enters the token in the first layer
     source = mixed[2, -1]
-    for kept in (np.arange(24) < 12, np.arange(24) % 2 == 0):  # cuts through the middle of the graph
+    for mask in (np.arange(24) < 12, np.arange(24) % 2 == 0):  # cuts through the middle of the graph
         # With `kept` of the middle stream on the source's side: the edges that lead out of that side.
-        cut = source[~kept].sum() + mixed[1][kept].sum()
-        assert (found.flow <= cut + found.error).all()
+        cut = source[~mask].sum() + mixed[1][mask].sum()
+        assert (result.flow <= cut + result.error).all()
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer, captured: Capture, tokens: torch.Tensor) -> None:
@@ -120,10 +120,10 @@ def test_a_rollout_that_does_not_fit_is_refused(even: Capture) -> None:
 
 
 def test_figures(captured: Capture) -> None:
-    found = rollout.rollout(captured)
-    fig = found.figure(layer=1, row=1)
+    result = rollout.rollout(captured)
+    fig = result.figure(layer=1, row=1)
     assert fig.layout.meta["kind"] == "rollout"
-    assert np.array(fig.data[0].z)[23] == pytest.approx(found.shares[1, 1, 23], abs=1e-6)
+    assert np.array(fig.data[0].z)[23] == pytest.approx(result.shares[1, 1, 23], abs=1e-6)
     assert np.isnan(np.array(fig.data[0].z)[0, 1])  # the future is blank
     flows = rollout.attention_flow(captured, position=5)
     fig = figures_flow.attention_flow(flows, [f"{i} t" for i in range(6)], stamp={"model": "tiny"})
@@ -143,22 +143,22 @@ def test_commands_give_what_the_functions_give(tmp_path: Path, capsys: pytest.Ca
         ("flow", rollout.attention_flow(cap, position=3)),
         ("routes", information_flow_routes.routes(demo, cap, position=3, threshold=0.1)),
     ):
-        given = [f"{key}={value}" for key, value in options.items() if name == "routes" or key == "--position"]
-        assert main(["probe", name, "--prompt", text, *given, *on_cpu, "-o", str(file)]) == 0
+        arguments = [f"{key}={value}" for key, value in options.items() if name == "routes" or key == "--position"]
+        assert main(["probe", name, "--prompt", text, *arguments, *on_cpu, "-o", str(file)]) == 0
         pd.testing.assert_frame_equal(pd.read_csv(file), expected.frame(), check_dtype=False, rtol=1e-5)
     capsys.readouterr()
-    for argv, said in (
+    for argv, message in (
         (("rollout", "--layer", "6"), "layers 0 to 5"),
         (("flow", "--max-tokens", "2"), "max_tokens=2"),
         (("retrieval", "--needle", "x", "--question", " "), "is empty"),
     ):
         assert main(["probe", *argv, "--prompt", text, *on_cpu]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tensor) -> None:
-    found = []
+    by_device = []
     for device in ("cpu", "cuda"):
         model = tiny_model.to(device)
         with torch.no_grad():
@@ -170,6 +170,6 @@ def test_the_device_changes_nothing(tiny_model: Transformer, tokens: torch.Tenso
             value_weighted.context_mixing(model, cap), information_flow_routes.stream_contributions(model, cap),
             during_generation.generated_stream(model, tokens[0, :6].tolist(), steps=4),
         )  # fmt: skip
-        found.append([result.frame() for result in results])
-    for on_cpu, on_cuda in zip(*found, strict=True):
+        by_device.append([result.frame() for result in results])
+    for on_cpu, on_cuda in zip(*by_device, strict=True):
         pd.testing.assert_frame_equal(on_cpu, on_cuda, check_exact=False, rtol=1e-3, atol=1e-4)

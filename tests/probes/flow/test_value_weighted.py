@@ -37,11 +37,11 @@ def test_one_heads_norms_agree_with_hugging_face(
     tiny_model: Transformer, cap: Capture, theirs: list[torch.Tensor], reference: Any
 ) -> None:
     for layer, head, row in ((0, 0, 0), (1, 3, 1), (2, 2, 0)):
-        found = value_weighted.weighted_pattern(tiny_model, cap, layer, head, row=row)
+        result = value_weighted.weighted_pattern(tiny_model, cap, layer, head, row=row)
         expected = theirs[layer][row, head].norm(dim=-1).numpy()
-        assert found.norm == pytest.approx(expected, rel=1e-3, abs=1e-6)  # both models in float32
-        assert found.attention == pytest.approx(reference.attentions[layer][row, head].numpy(), abs=1e-5)
-        assert found.share.sum(-1) == pytest.approx(np.ones(24))
+        assert result.norm == pytest.approx(expected, rel=1e-3, abs=1e-6)  # both models in float32
+        assert result.attention == pytest.approx(reference.attentions[layer][row, head].numpy(), abs=1e-5)
+        assert result.share.sum(-1) == pytest.approx(np.ones(24))
 
 
 def test_a_layers_norms_agree_with_hugging_face(
@@ -49,10 +49,10 @@ def test_a_layers_norms_agree_with_hugging_face(
 ) -> None:
     own = torch.eye(24).unsqueeze(-1)
     for layer in range(3):
-        found = value_weighted.weighted_pattern(tiny_model, cap, layer, row=1)
+        result = value_weighted.weighted_pattern(tiny_model, cap, layer, row=1)
         stream = reference.hidden_states[layer][1].double()
         parts = theirs[layer][1].sum(0) + own * stream  # [query_pos, key_pos, dim]
-        assert found.norm == pytest.approx(parts.norm(dim=-1).numpy(), rel=2e-3, abs=1e-4)
+        assert result.norm == pytest.approx(parts.norm(dim=-1).numpy(), rel=2e-3, abs=1e-4)
         # The parts are a decomposition: they sum to the stream after attention.
         assert parts.sum(1).numpy() == pytest.approx(cap[f"blocks.{layer}.hook_resid_mid"][1].numpy(), abs=1e-4)
         others = (parts.sum(1) - parts[range(24), range(24)]).norm(dim=-1)
@@ -64,25 +64,25 @@ def test_a_layers_norms_agree_with_hugging_face(
 def test_the_first_tokens_shares_agree_with_hugging_face(
     tiny_model: Transformer, cap: Capture, theirs: list[torch.Tensor], reference: Any
 ) -> None:
-    found = value_weighted.first_token(tiny_model, cap)
+    result = value_weighted.first_token(tiny_model, cap)
     for layer in range(3):
         norms = theirs[layer].norm(dim=-1)[:, :, 1:]  # [batch, head, query_pos, key_pos]
         expected = (norms[..., 0] / norms.sum(-1)).mean((0, 2))
-        assert found.weighted[layer] == pytest.approx(expected.numpy(), abs=1e-4)
+        assert result.weighted[layer] == pytest.approx(expected.numpy(), abs=1e-4)
         attention = reference.attentions[layer][:, :, 1:, 0].mean((0, 2))
-        assert found.attention[layer] == pytest.approx(attention.numpy(), abs=1e-5)
-    assert list(found.frame().columns) == ["layer", "head", "attention", "weighted", "value"]
+        assert result.attention[layer] == pytest.approx(attention.numpy(), abs=1e-5)
+    assert list(result.frame().columns) == ["layer", "head", "attention", "weighted", "value"]
 
 
 def test_a_head_with_values_of_one_length_moves_what_it_attends(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     """With the same token everywhere, all values are equal in the first layer: both shares are the same."""
     with torch.no_grad():
         _, cap = tiny_model.run_with_capture(torch.full((1, 6), 7), value_weighted.HOOKS)
-    found = value_weighted.first_token(tiny_model, cap)
-    assert found.weighted[0] == pytest.approx(found.attention[0], abs=1e-6)
-    assert found.value[0] == pytest.approx(np.ones(4))
-    one = value_weighted.weighted_pattern(tiny_model, cap, 0, 1)
-    assert one.share == pytest.approx(one.attention, abs=1e-6)
+    result = value_weighted.first_token(tiny_model, cap)
+    assert result.weighted[0] == pytest.approx(result.attention[0], abs=1e-6)
+    assert result.value[0] == pytest.approx(np.ones(4))
+    pattern = value_weighted.weighted_pattern(tiny_model, cap, 0, 1)
+    assert pattern.share == pytest.approx(pattern.attention, abs=1e-6)
 
 
 def test_by_hand(tiny_model: Transformer) -> None:
@@ -99,11 +99,11 @@ def test_by_hand(tiny_model: Transformer) -> None:
         rest = ((32 - 9) / 31) ** 0.5
         tiny_model.tok_embeddings.weight[2] = torch.tensor([3.0] + [rest] * 31)
         _, cap = tiny_model.run_with_capture(torch.tensor([[1, 2]]), value_weighted.HOOKS)
-    found = value_weighted.weighted_pattern(tiny_model, cap, 0, 2)
-    assert found.share[1] == pytest.approx([0.25, 0.75], abs=1e-6)
+    result = value_weighted.weighted_pattern(tiny_model, cap, 0, 2)
+    assert result.share[1] == pytest.approx([0.25, 0.75], abs=1e-6)
     assert value_weighted.first_token(tiny_model, cap).value[0] == pytest.approx(np.full(4, 1 / 3), abs=1e-6)
     assert value_weighted.context_mixing(tiny_model, cap).ratio[:, 0, 0] == pytest.approx(np.zeros(3), abs=1e-5)
-    assert found.frame()["key"].tolist() == [0, 0, 1]
+    assert result.frame()["key"].tolist() == [0, 0, 1]
 
 
 def test_blocks_change_nothing(tiny_model: Transformer, cap: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +119,13 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, cap: Capture, tokens: 
     with torch.no_grad():
         _, some = tiny_model.run_with_capture(tokens, value_weighted.HOOKS, heads=[0])
         _, bare = tiny_model.run_with_capture(tokens, "blocks.*.attn.hook_pattern")
-        _, one = tiny_model.run_with_capture(tokens[:, :1], value_weighted.HOOKS)
+        _, single = tiny_model.run_with_capture(tokens[:, :1], value_weighted.HOOKS)
     with pytest.raises(HookError, match="without heads="):
         value_weighted.first_token(tiny_model, some)
     with pytest.raises(MissingHookError, match="hook_v"):
         value_weighted.weighted_pattern(tiny_model, bare, 0, 1)
     with pytest.raises(HookError, match="at least two"):
-        value_weighted.first_token(tiny_model, one)
+        value_weighted.first_token(tiny_model, single)
 
 
 def test_figures(tiny_model: Transformer, cap: Capture) -> None:

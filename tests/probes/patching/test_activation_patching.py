@@ -61,12 +61,12 @@ def test_every_patch_is_that_of_a_whole_run(
 ) -> None:
     """Float32, logits of order 1: 1e-5 for sums over batches of another size. The model is as it was."""
     before = tiny_model(pair.clean)
-    found = activation_patching.patching(tiny_model, pair, what, direction=direction, budget=100)
+    result = activation_patching.patching(tiny_model, pair, what, direction=direction, budget=100)
     for layer in range(3):
         run = naive(tiny_model, pair, what, direction, layer)
-        for i, head in enumerate(found.heads):
-            for j, pos in enumerate(found.positions):
-                assert found.patched[layer, i, j] == pytest.approx(run(head, pos).numpy(), abs=1e-5)
+        for i, head in enumerate(result.heads):
+            for j, pos in enumerate(result.positions):
+                assert result.patched[layer, i, j] == pytest.approx(run(head, pos).numpy(), abs=1e-5)
     assert torch.equal(tiny_model(pair.clean), before)
 
 
@@ -74,27 +74,27 @@ def test_shapes_and_shares(tiny_model: Transformer, pair: Pair) -> None:
     shapes = {"heads": (3, 4, 1, 3), "heads_by_position": (3, 4, 9, 3), "resid_pre": (3, 1, 9, 3)}
     for what, shape in shapes.items():
         assert activation_patching.patching(tiny_model, pair, what).patched.shape == shape
-    found = activation_patching.patching(tiny_model, pair, "resid_mid", layers=[2, 0])
-    assert found.layers == (0, 2) and found.heads == (-1,)
-    lost = (found.patched - found.corrupted).mean(-1) / (found.clean - found.corrupted).mean()
-    assert found.restored == pytest.approx(lost)
-    assert found.moved == pytest.approx(found.restored)
-    table = found.frame()
+    result = activation_patching.patching(tiny_model, pair, "resid_mid", layers=[2, 0])
+    assert result.layers == (0, 2) and result.heads == (-1,)
+    lost = (result.patched - result.corrupted).mean(-1) / (result.clean - result.corrupted).mean()
+    assert result.restored == pytest.approx(lost)
+    assert result.moved == pytest.approx(result.restored)
+    table = result.frame()
     assert list(table.columns) == ["layer", "head", "pos", "patched", "restored", "low", "high"]
     assert len(table) == 2 * 9 and (table["low"] <= table["high"]).all()
     back = activation_patching.patching(tiny_model, pair, "resid_mid", direction="noise")
     assert back.moved == pytest.approx(1 - back.restored)
-    assert back.clean == pytest.approx(found.clean) and back.corrupted == pytest.approx(found.corrupted)
+    assert back.clean == pytest.approx(result.clean) and back.corrupted == pytest.approx(result.corrupted)
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_causality(tiny_model: Transformer, pair: Pair, direction: activation_patching.Direction) -> None:
     """Before the first difference a patch does nothing; after the last layer the target's own position is all."""
-    found = activation_patching.patching(tiny_model, pair, "resid_post", direction=direction)
-    assert (found.moved[:, 0, :FIRST] == 0).all()
-    assert found.moved[-1, 0, -1] == pytest.approx(1, abs=5e-5)
-    assert found.moved[-1, 0, :-1] == pytest.approx(np.zeros(8), abs=5e-5)  # nobody reads them any more
-    assert np.abs(found.moved[0, 0, FIRST:]).min() > 1e-4
+    result = activation_patching.patching(tiny_model, pair, "resid_post", direction=direction)
+    assert (result.moved[:, 0, :FIRST] == 0).all()
+    assert result.moved[-1, 0, -1] == pytest.approx(1, abs=5e-5)
+    assert result.moved[-1, 0, :-1] == pytest.approx(np.zeros(8), abs=5e-5)  # nobody reads them any more
+    assert np.abs(result.moved[0, 0, FIRST:]).min() > 1e-4
 
 
 def test_layers_run_are_counted_and_few(tiny_model: Transformer, pair: Pair) -> None:
@@ -107,23 +107,23 @@ def test_layers_run_are_counted_and_few(tiny_model: Transformer, pair: Pair) -> 
 
     names = frozenset(f"blocks.{layer}.hook_resid_pre" for layer in range(3))
     with subscribe(tiny_model, Subscription(names, observe=count)):
-        found = activation_patching.patching(tiny_model, pair, "heads_by_position")
-    assert found.layer_runs == ran == 3 * (2 * 3 + 4 * 5 * (3 + 2 + 1))
-    assert found.naive_layer_runs == 3 * 3 * (2 + 3 * 4 * 9)
+        result = activation_patching.patching(tiny_model, pair, "heads_by_position")
+    assert result.layer_runs == ran == 3 * (2 * 3 + 4 * 5 * (3 + 2 + 1))
+    assert result.naive_layer_runs == 3 * 3 * (2 + 3 * 4 * 9)
     whole = Pair(pair.clean, pair.corrupted, lambda logits, tokens: pair.target(logits, tokens))
     other = activation_patching.patching(tiny_model, whole, "heads_by_position", budget=1)
-    assert other.patched == pytest.approx(found.patched, abs=1e-5)
-    assert other.layer_runs == found.layer_runs
+    assert other.patched == pytest.approx(result.patched, abs=1e-5)
+    assert other.layer_runs == result.layer_runs
 
 
 @torch.no_grad()
 def test_an_intervention_around_a_sweep_acts_once(tiny_model: Transformer, pair: Pair) -> None:
     """A run that goes on must not scale again what was scaled before it."""
     with tiny_model.intervene(wb.Scale("blocks.*.hook_resid_pre", 1.3), wb.Scale("L1.mlp", 2.0)):
-        found = activation_patching.patching(tiny_model, pair, "attn_out")
+        result = activation_patching.patching(tiny_model, pair, "attn_out")
         for layer in range(3):
             expected = naive(tiny_model, pair, "attn_out", "denoise", layer)(-1, 7)
-            assert found.patched[layer, 0, 7] == pytest.approx(expected.numpy(), abs=1e-5)
+            assert result.patched[layer, 0, 7] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def circuit_pair() -> tuple[Pair, int, int]:
@@ -161,14 +161,14 @@ def test_the_hand_set_circuit_lights_up(direction: activation_patching.Direction
 def test_a_target_that_does_not_differ_has_no_share(tiny_model: Transformer, pair: Pair) -> None:
     """At a position before the first difference; the raw values are there all the same."""
     early = Pair(pair.clean, pair.corrupted, LogitDifference(1, 2, position=2))
-    found = activation_patching.patching(tiny_model, early, "mlp_out")
-    assert np.isnan(found.restored).all() and np.isfinite(found.patched).all()
-    assert found.frame()["restored"].isna().all()
+    result = activation_patching.patching(tiny_model, early, "mlp_out")
+    assert np.isnan(result.restored).all() and np.isfinite(result.patched).all()
+    assert result.frame()["restored"].isna().all()
 
 
 def test_a_single_prompt_has_no_interval(tiny_model: Transformer, pair: Pair) -> None:
-    one = Pair(pair.clean[:1], pair.corrupted[:1], LogitDifference(7, 11))
-    table = activation_patching.patching(tiny_model, one, "attn_out").frame()
+    single = Pair(pair.clean[:1], pair.corrupted[:1], LogitDifference(7, 11))
+    table = activation_patching.patching(tiny_model, single, "attn_out").frame()
     assert table["low"].isna().all() and table["restored"].notna().all()
 
 
@@ -181,9 +181,9 @@ def test_the_estimate_is_the_slope_of_the_patch(
 ) -> None:
     """A step of a thousandth of the way, run in float64, rises a thousandth of the estimate: 1% for the curvature."""
     model = tiny_model.double()
-    found = estimates.attribution_patching(model, pair, what)
-    layer, i, j = 1, len(found.heads) - 1, len(found.positions) - 1
-    head, pos = found.heads[i], found.positions[j]
+    result = estimates.attribution_patching(model, pair, what)
+    layer, i, j = 1, len(result.heads) - 1, len(result.positions) - 1
+    head, pos = result.heads[i], result.positions[j]
     name, step = f"blocks.{layer}.{activation_patching.SITES[what]}", 1e-3
     with torch.no_grad():
         _, clean = model.run_with_capture(pair.clean, name)
@@ -196,7 +196,7 @@ def test_the_estimate_is_the_slope_of_the_patch(
             towards = towards[:, [pos]]
         with model.intervene(wb.Add(name, towards, **places)):
             rise = pair.target(model(pair.corrupted), pair.corrupted) - pair.target(logits, pair.corrupted)
-    assert (found.patched[layer, i, j] - found.corrupted) * step == pytest.approx(rise.numpy(), rel=0.01, abs=1e-6)
+    assert (result.patched[layer, i, j] - result.corrupted) * step == pytest.approx(rise.numpy(), rel=0.01, abs=1e-6)
 
 
 def test_a_linear_target_is_estimated_exactly(tiny_model: Transformer, pair: Pair) -> None:
@@ -219,13 +219,13 @@ def test_a_linear_target_is_estimated_exactly(tiny_model: Transformer, pair: Pai
 def test_the_estimates_error_is_reported(tiny_model: Transformer, pair: Pair) -> None:
     exact = activation_patching.patching(tiny_model, pair, "heads")
     estimate = estimates.attribution_patching(tiny_model, pair, "heads")
-    found = estimates.gradient_error(exact, estimate)
-    table = found.frame()
-    assert table["error"].abs().max() == pytest.approx(found.largest) and found.largest > 1e-3
-    assert table["error"].abs().mean() == pytest.approx(found.mean)
-    assert found.correlation == pytest.approx(table["exact"].corr(table["estimate"]))
+    result = estimates.gradient_error(exact, estimate)
+    table = result.frame()
+    assert table["error"].abs().max() == pytest.approx(result.largest) and result.largest > 1e-3
+    assert table["error"].abs().mean() == pytest.approx(result.mean)
+    assert result.correlation == pytest.approx(table["exact"].corr(table["estimate"]))
     assert estimate.layer_runs < exact.layer_runs
-    with pytest.raises(HookError, match="found gradient and gradient"):
+    with pytest.raises(HookError, match="found 'gradient' and 'gradient'"):
         estimates.gradient_error(estimate, estimate)
     with pytest.raises(HookError, match="differ in layers"):
         estimates.gradient_error(exact, estimates.attribution_patching(tiny_model, pair, "heads", layers=[1]))
@@ -234,8 +234,8 @@ def test_the_estimates_error_is_reported(tiny_model: Transformer, pair: Pair) ->
 def test_weights_without_gradients_can_be_estimated_too(tiny_model: Transformer, pair: Pair) -> None:
     expected = estimates.attribution_patching(tiny_model, pair, "mlp_out")
     with torch.no_grad():
-        found = estimates.attribution_patching(tiny_model.requires_grad_(False), pair, "mlp_out")
-    assert np.array_equal(found.patched, expected.patched)
+        result = estimates.attribution_patching(tiny_model.requires_grad_(False), pair, "mlp_out")
+    assert np.array_equal(result.patched, expected.patched)
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
 
 
@@ -248,7 +248,7 @@ def test_mistakes_say_what_to_do(tiny_model: Transformer, pair: Pair) -> None:
         activation_patching.patching(tiny_model, pair, layers=[3])
     with pytest.raises(HookError, match="found 'resid'"):
         activation_patching.patching(tiny_model, pair, "resid")  # type: ignore[arg-type]
-    with pytest.raises(HookError, match="one number per prompt, 3 here"):
+    with pytest.raises(HookError, match=r"one number per prompt, shape \(3,\)"):
         activation_patching.patching(tiny_model, Pair(pair.clean, pair.corrupted, lambda logits, _: logits.mean()))
     with pytest.raises(DataError, match="position 9"):
         activation_patching.patching(tiny_model, Pair(pair.clean, pair.corrupted, LogitDifference(1, 2, position=9)))
@@ -274,9 +274,9 @@ def test_figures_show_the_shares(tiny_model: Transformer, pair: Pair) -> None:
     assert np.array(square.data[0].z) == pytest.approx(heads.moved[..., 0], rel=1e-5)
     placed = activation_patching.patching(tiny_model, pair, "heads_by_position")
     assert list(placed.figure(theme="dark").data[0].y[:5]) == ["L0H0", "L0H1", "L0H2", "L0H3", "L1H0"]
-    found = estimates.gradient_error(heads, estimates.attribution_patching(tiny_model, pair, "heads"))
-    cloud = found.figure()
-    assert list(cloud.data[0].x) == pytest.approx(found.exact.ravel().tolist())
+    result = estimates.gradient_error(heads, estimates.attribution_patching(tiny_model, pair, "heads"))
+    cloud = result.figure()
+    assert list(cloud.data[0].x) == pytest.approx(result.exact.ravel().tolist())
     assert cloud.data[0].text[5] == "layer 1 · head 1" and "correlation" in cloud.layout.title.text
 
 
@@ -286,10 +286,10 @@ def test_only_the_strongest_heads_are_rows(
     from probes.patching import figures as figures_patching
 
     monkeypatch.setattr(figures_patching, "MOST_ROWS", 2)
-    found = activation_patching.patching(tiny_model, pair, "heads_by_position")
-    most = np.abs(found.moved).max(-1)
+    result = activation_patching.patching(tiny_model, pair, "heads_by_position")
+    most = np.abs(result.moved).max(-1)
     expected = {f"L{i // 4}H{i % 4}" for i in np.argsort(-most.ravel())[:2]}
-    assert set(found.figure().data[0].y) == expected
+    assert set(result.figure().data[0].y) == expected
 
 
 # --- commands -------------------------------------------------------------------------------------------------
@@ -319,11 +319,11 @@ def test_the_sweeps_command(tmp_path: Path, options: list[str]) -> None:
         assert about["what"] == "attn_out" and "estimate" in table
         return
     heads = "--noise" in options
-    found = activation_patching.patching(
+    result = activation_patching.patching(
         model, pair, "heads" if heads else "resid_pre", direction="noise" if heads else "denoise"
     )
-    assert table["restored"].to_numpy() == pytest.approx(found.restored.ravel(), abs=1e-4)
-    assert about["direction"] == found.direction
+    assert table["restored"].to_numpy() == pytest.approx(result.restored.ravel(), abs=1e-4)
+    assert about["direction"] == result.direction
     assert heads or f"{clean.shape[1] - 1}  b" in (tmp_path / "f.html").read_text()
 
 
@@ -349,11 +349,11 @@ def test_a_difference_that_the_dtype_rounds_away_is_noted(
     tiny_model: Transformer, pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """bfloat16 has 8 bits: eps 2^-7, and a hundred of them are 0.78."""
-    found = activation_patching.patching(tiny_model, pair, "attn_out")
+    result = activation_patching.patching(tiny_model, pair, "attn_out")
     noted = []
     for dtype in (torch.float32, torch.bfloat16):
         for apart in (0.77, 0.79):
-            commands._note(replace(found, clean=found.corrupted + apart), tiny_model.to(dtype))
+            commands._note(replace(result, clean=result.corrupted + apart), tiny_model.to(dtype))
             noted.append("bfloat16 rounds" in capsys.readouterr().err)
     assert noted == [False, False, True, False]
 
@@ -365,15 +365,15 @@ def test_a_command_may_run_in_float32(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_a_command_are_answered_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def said(**changed: str) -> str:
-        given = list(TEXTS)
+    def error_of(**changed: str) -> str:
+        argv = list(TEXTS)
         for option, text in changed.items():
-            given[given.index(f"--{option}") + 1] = text
-        assert command("patch", *given) == 2
+            argv[argv.index(f"--{option}") + 1] = text
+        assert command("patch", *argv) == 2
         return capsys.readouterr().err
 
-    assert "--corrupted" in said(corrupted="b c d b f e f e f e") and "as many" in said(corrupted="b f")
-    assert "same token" in said(wrong=" c")
-    assert "--answer is empty" in said(answer="")
-    assert "the same tokens" in said(corrupted="b c d b")
-    assert "vocabulary of 1280" in said(answer="1280")
+    assert "--corrupted" in error_of(corrupted="b c d b f e f e f e") and "the same number" in error_of(corrupted="b f")
+    assert "same token" in error_of(wrong=" c")
+    assert "--answer is empty" in error_of(answer="")
+    assert "the same tokens" in error_of(corrupted="b c d b")
+    assert "vocabulary of 1280" in error_of(answer="1280")

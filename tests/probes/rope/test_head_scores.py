@@ -26,13 +26,13 @@ def llama(theta: float, scaling: Llama3Scaling | None = None, context: int = 819
 
 
 def test_wavelengths_of_llama_3() -> None:
-    found = head_scores.wavelengths(llama(500_000.0))
-    assert len(found.wavelength) == 64
-    assert found.longer_than_context == 29
-    assert found.wavelength.max() == pytest.approx(2.56e6, rel=1e-3)
-    assert found.wavelength[0] == pytest.approx(2 * math.pi)
-    assert found.critical_dimension == 2 * 35
-    assert set(found.band) == {"unchanged"}
+    result = head_scores.wavelengths(llama(500_000.0))
+    assert len(result.wavelength) == 64
+    assert result.longer_than_context == 29
+    assert result.wavelength.max() == pytest.approx(2.56e6, rel=1e-3)
+    assert result.wavelength[0] == pytest.approx(2 * math.pi)
+    assert result.critical_dimension == 2 * 35
+    assert set(result.band) == {"unchanged"}
 
 
 def test_wavelengths_of_llama_3_1_and_2() -> None:
@@ -49,10 +49,10 @@ def test_wavelengths_of_llama_3_1_and_2() -> None:
 def test_decay_by_hand() -> None:
     """Two pairs: at distance 0 the partial sums are 1 and 2; elsewhere |1| and |e^{ir} + e^{ir theta}|."""
     config = ModelConfig(dim=4, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=1, vocab_size=1, rope_theta=100.0)
-    found = head_scores.decay(config, distances=[0, 3])
-    assert found.bound.tolist() == pytest.approx([1.5, (1 + 2 * abs(math.cos((3 - 0.3) / 2))) / 2])
-    assert found.cosine.tolist() == pytest.approx([2, math.cos(3) + math.cos(0.3)])
-    assert found.first_negative == 3
+    result = head_scores.decay(config, distances=[0, 3])
+    assert result.bound.tolist() == pytest.approx([1.5, (1 + 2 * abs(math.cos((3 - 0.3) / 2))) / 2])
+    assert result.cosine.tolist() == pytest.approx([2, math.cos(3) + math.cos(0.3)])
+    assert result.first_negative == 3
     assert head_scores.decay(llama(10_000.0), distances=[0]).bound.item() == pytest.approx(65 / 2)
 
 
@@ -66,21 +66,21 @@ def test_band_scores_by_hand() -> None:
     """q = (1, 0), k = (0, 1): a quarter turn apart, so the score is sin of the angle turned, over sqrt 2."""
     q, k = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double()
     distance = torch.tensor([0, 1, 2])
-    found = formulas.band_scores(q, k, distance, torch.tensor([0.5]).double())
+    result = formulas.band_scores(q, k, distance, torch.tensor([0.5]).double())
     expected = [math.sin(0.5 * r) / math.sqrt(2) for r in (0, 1, 2)]
-    assert found.squeeze(-1).tolist() == pytest.approx(expected)
+    assert result.squeeze(-1).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("head", [0, 1, 3])
 def test_bands_sum_to_the_models_scores(captured: Capture, layer: int, head: int) -> None:
-    found = head_scores.band_contribution(captured, layer, head, row=1)
-    assert found.error < 1e-5
-    assert found.signed.sum() == pytest.approx(found.score, abs=1e-6)
-    assert found.share.sum() == pytest.approx(1)
-    assert (found.absolute >= np.abs(found.signed) - 1e-12).all()
-    assert found.n_scores == 24 * 25 // 2
-    assert len(found.frame()) == 4
+    result = head_scores.band_contribution(captured, layer, head, row=1)
+    assert result.error < 1e-5
+    assert result.signed.sum() == pytest.approx(result.score, abs=1e-6)
+    assert result.share.sum() == pytest.approx(1)
+    assert (result.absolute >= np.abs(result.signed) - 1e-12).all()
+    assert result.n_scores == 24 * 25 // 2
+    assert len(result.frame()) == 4
 
 
 def test_bands_agree_with_hugging_face(captured: Capture, reference: Any) -> None:
@@ -105,16 +105,16 @@ def test_scaled_models_are_measured_with_their_own_frequencies(tiny_model: Trans
 
 
 def test_shift_invariance_grows_with_rounding(captured: Capture) -> None:
-    found = head_scores.relative_invariance(captured, 1, 3, shifts=[1, 64, 4096])
-    by_name = dict(zip(found.arithmetic, found.largest, strict=True))
+    result = head_scores.relative_invariance(captured, 1, 3, shifts=[1, 64, 4096])
+    by_name = dict(zip(result.arithmetic, result.largest, strict=True))
     assert by_name["float64"].max() < 1e-11
     assert by_name["float64"].max() < by_name["float32"].max() < by_name["bfloat16"].max()
-    assert by_name["float32"].max() < 2e-3 * found.score_size
-    assert by_name["bfloat16"].max() < 0.1 * found.score_size
+    assert by_name["float32"].max() < 2e-3 * result.score_size
+    assert by_name["bfloat16"].max() < 0.1 * result.score_size
     # Positions themselves in bfloat16 (256, 257 -> 256) lose the distance altogether.
     assert by_name["bfloat16 angles"][-1] > 3 * by_name["bfloat16"].max()
-    assert (found.mean <= found.largest).all()
-    assert list(found.frame().columns) == ["layer", "head", "arithmetic", "shift", "largest", "mean"]
+    assert (result.mean <= result.largest).all()
+    assert list(result.frame().columns) == ["layer", "head", "arithmetic", "shift", "largest", "mean"]
 
 
 def test_no_shift_changes_nothing(captured: Capture) -> None:
@@ -129,16 +129,16 @@ def test_rotated_scores_are_the_models(captured: Capture) -> None:
 
 
 def test_score_by_distance(captured: Capture) -> None:
-    found = head_scores.score_by_distance(captured, 1, 2, skip=1)
+    result = head_scores.score_by_distance(captured, 1, 2, skip=1)
     score = head_scores.head_vectors(captured, 1, 2).score
-    assert found.count.tolist() == list(range(23, 0, -1))
+    assert result.count.tolist() == list(range(23, 0, -1))
     at_three = [float(score[i, i - 3]) for i in range(4, 24)]
-    assert [found.low[3], found.high[3]] == pytest.approx(np.quantile(at_three, [0.1, 0.9]).tolist())
-    assert found.mean[3] == pytest.approx(np.mean(at_three))
+    assert [result.low[3], result.high[3]] == pytest.approx(np.quantile(at_three, [0.1, 0.9]).tolist())
+    assert result.mean[3] == pytest.approx(np.mean(at_three))
     vectors = head_scores.head_vectors(captured, 1, 2)
     freqs = formulas.model_frequencies(captured.config)
     every = formulas.band_scores(vectors.q[1:, None], vectors.k[None, 1:], torch.full((23, 23), 5), freqs).sum(-1)
-    assert found.expected[5] == pytest.approx(float(every.mean()))
+    assert result.expected[5] == pytest.approx(float(every.mean()))
 
 
 def test_the_parts_of_all_pairs_sum_to_the_score_at_every_distance(captured: Capture) -> None:
@@ -183,21 +183,21 @@ def test_what_if(captured: Capture, tiny_model: Transformer) -> None:
     assert predicted.after == pytest.approx(cap.pattern(0)[0, 2].numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize("given", [{"ntk": 4.0}, {"yarn": 4.0}, {"llama3": Llama3Scaling(4, original_context=64)}])
+@pytest.mark.parametrize("options", [{"ntk": 4.0}, {"yarn": 4.0}, {"llama3": Llama3Scaling(4, original_context=64)}])
 def test_what_if_is_what_the_running_model_does_in_its_first_layer(
-    captured: Capture, tiny_model: Transformer, given: dict[str, Any]
+    captured: Capture, tiny_model: Transformer, options: dict[str, Any]
 ) -> None:
     """q and k of layer 0 do not depend on the rotation, so re-scoring them and running under it must agree."""
-    scaling = RopeScaling(**given)
+    scaling = RopeScaling(**options)
     with torch.no_grad(), tiny_model.intervene(scaling):
         _, cap = tiny_model.run_with_capture(captured.tokens, [*head_scores.HOOKS, "blocks.*.attn.hook_pattern"])
-    freqs = formulas.what_if_frequencies(captured.config, **given)
-    warm = scaling.rotary(captured.config).temperature
+    freqs = formulas.what_if_frequencies(captured.config, **options)
+    temperature = scaling.rotary(captured.config).temperature
     for head in range(4):
-        predicted = head_scores.what_if(captured, 0, head, freqs, temperature=warm)
+        predicted = head_scores.what_if(captured, 0, head, freqs, temperature=temperature)
         assert predicted.after == pytest.approx(cap.pattern(0)[0, head].numpy(), abs=1e-5)
         assert predicted.moved.max() > 1e-3
-    later = head_scores.what_if(captured, 2, 1, freqs, temperature=warm)
+    later = head_scores.what_if(captured, 2, 1, freqs, temperature=temperature)
     assert np.abs(later.after - cap.pattern(2)[0, 1].numpy()).max() > 1e-4  # layers below it moved too
     with pytest.raises(HookError, match="under a RopeScaling"):
         head_scores.band_contribution(cap, 0, 0)
@@ -252,14 +252,14 @@ def test_narrowed_captures_find_the_right_head(
 
 
 def test_mistakes_say_what_to_do(captured: Capture) -> None:
-    with pytest.raises(ConfigError, match="4 pairs"):
+    with pytest.raises(ConfigError, match=r"shape \(4,\)"):
         head_scores.what_if(captured, 0, 0, torch.ones(3))
     with pytest.raises(HookError, match="rows 0 to 1"):
         head_scores.band_contribution(captured, 0, 0, row=2)
-    with pytest.raises(HookError, match="No key is left"):
+    with pytest.raises(HookError, match="no key is left"):
         head_scores.score_by_distance(captured, 0, 0, skip=24)
-    with pytest.raises(HookError, match="frequency pair 4; a head has 4"):
+    with pytest.raises(HookError, match="frequency pair 4; the head has pairs 0 to 3"):
         head_scores.score_by_distance(captured, 0, 0, pair=4)
     for distance in (-1, 24):
-        with pytest.raises(HookError, match=f"stand {distance} tokens apart"):
+        with pytest.raises(HookError, match=f"{distance} tokens apart"):
             head_scores.band_contribution(captured, 0, 0, distance=distance)

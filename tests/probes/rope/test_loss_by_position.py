@@ -55,7 +55,7 @@ def test_losses_are_the_models_own_and_do_not_depend_on_the_slicing(
         logprobs = tiny_model(tokens).log_softmax(-1)
     expected = -logprobs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
     assert torch.allclose(loss_by_position.token_losses(tiny_model, tokens), expected, atol=1e-5)
-    monkeypatch.setattr(loss_by_position, "AT_ONCE", 5)
+    monkeypatch.setattr(loss_by_position, "LOGIT_CHUNK", 5)
     assert torch.allclose(loss_by_position.token_losses(tiny_model, tokens, batch_tokens=1), expected, atol=1e-5)
 
 
@@ -69,36 +69,36 @@ def test_a_scored_text_has_the_same_loss(tiny_model: Transformer, tokens: torch.
 def test_means_and_changes_by_hand(
     tiny_model: Transformer, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = iter([torch.tensor([[1.0, 3, 5], [3, 5, 9]]), torch.tensor([[2.0, 4, 5], [3, 5, 9]])])
-    monkeypatch.setattr(loss_by_position, "token_losses", lambda *args, **options: next(given))
-    found = loss_by_position.loss_by_position(tiny_model, tokens[:, :4], {"other": []}, edges=[1, 3, 4])
-    assert found.runs == ("plain", "other")
-    assert found.loss.tolist() == [[3, 7], [3.5, 7]]
-    assert found.change.tolist() == [[0, 0], [0.5, 0]]
+    losses = iter([torch.tensor([[1.0, 3, 5], [3, 5, 9]]), torch.tensor([[2.0, 4, 5], [3, 5, 9]])])
+    monkeypatch.setattr(loss_by_position, "token_losses", lambda *args, **options: next(losses))
+    result = loss_by_position.loss_by_position(tiny_model, tokens[:, :4], {"other": []}, edges=[1, 3, 4])
+    assert result.runs == ("plain", "other")
+    assert result.loss.tolist() == [[3, 7], [3.5, 7]]
+    assert result.change.tolist() == [[0, 0], [0.5, 0]]
     # Two windows with means 2 and 4: the standard error is 1, and t with one degree of freedom 12.706.
-    assert (found.low[0, 0], found.high[0, 0]) == pytest.approx((3 - 12.706, 3 + 12.706))
+    assert (result.low[0, 0], result.high[0, 0]) == pytest.approx((3 - 12.706, 3 + 12.706))
     # The changes 1 and 0 are paired: standard error 1/2.
-    assert (found.change_low[1, 0], found.change_high[1, 0]) == pytest.approx((0.5 - 6.353, 0.5 + 6.353))
-    table = found.frame()
+    assert (result.change_low[1, 0], result.change_high[1, 0]) == pytest.approx((0.5 - 6.353, 0.5 + 6.353))
+    table = result.frame()
     assert table[["run", "start", "end", "loss"]].values.tolist()[2:] == [["other", 1, 3, 3.5], ["other", 3, 4, 7.0]]
 
 
 def test_students_t_against_scipy() -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy comes with lm-eval")
     for degrees in (1, 2, 3, 4, 5, 8, 15, 40, 1000):
-        assert loss_by_position.student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
+        assert loss_by_position.t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 
 
 def test_a_scaling_that_changes_nothing_changes_no_loss(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     runs = {"once": [wb.RopeScaling(yarn=1.0)], "half": [wb.RopeScaling(interpolation=2.0)]}
-    found = loss_by_position.loss_by_position(tiny_model, tokens, runs)
-    assert (found.change[:2] == 0).all() and (found.change_low[:2] == 0).all()
-    assert np.abs(found.change[2]).max() > 1e-3
+    result = loss_by_position.loss_by_position(tiny_model, tokens, runs)
+    assert (result.change[:2] == 0).all() and (result.change_low[:2] == 0).all()
+    assert np.abs(result.change[2]).max() > 1e-3
     alone = loss_by_position.loss_by_position(tiny_model, tokens[:1])
     assert np.isnan(alone.low).all() and np.isfinite(alone.loss).all()
     with tiny_model.intervene(*runs["half"]):
         under = loss_by_position.loss_by_position(tiny_model, tokens)
-    assert np.array_equal(under.loss[0], found.loss[2])
+    assert np.array_equal(under.loss[0], result.loss[2])
 
 
 def test_beyond_its_training_the_demo_model_breaks_down_and_yarn_mends_it(
@@ -106,24 +106,24 @@ def test_beyond_its_training_the_demo_model_breaks_down_and_yarn_mends_it(
 ) -> None:
     """It was trained on rows of 256 tokens (recipe.toml), so its loss rises past them, and YaRN takes that back."""
     runs = {"yarn": [wb.RopeScaling(yarn=2.0)], "interpolation": [wb.RopeScaling(interpolation=2.0)]}
-    found = loss_by_position.loss_by_position(demo, long_text, runs, edges=[1, 256, 512, 1024])
-    assert (found.n_windows, found.context) == (6, 512)
-    plain, yarn, interpolation = found.loss
-    assert found.low[0, 1] > found.high[0, 0] and plain[2] > plain[1] > 2 * plain[0]
-    assert found.change_high[1, 1] < 0 and yarn[1] < 0.5 * plain[1]
+    result = loss_by_position.loss_by_position(demo, long_text, runs, edges=[1, 256, 512, 1024])
+    assert (result.n_windows, result.context) == (6, 512)
+    plain, yarn, interpolation = result.loss
+    assert result.low[0, 1] > result.high[0, 0] and plain[2] > plain[1] > 2 * plain[0]
+    assert result.change_high[1, 1] < 0 and yarn[1] < 0.5 * plain[1]
     # Interpolation alone crowds the near positions: it costs within the context what it wins beyond.
-    assert found.change_low[2, 0] > 0 and found.change_high[2, 2] < 0
-    fig = found.figure()
-    assert [trace.name for trace in fig.data] == list(found.runs)
+    assert result.change_low[2, 0] > 0 and result.change_high[2, 2] < 0
+    fig = result.figure()
+    assert [trace.name for trace in fig.data] == list(result.runs)
     assert np.array_equal(fig.data[1].y, yarn) and fig.data[0].error_y.array is not None
     assert "512" in fig.layout.annotations[0].text and "6 windows" in fig.layout.title.text
-    change = found.figure(change=True)
+    change = result.figure(change=True)
     assert [trace.name for trace in change.data] == ["yarn", "interpolation"]
 
 
 def test_mistakes_say_what_to_do(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     for edges in ([0, 4], [4], [5, 3], [1, 99]):
-        with pytest.raises(DataError, match="edges must rise"):
+        with pytest.raises(DataError, match="edges must ascend"):
             loss_by_position.loss_by_position(tiny_model, tokens, edges=edges)
     with pytest.raises(DataError, match="another name"):
         loss_by_position.loss_by_position(tiny_model, tokens, {"plain": [wb.Ablate("L0H0")]})

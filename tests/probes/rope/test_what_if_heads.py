@@ -12,12 +12,12 @@ from workbench.model import Transformer
 
 def test_each_head_is_its_own_what_if(captured: Capture) -> None:
     freqs = formulas.what_if_frequencies(captured.config, yarn=4.0)
-    found = what_if_heads.what_if_heads(captured, freqs, temperature=1.2)
-    assert found.moved.shape == (3, 4) and len(found.frame()) == 12
+    result = what_if_heads.what_if_heads(captured, freqs, temperature=1.2)
+    assert result.moved.shape == (3, 4) and len(result.frame()) == 12
     both = [head_scores.what_if(captured, 1, 2, freqs, temperature=1.2, row=row).moved[1:] for row in (0, 1)]
-    assert found.moved[1, 2] == pytest.approx(np.mean(both))
-    assert [found.low[1, 2], found.high[1, 2]] == pytest.approx(np.quantile(both, [0.1, 0.9]).tolist())
-    assert (found.moved > 0).all() and (found.moved < 1).all()
+    assert result.moved[1, 2] == pytest.approx(np.mean(both))
+    assert [result.low[1, 2], result.high[1, 2]] == pytest.approx(np.quantile(both, [0.1, 0.9]).tolist())
+    assert (result.moved > 0).all() and (result.moved < 1).all()
 
 
 def test_the_models_own_rotation_moves_nothing(captured: Capture) -> None:
@@ -26,8 +26,8 @@ def test_the_models_own_rotation_moves_nothing(captured: Capture) -> None:
 
 def test_the_first_layer_moves_as_the_running_model_does(captured: Capture, tiny_model: Transformer) -> None:
     freqs = formulas.what_if_frequencies(captured.config, theta=50.0)
-    found = what_if_heads.what_if_heads(captured, freqs)
+    result = what_if_heads.what_if_heads(captured, freqs)
     with torch.no_grad(), tiny_model.intervene(RopeScaling(theta=50.0)):
         _, cap = tiny_model.run_with_capture(captured.tokens, "blocks.0.attn.hook_pattern")
     ran = 0.5 * (cap.pattern(0) - captured.pattern(0)).abs().sum(-1)[:, :, 1:].mean((0, 2))
-    assert found.moved[0] == pytest.approx(ran.numpy(), abs=1e-5)
+    assert result.moved[0] == pytest.approx(ran.numpy(), abs=1e-5)
