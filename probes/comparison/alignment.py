@@ -50,8 +50,8 @@ class Aligned:
             return ()
         if point.width("head", self.a.config) == self.a.config.n_heads and not name.endswith(("hook_k", "hook_v")):
             return capture_access.heads(self.a)
-        kept = self.a.request.kv_heads(self.a.config)
-        return tuple(range(self.a.config.n_kv_heads)) if kept is None else kept
+        kv_heads = self.a.request.kv_heads(self.a.config)
+        return tuple(range(self.a.config.n_kv_heads)) if kv_heads is None else kv_heads
 
     def blocks(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The tokens of a block with both sides' numbers there; those of a hook without heads are one head's.
@@ -59,7 +59,7 @@ class Aligned:
         Scores that both sides mask are 0, and a pattern comes as its natural logarithm, -inf where masked.
         Shapes: -> float64 [batch, pos, head, width], twice
         """
-        widths = [_width(cap, name) for cap in (self.a, self.b)]
+        widths = [_numbers_per_token(cap, name) for cap in (self.a, self.b)]
         step = max(1, CELLS // max(widths))
         for start in range(0, len(self.positions), step):
             rows = slice(start, min(start + step, len(self.positions)))
@@ -74,7 +74,7 @@ class Aligned:
             yield rows, x, y
 
 
-def aligned(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
+def align_captures(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
     """Match two captures by tokens and hook names.
 
     Raises: HookError if no token is shared, the kept positions or the pair orders differ, or no hook can be compared.
@@ -94,13 +94,15 @@ def aligned(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
         raise HookError("the captures hold different positions of the tokens they share; capture both alike.")
     hooks, left_out = _hooks(a, b, shift)
     if not hooks:
-        raise HookError(f"no hook of the two captures can be compared: {'; '.join(_reasons(left_out))}.")
+        raise HookError(f"no hook of the two captures can be compared: {'; '.join(_grouped_reasons(left_out))}.")
     device_a, device_b = a.tokens.device, b.tokens.device
     positions = at_a[rows_a].numpy()
     return Aligned(a, b, hooks, left_out, rows_a.to(device_a), rows_b.to(device_b), positions)
 
 
-def foreign(config: ModelConfig, tokens: Tensor, tensors: Mapping[str, Tensor], *, half_split: bool = False) -> Capture:
+def capture_from_tensors(
+    config: ModelConfig, tokens: Tensor, tensors: Mapping[str, Tensor], *, half_split: bool = False
+) -> Capture:
     """A capture made of another implementation's tensors by our hook names, to compare a port with.
 
     Captures hold q and k in Meta's order, adjacent pairs; `half_split` says that these are in Hugging Face's, and
@@ -108,17 +110,19 @@ def foreign(config: ModelConfig, tokens: Tensor, tensors: Mapping[str, Tensor], 
     Shapes: tokens [batch, pos] int64; every tensor as the hook table's axes, over all heads and positions
     Raises: UnknownHookError for a name, HookError for a shape, that the hook table does not have.
     """
-    held = {}
+    permuted = {}
     for name in expand(list(tensors), config):
         x, point = tensors[name], point_of(name)
         sizes = {"batch": tokens.shape[0], **dict.fromkeys(("pos", "query_pos", "key_pos"), tokens.shape[1])}
-        wanted = tuple(sizes.get(axis) or point.width(axis, config) for axis in point.axes)
-        if tuple(x.shape) != wanted:
-            raise HookError(f"{name} is {' '.join(point.axes)}, here {wanted}; found {tuple(x.shape)}.")
+        expected = tuple(sizes.get(axis) or point.width(axis, config) for axis in point.axes)
+        if tuple(x.shape) != expected:
+            raise HookError(f"{name} is {' '.join(point.axes)}, here {expected}; found {tuple(x.shape)}.")
         if half_split and name.endswith(("attn.hook_q", "attn.hook_k", "hook_rot_q", "hook_rot_k")):
             x = to_adjacent(x.movedim(-1, 0), 1).movedim(0, -1)
-        held[name] = x.to(tokens.device)
-    return Capture(config, tokens, Request(tuple(held)), 0, held, {}, {"pair_order": "adjacent", "interventions": []})
+        permuted[name] = x.to(tokens.device)
+    return Capture(
+        config, tokens, Request(tuple(permuted)), 0, permuted, {}, {"pair_order": "adjacent", "interventions": []}
+    )
 
 
 def _shared(a: Capture, b: Capture, align: Align) -> tuple[int, int, int]:
@@ -154,7 +158,7 @@ def _hooks(a: Capture, b: Capture, shift: int) -> tuple[tuple[str, ...], dict[st
     hooks, left_out = [], {}
     for name in hook_names(deeper):
         if name in a and name in b:
-            reason = _unlike(a, b, name, shift)
+            reason = _why_not_comparable(a, b, name, shift)
         elif name in a or name in b:
             reason = f"captured in {'A' if name in a else 'B'} alone"
         else:
@@ -166,7 +170,7 @@ def _hooks(a: Capture, b: Capture, shift: int) -> tuple[tuple[str, ...], dict[st
     return tuple(hooks), left_out
 
 
-def _unlike(a: Capture, b: Capture, name: str, shift: int) -> str:
+def _why_not_comparable(a: Capture, b: Capture, name: str, shift: int) -> str:
     """Why a hook that both hold is not compared; empty if it is."""
     point = point_of(name)
     if not capture_access.of_tokens(name):
@@ -182,15 +186,15 @@ def _unlike(a: Capture, b: Capture, name: str, shift: int) -> str:
     return "after another context, keys differ" if shift and name.endswith((SCORES, PATTERN)) else ""
 
 
-def _reasons(left_out: Mapping[str, str]) -> list[str]:
+def _grouped_reasons(left_out: Mapping[str, str]) -> list[str]:
     """Each reason once, with the hooks as the table names them."""
-    found: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
-        found.setdefault(reason, []).append(point_of(name).name)
-    return [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in found.items()]
+        names_by_reason.setdefault(reason, []).append(point_of(name).name)
+    return [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in names_by_reason.items()]
 
 
-def _width(cap: Capture, name: str) -> int:
+def _numbers_per_token(cap: Capture, name: str) -> int:
     """Numbers that a token has at a hook, over batch rows and heads."""
     point, batch = point_of(name), cap.tokens.shape[0]
     keys = cap.start + cap.tokens.shape[1]
@@ -207,8 +211,8 @@ def _read(cap: Capture, name: str, rows: Tensor) -> Tensor:
     else:
         assert layer is not None
         inputs = cap.inputs[layer].narrow(None, rows)
-        seen = int(inputs.mask.positions.max()) + 1  # no query of these sees a later key
-        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k[:, :, :seen].detach())
+        n_keys = int(inputs.mask.positions.max()) + 1  # no query of these sees a later key
+        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k[:, :, :n_keys].detach())
         x = compute(f"blocks.{layer}.{SCORES}", inputs).double()
         # In logarithms a weight too small for float32 keeps its size.
         x = x.log_softmax(-1) if name.endswith(PATTERN) else x

@@ -40,7 +40,7 @@ def compare(
     from workbench.hooks.interventions import Ablate
     from workbench.hooks.rope_scaling import scaling_of
 
-    given = text(prompt, file)
+    prompt_text = text(prompt, file)
     heads = head_names.parse(ablate) if ablate else []
     a = load(model, device, dtype)
     same = (other or model, other_dtype) == (model, dtype)
@@ -52,7 +52,7 @@ def compare(
     tokenizer = tokenizer_of(a, model)
     if b.tokenizer is not None and b.tokenizer.sha256 != tokenizer.sha256:
         print("note: the models have different tokenizers; both read the first one's tokens", file=sys.stderr)
-    ids = tokenizer.encode(given, bos=True)
+    ids = tokenizer.encode(prompt_text, bos=True)
     tokens = torch.tensor([ids])
     if before:
         longer = torch.tensor([ids[:1] + tokenizer.encode(before) + ids[1:]])
@@ -60,19 +60,19 @@ def compare(
             _, cap = a.run_with_capture(tokens.to(a.device), compare_models.HOOKS)
             with b.intervene(*changes):
                 _, cap_b = b.run_with_capture(longer.to(b.device), compare_models.HOOKS)
-        found = compare_runs.compare(cap, cap_b, align="suffix")
+        result = compare_runs.compare(cap, cap_b, align="suffix")
     else:
-        found = compare_models.compare_runs(a, b, tokens, changes=changes)
-    at = found.part(threshold)
-    said = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} since {at}"
-    print(f"relative difference: {said}", file=sys.stderr)
+        result = compare_models.compare_runs(a, b, tokens, changes=changes)
+    at = result.part(threshold)
+    summary = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} since {at}"
+    print(f"relative difference: {summary}", file=sys.stderr)
     extra = {"other": other or model, "other_dtype": str(b.dtype).removeprefix("torch.")}
     extra |= {"interventions": [change.to_dict() for change in changes], "before": before}
     origin = Origin(model, a, len(ids), extra)
     if by == "hook":
-        deliver(found, output, origin, threshold=threshold)
+        deliver(result, output, origin, threshold=threshold)
     else:
-        part = found.by_head if by == "head" else found.logits
+        part = result.by_head if by == "head" else result.logits
         assert part is not None, "all hooks that both models share were compared"
         deliver(part, output, origin)
 
@@ -92,11 +92,11 @@ def finite(
     from probes.base import non_finite as probe
     from workbench.commands import tokenizer_of
 
-    given = text(prompt, file)
+    prompt_text = text(prompt, file)
     loaded = load(model, device, dtype)
-    ids = tokenizer_of(loaded, model).encode(given, bos=True)
-    found = probe.trace_non_finite(loaded, torch.tensor([ids]))
-    deliver(found, output, Origin(model, loaded, len(ids), {"hooks_checked": found.n_checked}))
+    ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
+    result = probe.trace_non_finite(loaded, torch.tensor([ids]))
+    deliver(result, output, Origin(model, loaded, len(ids), {"hooks_checked": result.n_checked}))
 
 
 COMMANDS = (

@@ -49,10 +49,10 @@ def compare_runs(
     budget = free_memory(model_a.device) // 2 if budget is None else budget
     names = [names] if isinstance(names, str) else list(names or HOOKS)
     parts = []
-    for group in _groups((model_a, model_b), tokens, names, budget):
+    for group in _layer_groups((model_a, model_b), tokens, names, budget):
         caps = []
-        for model, acting in ((model_a, ()), (model_b, changes)):
-            with model.intervene(*acting):
+        for model, active in ((model_a, ()), (model_b, changes)):
+            with model.intervene(*active):
                 _, cap = model.run_with_capture(tokens.to(model.device), group, budget=budget)
             caps.append(cap)
         parts.append(compare(*caps))
@@ -61,10 +61,12 @@ def compare_runs(
     for side, model, other in (("A", model_a, model_b), ("B", model_b, model_a)):
         missing = set(expand(names, model.config)) - set(hook_names(other.config))
         alone |= dict.fromkeys(sorted(missing), f"in {side} alone")
-    return _joined(parts, alone)
+    return _merge(parts, alone)
 
 
-def _groups(models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int) -> list[tuple[str, ...]]:
+def _layer_groups(
+    models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int
+) -> list[tuple[str, ...]]:
     """Hook names of neighbouring layers whose captures of both models fit the budget together."""
     sizes: dict[str, int] = {}
     for model in models:
@@ -77,24 +79,24 @@ def _groups(models: Sequence[Transformer], tokens: Tensor, names: Sequence[str],
     if not sizes:
         raise HookError("the two models share none of these hooks.")
     groups: list[list[str]] = [[]]
-    held = 0
+    used = 0
     pieces: dict[int | None, list[str]] = {}
     for name in sizes:
         pieces.setdefault(layer_of(name), []).append(name)
     for piece in pieces.values():
         size = sum(sizes[name] for name in piece)
-        if groups[-1] and held + size > budget:
+        if groups[-1] and used + size > budget:
             groups.append([])
-            held = 0
+            used = 0
         groups[-1] += piece
-        held += size
+        used += size
     return [tuple(group) for group in groups]
 
 
-def _joined(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
+def _merge(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
     """Comparisons of several groups of hooks as one, in the order of a run."""
     hooks = [hook for part in parts for hook in part.hooks]
-    order = np.array(sorted(range(len(hooks)), key=lambda i: _place(hooks[i])), dtype=int)
+    order = np.array(sorted(range(len(hooks)), key=lambda i: _hook_order(hooks[i])), dtype=int)
     joined = {name: frozen(np.concatenate([getattr(p, name) for p in parts])[order]) for name in MEASURES}
     heads = [part.by_head for part in parts if part.by_head is not None]  # layers come in their order
     by_head = None
@@ -113,7 +115,7 @@ def _joined(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison
     )
 
 
-def _place(hook: str) -> tuple[float, int]:
+def _hook_order(hook: str) -> tuple[float, int]:
     """Where a run reaches a hook: the order of the table, layer by layer."""
     point, layer = point_of(hook), layer_of(hook)
     row = HOOK_TABLE.index(point)

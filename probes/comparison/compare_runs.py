@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probes.base.result import Result, frozen, tidy
-from probes.comparison.alignment import Align, Aligned, aligned
+from probes.comparison.alignment import Align, Aligned, align_captures
 from workbench.hooks.capture import Capture
 from workbench.hooks.hook_points import PATTERN, layer_of
 
@@ -114,8 +114,8 @@ class Comparison(Result):
 
     def part(self, threshold: float = 1e-3) -> str | None:
         """The first hook of the run whose relative difference is above the threshold, or NaN; None if none is."""
-        apart = ~(self.relative <= threshold)
-        return self.hooks[int(apart.argmax())] if apart.any() else None
+        differs = ~(self.relative <= threshold)
+        return self.hooks[int(differs.argmax())] if differs.any() else None
 
     def frame(self) -> pd.DataFrame:
         """One row per hook: hook, layer, largest, relative, cosine; layer is -1 for the model's own hooks."""
@@ -133,45 +133,45 @@ def compare(a: Capture, b: Capture, *, align: Align = "equal") -> Comparison:
     Raises: HookError for captures of different tokens, unless `align` says which to compare; or if no hook is shared.
     Exact:  a capture compared with itself differs by 0, with cosine 1, and agrees everywhere.
     """
-    sides = aligned(a, b, align=align)
-    rows = {name: _of_hook(sides, name) for name in sides.hooks}
-    whole = np.array([found[:, -1] for found in rows.values()])  # [hook, measure]
+    sides = align_captures(a, b, align=align)
+    rows = {name: _hook_differences(sides, name) for name in sides.hooks}
+    whole = np.array([measures[:, -1] for measures in rows.values()])  # [hook, measure]
     return Comparison(
         sides.hooks,
         *(frozen(whole[:, i]) for i in range(3)),
-        by_head=_by_head(sides, rows),
-        logits=_logits(sides) if LOGITS in sides.hooks else None,
+        by_head=_head_differences(sides, rows),
+        logits=_logit_differences(sides) if LOGITS in sides.hooks else None,
         left_out=sides.left_out,
     )
 
 
-def _of_hook(sides: Aligned, name: str) -> np.ndarray:
+def _hook_differences(sides: Aligned, name: str) -> np.ndarray:
     """Largest, relative and cosine of one hook, then a pattern's KL and total variation.
 
     Shapes: -> float64 [measure, head + 1]: by number of the head, then all of the hook; NaN where nothing is held
     """
-    held = sides.heads(name)
+    heads = sides.heads(name)
     sums: dict[str, Tensor] = {}
     count = 0
     for _, x, y in sides.blocks(name):
-        found: dict[str, Tensor] = {}
+        block_sums: dict[str, Tensor] = {}
         if name.endswith(PATTERN):
             logs, x, y = x - y, x.exp(), y.exp()
-            found = _of_pattern(logs, x, y)
-        apart, xx, yy, xy = (x - y).abs(), x.square().sum(-1), y.square().sum(-1), (x * y).sum(-1)
+            block_sums = _pattern_differences(logs, x, y)
+        distance, xx, yy, xy = (x - y).abs(), x.square().sum(-1), y.square().sum(-1), (x * y).sum(-1)
         by_token = [torch.cat([part, part.sum(2, keepdim=True)], 2) for part in (xx, yy, xy)]  # [batch, pos, head + 1]
         cosine = by_token[2] / (by_token[0] * by_token[1]).sqrt()
-        whole = (by_token[0] == 0) | (by_token[1] == 0)  # a vector of length 0 has no direction
-        squares = torch.stack([apart.square().sum(-1), xx])
-        found |= {
+        zero_length = (by_token[0] == 0) | (by_token[1] == 0)  # a vector of length 0 has no direction
+        squares = torch.stack([distance.square().sum(-1), xx])
+        block_sums |= {
             "apart": torch.cat([squares, squares.sum(-1, keepdim=True)], -1).sum((1, 2)),  # [2, head + 1]
-            "cosine": cosine.masked_fill(whole, 0.0).sum((0, 1)),
-            "directed": (~whole).sum((0, 1)),
+            "cosine": cosine.masked_fill(zero_length, 0.0).sum((0, 1)),
+            "directed": (~zero_length).sum((0, 1)),
         }
-        largest = apart.amax((0, 1, 3))
+        largest = distance.amax((0, 1, 3))
         largest = torch.cat([largest, largest.amax().unsqueeze(0)])
         sums["largest"] = torch.maximum(sums["largest"], largest) if sums else largest
-        for key, value in found.items():
+        for key, value in block_sums.items():
             sums[key] = sums[key] + value if key in sums else value
         count += x.shape[0] * x.shape[1]
     difference, size = sums["apart"].sqrt()
@@ -180,11 +180,11 @@ def _of_hook(sides: Aligned, name: str) -> np.ndarray:
     rows += [sums[key] / count if key in sums else torch.full_like(relative, torch.nan) for key in ("kl", "moved")]
     values = torch.stack(rows).cpu().numpy()  # [measure, held head + 1]
     placed = np.full((len(rows), sides.a.config.n_heads + 1), np.nan)
-    placed[:, [*held, -1]] = values if held else values[:, -1:]
+    placed[:, [*heads, -1]] = values if heads else values[:, -1:]
     return placed
 
 
-def _of_pattern(logs: Tensor, p: Tensor, q: Tensor) -> dict[str, Tensor]:
+def _pattern_differences(logs: Tensor, p: Tensor, q: Tensor) -> dict[str, Tensor]:
     """KL in nats and total variation of patterns p and q, summed over tokens; `logs` is ln p - ln q.
 
     Shapes: [batch, pos, head, key] -> [head + 1] each; the last is the mean over heads
@@ -194,13 +194,13 @@ def _of_pattern(logs: Tensor, p: Tensor, q: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat([value, value.mean().unsqueeze(0)]) for name, value in sums.items()}
 
 
-def _by_head(sides: Aligned, rows: Mapping[str, np.ndarray]) -> HeadDifferences | None:
+def _head_differences(sides: Aligned, rows: Mapping[str, np.ndarray]) -> HeadDifferences | None:
     hooks = tuple(name for name in rows if sides.heads(name))
     if not hooks:
         return None
     values = np.stack([rows[name][:, :-1] for name in hooks])  # [hook, measure, head]
-    held = np.zeros((len(hooks), sides.a.config.n_heads), dtype=bool)
-    for row, name in zip(held, hooks, strict=True):
+    has_head = np.zeros((len(hooks), sides.a.config.n_heads), dtype=bool)
+    for row, name in zip(has_head, hooks, strict=True):
         row[list(sides.heads(name))] = True
     patterns = [name for name in hooks if name.endswith(PATTERN)]
     of_patterns = values[[name in patterns for name in hooks]]
@@ -208,14 +208,14 @@ def _by_head(sides: Aligned, rows: Mapping[str, np.ndarray]) -> HeadDifferences 
         hooks,
         tuple(layer for name in patterns if (layer := layer_of(name)) is not None),
         sides.a.config.group_size,
-        frozen(held),
+        frozen(has_head),
         *(frozen(values[:, i]) for i in range(3)),
         *(frozen(of_patterns[:, i]) for i in (3, 4)),
     )
 
 
-def _logits(sides: Aligned) -> LogitDifferences:
-    found: dict[str, list[Tensor]] = {"kl": [], "rank": [], "agree": []}
+def _logit_differences(sides: Aligned) -> LogitDifferences:
+    parts: dict[str, list[Tensor]] = {"kl": [], "rank": [], "agree": []}
     for _, x, y in sides.blocks(LOGITS):
         x, y = x.squeeze(2), y.squeeze(2)  # [batch, pos, vocab]
         logs = x.log_softmax(-1)
@@ -226,5 +226,5 @@ def _logits(sides: Aligned) -> LogitDifferences:
         rank = ((y > in_b) | ((y == in_b) & earlier)).sum(-1)
         rank = rank.masked_fill(kl.isnan(), -1)
         for name, value in {"kl": kl.clamp(min=0), "rank": rank, "agree": rank == 0}.items():
-            found[name].append(value.cpu())
-    return LogitDifferences(frozen(sides.positions), **{name: frozen(torch.cat(x, 1)) for name, x in found.items()})
+            parts[name].append(value.cpu())
+    return LogitDifferences(frozen(sides.positions), **{name: frozen(torch.cat(x, 1)) for name, x in parts.items()})

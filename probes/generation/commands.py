@@ -28,8 +28,8 @@ def sampled(
     from workbench.inference.sampling import Sampling
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    found = probe.sampling_trace(loaded, ids, Sampling(temperature, top_p, top_k), seed=seed, max_new_tokens=steps)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
+    trace = probe.sampling_trace(loaded, ids, Sampling(temperature, top_p, top_k), seed=seed, max_new_tokens=steps)
+    deliver(trace, output, origin, labels=labels_of(loaded, trace.tokens))
 
 
 COMMANDS = ((sampled, ON_A_PROMPT),)

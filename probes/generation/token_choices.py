@@ -156,21 +156,23 @@ def sampling_trace(
     Raises: as `choices`.
     Exact:  probabilities are those of the cached steps themselves; one run of the whole text gives them up to rounding.
     """
-    found = choices(model, prompt, sampling, seed=seed, max_new_tokens=max_new_tokens, alternatives=alternatives)
-    return gathered(prompt, found)
+    steps = choices(model, prompt, sampling, seed=seed, max_new_tokens=max_new_tokens, alternatives=alternatives)
+    return gathered(prompt, steps)
 
 
-def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> SamplingTrace:
+def gathered(prompt: Sequence[int], choices: Iterable[Choice]) -> SamplingTrace:
     """Steps that have been run, as one result; of an unfinished text too.
 
     Raises: DataError where there are none.
     """
-    steps = list(found)
+    steps = list(choices)
     if not steps:
         raise DataError("No token has been generated yet.")
     columns = ("logprob", "rank", "entropy", "share", "share_entropy", "kept")
     arrays = (frozen(np.array([getattr(step, name) for step in steps])) for name in columns)
-    others = (frozen(np.array([[one[i] for one in step.likeliest] for step in steps])) for i in range(3))
+    others = (
+        frozen(np.array([[alternative[i] for alternative in step.likeliest] for step in steps])) for i in range(3)
+    )
     return SamplingTrace(
         tuple(prompt),
         tuple(step.token for step in steps),
@@ -182,15 +184,15 @@ def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> SamplingTrace:
 
 
 def _steps(model: Transformer, row: GenerationState, sampling: Sampling, alternatives: int) -> Iterator[Choice]:
-    now = list(row.prompt)
-    cache = model.empty_cache(1, len(now) + row.room)
+    next_tokens = list(row.prompt)
+    cache = model.empty_cache(1, len(next_tokens) + row.room)
     while row.finish_reason is None:
         with torch.no_grad():
-            hidden = model.hidden(torch.tensor([now], device=model.device), cache)
+            hidden = model.hidden(torch.tensor([next_tokens], device=model.device), cache)
             logits = model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0]  # [1, vocab]
             choice = _choice(row, logits, sampling, alternatives)
         yield choice
-        now = [choice.token]
+        next_tokens = [choice.token]
 
 
 def _choice(row: GenerationState, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
@@ -199,15 +201,15 @@ def _choice(row: GenerationState, logits: Tensor, sampling: Sampling, alternativ
     if sampling.temperature > 0:
         uniform = torch.rand((), generator=row.generator).unsqueeze(0)
     token = int(tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device))))
-    own = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
+    logprobs = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
     share = distribution(logits[0], sampling)
-    top = own.topk(alternatives)
-    row.take(token, float(own[token]))
+    top = logprobs.topk(alternatives)
+    row.take(token, float(logprobs[token]))
     return Choice(
         token,
-        float(own[token]),
-        int((own > own[token]).sum()) + 1,
-        float(torch.special.entr(own.exp()).sum()),
+        float(logprobs[token]),
+        int((logprobs > logprobs[token]).sum()) + 1,
+        float(torch.special.entr(logprobs.exp()).sum()),
         float(share[token]),
         float(torch.special.entr(share).sum()),
         int((share > 0).sum()),

@@ -34,8 +34,8 @@ def neuron(
     from probes.mlp import neurons as probe
 
     loaded = load(model, device)
-    found = probe.neuron_tokens(loaded, layer, [neuron], k=top)
-    deliver(found, output, Origin(model, loaded))
+    result = probe.neuron_tokens(loaded, layer, [neuron], k=top)
+    deliver(result, output, Origin(model, loaded))
 
 
 def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
@@ -44,8 +44,8 @@ def entropy_neurons(model: Model = "demo", output: Output = None, device: Device
     from probes.mlp import neurons as probe
 
     loaded = load(model, device)
-    found = probe.entropy_neurons(loaded)
-    deliver(found, output, Origin(model, loaded))
+    result = probe.entropy_neurons(loaded)
+    deliver(result, output, Origin(model, loaded))
 
 
 COMMANDS = (

@@ -23,7 +23,7 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = ("blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post")
-"""What to capture for `neuron_statistics`."""
+"""Hooks to capture for `neuron_statistics`."""
 
 ROWS = 8192  # of the vocabulary, held in float64 at once
 
@@ -97,16 +97,16 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
     """
     capture_access.unpadded(cap)
     layers = capture_access.layers(cap, "mlp.hook_post")
-    absent = [layer for layer in layers if f"blocks.{layer}.mlp.hook_pre" not in cap]
-    if absent:
-        raise MissingHookError(f"this capture holds no 'blocks.{absent[0]}.mlp.hook_pre'; add it to the names.")
+    missing = [layer for layer in layers if f"blocks.{layer}.mlp.hook_pre" not in cap]
+    if missing:
+        raise MissingHookError(f"this capture holds no 'blocks.{missing[0]}.mlp.hook_pre'; add it to the names.")
     columns: dict[str, list[Tensor]] = {}
     for layer in layers:
         post = cap[f"blocks.{layer}.mlp.hook_post"].detach()
         n_pos = post.shape[1]
         post = post.flatten(0, 1).float().T  # [neuron, batch * pos]
         best = post.abs().topk(min(top, post.shape[1]), -1).indices
-        found = {
+        measures = {
             "open_share": (cap[f"blocks.{layer}.mlp.hook_pre"] > 0).float().mean((0, 1)),
             "mean": post.mean(-1),
             "rms": post.square().mean(-1).sqrt(),
@@ -118,7 +118,7 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
             "top_value": post.gather(-1, best),
             "nonfinite": (~post.isfinite()).sum(),
         }
-        for name, value in found.items():
+        for name, value in measures.items():
             columns.setdefault(name, []).append(value)
     return NeuronStatistics(layers, **{name: frozen(torch.stack(values)) for name, values in columns.items()})
 
@@ -254,9 +254,9 @@ def _covariance(model: Transformer) -> Tensor:
     total = gain.new_zeros(len(gain))
     for rows in table.split(ROWS):
         total += torch.nn.functional.normalize(rows.double() * gain, dim=-1).sum(0)
-    middle = total / len(table)
+    mean = total / len(table)
     products = gain.new_zeros(len(gain), len(gain))
     for rows in table.split(ROWS):  # centred first: the mean of squares less the squared mean would cancel
-        away = torch.nn.functional.normalize(rows.double() * gain, dim=-1) - middle
-        products += away.T @ away
+        centred = torch.nn.functional.normalize(rows.double() * gain, dim=-1) - mean
+        products += centred.T @ centred
     return products / len(table)

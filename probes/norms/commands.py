@@ -16,8 +16,8 @@ def gains(model: Model = "demo", output: Output = None, device: Device = "auto")
     from probes.norms import rms_norms
 
     loaded = load(model, device)
-    found = rms_norms.gain_statistics(loaded)
-    deliver(found, output, Origin(model, loaded))
+    result = rms_norms.gain_statistics(loaded)
+    deliver(result, output, Origin(model, loaded))
 
 
 def rms(
@@ -40,8 +40,8 @@ def norm_times(
     check(output)
     from probes.norms import norm_linearity
 
-    found = norm_linearity.norm_times(config(model), tokens=tokens)
-    deliver(found, output, Origin(model))
+    result = norm_linearity.norm_times(config(model), tokens=tokens)
+    deliver(result, output, Origin(model))
 
 
 def linear(
@@ -57,8 +57,8 @@ def linear(
     from probes.norms import norm_linearity
 
     loaded, cap, origin = capture(model, prompt, file, norm_linearity.HOOKS, device)
-    found = norm_linearity.linearised_norm(loaded, cap, final=final)
-    deliver(found, output, origin)
+    result = norm_linearity.linearised_norm(loaded, cap, final=final)
+    deliver(result, output, origin)
 
 
 def recentring(
@@ -85,8 +85,8 @@ def generated_norms(
     from probes.norms import during_generation as probe
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    found = probe.generated_norms(loaded, ids, steps=steps)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
+    result = probe.generated_norms(loaded, ids, steps=steps)
+    deliver(result, output, origin, labels=labels_of(loaded, result.tokens))
 
 
 COMMANDS = (

@@ -49,7 +49,7 @@ class GeneratedNorms(Result):
     def frame(self) -> pd.DataFrame:
         """One row per norm and position: layer, norm, pos, step (0 for the prompt), token, rms."""
         table = self.rms.frame().drop(columns="batch")
-        return _told(table, self.tokens, self.n_prompt, at=3)
+        return _with_step_and_token(table, self.tokens, self.n_prompt, at=3)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class GeneratedStream(Result):
         columns["outliers"] = np.broadcast_to(self.outliers, self.largest.shape)
         n_layers, pos = self.largest.shape
         table = tidy({"layer": range(n_layers), "pos": range(pos)}, columns)
-        return _told(table, self.tokens, self.n_prompt, at=2)
+        return _with_step_and_token(table, self.tokens, self.n_prompt, at=2)
 
 
 @torch.no_grad()
@@ -112,9 +112,11 @@ def generated_norms(model: Transformer, prompt: Sequence[int], *, steps: int = 3
     return GeneratedNorms(
         tuple(tokens),
         len(prompt),
-        InputRms(rms[0].norms, _joined([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
+        InputRms(rms[0].norms, _concatenated([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
         ContributionRatios(
-            ratios[0].layers, _joined([part.ratio for part in ratios]), _joined([part.cosine for part in ratios])
+            ratios[0].layers,
+            _concatenated([part.ratio for part in ratios]),
+            _concatenated([part.cosine for part in ratios]),
         ),
     )
 
@@ -140,25 +142,25 @@ def generated_stream(
     Exact:  equals one capture of the whole text, up to the rounding of a cached run.
     """
     hooks = [name for name in HOOKS if not name.endswith("hook_scale")]
-    tokens, tally = list(prompt), _Tally(model.config.n_layers, model.config.dim)
-    found: list[dict[str, Tensor]] = []
+    tokens, tally = list(prompt), _OutlierCounter(model.config.n_layers, model.config.dim)
+    parts: list[dict[str, Tensor]] = []
     ratios: list[np.ndarray] = []
     for cap in _captures(model, tokens, steps, hooks):
         size = torch.stack([cap[f"blocks.{i}.hook_resid_post"][0].float().abs() for i in range(model.config.n_layers)])
         ordered = size.sort(-1).values  # [layer, pos, dim]
         dim = size.shape[-1]
         median = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
-        over = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
+        massive = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
         large = size >= magnitude
         tally.add(size.cpu(), large.cpu())
-        part = {"largest": ordered[..., -1], "median": median, "massive": over.sum(-1), "large": large.sum(-1)}
-        found.append({name: values.cpu() for name, values in part.items()})
+        part = {"largest": ordered[..., -1], "median": median, "massive": massive.sum(-1), "large": large.sum(-1)}
+        parts.append({name: values.cpu() for name, values in part.items()})
         ratios.append(rms_norms.contribution_ratios(cap).ratio[:, :, 0])  # [layer, sublayer, pos]
-    added = _joined(ratios)
+    added = _concatenated(ratios)
     return GeneratedStream(
         tuple(tokens),
         len(prompt),
-        *(frozen(torch.cat([part[name] for part in found], -1)) for name in ("largest", "median", "massive", "large")),
+        *(frozen(torch.cat([part[name] for part in parts], -1)) for name in ("largest", "median", "massive", "large")),
         frozen(added[:, 0]),
         frozen(added[:, 1]),
         frozen(np.array(tally.counts)),
@@ -171,26 +173,26 @@ def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence
     if not tokens or steps < 1:
         raise DataError(f"generation needs a prompt and at least 1 step; found {len(tokens)} tokens, {steps} steps.")
     cache = model.empty_cache(1, len(tokens) + steps - 1)
-    now = list(tokens)
+    next_tokens = list(tokens)
     for step in range(steps):
-        logits, cap = model.run_with_capture(torch.tensor([now], device=model.device), hooks, cache=cache)
+        logits, cap = model.run_with_capture(torch.tensor([next_tokens], device=model.device), hooks, cache=cache)
         yield cap
-        now = [int(logits[0, -1].argmax())]
+        next_tokens = [int(logits[0, -1].argmax())]
         if step < steps - 1:
-            tokens += now
+            tokens += next_tokens
 
 
-class _Tally:
+class _OutlierCounter:
     """Outlier dimensions of a text that grows: large entries are counted, streams are not kept."""
 
     def __init__(self, n_layers: int, dim: int) -> None:
         self.hits = torch.zeros(n_layers, dim)
-        self.most = torch.zeros(dim)
+        self.largest = torch.zeros(dim)
         self.counts: list[int] = []
 
     def add(self, size: Tensor, large: Tensor) -> None:
         """Shapes: [layer, pos, dim], [layer, pos, dim] bool"""
-        self.most = torch.maximum(self.most, size.amax((0, 1)))
+        self.largest = torch.maximum(self.largest, size.amax((0, 1)))
         for position in large.unbind(1):
             self.hits += position
             self.counts.append(len(self.dimensions(len(self.counts) + 1).dims))
@@ -199,10 +201,10 @@ class _Tally:
         """Those of the n positions that were added."""
         layers, positions = (self.hits > 0).float().mean(0), (self.hits / n).mean(0)
         outlier = (layers >= _LAYER_SHARE) & (positions >= _POSITION_SHARE)
-        return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.most), frozen(outlier))
+        return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.largest), frozen(outlier))
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Along the positions, which are the last axis."""
     return frozen(np.concatenate(parts, -1))
 
@@ -211,7 +213,7 @@ def _steps(tokens: Sequence[int], n_prompt: int) -> np.ndarray:
     return np.maximum(np.arange(len(tokens)) - n_prompt + 1, 0)
 
 
-def _told(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
+def _with_step_and_token(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
     """The table with step and token after its column of positions."""
     pos = table["pos"].to_numpy()
     table.insert(at, "step", _steps(tokens, n_prompt)[pos])

@@ -22,7 +22,7 @@ COUNTS = ("massive", "large")
 
 
 def generated_norms(
-    found: GeneratedNorms,
+    result: GeneratedNorms,
     labels: Sequence[str] | None = None,
     *,
     norm: str = "ln1",
@@ -30,11 +30,11 @@ def generated_norms(
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """What one kind of norm divides every token by, the generated ones included. Shapes: labels as `input_rms`'s"""
-    return input_rms(found.rms, labels, norm=norm, theme=theme, stamp=stamp)
+    return input_rms(result.rms, labels, norm=norm, theme=theme, stamp=stamp)
 
 
 def generated_stream(
-    found: GeneratedStream,
+    result: GeneratedStream,
     labels: Sequence[str] | None = None,
     *,
     show: Literal["largest", "median", "massive", "large", "attn", "mlp"] = "largest",
@@ -45,7 +45,7 @@ def generated_stream(
 
     Shapes: labels [pos], unique and escaped; positions where they are not given
     """
-    values = getattr(found, show).astype(np.float32)  # [layer, pos]
+    values = getattr(result, show).astype(np.float32)  # [layer, pos]
     names = position_names(labels, values.shape[1])
     unit = "entries" if show in COUNTS else f"log10 of the {SHOWN[show][0].lower() + SHOWN[show][1:]}"
     z = values if show in COUNTS else np.log10(np.where(values > 0, values, np.nan))
@@ -55,9 +55,9 @@ def generated_stream(
             hovertemplate="layer %{y}<br>%{x}<br>%{customdata:.4g}<extra></extra>",
         )
     )  # fmt: skip
-    if found.n_prompt < len(names):
-        fig.add_vline(x=found.n_prompt - 0.5, line={"width": 2, "color": "#888888"})
+    if result.n_prompt < len(names):
+        fig.add_vline(x=result.n_prompt - 0.5, line={"width": 2, "color": "#888888"})
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    said = f"{SHOWN[show]}: {found.n_prompt} prompt tokens, {len(names) - found.n_prompt} generated ones"
-    return finish(fig, "generated_stream", f"{said}; {found.outliers[-1]} outlier dimensions", theme, stamp)
+    title = f"{SHOWN[show]}: {result.n_prompt} prompt tokens, {len(names) - result.n_prompt} generated ones"
+    return finish(fig, "generated_stream", f"{title}; {result.outliers[-1]} outlier dimensions", theme, stamp)

@@ -29,7 +29,7 @@ HOOKS = (
     "blocks.*.hook_attn_out",
     "blocks.*.hook_mlp_out",
 )
-"""What to capture for every probe of this module."""
+"""Hooks to capture for every probe of this module."""
 
 
 # --- the norm as a linear map ---------------------------------------------------------------------------------
@@ -83,10 +83,10 @@ class LinearisedNorm(Result):
         count, batch, pos = self.size.shape
         columns = {"derivative": self.derivative, "frozen_scale": self.frozen_scale, "size": self.size}
         table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, columns)
-        which = table.pop("row").to_numpy()
+        row = table.pop("row").to_numpy()
         labels = {"layer": self.parts, "part": self.parts, "norm_layer": self.norms, "norm": self.norms}
         for at, (name, source) in enumerate(labels.items()):
-            table.insert(at, name, np.array([pair[at % 2] for pair in source])[which])
+            table.insert(at, name, np.array([pair[at % 2] for pair in source])[row])
         return table
 
 
@@ -113,12 +113,12 @@ def linearised_norm(model: Transformer, cap: Capture, *, final: bool = False) ->
             rows.append(((layer, part), norm, x, f"blocks.{layer}.hook_{part}_out"))
     if final:
         rows.insert(0, ((-1, "embed"), (n_layers, FINAL), f"blocks.{n_layers - 1}.hook_resid_post", "hook_embed"))
-    found = []
+    measures = []
     for _, norm, stream, part in rows:
         x, d = cap[stream].double(), -cap[part].double()
         errors = linearisation(x, d, _gain(model, norm).double().to(x.device), cap.config.norm_eps)
-        found.append(torch.stack([*errors, d.norm(dim=-1) / x.norm(dim=-1)]))
-    derivative, frozen_scale, size = (frozen(part) for part in torch.stack(found, 1))
+        measures.append(torch.stack([*errors, d.norm(dim=-1) / x.norm(dim=-1)]))
+    derivative, frozen_scale, size = (frozen(part) for part in torch.stack(measures, 1))
     return LinearisedNorm(tuple(row[0] for row in rows), tuple(row[1] for row in rows), derivative, frozen_scale, size)
 
 
@@ -162,9 +162,9 @@ class Recentring(Result):
         count, batch, pos = self.share.shape
         axes = {"row": range(count), "batch": range(batch), "pos": range(pos)}
         table = tidy(axes, {"share": self.share, "change": self.change})
-        which = table.pop("row").to_numpy()
+        row = table.pop("row").to_numpy()
         for at, name in enumerate(("layer", "norm")):
-            table.insert(at, name, np.array([norm[at] for norm in self.norms])[which])
+            table.insert(at, name, np.array([norm[at] for norm in self.norms])[row])
         return table
 
     def by_norm(self) -> pd.DataFrame:
@@ -197,15 +197,15 @@ def recentring(cap: Capture) -> Recentring:
     Raises: MissingHookError if hook_resid_pre or hook_resid_mid was captured for no layer.
     Source: arXiv 1910.07467, whose claim is that re-centring is not needed.
     """
-    norms, found = [], []
-    for norm, x in _read_by(cap):
+    norms, measures = [], []
+    for norm, x in _norm_inputs(cap):
         norms.append(norm)
-        found.append(torch.stack(recentred(x.double(), cap.config.norm_eps)))
-    share, change = (frozen(part) for part in torch.stack(found, 1))
+        measures.append(torch.stack(recentred(x.double(), cap.config.norm_eps)))
+    share, change = (frozen(part) for part in torch.stack(measures, 1))
     return Recentring(tuple(norms), share, change)
 
 
-def _read_by(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
+def _norm_inputs(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
     capture_access.layers(cap, "hook_resid_mid")
     for layer in capture_access.layers(cap, "hook_resid_pre"):
         yield (layer, "ln1"), cap[f"blocks.{layer}.hook_resid_pre"]
@@ -259,23 +259,23 @@ def norm_times(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, config.dim, generator=generator).to(device, dtype)
     gain, bias = torch.ones_like(x[0]), torch.zeros_like(x[0])
-    own = RMSNorm(config.dim, config.norm_eps).to(device, dtype)
-    ways = {
-        "this model's RMSNorm": lambda: own(x, None),
+    rms_norm_module = RMSNorm(config.dim, config.norm_eps).to(device, dtype)
+    variants = {
+        "this model's RMSNorm": lambda: rms_norm_module(x, None),
         "torch rms_norm": lambda: functional.rms_norm(x, shape, gain, config.norm_eps),
         "torch layer_norm": lambda: functional.layer_norm(x, shape, gain, bias, config.norm_eps),
     }
-    seconds = np.zeros((len(ways), repeats + 1))
+    seconds = np.zeros((len(variants), repeats + 1))
     for repeat in range(repeats + 1):
-        for way, call in enumerate(ways.values()):
-            begin = _now(x)
+        for index, call in enumerate(variants.values()):
+            begin = _synchronised_time(x)
             call()
-            seconds[way, repeat] = _now(x) - begin
+            seconds[index, repeat] = _synchronised_time(x) - begin
     name = str(dtype).removeprefix("torch.")
-    return NormTimes(tuple(ways), frozen(seconds[:, 1:]), tokens, config.dim, name, str(x.device))
+    return NormTimes(tuple(variants), frozen(seconds[:, 1:]), tokens, config.dim, name, str(x.device))
 
 
-def _now(x: Tensor) -> float:
+def _synchronised_time(x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter()

@@ -28,7 +28,7 @@ HOOKS = (
     "blocks.*.hook_attn_out",
     "blocks.*.hook_mlp_out",
 )
-"""What to capture for every probe of this module."""
+"""Hooks to capture for every probe of this module."""
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FINAL = "ln_final"
@@ -56,9 +56,9 @@ class InputRms(Result):
         """One row per norm, batch row and position: layer, norm, batch, pos, rms."""
         count, batch, pos = self.rms.shape
         table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, {"rms": self.rms})
-        which = table.pop("row").to_numpy()
-        table.insert(0, "layer", np.array([layer for layer, _ in self.norms])[which])
-        table.insert(1, "norm", np.array([norm for _, norm in self.norms])[which])
+        row = table.pop("row").to_numpy()
+        table.insert(0, "layer", np.array([layer for layer, _ in self.norms])[row])
+        table.insert(1, "norm", np.array([norm for _, norm in self.norms])[row])
         return table
 
 
@@ -144,8 +144,8 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
     """
     rows = [(_norm_of(name, model.config.n_layers), gain.double().cpu()) for name, gain in _gains(model)]
     gains = torch.stack([gain for _, gain in rows])  # [norm, dim]
-    away = (gains - gains.median(-1, keepdim=True).values).abs()
-    dims = away.topk(min(top, gains.shape[-1]), -1).indices
+    distance = (gains - gains.median(-1, keepdim=True).values).abs()
+    dims = distance.topk(min(top, gains.shape[-1]), -1).indices
     return GainStatistics(
         tuple(norm for norm, _ in rows),
         frozen(torch.quantile(gains, torch.tensor(QUANTILES, dtype=torch.float64), -1).T),
@@ -222,24 +222,24 @@ def massive_activations(cap: Capture, *, threshold: float = 100.0, ratio: float 
     Raises: MissingHookError if `hook_resid_post` was captured for no layer.
     Source: arXiv 2402.17762, whose thresholds are the defaults.
     """
-    layers, tables, top, medians, bad = [], [], [], [], 0
+    layers, tables, top, medians, nonfinite = [], [], [], [], 0
     for layer, x in _streams(cap, "hook_resid_post"):
         size = x.abs()
-        middle = median(size)
-        bad += int((~x.isfinite()).sum())
-        where = massive_entries(x, threshold=threshold, ratio=ratio).nonzero().cpu()  # [entry, 3]
-        values = x.cpu()[tuple(where.T)]
-        table = pd.DataFrame(where.numpy(), columns=["batch", "pos", "dim"])
+        layer_median = median(size)
+        nonfinite += int((~x.isfinite()).sum())
+        indices = massive_entries(x, threshold=threshold, ratio=ratio).nonzero().cpu()  # [entry, 3]
+        values = x.cpu()[tuple(indices.T)]
+        table = pd.DataFrame(indices.numpy(), columns=["batch", "pos", "dim"])
         table.insert(0, "layer", layer)
         table["value"] = values.numpy()
-        table["ratio"] = (values.abs() / middle.cpu()).numpy()
+        table["ratio"] = (values.abs() / layer_median.cpu()).numpy()
         tables.append(table)
         layers.append(layer)
         top.append(torch.where(x.isfinite(), size, 0).flatten().topk(min(3, size.numel())).values)
-        medians.append(middle)
+        medians.append(layer_median)
     table = pd.concat(tables, ignore_index=True)
     return MassiveActivations(
-        tuple(layers), table, frozen(torch.stack(top)), frozen(torch.stack(medians)), threshold, ratio, bad
+        tuple(layers), table, frozen(torch.stack(top)), frozen(torch.stack(medians)), threshold, ratio, nonfinite
     )
 
 
@@ -334,14 +334,14 @@ def contribution_ratios(cap: Capture) -> ContributionRatios:
     Source: arXiv 2004.10102.
     """
     layers = capture_access.layers(cap, "hook_attn_out")
-    both = [
+    pairs = [
         [
             contribution(cap[f"blocks.{layer}.hook_{out}"], cap[f"blocks.{layer}.hook_resid_{stream}"])
             for out, stream in (("attn_out", "pre"), ("mlp_out", "mid"))
         ]
         for layer in layers
     ]
-    ratio, cosine = (frozen(torch.stack([torch.stack([pair[i] for pair in row]) for row in both])) for i in (0, 1))
+    ratio, cosine = (frozen(torch.stack([torch.stack([pair[i] for pair in row]) for row in pairs])) for i in (0, 1))
     return ContributionRatios(layers, ratio, cosine)
 
 

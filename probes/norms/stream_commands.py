@@ -35,8 +35,8 @@ def massive(
     from probes.norms import rms_norms
 
     _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
-    found = rms_norms.massive_activations(cap, threshold=threshold, ratio=ratio)
-    deliver(found, output, origin)
+    result = rms_norms.massive_activations(cap, threshold=threshold, ratio=ratio)
+    deliver(result, output, origin)
 
 
 def outliers(
@@ -75,8 +75,8 @@ def generated_stream(
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     limits = {"threshold": threshold, "ratio": ratio, "magnitude": magnitude}
-    found = probe.generated_stream(loaded, ids, steps=steps, **limits)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens), show=show)
+    result = probe.generated_stream(loaded, ids, steps=steps, **limits)
+    deliver(result, output, origin, labels=labels_of(loaded, result.tokens), show=show)
 
 
 COMMANDS = (

@@ -104,7 +104,7 @@ def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
     ids = demo.tokenizer.encode(PROMPT, bos=True)
     with torch.no_grad():
         _, cap = demo.run_with_capture(torch.tensor([ids]), rms_norms.HOOKS)
-    expected = rms_norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(command.SHOWN_ROWS)
+    expected = rms_norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(command.MAX_PRINTED_ROWS)
     assert table["dim"].tolist() == expected["dim"].tolist()
     code, out, _ = probe("induction", "--block", "5", "--device", "cpu")
     shown = pd.read_csv(io.StringIO(out), sep=r"\s+")["induction"].to_numpy()
@@ -175,7 +175,7 @@ def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) ->
 
 def test_long_tables_are_cut_and_say_so(probe) -> None:
     code, out, err = probe("rms", *RUN)
-    assert len(out.splitlines()) == command.SHOWN_ROWS + 1
+    assert len(out.splitlines()) == command.MAX_PRINTED_ROWS + 1
     assert "--output" in err and "more rows" in err
 
 
@@ -232,7 +232,7 @@ def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, d
     for argv, found in expected.items():
         code, _, err = probe("attribution", *RUN, *argv, "-o", file)
         assert code == 0 and all(
-            f'{token} "{text}"' in err for token, text in logit_attribution.texts_of(demo, found.tokens).items()
+            f'{token} "{text}"' in err for token, text in logit_attribution.target_texts(demo, found.tokens).items()
         )
         # Single precision written as text, from another run: a capture of other hooks changes no number.
         pd.testing.assert_frame_equal(pd.read_csv(file), found.frame(), check_dtype=False, rtol=1e-5, atol=1e-6)
@@ -242,7 +242,7 @@ def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, d
 @pytest.mark.parametrize(
     ("argv", "say"),
     [
-        (("lens", *RUN, "--token", "many of them"), "name one of them with --id"),
+        (("lens", *RUN, "--token", "many of them"), "give one of them with --id"),
         (("lens", *RUN, "--id", "99999"), "0 to 1279"),
         (("lens", *RUN, "--id", "7", "--position", "99"), "not 99"),
         (("lens", *RUN, "--tuned", "no-such-lens"), "cannot be read"),

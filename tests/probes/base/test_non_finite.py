@@ -144,19 +144,22 @@ def test_half_precision_overflows_where_it_does(tiny_model: Transformer, tokens:
 def test_a_result_lists_its_numbers_that_are_not_finite(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     cap = capture(tiny_model, tokens, wb.Patch("blocks.1.attn.hook_q", NAN, heads=[2]), names=head_metrics.HOOKS)
     found = head_metrics.head_metrics(cap)
-    touched = found.touched()
+    touched = found.non_finite_indices()
     heads = set(map(tuple, np.concatenate([at for name, at in touched.items() if name.startswith("values")]).tolist()))
     assert (1, 2) in heads and heads <= {(1, 2), *((2, head) for head in range(4))}
     assert "not finite" in found._repr_html_()
     clean = head_metrics.head_metrics(capture(tiny_model, tokens, names=head_metrics.HOOKS))
-    assert clean.touched() == {} and "not finite" not in clean._repr_html_()
+    assert clean.non_finite_indices() == {} and "not finite" not in clean._repr_html_()
 
 
 def test_touched_by_hand() -> None:
     found = non_finite.NonFinite(
         (), np.array([1.0, NAN]), np.array([[1.0, -INF], [INF, 0]]), np.array([1]), np.array([]), 0
     )
-    assert {name: at.tolist() for name, at in found.touched().items()} == {"nan": [[1]], "plus": [[0, 1], [1, 0]]}
+    assert {name: at.tolist() for name, at in found.non_finite_indices().items()} == {
+        "nan": [[1]],
+        "plus": [[0, 1], [1, 0]],
+    }
 
 
 def test_the_figure_shows_the_share_of_tokens(tiny_model: Transformer, tokens: torch.Tensor) -> None:

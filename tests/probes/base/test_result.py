@@ -37,9 +37,9 @@ from workbench.model import Transformer
 BUDGET = 1_500_000  # bytes of a figure
 HOSTILE = "</td><script>alert(1)</script>"
 MODULES = [
-    importlib.import_module(f"probes.{module.name}")
-    for module in pkgutil.iter_modules(probes.__path__)
-    if module.name != "cli" and not module.name.startswith("figures")
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(probes.__path__, "probes.")
+    if not module.name.endswith(("cli", "commands", "figures", "drawing"))
 ]
 
 
@@ -71,7 +71,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "RelativeInvariance": lambda m, cap: head_scores.relative_invariance(cap, 1, 2),
     "ScoreByDistance": lambda m, cap: head_scores.score_by_distance(cap, 1, 2),
     "WhatIf": lambda m, cap: head_scores.what_if(cap, 1, 2, 2 * formulas.model_frequencies(m.config)),
-    "Turned": lambda m, cap: what_if_heads.what_if_heads(cap, 2 * formulas.model_frequencies(m.config)),
+    "RotationSensitivity": lambda m, cap: what_if_heads.what_if_heads(cap, 2 * formulas.model_frequencies(m.config)),
     "Wavelengths": lambda m, cap: formulas.wavelengths(m.config),
     "Decay": lambda m, cap: formulas.decay(m.config),
     "LossByPosition": lambda m, cap: loss_by_position.loss_by_position(
@@ -104,7 +104,9 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "Routes": lambda m, cap: information_flow_routes.routes(m, cap),
     "GeneratedNorms": lambda m, cap: during_generation.generated_norms(m, [5, 6, 7], steps=3),
     "GeneratedStream": lambda m, cap: during_generation.generated_stream(m, [5, 6, 7], steps=3),
-    "Sampled": lambda m, cap: token_choices.sampling_trace(m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3),
+    "SamplingTrace": lambda m, cap: token_choices.sampling_trace(
+        m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3
+    ),
     "RetrievalScores": lambda m, cap: retrieval_heads.retrieval_scores(
         m, [retrieval_heads.Haystack(row[:16], 3, 5) for row in cap.tokens.tolist()], least_recall=0
     ),

@@ -43,8 +43,10 @@ def test_two_hooks_by_hand(tiny_config: ModelConfig) -> None:
     tokens = torch.tensor([[0, 1]])
     logs = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]]))
     other = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]]))
-    a = alignment.foreign(config, tokens, {"hook_embed": torch.tensor([[[3.0, 4.0], [0.0, 5.0]]]), "hook_logits": logs})
-    b = alignment.foreign(
+    a = alignment.capture_from_tensors(
+        config, tokens, {"hook_embed": torch.tensor([[[3.0, 4.0], [0.0, 5.0]]]), "hook_logits": logs}
+    )
+    b = alignment.capture_from_tensors(
         config, tokens, {"hook_embed": torch.tensor([[[4.0, 3.0], [0.0, 0.0]]]), "hook_logits": other}
     )
     found = compare_runs.compare(a, b)
@@ -64,7 +66,9 @@ def test_of_equal_logits_the_first_is_chosen_on_both_sides(tiny_config: ModelCon
     tokens = torch.tensor([[0, 1, 2, 3]])
     a = torch.tensor([[[0.0, 2, 1, 0], [0.0, 2, 1, 2], [0.0, 0, 3, 0], [1.0, 1, 1, 1]]])
     b = torch.tensor([[[1.0, 1, 1, 1], [0.0, 2, 0, 2], [3.0, 5, 5, 4], [0.0, 0, 0, 0]]])
-    found = compare_runs.compare(*(alignment.foreign(config, tokens, {"hook_logits": side}) for side in (a, b))).logits
+    found = compare_runs.compare(
+        *(alignment.capture_from_tensors(config, tokens, {"hook_logits": side}) for side in (a, b))
+    ).logits
     assert found is not None
     # A takes 1, 1, 2 and 0; B takes 0, 1, 1 and 0, where all of its logits tie the one with the lowest id.
     assert found.rank.tolist() == [[1, 0, 1, 0]]
@@ -75,8 +79,10 @@ def test_a_pattern_by_hand(tiny_config: ModelConfig) -> None:
     config = replace(tiny_config, n_layers=1, n_heads=2, n_kv_heads=1)
     name, tokens = "blocks.0.attn.hook_pattern", torch.tensor([[0, 1]])
     eye = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    a = alignment.foreign(config, tokens, {name: torch.stack([eye, eye])[None]})
-    b = alignment.foreign(config, tokens, {name: torch.stack([eye, torch.tensor([[1.0, 0.0], [0.25, 0.75]])])[None]})
+    a = alignment.capture_from_tensors(config, tokens, {name: torch.stack([eye, eye])[None]})
+    b = alignment.capture_from_tensors(
+        config, tokens, {name: torch.stack([eye, torch.tensor([[1.0, 0.0], [0.25, 0.75]])])[None]}
+    )
     found = compare_runs.compare(a, b).by_head
     assert found is not None
     row = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
@@ -310,7 +316,7 @@ def transformers_capture(theirs: Any, config: ModelConfig, tokens: torch.Tensor,
         held[f"blocks.{i}.attn.hook_pattern"] = attention
         held[f"blocks.{i}.hook_resid_pre"] = out.hidden_states[i]
     held |= {"ln_final.hook_out": out.hidden_states[-1], "hook_logits": out.logits}
-    return alignment.foreign(config, tokens, held, half_split=half_split)
+    return alignment.capture_from_tensors(config, tokens, held, half_split=half_split)
 
 
 def test_transformers_runs_the_same(tiny_model: Transformer, reference_model: Any, tokens: torch.Tensor) -> None:
@@ -339,9 +345,9 @@ def test_an_error_in_a_port_is_found(tiny_model: Transformer, reference_model: A
 
 def test_foreign_tensors_are_checked(tiny_config: ModelConfig, tokens: torch.Tensor) -> None:
     with pytest.raises(HookError, match="batch pos dim"):
-        alignment.foreign(tiny_config, tokens, {"hook_embed": torch.zeros(2, 24, 3)})
+        alignment.capture_from_tensors(tiny_config, tokens, {"hook_embed": torch.zeros(2, 24, 3)})
     with pytest.raises(UnknownHookError):
-        alignment.foreign(tiny_config, tokens, {"embed": torch.zeros(2, 24, tiny_config.dim)})
+        alignment.capture_from_tensors(tiny_config, tokens, {"embed": torch.zeros(2, 24, tiny_config.dim)})
 
 
 # --- tables and figures ---------------------------------------------------------------------------------------

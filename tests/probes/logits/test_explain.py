@@ -85,7 +85,7 @@ def test_what_is_added_to_the_stream_is_the_rest(tiny_model: Transformer) -> Non
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"token": 7, "contrast_token": 7}, "cannot be told from itself"),
+        ({"token": 7, "contrast_token": 7}, "cannot be compared with itself"),
         ({"token": 7, "contrast_token": 96}, "token ids are 0 to 95"),
         ({"token": 7, "contrast_token": 8, "position": 20}, "positions 0 to 19, not 20"),
         ({"token": 7, "contrast_token": 8, "position": -21}, "positions 0 to 19, not -21"),

@@ -217,7 +217,7 @@ def test_the_lens_of_one_position_is_that_part_of_the_whole(
         assert (one.ids[:, 0] == whole.ids[:, at]).all() and (one.curves.ranks[:, 0] == whole.curves.ranks[:, at]).all()
         assert one.kl[:, 0] == pytest.approx(whole.kl[:, at], abs=1e-5)  # one row meets another kernel than many
         assert one.curves.logprobs[:, 0] == pytest.approx(whole.curves.logprobs[:, at], abs=1e-5)
-    with pytest.raises(HookError, match="holds positions 0 to 23, not 24"):
+    with pytest.raises(HookError, match="has positions 0 to 23, not 24"):
         logit_lens.logit_lens(tiny_model, cap, position=24)
 
 
@@ -249,7 +249,7 @@ def test_blocks_of_positions_change_nothing(
     held = []
     unembed = tiny_model.unembed
     monkeypatch.setattr(tiny_model, "unembed", lambda x: held.append(len(x)) or unembed(x))
-    monkeypatch.setattr(logit_lens, "LOGITS", 5 * 96 + 10)
+    monkeypatch.setattr(logit_lens, "MAX_LOGITS", 5 * 96 + 10)
     found = logit_lens.logit_lens(tiny_model, cap, targets=[3])
     assert max(held) == 5 and len(held) == 5 * (1 + 4)
     assert found.kl == pytest.approx(expected.kl, abs=1e-5) and (found.ids == expected.ids).all()

@@ -75,7 +75,7 @@ def test_the_gradient_is_the_slope(
 ) -> None:
     """Central differences of the mean divergence that the lens itself reports, in blocks that do not divide."""
     tiny_model.double()
-    monkeypatch.setattr(logit_lens, "LOGITS", 7 * 96)
+    monkeypatch.setattr(logit_lens, "MAX_LOGITS", 7 * 96)
     generator = torch.Generator().manual_seed(2)
     zero = tuned_lens.TunedLens.zero(tiny_model)
     weight = 0.1 * torch.randn(zero.weight.shape, generator=generator)
