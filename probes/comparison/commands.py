@@ -1,4 +1,4 @@
-"""Commands that look for errors: where two runs part, and where a run's numbers are no longer finite."""
+"""Commands to find errors: the first difference of two runs, and the first NaN or infinity of a run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import typer
 from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
 from probes.base.command import Origin, check, deliver, load, text
 
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
 
 
 def compare(
     model: Model = "demo",
-    other: Annotated[str, typer.Option(help="The model to compare with; without it, the same.")] = "",
+    other: Annotated[str, typer.Option(help="Second model to compare with; default: the same model.")] = "",
     prompt: Prompt = None,
     file: File = None,
     dtype: Dtype = "auto",
-    other_dtype: Annotated[str, typer.Option(help="Type of the other's weights.")] = "auto",
-    ablate: Annotated[str, typer.Option(help="Heads to take away from the other, as L2H3,L5H1.")] = "",
-    scaling: Annotated[str, typer.Option(help="The other's RoPE, as yarn=4: see the command positions.")] = "",
-    before: Annotated[str, typer.Option(help="Text that the other reads before the prompt.")] = "",
-    by: Annotated[Literal["hook", "head", "position"], typer.Option(help="What a row is.")] = "hook",
-    threshold: Annotated[float, typer.Option(min=0, help="Relative difference at which the runs part.")] = 1e-3,
+    other_dtype: Annotated[str, typer.Option(help="Dtype of the second model.")] = "auto",
+    ablate: Annotated[str, typer.Option(help="Heads to ablate in the second run, for example L2H3,L5H1.")] = "",
+    scaling: Annotated[
+        str, typer.Option(help="RoPE scaling of the second run, for example yarn=4 (see the command positions).")
+    ] = "",
+    before: Annotated[str, typer.Option(help="Text before the prompt in the second run.")] = "",
+    by: Annotated[Literal["hook", "head", "position"], typer.Option(help="Rows of the table.")] = "hook",
+    threshold: Annotated[float, typer.Option(min=0, help="Relative difference that counts as different.")] = 1e-3,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Two runs of a prompt: how far apart, and since when."""
+    """Compare two runs of a prompt: differences by hook, head or position."""
     check(output)
     import torch
 
@@ -45,13 +47,13 @@ def compare(
     a = load(model, device, dtype)
     same = (other or model, other_dtype) == (model, dtype)
     if same and not (heads or scaling or before):
-        raise DataError("nothing differs; give --other, --other-dtype, --ablate, --scaling or --before.")
+        raise DataError("both runs are the same; give --other, --other-dtype, --ablate, --scaling or --before.")
     b = a if same else load(other or model, device, other_dtype)
     changes: list[Intervention] = [Ablate(f"L{layer}H{head}") for layer, head in heads]
     changes += [scaling_of(scaling, b.config)] if scaling else []
     tokenizer = tokenizer_of(a, model)
     if b.tokenizer is not None and b.tokenizer.sha256 != tokenizer.sha256:
-        print("note: the models have different tokenizers; both read the first one's tokens", file=sys.stderr)
+        print("note: the models have different tokenizers; both get the tokens of the first one", file=sys.stderr)
     ids = tokenizer.encode(prompt_text, bos=True)
     tokens = torch.tensor([ids])
     if before:
@@ -64,7 +66,7 @@ def compare(
     else:
         result = compare_models.compare_runs(a, b, tokens, changes=changes)
     at = result.part(threshold)
-    summary = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} since {at}"
+    summary = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} from {at} on"
     print(f"relative difference: {summary}", file=sys.stderr)
     extra = {"other": other or model, "other_dtype": str(b.dtype).removeprefix("torch.")}
     extra |= {"interventions": [change.to_dict() for change in changes], "before": before}
@@ -85,7 +87,7 @@ def finite(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Where NaN or infinity begins in a run, hook by hook."""
+    """Find NaN and infinity in a run, hook by hook."""
     check(output)
     import torch
 

@@ -1,6 +1,6 @@
-"""Two models compared on the same tokens without holding either run whole: some layers at a time.
+"""Comparison of two models on the same tokens, some layers at a time, so that neither run is in memory as a whole.
 
-Captures and runs; what differs is measured by `probes.comparison.compare_runs`.
+This module runs and captures; `probes.comparison.compare_runs` measures the differences.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,8 @@ HOOKS = tuple(
     for point in HOOK_TABLE
     if capture_access.of_tokens(point.name) and not point.name.endswith((SCORES, "hook_result"))
 )
-"""What `compare_runs` compares: not scores (q and k make them), hook_result (z makes it) and summaries of patterns."""
+"""Hooks that `compare_runs` compares: all except scores (computed from q and k), hook_result (computed from z) and
+summaries of patterns."""
 
 
 @torch.no_grad()
@@ -37,11 +38,10 @@ def compare_runs(
     changes: Sequence[Intervention] = (),
     budget: int | None = None,
 ) -> Comparison:
-    """Run both models on the same tokens, B under `changes`, and compare some layers at a time.
+    """Run both models on the same tokens, B with the interventions `changes`, and compare some layers at a time.
 
-    Only as many layers as the budget allows are held of both at once, and the models run once for each such group.
-    names: hooks to compare; `HOOKS` where not given. budget: bytes that the captures of both may hold; None: half of
-    the memory that is free now.
+    The budget limits how many layers of both are in memory at once; the models run once for each such group of layers.
+    names: hooks to compare, default `HOOKS`. budget: maximum bytes of both captures; None: half of the free memory.
     Shapes: tokens [batch, pos] int64
     Units:  as `comparison.compare`.
     Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
@@ -60,14 +60,14 @@ def compare_runs(
     alone: dict[str, str] = {}
     for side, model, other in (("A", model_a, model_b), ("B", model_b, model_a)):
         missing = set(expand(names, model.config)) - set(hook_names(other.config))
-        alone |= dict.fromkeys(sorted(missing), f"in {side} alone")
+        alone |= dict.fromkeys(sorted(missing), f"only in {side}")
     return _merge(parts, alone)
 
 
 def _layer_groups(
     models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int
 ) -> list[tuple[str, ...]]:
-    """Hook names of neighbouring layers whose captures of both models fit the budget together."""
+    """Groups of hook names, in neighbouring layers, whose captures of both models fit into the budget."""
     sizes: dict[str, int] = {}
     for model in models:
         request = Request.of(model.config, names)
@@ -77,7 +77,7 @@ def _layer_groups(
     shared = set(hook_names(models[0].config)) & set(hook_names(models[1].config))
     sizes = {name: size for name, size in sizes.items() if name in shared}
     if not sizes:
-        raise HookError("the two models share none of these hooks.")
+        raise HookError("the two models have none of these hooks in common.")
     groups: list[list[str]] = [[]]
     used = 0
     pieces: dict[int | None, list[str]] = {}
@@ -116,7 +116,7 @@ def _merge(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
 
 
 def _hook_order(hook: str) -> tuple[float, int]:
-    """Where a run reaches a hook: the order of the table, layer by layer."""
+    """Sort key of a hook in the order of a run: by layer, then by the hook table."""
     point, layer = point_of(hook), layer_of(hook)
     row = HOOK_TABLE.index(point)
     if layer is not None:

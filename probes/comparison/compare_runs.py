@@ -1,8 +1,8 @@
-"""Where two runs part: the same tokens through two models, types, contexts, rotations or interventions, hook by hook.
+"""Differences between two runs of the same tokens (other model, dtype, context, RoPE or interventions), hook by hook.
 
-A is the reference: relative differences are divided by its size, divergences are from it. Captures hold q and k in
-Meta's order, adjacent pairs; `probes.comparison.alignment.foreign` makes a capture of another implementation's
-tensors, and permutes those in half-split order.
+A is the reference: relative differences are divided by its norm, divergences are KL(A || B). Captures have q and k in
+Meta's order, adjacent pairs; `probes.comparison.alignment.capture_from_tensors` makes a capture from another
+implementation's tensors, and permutes those in half-split order.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ LOGITS, MEASURES = "hook_logits", ("largest", "relative", "cosine")
 
 @dataclass(frozen=True)
 class HeadDifferences(Result):
-    """Two runs' differences head by head, as `Comparison` defines them, for the hooks that have heads.
+    """Differences by head, as `Comparison` defines them, for the hooks that have heads.
 
-    Heads are numbered as in the model, key/value heads for k and v; NaN where a hook has no such head. `kl` is the
-    mean over queries of KL(A || B) of a head's pattern in nats, `moved` that of their total variation, between 0 and 1.
+    Heads are numbered as in the model, key/value heads for k and v; NaN where a hook has no such head. `kl` is KL(A ||
+    B) of a head's pattern in nats, `moved` the total variation between 0 and 1; both are means over queries.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -35,7 +35,7 @@ class HeadDifferences(Result):
         **dict.fromkeys(("kl", "moved"), ("layer", "head")),
     }
     FIGURE: ClassVar[str] = "probes.comparison.figures.heads"
-    UNITS = "largest as the hook's own; relative and moved are shares, kl in nats"
+    UNITS = "largest in units of the hook; relative and moved are shares; kl in nats"
 
     hooks: tuple[str, ...]
     layers: tuple[int, ...]  # those with patterns
@@ -61,11 +61,11 @@ class HeadDifferences(Result):
 
 @dataclass(frozen=True)
 class LogitDifferences(Result):
-    """Two runs' predictions, token by token.
+    """Differences between two runs' predictions at each position.
 
-    `kl` is KL(A || B) in nats; `rank` how many tokens B takes before A's first choice, `agree` whether none: whether
-    greedy decoding would go on alike. Of tokens with equal logits the one with the lowest id comes first, as it does
-    there. A position where either has NaN has NaN, -1 and False.
+    `kl` is KL(A || B) in nats; `rank` is the rank, from 0, of A's top token in B; `agree` is true if the rank is 0, so
+    that greedy decoding gives the same token. Of tokens with equal logits, the lowest id ranks first, as in greedy
+    decoding. If either run has NaN at a position, the values are NaN, -1 and False.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -82,7 +82,7 @@ class LogitDifferences(Result):
 
     @property
     def agreement(self) -> float:
-        """Share of positions at which both have the same first choice."""
+        """Share of positions where both runs have the same top token."""
         return float(self.agree.mean())
 
     def frame(self) -> pd.DataFrame:
@@ -93,16 +93,16 @@ class LogitDifferences(Result):
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """How far B is from A at every hook that both hold, in the order of a run. Arrays are [hook].
+    """Differences between A and B at every shared hook, in the order of a run. Arrays are [hook].
 
-    `largest` is the largest absolute difference; `relative` is norm(a - b) / norm(a) over everything at the hook, 0
-    for equal tensors and infinite where A is zero and B is not; `cosine` is the mean over tokens of the cosine between
-    the two vectors, those of length 0 left out. `left_out` says why other hooks are not compared.
+    `largest` is the largest absolute difference; `relative` is norm(a - b) / norm(a) over all values of the hook, 0 for
+    equal tensors and infinite if A is zero and B is not; `cosine` is the mean over tokens of the cosine between the two
+    vectors, without those of length 0. `left_out` maps other hooks to the reason why they are not compared.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(MEASURES, ("hook",))
     FIGURE: ClassVar[str] = "probes.comparison.figures.comparison"
-    UNITS = "largest as the hook's own; relative is norm(a - b) / norm(a)"
+    UNITS = "largest in units of the hook; relative is norm(a - b) / norm(a)"
 
     hooks: tuple[str, ...]
     largest: np.ndarray
@@ -113,7 +113,7 @@ class Comparison(Result):
     left_out: Mapping[str, str]
 
     def part(self, threshold: float = 1e-3) -> str | None:
-        """The first hook of the run whose relative difference is above the threshold, or NaN; None if none is."""
+        """The first hook of the run whose relative difference is above the threshold or NaN; None if there is none."""
         differs = ~(self.relative <= threshold)
         return self.hooks[int(differs.argmax())] if differs.any() else None
 
@@ -126,11 +126,11 @@ class Comparison(Result):
 
 @torch.no_grad()
 def compare(a: Capture, b: Capture, *, align: Align = "equal") -> Comparison:
-    """Two captures of the same tokens, aligned by hook name: what differs, by how much, and in which heads.
+    """Compare two captures of the same tokens by hook, by head and by prediction.
 
     Shapes: every hook as the hook table's axes -> [hook], [hook, head], logits [batch, pos]
     Units:  of the hook (largest), shares (relative), nats (kl). Computed in float64, in blocks of tokens.
-    Raises: HookError for captures of different tokens, unless `align` says which to compare; or if no hook is shared.
+    Raises: HookError for captures of different tokens, unless `align` selects the shared ones; or if no hook is shared.
     Exact:  a capture compared with itself differs by 0, with cosine 1, and agrees everywhere.
     """
     sides = align_captures(a, b, align=align)
@@ -148,7 +148,7 @@ def compare(a: Capture, b: Capture, *, align: Align = "equal") -> Comparison:
 def _hook_differences(sides: Aligned, name: str) -> np.ndarray:
     """Largest, relative and cosine of one hook, then a pattern's KL and total variation.
 
-    Shapes: -> float64 [measure, head + 1]: by number of the head, then all of the hook; NaN where nothing is held
+    Shapes: -> float64 [measure, head + 1]: by head number, then over the whole hook; NaN for heads not captured
     """
     heads = sides.heads(name)
     sums: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A plotly figure of what a generated text was drawn from."""
+"""Plotly figure of a sampling trace."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from probes.generation.token_choices import SamplingTrace
 def surprise(
     trace: SamplingTrace, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """How unlikely each generated token was, beside how unlikely the model expected it to be: its entropy.
+    """Surprise of each generated token, and the entropy, which is the surprise that the model expected.
 
-    Shapes: labels [step], unique and escaped; steps from 1 where they are not given
+    Shapes: labels [step], unique and escaped; default: the steps, from 1
     """
     count = len(trace.tokens)
     names = position_names([str(step + 1) for step in range(count)] if labels is None else labels, count)

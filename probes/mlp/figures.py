@@ -1,4 +1,4 @@
-"""Plotly figures of the neurons."""
+"""Plotly figures of MLP neurons."""
 
 import numpy as np
 import pandas as pd
@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 from probes.base.drawing import COLOURS, Stamp, Theme, add_lines, finish
 from probes.mlp.neurons import EntropyNeurons, NeuronStatistics, NeuronTokens
 
-MAX_POINTS = 20_000  # markers keep within a figure's budget
+MAX_POINTS = 20_000  # markers, to stay within the size budget of a figure
 
 
 def neuron_statistics(result: NeuronStatistics, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Layer by layer: how many gates are open, and how sparse the activations are."""
+    """Share of open gates and sparsity of the activations, by layer."""
     layers = np.array(result.layers)
     series = {
         "open gates, median neuron": _median(result.open_share),
@@ -26,12 +26,12 @@ def neuron_statistics(result: NeuronStatistics, *, theme: Theme = "light", stamp
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Over neurons that have a value; NaN, and no warning, where none has. Shapes: [layer, neuron] -> [layer]"""
+    """Median over neurons without NaN; NaN, without a warning, if all are. Shapes: [layer, neuron] -> [layer]"""
     return pd.DataFrame(values).median(axis=1).to_numpy()
 
 
 def neuron_tokens(result: NeuronTokens, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The tokens that the first of the neurons promotes and suppresses."""
+    """Tokens that the first of the neurons promotes and suppresses."""
     table = result.frame()
     table = table[table["neuron"] == result.neurons[0]].sort_values("effect", kind="stable")
     escaped = table["text"].str.replace("&", "&amp;").str.replace("<", "&lt;")
@@ -47,8 +47,8 @@ def neuron_tokens(result: NeuronTokens, *, theme: Theme = "light", stamp: Stamp 
 
 
 def entropy_neurons(result: EntropyNeurons, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Norm against logit variance, a point for each neuron; the candidates stand out, and never give way to others."""
-    table = result.frame()  # the chosen come first
+    """Norm against logit variance, one point per neuron; all candidates are drawn, and at most `MAX_POINTS` others."""
+    table = result.frame()  # candidates come first
     fig = go.Figure()
     for name, chosen, colour in (("other neurons", False, "#BBBBBB"), ("candidates", True, COLOURS[1])):
         rows = table[table["chosen"] == chosen]

@@ -1,4 +1,4 @@
-"""Commands on the norms: what they read and scale, and what a linear or a re-centring norm would do instead."""
+"""Commands for the norms: gains, input RMS, and comparison with a linear norm and with LayerNorm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gains(model: Model = "demo", output: Output = None, device: Device = "auto")
 def rms(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Norms: what every norm divides every token by."""
+    """Norms: input RMS (the divisor) of every norm and token."""
     check(output)
     from probes.norms import rms_norms
 
@@ -33,10 +33,10 @@ def rms(
 
 def norm_times(
     model: Model = "demo",
-    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to normalise.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of random tokens to normalise.")] = 512,
     output: Output = None,
 ) -> None:
-    """Norms: time of RMSNorm and LayerNorm on this CPU."""
+    """Norms: run time of RMSNorm and LayerNorm on this CPU."""
     check(output)
     from probes.norms import norm_linearity
 
@@ -48,11 +48,11 @@ def linear(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    final: Annotated[bool, typer.Option("--final", help="Judge every part at the final norm.")] = False,
+    final: Annotated[bool, typer.Option("--final", help="Measure every part at the final norm.")] = False,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Norms: how wrong a linear norm is, part by part."""
+    """Norms: error of a linear approximation, part by part."""
     check(output)
     from probes.norms import norm_linearity
 
@@ -64,7 +64,7 @@ def linear(
 def recentring(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Norms: what LayerNorm would have changed."""
+    """Norms: difference that LayerNorm's mean subtraction makes."""
     check(output)
     from probes.norms import norm_linearity
 
@@ -76,11 +76,11 @@ def generated_norms(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate with greedy decoding.")] = 32,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Norms: what they divide by while the model writes."""
+    """Norms: input RMS during generation."""
     check(output)
     from probes.norms import during_generation as probe
 

@@ -1,6 +1,6 @@
-"""The norms and the stream while a model writes: what is divided by, added, and grows, at every generated token.
+"""Norms and residual stream during generation: input RMS, contributions and large activations at every token.
 
-Each step is captured as it is run, on the key/value cache: nothing is computed twice, and no step's stream is kept.
+Each step is captured when it runs, with the key/value cache: nothing is computed twice, and no stream is stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,18 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = rms_norms.HOOKS
-"""What is captured at every step, each probe taking its part."""
+"""Hooks captured at every step; each probe uses some of them."""
 
-_LAYER_SHARE, _POSITION_SHARE = 0.25, 0.06  # of an outlier dimension, as in `norms.outlier_dimensions`
+_LAYER_SHARE, _POSITION_SHARE = 0.25, 0.06  # as in `rms_norms.outlier_dimensions`
 
 
 @dataclass(frozen=True)
 class GeneratedNorms(Result):
-    """Norms over a prompt and what was generated after it, for one sequence.
+    """Norms over a prompt and the text generated after it, for one sequence.
 
-    `tokens` are the ids that were run: the prompt's, then all generated ones but the last, which nothing has read.
-    Position p of `rms` and `contributions` belongs to tokens[p]; from `n_prompt` - 1 on, each one's run chose the next.
+    `tokens` are the ids that were run: the prompt, then all generated tokens except the last, which was not run.
+    Position p of `rms` and `contributions` belongs to tokens[p]. From `n_prompt` - 1 on, the logits at a position chose
+    the next token.
     """
 
     tokens: tuple[int, ...]
@@ -54,13 +55,13 @@ class GeneratedNorms(Result):
 
 @dataclass(frozen=True)
 class GeneratedStream(Result):
-    """The stream after every block, and what was added to it, over a prompt and what was generated after it.
+    """The stream after every block, and the sublayers' contributions, over a prompt and the text generated after it.
 
-    All arrays but `outliers` are [layer, pos]: `largest` and `median` magnitude of a position's entries; `massive`,
-    how many entries are over the threshold and `ratio` times that median; `large`, how many reach the magnitude of
-    an outlier dimension; `attn`, `mlp`: the norm each adds over that of the stream. `outliers` [pos] counts the
-    outlier dimensions of the text up to each position; `dimensions` are those of the whole. `tokens` and `n_prompt`
-    as in `GeneratedNorms`.
+    All arrays except `outliers` are [layer, pos]. `largest` and `median`: magnitude of a position's entries. `massive`:
+    number of entries above the threshold and at least `ratio` times that median. `large`: number of entries with at
+    least the magnitude of an outlier dimension. `attn`, `mlp`: norm of the contribution over the norm of the stream.
+    `outliers` [pos] counts the outlier dimensions of the text up to each position; `dimensions` are those of the whole
+    text. `tokens` and `n_prompt` as in `GeneratedNorms`.
     """
 
     tokens: tuple[int, ...]
@@ -134,8 +135,8 @@ def generated_stream(
     """Massive activations, outlier dimensions and contribution ratios while `steps` tokens are generated greedily.
 
     Shapes: prompt [pos] -> [layer, pos + steps - 1]
-    Units:  magnitudes those of the stream, computed in float32. A position is judged by its own median, so that a
-            step's verdict does not hang on later ones.
+    Units:  magnitudes as the stream's, computed in float32. Each position is compared with its own median, so that
+            later steps do not change its result.
     Raises: DataError for an empty prompt or no steps.
     Source: arXiv 2402.17762 (threshold, ratio), 2208.07339 (magnitude, in a quarter of the layers and at 6% of the
             positions), 2004.10102 (ratios).
@@ -169,7 +170,7 @@ def generated_stream(
 
 
 def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence[str]) -> Iterator[Capture]:
-    """One capture per step: the prompt, then every generated token, which `tokens` grows by; not the last one."""
+    """One capture per step: the prompt, then each generated token except the last, which is appended to `tokens`."""
     if not tokens or steps < 1:
         raise DataError(f"generation needs a prompt and at least 1 step; found {len(tokens)} tokens, {steps} steps.")
     cache = model.empty_cache(1, len(tokens) + steps - 1)
@@ -183,7 +184,7 @@ def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence
 
 
 class _OutlierCounter:
-    """Outlier dimensions of a text that grows: large entries are counted, streams are not kept."""
+    """Counts large entries of a growing text to find its outlier dimensions; stores no streams."""
 
     def __init__(self, n_layers: int, dim: int) -> None:
         self.hits = torch.zeros(n_layers, dim)
@@ -198,14 +199,14 @@ class _OutlierCounter:
             self.counts.append(len(self.dimensions(len(self.counts) + 1).dims))
 
     def dimensions(self, n: int) -> OutlierDimensions:
-        """Those of the n positions that were added."""
+        """The outlier dimensions of the n positions that were added."""
         layers, positions = (self.hits > 0).float().mean(0), (self.hits / n).mean(0)
         outlier = (layers >= _LAYER_SHARE) & (positions >= _POSITION_SHARE)
         return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.largest), frozen(outlier))
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Along the positions, which are the last axis."""
+    """Concatenate along the positions, the last axis."""
     return frozen(np.concatenate(parts, -1))
 
 
@@ -214,7 +215,7 @@ def _steps(tokens: Sequence[int], n_prompt: int) -> np.ndarray:
 
 
 def _with_step_and_token(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
-    """The table with step and token after its column of positions."""
+    """Insert the columns step and token after the column pos."""
     pos = table["pos"].to_numpy()
     table.insert(at, "step", _steps(tokens, n_prompt)[pos])
     table.insert(at + 1, "token", np.array(tokens)[pos])

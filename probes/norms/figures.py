@@ -1,4 +1,4 @@
-"""Figures of what the norms read and scale, and of what the stream holds."""
+"""Plotly figures of the norms and of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -36,9 +36,9 @@ def input_rms(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """What one kind of norm divides every token by, layer by layer; colours are logarithmic.
+    """Input RMS of one kind of norm by layer and token; colours are logarithmic.
 
-    Shapes: labels [pos], unique and escaped; the positions where there are none
+    Shapes: labels [pos], unique and escaped; default: the positions
     """
     rows = [i for i, (_, name) in enumerate(result.norms) if name == norm]
     layers = [result.norms[i][0] for i in rows]
@@ -60,7 +60,7 @@ def input_rms(
 def gain_quantiles(
     result: GainStatistics, *, norm: str = "ln1", theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """Quantiles of one kind of norm's gains, layer by layer."""
+    """Quantiles of the gains of one kind of norm, by layer."""
     rows = [i for i, (_, name) in enumerate(result.norms) if name == norm]
     layers = np.array([result.norms[i][0] for i in rows])
     shown = [(q, QUANTILES.index(q)) for q in (0.0, 0.05, 0.5, 0.95, 1.0)]
@@ -72,7 +72,7 @@ def gain_quantiles(
 
 
 def massive_activations(result: MassiveActivations, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The three largest magnitudes of the stream after every block, against the median and the threshold."""
+    """The three largest magnitudes of the stream after every block, with the median and the threshold."""
     fig = go.Figure()
     series = {f"largest {i + 1}": result.top[:, i] for i in range(result.top.shape[1])}
     add_lines(fig, np.array(result.layers), {**series, "median": result.median}, mode="lines+markers")
@@ -87,7 +87,7 @@ def massive_activations(result: MassiveActivations, *, theme: Theme = "light", s
 
 
 def outlier_dimensions(result: OutlierDimensions, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The largest magnitude of every dimension of the stream; the outlier dimensions stand out."""
+    """The largest magnitude of every dimension of the stream; outlier dimensions have their own colour."""
     fig = go.Figure()
     shares = np.stack([result.layer_share, result.position_share], 1).astype(np.float32)
     for name, chosen, colour in (("others", ~result.outlier, "#BBBBBB"), ("outliers", result.outlier, COLOURS[1])):
@@ -104,9 +104,10 @@ def outlier_dimensions(result: OutlierDimensions, *, theme: Theme = "light", sta
 
 
 def contribution_ratios(result: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How much attention and MLP add against the stream they are added to: medians and quartiles over tokens."""
+    """Norm of attention and MLP outputs relative to the stream: medians and quartiles over tokens."""
     fig = go.Figure()
     add_medians(fig, result.layers, dict(zip(result.sublayers, result.ratio.swapaxes(0, 1), strict=True)))
     fig.update_xaxes(title="layer", dtick=max(1, len(result.layers) // 8))
     fig.update_yaxes(title="norm added / norm of the stream", type="log")
-    return finish(fig, "contribution_ratios", "What each sublayer adds: median and quartiles over tokens", theme, stamp)
+    title = "Contribution of each sublayer: median and quartiles over tokens"
+    return finish(fig, "contribution_ratios", title, theme, stamp)

@@ -1,4 +1,4 @@
-"""Plotly figures of what is tracked while a model writes."""
+"""Plotly figures of norms and stream during generation."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,8 +15,8 @@ SHOWN = {
     "median": "Median magnitude in the stream",
     "massive": "Massive activations",
     "large": "Large entries of the stream",
-    "attn": "What attention adds against the stream",
-    "mlp": "What the MLP adds against the stream",
+    "attn": "Contribution of attention relative to the stream",
+    "mlp": "Contribution of the MLP relative to the stream",
 }
 COUNTS = ("massive", "large")
 
@@ -29,7 +29,7 @@ def generated_norms(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """What one kind of norm divides every token by, the generated ones included. Shapes: labels as `input_rms`'s"""
+    """Input RMS of one kind of norm over prompt and generated tokens. Shapes: labels as for `input_rms`"""
     return input_rms(result.rms, labels, norm=norm, theme=theme, stamp=stamp)
 
 
@@ -41,9 +41,9 @@ def generated_stream(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """One quantity by layer and token, a line before the first generated one; magnitudes and ratios are logarithmic.
+    """One quantity by layer and token; a line marks the start of generation. Magnitudes and ratios are logarithmic.
 
-    Shapes: labels [pos], unique and escaped; positions where they are not given
+    Shapes: labels [pos], unique and escaped; default: the positions
     """
     values = getattr(result, show).astype(np.float32)  # [layer, pos]
     names = position_names(labels, values.shape[1])
@@ -59,5 +59,5 @@ def generated_stream(
         fig.add_vline(x=result.n_prompt - 0.5, line={"width": 2, "color": "#888888"})
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    title = f"{SHOWN[show]}: {result.n_prompt} prompt tokens, {len(names) - result.n_prompt} generated ones"
+    title = f"{SHOWN[show]}: {result.n_prompt} prompt tokens, {len(names) - result.n_prompt} generated tokens"
     return finish(fig, "generated_stream", f"{title}; {result.outliers[-1]} outlier dimensions", theme, stamp)

@@ -1,6 +1,6 @@
-"""What the RMS norms read and do, and what grows in the residual stream: massive activations, outlier dimensions.
+"""RMS norms (input RMS, gains) and the residual stream: massive activations, outlier dimensions, contributions.
 
-Thresholds from the literature are arguments: they were chosen for models of other sizes.
+Thresholds from the literature are parameters, because they were chosen for models of other sizes.
 """
 
 import math
@@ -39,9 +39,9 @@ FINAL = "ln_final"
 
 @dataclass(frozen=True)
 class InputRms(Result):
-    """What each norm divides each token by. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
+    """The divisor of each norm at each token. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
 
-    The final norm stands at layer n_layers. `nonfinite` counts NaN and infinite entries.
+    The final norm has layer n_layers. `nonfinite` counts NaN and infinite entries.
     """
 
     AXES = {"rms": ("norm", "batch", "pos")}
@@ -73,7 +73,7 @@ def rms(x: Tensor, eps: float) -> Tensor:
 
 
 def input_rms(cap: Capture) -> InputRms:
-    """The RMS that every captured norm divides its input by, per layer and token.
+    """The RMS by which every captured norm divides its input, per layer and token.
 
     Shapes: hook_scale [batch, pos, 1] of each norm -> [norm, batch, pos]
     Units:  those of the stream: sqrt(mean x^2 + eps).
@@ -82,7 +82,7 @@ def input_rms(cap: Capture) -> InputRms:
     """
     names = [name for name in cap.names if name.endswith(".hook_scale")]
     if not names:
-        raise MissingHookError("this capture holds no hook_scale; add '*.hook_scale' to run_with_capture's names.")
+        raise MissingHookError("this capture has no hook_scale; add '*.hook_scale' to the names of run_with_capture.")
     norms = tuple(_norm_of(name, cap.config.n_layers) for name in names)
     scale = frozen(torch.stack([cap[name].squeeze(-1).float() for name in names]))
     return InputRms(norms, scale, int((~np.isfinite(scale)).sum()))
@@ -93,10 +93,10 @@ def input_rms(cap: Capture) -> InputRms:
 
 @dataclass(frozen=True)
 class GainStatistics(Result):
-    """The learned gains of every norm. `norms` names the rows (layer, norm); the final norm stands at n_layers.
+    """The learned gains of every norm. `norms` names the rows (layer, norm); the final norm has layer n_layers.
 
-    quantiles [norm, quantile] at `QUANTILES`; mean, std, kurtosis [norm]; top_dims, top_values [norm, k], the gains
-    farthest from the median first. Kurtosis is the fourth standardised moment: 3 for a normal distribution.
+    quantiles [norm, quantile] at `QUANTILES`; mean, std, kurtosis [norm]; top_dims, top_values [norm, k], sorted by
+    distance from the median. Kurtosis is the fourth standardised moment: 3 for a normal distribution.
     """
 
     AXES = {
@@ -157,14 +157,14 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
     )
 
 
-# --- what grows in the stream ---------------------------------------------------------------------------------
+# --- large activations in the stream --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MassiveActivations(Result):
-    """Entries of the stream that dwarf all others, and how large each layer's largest are.
+    """Entries of the stream that are far larger than all others, and each layer's largest magnitudes.
 
-    The table holds one entry of the stream a row; `top` [layer, 3] are the largest magnitudes, `median` [layer].
+    The table has one row per massive entry; `top` [layer, 3] are the largest magnitudes, `median` [layer] the median.
     """
 
     AXES = {"top": ("layer", "rank"), "median": ("layer",)}
@@ -184,7 +184,7 @@ class MassiveActivations(Result):
         return self.table.copy()
 
     def by_layer(self) -> pd.DataFrame:
-        """One row per layer: layer, top_1, top_2, top_3, median, massive (how many entries)."""
+        """One row per layer: layer, top_1, top_2, top_3, median, massive (number of entries)."""
         table = pd.DataFrame({"layer": self.layers})
         for i in range(self.top.shape[1]):
             table[f"top_{i + 1}"] = self.top[:, i]
@@ -195,7 +195,7 @@ class MassiveActivations(Result):
 
 
 def massive_entries(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.0) -> Tensor:
-    """Which entries are massive: |x| > threshold, and at least `ratio` times the median |x|.
+    """Mask of the massive entries: |x| > threshold, and at least `ratio` times the median |x|.
 
     Shapes: [batch, pos, dim] -> bool [batch, pos, dim]
     Source: arXiv 2402.17762.
@@ -205,7 +205,7 @@ def massive_entries(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.
 
 
 def median(x: Tensor) -> Tensor:
-    """The median of all finite entries, the mean of the middle two where their number is even; NaN if there are none.
+    """The median of all finite entries (the mean of the middle two if their number is even); NaN if there are none.
 
     Shapes: any -> []
     """
@@ -295,7 +295,7 @@ def outlier_dimensions(
 
 @dataclass(frozen=True)
 class ContributionRatios(Result):
-    """How much each sublayer adds, against the stream that it is added to. Arrays are [layer, sublayer, batch, pos]."""
+    """Size of each sublayer's output relative to the stream before it. Arrays are [layer, sublayer, batch, pos]."""
 
     AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
     FIGURE = "probes.norms.figures.contribution_ratios"
@@ -325,7 +325,7 @@ def contribution(out: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contribution_ratios(cap: Capture) -> ContributionRatios:
-    """What attention adds against the stream before the block, and the MLP against the stream after attention.
+    """Attention's output relative to the stream before the block, and the MLP's relative to the stream after attention.
 
     Shapes: hook_attn_out, hook_mlp_out, hook_resid_pre, hook_resid_mid [batch, pos, dim]
             -> [layer, sublayer, batch, pos]

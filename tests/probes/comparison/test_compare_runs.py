@@ -213,7 +213,7 @@ def test_common_beginnings_and_ends(tiny_model: Transformer, tokens: torch.Tenso
     longer = torch.cat([tokens[:, :10], tokens[:, 12:]], 1)
     longer[:, 10] = 15 - tokens[:, 10]
     a, b = capture(tiny_model, tokens), capture(tiny_model, longer)
-    with pytest.raises(HookError, match="the first 10 alike"):
+    with pytest.raises(HookError, match="the first 10 are the same"):
         compare_runs.compare(a, b)
     found = compare_runs.compare(a, b, align="prefix")
     assert found.logits is not None and found.logits.positions.tolist() == list(range(10))
@@ -237,7 +237,7 @@ def test_other_shapes_are_named(tiny_model: Transformer, tiny_config: ModelConfi
     assert "blocks.1.hook_resid_post" in found.hooks and "blocks.1.attn.hook_q" in found.hooks
     assert found.left_out["blocks.0.attn.hook_k"] == "2 head, 8 head_dim in A, 4 head, 8 head_dim in B"
     assert found.left_out["blocks.1.mlp.hook_post"].endswith("in B")
-    assert found.left_out["blocks.2.hook_resid_pre"] == "captured in A alone"
+    assert found.left_out["blocks.2.hook_resid_pre"] == "captured only in A"
     runs = compare_models.compare_runs(tiny_model, other, tokens)
     assert "blocks.2.hook_resid_pre" in runs.left_out and runs.hooks[-1] == "hook_logits"
     rows = found.frame().set_index("hook")["relative"]
@@ -265,7 +265,7 @@ def test_narrowed_captures(tiny_model: Transformer, tokens: torch.Tensor) -> Non
     with pytest.raises(HookError, match="different positions"):
         compare_runs.compare(a, capture(tiny_model, tokens, positions=[4]))
     others = compare_runs.compare(a, capture(tiny_model, tokens, heads=[0, 3], positions=[4, 9]))
-    assert others.left_out["blocks.0.attn.hook_z"] == "other heads were captured"
+    assert others.left_out["blocks.0.attn.hook_z"] == "different heads were captured"
 
 
 def test_nan_is_where_runs_part(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -344,7 +344,7 @@ def test_an_error_in_a_port_is_found(tiny_model: Transformer, reference_model: A
 
 
 def test_foreign_tensors_are_checked(tiny_config: ModelConfig, tokens: torch.Tensor) -> None:
-    with pytest.raises(HookError, match="batch pos dim"):
+    with pytest.raises(HookError, match="batch, pos, dim"):
         alignment.capture_from_tensors(tiny_config, tokens, {"hook_embed": torch.zeros(2, 24, 3)})
     with pytest.raises(UnknownHookError):
         alignment.capture_from_tensors(tiny_config, tokens, {"embed": torch.zeros(2, 24, tiny_config.dim)})
@@ -392,7 +392,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 def test_the_command_compares_what_it_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = run(capsys, "--ablate", "L2H3,L4H0")
-    assert code == 0 and "since blocks.2.attn.hook_z" in err and out.split("\n")[0].split()[0] == "hook"
+    assert code == 0 and "from blocks.2.attn.hook_z on" in err and out.split("\n")[0].split()[0] == "hook"
     model = wb.load_model("demo", device="cpu")
     ids = model.tokenizer.encode("one two three one two", bos=True)
     file = tmp_path / "p.csv"
@@ -408,5 +408,5 @@ def test_the_command_compares_what_it_is_told(capsys: pytest.CaptureFixture[str]
     code, _, err = run(capsys, "--before", "A text before it. ", "--by", "position", "-o", str(file))
     assert code == 0 and pd.read_csv(file)["pos"].max() == len(ids) - 1
     code, _, err = run(capsys)
-    assert code == 2 and "nothing differs" in err
+    assert code == 2 and "both runs are the same" in err
     assert run(capsys, "--ablate", "L2H9")[0] == 2 and run(capsys, "--scaling", "yarn")[0] == 2
