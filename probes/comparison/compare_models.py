@@ -57,11 +57,11 @@ def compare_runs(
             caps.append(cap)
         parts.append(compare(*caps))
         del caps, cap  # before the next group is captured
-    alone: dict[str, str] = {}
+    one_sided: dict[str, str] = {}
     for side, model, other in (("A", model_a, model_b), ("B", model_b, model_a)):
         missing = set(expand(names, model.config)) - set(hook_names(other.config))
-        alone |= dict.fromkeys(sorted(missing), f"only in {side}")
-    return _merge(parts, alone)
+        one_sided |= dict.fromkeys(sorted(missing), f"only in {side}")
+    return _merge(parts, one_sided)
 
 
 def _layer_groups(
@@ -93,7 +93,7 @@ def _layer_groups(
     return [tuple(group) for group in groups]
 
 
-def _merge(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
+def _merge(parts: Sequence[Comparison], one_sided: Mapping[str, str]) -> Comparison:
     """Comparisons of several groups of hooks as one, in the order of a run."""
     hooks = [hook for part in parts for hook in part.hooks]
     order = np.array(sorted(range(len(hooks)), key=lambda i: _hook_order(hooks[i])), dtype=int)
@@ -111,7 +111,7 @@ def _merge(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
         **joined,
         by_head=by_head,
         logits=next((part.logits for part in parts if part.logits is not None), None),
-        left_out={name: reason for part in parts for name, reason in part.left_out.items()} | dict(alone),
+        left_out={name: reason for part in parts for name, reason in part.left_out.items()} | dict(one_sided),
     )
 
 

@@ -183,9 +183,9 @@ def recentred(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     Source: arXiv 1910.07467.
     """
     share = x.mean(-1).abs() / x.square().mean(-1).sqrt()
-    ours = rms_norm(x, x.new_ones(x.shape[-1]), eps)
-    theirs = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
-    return share, (theirs - ours).norm(dim=-1) / ours.norm(dim=-1)
+    rms_normed = rms_norm(x, x.new_ones(x.shape[-1]), eps)
+    layer_normed = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
+    return share, (layer_normed - rms_normed).norm(dim=-1) / rms_normed.norm(dim=-1)
 
 
 def recentring(cap: Capture) -> Recentring:
