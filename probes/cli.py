@@ -1,8 +1,8 @@
 """`workbench probe NAME`: one measurement of a model or a prompt, as a table, a file, or a figure.
 
-The table goes to stdout, or to the file that --output names: .csv or .parquet, with an account of its origin beside
-it, or .html for the figure. Every topic lists its commands in `COMMANDS` of its `commands.py`, with what an example of
-each needs. Torch, pandas and plotly are imported only when a command needs them.
+The table is printed, or written to the --output file: .csv or .parquet with a JSON file of metadata next to it, or
+.html for the figure. Every topic lists its commands in `COMMANDS` of its `commands.py`, each with the options of its
+example. Torch, pandas and plotly are imported only when a command needs them.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 
 def name_of(command: Callable[..., None]) -> str:
-    """A command's name on the command line."""
+    """The name of a command on the command line."""
     return command.__name__.replace("_", "-")
 
 

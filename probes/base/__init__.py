@@ -1,1 +1,1 @@
-"""What every probe is made of: results, access to captures and weights, drawing, and the commands' shared part."""
+"""Shared code of the probes: results, access to captures and weights, drawing, command-line options and output."""

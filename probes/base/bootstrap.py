@@ -3,11 +3,11 @@
 import numpy as np
 
 RESAMPLES, LEVEL = 1000, 0.95
-"""Of the bootstrap intervals over prompts."""
+"""Default resamples and confidence level of the bootstrap intervals over prompts."""
 
 
 def draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n prompts is in each bootstrap sample. Shapes: -> [resample, prompt], rows sum to n"""
+    """Count of each of n prompts in each bootstrap sample. Shapes: -> [resample, prompt], rows sum to n"""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
 
 

@@ -1,4 +1,4 @@
-"""What the probes ask of every capture: which layers, heads and positions it holds. Computes nothing."""
+"""Look-ups and checks on a capture: its layers, heads and positions. Computes nothing."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ from workbench.hooks.hook_points import point_of
 def layers(cap: Capture, suffix: str) -> tuple[int, ...]:
     """The layers for which `blocks.{l}.<suffix>` was captured.
 
-    Raises: MissingHookError if there is none (says what to add).
+    Raises: MissingHookError if there is none; the message says what to add.
     """
-    found = cap.layers(suffix)
-    if not found:
-        raise MissingHookError(f"this capture holds no 'blocks.*.{suffix}'; add it to run_with_capture's names.")
-    return found
+    layer_numbers = cap.layers(suffix)
+    if not layer_numbers:
+        raise MissingHookError(f"this capture has no 'blocks.*.{suffix}'; add it to the names of run_with_capture.")
+    return layer_numbers
 
 
 def heads(cap: Capture) -> tuple[int, ...]:
-    """The captured query heads, by their numbers in the model."""
+    """The captured query heads, numbered as in the model."""
     return tuple(range(cap.config.n_heads)) if cap.heads is None else cap.heads
 
 
@@ -32,13 +32,13 @@ def positions(cap: Capture) -> Tensor:
 
 
 def of_tokens(name: str) -> bool:
-    """Whether a hook holds numbers of each token, and no summary of a pattern, which has NaN where it is undefined."""
+    """Whether a hook has values per token. Summaries of a pattern do not count: they are NaN where undefined."""
     axes = point_of(name).axes
     return ("pos" in axes or "query_pos" in axes) and "stat" not in axes
 
 
 def whole(cap: Capture, what: str) -> None:
-    """Refuse a capture that holds only some positions, or begins after a cache.
+    """Refuse a capture of only some positions, or one that begins after a cache.
 
     Raises: HookError
     """
@@ -52,48 +52,48 @@ def unpadded(cap: Capture) -> None:
     Raises: HookError
     """
     if any(inputs.mask.pad is not None for inputs in cap.inputs.values()):
-        raise HookError("this capture holds left-padded rows; capture prompts of unequal length one at a time.")
+        raise HookError("this capture has left-padded rows; capture prompts of different lengths one at a time.")
 
 
 def own_rotation(cap: Capture) -> None:
-    """Refuse a capture whose run turned q and k by other frequencies than its configuration's.
+    """Refuse a capture that was taken with other rotary frequencies than those of its configuration.
 
     Raises: HookError
     """
     for change in cap.provenance.get("interventions", ()):
         if change.get("kind") == "rope_scaling":
-            raise HookError("this capture was taken under a RopeScaling; its own frequencies are needed: run it plain.")
+            raise HookError("this capture was taken under a RopeScaling; capture again without it.")
 
 
 def row_of(cap: Capture, row: int) -> int:
-    """A batch row's number, checked. Raises: HookError for a row that the capture does not hold."""
+    """The batch row, after a check. Raises: HookError for a row that the capture does not have."""
     if not 0 <= row < cap.tokens.shape[0]:
-        raise HookError(f"this capture holds batch rows 0 to {cap.tokens.shape[0] - 1}, not {row}.")
+        raise HookError(f"this capture has batch rows 0 to {cap.tokens.shape[0] - 1}, not {row}.")
     return row
 
 
 def head_index(cap: Capture, head: int) -> tuple[int, int]:
-    """Where a head's queries and its group's keys stand in the captured head axes.
+    """Index of a head in the captured query heads, and of its group in the captured key/value heads.
 
     Raises: MissingHookError for a head that was not captured.
     """
-    held = heads(cap)
-    if head not in held:
-        raise MissingHookError(f"this capture holds heads {', '.join(map(str, held))}, not {head}.")
+    captured = heads(cap)
+    if head not in captured:
+        raise MissingHookError(f"this capture has heads {', '.join(map(str, captured))}, not {head}.")
     group = cap.config.group_size
-    kv_held = sorted({kept // group for kept in held})
-    return held.index(head), kv_held.index(head // group)
+    captured_kv = sorted({query_head // group for query_head in captured})
+    return captured.index(head), captured_kv.index(head // group)
 
 
 def place(cap: Capture, position: int) -> int:
-    """Index of an absolute position in the captured ones; negative ones count from the last.
+    """Index of an absolute position among the captured ones; negative positions count from the last.
 
     Raises: HookError for a position that was not captured.
     """
-    held = positions(cap).tolist()
-    if position < 0 and -position <= len(held):
-        return len(held) + position
-    if position not in held:
-        some = "" if held[-1] - held[0] < len(held) else f" ({len(held)} of them)"
-        raise HookError(f"this capture holds positions {held[0]} to {held[-1]}{some}, not {position}.")
-    return held.index(position)
+    captured = positions(cap).tolist()
+    if position < 0 and -position <= len(captured):
+        return len(captured) + position
+    if position not in captured:
+        count = "" if captured[-1] - captured[0] < len(captured) else f" ({len(captured)} of them)"
+        raise HookError(f"this capture has positions {captured[0]} to {captured[-1]}{count}, not {position}.")
+    return captured.index(position)

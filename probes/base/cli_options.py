@@ -1,4 +1,4 @@
-"""What the commands share: their options, their examples, and the shape of a command that measures one head."""
+"""Options and examples that the commands share, and a factory for commands that measure one head."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import typer
 
 from probes.base.command import capture, check, deliver, labels
 
-Model = Annotated[str, typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
-Prompt = Annotated[str | None, typer.Option(help="Text to run; begin-of-text is put before it.")]
-File = Annotated[Path | None, typer.Option(help="Read the text from this UTF-8 file instead.")]
-Layer = Annotated[int, typer.Option(min=0, help="The head's layer.")]
-Head = Annotated[int, typer.Option(min=0, help="The head.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="A .csv, .parquet or .html file to write.")]
+Model = Annotated[str, typer.Option(help="Checkpoint folder (Meta or Hugging Face format), or 'demo'.")]
+Prompt = Annotated[str | None, typer.Option(help="Text to run; begin-of-text is added before it.")]
+File = Annotated[Path | None, typer.Option(help="Read the text from this UTF-8 file.")]
+Layer = Annotated[int, typer.Option(min=0, help="Layer of the head.")]
+Head = Annotated[int, typer.Option(min=0, help="Number of the head.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write: .csv, .parquet or .html.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 
 ON_A_PROMPT = " --prompt 'one two one two'"
-"""What the example of a command on a prompt adds to the model."""
+"""Options in the example of a command that runs a prompt."""
 
 ON_A_HEAD = f" --layer 2 --head 1{ON_A_PROMPT}"
 
 
 def of_head(name: str, probe: str, summary: str) -> Callable[..., None]:
-    """A command that measures one head on a prompt.
+    """Make a command that measures one head on a prompt.
 
-    probe: the whole path of the function, as `probes.rope.head_scores.band_contribution`; it is imported when the
-    command runs.
+    probe: the dotted path of the function, for example `probes.rope.head_scores.band_contribution`. It is imported when
+    the command runs.
     """
     path, _, function = probe.rpartition(".")
 
@@ -45,8 +45,8 @@ def of_head(name: str, probe: str, summary: str) -> Callable[..., None]:
         check(output)
         module = importlib.import_module(path)
         loaded, cap, origin = capture(model, prompt, file, module.HOOKS, device, layer=layer)
-        found = getattr(module, function)(cap, layer, head)
-        deliver(found, output, origin, **({"labels": labels(loaded, cap)} if function == "head_map" else {}))
+        result = getattr(module, function)(cap, layer, head)
+        deliver(result, output, origin, **({"labels": labels(loaded, cap)} if function == "head_map" else {}))
 
     command.__name__ = name
     command.__doc__ = summary

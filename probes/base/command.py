@@ -1,6 +1,6 @@
-"""What every `workbench probe` command does before and after its measurement: read the model, write the result.
+"""Steps that all `workbench probe` commands share: load the model, capture a run, print or write the result.
 
-Knows nothing of commands and their options. Torch, pandas and plotly are imported only when they are needed.
+Knows nothing about single commands and their options. Torch, pandas and plotly are imported only when needed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from workbench.errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probes.base.non_finite import Place
+    from probes.base.non_finite import NonFiniteHook
     from probes.base.result import Result
     from workbench.config import ModelConfig
     from workbench.hooks.capture import Capture
     from workbench.model import Transformer
 
-SHOWN_ROWS = 60
+MAX_PRINTED_ROWS = 60
 TABLES, FIGURES = (".csv", ".parquet"), (".html",)
 PACKAGE = {".parquet": "pyarrow", ".html": "plotly"}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a table's numbers come from."""
+    """The model and the run that a table's numbers come from."""
 
     model: str
     loaded: Transformer | None = None
     n_tokens: int | None = None
     extra: dict[str, Any] | None = None
     ids: Sequence[int] | None = None  # the tokens that were run
-    spoilt: Place | None = None  # where the run's activations were no longer finite
+    first_non_finite: NonFiniteHook | None = None  # the first hook with NaN or infinity
 
-    def account(self, result: str) -> dict[str, Any]:
+    def metadata(self, result: str) -> dict[str, Any]:
+        """The metadata that is written next to a table, or into a figure. `result` is the result's class name."""
         from workbench import provenance
         from workbench.checkpoint import fingerprint
 
@@ -54,22 +55,22 @@ class Origin:
             about["device"] = str(self.loaded.device)
         if self.n_tokens is not None:
             about["n_tokens"] = self.n_tokens
-        if self.spoilt is not None:
-            about["non_finite"] = str(self.spoilt)
+        if self.first_non_finite is not None:
+            about["non_finite"] = str(self.first_non_finite)
         versions = provenance.versions("numpy", "pandas")
         return about | (self.extra or {}) | {"commit": provenance.commit(), "versions": versions}
 
 
 def check(output: Path | None) -> None:
-    """Everything that can be said about the output before a model is loaded."""
+    """Check the output path and its packages before a model is loaded."""
     _need("pandas")
     if output is None:
         return
     if output.suffix not in (*TABLES, *FIGURES):
         known = " or ".join((*TABLES, *FIGURES))
-        raise DataError(f"--output {output}: the name's ending says the format; use {known}.")
+        raise DataError(f"--output {output}: unknown file format; the name must end with {known}.")
     if not output.absolute().parent.is_dir():
-        raise DataError(f"--output {output}: there is no folder {output.parent}; make it first.")
+        raise DataError(f"--output {output}: there is no folder {output.parent}; create it first.")
     _need(PACKAGE.get(output.suffix, "pandas"))
 
 
@@ -94,9 +95,9 @@ def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tu
     """The model and the text's tokens, begin-of-text first."""
     from workbench.commands import tokenizer_of
 
-    given = text(prompt, file)
+    prompt_text = text(prompt, file)
     loaded = load(model, device)
-    ids = tokenizer_of(loaded, model).encode(given, bos=True)
+    ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
     return loaded, ids, Origin(model, loaded, len(ids), ids=ids)
 
 
@@ -110,17 +111,17 @@ def capture(
     loaded, ids, origin = tokens(model, prompt, file, device)
     if len(ids) > loaded.config.max_seq_len:
         context = loaded.config.max_seq_len
-        print(f"note: {len(ids)} tokens, beyond the model's context of {context}", file=sys.stderr)
+        print(f"note: {len(ids)} tokens are more than the model's context of {context}", file=sys.stderr)
     with torch.no_grad():
         layers = None if layer is None else [layer]
         _, cap = loaded.run_with_capture(torch.tensor([ids], device=loaded.device), hooks, layers=layers)
-    if (held := non_finite.non_finite(cap).first) is not None:
-        origin = replace(origin, spoilt=_began(loaded, ids) or held)
+    if (first := non_finite.non_finite(cap).first) is not None:
+        origin = replace(origin, first_non_finite=_first_non_finite(loaded, ids) or first)
     return loaded, cap, origin
 
 
-def _began(model: Transformer, ids: Sequence[int]) -> Place | None:
-    """Where NaN or infinity began in a run, whatever was captured of it."""
+def _first_non_finite(model: Transformer, ids: Sequence[int]) -> NonFiniteHook | None:
+    """The first hook of a run with NaN or infinity, captured or not."""
     import torch
 
     from probes.base import non_finite
@@ -128,65 +129,67 @@ def _began(model: Transformer, ids: Sequence[int]) -> Place | None:
     return non_finite.trace_non_finite(model, torch.tensor([list(ids)])).first
 
 
-def _warned(table: pd.DataFrame, origin: Origin) -> Origin:
-    """Say where a run's activations were no longer finite, and how much of the table they touch.
+def _warn_non_finite(table: pd.DataFrame, origin: Origin) -> Origin:
+    """Print the first hook with NaN or infinity, and how many of the table's numbers are not finite.
 
-    A number may also be NaN because it is undefined; that alone raises no alarm.
+    A number can also be NaN because it is undefined; that alone prints nothing.
     """
     import numpy as np
 
     numbers = table.select_dtypes("floating").to_numpy()
-    touched = int((~np.isfinite(numbers)).sum())
-    if touched and origin.spoilt is None and origin.ids is not None and origin.loaded is not None:
-        origin = replace(origin, spoilt=_began(origin.loaded, origin.ids))  # of a command that captures nothing itself
-    if origin.spoilt is not None:
-        print(f"note: the run is not finite from {origin.spoilt}", file=sys.stderr)
-        counted = f"{touched:,} of the table's {numbers.size:,} numbers are not finite"
-        print(f"note: {counted}; the others may come from later hooks or leave values out", file=sys.stderr)
+    count = int((~np.isfinite(numbers)).sum())
+    if count and origin.first_non_finite is None and origin.ids is not None and origin.loaded is not None:
+        # The command captured nothing itself.
+        origin = replace(origin, first_non_finite=_first_non_finite(origin.loaded, origin.ids))
+    if origin.first_non_finite is not None:
+        print(f"note: NaN or infinity begins at {origin.first_non_finite}", file=sys.stderr)
+        summary = f"{count:,} of the table's {numbers.size:,} numbers are not finite"
+        print(f"note: {summary}; the other numbers may be affected too", file=sys.stderr)
     return origin
 
 
 def text(prompt: str | None, file: Path | None) -> str:
+    """The text of --prompt or --file."""
     if (prompt is None) == (file is None):
-        raise DataError("say what to run with --prompt TEXT or --file PATH, one of them.")
+        raise DataError("give the text with --prompt TEXT or --file PATH, one of them.")
     if file is None:
-        given, name = prompt, "--prompt"
+        content, name = prompt, "--prompt"
     else:
         name = str(file)
         try:
-            given = file.read_text(encoding="utf-8")
+            content = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-    if not given:
-        raise DataError(f"{name} is empty; there is nothing to run.")
-    return given
+    if not content:
+        raise DataError(f"{name} is empty; give some text to run.")
+    return content
 
 
 def labels(model: Transformer, cap: Capture) -> list[str]:
-    """`12 cat` for every position of a capture."""
+    """A label such as `12 cat` for every position of a capture."""
     return labels_of(model, cap.tokens[0].tolist())
 
 
 def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
-    """`12 cat` for every position: ASCII, with nothing that plotly would take for markup."""
+    """A label such as `12 cat` for every token: ASCII, with plotly's markup characters escaped."""
     assert model.tokenizer is not None
     plain = [repr(model.tokenizer.token_bytes(token))[2:-1] for token in ids]
     return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in enumerate(plain)]
 
 
-def deliver(found: Result, output: Path | None, origin: Origin, **drawn: Any) -> None:
-    """Print a result's table, or write it (or its figure, `drawn` with these options) and say where."""
-    table = found.frame()
-    origin = _warned(table, origin)
+def deliver(result: Result, output: Path | None, origin: Origin, **figure_options: Any) -> None:
+    """Print a result's table, or write the table or the figure to `output`. `figure_options` go to the figure."""
+    table = result.frame()
+    origin = _warn_non_finite(table, origin)
     if output is None:
-        print(table.head(SHOWN_ROWS).to_string(index=False) if len(table) else "none found")
-        print(f"units: {found.UNITS}", file=sys.stderr)
-        if len(table) > SHOWN_ROWS:
-            print(f"{len(table) - SHOWN_ROWS} more rows; --output FILE.csv keeps all", file=sys.stderr)
+        print(table.head(MAX_PRINTED_ROWS).to_string(index=False) if len(table) else "none found")
+        print(f"units: {result.UNITS}", file=sys.stderr)
+        if len(table) > MAX_PRINTED_ROWS:
+            print(f"{len(table) - MAX_PRINTED_ROWS} more rows; --output FILE.csv writes all rows", file=sys.stderr)
         return
-    about = origin.account(type(found).__name__)
+    about = origin.metadata(type(result).__name__)
     if output.suffix in FIGURES:
-        page = found.figure(stamp=about, **drawn).to_html(include_plotlyjs=True)
+        page = result.figure(stamp=about, **figure_options).to_html(include_plotlyjs=True)
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv
@@ -196,7 +199,7 @@ def deliver(found: Result, output: Path | None, origin: Origin, **drawn: Any) ->
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Under a temporary name first, so that a half-written file never bears the real one."""
+    """Write to a temporary name first, so that a file with the real name is always complete."""
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
     os.replace(temporary, path)

@@ -1,9 +1,9 @@
-"""What all figures are drawn with: titles, colours, lines, and the atlas of heads. Knows nothing of results.
+"""Plotly helpers for all figures: titles, colours, lines, and the atlas (a grid of heads). Knows nothing about results.
 
-Every figure has a title, units on its axes, a colour bar that says what it shows, and `layout.meta`: a dict with the
-figure's `kind` and whatever `stamp` adds, so that a page or a test knows which result it is looking at. Colour scales
-are colour-blind safe: viridis for amounts, a blue-red scale centred on 0 for differences. Token labels come in
-already escaped for plotly's pseudo-HTML. Budget: 1.5 MB a figure.
+Every figure has a title, units on its axes, a title on its colour bar, and `layout.meta`: a dict with the figure's
+`kind` and the entries of `stamp`, so that a page or a test can identify the result. Colour scales are colour-blind
+safe: viridis for amounts, a blue-red scale centred on 0 for differences. The caller escapes token labels for plotly's
+pseudo-HTML. Budget: 1.5 MB per figure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 RING = "#E8384F"
 HEIGHT = 440
-MOST_BARS = 40  # bars with a label of their own, one below the other
+MOST_BARS = 40  # the largest number of labelled bars in one column
 
-# Plotly copies a template at each update. Its defaults of forty kinds of traces and of maps, which no figure here has,
-# cost most, and its colour scales, for each figure names its own.
+# Plotly copies a template at each update. The most expensive parts are the defaults of forty trace types and of maps,
+# which no figure here uses, and the colour scales, which each figure sets itself.
 _UNUSED = {"polar", "ternary", "scene", "geo", "colorscale"}
 
 
@@ -36,7 +36,7 @@ _TEMPLATES = {theme: _template(name) for theme, name in {"light": "plotly_white"
 
 
 def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | None, **layout: Any) -> go.Figure:
-    """Title, neutral template and identity: the same for every figure."""
+    """Set the title, template, metadata and layout that every figure has."""
     parts = {
         "title": {"text": title, "x": 0, "xref": "container", "pad": {"l": 12}},
         "template": _TEMPLATES[theme],
@@ -46,7 +46,7 @@ def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | N
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         **layout,
     }
-    for name, value in parts.items():  # a third of the time that `update_layout` takes
+    for name, value in parts.items():  # three times as fast as `update_layout`
         fig.layout[name] = value
     return fig
 
@@ -56,12 +56,12 @@ def colour_bar(title: str) -> dict[str, Any]:
 
 
 def colour_scale(values: np.ndarray, difference: bool) -> dict[str, Any]:
-    """Colour scale of amounts, or of differences: centred on 0 and symmetric."""
+    """Colour scale for amounts, or for differences: symmetric around 0."""
     if not difference:
         return {"colorscale": SEQUENTIAL}
     finite = values[np.isfinite(values)]
-    most = float(np.abs(finite).max()) if finite.size else 1.0
-    return {"colorscale": DIVERGING, "zmin": -(most or 1.0), "zmax": most or 1.0}
+    limit = float(np.abs(finite).max()) if finite.size else 1.0
+    return {"colorscale": DIVERGING, "zmin": -(limit or 1.0), "zmax": limit or 1.0}
 
 
 def add_lines(
@@ -73,7 +73,7 @@ def add_lines(
 
 
 def add_medians(fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[str, np.ndarray]) -> None:
-    """Medians with quartiles of what varies along the last axes. Shapes: each series [x, ...]"""
+    """Medians and quartiles over all axes after the first. Shapes: each series [x, ...]"""
     add_lines(
         fig, x, {name: np.nanmedian(y.reshape(len(y), -1), -1) for name, y in series.items()}, mode="lines+markers"
     )
@@ -84,13 +84,13 @@ def add_medians(fig: go.Figure, x: Sequence[Any] | np.ndarray, series: Mapping[s
 
 
 def add_level(fig: go.Figure, x: Sequence[int] | np.ndarray, y: float, name: str) -> None:
-    """A dashed line at one height, named in the legend."""
+    """A dashed horizontal line with an entry in the legend."""
     line = {"dash": "dash", "color": RING, "width": 2}
     fig.add_scatter(x=[x[0], x[-1]], y=[y, y], name=name, mode="lines", line=line, hoverinfo="skip")
 
 
 def position_names(labels: Sequence[str] | None, count: int) -> list[str]:
-    """One unique label for each of the first `count` positions: their numbers, where none are given."""
+    """One unique label for each of the first `count` positions; position numbers if no labels are given."""
     names = [str(i) for i in range(count)] if labels is None else list(labels[:count])
     assert len(set(names)) == len(names) == count, "one unique label for every position"
     return names
@@ -109,7 +109,7 @@ def atlas(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """One square per head, with brackets over the query heads that share a key/value head.
+    """A grid of layers and heads, with brackets over the query heads that share a key/value head.
 
     The last trace is the ring around the `selected` (layer, head), at x = head and y = layer.
     Shapes: values [layer, head]
@@ -126,12 +126,12 @@ def atlas(
         x=[head], y=[layer], mode="markers", hoverinfo="skip", showlegend=False,
         marker={"symbol": "square-open", "size": size, "color": RING, "line": {"width": 3}},
     )  # fmt: skip
-    # For the ring plotly would leave room for half a row more.
-    across, down = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
+    # Without fixed ranges, plotly would add half a row for the ring.
+    x_range, y_range = [min(heads) - 0.5, max(heads) + 0.5], [max(layers) + 0.5, min(layers) - 0.5]
     grid = {"showgrid": False, "zeroline": False}
     layout = {
-        "xaxis": {"title": "head", "dtick": max(1, len(heads) // 8), "range": across, **grid},
-        "yaxis": {"title": "layer", "dtick": max(1, len(layers) // 8), "range": down, **grid},
+        "xaxis": {"title": "head", "dtick": max(1, len(heads) // 8), "range": x_range, **grid},
+        "yaxis": {"title": "layer", "dtick": max(1, len(layers) // 8), "range": y_range, **grid},
         "shapes": _brackets(heads, group_size) if group_size > 1 else [],
     }
     fig = go.Figure([squares, ring], layout)
@@ -139,20 +139,20 @@ def atlas(
 
 
 def _brackets(heads: Sequence[int], group_size: int) -> list[dict[str, Any]]:
-    """A line over the query heads of each key/value head, with its name while there are few."""
+    """A line over the query heads of each key/value head, with its name if there are at most 8."""
     groups = sorted({head // group_size for head in heads})
     lines = []
     for kv in groups:
-        mine = [head for head in heads if head // group_size == kv]
+        members = [head for head in heads if head // group_size == kv]
         label = {"text": f"kv {kv}", "textposition": "top center", "font": {"size": 10}} if len(groups) <= 8 else {}
-        ends = {"x0": mine[0] - 0.4, "x1": mine[-1] + 0.4, "y0": 1.015, "y1": 1.015}
+        ends = {"x0": members[0] - 0.4, "x1": members[-1] + 0.4, "y0": 1.015, "y1": 1.015}
         line = {"width": 2, "color": "#888888"}
         lines.append({"type": "line", "yref": "paper", "line": line, "label": label, **ends})
     return lines
 
 
 def interval_dots(names: Sequence[str], middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> go.Figure:
-    """A dot for each name, the first on top, with its interval; without where the ends are NaN."""
+    """One dot per name, the first at the top, with its interval; no interval if its ends are NaN."""
     bars = {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low, "thickness": 1}
     fig = go.Figure(
         go.Scatter(

@@ -9,7 +9,7 @@ Head = tuple[int, int]
 
 
 def label(heads: Iterable[Head]) -> str:
-    """`L2H3 L5H1`: heads as interventions name them."""
+    """Heads in the notation of interventions: `L2H3 L5H1`."""
     return " ".join(f"L{layer}H{head}" for layer, head in heads)
 
 
@@ -20,5 +20,5 @@ def parse(text: str) -> list[Head]:
     """
     matches = [re.fullmatch(r"L(\d+)H(\d+)", part.strip()) for part in text.split(",")]
     if not all(matches):
-        raise DataError(f"{text!r} names no heads; write them as L2H3,L5H1.")
+        raise DataError(f"{text!r} is not a list of heads; write heads as L2H3,L5H1.")
     return [(int(match[1]), int(match[2])) for match in matches if match]

@@ -1,8 +1,8 @@
-"""NaN and infinity in a run's activations: at which hook, layer and tokens they began, and how many there are.
+"""NaN and infinity in a run's activations: the hook, layer and tokens where they begin, and how many there are.
 
-One token's NaN does not stay there: attention multiplies a masked value by a weight of 0, and 0 x NaN is NaN, in
-PyTorch's own kernels too. After one layer every position of the row may be spoilt, those before the token included.
-So what counts is the first hook in the order of a run, and its tokens.
+The NaN of one token spreads to others: attention multiplies a masked value by a weight of 0, and 0 x NaN is NaN, in
+PyTorch's own kernels too. After one layer every position of the row may be NaN, including those before the token. So
+the important result is the first hook in the order of a run, and its tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,13 +25,13 @@ from workbench.layers.attention import AttentionInputs
 from workbench.model import Transformer
 
 KINDS = ("nan", "plus", "minus")
-HELD_AS = {"q": "attn.hook_rot_q", "k": "attn.hook_rot_k"}
-"""What a capture keeps of scores, patterns and statistics."""
+INPUT_HOOKS = {"q": "attn.hook_rot_q", "k": "attn.hook_rot_k"}
+"""Hook names of the attention inputs, which a capture stores instead of scores, patterns and statistics."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One hook with values that are not finite: how many of each kind, and at which tokens."""
+class NonFiniteHook:
+    """One hook with values that are not finite: the count of each kind, and the tokens."""
 
     hook: str
     layer: int | None
@@ -53,7 +53,7 @@ class Place:
 class NonFinite(Result):
     """The hooks whose values are not all finite, in the order of a run, out of `n_checked` hooks.
 
-    `nan`, `plus` and `minus` count NaN, +inf and -inf; `spoilt` says which tokens have any, by absolute position.
+    `nan`, `plus` and `minus` count NaN, +inf and -inf; `spoilt` marks the tokens that have any, by absolute position.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -61,7 +61,7 @@ class NonFinite(Result):
         "spoilt": ("hook", "batch", "pos"),
     }
     FIGURE: ClassVar[str] = "probes.comparison.figures.non_finite"
-    UNITS = "entries that are NaN, plus and minus infinity"
+    UNITS = "number of entries that are NaN, plus infinity and minus infinity"
 
     hooks: tuple[str, ...]
     nan: np.ndarray
@@ -71,20 +71,20 @@ class NonFinite(Result):
     n_checked: int
 
     @property
-    def first(self) -> Place | None:
-        """Where it began; None if everything is finite."""
-        return self.place(0) if self.hooks else None
+    def first(self) -> NonFiniteHook | None:
+        """The first hook with NaN or infinity; None if everything is finite."""
+        return self.at(0) if self.hooks else None
 
-    def place(self, index: int) -> Place:
-        """One of `hooks`, with its tokens."""
+    def at(self, index: int) -> NonFiniteHook:
+        """The hook at an index of `hooks`, with its counts and tokens."""
         hook = self.hooks[index]
         tokens = tuple((int(row), int(pos)) for row, pos in np.argwhere(self.spoilt[index]))
-        return Place(hook, layer_of(hook), tokens, *(int(getattr(self, kind)[index]) for kind in KINDS))
+        return NonFiniteHook(hook, layer_of(hook), tokens, *(int(getattr(self, kind)[index]) for kind in KINDS))
 
     def frame(self) -> pd.DataFrame:
-        """One row per hook: hook, layer, nan, plus, minus, tokens (how many), and the first one's batch and pos."""
+        """One row per hook: hook, layer, nan, plus, minus, number of tokens, and batch and pos of the first token."""
         table = tidy({"hook": np.array(self.hooks, dtype=object)}, {kind: getattr(self, kind) for kind in KINDS})
-        places = [self.place(i) for i in range(len(self.hooks))]
+        places = [self.at(i) for i in range(len(self.hooks))]
         table.insert(1, "layer", [-1 if place.layer is None else place.layer for place in places])
         table["tokens"] = [len(place.tokens) for place in places]
         table["batch"] = [place.tokens[0][0] for place in places]
@@ -93,53 +93,55 @@ class NonFinite(Result):
 
 
 def non_finite(cap: Capture) -> NonFinite:
-    """NaN and infinities in what a capture holds. Of scores and patterns it may hold the rotated q and k alone.
+    """NaN and infinities in a capture. In place of scores and patterns it may have only the rotated q and k.
 
-    Masked scores are -inf by design and not reported: above the diagonal, and of left padding. Nor are summaries of a
-    pattern, such as hook_stats, which have NaN where they are undefined.
+    Masked scores (above the diagonal, and of left padding) are -inf by design and are not reported. Summaries of a
+    pattern, such as hook_stats, are not reported either: they are NaN where they are undefined.
     Shapes: any hooks -> [hook], [hook, batch, pos]; pos counts from absolute position 0
     Units:  numbers of entries.
-    Exact:  a hook is listed if and only if one of its held values is not finite.
+    Exact:  a hook is listed if and only if one of its captured values is not finite.
     """
-    found = _Found(cap.config, cap.tokens.shape[0], cap.start + cap.tokens.shape[1])
+    scan = _Scan(cap.config, cap.tokens.shape[0], cap.start + cap.tokens.shape[1])
     positions = capture_access.positions(cap)
-    for layer, inputs in cap.inputs.items():  # first: they hold every key, hook_rot_k maybe some positions
-        found.look_at_inputs(layer, inputs)
+    for layer, inputs in cap.inputs.items():  # first: they have every key, hook_rot_k maybe only some positions
+        scan.add_inputs(layer, inputs)
     for name, x in cap.tensors.items():
-        found.look(name, x, positions)
-    return found.result()
+        scan.add(name, x, positions)
+    return scan.result()
 
 
 @torch.no_grad()
 def trace_non_finite(model: Transformer, tokens: Tensor, names: str | Iterable[str] | None = None) -> NonFinite:
-    """Run a model and look at every hook as it passes: where NaN or infinity begins, whatever a capture held.
+    """Run a model and check every hook for NaN and infinity, without a capture.
 
-    Nothing is kept, so memory does not grow with the number of hooks. Interventions act as they do in any run.
+    Nothing is stored, so memory does not grow with the number of hooks. Interventions act as in any run.
     Shapes: tokens [batch, pos] int64 -> as `non_finite`
     Units:  numbers of entries.
-    Raises: UnknownHookError for a name that is no hook. By default all are watched but hook_result, which z makes.
+    Raises: UnknownHookError for an unknown hook name. Default: all hooks except hook_result, which is computed from z.
     """
     if names is None:
-        every = hook_names(model.config)
-        watched = tuple(name for name in every if capture_access.of_tokens(name) and not name.endswith("hook_result"))
+        names_of_model = hook_names(model.config)
+        watched = tuple(
+            name for name in names_of_model if capture_access.of_tokens(name) and not name.endswith("hook_result")
+        )
     else:
         watched = expand(names, model.config)
-    found = _Found(model.config, *tokens.shape)
+    scan = _Scan(model.config, *tokens.shape)
 
-    def see(site: Site, x: Tensor | AttentionInputs) -> None:
+    def observe(site: Site, x: Tensor | AttentionInputs) -> None:
         if isinstance(x, AttentionInputs):
             assert site.layer is not None
-            found.look_at_inputs(site.layer, x)
+            scan.add_inputs(site.layer, x)
         else:
-            found.look(site.name, x, site.positions.cpu())
+            scan.add(site.name, x, site.positions.cpu())
 
-    with subscribe(model, Subscription(frozenset(watched), observe=see, inputs=True)):
+    with subscribe(model, Subscription(frozenset(watched), observe=observe, inputs=True)):
         model(tokens.to(model.device))
-    return found.result()
+    return scan.result()
 
 
-class _Found:
-    """What has been seen of one run so far."""
+class _Scan:
+    """The counts of one run so far, hook by hook."""
 
     def __init__(self, config: ModelConfig, batch: int, end: int) -> None:
         self.config, self.shape = config, (batch, end)
@@ -147,12 +149,12 @@ class _Found:
         self.counts: dict[str, list[int]] = {}
         self.spoilt: dict[str, Tensor] = {}
 
-    def look_at_inputs(self, layer: int, inputs: AttentionInputs) -> None:
+    def add_inputs(self, layer: int, inputs: AttentionInputs) -> None:
         keys = torch.arange(inputs.k.shape[2])
         for of, positions in (("q", inputs.mask.positions.cpu()), ("k", keys)):
-            self.look(f"blocks.{layer}.{HELD_AS[of]}", getattr(inputs, of).transpose(1, 2), positions)
+            self.add(f"blocks.{layer}.{INPUT_HOOKS[of]}", getattr(inputs, of).transpose(1, 2), positions)
 
-    def look(self, name: str, x: Tensor, positions: Tensor) -> None:
+    def add(self, name: str, x: Tensor, positions: Tensor) -> None:
         """Shapes: x as the hook's axes, of tokens at `positions` [pos]"""
         if name in self.seen or not capture_access.of_tokens(name):
             return
@@ -162,7 +164,7 @@ class _Found:
             return
         axis = position_axis(point_of(name))
         counts, spoilt = [0, 0, 0], torch.zeros(self.shape, dtype=torch.bool)
-        for row, part in enumerate(x):  # a batch row at a time: the answers are as large as the question
+        for row, part in enumerate(x):  # one batch row at a time: the masks are as large as x
             kinds = [part.isnan(), part.isposinf(), part.isneginf()]
             if masked:
                 kinds[2] &= ~_masked(kinds[2], positions.to(x.device))
@@ -181,7 +183,7 @@ class _Found:
 
 
 def _masked(minus: Tensor, positions: Tensor) -> Tensor:
-    """Which scores are masked: of keys after the query, and of left padding, which no later query of any head sees.
+    """The masked scores: keys after the query, and left padding, which no later query of any head sees.
 
     Shapes: minus [head, query_pos, key_pos] bool, positions [query_pos] -> bool [query_pos, key_pos]
     """

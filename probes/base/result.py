@@ -1,4 +1,4 @@
-"""What every probe's result is made of: read-only arrays, tidy DataFrames, a figure. Knows nothing of models."""
+"""Base class of all probe results: read-only arrays, a tidy DataFrame and a figure. Knows nothing about models."""
 
 import html
 import importlib
@@ -15,15 +15,15 @@ from workbench.errors import MissingExtraError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-SHOWN_ROWS = 8
+PREVIEW_ROWS = 8
 
 
 class Result:
-    """A probe's result: a frozen dataclass of arrays with named axes, that gives a table and a figure.
+    """Result of a probe: a frozen dataclass of arrays with named axes, with a table and a figure.
 
-    `AXES` names every array's axes, in their order; `FIGURE` the whole path of the function that draws the result, as
-    `probes.attention.map_figures.head_map`; `UNITS` says what the table's numbers are in. An array is a field, a
-    property, or a dict of arrays with the same axes.
+    `AXES` names the axes of every array, in order. `FIGURE` is the dotted path of the function that draws the result,
+    for example `probes.attention.map_figures.head_map`. `UNITS` are the units of the table's numbers. An array is a
+    field, a property, or a dict of arrays with the same axes.
     """
 
     AXES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -34,7 +34,7 @@ class Result:
         raise NotImplementedError
 
     def figure(self, **options: Any) -> "go.Figure":
-        """The result drawn with plotly; `options` are those of the function that `FIGURE` names.
+        """The result as a plotly figure; `options` are passed to the function that `FIGURE` names.
 
         Raises: MissingExtraError if plotly is not installed.
         """
@@ -44,32 +44,35 @@ class Result:
         drawn: go.Figure = getattr(importlib.import_module(module), function)(self, **options)
         return drawn
 
-    def touched(self) -> dict[str, np.ndarray]:
-        """Which numbers are NaN or infinite: undefined, or reached by such an activation (`probes.base.non_finite`).
+    def non_finite_indices(self) -> dict[str, np.ndarray]:
+        """Indices of the NaN and infinite numbers of each array: they are undefined, or an activation was not finite.
 
-        Shapes: name of an array of `AXES` (`values.entropy` for one of a dict) -> int64 [found, axis], indices along
+        `probes.base.non_finite` tells where a run's activations become NaN or infinite.
+        Shapes: name of an array of `AXES` (`values.entropy` for one of a dict) -> int64 [entry, axis], indices along
                 its axes; arrays that are finite are left out.
         """
-        found = {}
+        indices = {}
         for name in self.AXES:
-            held = getattr(self, name)
-            parts = {f"{name}.{key}": x for key, x in held.items()} if isinstance(held, Mapping) else {name: held}
+            array = getattr(self, name)
+            parts = {f"{name}.{key}": x for key, x in array.items()} if isinstance(array, Mapping) else {name: array}
             for part, values in parts.items():
                 values = np.asarray(values)
                 if values.dtype.kind in "fc" and not np.isfinite(values).all():
-                    found[part] = np.argwhere(~np.isfinite(values))
-        return found
+                    indices[part] = np.argwhere(~np.isfinite(values))
+        return indices
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the arrays with their axes, and the table's first rows. Static; loads nothing."""
+        """HTML for notebooks: the arrays with their axes, and the first rows of the table. Static; loads nothing."""
         arrays = ", ".join(f"{name} [{', '.join(axes)}]" for name, axes in self.AXES.items())
         table = self.frame()
-        more = len(table) - SHOWN_ROWS
+        more = len(table) - PREVIEW_ROWS
         rest = f"<p>{more:,} more rows in <code>.frame()</code></p>" if more > 0 else ""
         title = f"<p><b>{type(self).__name__}</b> {html.escape(arrays)}</p><p>{html.escape(self.UNITS)}</p>"
-        touched = ", ".join(f"{len(at):,} of {html.escape(name)}" for name, at in self.touched().items())
-        title += f"<p>not finite, if only because undefined: {touched}; <code>.touched()</code></p>" if touched else ""
-        return title + table.head(SHOWN_ROWS).to_html(index=False, border=0, escape=True) + rest
+        counts = ", ".join(f"{len(at):,} of {html.escape(name)}" for name, at in self.non_finite_indices().items())
+        title += (
+            f"<p>not finite (NaN where undefined): {counts}; <code>.non_finite_indices()</code></p>" if counts else ""
+        )
+        return title + table.head(PREVIEW_ROWS).to_html(index=False, border=0, escape=True) + rest
 
 
 def frozen(values: torch.Tensor | np.ndarray, dtype: type[np.generic] | None = None) -> np.ndarray:
@@ -88,7 +91,7 @@ def frozen(values: torch.Tensor | np.ndarray, dtype: type[np.generic] | None = N
 
 
 def tidy(axes: Mapping[str, Sequence[Any] | np.ndarray], columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """One row per cell: the axes' labels first, then one column per quantity.
+    """A table with one row per cell: first the labels of the axes, then one column per quantity.
 
     Shapes: every column has the shape of the axes, in their order: [len(axis) for axis in axes].
     """

@@ -1,1 +1,1 @@
-"""The same tokens in two runs or two models."""
+"""Comparison of two runs or two models on the same tokens."""

@@ -1,6 +1,6 @@
-"""Two captures side by side: which tokens and hooks they share, and their tensors, a block of tokens at a time.
+"""Alignment of two captures: the tokens and hooks that they share, and their tensors, one block of tokens at a time.
 
-Computes no difference. A pattern that a capture keeps as q and k is made block by block, never whole.
+Computes no differences. If a capture has q and k in place of a pattern, the pattern is computed block by block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,18 +21,18 @@ from workbench.hooks.interventions import position_axis
 from workbench.layers.rope import to_adjacent
 
 Align = Literal["equal", "prefix", "suffix"]
-"""Which tokens of two captures are compared: all, which must then be equal; those they begin with; those they end
-with, for the same text after two contexts."""
+"""Which tokens of two captures are compared. "equal": all, which must be the same; "prefix": the shared beginning;
+"suffix": the shared end, for the same text after two contexts."""
 
-CELLS = 1 << 21  # numbers of one side held at once: 16 MiB of float64
+CELLS = 1 << 21  # numbers of one side in memory at once: 16 MiB of float64
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Two captures, the hooks that can be compared, and where the shared tokens stand in each.
+    """Two captures, the hooks that can be compared, and the positions of the shared tokens in each.
 
-    `rows_a` and `rows_b` index the kept positions; `positions` are the absolute ones in A. `left_out` says of every
-    other hook why it is not compared.
+    `rows_a` and `rows_b` index the captured positions; `positions` are the absolute positions in A. `left_out` maps
+    every other hook to the reason why it is not compared.
     """
 
     a: Capture
@@ -44,28 +44,28 @@ class Aligned:
     positions: np.ndarray
 
     def heads(self, name: str) -> tuple[int, ...]:
-        """The heads, by their numbers in the model, of a hook with a head axis; none for the others."""
+        """The heads of a hook, numbered as in the model; empty if the hook has no head axis."""
         point = point_of(name)
         if "head" not in point.axes:
             return ()
         if point.width("head", self.a.config) == self.a.config.n_heads and not name.endswith(("hook_k", "hook_v")):
             return capture_access.heads(self.a)
-        kept = self.a.request.kv_heads(self.a.config)
-        return tuple(range(self.a.config.n_kv_heads)) if kept is None else kept
+        kv_heads = self.a.request.kv_heads(self.a.config)
+        return tuple(range(self.a.config.n_kv_heads)) if kv_heads is None else kv_heads
 
     def blocks(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """The tokens of a block with both sides' numbers there; those of a hook without heads are one head's.
+        """Blocks of tokens with the values of both sides; a hook without heads is treated as one head.
 
-        Scores that both sides mask are 0, and a pattern comes as its natural logarithm, -inf where masked.
+        Scores that both sides mask are 0; a pattern is returned as its natural logarithm, -inf where masked.
         Shapes: -> float64 [batch, pos, head, width], twice
         """
-        widths = [_width(cap, name) for cap in (self.a, self.b)]
+        widths = [_numbers_per_token(cap, name) for cap in (self.a, self.b)]
         step = max(1, CELLS // max(widths))
         for start in range(0, len(self.positions), step):
             rows = slice(start, min(start + step, len(self.positions)))
             x, y = _read(self.a, name, self.rows_a[rows]), _read(self.b, name, self.rows_b[rows])
             y = y.to(x.device)
-            if name.endswith((SCORES, PATTERN)):  # keys that one side does not hold are masked there
+            if name.endswith((SCORES, PATTERN)):  # keys that one side does not have are masked there
                 keys = max(x.shape[-1], y.shape[-1])
                 x, y = (F.pad(side, (0, keys - side.shape[-1]), value=-torch.inf) for side in (x, y))
             if name.endswith(SCORES):
@@ -74,55 +74,59 @@ class Aligned:
             yield rows, x, y
 
 
-def aligned(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
+def align_captures(a: Capture, b: Capture, *, align: Align = "equal") -> Aligned:
     """Match two captures by tokens and hook names.
 
-    Raises: HookError if no token is shared, the kept positions or the pair orders differ, or no hook can be compared.
+    Raises: HookError if no token is shared, the positions or the pair orders differ, or no hook can be compared.
     """
     for cap in (a, b):
         capture_access.unpadded(cap)
     orders = [cap.provenance.get("pair_order", "adjacent") for cap in (a, b)]
     if orders[0] != orders[1]:
         raise HookError(
-            f"q and k are in {orders[0]} order in A and {orders[1]} in B; `workbench.layers.rope` permutes."
+            f"q and k are in {orders[0]} order in A and {orders[1]} in B; `workbench.layers.rope` can permute them."
         )
     shift, first, end = _shared(a, b, align)
     at_a, at_b = capture_access.positions(a), capture_access.positions(b)
     rows_a = ((at_a >= first) & (at_a < end)).nonzero().squeeze(-1)
     rows_b = ((at_b - shift >= first) & (at_b - shift < end)).nonzero().squeeze(-1)
     if not torch.equal(at_a[rows_a], at_b[rows_b] - shift) or not len(rows_a):
-        raise HookError("the captures hold different positions of the tokens they share; capture both alike.")
+        raise HookError("the captures have different positions of the shared tokens; capture the same positions.")
     hooks, left_out = _hooks(a, b, shift)
     if not hooks:
-        raise HookError(f"no hook of the two captures can be compared: {'; '.join(_reasons(left_out))}.")
+        raise HookError(f"no hook of the two captures can be compared: {'; '.join(_grouped_reasons(left_out))}.")
     device_a, device_b = a.tokens.device, b.tokens.device
     positions = at_a[rows_a].numpy()
     return Aligned(a, b, hooks, left_out, rows_a.to(device_a), rows_b.to(device_b), positions)
 
 
-def foreign(config: ModelConfig, tokens: Tensor, tensors: Mapping[str, Tensor], *, half_split: bool = False) -> Capture:
-    """A capture made of another implementation's tensors by our hook names, to compare a port with.
+def capture_from_tensors(
+    config: ModelConfig, tokens: Tensor, tensors: Mapping[str, Tensor], *, half_split: bool = False
+) -> Capture:
+    """A capture made from another implementation's tensors, by this project's hook names, to compare a port with.
 
-    Captures hold q and k in Meta's order, adjacent pairs; `half_split` says that these are in Hugging Face's, and
-    permutes hook_q, hook_k, hook_rot_q and hook_rot_k.
+    Captures have q and k in Meta's order, adjacent pairs. Set `half_split` if the tensors are in Hugging Face's order;
+    hook_q, hook_k, hook_rot_q and hook_rot_k are then permuted.
     Shapes: tokens [batch, pos] int64; every tensor as the hook table's axes, over all heads and positions
     Raises: UnknownHookError for a name, HookError for a shape, that the hook table does not have.
     """
-    held = {}
+    permuted = {}
     for name in expand(list(tensors), config):
         x, point = tensors[name], point_of(name)
         sizes = {"batch": tokens.shape[0], **dict.fromkeys(("pos", "query_pos", "key_pos"), tokens.shape[1])}
-        wanted = tuple(sizes.get(axis) or point.width(axis, config) for axis in point.axes)
-        if tuple(x.shape) != wanted:
-            raise HookError(f"{name} is {' '.join(point.axes)}, here {wanted}; found {tuple(x.shape)}.")
+        expected = tuple(sizes.get(axis) or point.width(axis, config) for axis in point.axes)
+        if tuple(x.shape) != expected:
+            raise HookError(f"{name} must have shape [{', '.join(point.axes)}] = {expected}; found {tuple(x.shape)}.")
         if half_split and name.endswith(("attn.hook_q", "attn.hook_k", "hook_rot_q", "hook_rot_k")):
             x = to_adjacent(x.movedim(-1, 0), 1).movedim(0, -1)
-        held[name] = x.to(tokens.device)
-    return Capture(config, tokens, Request(tuple(held)), 0, held, {}, {"pair_order": "adjacent", "interventions": []})
+        permuted[name] = x.to(tokens.device)
+    return Capture(
+        config, tokens, Request(tuple(permuted)), 0, permuted, {}, {"pair_order": "adjacent", "interventions": []}
+    )
 
 
 def _shared(a: Capture, b: Capture, align: Align) -> tuple[int, int, int]:
-    """How much later the shared tokens stand in B than in A, and the absolute positions that they span in A."""
+    """Shift of the shared tokens from A to B, and the absolute positions of the first and the end in A."""
     if a.tokens.shape[0] != b.tokens.shape[0]:
         raise HookError(f"A has {a.tokens.shape[0]} batch rows and B has {b.tokens.shape[0]}; compare the same rows.")
     x, y = a.tokens.cpu(), b.tokens.cpu()
@@ -134,15 +138,15 @@ def _shared(a: Capture, b: Capture, align: Align) -> tuple[int, int, int]:
         shift, first, end = end_b - end_a, end_a - shared, end_a
     else:
         if a.start != b.start:
-            raise HookError(f'A begins at position {a.start} and B at {b.start}; align="suffix" compares their ends.')
+            raise HookError(f'A begins at position {a.start} and B at {b.start}; use align="suffix" for shared ends.')
         same = (x[:, :n] == y[:, :n]).all(0)
         shared = int(same.long().cumprod(0).sum())
         shift, first, end = 0, a.start, a.start + shared
         if align == "equal" and not (shared == x.shape[1] == y.shape[1]):
             lengths = f"{x.shape[1]} and {y.shape[1]} tokens"
             raise HookError(
-                f'the captures are of different tokens ({lengths}, the first {shared} alike); align="prefix" compares'
-                ' those they begin with, align="suffix" those they end with.'
+                f"the captures have different tokens ({lengths}, the first {shared} are the same); use "
+                'align="prefix" to compare the shared beginning, or align="suffix" for the shared end.'
             )
     if not shared:
         raise HookError(f"the captures share no token at their {'end' if align == 'suffix' else 'beginning'}.")
@@ -154,9 +158,9 @@ def _hooks(a: Capture, b: Capture, shift: int) -> tuple[tuple[str, ...], dict[st
     hooks, left_out = [], {}
     for name in hook_names(deeper):
         if name in a and name in b:
-            reason = _unlike(a, b, name, shift)
+            reason = _why_not_comparable(a, b, name, shift)
         elif name in a or name in b:
-            reason = f"captured in {'A' if name in a else 'B'} alone"
+            reason = f"captured only in {'A' if name in a else 'B'}"
         else:
             continue
         if reason:
@@ -166,8 +170,8 @@ def _hooks(a: Capture, b: Capture, shift: int) -> tuple[tuple[str, ...], dict[st
     return tuple(hooks), left_out
 
 
-def _unlike(a: Capture, b: Capture, name: str, shift: int) -> str:
-    """Why a hook that both hold is not compared; empty if it is."""
+def _why_not_comparable(a: Capture, b: Capture, name: str, shift: int) -> str:
+    """Why a hook in both captures cannot be compared; empty if it can."""
     point = point_of(name)
     if not capture_access.of_tokens(name):
         return "a summary of the pattern"
@@ -178,20 +182,20 @@ def _unlike(a: Capture, b: Capture, name: str, shift: int) -> str:
     if shapes[0] != shapes[1]:
         return f"{', '.join(shapes[0])} in A, {', '.join(shapes[1])} in B"
     if "head" in point.axes and capture_access.heads(a) != capture_access.heads(b):
-        return "other heads were captured"
-    return "after another context, keys differ" if shift and name.endswith((SCORES, PATTERN)) else ""
+        return "different heads were captured"
+    return "keys differ after different contexts" if shift and name.endswith((SCORES, PATTERN)) else ""
 
 
-def _reasons(left_out: Mapping[str, str]) -> list[str]:
-    """Each reason once, with the hooks as the table names them."""
-    found: dict[str, list[str]] = {}
+def _grouped_reasons(left_out: Mapping[str, str]) -> list[str]:
+    """Each reason once, with its hooks as the hook table names them."""
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
-        found.setdefault(reason, []).append(point_of(name).name)
-    return [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in found.items()]
+        names_by_reason.setdefault(reason, []).append(point_of(name).name)
+    return [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in names_by_reason.items()]
 
 
-def _width(cap: Capture, name: str) -> int:
-    """Numbers that a token has at a hook, over batch rows and heads."""
+def _numbers_per_token(cap: Capture, name: str) -> int:
+    """Count of numbers per token at a hook, over batch rows and heads."""
     point, batch = point_of(name), cap.tokens.shape[0]
     keys = cap.start + cap.tokens.shape[1]
     sizes = (keys if axis == "key_pos" else point.width(axis, cap.config) or 1 for axis in point.axes)
@@ -199,7 +203,7 @@ def _width(cap: Capture, name: str) -> int:
 
 
 def _read(cap: Capture, name: str, rows: Tensor) -> Tensor:
-    """Some tokens at a hook. Shapes: rows [pos] -> float64 [batch, pos, head, width]"""
+    """Values of some tokens at a hook. Shapes: rows [pos] -> float64 [batch, pos, head, width]"""
     axes, layer = point_of(name).axes, layer_of(name)
     if name in cap.tensors:
         x = cap.tensors[name].detach().index_select(position_axis(point_of(name)), rows).double()
@@ -207,10 +211,10 @@ def _read(cap: Capture, name: str, rows: Tensor) -> Tensor:
     else:
         assert layer is not None
         inputs = cap.inputs[layer].narrow(None, rows)
-        seen = int(inputs.mask.positions.max()) + 1  # no query of these sees a later key
-        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k[:, :, :seen].detach())
+        n_keys = int(inputs.mask.positions.max()) + 1  # none of these queries sees a later key
+        inputs = replace(inputs, q=inputs.q.detach(), k=inputs.k[:, :, :n_keys].detach())
         x = compute(f"blocks.{layer}.{SCORES}", inputs).double()
-        # In logarithms a weight too small for float32 keeps its size.
+        # A logarithm can represent weights that are too small for float32.
         x = x.log_softmax(-1) if name.endswith(PATTERN) else x
     if "query_pos" in axes:
         return x.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Commands that look for errors: where two runs part, and where a run's numbers are no longer finite."""
+"""Commands to find errors: the first difference of two runs, and the first NaN or infinity of a run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import typer
 from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
 from probes.base.command import Origin, check, deliver, load, text
 
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
 
 
 def compare(
     model: Model = "demo",
-    other: Annotated[str, typer.Option(help="The model to compare with; without it, the same.")] = "",
+    other: Annotated[str, typer.Option(help="Second model to compare with; default: the same model.")] = "",
     prompt: Prompt = None,
     file: File = None,
     dtype: Dtype = "auto",
-    other_dtype: Annotated[str, typer.Option(help="Type of the other's weights.")] = "auto",
-    ablate: Annotated[str, typer.Option(help="Heads to take away from the other, as L2H3,L5H1.")] = "",
-    scaling: Annotated[str, typer.Option(help="The other's RoPE, as yarn=4: see the command positions.")] = "",
-    before: Annotated[str, typer.Option(help="Text that the other reads before the prompt.")] = "",
-    by: Annotated[Literal["hook", "head", "position"], typer.Option(help="What a row is.")] = "hook",
-    threshold: Annotated[float, typer.Option(min=0, help="Relative difference at which the runs part.")] = 1e-3,
+    other_dtype: Annotated[str, typer.Option(help="Dtype of the second model.")] = "auto",
+    ablate: Annotated[str, typer.Option(help="Heads to ablate in the second run, for example L2H3,L5H1.")] = "",
+    scaling: Annotated[
+        str, typer.Option(help="RoPE scaling of the second run, for example yarn=4 (see the command positions).")
+    ] = "",
+    before: Annotated[str, typer.Option(help="Text before the prompt in the second run.")] = "",
+    by: Annotated[Literal["hook", "head", "position"], typer.Option(help="Rows of the table.")] = "hook",
+    threshold: Annotated[float, typer.Option(min=0, help="Relative difference that counts as different.")] = 1e-3,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Two runs of a prompt: how far apart, and since when."""
+    """Compare two runs of a prompt: differences by hook, head or position."""
     check(output)
     import torch
 
@@ -40,19 +42,19 @@ def compare(
     from workbench.hooks.interventions import Ablate
     from workbench.hooks.rope_scaling import scaling_of
 
-    given = text(prompt, file)
+    prompt_text = text(prompt, file)
     heads = head_names.parse(ablate) if ablate else []
     a = load(model, device, dtype)
     same = (other or model, other_dtype) == (model, dtype)
     if same and not (heads or scaling or before):
-        raise DataError("nothing differs; give --other, --other-dtype, --ablate, --scaling or --before.")
+        raise DataError("both runs are the same; give --other, --other-dtype, --ablate, --scaling or --before.")
     b = a if same else load(other or model, device, other_dtype)
     changes: list[Intervention] = [Ablate(f"L{layer}H{head}") for layer, head in heads]
     changes += [scaling_of(scaling, b.config)] if scaling else []
     tokenizer = tokenizer_of(a, model)
     if b.tokenizer is not None and b.tokenizer.sha256 != tokenizer.sha256:
-        print("note: the models have different tokenizers; both read the first one's tokens", file=sys.stderr)
-    ids = tokenizer.encode(given, bos=True)
+        print("note: the models have different tokenizers; both get the tokens of the first one", file=sys.stderr)
+    ids = tokenizer.encode(prompt_text, bos=True)
     tokens = torch.tensor([ids])
     if before:
         longer = torch.tensor([ids[:1] + tokenizer.encode(before) + ids[1:]])
@@ -60,19 +62,19 @@ def compare(
             _, cap = a.run_with_capture(tokens.to(a.device), compare_models.HOOKS)
             with b.intervene(*changes):
                 _, cap_b = b.run_with_capture(longer.to(b.device), compare_models.HOOKS)
-        found = compare_runs.compare(cap, cap_b, align="suffix")
+        result = compare_runs.compare(cap, cap_b, align="suffix")
     else:
-        found = compare_models.compare_runs(a, b, tokens, changes=changes)
-    at = found.part(threshold)
-    said = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} since {at}"
-    print(f"relative difference: {said}", file=sys.stderr)
+        result = compare_models.compare_runs(a, b, tokens, changes=changes)
+    at = result.part(threshold)
+    summary = f"no hook differs by more than {threshold:g}" if at is None else f"above {threshold:g} from {at} on"
+    print(f"relative difference: {summary}", file=sys.stderr)
     extra = {"other": other or model, "other_dtype": str(b.dtype).removeprefix("torch.")}
     extra |= {"interventions": [change.to_dict() for change in changes], "before": before}
     origin = Origin(model, a, len(ids), extra)
     if by == "hook":
-        deliver(found, output, origin, threshold=threshold)
+        deliver(result, output, origin, threshold=threshold)
     else:
-        part = found.by_head if by == "head" else found.logits
+        part = result.by_head if by == "head" else result.logits
         assert part is not None, "all hooks that both models share were compared"
         deliver(part, output, origin)
 
@@ -85,18 +87,18 @@ def finite(
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Where NaN or infinity begins in a run, hook by hook."""
+    """Find NaN and infinity in a run, hook by hook."""
     check(output)
     import torch
 
     from probes.base import non_finite as probe
     from workbench.commands import tokenizer_of
 
-    given = text(prompt, file)
+    prompt_text = text(prompt, file)
     loaded = load(model, device, dtype)
-    ids = tokenizer_of(loaded, model).encode(given, bos=True)
-    found = probe.trace_non_finite(loaded, torch.tensor([ids]))
-    deliver(found, output, Origin(model, loaded, len(ids), {"hooks_checked": found.n_checked}))
+    ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
+    result = probe.trace_non_finite(loaded, torch.tensor([ids]))
+    deliver(result, output, Origin(model, loaded, len(ids), {"hooks_checked": result.n_checked}))
 
 
 COMMANDS = (

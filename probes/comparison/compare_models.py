@@ -1,6 +1,6 @@
-"""Two models compared on the same tokens without holding either run whole: some layers at a time.
+"""Comparison of two models on the same tokens, some layers at a time, so that neither run is in memory as a whole.
 
-Captures and runs; what differs is measured by `probes.comparison.compare_runs`.
+This module runs and captures; `probes.comparison.compare_runs` measures the differences.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,8 @@ HOOKS = tuple(
     for point in HOOK_TABLE
     if capture_access.of_tokens(point.name) and not point.name.endswith((SCORES, "hook_result"))
 )
-"""What `compare_runs` compares: not scores (q and k make them), hook_result (z makes it) and summaries of patterns."""
+"""Hooks that `compare_runs` compares: all except scores (computed from q and k), hook_result (computed from z) and
+summaries of patterns."""
 
 
 @torch.no_grad()
@@ -37,11 +38,10 @@ def compare_runs(
     changes: Sequence[Intervention] = (),
     budget: int | None = None,
 ) -> Comparison:
-    """Run both models on the same tokens, B under `changes`, and compare some layers at a time.
+    """Run both models on the same tokens, B with the interventions `changes`, and compare some layers at a time.
 
-    Only as many layers as the budget allows are held of both at once, and the models run once for each such group.
-    names: hooks to compare; `HOOKS` where not given. budget: bytes that the captures of both may hold; None: half of
-    the memory that is free now.
+    The budget limits how many layers of both are in memory at once; the models run once for each such group of layers.
+    names: hooks to compare, default `HOOKS`. budget: maximum bytes of both captures; None: half of the free memory.
     Shapes: tokens [batch, pos] int64
     Units:  as `comparison.compare`.
     Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
@@ -49,23 +49,25 @@ def compare_runs(
     budget = free_memory(model_a.device) // 2 if budget is None else budget
     names = [names] if isinstance(names, str) else list(names or HOOKS)
     parts = []
-    for group in _groups((model_a, model_b), tokens, names, budget):
+    for group in _layer_groups((model_a, model_b), tokens, names, budget):
         caps = []
-        for model, acting in ((model_a, ()), (model_b, changes)):
-            with model.intervene(*acting):
+        for model, active in ((model_a, ()), (model_b, changes)):
+            with model.intervene(*active):
                 _, cap = model.run_with_capture(tokens.to(model.device), group, budget=budget)
             caps.append(cap)
         parts.append(compare(*caps))
         del caps, cap  # before the next group is captured
-    alone: dict[str, str] = {}
+    one_sided: dict[str, str] = {}
     for side, model, other in (("A", model_a, model_b), ("B", model_b, model_a)):
         missing = set(expand(names, model.config)) - set(hook_names(other.config))
-        alone |= dict.fromkeys(sorted(missing), f"in {side} alone")
-    return _joined(parts, alone)
+        one_sided |= dict.fromkeys(sorted(missing), f"only in {side}")
+    return _merge(parts, one_sided)
 
 
-def _groups(models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int) -> list[tuple[str, ...]]:
-    """Hook names of neighbouring layers whose captures of both models fit the budget together."""
+def _layer_groups(
+    models: Sequence[Transformer], tokens: Tensor, names: Sequence[str], budget: int
+) -> list[tuple[str, ...]]:
+    """Groups of hook names, in neighbouring layers, whose captures of both models fit into the budget."""
     sizes: dict[str, int] = {}
     for model in models:
         request = Request.of(model.config, names)
@@ -75,26 +77,26 @@ def _groups(models: Sequence[Transformer], tokens: Tensor, names: Sequence[str],
     shared = set(hook_names(models[0].config)) & set(hook_names(models[1].config))
     sizes = {name: size for name, size in sizes.items() if name in shared}
     if not sizes:
-        raise HookError("the two models share none of these hooks.")
+        raise HookError("the two models have none of these hooks in common.")
     groups: list[list[str]] = [[]]
-    held = 0
+    used = 0
     pieces: dict[int | None, list[str]] = {}
     for name in sizes:
         pieces.setdefault(layer_of(name), []).append(name)
     for piece in pieces.values():
         size = sum(sizes[name] for name in piece)
-        if groups[-1] and held + size > budget:
+        if groups[-1] and used + size > budget:
             groups.append([])
-            held = 0
+            used = 0
         groups[-1] += piece
-        held += size
+        used += size
     return [tuple(group) for group in groups]
 
 
-def _joined(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison:
+def _merge(parts: Sequence[Comparison], one_sided: Mapping[str, str]) -> Comparison:
     """Comparisons of several groups of hooks as one, in the order of a run."""
     hooks = [hook for part in parts for hook in part.hooks]
-    order = np.array(sorted(range(len(hooks)), key=lambda i: _place(hooks[i])), dtype=int)
+    order = np.array(sorted(range(len(hooks)), key=lambda i: _hook_order(hooks[i])), dtype=int)
     joined = {name: frozen(np.concatenate([getattr(p, name) for p in parts])[order]) for name in MEASURES}
     heads = [part.by_head for part in parts if part.by_head is not None]  # layers come in their order
     by_head = None
@@ -109,12 +111,12 @@ def _joined(parts: Sequence[Comparison], alone: Mapping[str, str]) -> Comparison
         **joined,
         by_head=by_head,
         logits=next((part.logits for part in parts if part.logits is not None), None),
-        left_out={name: reason for part in parts for name, reason in part.left_out.items()} | dict(alone),
+        left_out={name: reason for part in parts for name, reason in part.left_out.items()} | dict(one_sided),
     )
 
 
-def _place(hook: str) -> tuple[float, int]:
-    """Where a run reaches a hook: the order of the table, layer by layer."""
+def _hook_order(hook: str) -> tuple[float, int]:
+    """Sort key of a hook in the order of a run: by layer, then by the hook table."""
     point, layer = point_of(hook), layer_of(hook)
     row = HOOK_TABLE.index(point)
     if layer is not None:

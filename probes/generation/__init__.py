@@ -1,1 +1,1 @@
-"""What each generated token was drawn from."""
+"""Sampling trace: the distribution from which each generated token was drawn."""

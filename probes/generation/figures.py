@@ -1,4 +1,4 @@
-"""A plotly figure of what a generated text was drawn from."""
+"""Plotly figure of a sampling trace."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,22 @@ from probes.generation.token_choices import SamplingTrace
 
 
 def surprise(
-    found: SamplingTrace, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
+    trace: SamplingTrace, labels: Sequence[str] | None = None, *, theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """How unlikely each generated token was, beside how unlikely the model expected it to be: its entropy.
+    """Surprise of each generated token, and the entropy, which is the surprise that the model expected.
 
-    Shapes: labels [step], unique and escaped; steps from 1 where they are not given
+    Shapes: labels [step], unique and escaped; default: the steps, from 1
     """
-    count = len(found.tokens)
+    count = len(trace.tokens)
     names = position_names([str(step + 1) for step in range(count)] if labels is None else labels, count)
     fig = go.Figure()
     fig.add_bar(
-        x=names, y=-found.logprobs.astype(np.float32), name="surprise, -log p", marker={"color": COLOURS[5]},
-        customdata=np.stack([np.exp(found.logprobs), found.ranks], -1),
+        x=names, y=-trace.logprobs.astype(np.float32), name="surprise, -log p", marker={"color": COLOURS[5]},
+        customdata=np.stack([np.exp(trace.logprobs), trace.ranks], -1),
         hovertemplate="%{x}<br>%{y:.3f} nats, p %{customdata[0]:.4f}, rank %{customdata[1]}<extra></extra>",
     )  # fmt: skip
     fig.add_scatter(
-        x=names, y=found.entropy.astype(np.float32), name="entropy", mode="lines+markers" if count < 200 else "lines",
+        x=names, y=trace.entropy.astype(np.float32), name="entropy", mode="lines+markers" if count < 200 else "lines",
         line={"color": COLOURS[1], "width": 2}, marker={"size": 5},
         hovertemplate="%{x}<br>entropy %{y:.3f} nats<extra></extra>",
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a text was drawn from: every generated token with its probability, its rank and what else was likely.
+"""Sampling trace: each generated token with its probability, its rank and the likely alternatives.
 
-Two distributions are told apart at every step. The model's own is the softmax of its logits, at temperature 1. The
-drawn one is what temperature, top-k and top-p leave of it, and what the token really came from.
+Every step has two distributions. The model's own distribution is the softmax of its logits, at temperature 1. The
+sampling distribution is what remains after temperature, top-k and top-p; the token was drawn from it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +22,11 @@ from workbench.model import Transformer
 
 @dataclass(frozen=True)
 class Choice:
-    """One generated token. Log-probabilities and entropies are in nats; rank 1 is the likeliest.
+    """One generated token. Log-probabilities and entropies are in nats; rank 1 is the most likely.
 
-    `logprob`, `rank` and `entropy` are the model's own; `share` is the token's probability in what was drawn from,
-    `share_entropy` that distribution's entropy, and `kept` how many tokens it could have given. `likeliest` are the
-    model's first tokens: id, log-probability, share. `text` and `finish_reason` as in `generate.Piece`.
+    `logprob`, `rank` and `entropy` are of the model's own distribution. `share` is the token's probability in the
+    sampling distribution, `share_entropy` the entropy of that, and `kept` its number of possible tokens. `likeliest`
+    are the model's top tokens: id, log-probability, share. `text` and `finish_reason` as in `generate.Piece`.
     """
 
     token: int
@@ -43,10 +43,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class SamplingTrace(Result):
-    """A generated text, step by step. Arrays are [step], those of the alternatives [step, rank], likeliest first.
+    """A generated text, step by step. Arrays are [step]; those of the alternatives are [step, rank], most likely first.
 
-    Step s, counted from 0, gave tokens[s]; the query that chose it stands at position len(prompt) - 1 + s. What the
-    arrays hold is said at `Choice`; `finish_reason` is None where generation was broken off.
+    Step s, counted from 0, gave tokens[s]; the query that chose it is at position len(prompt) - 1 + s. `Choice`
+    documents the arrays; `finish_reason` is None if generation was stopped early.
     """
 
     AXES = {
@@ -54,7 +54,7 @@ class SamplingTrace(Result):
         **dict.fromkeys(("other_tokens", "other_logprobs", "other_shares"), ("step", "rank")),
     }
     FIGURE = "probes.generation.figures.surprise"
-    UNITS = "log-probabilities and entropies in nats; shares are probabilities in what was drawn from"
+    UNITS = "log-probabilities and entropies in nats; shares are probabilities in the sampling distribution"
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -71,7 +71,7 @@ class SamplingTrace(Result):
     other_shares: np.ndarray
 
     def frame(self) -> pd.DataFrame:
-        """One row per generated token: step (from 1), position, token, then the model's own and the drawn numbers."""
+        """One row per generated token: step (from 1), position, token, then both distributions' numbers."""
         steps = np.arange(len(self.tokens))
         return pd.DataFrame(
             {
@@ -103,7 +103,7 @@ class SamplingTrace(Result):
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities that `sampling` draws from: 0 for what it leaves out, all on one token at temperature 0.
+    """The distribution that `sampling` draws from: 0 for excluded tokens, all on one token at temperature 0.
 
     Shapes: logits [vocab] -> [vocab]
     Source: arXiv 1904.09751 (top-p), 1805.04833 (top-k).
@@ -130,9 +130,9 @@ def choices(
     max_new_tokens: int = 64,
     alternatives: int = 8,
 ) -> Iterator[Choice]:
-    """The continuation of token ids, a token at a time, each with what it was drawn from.
+    """The continuation of token ids, one token at a time, each with the distribution it was drawn from.
 
-    It is what `workbench.inference.generate.stream` gives at the same settings, from the logits of the very step.
+    The tokens are those of `workbench.inference.generate.stream` with the same settings, from the logits of each step.
     Shapes: prompt [pos]
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
     """
@@ -149,28 +149,30 @@ def sampling_trace(
     max_new_tokens: int = 64,
     alternatives: int = 8,
 ) -> SamplingTrace:
-    """A whole continuation with what every token was drawn from.
+    """A whole continuation with the distribution that each token was drawn from.
 
     Shapes: prompt [pos] -> [step], and [step, rank] for the alternatives
     Units:  nats and probabilities.
     Raises: as `choices`.
-    Exact:  probabilities are those of the cached steps themselves; one run of the whole text gives them up to rounding.
+    Exact:  probabilities are from the cached steps themselves; one run of the whole text gives them up to rounding.
     """
-    found = choices(model, prompt, sampling, seed=seed, max_new_tokens=max_new_tokens, alternatives=alternatives)
-    return gathered(prompt, found)
+    steps = choices(model, prompt, sampling, seed=seed, max_new_tokens=max_new_tokens, alternatives=alternatives)
+    return gathered(prompt, steps)
 
 
-def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> SamplingTrace:
-    """Steps that have been run, as one result; of an unfinished text too.
+def gathered(prompt: Sequence[int], choices: Iterable[Choice]) -> SamplingTrace:
+    """Steps that have been run, as one result; the text can be unfinished.
 
-    Raises: DataError where there are none.
+    Raises: DataError if there are no steps.
     """
-    steps = list(found)
+    steps = list(choices)
     if not steps:
         raise DataError("No token has been generated yet.")
     columns = ("logprob", "rank", "entropy", "share", "share_entropy", "kept")
     arrays = (frozen(np.array([getattr(step, name) for step in steps])) for name in columns)
-    others = (frozen(np.array([[one[i] for one in step.likeliest] for step in steps])) for i in range(3))
+    others = (
+        frozen(np.array([[alternative[i] for alternative in step.likeliest] for step in steps])) for i in range(3)
+    )
     return SamplingTrace(
         tuple(prompt),
         tuple(step.token for step in steps),
@@ -182,32 +184,32 @@ def gathered(prompt: Sequence[int], found: Iterable[Choice]) -> SamplingTrace:
 
 
 def _steps(model: Transformer, row: GenerationState, sampling: Sampling, alternatives: int) -> Iterator[Choice]:
-    now = list(row.prompt)
-    cache = model.empty_cache(1, len(now) + row.room)
+    next_tokens = list(row.prompt)
+    cache = model.empty_cache(1, len(next_tokens) + row.room)
     while row.finish_reason is None:
         with torch.no_grad():
-            hidden = model.hidden(torch.tensor([now], device=model.device), cache)
+            hidden = model.hidden(torch.tensor([next_tokens], device=model.device), cache)
             logits = model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0]  # [1, vocab]
             choice = _choice(row, logits, sampling, alternatives)
         yield choice
-        now = [choice.token]
+        next_tokens = [choice.token]
 
 
 def _choice(row: GenerationState, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
-    """Draw the next token as `generate` does, and say what it was drawn from. Shapes: logits [1, vocab]"""
+    """Draw the next token as `generate` does, with its distribution. Shapes: logits [1, vocab]"""
     uniform = torch.zeros(1)
     if sampling.temperature > 0:
         uniform = torch.rand((), generator=row.generator).unsqueeze(0)
     token = int(tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device))))
-    own = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
+    logprobs = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
     share = distribution(logits[0], sampling)
-    top = own.topk(alternatives)
-    row.take(token, float(own[token]))
+    top = logprobs.topk(alternatives)
+    row.take(token, float(logprobs[token]))
     return Choice(
         token,
-        float(own[token]),
-        int((own > own[token]).sum()) + 1,
-        float(torch.special.entr(own.exp()).sum()),
+        float(logprobs[token]),
+        int((logprobs > logprobs[token]).sum()) + 1,
+        float(torch.special.entr(logprobs.exp()).sum()),
         float(share[token]),
         float(torch.special.entr(share).sum()),
         int((share > 0).sum()),

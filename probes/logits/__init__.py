@@ -1,1 +1,1 @@
-"""What the residual stream says about the output: lenses, and attribution of a logit."""
+"""Logit lens, tuned lens and direct logit attribution."""

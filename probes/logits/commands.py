@@ -1,4 +1,4 @@
-"""Commands on what the stream says about the output: both lenses, and attribution to parts, neurons and keys."""
+"""Commands for the logit lens, the tuned lens, and logit attribution to parts, neurons and keys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from workbench.model import Transformer
 
-Texts = Annotated[list[str] | None, typer.Option("--token", help="A token's text, as ' Paris'; may be repeated.")]
-Ids = Annotated[list[int] | None, typer.Option("--id", help="A token's number; may be repeated.")]
-Position = Annotated[int, typer.Option(help="The position whose next token is asked for; -1 is the last.")]
+Texts = Annotated[
+    list[str] | None, typer.Option("--token", help="Text of a token, for example ' Paris'; can be repeated.")
+]
+Ids = Annotated[list[int] | None, typer.Option("--id", help="Token id; can be repeated.")]
+Position = Annotated[int, typer.Option(help="Position whose next token is predicted; -1 is the last.")]
 
 
 def lens(
@@ -27,17 +29,17 @@ def lens(
     file: File = None,
     text: Texts = None,
     number: Ids = None,
-    tuned: Annotated[Path | None, typer.Option(help="A tuned lens of this checkpoint, or the folder it is in.")] = None,
+    tuned: Annotated[Path | None, typer.Option(help="File of a tuned lens of this checkpoint, or its folder.")] = None,
     by: Annotated[
-        Literal["probability", "kl", "rank"], typer.Option(help="What the figure's colours, or its curves, show.")
+        Literal["probability", "kl", "rank"], typer.Option(help="Quantity that the figure's colours or curves show.")
     ] = "probability",
     position: Position = -1,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Stream: what it would predict after every block.
+    """Stream: predictions after every block, by the logit lens.
 
-    With --token or --id it follows these tokens through the layers; the figure does so at --position.
+    With --token or --id: probability and rank of these tokens at every layer; the figure shows them at --position.
     """
     check(output)
     from probes.base import capture_access
@@ -45,57 +47,57 @@ def lens(
     from probes.logits.tuned_lens import TunedLens, tuned_lens
 
     loaded, cap, origin = capture(model, prompt, file, probe.HOOKS, device)
-    targets = _given(loaded, text, number)
+    targets = _target_ids(loaded, text, number)
     if tuned is None:
-        found = probe.logit_lens(loaded, cap, targets=targets)
+        result = probe.logit_lens(loaded, cap, targets=targets)
     else:
-        found = tuned_lens(loaded, cap, TunedLens.load(tuned, loaded), targets=targets)
+        result = tuned_lens(loaded, cap, TunedLens.load(tuned, loaded), targets=targets)
     if not targets:
-        deliver(found, output, origin, by=by)
+        deliver(result, output, origin, by=by)
         return
-    at = found.positions[capture_access.place(cap, position)]
-    deliver(found.curves, output, origin, position=at, by="rank" if by == "rank" else "logprob")
+    absolute = result.positions[capture_access.place(cap, position)]
+    deliver(result.curves, output, origin, position=absolute, by="rank" if by == "rank" else "logprob")
 
 
 def tuned_lens(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    train: Annotated[bool, typer.Option("--train", help="Train one on the text's first four fifths.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train a lens on the first 80% of the text.")] = False,
     save: Annotated[
-        Path | None, typer.Option(help="Where --train writes it: a file, or a folder, such as the model's.")
+        Path | None, typer.Option(help="Where --train saves the lens: a file or a folder, for example the model's.")
     ] = None,
-    use: Annotated[Path | None, typer.Option(help="Measure one that was saved, on the whole text.")] = None,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training, of four windows each.")] = 250,
-    seed: Annotated[int, typer.Option(help="Seed of the windows' order.")] = 0,
+    use: Annotated[Path | None, typer.Option(help="Measure a saved lens on the whole text.")] = None,
+    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, of four windows each.")] = 250,
+    seed: Annotated[int, typer.Option(help="Seed for the order of the windows.")] = 0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Stream: train a lens, or measure one on text it has not seen."""
+    """Stream: train a tuned lens, or measure one on new text."""
     check(output)
     if train == (use is not None):
-        raise DataError("say --train to train a lens, or --use PATH to measure one, one of them.")
+        raise DataError("use --train to train a lens, or --use PATH to measure one; exactly one of them.")
     if save is not None and not train:
-        raise DataError("--save goes with --train.")
+        raise DataError("--save goes with --train; without it there is no new lens to save.")
     from probes.logits import tuned_lens as probe
     from probes.rope import loss_by_position
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     windows = loss_by_position.windows(ids[1:], length, bos=ids[0])
     if use is not None:
-        found = probe.lens_divergence(loaded, windows, probe.TunedLens.load(use, loaded))
-        deliver(found, output, replace(origin, extra={"windows": list(windows.shape)}))
+        result = probe.lens_divergence(loaded, windows, probe.TunedLens.load(use, loaded))
+        deliver(result, output, replace(origin, extra={"windows": list(windows.shape)}))
         return
-    held = -(-len(windows) // 5)
-    if held == len(windows):
-        raise DataError(f"the text is one window of {length} tokens; training needs another: give more text.")
-    made = probe.train_tuned_lens(loaded, windows[:-held], steps=steps, seed=seed)
+    n_test = -(-len(windows) // 5)
+    if n_test == len(windows):
+        raise DataError(f"the text is one window of {length} tokens; training needs at least two: give more text.")
+    lens = probe.train_tuned_lens(loaded, windows[:-n_test], steps=steps, seed=seed)
     if save is not None:
-        print(f"saved as {made.save(save)}", file=sys.stderr)
-    found = probe.lens_divergence(loaded, windows[-held:], made)
-    extra = {"windows": list(windows[-held:].shape), "trained_on": made.provenance["windows"], "steps": steps}
-    deliver(found, output, replace(origin, extra={**extra, "seed": seed}))
+        print(f"saved as {lens.save(save)}", file=sys.stderr)
+    result = probe.lens_divergence(loaded, windows[-n_test:], lens)
+    extra = {"windows": list(windows[-n_test:].shape), "trained_on": lens.provenance["windows"], "steps": steps}
+    deliver(result, output, replace(origin, extra={**extra, "seed": seed}))
 
 
 def attribution(
@@ -105,58 +107,63 @@ def attribution(
     text: Texts = None,
     number: Ids = None,
     position: Position = -1,
-    neurons: Annotated[bool, typer.Option("--neurons", help="To the MLPs' neurons instead of parts.")] = False,
-    head: Annotated[str | None, typer.Option(help="To the tokens that one head looks at, as L2H3.")] = None,
+    neurons: Annotated[
+        bool, typer.Option("--neurons", help="Attribute to the neurons of the MLPs instead of parts.")
+    ] = False,
+    head: Annotated[
+        str | None, typer.Option(help="Attribute to the tokens that one head attends to, for example L2H3.")
+    ] = None,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Stream: what each part, neuron or token adds to a logit.
+    """Stream: contribution of each part, neuron or token to a logit.
 
-    Without --token and --id: to the two likeliest next tokens. The first two tokens' difference comes first.
+    Without --token and --id, the tokens are the two most likely next tokens. The difference of the first two tokens'
+    logits comes first.
     """
     check(output)
     if neurons and head is not None:
-        raise DataError("say --neurons or --head, one of them.")
+        raise DataError("use --neurons or --head, only one of them.")
     from probes.base.head_names import parse
     from probes.logits import component_attribution
     from probes.logits import logit_attribution as probe
 
-    where = None if head is None else parse(head)[0]
+    layer_head = None if head is None else parse(head)[0]
     hooks = (
         component_attribution.NEURON_HOOKS
         if neurons
         else probe.HOOKS
-        if where is None
+        if layer_head is None
         else component_attribution.SOURCE_HOOKS
     )
     loaded, cap, origin = capture(model, prompt, file, {*hooks, "ln_final.hook_out"}, device)
-    given = _given(loaded, text, number)
-    aims: list[probe.Target] = [*given]
-    if len(given) > 1:
-        aims.insert(0, (given[0], given[1]))
-    aims = aims or probe.likeliest(loaded, cap, position=position)
-    found: probe.LogitAttribution | component_attribution.NeuronAttribution | component_attribution.SourceAttribution
+    token_ids = _target_ids(loaded, text, number)
+    targets: list[probe.Target] = [*token_ids]
+    if len(token_ids) > 1:
+        targets.insert(0, (token_ids[0], token_ids[1]))
+    targets = targets or probe.likeliest(loaded, cap, position=position)
+    result: probe.LogitAttribution | component_attribution.NeuronAttribution | component_attribution.SourceAttribution
     if neurons:
-        found = component_attribution.neuron_attribution(loaded, cap, aims, position=position)
-    elif where is not None:
-        found = component_attribution.source_attribution(loaded, cap, aims, where, position=position)
+        result = component_attribution.neuron_attribution(loaded, cap, targets, position=position)
+    elif layer_head is not None:
+        result = component_attribution.source_attribution(loaded, cap, targets, layer_head, position=position)
     else:
-        found = probe.logit_attribution(loaded, cap, aims, position=position)
-    named = ", ".join(f'{token} "{name}"' for token, name in probe.texts_of(loaded, aims).items())
-    print(f"tokens {named}; the sums miss by {found.error:.1g} at most", file=sys.stderr)
-    deliver(found, output, origin)
+        result = probe.logit_attribution(loaded, cap, targets, position=position)
+    description = ", ".join(f'{token} "{name}"' for token, name in probe.target_texts(loaded, targets).items())
+    print(f"tokens {description}; largest error of the sums: {result.error:.1g}", file=sys.stderr)
+    deliver(result, output, origin)
 
 
-def _given(model: Transformer, texts: list[str] | None, ids: list[int] | None) -> list[int]:
-    """The tokens that --token and --id name, in this order."""
+def _target_ids(model: Transformer, texts: list[str] | None, ids: list[int] | None) -> list[int]:
+    """Token ids of --token, then of --id."""
     assert model.tokenizer is not None
-    found = []
+    token_ids = []
     for text in texts or ():
         pieces = model.tokenizer.encode(text)
         if len(pieces) != 1:
-            raise DataError(f"--token {text!r} is {len(pieces)} tokens, {pieces[:8]}; name one of them with --id.")
-        found += pieces
-    return found + (ids or [])
+            raise DataError(f"--token {text!r} is {len(pieces)} tokens, {pieces[:8]}; give one of them with --id.")
+        token_ids += pieces
+    return token_ids + (ids or [])
 
 
 COMMANDS = (

@@ -1,7 +1,7 @@
-"""Direct logit attribution within a part: an MLP's neurons, and the tokens that a head looks at.
+"""Direct logit attribution within a part: to the neurons of an MLP, and to the tokens that a head attends to.
 
-Both sum to their part's contribution in `probes.logits.logit_attribution`, and freeze the final norm's scale as it
-does. `removed` is what the logit would lose directly if a neuron were taken out and the norm scaled anew.
+Both sum to their part's contribution in `probes.logits.logit_attribution`, and freeze the final norm's scale in the
+same way. `removed` is the direct loss of the logit if a neuron is removed and the norm's scale is computed again.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ import torch
 from probes.base import capture_access
 from probes.base.result import Result, frozen
 from probes.base.weights import head_writer, neuron_writer
-from probes.logits.logit_attribution import Target, by_target, readout_of, removed_by, texts_of
+from probes.logits.logit_attribution import (
+    Target,
+    logits_lost_without,
+    target_table,
+    target_texts,
+    unembedding_directions,
+)
 from probes.logits.logit_lens import token_text
 from workbench.errors import HookError, MissingHookError
 from workbench.hooks.capture import Capture
@@ -26,10 +32,10 @@ NEURON_HOOKS = (
     "blocks.*.hook_resid_post",
     "ln_final.hook_scale",
 )
-"""What to capture for `neuron_attribution`."""
+"""Hooks to capture for `neuron_attribution`."""
 
 SOURCE_HOOKS = ("blocks.*.attn.hook_pattern", "blocks.*.attn.hook_v", "blocks.*.attn.hook_z", "ln_final.hook_scale")
-"""What to capture for `source_attribution`."""
+"""Hooks to capture for `source_attribution`."""
 
 HOOKS = tuple(dict.fromkeys((*NEURON_HOOKS, *SOURCE_HOOKS)))
 
@@ -39,11 +45,11 @@ HOOKS = tuple(dict.fromkeys((*NEURON_HOOKS, *SOURCE_HOOKS)))
 
 @dataclass(frozen=True)
 class NeuronAttribution(Result):
-    """The neurons of each layer's MLP that add most to some logits, by magnitude. Arrays are [token, layer, k].
+    """The neurons of each layer's MLP with the largest contributions to some logits. Arrays are [token, layer, k].
 
-    `neurons` are their numbers, `values` what they add, `removed` what the logit would lose if the norm were scaled
-    anew without them. `mlp` [token, layer] is the whole MLP's contribution, `rest` [token, layer] that of its other
-    neurons, summed one by one; `error` is the largest difference between an MLP and all of its neurons.
+    `neurons` are their numbers, `values` their contributions, `removed` the logit's loss without each of them, with the
+    norm's scale computed again. `mlp` [token, layer] is the contribution of the whole MLP, `rest` [token, layer] that
+    of its other neurons, summed one by one; `error` is the largest difference between an MLP and all its neurons.
     """
 
     position: int
@@ -71,7 +77,7 @@ class NeuronAttribution(Result):
         """One row per token, layer and rank: token, minus, layer, rank, neuron, contribution, removed, mlp, rest."""
         whole = {name: np.broadcast_to(getattr(self, name)[..., None], self.values.shape) for name in ("mlp", "rest")}
         columns = {"neuron": self.neurons, "contribution": self.values, "removed": self.removed, **whole}
-        return by_target(self.tokens, {"layer": self.layers, "rank": range(self.values.shape[-1])}, columns)
+        return target_table(self.tokens, {"layer": self.layers, "rank": range(self.values.shape[-1])}, columns)
 
 
 @torch.no_grad()
@@ -85,41 +91,44 @@ def neuron_attribution(
     Raises: MissingHookError if one of `NEURON_HOOKS` was not captured; HookError for an unknown token or position, or
             a model that is split over processes.
     Source: arXiv 2203.14680, 2211.00593.
-    Exact:  a layer's k values and the rest sum to its MLP's contribution; `error` says how nearly.
+    Exact:  a layer's k values and `rest` sum to its MLP's contribution, up to `error`.
     """
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
-    readout = readout_of(model, tokens)
+    readout = unembedding_directions(model, tokens)
     direction = readout / cap["ln_final.hook_scale"][row, at].float()
     x = cap[f"blocks.{model.config.n_layers - 1}.hook_resid_post"][row, at]
     layers = capture_access.layers(cap, "mlp.hook_post")
-    found = []
+    by_layer = []
     for layer in layers:
         w2 = neuron_writer(model, layer)  # [dim, ffn]
-        fired = cap[f"blocks.{layer}.mlp.hook_post"][row, at].float()
-        every = direction @ w2 * fired  # [token, ffn]
-        best = every.abs().topk(min(k, every.shape[-1]), -1).indices  # [token, k]
-        top = every.gather(-1, best)
-        written = w2.T[best] * fired[best][..., None]  # [token, k, dim]
-        lost = [removed_by(model, x, mine, aim[None])[0] for mine, aim in zip(written, readout, strict=True)]
+        activations = cap[f"blocks.{layer}.mlp.hook_post"][row, at].float()
+        contributions = direction @ w2 * activations  # [token, ffn]
+        best = contributions.abs().topk(min(k, contributions.shape[-1]), -1).indices  # [token, k]
+        top = contributions.gather(-1, best)
+        written = w2.T[best] * activations[best][..., None]  # [token, k, dim]
+        lost = [
+            logits_lost_without(model, x, vectors, target_readout[None])[0]
+            for vectors, target_readout in zip(written, readout, strict=True)
+        ]
         mlp = direction @ cap[f"blocks.{layer}.hook_mlp_out"][row, at].float()
-        others = every.scatter(-1, best, 0.0).sum(-1)
-        found.append((best, top, torch.stack(lost), mlp, others))
-    neurons, values, removed, mlp, rest = (torch.stack(pieces, 1) for pieces in zip(*found, strict=True))
+        others = contributions.scatter(-1, best, 0.0).sum(-1)
+        by_layer.append((best, top, torch.stack(lost), mlp, others))
+    neurons, values, removed, mlp, rest = (torch.stack(pieces, 1) for pieces in zip(*by_layer, strict=True))
     return NeuronAttribution(
         int(capture_access.positions(cap)[at]), tuple(tokens), layers, frozen(neurons), frozen(values), frozen(removed),
-        frozen(mlp), frozen(rest), float((values.sum(-1) + rest - mlp).abs().max()), texts_of(model, tokens),
+        frozen(mlp), frozen(rest), float((values.sum(-1) + rest - mlp).abs().max()), target_texts(model, tokens),
     )  # fmt: skip
 
 
-# --- from a head's pattern to the logit -----------------------------------------------------------------------
+# --- by key of a head -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SourceAttribution(Result):
-    """What one head carries to some logits from each token that it looks at. `values` is [token, key_pos].
+    """One head's contribution to some logits from each token that it attends to. `values` is [token, key_pos].
 
-    `weights` [key_pos] is the attention; `head_value` [token] the head's whole contribution; `error` the largest
-    difference between it and the sum over keys. `prompt` [key_pos] are the tokens looked at.
+    `weights` [key_pos] are the attention weights; `head_value` [token] is the head's whole contribution; `error` the
+    largest difference between it and the sum over keys. `prompt` [key_pos] are the tokens attended to.
     """
 
     layer: int
@@ -140,7 +149,7 @@ class SourceAttribution(Result):
     def frame(self) -> pd.DataFrame:
         """One row per token and key: token, minus, key_pos, weight, contribution."""
         columns = {"weight": np.broadcast_to(self.weights, self.values.shape), "contribution": self.values}
-        return by_target(self.tokens, {"key_pos": range(len(self.weights))}, columns)
+        return target_table(self.tokens, {"key_pos": range(len(self.weights))}, columns)
 
 
 @torch.no_grad()
@@ -160,23 +169,25 @@ def source_attribution(
     Raises: MissingHookError if one of `SOURCE_HOOKS` was not captured for the layer; HookError for a capture of some
             positions or after a cache, an unknown token or position, or a model that is split over processes.
     Source: arXiv 2211.00593, 2004.10102.
-    Exact:  the keys sum to the head's contribution; `error` says how nearly.
+    Exact:  the keys sum to the head's contribution, up to `error`.
     """
     capture_access.whole(cap, "attribution by key")
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     layer, number = head
-    mine, group = capture_access.head_index(cap, number)
+    head_at, kv_at = capture_access.head_index(cap, number)
     if not 0 <= layer < model.config.n_layers:
         raise HookError(f"the model has layers 0 to {model.config.n_layers - 1}, found {layer}.")
     if f"blocks.{layer}.attn.hook_v" not in cap:
-        raise MissingHookError(f"this capture holds no 'blocks.{layer}.attn.hook_v'; add it to the names.")
-    direction = readout_of(model, tokens) / cap["ln_final.hook_scale"][row, at].float()
-    aim = direction @ head_writer(model, layer)[:, number]  # [token, head_dim]
+        raise MissingHookError(f"this capture has no 'blocks.{layer}.attn.hook_v'; add it to the names.")
+    direction = unembedding_directions(model, tokens) / cap["ln_final.hook_scale"][row, at].float()
+    head_direction = direction @ head_writer(model, layer)[:, number]  # [token, head_dim]
     weights = cap.pattern(layer, heads=[number], queries=[at])[row, 0, 0]  # [key_pos]
-    values = (aim @ cap[f"blocks.{layer}.attn.hook_v"][row, :, group].float().T) * weights  # [token, key_pos]
-    whole = aim @ cap[f"blocks.{layer}.attn.hook_z"][row, at, mine].float()
+    values = (
+        head_direction @ cap[f"blocks.{layer}.attn.hook_v"][row, :, kv_at].float().T
+    ) * weights  # [token, key_pos]
+    whole = head_direction @ cap[f"blocks.{layer}.attn.hook_z"][row, at, head_at].float()
     prompt = cap.tokens[row].tolist()
     return SourceAttribution(
         layer, number, at, tuple(tokens), tuple(prompt), frozen(values), frozen(weights), frozen(whole),
-        float((values.sum(-1) - whole).abs().max()), texts_of(model, tokens) | token_text(model, prompt),
+        float((values.sum(-1) - whole).abs().max()), target_texts(model, tokens) | token_text(model, prompt),
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Why one token and not another: their logits' difference by part of the model, and both through the layers.
+"""Explanation of a choice between two tokens: attribution of the difference of their logits, and the logit lens.
 
-Joins `probes.logits.logit_attribution` and `probes.logits.logit_lens` on tokens that were run somewhere else, as a
-benchmark's are. Runs the model once, under whatever intervenes just now; knows nothing of benchmarks.
+Joins `probes.logits.logit_attribution` and `probes.logits.logit_lens` for token ids from another run, for example from
+a benchmark. Runs the model once, under the active interventions; knows nothing about benchmarks.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ from workbench.model import Transformer
 HOOKS = (*dict.fromkeys((*logit_attribution.HOOKS, *logit_lens.HOOKS, "blocks.*.hook_attn_out")),)
 """What `explain` captures, at one position."""
 
-_BEHIND_THE_HEADS = ("attn.hook_result", "hook_attn_out")
+_AFTER_THE_HEADS = ("attn.hook_result", "hook_attn_out")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What made one token likelier than another at a position.
+    """Why one token is more likely than another at a position.
 
-    `attribution` splits the logit of `token` less that of `minus`; `curves` follows these two, and others that were
-    asked for, through the layers. `rest` is what the parts do not explain of `difference`, the model's own: rounding,
-    or an intervention on the stream itself.
+    `attribution` splits the logit of `token` minus that of `contrast_token`; `curves` are the logit lens of these two
+    and the other requested tokens. `residual` is the part of `difference` (of the model's own logits) that the parts do
+    not explain: rounding, or an intervention on the stream itself.
     """
 
     token: int
@@ -50,24 +50,24 @@ class Explanation:
 
     @property
     def difference(self) -> float:
-        """The model's logit of `token` less that of `minus`."""
+        """The model's logit of `token` minus that of `contrast_token`."""
         return float(self.attribution.logits[0])
 
     @property
     def residual(self) -> float:
-        """The difference less the sum of the parts."""
+        """The difference minus the sum of the parts."""
         return self.difference - float(self.attribution.values[0].astype(np.float64).sum())
 
     def frame(self) -> pd.DataFrame:
-        """One row per part, as `LogitAttribution` has them: kind, layer, head, contribution, removed, frozen_error."""
+        """One row per part, as in `LogitAttribution`: kind, layer, head, contribution, removed, frozen_error."""
         return self.attribution.frame().drop(columns=["token", "minus"])
 
     def lens(self) -> pd.DataFrame:
-        """One row per layer, -1 being the embedding, and token: layer, token, logprob, rank, text."""
+        """One row per layer (-1 is the embedding) and token: layer, token, logprob, rank, text."""
         return self.curves.frame().drop(columns="pos")
 
     def figure(self, **options: Any) -> Any:
-        """The attribution's figure. `curves.figure()` is that of the lens."""
+        """The figure of the attribution. `curves.figure()` is the figure of the lens."""
         return self.attribution.figure(**options)
 
 
@@ -81,54 +81,55 @@ def explain(
     position: int = -1,
     other_tokens: Sequence[int] = (),
 ) -> Explanation:
-    """Direct logit attribution of `token` less `minus` at a position, and the logit lens over both and `also`.
+    """Direct logit attribution of `token` minus `contrast_token`, and the logit lens of both and `other_tokens`.
 
-    Where an intervention acts on a layer's attention behind its heads, what they wrote is not what arrived: that layer
-    then has one part "attn" in place of its heads. What an intervention adds to the stream itself is in `rest`.
+    If an intervention changes a layer's attention output after its heads, the stream does not get what the heads wrote:
+    that layer then has one part "attn" in place of its heads. What an intervention adds to the stream itself is in
+    `residual`.
     Shapes: ids [pos], run up to `position` inclusive; negative positions count from the last
     Units:  logits; the lens in nats.
     Raises: HookError for an unknown position or token, one token twice, or a model that is split over processes.
-    Exact:  the parts and `rest` sum to the difference of the model's own logits.
+    Exact:  the parts and `residual` sum to the difference of the model's own logits.
     """
     at = position + len(ids) if position < 0 else position
     if not 0 <= at < len(ids):
         raise HookError(f"there are {len(ids)} tokens, positions 0 to {len(ids) - 1}, not {position}.")
     if token == contrast_token:
-        raise HookError(f"token {token} cannot be told from itself; give two tokens.")
+        raise HookError(f"token {token} cannot be compared with itself; give two different tokens.")
     run = torch.tensor([list(ids[: at + 1])], device=model.device)
     _, cap = model.run_with_capture(run, HOOKS, positions=[at])
-    found = logit_attribution.logit_attribution(model, cap, [(token, contrast_token)], position=at)
-    followed = tuple(dict.fromkeys((token, contrast_token, *other_tokens)))
-    curves = logit_lens.logit_lens(model, cap, targets=followed, k=1).curves
-    return Explanation(token, contrast_token, _as_arrived(model, cap, found), curves)
+    attribution = logit_attribution.logit_attribution(model, cap, [(token, contrast_token)], position=at)
+    shown_tokens = tuple(dict.fromkeys((token, contrast_token, *other_tokens)))
+    curves = logit_lens.logit_lens(model, cap, targets=shown_tokens, k=1).curves
+    return Explanation(token, contrast_token, _merge_changed_heads(model, cap, attribution), curves)
 
 
-def _as_arrived(model: Transformer, cap: Capture, found: LogitAttribution) -> LogitAttribution:
-    """The attribution with one part for the attention of every layer that is changed behind its heads."""
+def _merge_changed_heads(model: Transformer, cap: Capture, attribution: LogitAttribution) -> LogitAttribution:
+    """The attribution with one part "attn" for each layer whose attention output is changed after its heads."""
     changes = [change for change in active_interventions(model) if isinstance(change, Targeted)]
-    hooks = {name for change in changes for name in expand(change.hook, cap.config) if name.endswith(_BEHIND_THE_HEADS)}
+    hooks = {name for change in changes for name in expand(change.hook, cap.config) if name.endswith(_AFTER_THE_HEADS)}
     changed = sorted({layer for name in hooks if (layer := layer_of(name)) is not None})
     if not changed:
-        return found
+        return attribution
     written = torch.stack([cap[f"blocks.{layer}.hook_attn_out"][0, 0].float() for layer in changed])  # [part, dim]
     x = cap[f"blocks.{cap.config.n_layers - 1}.hook_resid_post"][0, 0]
-    readout = logit_attribution.readout_of(model, found.tokens)
+    readout = logit_attribution.unembedding_directions(model, attribution.tokens)
     values = readout / cap["ln_final.hook_scale"][0, 0].float() @ written.T
-    removed = logit_attribution.removed_by(model, x, written, readout)
-    _, wrong = linearisation(x.double(), -written.double(), model.norm.weight.double(), cap.config.norm_eps)
-    kept = [i for i, (kind, layer, _) in enumerate(found.parts) if kind != "head" or layer not in changed]
-    parts = [found.parts[i] for i in kept] + [("attn", layer, -1) for layer in changed]
+    removed = logit_attribution.logits_lost_without(model, x, written, readout)
+    _, scale_error = linearisation(x.double(), -written.double(), model.norm.weight.double(), cap.config.norm_eps)
+    kept_parts = [i for i, (kind, layer, _) in enumerate(attribution.parts) if kind != "head" or layer not in changed]
+    parts = [attribution.parts[i] for i in kept_parts] + [("attn", layer, -1) for layer in changed]
     order = sorted(range(len(parts)), key=lambda i: (parts[i][1], parts[i][0] == "mlp", parts[i][2]))
     values, removed = (
-        np.concatenate([old[:, kept], frozen(new)], 1)[:, order]
-        for old, new in ((found.values, values), (found.removed, removed))
+        np.concatenate([old[:, kept_parts], frozen(new)], 1)[:, order]
+        for old, new in ((attribution.values, values), (attribution.removed, removed))
     )
-    error = float(np.abs(values.sum(-1) - found.logits).max())
+    error = float(np.abs(values.sum(-1) - attribution.logits).max())
     return replace(
-        found,
+        attribution,
         parts=tuple(parts[i] for i in order),
         values=frozen(values),
         removed=frozen(removed),
-        frozen_error=frozen(np.concatenate([found.frozen_error[kept], frozen(wrong)])[order]),
+        frozen_error=frozen(np.concatenate([attribution.frozen_error[kept_parts], frozen(scale_error)])[order]),
         error=error,
     )

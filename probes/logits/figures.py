@@ -1,6 +1,6 @@
-"""Plotly figures of the lenses and of attribution. Computes only sums to draw.
+"""Plotly figures of the lenses and of logit attribution. Computes only the sums that are drawn.
 
-Token labels may come from outside, already escaped; without them they are the result's own text, escaped here.
+A caller can pass token labels, already escaped; otherwise the result's own text is escaped here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import EMBED, LogitLens, TokenCurves
 from probes.logits.tuned_lens import LensDivergence
 
-MAX_CELLS = 20_000  # of a grid, so that it keeps within a figure's budget; the last positions are drawn
-MAX_WRITTEN = 24  # positions whose cells have room for a token; beyond, hovering tells
+MAX_CELLS = 20_000  # of a grid, to stay within the size budget of a figure; the last positions are drawn
+MAX_CELL_TEXTS = 24  # with more positions than this, the token's text is shown only on hover
 
 
 # --- lenses ---------------------------------------------------------------------------------------------------
 
 
 def lens_grid(
-    found: LogitLens,
+    lens: LogitLens,
     labels: Sequence[str] | None = None,
     *,
     by: Literal["probability", "kl", "rank"] = "probability",
@@ -31,31 +31,31 @@ def lens_grid(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The token that each layer would predict at each position; colours are its probability, or the layer's KL or rank.
+    """The top token of each layer at each position; colours are its probability, or the layer's KL or rank.
 
     Shapes: labels [pos], unique and escaped; names: escaped text by token
     """
-    names = position_names(found.text) if names is None else names
+    names = escaped_text(lens.text) if names is None else names
     if labels is None:
-        labels = [f"{at} {_name(names, token)}" for at, token in zip(found.positions, found.tokens, strict=True)]
-    assert len(set(labels)) == len(labels) == len(found.positions), "one unique label for every position"
-    first = max(0, len(labels) - MAX_CELLS // len(found.layers))
-    columns = (np.exp(found.logprobs[..., 0]), found.kl, found.rank)
-    seen = np.stack(columns, -1)[:, first:].astype(np.float32)  # [layer, pos, 3]
+        labels = [f"{at} {_token_name(names, token)}" for at, token in zip(lens.positions, lens.tokens, strict=True)]
+    assert len(set(labels)) == len(labels) == len(lens.positions), "one unique label for every position"
+    first = max(0, len(labels) - MAX_CELLS // len(lens.layers))
+    columns = (np.exp(lens.logprobs[..., 0]), lens.kl, lens.rank)
+    measures = np.stack(columns, -1)[:, first:].astype(np.float32)  # [layer, pos, 3]
     z, unit, scale = {
-        "probability": (seen[..., 0], "probability", {"zmin": 0, "zmax": 1}),
-        "kl": (seen[..., 1], "KL to the output (nats)", {}),
-        "rank": (np.log10(1 + seen[..., 2]), "log10(1 + rank of the output's token)", {}),
+        "probability": (measures[..., 0], "probability", {"zmin": 0, "zmax": 1}),
+        "kl": (measures[..., 1], "KL to the output (nats)", {}),
+        "rank": (np.log10(1 + measures[..., 2]), "log10(1 + rank of the model's top token)", {}),
     }[by]
-    text = [[_name(names, token) for token in row] for row in found.ids[:, first:, 0].tolist()]
-    layers = _layer_names(found.layers)
+    text = [[_token_name(names, token) for token in row] for row in lens.ids[:, first:, 0].tolist()]
+    layers = _layer_names(lens.layers)
     fig = go.Figure(
         go.Heatmap(
-            x=list(labels[first:]), y=layers, z=z, text=text, customdata=seen, colorbar=colour_bar(unit),
+            x=list(labels[first:]), y=layers, z=z, text=text, customdata=measures, colorbar=colour_bar(unit),
             colorscale=SEQUENTIAL if by == "probability" else f"{SEQUENTIAL}_r", **scale,
-            texttemplate="%{text}" if len(labels) - first <= MAX_WRITTEN else None, textfont={"size": 11},
+            texttemplate="%{text}" if len(labels) - first <= MAX_CELL_TEXTS else None, textfont={"size": 11},
             hovertemplate="layer %{y}<br>after %{x}<br>predicts %{text}, probability %{customdata[0]:.3f}<br>"
-            "KL %{customdata[1]:.3f} nats<br>rank of the output's token %{customdata[2]:.0f}<extra></extra>",
+            "KL %{customdata[1]:.3f} nats<br>rank of the model's top token: %{customdata[2]:.0f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
@@ -66,7 +66,7 @@ def lens_grid(
 
 
 def token_curves(
-    found: TokenCurves,
+    curves: TokenCurves,
     *,
     position: int = -1,
     by: Literal["logprob", "rank"] = "logprob",
@@ -74,33 +74,33 @@ def token_curves(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """How the tokens rise through the layers at one position: absolute, or negative from the last captured one."""
-    names = position_names(found.text) if names is None else names
-    at = len(found.positions) + position if position < 0 else found.positions.index(position)
-    values = found.logprobs if by == "logprob" else found.ranks + 1
+    """Log-probability or rank of tokens by layer at one position: absolute, or negative from the last captured one."""
+    names = escaped_text(curves.text) if names is None else names
+    at = len(curves.positions) + position if position < 0 else curves.positions.index(position)
+    values = curves.logprobs if by == "logprob" else curves.ranks + 1
     fig = go.Figure()
-    for i, token in enumerate(found.tokens):
+    for i, token in enumerate(curves.tokens):
         fig.add_scatter(
-            x=_layer_names(found.layers), y=values[:, at, i], name=_name(names, token), mode="lines+markers",
+            x=_layer_names(curves.layers), y=values[:, at, i], name=_token_name(names, token), mode="lines+markers",
             line={"color": COLOURS[i % len(COLOURS)], "width": 2, "dash": "solid" if i < len(COLOURS) else "dash"},
         )  # fmt: skip
     fig.update_xaxes(title="layer", type="category")
     if by == "logprob":
         fig.update_yaxes(title="log-probability (nats)")
     else:
-        fig.update_yaxes(title="place in the order (1 is the likeliest)", type="log", autorange="reversed")
-    title = f"Tokens through the layers, after position {found.positions[at]}"
+        fig.update_yaxes(title="rank (1 is the most likely)", type="log", autorange="reversed")
+    title = f"Tokens through the layers, after position {curves.positions[at]}"
     return finish(fig, "token_curves", title, theme, stamp, showlegend=True)
 
 
-def lens_divergence(found: LensDivergence, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How far each layer's prediction is from the output, by the logit lens and by the tuned one."""
+def lens_divergence(result: LensDivergence, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """KL from each layer's prediction to the model's output, for the logit lens and the tuned lens."""
     fig = go.Figure()
-    series = {"logit lens": found.logit.mean(1), "tuned lens": found.tuned.mean(1)}
-    add_lines(fig, np.array(_layer_names(found.layers)), series, mode="lines+markers")
+    series = {"logit lens": result.logit.mean(1), "tuned lens": result.tuned.mean(1)}
+    add_lines(fig, np.array(_layer_names(result.layers)), series, mode="lines+markers")
     fig.update_xaxes(title="layer", type="category")
     fig.update_yaxes(title="KL to the output (nats per token)", rangemode="tozero")
-    title = f"Both lenses on {found.logit.shape[1]} windows"
+    title = f"Both lenses on {result.logit.shape[1]} windows"
     return finish(fig, "lens_divergence", title, theme, stamp)
 
 
@@ -108,7 +108,7 @@ def lens_divergence(found: LensDivergence, *, theme: Theme = "light", stamp: Sta
 
 
 def attribution(
-    found: LogitAttribution,
+    result: LogitAttribution,
     *,
     token: int = 0,
     top: int = 20,
@@ -116,17 +116,17 @@ def attribution(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The largest parts in the order of the model, then the others together; the bars end at the model's own logit.
+    """Waterfall of the largest parts in the order of the model, then all others; it ends at the model's own logit.
 
     Diamonds show the error of the frozen scale. `token` is the row of the result.
     """
-    values, logit = found.values[token].astype(float), float(found.logits[token])
+    values, logit = result.values[token].astype(float), float(result.logits[token])
     chosen = np.sort(np.argsort(-np.abs(values), kind="stable")[:top])
-    rest = logit - values[chosen].sum()  # the other parts, and what the sum misses by rounding
-    labels = [_part(*found.parts[i]) for i in chosen]
-    steps = np.append(values[chosen], rest)
+    other_parts = logit - values[chosen].sum()  # the other parts, and the rounding error of the sum
+    labels = [_part_name(*result.parts[i]) for i in chosen]
+    steps = np.append(values[chosen], other_parts)
     sums = np.cumsum(steps)
-    # Bars from where the last one ended: plotly's build for figures with axes has no waterfall.
+    # Each bar starts where the last one ended: plotly's cartesian bundle has no waterfall trace.
     fig = go.Figure(
         go.Bar(
             x=[*labels, f"{len(values) - len(chosen)} others", "logit"], y=[*steps, logit], base=[*(sums - steps), 0.0],
@@ -136,21 +136,21 @@ def attribution(
             marker={"color": [*(COLOURS[0] if step >= 0 else COLOURS[1] for step in steps), "#888888"]},
         )
     )  # fmt: skip
-    removed = found.removed[token, chosen]
+    removed = result.removed[token, chosen]
     fig.add_scatter(
         x=labels, y=np.cumsum(values[chosen]) - values[chosen] + removed, mode="markers", customdata=removed,
-        name="where the bar would end if the norm were scaled anew without the part",
+        name="end of the bar if the part is removed and the norm's scale is computed again",
         marker={"symbol": "diamond-open", "size": 8, "color": COLOURS[4], "line": {"width": 2}},
-        hovertemplate="%{x}<br>without it the logit would lose %{customdata:.4f}<extra></extra>",
+        hovertemplate="%{x}<br>without it, the logit loses %{customdata:.4f}<extra></extra>",
     )  # fmt: skip
     fig.update_xaxes(title="part of the model", type="category", tickangle=-60)
     fig.update_yaxes(title="logit")
-    title = f"{_target(found, token, names)} after position {found.position}: parts sum to the logit within "
-    return finish(fig, "attribution", f"{title}{found.error:.1g}", theme, stamp, showlegend=True)
+    title = f"{_target_name(result, token, names)} after position {result.position}: parts sum to the logit within "
+    return finish(fig, "attribution", f"{title}{result.error:.1g}", theme, stamp, showlegend=True)
 
 
 def neuron_attribution(
-    found: NeuronAttribution,
+    result: NeuronAttribution,
     *,
     token: int = 0,
     top: int = 20,
@@ -158,21 +158,21 @@ def neuron_attribution(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """The neurons that add most to one logit, over all layers. `token` is the row of the result."""
-    values = found.values[token]  # [layer, k]
+    """The neurons of all layers with the largest contributions to one logit. `token` is the row of the result."""
+    values = result.values[token]  # [layer, k]
     order = np.argsort(-np.abs(values), axis=None, kind="stable")[:top][::-1]
     layer, rank = np.unravel_index(order, values.shape)
-    labels = [f"L{found.layers[i]} N{found.neurons[token, i, j]}" for i, j in zip(layer, rank, strict=True)]
+    labels = [f"L{result.layers[i]} N{result.neurons[token, i, j]}" for i, j in zip(layer, rank, strict=True)]
     fig = go.Figure()
-    _signed(fig, values[layer, rank], labels, found.removed[token, layer, rank])
+    _add_signed_bars(fig, values[layer, rank], labels, result.removed[token, layer, rank])
     fig.update_xaxes(title="logit")
     fig.update_yaxes(title="neuron", type="category", automargin=True, dtick=1)
-    title = f"{_target(found, token, names)} after position {found.position}: neurons that add most"
+    title = f"{_target_name(result, token, names)} after position {result.position}: largest contributions of neurons"
     return finish(fig, "neuron_attribution", title, theme, stamp, height=max(HEIGHT, 120 + 20 * len(labels)))
 
 
 def source_attribution(
-    found: SourceAttribution,
+    result: SourceAttribution,
     labels: Sequence[str] | None = None,
     *,
     token: int = 0,
@@ -180,35 +180,36 @@ def source_attribution(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """What one head carries to one logit from each token, with its attention beside it.
+    """One head's contribution to one logit from each token, with its attention below.
 
     Shapes: labels [key_pos], unique and escaped
     """
-    own = position_names(found.text) if names is None else names
+    key_names = escaped_text(result.text) if names is None else names
     if labels is None:
-        labels = [f"{at} {_name(own, key)}" for at, key in enumerate(found.prompt)]
-    seen = slice(0, found.position + 1)
-    values, keys = found.values[token, seen].astype(np.float32), list(labels[seen])
+        labels = [f"{at} {_token_name(key_names, key)}" for at, key in enumerate(result.prompt)]
+    visible = slice(0, result.position + 1)
+    values, keys = result.values[token, visible].astype(np.float32), list(labels[visible])
     fig = go.Figure()
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     fig.add_bar(x=keys, y=values, name="contribution", marker={"color": colours})
-    fig.add_bar(x=keys, y=found.weights[seen], name="attention", marker={"color": COLOURS[2]}, yaxis="y2")
-    fig.update_xaxes(title="token looked at", type="category", tickangle=-60, nticks=24, anchor="y2")
+    fig.add_bar(x=keys, y=result.weights[visible], name="attention", marker={"color": COLOURS[2]}, yaxis="y2")
+    fig.update_xaxes(title="token attended to", type="category", tickangle=-60, nticks=24, anchor="y2")
     fig.update_yaxes(title="logit", domain=[0.4, 1])
     second = {"title": "attention", "domain": [0, 0.3], "range": [0, 1]}
-    title = f"Layer {found.layer}, head {found.head}: {found.head_value[token]:.3f} to {_target(found, token, names)}"
+    target = _target_name(result, token, names)
+    title = f"Layer {result.layer}, head {result.head}: {result.head_value[token]:.3f} to {target}"
     return finish(fig, "source_attribution", title, theme, stamp, yaxis2=second, showlegend=False)
 
 
-def _signed(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:
+def _add_signed_bars(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     fig.add_bar(
         x=values, y=list(labels), orientation="h", marker={"color": colours}, showlegend=False, customdata=removed,
-        hovertemplate="%{y}<br>%{x:.4f}<br>without it the logit would lose %{customdata:.4f}<extra></extra>",
+        hovertemplate="%{y}<br>%{x:.4f}<br>without it, the logit loses %{customdata:.4f}<extra></extra>",
     )  # fmt: skip
 
 
-def _part(kind: str, layer: int, head: int) -> str:
+def _part_name(kind: str, layer: int, head: int) -> str:
     return {"embed": "embed", "head": f"L{layer}H{head}", "mlp": f"L{layer} MLP"}[kind]
 
 
@@ -216,17 +217,17 @@ def _layer_names(layers: Sequence[int]) -> list[str]:
     return ["embed" if layer == EMBED else str(layer) for layer in layers]
 
 
-def _target(found: Any, row: int, names: Mapping[int, str] | None) -> str:
-    names = position_names(found.text) if names is None else names
-    target: Target = found.tokens[row]
+def _target_name(result: Any, row: int, names: Mapping[int, str] | None) -> str:
+    names = escaped_text(result.text) if names is None else names
+    target: Target = result.tokens[row]
     pair = (target,) if isinstance(target, int) else target
-    return " less ".join(f"“{_name(names, token)}”" for token in pair)
+    return " minus ".join(f"“{_token_name(names, token)}”" for token in pair)
 
 
-def position_names(text: Mapping[int, str]) -> dict[int, str]:
-    """Nothing in a token may be taken for markup."""
+def escaped_text(text: Mapping[int, str]) -> dict[int, str]:
+    """Token texts with plotly's markup characters escaped."""
     return {token: name.replace("&", "&amp;").replace("<", "&lt;") for token, name in text.items()}
 
 
-def _name(names: Mapping[int, str], token: int) -> str:
+def _token_name(names: Mapping[int, str], token: int) -> str:
     return names.get(token, str(token))

@@ -1,9 +1,9 @@
-"""Direct logit attribution: what the embedding, every head and every MLP add to a logit.
+"""Direct logit attribution: the contributions of the embedding, every head and every MLP to a logit.
 
-Llama has no biases, so the contributions of the embedding, every head and every MLP sum to the logit, once the final
-norm's scale is taken as it was in the run. That frozen scale is the approximation: a part that were missing would
-change it. Beside each contribution stands `removed`, what the logit would lose directly if the part were taken out and
-the norm scaled anew; later layers, which would react too, are left out of both.
+Llama has no biases, so these contributions sum to the logit if the final norm's scale is kept as it was in the run.
+The frozen scale is the approximation: without a part, the scale would be different. So each contribution comes with
+`removed`: the direct loss of the logit if the part is removed and the norm's scale is computed again. Neither number
+includes the reaction of later layers.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from probes.base import capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.base.weights import head_writer, unembedding
-from probes.logits.logit_lens import known_tokens, token_text
+from probes.logits.logit_lens import check_token_ids, token_text
 from probes.norms.norm_linearity import linearisation, rms_norm
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
@@ -31,10 +31,10 @@ HOOKS = (
     "ln_final.hook_scale",
     "ln_final.hook_out",
 )
-"""What to capture for `logit_attribution`."""
+"""Hooks to capture for `logit_attribution`."""
 
 Target = int | tuple[int, int]
-"""A token, or a pair whose logits are subtracted: the first less the second."""
+"""A token, or a pair of tokens for the difference of their logits: the first minus the second."""
 
 
 # --- by part of the model -------------------------------------------------------------------------------------
@@ -42,13 +42,13 @@ Target = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class LogitAttribution(Result):
-    """What each part of the model adds to the logits of some tokens at one position.
+    """Contribution of each part of the model to the logits of some tokens at one position.
 
     `values` is [token, part]; `parts` names the columns: (kind, layer, head), with kind "embed", "head" or "mlp" and
     -1 where a part has no layer or head. `logits` [token] are the model's own; `error` is the largest difference
-    between them and the sum of the parts. `removed` [token, part] is what the logit would lose if the norm were scaled
-    anew without the part; `frozen_error` [part] how wrong the frozen scale is about the normed stream without it, as a
-    share of its true change. `text` maps a token to its bytes as ASCII.
+    between them and the sum of the parts. `removed` [token, part] is the logit's loss without the part, with the norm's
+    scale computed again; `frozen_error` [part] is the error of the frozen scale for the normed stream without the part,
+    as a share of the true change. `text` maps a token to its bytes as ASCII.
     """
 
     position: int
@@ -73,14 +73,14 @@ class LogitAttribution(Result):
     def frame(self) -> pd.DataFrame:
         """One row per token and part: token, minus, kind, layer, head, contribution, removed, frozen_error.
 
-        `minus` is the token whose logit is subtracted, -1 where none is.
+        `minus` is the token whose logit is subtracted, or -1.
         """
-        wrong = np.broadcast_to(self.frozen_error, self.values.shape)
-        columns = {"contribution": self.values, "removed": self.removed, "frozen_error": wrong}
-        table = by_target(self.tokens, {"part": range(len(self.parts))}, columns)
-        which = table.pop("part").to_numpy()
+        scale_error = np.broadcast_to(self.frozen_error, self.values.shape)
+        columns = {"contribution": self.values, "removed": self.removed, "frozen_error": scale_error}
+        table = target_table(self.tokens, {"part": range(len(self.parts))}, columns)
+        part_of_row = table.pop("part").to_numpy()
         for at, name in enumerate(("kind", "layer", "head")):
-            table.insert(2 + at, name, np.array([part[at] for part in self.parts])[which])
+            table.insert(2 + at, name, np.array([part[at] for part in self.parts])[part_of_row])
         return table
 
 
@@ -90,39 +90,39 @@ def logit_attribution(
 ) -> LogitAttribution:
     """Direct logit attribution: (c * gain / r_final) . W_U[token] for every part c of the stream.
 
-    A pair of tokens asks for the difference of their logits, along W_U[first] - W_U[second].
+    A pair of tokens gives the difference of their logits, along W_U[first] - W_U[second].
     Shapes: tokens [token] -> [token, part]; position is absolute, or negative from the last captured one
     Units:  logits, computed in float32; `removed` and `frozen_error` in float64.
     Raises: MissingHookError if one of `HOOKS` was not captured; HookError for some heads only, an unknown token or
             position, or a model that is split over processes.
     Source: arXiv 2211.00593; 2507.02559 for the error of the frozen scale.
-    Exact:  the parts sum to the logit; `error` says how nearly (bfloat16 streams round at every addition).
+    Exact:  the parts sum to the logit, up to `error` (bfloat16 streams round at every addition).
     """
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     config = cap.config
     if cap.heads is not None:
-        raise HookError("attribution needs every head, or the parts do not sum; capture without heads=.")
-    readout = readout_of(model, tokens)  # [token, dim]
+        raise HookError("attribution needs every head, or the parts do not sum to the logit; capture without heads=.")
+    readout = unembedding_directions(model, tokens)  # [token, dim]
     direction = readout / cap["ln_final.hook_scale"][row, at].float()
     x = cap[f"blocks.{config.n_layers - 1}.hook_resid_post"][row, at]
     parts: list[tuple[str, int, int]] = [("embed", -1, -1)]
-    found = [_measured(model, x, cap["hook_embed"][row, at, None], readout, direction)]
+    measures = [_measure_parts(model, x, cap["hook_embed"][row, at, None], readout, direction)]
     for layer in range(config.n_layers):
         z = cap[f"blocks.{layer}.attn.hook_z"][row, at].float()  # [head, head_dim]
         heads = torch.einsum("ehd,hd->he", head_writer(model, layer), z)  # [head, dim]
         mlp = cap[f"blocks.{layer}.hook_mlp_out"][row, at, None].float()  # [1, dim]
-        found.append(_measured(model, x, torch.cat([heads, mlp]), readout, direction))
+        measures.append(_measure_parts(model, x, torch.cat([heads, mlp]), readout, direction))
         parts += [*(("head", layer, head) for head in range(config.n_heads)), ("mlp", layer, -1)]
-    values, removed, wrong = (torch.cat(pieces, -1) for pieces in zip(*found, strict=True))
+    values, removed, scale_error = (torch.cat(pieces, -1) for pieces in zip(*measures, strict=True))
     logits = _logits(model, cap["ln_final.hook_out"][row, at : at + 1], tokens)
     return LogitAttribution(
         int(capture_access.positions(cap)[at]), tuple(tokens), tuple(parts), frozen(values), frozen(logits),
-        float((values.sum(-1) - logits).abs().max()), frozen(removed), frozen(wrong), texts_of(model, tokens),
+        float((values.sum(-1) - logits).abs().max()), frozen(removed), frozen(scale_error), target_texts(model, tokens),
     )  # fmt: skip
 
 
 def likeliest(model: Transformer, cap: Capture, *, position: int = -1, row: int = 0) -> list[Target]:
-    """The difference of the two likeliest next tokens, then each of them: what to attribute when nothing is given."""
+    """Default targets: the difference of the two most likely next tokens, then each of the two."""
     out = cap["ln_final.hook_out"][capture_access.row_of(cap, row), capture_access.place(cap, position)]
     with torch.no_grad():
         first, second = model.unembed(out[None])[0].topk(2).indices.tolist()
@@ -132,17 +132,17 @@ def likeliest(model: Transformer, cap: Capture, *, position: int = -1, row: int 
 # --- what they share ------------------------------------------------------------------------------------------
 
 
-def _measured(
+def _measure_parts(
     model: Transformer, x: Tensor, written: Tensor, readout: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Contributions, losses and the frozen scale's error. Shapes: written [part, dim] -> [token, part] twice, [part]"""
+    """Contributions, `removed` and `frozen_error`. Shapes: written [part, dim] -> [token, part] twice, [part]"""
     gain, eps = model.norm.weight.double(), model.config.norm_eps
-    _, wrong = linearisation(x.double(), -written.double(), gain, eps)
-    return direction @ written.float().T, removed_by(model, x, written, readout), wrong
+    _, scale_error = linearisation(x.double(), -written.double(), gain, eps)
+    return direction @ written.float().T, logits_lost_without(model, x, written, readout), scale_error
 
 
-def removed_by(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) -> Tensor:
-    """What logits lose when parts are taken out of the last stream and the norm is scaled anew.
+def logits_lost_without(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) -> Tensor:
+    """Loss of the logits when parts are removed from the last stream and the norm's scale is computed again.
 
     Shapes: x [dim], written [part, dim], readout [token, dim] with the gain -> [token, part]
     """
@@ -151,11 +151,11 @@ def removed_by(model: Transformer, x: Tensor, written: Tensor, readout: Tensor) 
     return readout.double() @ lost.T
 
 
-def readout_of(model: Transformer, tokens: Sequence[Target]) -> Tensor:
-    """The unembedding's rows, or their differences, times the final gain. Shapes: -> [token, dim] float32"""
+def unembedding_directions(model: Transformer, tokens: Sequence[Target]) -> Tensor:
+    """Rows of the unembedding, or their differences, times the final gain. Shapes: -> [token, dim] float32"""
     if not tokens:
-        raise HookError("no token to attribute; give token ids, or pairs of them.")
-    known_tokens(model, _flat(tokens))
+        raise HookError("no token to attribute to; give token ids or pairs of token ids.")
+    check_token_ids(model, _flat_ids(tokens))
     weight = unembedding(model)
     rows = [weight[t].float() if isinstance(t, int) else weight[t[0]].float() - weight[t[1]].float() for t in tokens]
     return torch.stack(rows) * model.norm.weight.float()
@@ -167,10 +167,10 @@ def _logits(model: Transformer, out: Tensor, tokens: Sequence[Target]) -> Tensor
     return torch.stack([logits[t] if isinstance(t, int) else logits[t[0]] - logits[t[1]] for t in tokens])
 
 
-def by_target(
+def target_table(
     tokens: Sequence[Target], axes: dict[str, Sequence[object]], columns: dict[str, np.ndarray]
 ) -> pd.DataFrame:
-    """A tidy table whose first columns are the token, and the one that is subtracted from it."""
+    """A tidy table whose first columns are the token and the subtracted token."""
     table = tidy({"at": range(len(tokens)), **axes}, columns)
     pairs = np.array([(t, -1) if isinstance(t, int) else t for t in tokens])[table.pop("at").to_numpy()]
     table.insert(0, "token", pairs[:, 0])
@@ -178,10 +178,10 @@ def by_target(
     return table
 
 
-def texts_of(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]:
-    """Each named token's bytes as ASCII."""
-    return token_text(model, _flat(tokens))
+def target_texts(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]:
+    """The bytes of each target token as ASCII."""
+    return token_text(model, _flat_ids(tokens))
 
 
-def _flat(tokens: Sequence[Target]) -> list[int]:
+def _flat_ids(tokens: Sequence[Target]) -> list[int]:
     return [token for target in tokens for token in ((target,) if isinstance(target, int) else target)]

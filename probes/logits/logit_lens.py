@@ -1,8 +1,8 @@
-"""The logit lens: what the residual stream would predict if the model ended at the embedding, or after any block.
+"""The logit lens: the model's predictions if it ended at the embedding, or after any block.
 
-The final norm is applied to every layer's stream, with that stream's own scale. An early layer writes in directions
-that the unembedding was not made for, so a high divergence there says little; `probes.logits.tuned_lens` corrects for
-it.
+The final norm is applied to the stream of every layer, with the stream's own scale. Early layers write in directions
+that the unembedding was not trained for, so a high divergence there says little; `probes.logits.tuned_lens` corrects
+for it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,18 +20,18 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = ("hook_embed", "blocks.*.hook_resid_post", "ln_final.hook_out")
-"""What to capture for `logit_lens`, and for the tuned lens."""
+"""Hooks to capture for `logit_lens` and the tuned lens."""
 
 EMBED = -1  # the layer number of the stream before block 0
-LOGITS = 1 << 23  # held at once: positions come in blocks of this many logits, 32 MiB in float32
+MAX_LOGITS = 1 << 23  # computed at once: positions come in blocks of this many logits, 32 MiB in float32
 
 
 @dataclass(frozen=True)
 class TokenCurves(Result):
-    """How some tokens rise through the layers. Arrays are [layer, pos, token]; `layers` begins at -1, the embedding.
+    """Log-probability and rank of some tokens by layer. Arrays are [layer, pos, token]; layer -1 is the embedding.
 
-    `logprobs` is in nats; `ranks` the token's place in the layer's order, 0 for the first. `text` maps a token to its
-    bytes as ASCII.
+    `logprobs` is in nats; `ranks` is the token's rank in the layer's prediction, 0 for the top token. `text` maps a
+    token to its bytes as ASCII.
     """
 
     layers: tuple[int, ...]
@@ -55,11 +55,11 @@ class TokenCurves(Result):
 
 @dataclass(frozen=True)
 class LogitLens(Result):
-    """What the stream would predict at each layer, -1 being the embedding. `ids` and `logprobs` are [layer, pos, k].
+    """Top predictions of each layer; layer -1 is the embedding. `ids` and `logprobs` are [layer, pos, k].
 
-    `kl` [layer, pos] is the divergence of the final distribution from the layer's, in nats; `rank` [layer, pos] the
-    place of the final top token in the layer's order, 0 for the first. `tokens` [pos] are those of the prompt; `text`
-    maps a token to its bytes as ASCII; `curves` follows the tokens that were asked for.
+    `kl` [layer, pos] is the divergence of the final distribution from the layer's, in nats; `rank` [layer, pos] is the
+    rank of the final top token in the layer's prediction, 0 for the first. `tokens` [pos] are the prompt's tokens;
+    `text` maps a token to its bytes as ASCII; `curves` has the requested target tokens.
     """
 
     layers: tuple[int, ...]
@@ -82,7 +82,7 @@ class LogitLens(Result):
     UNITS = "logprob and kl in nats; rank of the final top token from 0; layer -1 is the embedding"
 
     def frame(self) -> pd.DataFrame:
-        """One row per layer and position: layer, pos, token (the likeliest), logprob, kl, rank, text."""
+        """One row per layer and position: layer, pos, token (the most likely), logprob, kl, rank, text."""
         columns = {"token": self.ids[..., 0], "logprob": self.logprobs[..., 0], "kl": self.kl, "rank": self.rank}
         return tidy({"layer": self.layers, "pos": self.positions}, columns).assign(
             text=lambda table: table["token"].map(lambda token: self.text.get(token, ""))
@@ -101,7 +101,7 @@ def logit_lens(
     """Top-k tokens decoded from the stream after every captured block, and from the embedding if it was captured.
 
     At every captured position, or at one: absolute, or negative from the last captured one. Memory is linear in the
-    positions: the logits of `LOGITS` / vocab positions are held at once. The cost is that of one unembedding,
+    positions: the logits of `MAX_LOGITS` / vocab positions are computed at once. The cost is one unembedding,
     2 * dim * vocab FLOPs, per layer and position.
     Shapes: hook_resid_post [layer, batch, pos, dim] -> [layer, pos, k]; `curves` [layer, pos, target]
     Units:  natural log (nats), computed in float32 from the model's own logits.
@@ -110,11 +110,11 @@ def logit_lens(
     Source: nostalgebraist 2020; the final norm is applied first.
     Exact:  the last layer equals the model's own output.
     """
-    return decoded(model, cap, lambda layer, stream: stream, k=k, targets=targets, position=position, row=row)
+    return decode_streams(model, cap, lambda layer, stream: stream, k=k, targets=targets, position=position, row=row)
 
 
 @torch.no_grad()
-def decoded(
+def decode_streams(
     model: Transformer,
     cap: Capture,
     translate: Callable[[int, Tensor], Tensor],
@@ -124,13 +124,13 @@ def decoded(
     position: int | None,
     row: int,
 ) -> LogitLens:
-    """The logit lens over streams that `translate` changes first, given the layer and the stream.
+    """The logit lens after `translate` changes each stream; its arguments are the layer and the stream.
 
     Shapes: translate's stream [pos, dim] -> [pos, dim]
     """
     row = capture_access.row_of(cap, row)
-    known_tokens(model, targets)
-    streams = streams_of(cap)
+    check_token_ids(model, targets)
+    streams = residual_streams(cap)
     at = (
         slice(None)
         if position is None
@@ -138,21 +138,21 @@ def decoded(
     )
     streams = {layer: stream[row, at] for layer, stream in streams.items()}
     final_out = cap["ln_final.hook_out"][row, at]  # [pos, dim]
-    wanted = torch.tensor(list(targets), device=final_out.device, dtype=torch.int64)
+    target_ids = torch.tensor(list(targets), device=final_out.device, dtype=torch.int64)
     blocks = []
     for part in position_blocks(len(final_out), model.config.vocab_size):
         final = model.unembed(final_out[part]).log_softmax(-1)  # [pos, vocab]
         best = final.argmax(-1, keepdim=True)
-        found = []
+        by_layer = []
         for layer, stream in streams.items():
-            here = model.unembed(model.norm(translate(layer, stream[part]), None)).log_softmax(-1)
-            top = here.topk(min(k, here.shape[-1]), -1)
-            chosen = here[:, wanted]  # [pos, target]
-            ranks = [(here > here[:, token, None]).sum(-1) for token in wanted]
-            kl = torch.nn.functional.kl_div(here, final, reduction="none", log_target=True).sum(-1)
-            rank = (here > here.gather(-1, best)).sum(-1)
-            found.append((top.indices, top.values, kl, rank, chosen, torch.stack(ranks, -1) if ranks else chosen))
-        blocks.append([torch.stack(layers) for layers in zip(*found, strict=True)])  # each [layer, pos, ...]
+            logprobs_here = model.unembed(model.norm(translate(layer, stream[part]), None)).log_softmax(-1)
+            top = logprobs_here.topk(min(k, logprobs_here.shape[-1]), -1)
+            chosen = logprobs_here[:, target_ids]  # [pos, target]
+            ranks = [(logprobs_here > logprobs_here[:, token, None]).sum(-1) for token in target_ids]
+            kl = torch.nn.functional.kl_div(logprobs_here, final, reduction="none", log_target=True).sum(-1)
+            rank = (logprobs_here > logprobs_here.gather(-1, best)).sum(-1)
+            by_layer.append((top.indices, top.values, kl, rank, chosen, torch.stack(ranks, -1) if ranks else chosen))
+        blocks.append([torch.stack(layers) for layers in zip(*by_layer, strict=True)])  # each [layer, pos, ...]
     ids, logprobs, kl, rank, chosen, ranks = (frozen(torch.cat(parts, 1)) for parts in zip(*blocks, strict=True))
     positions = capture_access.positions(cap)[at]
     prompt = cap.tokens[row].cpu()[positions - cap.start].tolist()
@@ -162,10 +162,10 @@ def decoded(
     return LogitLens(layers, places, tuple(prompt), ids, logprobs, kl, rank, curves, text)
 
 
-def streams_of(cap: Capture) -> dict[int, Tensor]:
+def residual_streams(cap: Capture) -> dict[int, Tensor]:
     """The captured streams by layer, the embedding at -1. Shapes: -> each [batch, pos, dim]
 
-    Raises: MissingHookError if no block's was captured.
+    Raises: MissingHookError if the stream was captured after no block.
     """
     first = {EMBED: cap["hook_embed"]} if "hook_embed" in cap else {}
     layers = capture_access.layers(cap, "hook_resid_post")
@@ -173,12 +173,12 @@ def streams_of(cap: Capture) -> dict[int, Tensor]:
 
 
 def position_blocks(count: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of positions whose logits are few enough to be held at once."""
-    step = max(1, LOGITS // vocab_size)
+    """Slices of positions, each with at most `MAX_LOGITS` logits."""
+    step = max(1, MAX_LOGITS // vocab_size)
     return (slice(start, start + step) for start in range(0, count, step))
 
 
-def known_tokens(model: Transformer, tokens: Iterable[int]) -> None:
+def check_token_ids(model: Transformer, tokens: Iterable[int]) -> None:
     """Refuse token ids outside the vocabulary. Raises: HookError"""
     for token in tokens:
         if not 0 <= token < model.config.vocab_size:
@@ -186,7 +186,7 @@ def known_tokens(model: Transformer, tokens: Iterable[int]) -> None:
 
 
 def token_text(model: Transformer, tokens: Iterable[int]) -> dict[int, str]:
-    """Each token's bytes as ASCII, escapes for the rest; nothing where the model has no tokenizer."""
+    """Each token's bytes as ASCII with escapes; empty if the model has no tokenizer."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         return {}

@@ -1,7 +1,7 @@
 """The tuned lens: the logit lens with a trained affine translator for each layer, x + A x + b.
 
-The translators begin at zero, where the lens is the logit lens, and learn to bring each layer's prediction near to the
-model's own. They belong to one checkpoint: the file they are saved in says to which, and another refuses them.
+The translators start at zero, where the lens is the logit lens, and learn to bring each layer's prediction close to
+the model's own. They belong to one checkpoint: the saved file names it, and cannot be loaded with another.
 """
 
 import json
@@ -26,13 +26,13 @@ from workbench.errors import CheckpointError, HookError
 from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
-FILE = "tuned_lens.safetensors"  # its name beside a checkpoint
+FILE = "tuned_lens.safetensors"  # its name in a checkpoint folder
 FORMAT = "workbench tuned lens 1"
 
 
 @dataclass(frozen=True, eq=False)
 class TunedLens:
-    """Translators for the embedding, layer -1, and every block but the last, whose stream needs none.
+    """Translators for the embedding (layer -1) and every block except the last, whose stream needs none.
 
     Shapes: weight [layer, dim, dim], bias [layer, dim] float32
     """
@@ -44,32 +44,34 @@ class TunedLens:
 
     @classmethod
     def zero(cls, model: Transformer) -> "TunedLens":
-        """The lens before any training: it changes nothing."""
+        """The lens before training: it changes nothing."""
         layers, dim = tuple(range(EMBED, model.config.n_layers - 1)), model.config.dim
         weight = torch.zeros(len(layers), dim, dim, device=model.device)
-        return cls(layers, weight, weight.new_zeros(len(layers), dim), MappingProxyType(_origin(model)))
+        return cls(layers, weight, weight.new_zeros(len(layers), dim), MappingProxyType(_provenance(model)))
 
     def translate(self, layer: int, stream: Tensor) -> Tensor:
-        """x + A x + b in float32, then in the stream's dtype; the last layer's stream as it is.
+        """x + A x + b in float32, then in the stream's dtype; the last layer's stream is not changed.
 
         Shapes: [..., dim] -> [..., dim]
         """
         if layer not in self.layers:
             return stream
         at = self.layers.index(layer)
-        return _translated(stream, self.weight[at], self.bias[at])
+        return _translate(stream, self.weight[at], self.bias[at])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the translators and their provenance as one safetensors file, `FILE` where the path is a folder.
+        """Write the translators and their provenance to a safetensors file; `FILE` is its name if the path is a folder.
 
-        Raises: CheckpointError where it cannot, or if the model came from no checkpoint.
+        Raises: CheckpointError if the file cannot be written, or the model was not loaded from a checkpoint.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = _file(path)
+        path = _lens_path(path)
         if self.provenance["checkpoint_sha256"] is None:
-            raise CheckpointError("a tuned lens belongs to a checkpoint, and its model came from none; save it first.")
+            raise CheckpointError(
+                "a tuned lens belongs to a checkpoint, but its model has none; save the model and load it first."
+            )
         tensors = {"weight": self.weight.cpu().contiguous(), "bias": self.bias.cpu().contiguous()}
         about = json.dumps({"layers": self.layers, "provenance": dict(self.provenance)})
         temporary = path.with_name(path.name + ".partial")
@@ -83,27 +85,28 @@ class TunedLens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Transformer) -> "TunedLens":
-        """Read translators that `save` wrote, from a file or the folder it is in, onto the model's device.
+        """Read translators that `save` wrote, from a file or its folder, onto the model's device.
 
-        Raises: CheckpointError for any other file, or a lens that was trained on another checkpoint.
+        Raises: CheckpointError for another kind of file, or a lens that was trained on another checkpoint.
         """
         from safetensors import SafetensorError, safe_open
 
-        path = _file(path)
+        path = _lens_path(path)
         try:
             with safe_open(str(path), framework="pt", device=str(model.device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise CheckpointError(f"{path} is not a tuned lens that this version reads ({FORMAT}).")
+                    raise CheckpointError(f"{path} is not a tuned lens in the format {FORMAT!r}.")
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read as a tuned lens: {error}") from error
         about = json.loads(metadata["about"])
-        theirs, ours = about["provenance"]["checkpoint_sha256"], _checkpoint(model)
-        if theirs != ours:
-            here = "comes from no file" if ours is None else f"is {ours[:12]}"
+        lens_checkpoint, model_checkpoint = about["provenance"]["checkpoint_sha256"], _checkpoint_sha256(model)
+        if lens_checkpoint != model_checkpoint:
+            this_model = "comes from no file" if model_checkpoint is None else f"is {model_checkpoint[:12]}"
             raise CheckpointError(
-                f"{path} was trained on checkpoint {theirs[:12]}, and this model {here}; train a lens for it."
+                f"{path} was trained on checkpoint {lens_checkpoint[:12]}, but this model {this_model}; "
+                "train a lens for this model."
             )
         return cls(tuple(about["layers"]), weight, bias, MappingProxyType(about["provenance"]))
 
@@ -121,7 +124,7 @@ def tuned_lens(
     """Top-k tokens decoded from the translated stream of every captured layer: W_U N(x + A_l x + b_l).
 
     At every captured position, or at one: absolute, or negative from the last captured one. Capture
-    `probes.logits.logit_lens.HOOKS`. The cost is that of the logit lens, and 2 * dim^2 FLOPs per layer and position.
+    `probes.logits.logit_lens.HOOKS`. The cost is that of the logit lens plus 2 * dim^2 FLOPs per layer and position.
     Shapes: hook_resid_post [layer, batch, pos, dim] -> [layer, pos, k]; `curves` [layer, pos, target]
     Units:  natural log (nats), computed in float32 from the model's own logits.
     Raises: MissingHookError if `hook_resid_post` was captured for no layer, or `ln_final.hook_out` was not; HookError
@@ -129,27 +132,30 @@ def tuned_lens(
     Source: arXiv 2303.08112.
     Exact:  a lens of zeros is the logit lens; the last layer equals the model's own output.
     """
-    _fits(model, lens)
-    return plain.decoded(model, cap, lens.translate, k=k, targets=targets, position=position, row=row)
+    _check_shape(model, lens)
+    return plain.decode_streams(model, cap, lens.translate, k=k, targets=targets, position=position, row=row)
 
 
 def train_tuned_lens(
     model: Transformer, windows: Tensor, *, steps: int = 250, batch: int = 4, lr: float = 1e-3, seed: int = 0
 ) -> TunedLens:
-    """Translators that minimise KL(final || lens), the mean over the windows' tokens, by Adam with a falling rate.
+    """Train translators to minimise the mean KL(final || lens) over tokens, by Adam with a decaying learning rate.
 
-    The layers are independent of each other, and the model itself never changes. The translators, their gradients and
-    Adam's two moments take 16 * layers * dim^2 bytes (3.4 MiB for the demo's shape, 8 GiB for Llama 3 8B); beside them
-    stand the streams and logits of one batch, so memory is linear in the windows' length, and the layers' logits come
-    in blocks of `lens.LOGITS`. A step costs one forward run of the batch and, per layer and token, 4 * dim * vocab
-    FLOPs for the unembedding and its gradient. Windows come in an order drawn with `seed`; the same seed gives the same
-    lens on the same machine.
+    The layers are independent of each other, and the model itself does not change. The translators, their gradients
+    and Adam's two moments take 16 * layers * dim^2 bytes (3.4 MiB for the demo's shape, 8 GiB for Llama 3 8B). The
+    streams and logits of one batch are added to this, so memory is linear in the windows' length; logits are computed
+    in blocks of `logit_lens.MAX_LOGITS`. A step costs one forward pass of the batch and, per layer and token,
+    4 * dim * vocab FLOPs for the unembedding and its gradient. `seed` shuffles the windows; the same seed gives the
+    same lens on the same machine.
     Shapes: windows [window, pos] int64
-    Raises: HookError for no steps, or no windows.
+    Raises: HookError for no steps, an empty batch, or no windows.
     Source: arXiv 2303.08112 (there with SGD; Adam needs no warm-up at this size).
     """
     if steps < 1 or batch < 1 or not len(windows):
-        raise HookError(f"training needs steps, a batch and windows; found {steps}, {batch} and {len(windows)}.")
+        raise HookError(
+            f"training needs at least 1 step, 1 window and a batch of 1; found {steps} steps, {len(windows)} windows "
+            f"and a batch of {batch}."
+        )
     lens = TunedLens.zero(model)
     pairs = zip(lens.weight, lens.bias, strict=True)
     parameters = [view.requires_grad_() for pair in pairs for view in pair]  # trained in the lens's own memory
@@ -170,24 +176,26 @@ def train_tuned_lens(
 
 
 def _gradients(model: Transformer, tokens: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Of each layer's mean divergence, in the parameters' order: weight and bias of every layer."""
+    """Gradients of each layer's mean divergence, in the order of the parameters: weight and bias of every layer."""
     with torch.no_grad():
         _, cap = model.run_with_capture(tokens, plain.HOOKS)
     final_out = cap["ln_final.hook_out"].flatten(0, 1)  # [batch * pos, dim]
-    streams = list(plain.streams_of(cap).values())[:-1]
-    found = [torch.zeros_like(parameter) for parameter in parameters]
+    streams = list(plain.residual_streams(cap).values())[:-1]
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
     for part in plain.position_blocks(len(final_out), model.config.vocab_size):
         with torch.no_grad():
             final = model.unembed(final_out[part]).log_softmax(-1)
         for at, stream in enumerate(streams):
-            own = parameters[2 * at : 2 * at + 2]
+            translator = parameters[2 * at : 2 * at + 2]
             with torch.enable_grad():
-                translated = _translated(stream.flatten(0, 1)[part], *own)
-                here = model.unembed(model.norm(translated, None)).log_softmax(-1)
-                loss = torch.nn.functional.kl_div(here, final, reduction="sum", log_target=True) / len(final_out)
-            for total, gradient in zip(found[2 * at : 2 * at + 2], torch.autograd.grad(loss, own), strict=True):
+                translated = _translate(stream.flatten(0, 1)[part], *translator)
+                prediction = model.unembed(model.norm(translated, None)).log_softmax(-1)
+                loss = torch.nn.functional.kl_div(prediction, final, reduction="sum", log_target=True) / len(final_out)
+            for total, gradient in zip(
+                gradients[2 * at : 2 * at + 2], torch.autograd.grad(loss, translator), strict=True
+            ):
                 total += gradient
-    return found
+    return gradients
 
 
 # --- does it help? --------------------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def _gradients(model: Transformer, tokens: Tensor, parameters: Sequence[Tensor])
 
 @dataclass(frozen=True)
 class LensDivergence(Result):
-    """KL(final || lens) of the logit lens and of a tuned one, in nats per token. Arrays are [layer, window]."""
+    """KL(final || lens) of the logit lens and of a tuned lens, in nats per token. Arrays are [layer, window]."""
 
     layers: tuple[int, ...]
     logit: np.ndarray
@@ -216,7 +224,7 @@ class LensDivergence(Result):
 
 @torch.no_grad()
 def lens_divergence(model: Transformer, windows: Tensor, lens: TunedLens) -> LensDivergence:
-    """How far both lenses are from the model's own output, layer by layer; use windows that were not trained on.
+    """KL from both lenses to the model's own output, by layer; use windows that the lens was not trained on.
 
     Shapes: windows [window, pos] int64 -> [layer, window]
     Units:  nats per token, the mean over a window.
@@ -236,32 +244,32 @@ def lens_divergence(model: Transformer, windows: Tensor, lens: TunedLens) -> Len
 # --- what they share ------------------------------------------------------------------------------------------
 
 
-def _file(path: str | os.PathLike[str]) -> Path:
+def _lens_path(path: str | os.PathLike[str]) -> Path:
     return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
-def _translated(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _translate(stream: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     wide = stream.float()
     return (wide + wide @ weight.T + bias).to(stream.dtype)
 
 
-def _fits(model: Transformer, lens: TunedLens) -> None:
+def _check_shape(model: Transformer, lens: TunedLens) -> None:
     config = model.config
     if lens.layers != tuple(range(EMBED, config.n_layers - 1)) or lens.weight.shape[-1] != config.dim:
         raise HookError(
-            f"the lens is for {len(lens.layers)} layers of {lens.weight.shape[-1]}, the model has {config.n_layers} of "
-            f"{config.dim}; train one for it."
+            f"the lens is for {len(lens.layers)} layers of {lens.weight.shape[-1]}, but the model has "
+            f"{config.n_layers} layers of {config.dim}; train a lens for this model."
         )
 
 
-def _checkpoint(model: Transformer) -> str | None:
+def _checkpoint_sha256(model: Transformer) -> str | None:
     return None if model.source is None else model.source.checkpoint_sha256
 
 
-def _origin(model: Transformer) -> dict[str, Any]:
+def _provenance(model: Transformer) -> dict[str, Any]:
     return {
         "model": None if model.source is None else model.source.name,
-        "checkpoint_sha256": _checkpoint(model),
+        "checkpoint_sha256": _checkpoint_sha256(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "commit": provenance.commit(),
         "versions": provenance.versions(),

@@ -1,1 +1,1 @@
-"""The neurons of the MLPs."""
+"""MLP neurons."""

@@ -1,4 +1,4 @@
-"""Commands on the MLPs' neurons."""
+"""Commands for MLP neurons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from probes.base.command import Origin, capture, check, deliver, load
 def neurons(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Neurons: open gates, sparsity, kurtosis, top position."""
+    """Neurons: open gates, sparsity, kurtosis, top positions."""
     check(output)
     from probes.mlp import neurons as probe
 
@@ -22,30 +22,30 @@ def neurons(
 
 
 def neuron(
-    layer: Annotated[int, typer.Option(min=0, help="The neuron's layer.")],
-    neuron: Annotated[int, typer.Option(min=0, help="The neuron.")],
+    layer: Annotated[int, typer.Option(min=0, help="Layer of the neuron.")],
+    neuron: Annotated[int, typer.Option(min=0, help="Number of the neuron.")],
     model: Model = "demo",
-    top: Annotated[int, typer.Option(min=1, help="Tokens on either side.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Promoted and suppressed tokens to list, each.")] = 10,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Neurons: the tokens that one promotes and suppresses."""
+    """Neurons: tokens that one neuron promotes and suppresses."""
     check(output)
     from probes.mlp import neurons as probe
 
     loaded = load(model, device)
-    found = probe.neuron_tokens(loaded, layer, [neuron], k=top)
-    deliver(found, output, Origin(model, loaded))
+    result = probe.neuron_tokens(loaded, layer, [neuron], k=top)
+    deliver(result, output, Origin(model, loaded))
 
 
 def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
-    """Neurons: large weights that move all logits alike."""
+    """Neurons: entropy neurons (large weights, equal effect on all logits)."""
     check(output)
     from probes.mlp import neurons as probe
 
     loaded = load(model, device)
-    found = probe.entropy_neurons(loaded)
-    deliver(found, output, Origin(model, loaded))
+    result = probe.entropy_neurons(loaded)
+    deliver(result, output, Origin(model, loaded))
 
 
 COMMANDS = (

@@ -1,7 +1,7 @@
-"""The MLP's neurons, a = silu(w1 x) * (w3 x): how they fire on a prompt, and what their weights write.
+"""MLP neurons, a = silu(w1 x) * (w3 x): their activations on a prompt, and the tokens that their weights promote.
 
 A neuron's activation is silu(gate) * up, not silu(gate): an open gate with a negative up gives a negative activation,
-and the neuron then writes the opposite of its direction. Norms, kurtosis and shares are of the captured tokens.
+and the neuron then writes the opposite of its direction. Statistics are over the captured tokens.
 """
 
 import math
@@ -23,9 +23,9 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = ("blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post")
-"""What to capture for `neuron_statistics`."""
+"""Hooks to capture for `neuron_statistics`."""
 
-ROWS = 8192  # of the vocabulary, held in float64 at once
+ROWS = 8192  # rows of the vocabulary that are converted to float64 at once
 
 
 # --- on a prompt ----------------------------------------------------------------------------------------------
@@ -33,13 +33,13 @@ ROWS = 8192  # of the vocabulary, held in float64 at once
 
 @dataclass(frozen=True)
 class NeuronStatistics(Result):
-    """How every neuron fires over the captured tokens. Arrays are [layer, neuron].
+    """Activation statistics of every neuron over the captured tokens. Arrays are [layer, neuron].
 
-    `open_share`: tokens whose gate w1 x is positive; `mean`, `rms`, `kurtosis` (3 for a normal distribution) and
-    `sparsity` of the activation over tokens: 0 where all are equally large, 1 where one token alone has any.
-    `token_sparsity` [layer] is the same over the layer's neurons, the mean of the tokens. top_batch, top_pos, top_value
-    [layer, neuron, k] are the largest activations by magnitude, with their sign. `nonfinite` [layer] counts NaN and
-    infinite activations: the numbers of their neurons, and their layer's token_sparsity, are NaN or meaningless.
+    `open_share`: share of tokens whose gate w1 x is positive; `mean`, `rms`, `kurtosis` (3 for a normal distribution)
+    and `sparsity` of the activation over tokens: 0 if all are equally large, 1 if only one token has any.
+    `token_sparsity` [layer] is the sparsity over the layer's neurons, as the mean over tokens. top_batch, top_pos,
+    top_value [layer, neuron, k] are the largest activations by magnitude, with their sign. `nonfinite` [layer] counts
+    NaN and infinite activations: the numbers of such neurons, and their layer's token_sparsity, are NaN or meaningless.
     """
 
     AXES = {
@@ -64,22 +64,22 @@ class NeuronStatistics(Result):
     nonfinite: np.ndarray
 
     def frame(self) -> pd.DataFrame:
-        """A row per neuron: layer, neuron, open_share, mean, rms, kurtosis, sparsity; top_batch, top_pos, top_value."""
+        """Row per neuron: layer, neuron, open_share, mean, rms, kurtosis, sparsity; top_batch, top_pos, top_value."""
         names = ("open_share", "mean", "rms", "kurtosis", "sparsity")
         top = {name: getattr(self, name)[..., 0] for name in ("top_batch", "top_pos", "top_value")}
         columns = {name: getattr(self, name) for name in names}
         return tidy({"layer": self.layers, "neuron": range(self.rms.shape[1])}, {**columns, **top})
 
     def tops(self, layer: int, neuron: int) -> pd.DataFrame:
-        """Where one neuron fires most, the largest magnitude first: batch, pos, value."""
+        """Largest activations of one neuron, by magnitude: batch, pos, value."""
         at = self.layers.index(layer), neuron
         return pd.DataFrame({"batch": self.top_batch[at], "pos": self.top_pos[at], "value": self.top_value[at]})
 
 
 def hoyer(x: Tensor) -> Tensor:
-    """Sparsity over the last axis: (sqrt(n) - norm1 / norm2) / (sqrt(n) - 1), 0 for equal magnitudes, 1 for one alone.
+    """Sparsity over the last axis: (sqrt(n) - norm1 / norm2) / (sqrt(n) - 1); 0 if all are equal, 1 if one is not 0.
 
-    Shapes: [..., n] -> [...]; NaN where all are 0, or n is 1
+    Shapes: [..., n] -> [...]; NaN if all are 0, or n is 1
     Source: arXiv cs/0408058.
     """
     root = math.sqrt(x.shape[-1])
@@ -88,7 +88,7 @@ def hoyer(x: Tensor) -> Tensor:
 
 
 def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
-    """Share of open gates, sparsity, kurtosis and strongest tokens of every neuron of the captured layers.
+    """Share of open gates, sparsity, kurtosis and top tokens of every neuron of the captured layers.
 
     Shapes: mlp.hook_pre, mlp.hook_post [batch, pos, ffn] per layer -> [layer, neuron], [layer, neuron, top]
     Units:  activations as the model has them; shares and sparsity between 0 and 1; computed in float32.
@@ -97,16 +97,16 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
     """
     capture_access.unpadded(cap)
     layers = capture_access.layers(cap, "mlp.hook_post")
-    absent = [layer for layer in layers if f"blocks.{layer}.mlp.hook_pre" not in cap]
-    if absent:
-        raise MissingHookError(f"this capture holds no 'blocks.{absent[0]}.mlp.hook_pre'; add it to the names.")
+    missing = [layer for layer in layers if f"blocks.{layer}.mlp.hook_pre" not in cap]
+    if missing:
+        raise MissingHookError(f"this capture has no 'blocks.{missing[0]}.mlp.hook_pre'; add it to the names.")
     columns: dict[str, list[Tensor]] = {}
     for layer in layers:
         post = cap[f"blocks.{layer}.mlp.hook_post"].detach()
         n_pos = post.shape[1]
         post = post.flatten(0, 1).float().T  # [neuron, batch * pos]
         best = post.abs().topk(min(top, post.shape[1]), -1).indices
-        found = {
+        measures = {
             "open_share": (cap[f"blocks.{layer}.mlp.hook_pre"] > 0).float().mean((0, 1)),
             "mean": post.mean(-1),
             "rms": post.square().mean(-1).sqrt(),
@@ -118,7 +118,7 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
             "top_value": post.gather(-1, best),
             "nonfinite": (~post.isfinite()).sum(),
         }
-        for name, value in found.items():
+        for name, value in measures.items():
             columns.setdefault(name, []).append(value)
     return NeuronStatistics(layers, **{name: frozen(torch.stack(values)) for name, values in columns.items()})
 
@@ -128,9 +128,9 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
 
 @dataclass(frozen=True)
 class NeuronTokens(Result):
-    """The tokens that some neurons of one layer push up and down when they are positive. Arrays are [neuron, k].
+    """Tokens whose logits some neurons of a layer increase and decrease when they are positive. Arrays are [neuron, k].
 
-    The strongest come first. `text` maps a token to its bytes as ASCII; it is empty where the model has no tokenizer.
+    The largest effects come first. `text` maps a token to its bytes as ASCII; empty if the model has no tokenizer.
     """
 
     AXES = dict.fromkeys(("promoted", "promoted_effect", "suppressed", "suppressed_effect"), ("neuron", "k"))
@@ -163,10 +163,10 @@ class NeuronTokens(Result):
 def neuron_tokens(model: Transformer, layer: int, neurons: Sequence[int], *, k: int = 10) -> NeuronTokens:
     """Promoted and suppressed tokens of neurons: (w2[:, neuron] * gain) . W_U, the direct path to the logits.
 
-    A negative activation swaps the sides. Later layers may read the direction too; this is only its own path.
+    A negative activation swaps the two lists. Later layers can read the direction too; this is only the direct path.
     Shapes: neurons [neuron] -> [neuron, k]
-    Units:  logits for an activation of 1, times the final norm's scale (which the weights do not say); float32.
-    Raises: HookError for a layer or neuron that the model has not, or a model that is split over processes.
+    Units:  logits for an activation of 1, times the final norm's scale (which depends on the prompt); float32.
+    Raises: HookError for a layer or neuron that the model does not have, or a model that is split over processes.
     Source: arXiv 2203.14680.
     Exact:  summed over neurons, activation * effect / scale is the MLP's direct attribution to the logit.
     """
@@ -186,7 +186,7 @@ def neuron_tokens(model: Transformer, layer: int, neurons: Sequence[int], *, k: 
 
 @dataclass(frozen=True)
 class EntropyNeurons(Result):
-    """Which neurons write much but move all logits alike. Arrays are [layer, neuron].
+    """Candidates for entropy neurons: large weights, but almost the same effect on all logits. [layer, neuron] arrays.
 
     `norm` is that of w2's column; `logit_variance` the variance, over the vocabulary, of the cosine between the column
     and the unembedding's rows (NaN for a column of zeros); `chosen` those beyond both quantiles of their layer.
@@ -218,14 +218,14 @@ def entropy_neurons(
     norm_quantile: float = 0.75,
     variance_quantile: float = 0.05,
 ) -> EntropyNeurons:
-    """Candidates for entropy neurons: a large norm of w2's column that hardly tells one token from another.
+    """Candidates for entropy neurons: w2's column has a large norm, but affects all tokens almost equally.
 
-    They act through the final norm's scale, not through any token's direction. The rows of W_U carry the final gain, as
-    in the source, where the norm is folded in. By chance (1 - norm_quantile) * variance_quantile of the neurons would
-    be chosen: 1.25% with the defaults, which are this project's own.
+    They act through the final norm's scale, not through the direction of a token. The rows of W_U include the final
+    gain, as in the source, where the norm is folded in. By chance, (1 - norm_quantile) * variance_quantile of the
+    neurons are chosen: 1.25% with the defaults, which are this project's own.
     Shapes: w2 [dim, ffn], W_U [vocab, dim] -> [layer, neuron]
     Units:  norm of the weights; variance of a cosine; computed in float64 through the rows' covariance [dim, dim].
-    Raises: HookError for a layer that the model has not, or a model that is split over processes.
+    Raises: HookError for a layer that the model does not have, or a model that is split over processes.
     Source: arXiv 2406.16254.
     """
     config = model.config
@@ -248,15 +248,15 @@ def entropy_neurons(
 
 
 def _covariance(model: Transformer) -> Tensor:
-    """Of the unembedding's rows with the gain, each of length 1. Shapes: -> [dim, dim] float64"""
+    """Covariance of the unembedding's rows times the gain, each of length 1. Shapes: -> [dim, dim] float64"""
     gain = model.norm.weight.double()
     table = unembedding(model)
     total = gain.new_zeros(len(gain))
     for rows in table.split(ROWS):
         total += torch.nn.functional.normalize(rows.double() * gain, dim=-1).sum(0)
-    middle = total / len(table)
+    mean = total / len(table)
     products = gain.new_zeros(len(gain), len(gain))
-    for rows in table.split(ROWS):  # centred first: the mean of squares less the squared mean would cancel
-        away = torch.nn.functional.normalize(rows.double() * gain, dim=-1) - middle
-        products += away.T @ away
+    for rows in table.split(ROWS):  # centred first: the mean of squares minus the squared mean would lose precision
+        centred = torch.nn.functional.normalize(rows.double() * gain, dim=-1) - mean
+        products += centred.T @ centred
     return products / len(table)

@@ -1,1 +1,1 @@
-"""The RMS norms and the residual stream, on a prompt and during generation."""
+"""RMS norms and the residual stream, on a prompt and during generation."""

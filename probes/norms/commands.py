@@ -1,4 +1,4 @@
-"""Commands on the norms: what they read and scale, and what a linear or a re-centring norm would do instead."""
+"""Commands for the norms: gains, input RMS, and comparison with a linear norm and with LayerNorm."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def gains(model: Model = "demo", output: Output = None, device: Device = "auto")
     from probes.norms import rms_norms
 
     loaded = load(model, device)
-    found = rms_norms.gain_statistics(loaded)
-    deliver(found, output, Origin(model, loaded))
+    result = rms_norms.gain_statistics(loaded)
+    deliver(result, output, Origin(model, loaded))
 
 
 def rms(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Norms: what every norm divides every token by."""
+    """Norms: input RMS (the divisor) of every norm and token."""
     check(output)
     from probes.norms import rms_norms
 
@@ -33,38 +33,38 @@ def rms(
 
 def norm_times(
     model: Model = "demo",
-    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to normalise.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of random tokens to normalise.")] = 512,
     output: Output = None,
 ) -> None:
-    """Norms: time of RMSNorm and LayerNorm on this CPU."""
+    """Norms: run time of RMSNorm and LayerNorm on this CPU."""
     check(output)
     from probes.norms import norm_linearity
 
-    found = norm_linearity.norm_times(config(model), tokens=tokens)
-    deliver(found, output, Origin(model))
+    result = norm_linearity.norm_times(config(model), tokens=tokens)
+    deliver(result, output, Origin(model))
 
 
 def linear(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    final: Annotated[bool, typer.Option("--final", help="Judge every part at the final norm.")] = False,
+    final: Annotated[bool, typer.Option("--final", help="Measure every part at the final norm.")] = False,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Norms: how wrong a linear norm is, part by part."""
+    """Norms: error of a linear approximation, part by part."""
     check(output)
     from probes.norms import norm_linearity
 
     loaded, cap, origin = capture(model, prompt, file, norm_linearity.HOOKS, device)
-    found = norm_linearity.linearised_norm(loaded, cap, final=final)
-    deliver(found, output, origin)
+    result = norm_linearity.linearised_norm(loaded, cap, final=final)
+    deliver(result, output, origin)
 
 
 def recentring(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Norms: what LayerNorm would have changed."""
+    """Norms: difference that LayerNorm's mean subtraction makes."""
     check(output)
     from probes.norms import norm_linearity
 
@@ -76,17 +76,17 @@ def generated_norms(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate with greedy decoding.")] = 32,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Norms: what they divide by while the model writes."""
+    """Norms: input RMS during generation."""
     check(output)
     from probes.norms import during_generation as probe
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    found = probe.generated_norms(loaded, ids, steps=steps)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens))
+    result = probe.generated_norms(loaded, ids, steps=steps)
+    deliver(result, output, origin, labels=labels_of(loaded, result.tokens))
 
 
 COMMANDS = (

@@ -1,6 +1,6 @@
-"""The norms and the stream while a model writes: what is divided by, added, and grows, at every generated token.
+"""Norms and residual stream during generation: input RMS, contributions and large activations at every token.
 
-Each step is captured as it is run, on the key/value cache: nothing is computed twice, and no step's stream is kept.
+Each step is captured when it runs, with the key/value cache: nothing is computed twice, and no stream is stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,18 @@ from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 HOOKS = rms_norms.HOOKS
-"""What is captured at every step, each probe taking its part."""
+"""Hooks captured at every step; each probe uses some of them."""
 
-_LAYER_SHARE, _POSITION_SHARE = 0.25, 0.06  # of an outlier dimension, as in `norms.outlier_dimensions`
+_LAYER_SHARE, _POSITION_SHARE = 0.25, 0.06  # as in `rms_norms.outlier_dimensions`
 
 
 @dataclass(frozen=True)
 class GeneratedNorms(Result):
-    """Norms over a prompt and what was generated after it, for one sequence.
+    """Norms over a prompt and the text generated after it, for one sequence.
 
-    `tokens` are the ids that were run: the prompt's, then all generated ones but the last, which nothing has read.
-    Position p of `rms` and `contributions` belongs to tokens[p]; from `n_prompt` - 1 on, each one's run chose the next.
+    `tokens` are the ids that were run: the prompt, then all generated tokens except the last, which was not run.
+    Position p of `rms` and `contributions` belongs to tokens[p]. From `n_prompt` - 1 on, the logits at a position chose
+    the next token.
     """
 
     tokens: tuple[int, ...]
@@ -49,18 +50,18 @@ class GeneratedNorms(Result):
     def frame(self) -> pd.DataFrame:
         """One row per norm and position: layer, norm, pos, step (0 for the prompt), token, rms."""
         table = self.rms.frame().drop(columns="batch")
-        return _told(table, self.tokens, self.n_prompt, at=3)
+        return _with_step_and_token(table, self.tokens, self.n_prompt, at=3)
 
 
 @dataclass(frozen=True)
 class GeneratedStream(Result):
-    """The stream after every block, and what was added to it, over a prompt and what was generated after it.
+    """The stream after every block, and the sublayers' contributions, over a prompt and the text generated after it.
 
-    All arrays but `outliers` are [layer, pos]: `largest` and `median` magnitude of a position's entries; `massive`,
-    how many entries are over the threshold and `ratio` times that median; `large`, how many reach the magnitude of
-    an outlier dimension; `attn`, `mlp`: the norm each adds over that of the stream. `outliers` [pos] counts the
-    outlier dimensions of the text up to each position; `dimensions` are those of the whole. `tokens` and `n_prompt`
-    as in `GeneratedNorms`.
+    All arrays except `outliers` are [layer, pos]. `largest` and `median`: magnitude of a position's entries. `massive`:
+    number of entries above the threshold and at least `ratio` times that median. `large`: number of entries with at
+    least the magnitude of an outlier dimension. `attn`, `mlp`: norm of the contribution over the norm of the stream.
+    `outliers` [pos] counts the outlier dimensions of the text up to each position; `dimensions` are those of the whole
+    text. `tokens` and `n_prompt` as in `GeneratedNorms`.
     """
 
     tokens: tuple[int, ...]
@@ -91,7 +92,7 @@ class GeneratedStream(Result):
         columns["outliers"] = np.broadcast_to(self.outliers, self.largest.shape)
         n_layers, pos = self.largest.shape
         table = tidy({"layer": range(n_layers), "pos": range(pos)}, columns)
-        return _told(table, self.tokens, self.n_prompt, at=2)
+        return _with_step_and_token(table, self.tokens, self.n_prompt, at=2)
 
 
 @torch.no_grad()
@@ -112,9 +113,11 @@ def generated_norms(model: Transformer, prompt: Sequence[int], *, steps: int = 3
     return GeneratedNorms(
         tuple(tokens),
         len(prompt),
-        InputRms(rms[0].norms, _joined([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
+        InputRms(rms[0].norms, _concatenated([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
         ContributionRatios(
-            ratios[0].layers, _joined([part.ratio for part in ratios]), _joined([part.cosine for part in ratios])
+            ratios[0].layers,
+            _concatenated([part.ratio for part in ratios]),
+            _concatenated([part.cosine for part in ratios]),
         ),
     )
 
@@ -132,33 +135,33 @@ def generated_stream(
     """Massive activations, outlier dimensions and contribution ratios while `steps` tokens are generated greedily.
 
     Shapes: prompt [pos] -> [layer, pos + steps - 1]
-    Units:  magnitudes those of the stream, computed in float32. A position is judged by its own median, so that a
-            step's verdict does not hang on later ones.
+    Units:  magnitudes as the stream's, computed in float32. Each position is compared with its own median, so that
+            later steps do not change its result.
     Raises: DataError for an empty prompt or no steps.
     Source: arXiv 2402.17762 (threshold, ratio), 2208.07339 (magnitude, in a quarter of the layers and at 6% of the
             positions), 2004.10102 (ratios).
     Exact:  equals one capture of the whole text, up to the rounding of a cached run.
     """
     hooks = [name for name in HOOKS if not name.endswith("hook_scale")]
-    tokens, tally = list(prompt), _Tally(model.config.n_layers, model.config.dim)
-    found: list[dict[str, Tensor]] = []
+    tokens, tally = list(prompt), _OutlierCounter(model.config.n_layers, model.config.dim)
+    parts: list[dict[str, Tensor]] = []
     ratios: list[np.ndarray] = []
     for cap in _captures(model, tokens, steps, hooks):
         size = torch.stack([cap[f"blocks.{i}.hook_resid_post"][0].float().abs() for i in range(model.config.n_layers)])
         ordered = size.sort(-1).values  # [layer, pos, dim]
         dim = size.shape[-1]
         median = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
-        over = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
+        massive = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
         large = size >= magnitude
         tally.add(size.cpu(), large.cpu())
-        part = {"largest": ordered[..., -1], "median": median, "massive": over.sum(-1), "large": large.sum(-1)}
-        found.append({name: values.cpu() for name, values in part.items()})
+        part = {"largest": ordered[..., -1], "median": median, "massive": massive.sum(-1), "large": large.sum(-1)}
+        parts.append({name: values.cpu() for name, values in part.items()})
         ratios.append(rms_norms.contribution_ratios(cap).ratio[:, :, 0])  # [layer, sublayer, pos]
-    added = _joined(ratios)
+    added = _concatenated(ratios)
     return GeneratedStream(
         tuple(tokens),
         len(prompt),
-        *(frozen(torch.cat([part[name] for part in found], -1)) for name in ("largest", "median", "massive", "large")),
+        *(frozen(torch.cat([part[name] for part in parts], -1)) for name in ("largest", "median", "massive", "large")),
         frozen(added[:, 0]),
         frozen(added[:, 1]),
         frozen(np.array(tally.counts)),
@@ -167,43 +170,43 @@ def generated_stream(
 
 
 def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence[str]) -> Iterator[Capture]:
-    """One capture per step: the prompt, then every generated token, which `tokens` grows by; not the last one."""
+    """One capture per step: the prompt, then each generated token except the last, which is appended to `tokens`."""
     if not tokens or steps < 1:
         raise DataError(f"generation needs a prompt and at least 1 step; found {len(tokens)} tokens, {steps} steps.")
     cache = model.empty_cache(1, len(tokens) + steps - 1)
-    now = list(tokens)
+    next_tokens = list(tokens)
     for step in range(steps):
-        logits, cap = model.run_with_capture(torch.tensor([now], device=model.device), hooks, cache=cache)
+        logits, cap = model.run_with_capture(torch.tensor([next_tokens], device=model.device), hooks, cache=cache)
         yield cap
-        now = [int(logits[0, -1].argmax())]
+        next_tokens = [int(logits[0, -1].argmax())]
         if step < steps - 1:
-            tokens += now
+            tokens += next_tokens
 
 
-class _Tally:
-    """Outlier dimensions of a text that grows: large entries are counted, streams are not kept."""
+class _OutlierCounter:
+    """Counts large entries of a growing text to find its outlier dimensions; stores no streams."""
 
     def __init__(self, n_layers: int, dim: int) -> None:
         self.hits = torch.zeros(n_layers, dim)
-        self.most = torch.zeros(dim)
+        self.largest = torch.zeros(dim)
         self.counts: list[int] = []
 
     def add(self, size: Tensor, large: Tensor) -> None:
         """Shapes: [layer, pos, dim], [layer, pos, dim] bool"""
-        self.most = torch.maximum(self.most, size.amax((0, 1)))
+        self.largest = torch.maximum(self.largest, size.amax((0, 1)))
         for position in large.unbind(1):
             self.hits += position
             self.counts.append(len(self.dimensions(len(self.counts) + 1).dims))
 
     def dimensions(self, n: int) -> OutlierDimensions:
-        """Those of the n positions that were added."""
+        """The outlier dimensions of the n positions that were added."""
         layers, positions = (self.hits > 0).float().mean(0), (self.hits / n).mean(0)
         outlier = (layers >= _LAYER_SHARE) & (positions >= _POSITION_SHARE)
-        return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.most), frozen(outlier))
+        return OutlierDimensions(frozen(layers), frozen(positions), frozen(self.largest), frozen(outlier))
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Along the positions, which are the last axis."""
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate along the positions, the last axis."""
     return frozen(np.concatenate(parts, -1))
 
 
@@ -211,8 +214,8 @@ def _steps(tokens: Sequence[int], n_prompt: int) -> np.ndarray:
     return np.maximum(np.arange(len(tokens)) - n_prompt + 1, 0)
 
 
-def _told(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
-    """The table with step and token after its column of positions."""
+def _with_step_and_token(table: pd.DataFrame, tokens: Sequence[int], n_prompt: int, *, at: int) -> pd.DataFrame:
+    """Insert the columns step and token after the column pos."""
     pos = table["pos"].to_numpy()
     table.insert(at, "step", _steps(tokens, n_prompt)[pos])
     table.insert(at + 1, "token", np.array(tokens)[pos])

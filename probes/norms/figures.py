@@ -1,4 +1,4 @@
-"""Figures of what the norms read and scale, and of what the stream holds."""
+"""Plotly figures of the norms and of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ from probes.norms.rms_norms import (
 
 
 def input_rms(
-    found: InputRms,
+    result: InputRms,
     labels: Sequence[str] | None = None,
     *,
     norm: str = "ln1",
@@ -36,13 +36,13 @@ def input_rms(
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """What one kind of norm divides every token by, layer by layer; colours are logarithmic.
+    """Input RMS of one kind of norm by layer and token; colours are logarithmic.
 
-    Shapes: labels [pos], unique and escaped; the positions where there are none
+    Shapes: labels [pos], unique and escaped; default: the positions
     """
-    rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
-    layers = [found.norms[i][0] for i in rows]
-    values = found.rms[rows, row].astype(np.float32)  # [layer, pos]
+    rows = [i for i, (_, name) in enumerate(result.norms) if name == norm]
+    layers = [result.norms[i][0] for i in rows]
+    values = result.rms[rows, row].astype(np.float32)  # [layer, pos]
     positive = np.where(values > 0, values, np.nan)
     fig = go.Figure(
         go.Heatmap(
@@ -58,53 +58,56 @@ def input_rms(
 
 
 def gain_quantiles(
-    found: GainStatistics, *, norm: str = "ln1", theme: Theme = "light", stamp: Stamp | None = None
+    result: GainStatistics, *, norm: str = "ln1", theme: Theme = "light", stamp: Stamp | None = None
 ) -> go.Figure:
-    """Quantiles of one kind of norm's gains, layer by layer."""
-    rows = [i for i, (_, name) in enumerate(found.norms) if name == norm]
-    layers = np.array([found.norms[i][0] for i in rows])
-    wanted = [(q, QUANTILES.index(q)) for q in (0.0, 0.05, 0.5, 0.95, 1.0)]
+    """Quantiles of the gains of one kind of norm, by layer."""
+    rows = [i for i, (_, name) in enumerate(result.norms) if name == norm]
+    layers = np.array([result.norms[i][0] for i in rows])
+    shown = [(q, QUANTILES.index(q)) for q in (0.0, 0.05, 0.5, 0.95, 1.0)]
     fig = go.Figure()
-    add_lines(fig, layers, {f"{q:.0%}": found.quantiles[rows, i] for q, i in wanted}, mode="lines+markers")
+    add_lines(fig, layers, {f"{q:.0%}": result.quantiles[rows, i] for q, i in shown}, mode="lines+markers")
     fig.update_xaxes(title="layer", dtick=max(1, len(layers) // 8))
     fig.update_yaxes(title="gain (factor)")
     return finish(fig, "gain_quantiles", f"Gains of {norm}: quantiles over dimensions", theme, stamp)
 
 
-def massive_activations(found: MassiveActivations, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The three largest magnitudes of the stream after every block, against the median and the threshold."""
+def massive_activations(result: MassiveActivations, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The three largest magnitudes of the stream after every block, with the median and the threshold."""
     fig = go.Figure()
-    series = {f"largest {i + 1}": found.top[:, i] for i in range(found.top.shape[1])}
-    add_lines(fig, np.array(found.layers), {**series, "median": found.median}, mode="lines+markers")
-    add_level(fig, found.layers, found.threshold, f"threshold {found.threshold:g}")
-    fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
+    series = {f"largest {i + 1}": result.top[:, i] for i in range(result.top.shape[1])}
+    add_lines(fig, np.array(result.layers), {**series, "median": result.median}, mode="lines+markers")
+    add_level(fig, result.layers, result.threshold, f"threshold {result.threshold:g}")
+    fig.update_xaxes(title="layer", dtick=max(1, len(result.layers) // 8))
     fig.update_yaxes(title="|activation| in the stream", type="log")
-    count = len(found.table)
-    title = f"Largest activations by layer: {count} massive (over {found.threshold:g} and {found.ratio:g} x the median)"
+    count = len(result.table)
+    title = (
+        f"Largest activations by layer: {count} massive (over {result.threshold:g} and {result.ratio:g} x the median)"
+    )
     return finish(fig, "massive_activations", title, theme, stamp)
 
 
-def outlier_dimensions(found: OutlierDimensions, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """The largest magnitude of every dimension of the stream; the outlier dimensions stand out."""
+def outlier_dimensions(result: OutlierDimensions, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """The largest magnitude of every dimension of the stream; outlier dimensions have their own colour."""
     fig = go.Figure()
-    shares = np.stack([found.layer_share, found.position_share], 1).astype(np.float32)
-    for name, chosen, colour in (("others", ~found.outlier, "#BBBBBB"), ("outliers", found.outlier, COLOURS[1])):
+    shares = np.stack([result.layer_share, result.position_share], 1).astype(np.float32)
+    for name, chosen, colour in (("others", ~result.outlier, "#BBBBBB"), ("outliers", result.outlier, COLOURS[1])):
         fig.add_scatter(
-            x=np.flatnonzero(chosen), y=found.largest[chosen].astype(np.float32), name=name, mode="markers",
+            x=np.flatnonzero(chosen), y=result.largest[chosen].astype(np.float32), name=name, mode="markers",
             marker={"color": colour, "size": 5}, customdata=shares[chosen],
             hovertemplate="dimension %{x}: up to %{y:.4g}<br>large in %{customdata[0]:.1%} of layers, "
             "at %{customdata[1]:.1%} of positions<extra></extra>",
         )  # fmt: skip
     fig.update_xaxes(title="dimension of the stream")
     fig.update_yaxes(title="largest |activation| in the stream", type="log")
-    title = f"Outlier dimensions: {len(found.dims)} of {len(found.outlier)}"
+    title = f"Outlier dimensions: {len(result.dims)} of {len(result.outlier)}"
     return finish(fig, "outlier_dimensions", title, theme, stamp)
 
 
-def contribution_ratios(found: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """How much attention and MLP add against the stream they are added to: medians and quartiles over tokens."""
+def contribution_ratios(result: ContributionRatios, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
+    """Norm of attention and MLP outputs relative to the stream: medians and quartiles over tokens."""
     fig = go.Figure()
-    add_medians(fig, found.layers, dict(zip(found.sublayers, found.ratio.swapaxes(0, 1), strict=True)))
-    fig.update_xaxes(title="layer", dtick=max(1, len(found.layers) // 8))
+    add_medians(fig, result.layers, dict(zip(result.sublayers, result.ratio.swapaxes(0, 1), strict=True)))
+    fig.update_xaxes(title="layer", dtick=max(1, len(result.layers) // 8))
     fig.update_yaxes(title="norm added / norm of the stream", type="log")
-    return finish(fig, "contribution_ratios", "What each sublayer adds: median and quartiles over tokens", theme, stamp)
+    title = "Contribution of each sublayer: median and quartiles over tokens"
+    return finish(fig, "contribution_ratios", title, theme, stamp)

@@ -1,4 +1,4 @@
-"""Plotly figures of what is tracked while a model writes."""
+"""Plotly figures of norms and stream during generation."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,37 +15,37 @@ SHOWN = {
     "median": "Median magnitude in the stream",
     "massive": "Massive activations",
     "large": "Large entries of the stream",
-    "attn": "What attention adds against the stream",
-    "mlp": "What the MLP adds against the stream",
+    "attn": "Contribution of attention relative to the stream",
+    "mlp": "Contribution of the MLP relative to the stream",
 }
 COUNTS = ("massive", "large")
 
 
 def generated_norms(
-    found: GeneratedNorms,
+    result: GeneratedNorms,
     labels: Sequence[str] | None = None,
     *,
     norm: str = "ln1",
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """What one kind of norm divides every token by, the generated ones included. Shapes: labels as `input_rms`'s"""
-    return input_rms(found.rms, labels, norm=norm, theme=theme, stamp=stamp)
+    """Input RMS of one kind of norm over prompt and generated tokens. Shapes: labels as for `input_rms`"""
+    return input_rms(result.rms, labels, norm=norm, theme=theme, stamp=stamp)
 
 
 def generated_stream(
-    found: GeneratedStream,
+    result: GeneratedStream,
     labels: Sequence[str] | None = None,
     *,
     show: Literal["largest", "median", "massive", "large", "attn", "mlp"] = "largest",
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
-    """One quantity by layer and token, a line before the first generated one; magnitudes and ratios are logarithmic.
+    """One quantity by layer and token; a line marks the start of generation. Magnitudes and ratios are logarithmic.
 
-    Shapes: labels [pos], unique and escaped; positions where they are not given
+    Shapes: labels [pos], unique and escaped; default: the positions
     """
-    values = getattr(found, show).astype(np.float32)  # [layer, pos]
+    values = getattr(result, show).astype(np.float32)  # [layer, pos]
     names = position_names(labels, values.shape[1])
     unit = "entries" if show in COUNTS else f"log10 of the {SHOWN[show][0].lower() + SHOWN[show][1:]}"
     z = values if show in COUNTS else np.log10(np.where(values > 0, values, np.nan))
@@ -55,9 +55,9 @@ def generated_stream(
             hovertemplate="layer %{y}<br>%{x}<br>%{customdata:.4g}<extra></extra>",
         )
     )  # fmt: skip
-    if found.n_prompt < len(names):
-        fig.add_vline(x=found.n_prompt - 0.5, line={"width": 2, "color": "#888888"})
+    if result.n_prompt < len(names):
+        fig.add_vline(x=result.n_prompt - 0.5, line={"width": 2, "color": "#888888"})
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", showgrid=False, dtick=max(1, len(z) // 8), autorange="reversed")
-    said = f"{SHOWN[show]}: {found.n_prompt} prompt tokens, {len(names) - found.n_prompt} generated ones"
-    return finish(fig, "generated_stream", f"{said}; {found.outliers[-1]} outlier dimensions", theme, stamp)
+    title = f"{SHOWN[show]}: {result.n_prompt} prompt tokens, {len(names) - result.n_prompt} generated tokens"
+    return finish(fig, "generated_stream", f"{title}; {result.outliers[-1]} outlier dimensions", theme, stamp)

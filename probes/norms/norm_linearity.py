@@ -1,8 +1,8 @@
-"""What a norm does that a fixed scale would not, and what LayerNorm would do that RMSNorm does not.
+"""Errors of linear approximations of the norm, and the difference between RMSNorm and LayerNorm.
 
-Attribution treats the norm as a fixed scale; here is by how much that is wrong, on the model's own streams, and how
-wrong the norm's derivative is, which is better for small steps and often worse for large ones. Llama's norm does not
-subtract the mean; here is what that would have changed.
+Attribution treats the norm as a fixed scale. This module measures the error of that on the model's own streams, and the
+error of the norm's derivative, which is better for small steps and often worse for large ones. Llama's norm does not
+subtract the mean, as LayerNorm does; this module measures the difference.
 """
 
 import time
@@ -29,7 +29,7 @@ HOOKS = (
     "blocks.*.hook_attn_out",
     "blocks.*.hook_mlp_out",
 )
-"""What to capture for every probe of this module."""
+"""Hooks to capture for every probe of this module."""
 
 
 # --- the norm as a linear map ---------------------------------------------------------------------------------
@@ -44,12 +44,12 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 def linearisation(x: Tensor, d: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """How wrong N(x) + J d is about N(x + d), as a part of the true change: for the derivative, and a frozen scale.
+    """Error of N(x) + J d as an approximation of N(x + d), relative to the true change: derivative, frozen scale.
 
-    norm(N(x + d) - N(x) - J d) / norm(N(x + d) - N(x)), with J = diag(g) / r (I - x x^T / (dim r^2)), and with
-    J = diag(g) / r, where r is the norm's divisor at x. 0 is exact; at 1 the prediction is no better than none.
-    Shapes: x, d [..., dim], gain [dim] -> [...], [...]; infinite where d changes nothing but the scale says it does,
-            NaN where neither does anything
+    norm(N(x + d) - N(x) - J d) / norm(N(x + d) - N(x)), first with J = diag(g) / r (I - x x^T / (dim r^2)), then with
+    J = diag(g) / r, where r is the norm's divisor at x. 0 is exact; 1 is as bad as to predict no change.
+    Shapes: x, d [..., dim], gain [dim] -> [...], [...]; infinite where only the approximation predicts a change, NaN
+            where neither changes
     Source: arXiv 2507.02559.
     """
     scale = (x.square().mean(-1, keepdim=True) + eps).sqrt()  # r: [..., 1]
@@ -62,10 +62,10 @@ def linearisation(x: Tensor, d: Tensor, gain: Tensor, eps: float) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class LinearisedNorm(Result):
-    """How wrong linear versions of a norm are about taking each part of the stream away. Arrays are [part, batch, pos].
+    """Errors of linear approximations of a norm when a part of the stream is removed. Arrays are [part, batch, pos].
 
-    `parts` names the rows: (layer, part), with "embed" at layer -1; `norms` the norm that reads them: (layer, norm),
-    the final one at n_layers. `size` is norm(part) / norm(stream): larger steps are harder to predict.
+    `parts` names the rows: (layer, part), with "embed" at layer -1; `norms` is the norm that reads them: (layer, norm),
+    the final norm at n_layers. `size` is norm(part) / norm(stream): larger steps are harder to predict.
     """
 
     AXES = {**dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos"))}
@@ -83,19 +83,19 @@ class LinearisedNorm(Result):
         count, batch, pos = self.size.shape
         columns = {"derivative": self.derivative, "frozen_scale": self.frozen_scale, "size": self.size}
         table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, columns)
-        which = table.pop("row").to_numpy()
+        row = table.pop("row").to_numpy()
         labels = {"layer": self.parts, "part": self.parts, "norm_layer": self.norms, "norm": self.norms}
         for at, (name, source) in enumerate(labels.items()):
-            table.insert(at, name, np.array([pair[at % 2] for pair in source])[which])
+            table.insert(at, name, np.array([pair[at % 2] for pair in source])[row])
         return table
 
 
 @torch.no_grad()
 def linearised_norm(model: Transformer, cap: Capture, *, final: bool = False) -> LinearisedNorm:
-    """Take each sublayer's addition out of the stream, and compare what the norm then gives with two predictions.
+    """Remove each sublayer's output from the stream, and compare the norm's output with two linear predictions.
 
-    By default each addition is judged at the norm that reads it first. `final` judges every part, the embedding too,
-    at the final norm: the frozen scale there is what direct logit attribution assumes.
+    By default each output is removed at the norm that reads it first. With `final`, every part, the embedding too, is
+    removed at the final norm: direct logit attribution assumes the frozen scale there.
     Shapes: hook_embed, hook_attn_out, hook_mlp_out, hook_resid_mid, hook_resid_post [batch, pos, dim]
             -> [part, batch, pos]
     Units:  a share of the true change: 0 is exact. Computed in float64.
@@ -113,17 +113,17 @@ def linearised_norm(model: Transformer, cap: Capture, *, final: bool = False) ->
             rows.append(((layer, part), norm, x, f"blocks.{layer}.hook_{part}_out"))
     if final:
         rows.insert(0, ((-1, "embed"), (n_layers, FINAL), f"blocks.{n_layers - 1}.hook_resid_post", "hook_embed"))
-    found = []
+    measures = []
     for _, norm, stream, part in rows:
         x, d = cap[stream].double(), -cap[part].double()
         errors = linearisation(x, d, _gain(model, norm).double().to(x.device), cap.config.norm_eps)
-        found.append(torch.stack([*errors, d.norm(dim=-1) / x.norm(dim=-1)]))
-    derivative, frozen_scale, size = (frozen(part) for part in torch.stack(found, 1))
+        measures.append(torch.stack([*errors, d.norm(dim=-1) / x.norm(dim=-1)]))
+    derivative, frozen_scale, size = (frozen(part) for part in torch.stack(measures, 1))
     return LinearisedNorm(tuple(row[0] for row in rows), tuple(row[1] for row in rows), derivative, frozen_scale, size)
 
 
 def _next_norm(layer: int, part: str, n_layers: int) -> tuple[int, str]:
-    """The norm that first reads what a sublayer adds."""
+    """The norm that first reads a sublayer's output."""
     if part == "attn":
         return layer, "ln2"
     return (n_layers, FINAL) if layer + 1 == n_layers else (layer + 1, "ln1")
@@ -143,10 +143,10 @@ def _gain(model: Transformer, norm: tuple[int, str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Recentring(Result):
-    """What subtracting the mean, as LayerNorm does, would have changed. Arrays are [norm, batch, pos].
+    """Effect of subtracting the mean, as LayerNorm does. Arrays are [norm, batch, pos].
 
-    `share` is |mean| / rms of what the norm reads, between 0 and 1; `change` is norm(LayerNorm - RMSNorm) over
-    norm(RMSNorm), both without gain and bias. `norms` names the rows: (layer, norm), the final one at n_layers.
+    `share` is |mean| / rms of the norm's input, between 0 and 1; `change` is norm(LayerNorm - RMSNorm) over
+    norm(RMSNorm), both without gain and bias. `norms` names the rows: (layer, norm), the final norm at n_layers.
     """
 
     AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos")}
@@ -162,13 +162,13 @@ class Recentring(Result):
         count, batch, pos = self.share.shape
         axes = {"row": range(count), "batch": range(batch), "pos": range(pos)}
         table = tidy(axes, {"share": self.share, "change": self.change})
-        which = table.pop("row").to_numpy()
+        row = table.pop("row").to_numpy()
         for at, name in enumerate(("layer", "norm")):
-            table.insert(at, name, np.array([norm[at] for norm in self.norms])[which])
+            table.insert(at, name, np.array([norm[at] for norm in self.norms])[row])
         return table
 
     def by_norm(self) -> pd.DataFrame:
-        """One row per norm: layer, norm, then the median and the largest of share and change over tokens."""
+        """One row per norm: layer, norm, then the median and the maximum of share and change over tokens."""
         groups = self.frame().groupby(["layer", "norm"], sort=False)
         table = groups[["share", "change"]].agg(["median", "max"])
         table.columns = [f"{name}_{how}" for name, how in table.columns]
@@ -176,36 +176,36 @@ class Recentring(Result):
 
 
 def recentred(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """|mean| / rms, and the relative change that re-centring makes to the normalised x.
+    """|mean| / rms of x, and the relative change of the normalised x by re-centring.
 
     Shapes: [..., dim] -> [...], [...]
     Exact:  without eps the change is sqrt(2 - 2 sqrt(1 - share^2)).
     Source: arXiv 1910.07467.
     """
     share = x.mean(-1).abs() / x.square().mean(-1).sqrt()
-    ours = rms_norm(x, x.new_ones(x.shape[-1]), eps)
-    theirs = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
-    return share, (theirs - ours).norm(dim=-1) / ours.norm(dim=-1)
+    rms_normed = rms_norm(x, x.new_ones(x.shape[-1]), eps)
+    layer_normed = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
+    return share, (layer_normed - rms_normed).norm(dim=-1) / rms_normed.norm(dim=-1)
 
 
 def recentring(cap: Capture) -> Recentring:
-    """What LayerNorm's subtraction of the mean would have changed in what each norm gives.
+    """Change of each norm's output if the mean is subtracted, as in LayerNorm.
 
-    Shapes: hook_resid_pre, hook_resid_mid [batch, pos, dim] per layer, hook_resid_post of the last one (where it was
-            captured) for the final norm -> [norm, batch, pos]
+    Shapes: hook_resid_pre, hook_resid_mid [batch, pos, dim] per layer, and hook_resid_post of the last layer, if it was
+            captured, for the final norm -> [norm, batch, pos]
     Units:  shares: 0 changes nothing. Computed in float64.
     Raises: MissingHookError if hook_resid_pre or hook_resid_mid was captured for no layer.
     Source: arXiv 1910.07467, whose claim is that re-centring is not needed.
     """
-    norms, found = [], []
-    for norm, x in _read_by(cap):
+    norms, measures = [], []
+    for norm, x in _norm_inputs(cap):
         norms.append(norm)
-        found.append(torch.stack(recentred(x.double(), cap.config.norm_eps)))
-    share, change = (frozen(part) for part in torch.stack(found, 1))
+        measures.append(torch.stack(recentred(x.double(), cap.config.norm_eps)))
+    share, change = (frozen(part) for part in torch.stack(measures, 1))
     return Recentring(tuple(norms), share, change)
 
 
-def _read_by(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
+def _norm_inputs(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
     capture_access.layers(cap, "hook_resid_mid")
     for layer in capture_access.layers(cap, "hook_resid_pre"):
         yield (layer, "ln1"), cap[f"blocks.{layer}.hook_resid_pre"]
@@ -215,16 +215,16 @@ def _read_by(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:
         yield (cap.config.n_layers, FINAL), cap[last]
 
 
-# --- what each costs ------------------------------------------------------------------------------------------
+# --- run times ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NormTimes(Result):
-    """How long each norm took on this machine, in seconds a call. Arrays are [norm, repeat]."""
+    """Run times of each norm on this machine, in seconds per call. Arrays are [norm, repeat]."""
 
     AXES = {"seconds": ("norm", "repeat")}
     FIGURE = "probes.norms.linearity_figures.norm_times"
-    UNITS = "seconds a call"
+    UNITS = "seconds per call"
 
     norms: tuple[str, ...]
     seconds: np.ndarray
@@ -234,7 +234,7 @@ class NormTimes(Result):
     device: str
 
     def frame(self) -> pd.DataFrame:
-        """One row per norm: norm, tokens, dim, dtype, device, median, low, high (25% and 75%), in seconds a call."""
+        """One row per norm: norm, tokens, dim, dtype, device, median, low, high (25% and 75%), in seconds per call."""
         low, middle, high = np.quantile(self.seconds, [0.25, 0.5, 0.75], axis=1)
         about = {"tokens": self.tokens, "dim": self.dim, "dtype": self.dtype, "device": self.device}
         return pd.DataFrame({"norm": self.norms, **about, "median": middle, "low": low, "high": high})
@@ -249,33 +249,33 @@ def norm_times(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> NormTimes:
-    """The model's own norm, PyTorch's RMSNorm and PyTorch's LayerNorm, timed in turn on the same numbers.
+    """Run times of the model's own norm, PyTorch's RMSNorm and PyTorch's LayerNorm on the same numbers.
 
     Shapes: random [tokens, dim] -> [norm, repeat]
-    Units:  seconds a call, after one call that is not counted; the norms alternate, so that a slow moment of the
-            machine strikes each. How each is written decides as much as what it computes.
+    Units:  seconds per call, after one warm-up call; the norms alternate, so that a slow moment of the machine affects
+            all. The times depend on the implementation as much as on the formula.
     """
     functional, shape = torch.nn.functional, (config.dim,)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, config.dim, generator=generator).to(device, dtype)
     gain, bias = torch.ones_like(x[0]), torch.zeros_like(x[0])
-    own = RMSNorm(config.dim, config.norm_eps).to(device, dtype)
-    ways = {
-        "this model's RMSNorm": lambda: own(x, None),
+    rms_norm_module = RMSNorm(config.dim, config.norm_eps).to(device, dtype)
+    variants = {
+        "this model's RMSNorm": lambda: rms_norm_module(x, None),
         "torch rms_norm": lambda: functional.rms_norm(x, shape, gain, config.norm_eps),
         "torch layer_norm": lambda: functional.layer_norm(x, shape, gain, bias, config.norm_eps),
     }
-    seconds = np.zeros((len(ways), repeats + 1))
+    seconds = np.zeros((len(variants), repeats + 1))
     for repeat in range(repeats + 1):
-        for way, call in enumerate(ways.values()):
-            begin = _now(x)
+        for index, call in enumerate(variants.values()):
+            begin = _synchronised_time(x)
             call()
-            seconds[way, repeat] = _now(x) - begin
+            seconds[index, repeat] = _synchronised_time(x) - begin
     name = str(dtype).removeprefix("torch.")
-    return NormTimes(tuple(ways), frozen(seconds[:, 1:]), tokens, config.dim, name, str(x.device))
+    return NormTimes(tuple(variants), frozen(seconds[:, 1:]), tokens, config.dim, name, str(x.device))
 
 
-def _now(x: Tensor) -> float:
+def _synchronised_time(x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter()

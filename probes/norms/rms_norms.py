@@ -1,6 +1,6 @@
-"""What the RMS norms read and do, and what grows in the residual stream: massive activations, outlier dimensions.
+"""RMS norms (input RMS, gains) and the residual stream: massive activations, outlier dimensions, contributions.
 
-Thresholds from the literature are arguments: they were chosen for models of other sizes.
+Thresholds from the literature are parameters, because they were chosen for models of other sizes.
 """
 
 import math
@@ -28,7 +28,7 @@ HOOKS = (
     "blocks.*.hook_attn_out",
     "blocks.*.hook_mlp_out",
 )
-"""What to capture for every probe of this module."""
+"""Hooks to capture for every probe of this module."""
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FINAL = "ln_final"
@@ -39,9 +39,9 @@ FINAL = "ln_final"
 
 @dataclass(frozen=True)
 class InputRms(Result):
-    """What each norm divides each token by. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
+    """The divisor of each norm at each token. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
 
-    The final norm stands at layer n_layers. `nonfinite` counts NaN and infinite entries.
+    The final norm has layer n_layers. `nonfinite` counts NaN and infinite entries.
     """
 
     AXES = {"rms": ("norm", "batch", "pos")}
@@ -56,9 +56,9 @@ class InputRms(Result):
         """One row per norm, batch row and position: layer, norm, batch, pos, rms."""
         count, batch, pos = self.rms.shape
         table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, {"rms": self.rms})
-        which = table.pop("row").to_numpy()
-        table.insert(0, "layer", np.array([layer for layer, _ in self.norms])[which])
-        table.insert(1, "norm", np.array([norm for _, norm in self.norms])[which])
+        row = table.pop("row").to_numpy()
+        table.insert(0, "layer", np.array([layer for layer, _ in self.norms])[row])
+        table.insert(1, "norm", np.array([norm for _, norm in self.norms])[row])
         return table
 
 
@@ -73,7 +73,7 @@ def rms(x: Tensor, eps: float) -> Tensor:
 
 
 def input_rms(cap: Capture) -> InputRms:
-    """The RMS that every captured norm divides its input by, per layer and token.
+    """The RMS by which every captured norm divides its input, per layer and token.
 
     Shapes: hook_scale [batch, pos, 1] of each norm -> [norm, batch, pos]
     Units:  those of the stream: sqrt(mean x^2 + eps).
@@ -82,7 +82,7 @@ def input_rms(cap: Capture) -> InputRms:
     """
     names = [name for name in cap.names if name.endswith(".hook_scale")]
     if not names:
-        raise MissingHookError("this capture holds no hook_scale; add '*.hook_scale' to run_with_capture's names.")
+        raise MissingHookError("this capture has no hook_scale; add '*.hook_scale' to the names of run_with_capture.")
     norms = tuple(_norm_of(name, cap.config.n_layers) for name in names)
     scale = frozen(torch.stack([cap[name].squeeze(-1).float() for name in names]))
     return InputRms(norms, scale, int((~np.isfinite(scale)).sum()))
@@ -93,10 +93,10 @@ def input_rms(cap: Capture) -> InputRms:
 
 @dataclass(frozen=True)
 class GainStatistics(Result):
-    """The learned gains of every norm. `norms` names the rows (layer, norm); the final norm stands at n_layers.
+    """The learned gains of every norm. `norms` names the rows (layer, norm); the final norm has layer n_layers.
 
-    quantiles [norm, quantile] at `QUANTILES`; mean, std, kurtosis [norm]; top_dims, top_values [norm, k], the gains
-    farthest from the median first. Kurtosis is the fourth standardised moment: 3 for a normal distribution.
+    quantiles [norm, quantile] at `QUANTILES`; mean, std, kurtosis [norm]; top_dims, top_values [norm, k], sorted by
+    distance from the median. Kurtosis is the fourth standardised moment: 3 for a normal distribution.
     """
 
     AXES = {
@@ -144,8 +144,8 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
     """
     rows = [(_norm_of(name, model.config.n_layers), gain.double().cpu()) for name, gain in _gains(model)]
     gains = torch.stack([gain for _, gain in rows])  # [norm, dim]
-    away = (gains - gains.median(-1, keepdim=True).values).abs()
-    dims = away.topk(min(top, gains.shape[-1]), -1).indices
+    distance = (gains - gains.median(-1, keepdim=True).values).abs()
+    dims = distance.topk(min(top, gains.shape[-1]), -1).indices
     return GainStatistics(
         tuple(norm for norm, _ in rows),
         frozen(torch.quantile(gains, torch.tensor(QUANTILES, dtype=torch.float64), -1).T),
@@ -157,14 +157,14 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
     )
 
 
-# --- what grows in the stream ---------------------------------------------------------------------------------
+# --- large activations in the stream --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MassiveActivations(Result):
-    """Entries of the stream that dwarf all others, and how large each layer's largest are.
+    """Entries of the stream that are far larger than all others, and each layer's largest magnitudes.
 
-    The table holds one entry of the stream a row; `top` [layer, 3] are the largest magnitudes, `median` [layer].
+    The table has one row per massive entry; `top` [layer, 3] are the largest magnitudes, `median` [layer] the median.
     """
 
     AXES = {"top": ("layer", "rank"), "median": ("layer",)}
@@ -184,7 +184,7 @@ class MassiveActivations(Result):
         return self.table.copy()
 
     def by_layer(self) -> pd.DataFrame:
-        """One row per layer: layer, top_1, top_2, top_3, median, massive (how many entries)."""
+        """One row per layer: layer, top_1, top_2, top_3, median, massive (number of entries)."""
         table = pd.DataFrame({"layer": self.layers})
         for i in range(self.top.shape[1]):
             table[f"top_{i + 1}"] = self.top[:, i]
@@ -195,7 +195,7 @@ class MassiveActivations(Result):
 
 
 def massive_entries(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.0) -> Tensor:
-    """Which entries are massive: |x| > threshold, and at least `ratio` times the median |x|.
+    """Mask of the massive entries: |x| > threshold, and at least `ratio` times the median |x|.
 
     Shapes: [batch, pos, dim] -> bool [batch, pos, dim]
     Source: arXiv 2402.17762.
@@ -205,7 +205,7 @@ def massive_entries(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.
 
 
 def median(x: Tensor) -> Tensor:
-    """The median of all finite entries, the mean of the middle two where their number is even; NaN if there are none.
+    """The median of all finite entries (the mean of the middle two if their number is even); NaN if there are none.
 
     Shapes: any -> []
     """
@@ -222,24 +222,24 @@ def massive_activations(cap: Capture, *, threshold: float = 100.0, ratio: float 
     Raises: MissingHookError if `hook_resid_post` was captured for no layer.
     Source: arXiv 2402.17762, whose thresholds are the defaults.
     """
-    layers, tables, top, medians, bad = [], [], [], [], 0
+    layers, tables, top, medians, nonfinite = [], [], [], [], 0
     for layer, x in _streams(cap, "hook_resid_post"):
         size = x.abs()
-        middle = median(size)
-        bad += int((~x.isfinite()).sum())
-        where = massive_entries(x, threshold=threshold, ratio=ratio).nonzero().cpu()  # [entry, 3]
-        values = x.cpu()[tuple(where.T)]
-        table = pd.DataFrame(where.numpy(), columns=["batch", "pos", "dim"])
+        layer_median = median(size)
+        nonfinite += int((~x.isfinite()).sum())
+        indices = massive_entries(x, threshold=threshold, ratio=ratio).nonzero().cpu()  # [entry, 3]
+        values = x.cpu()[tuple(indices.T)]
+        table = pd.DataFrame(indices.numpy(), columns=["batch", "pos", "dim"])
         table.insert(0, "layer", layer)
         table["value"] = values.numpy()
-        table["ratio"] = (values.abs() / middle.cpu()).numpy()
+        table["ratio"] = (values.abs() / layer_median.cpu()).numpy()
         tables.append(table)
         layers.append(layer)
         top.append(torch.where(x.isfinite(), size, 0).flatten().topk(min(3, size.numel())).values)
-        medians.append(middle)
+        medians.append(layer_median)
     table = pd.concat(tables, ignore_index=True)
     return MassiveActivations(
-        tuple(layers), table, frozen(torch.stack(top)), frozen(torch.stack(medians)), threshold, ratio, bad
+        tuple(layers), table, frozen(torch.stack(top)), frozen(torch.stack(medians)), threshold, ratio, nonfinite
     )
 
 
@@ -295,7 +295,7 @@ def outlier_dimensions(
 
 @dataclass(frozen=True)
 class ContributionRatios(Result):
-    """How much each sublayer adds, against the stream that it is added to. Arrays are [layer, sublayer, batch, pos]."""
+    """Size of each sublayer's output relative to the stream before it. Arrays are [layer, sublayer, batch, pos]."""
 
     AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
     FIGURE = "probes.norms.figures.contribution_ratios"
@@ -325,7 +325,7 @@ def contribution(out: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contribution_ratios(cap: Capture) -> ContributionRatios:
-    """What attention adds against the stream before the block, and the MLP against the stream after attention.
+    """Attention's output relative to the stream before the block, and the MLP's relative to the stream after attention.
 
     Shapes: hook_attn_out, hook_mlp_out, hook_resid_pre, hook_resid_mid [batch, pos, dim]
             -> [layer, sublayer, batch, pos]
@@ -334,14 +334,14 @@ def contribution_ratios(cap: Capture) -> ContributionRatios:
     Source: arXiv 2004.10102.
     """
     layers = capture_access.layers(cap, "hook_attn_out")
-    both = [
+    pairs = [
         [
             contribution(cap[f"blocks.{layer}.hook_{out}"], cap[f"blocks.{layer}.hook_resid_{stream}"])
             for out, stream in (("attn_out", "pre"), ("mlp_out", "mid"))
         ]
         for layer in layers
     ]
-    ratio, cosine = (frozen(torch.stack([torch.stack([pair[i] for pair in row]) for row in both])) for i in (0, 1))
+    ratio, cosine = (frozen(torch.stack([torch.stack([pair[i] for pair in row]) for row in pairs])) for i in (0, 1))
     return ContributionRatios(layers, ratio, cosine)
 
 

@@ -1,4 +1,4 @@
-"""Commands on the residual stream: what is added to it, what grows in it."""
+"""Commands for the residual stream: contributions of the sublayers, massive activations, outlier dimensions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from probes.base.command import capture, check, deliver, labels_of, tokens
 def contributions(
     model: Model = "demo", prompt: Prompt = None, file: File = None, output: Output = None, device: Device = "auto"
 ) -> None:
-    """Stream: what attention and the MLP add to it."""
+    """Stream: contributions of attention and the MLP."""
     check(output)
     from probes.norms import rms_norms
 
@@ -25,8 +25,8 @@ def massive(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    threshold: Annotated[float, typer.Option(help="Least magnitude.")] = 100.0,
-    ratio: Annotated[float, typer.Option(help="Least multiple of the layer's median magnitude.")] = 1000.0,
+    threshold: Annotated[float, typer.Option(help="Minimum magnitude.")] = 100.0,
+    ratio: Annotated[float, typer.Option(help="Minimum ratio to the layer's median magnitude.")] = 1000.0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -35,19 +35,19 @@ def massive(
     from probes.norms import rms_norms
 
     _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
-    found = rms_norms.massive_activations(cap, threshold=threshold, ratio=ratio)
-    deliver(found, output, origin)
+    result = rms_norms.massive_activations(cap, threshold=threshold, ratio=ratio)
+    deliver(result, output, origin)
 
 
 def outliers(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    magnitude: Annotated[float, typer.Option(help="Least magnitude of a large entry.")] = 6.0,
+    magnitude: Annotated[float, typer.Option(help="Minimum magnitude of a large entry.")] = 6.0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Stream: dimensions that are large nearly everywhere."""
+    """Stream: outlier dimensions, large in many layers and tokens."""
     check(output)
     from probes.norms import rms_norms
 
@@ -59,24 +59,25 @@ def generated_stream(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate, greedily.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to generate with greedy decoding.")] = 32,
     show: Annotated[
-        Literal["largest", "median", "massive", "large", "attn", "mlp"], typer.Option(help="What the figure shows.")
+        Literal["largest", "median", "massive", "large", "attn", "mlp"],
+        typer.Option(help="Quantity that the figure shows."),
     ] = "largest",
-    threshold: Annotated[float, typer.Option(help="Least magnitude of a massive activation.")] = 100.0,
-    ratio: Annotated[float, typer.Option(help="Least multiple of the position's median magnitude.")] = 1000.0,
-    magnitude: Annotated[float, typer.Option(help="Least magnitude of an outlier dimension's entry.")] = 6.0,
+    threshold: Annotated[float, typer.Option(help="Minimum magnitude of a massive activation.")] = 100.0,
+    ratio: Annotated[float, typer.Option(help="Minimum ratio to the position's median magnitude.")] = 1000.0,
+    magnitude: Annotated[float, typer.Option(help="Minimum magnitude in an outlier dimension.")] = 6.0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
-    """Stream: what grows in it while the model writes."""
+    """Stream: largest activations and contributions during generation."""
     check(output)
     from probes.norms import during_generation as probe
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     limits = {"threshold": threshold, "ratio": ratio, "magnitude": magnitude}
-    found = probe.generated_stream(loaded, ids, steps=steps, **limits)
-    deliver(found, output, origin, labels=labels_of(loaded, found.tokens), show=show)
+    result = probe.generated_stream(loaded, ids, steps=steps, **limits)
+    deliver(result, output, origin, labels=labels_of(loaded, result.tokens), show=show)
 
 
 COMMANDS = (

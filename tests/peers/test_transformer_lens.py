@@ -190,7 +190,7 @@ def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor,
     folded = hooked(source, folded=True)
     _, cache = folded.run_with_cache(tokens)
     at = position % tokens.shape[1]
-    found = logit_attribution.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
+    attribution = logit_attribution.logit_attribution(pair.model, pair.cap, wanted, position=position, row=1)
     heads = cache.stack_head_results(pos_slice=at)  # [layer * head, batch, dim]
     mlps = torch.stack([cache[f"blocks.{layer}.hook_mlp_out"][:, at] for layer in range(3)])
     embed = cache["hook_embed"][None, :, at]
@@ -201,10 +201,11 @@ def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor,
         }
         attrs = [cache.logit_attrs(stack, pos_slice=at, **both)[:, 1] for stack in (embed, heads, mlps)]
         parts = {
-            kind: [p for p, part in enumerate(found.parts) if part[0] == kind] for kind in ("embed", "head", "mlp")
+            kind: [p for p, part in enumerate(attribution.parts) if part[0] == kind]
+            for kind in ("embed", "head", "mlp")
         }
         for theirs, kind in zip(attrs, parts, strict=True):
-            assert found.values[i, parts[kind]] == pytest.approx(theirs.numpy(), abs=TOLERANCE), kind
+            assert attribution.values[i, parts[kind]] == pytest.approx(theirs.numpy(), abs=TOLERANCE), kind
         total = float(sum(part.sum() for part in attrs))
         logits = pair.logits[1, at]
         expected = float(logits[first] - (0 if less is None else logits[less]))
@@ -213,28 +214,28 @@ def test_logit_attribution_agrees(pair: Pair, source: Any, tokens: torch.Tensor,
 
 def test_logit_lens_agrees(pair: Pair) -> None:
     """Their accumulated stream, normed as the last one would be, through their unembedding."""
-    found = logit_lens.logit_lens(pair.model, pair.cap, k=3, targets=[3, 17], row=0)
+    lens = logit_lens.logit_lens(pair.model, pair.cap, k=3, targets=[3, 17], row=0)
     for layer in range(3):
         stream = pair.theirs.ln_final(pair.cache[f"blocks.{layer}.hook_resid_post"])
         theirs = pair.theirs.unembed(stream)[0].log_softmax(-1).detach()
-        at = found.layers.index(layer)
-        assert found.logprobs[at] == pytest.approx(theirs.topk(3, -1).values.numpy(), abs=TOLERANCE)
-        assert found.curves.logprobs[at] == pytest.approx(theirs[:, [3, 17]].numpy(), abs=TOLERANCE)
-        mine = torch.from_numpy(found.ids[at].copy())
-        assert found.logprobs[at] == pytest.approx(theirs.gather(-1, mine).numpy(), abs=TOLERANCE)
+        at = lens.layers.index(layer)
+        assert lens.logprobs[at] == pytest.approx(theirs.topk(3, -1).values.numpy(), abs=TOLERANCE)
+        assert lens.curves.logprobs[at] == pytest.approx(theirs[:, [3, 17]].numpy(), abs=TOLERANCE)
+        mine = torch.from_numpy(lens.ids[at].copy())
+        assert lens.logprobs[at] == pytest.approx(theirs.gather(-1, mine).numpy(), abs=TOLERANCE)
 
 
 def test_induction_scores_agree(pair: Pair) -> None:
     """A[i, i - L + 1] over the second copy, read off their patterns' diagonal."""
     block = 16
-    found = head_metrics.induction_scores(pair.model, block=block, batch=3, seed=2)
+    scores = head_metrics.induction_scores(pair.model, block=block, batch=3, seed=2)
     repeated = head_metrics.repeated_blocks(pair.model, block=block, batch=3, seed=2)
     with torch.no_grad():
         _, cache = pair.theirs.run_with_cache(repeated)
     start = repeated.shape[1] - block
     for layer in range(3):
         stripe = cache["pattern", layer].diagonal(1 - block, dim1=-2, dim2=-1)  # from query L - 1
-        assert found.induction[layer] == pytest.approx(
+        assert scores.induction[layer] == pytest.approx(
             stripe[..., start - (block - 1) :].mean((0, 2)).numpy(), abs=TOLERANCE
         )
 
@@ -282,12 +283,12 @@ def test_activation_patching_agrees(pair: Pair, what: activation_patching.What, 
     clean = torch.randint(40, (1, 8), generator=torch.Generator().manual_seed(5))
     corrupted = clean.clone()
     corrupted[0, 3] = 150
-    asked = activation_patching.Pair(clean, corrupted, activation_patching.LogitDifference(11, 12))
-    found = activation_patching.patching(pair.model, asked, what)
+    prompt_pair = activation_patching.Pair(clean, corrupted, activation_patching.LogitDifference(11, 12))
+    result = activation_patching.patching(pair.model, prompt_pair, what)
     _, cache = pair.theirs.run_with_cache(clean)
     sweep = getattr(their_patching, theirs)
     expected = sweep(pair.theirs, corrupted, cache, lambda logits: logits[0, -1, 11] - logits[0, -1, 12])
-    ours = found.patched[..., 0].transpose(0, 2, 1)  # [layer, pos, head]; theirs [layer(, pos)(, head)]
+    ours = result.patched[..., 0].transpose(0, 2, 1)  # [layer, pos, head]; theirs [layer(, pos)(, head)]
     assert np.ptp(ours) > 0.1  # the patches do something
     assert ours.reshape(expected.shape) == pytest.approx(expected.numpy(), abs=TOLERANCE)
 
@@ -302,6 +303,6 @@ def test_ablation_agrees(pair: Pair, tokens: torch.Tensor) -> None:
 
     expected = pair.theirs.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", without)])
     with pair.model.intervene(wb.Ablate("L1H2")):
-        found = pair.model(tokens)
-    assert (found - pair.logits).abs().max() > 0.1
-    assert (found - expected).abs().max() < TOLERANCE
+        result = pair.model(tokens)
+    assert (result - pair.logits).abs().max() > 0.1
+    assert (result - expected).abs().max() < TOLERANCE

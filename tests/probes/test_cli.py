@@ -104,7 +104,7 @@ def test_options_reach_the_probe(probe, demo: wb.Transformer) -> None:
     ids = demo.tokenizer.encode(PROMPT, bos=True)
     with torch.no_grad():
         _, cap = demo.run_with_capture(torch.tensor([ids]), rms_norms.HOOKS)
-    expected = rms_norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(command.SHOWN_ROWS)
+    expected = rms_norms.massive_activations(cap, threshold=0.5, ratio=2).frame().head(command.MAX_PRINTED_ROWS)
     assert table["dim"].tolist() == expected["dim"].tolist()
     code, out, _ = probe("induction", "--block", "5", "--device", "cpu")
     shown = pd.read_csv(io.StringIO(out), sep=r"\s+")["induction"].to_numpy()
@@ -128,8 +128,8 @@ def test_thresholds_and_lines_reach_the_catalogue(probe, tmp_path: Path, demo: w
 def test_ablation_takes_the_heads_that_are_named(probe, demo: wb.Transformer) -> None:
     options = ("--block", "8", "--draws", "2", "--device", "cpu")
     code, out, _ = probe("ablation", "--heads", "L2H3,L5H0", "--apart-from", "L2H2", *options)
-    found = ablation.induction_ablation(demo, [(2, 3), (5, 0)], block=8, n_draws=2, apart_from=[(2, 2)])
-    assert code == 0 and out.strip() == found.frame().to_string(index=False).strip()
+    result = ablation.induction_ablation(demo, [(2, 3), (5, 0)], block=8, n_draws=2, apart_from=[(2, 2)])
+    assert code == 0 and out.strip() == result.frame().to_string(index=False).strip()
 
 
 def test_positions_runs_each_scaling_on_windows_of_the_text(probe, demo: wb.Transformer, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_turned_and_generated_take_their_options(probe, demo: wb.Transformer) ->
 
 def test_long_tables_are_cut_and_say_so(probe) -> None:
     code, out, err = probe("rms", *RUN)
-    assert len(out.splitlines()) == command.SHOWN_ROWS + 1
+    assert len(out.splitlines()) == command.MAX_PRINTED_ROWS + 1
     assert "--output" in err and "more rows" in err
 
 
@@ -195,9 +195,9 @@ def test_the_lens_follows_tokens_and_uses_a_trained_lens(probe, tmp_path: Path, 
     assert code == 0 and f"saved as {saved}" in err
     ids = demo.tokenizer.encode(text.read_text(), bos=True)
     windows = loss_by_position.windows(ids[1:], 16, bos=ids[0])
-    held = -(-len(windows) // 5)
-    made = tuned_lens.train_tuned_lens(demo, windows[:-held], steps=2, seed=3)
-    expected = tuned_lens.lens_divergence(demo, windows[-held:], made).frame()
+    n_test = -(-len(windows) // 5)
+    made = tuned_lens.train_tuned_lens(demo, windows[:-n_test], steps=2, seed=3)
+    expected = tuned_lens.lens_divergence(demo, windows[-n_test:], made).frame()
     assert out.strip() == expected.to_string(index=False).strip()
     code, out, _ = probe("tuned-lens", "--use", saved, *options)
     assert out.strip() == tuned_lens.lens_divergence(demo, windows, made).frame().to_string(index=False).strip()
@@ -220,29 +220,29 @@ def test_attribution_takes_its_tokens_and_what_to_split(probe, tmp_path: Path, d
     with torch.no_grad():
         prompt = torch.tensor([demo.tokenizer.encode(PROMPT, bos=True)])
         _, cap = demo.run_with_capture(prompt, hooks)
-    likeliest, given = logit_attribution.likeliest(demo, cap), [(300, 7), 300, 7]
+    likeliest, targets = logit_attribution.likeliest(demo, cap), [(300, 7), 300, 7]
     expected = {
         (): logit_attribution.logit_attribution(demo, cap, likeliest),
         ("--id", "7", "--position", "3"): logit_attribution.logit_attribution(demo, cap, [7], position=3),
-        ("--id", "300", "--id", "7", "--neurons"): component_attribution.neuron_attribution(demo, cap, given),
+        ("--id", "300", "--id", "7", "--neurons"): component_attribution.neuron_attribution(demo, cap, targets),
         ("--id", "300", "--id", "7", "--head", "L2H3"): component_attribution.source_attribution(
-            demo, cap, given, (2, 3)
+            demo, cap, targets, (2, 3)
         ),
     }
-    for argv, found in expected.items():
+    for argv, result in expected.items():
         code, _, err = probe("attribution", *RUN, *argv, "-o", file)
         assert code == 0 and all(
-            f'{token} "{text}"' in err for token, text in logit_attribution.texts_of(demo, found.tokens).items()
+            f'{token} "{text}"' in err for token, text in logit_attribution.target_texts(demo, result.tokens).items()
         )
         # Single precision written as text, from another run: a capture of other hooks changes no number.
-        pd.testing.assert_frame_equal(pd.read_csv(file), found.frame(), check_dtype=False, rtol=1e-5, atol=1e-6)
+        pd.testing.assert_frame_equal(pd.read_csv(file), result.frame(), check_dtype=False, rtol=1e-5, atol=1e-6)
         assert probe("attribution", *RUN, *argv, "-o", tmp_path / "found.html")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("argv", "say"),
     [
-        (("lens", *RUN, "--token", "many of them"), "name one of them with --id"),
+        (("lens", *RUN, "--token", "many of them"), "give one of them with --id"),
         (("lens", *RUN, "--id", "99999"), "0 to 1279"),
         (("lens", *RUN, "--id", "7", "--position", "99"), "not 99"),
         (("lens", *RUN, "--tuned", "no-such-lens"), "cannot be read"),

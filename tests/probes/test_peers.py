@@ -104,19 +104,19 @@ def parts_of(theirs: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 
     Shapes: attn, mlp, z: [layer, batch, pos, dim]
     """
-    found: dict[str, list[torch.Tensor]] = {"attn": [], "mlp": [], "z": []}
+    result: dict[str, list[torch.Tensor]] = {"attn": [], "mlp": [], "z": []}
     handles = []
     for block in theirs.model.layers:
-        keep = found["attn"].append, found["mlp"].append, found["z"].append
+        keep = result["attn"].append, result["mlp"].append, result["z"].append
         handles += [
-            block.self_attn.register_forward_hook(lambda _, given, out, keep=keep[0]: keep(out[0])),
-            block.mlp.register_forward_hook(lambda _, given, out, keep=keep[1]: keep(out)),
-            block.self_attn.o_proj.register_forward_pre_hook(lambda _, given, keep=keep[2]: keep(given[0])),
+            block.self_attn.register_forward_hook(lambda _, inputs, out, keep=keep[0]: keep(out[0])),
+            block.mlp.register_forward_hook(lambda _, inputs, out, keep=keep[1]: keep(out)),
+            block.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs, keep=keep[2]: keep(inputs[0])),
         ]
     theirs(tokens)
     for handle in handles:
         handle.remove()
-    return {name: torch.stack(values) for name, values in found.items()}
+    return {name: torch.stack(values) for name, values in result.items()}
 
 
 def test_statistics_of_rows_without_a_pattern(cap: Capture, output: Any) -> None:
@@ -133,37 +133,37 @@ def test_statistics_of_rows_without_a_pattern(cap: Capture, output: Any) -> None
             "distance": (a * (i[:, None] - i)).sum(-1),
             "top_weight": a.max(-1),
         }
-        found = dict(zip(STATS, cap[f"blocks.{layer}.attn.hook_stats"].unbind(-1), strict=True))
+        result = dict(zip(STATS, cap[f"blocks.{layer}.attn.hook_stats"].unbind(-1), strict=True))
         for name, values in expected.items():
-            assert found[name].numpy() == pytest.approx(values, abs=1e-4 if name == "distance" else 1e-5), name
-        assert found["previous"][..., 1:].numpy() == pytest.approx(a[..., i[1:], i[:-1]], abs=1e-5)
-        chosen = np.take_along_axis(a, found["top_position"].long().numpy()[..., None], -1)[..., 0]
+            assert result[name].numpy() == pytest.approx(values, abs=1e-4 if name == "distance" else 1e-5), name
+        assert result["previous"][..., 1:].numpy() == pytest.approx(a[..., i[1:], i[:-1]], abs=1e-5)
+        chosen = np.take_along_axis(a, result["top_position"].long().numpy()[..., None], -1)[..., 0]
         assert chosen == pytest.approx(a.max(-1), abs=1e-5)
 
 
 @torch.no_grad()
 def test_induction_scores(ours: Transformer, theirs: Any) -> None:
     block = 12
-    found = head_metrics.induction_scores(ours, block=block, batch=2, seed=3)
+    scores = head_metrics.induction_scores(ours, block=block, batch=2, seed=3)
     repeated = head_metrics.repeated_blocks(ours, block=block, batch=2, seed=3)
     weights = theirs(repeated, output_attentions=True).attentions
     for layer, a in enumerate(weights):
         second = range(block, 2 * block)
         induction = np.mean([a[:, :, i, i - block + 1].numpy() for i in second], (0, 1))
         duplicate = np.mean([a[:, :, i, i - block].numpy() for i in second], (0, 1))
-        assert found.induction[layer] == pytest.approx(induction, abs=1e-5)
-        assert found.duplicate[layer] == pytest.approx(duplicate, abs=1e-5)
+        assert scores.induction[layer] == pytest.approx(induction, abs=1e-5)
+        assert scores.duplicate[layer] == pytest.approx(duplicate, abs=1e-5)
 
 
 def test_distances_between_heads(cap: Capture, output: Any) -> None:
     """scipy's Jensen-Shannon distance between transformers' rows."""
     distance = pytest.importorskip("scipy.spatial.distance", reason="scipy comes with the evals").jensenshannon
-    found = kv_groups.group_similarity(cap)
+    result = kv_groups.group_similarity(cap)
     a = output.attentions[3].double().numpy()[:, :, 1:]  # [batch, head, query_pos, key_pos]
-    for one in range(HEADS):
-        for other in range(one):
-            expected = distance(a[:, one], a[:, other], base=2, axis=-1).mean()
-            assert found.distance[3, one, other] == pytest.approx(expected, abs=1e-5)
+    for head in range(HEADS):
+        for other in range(head):
+            expected = distance(a[:, head], a[:, other], base=2, axis=-1).mean()
+            assert result.distance[3, head, other] == pytest.approx(expected, abs=1e-5)
 
 
 def test_rollout(cap: Capture, output: Any) -> None:
@@ -176,15 +176,15 @@ def test_rollout(cap: Capture, output: Any) -> None:
 
 def test_contribution_ratios(cap: Capture, theirs: Any, tokens: torch.Tensor, output: Any) -> None:
     parts = parts_of(theirs, tokens)
-    found = rms_norms.contribution_ratios(cap)
+    result = rms_norms.contribution_ratios(cap)
     for layer in range(LAYERS):
         stream = output.hidden_states[layer]
         for at, name in enumerate(("attn", "mlp")):
             added = parts[name][layer]
             ratio = added.norm(dim=-1) / stream.norm(dim=-1)
             cosine = torch.nn.functional.cosine_similarity(added, stream, dim=-1)
-            assert found.ratio[layer, at] == pytest.approx(ratio.numpy(), rel=1e-4)
-            assert found.cosine[layer, at] == pytest.approx(cosine.numpy(), abs=1e-5)
+            assert result.ratio[layer, at] == pytest.approx(ratio.numpy(), rel=1e-4)
+            assert result.cosine[layer, at] == pytest.approx(cosine.numpy(), abs=1e-5)
             stream = stream + added
 
 
@@ -194,7 +194,7 @@ def test_frozen_scale_of_the_final_norm(
 ) -> None:
     """What transformers' own final norm makes of the last stream without a sublayer, against the fixed scale."""
     parts = parts_of(theirs, tokens)
-    found = norm_linearity.linearised_norm(ours, cap, final=True)
+    result = norm_linearity.linearised_norm(ours, cap, final=True)
     last = output.hidden_states[LAYERS - 1] + parts["attn"][-1] + parts["mlp"][-1]
     normed = theirs.model.norm(last)
     assert normed.numpy() == pytest.approx(output.hidden_states[LAYERS].numpy(), abs=1e-4)
@@ -204,26 +204,26 @@ def test_frozen_scale_of_the_final_norm(
         change = theirs.model.norm(last - part) - normed
         predicted = -theirs.model.norm.weight * part / scale
         error = (change - predicted).norm(dim=-1) / change.norm(dim=-1)
-        assert found.frozen_scale[found.parts.index((layer, name))] == pytest.approx(error.numpy(), abs=1e-4)
+        assert result.frozen_scale[result.parts.index((layer, name))] == pytest.approx(error.numpy(), abs=1e-4)
 
 
 def test_recentring(cap: Capture, output: Any) -> None:
-    found = norm_linearity.recentring(cap)
+    result = norm_linearity.recentring(cap)
     for layer in range(LAYERS):
         x = output.hidden_states[layer].double()
         plain = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         centred = torch.nn.functional.layer_norm(x, (192,), eps=1e-5)
         change = (centred - plain).norm(dim=-1) / plain.norm(dim=-1)
-        at = found.norms.index((layer, "ln1"))
-        assert found.change[at] == pytest.approx(change.numpy(), abs=1e-5)
-        assert found.share[at] == pytest.approx((x.mean(-1).abs() / x.square().mean(-1).sqrt()).numpy(), abs=1e-5)
+        at = result.norms.index((layer, "ln1"))
+        assert result.change[at] == pytest.approx(change.numpy(), abs=1e-5)
+        assert result.share[at] == pytest.approx((x.mean(-1).abs() / x.square().mean(-1).sqrt()).numpy(), abs=1e-5)
 
 
 @torch.no_grad()
 def test_every_parts_logit(cap: Capture, ours: Transformer, theirs: Any, tokens: torch.Tensor, output: Any) -> None:
     """Every head through its columns of o_proj and every MLP, at the scale of transformers' last stream."""
     parts, token, row, at = parts_of(theirs, tokens), 77, 1, 13
-    found = logit_attribution.logit_attribution(ours, cap, [token], position=at, row=row)
+    attribution = logit_attribution.logit_attribution(ours, cap, [token], position=at, row=row)
     last = (output.hidden_states[LAYERS - 1] + parts["attn"][-1] + parts["mlp"][-1])[row, at]
     direction = theirs.lm_head.weight[token] * theirs.model.norm.weight / (last.square().mean() + 1e-5).sqrt()
     expected = {("embed", -1, -1): direction @ output.hidden_states[0][row, at]}
@@ -233,7 +233,7 @@ def test_every_parts_logit(cap: Capture, ours: Transformer, theirs: Any, tokens:
             mine = slice(WIDTH * head, WIDTH * (head + 1))
             written = block.self_attn.o_proj.weight[:, mine] @ parts["z"][layer, row, at, mine]
             expected["head", layer, head] = direction @ written
-    values = dict(zip(found.parts, found.values[0], strict=True))
+    values = dict(zip(attribution.parts, attribution.values[0], strict=True))
     assert values.keys() == expected.keys()
     assert [values[part] for part in expected] == pytest.approx([float(x) for x in expected.values()], abs=1e-4)
     assert sum(float(x) for x in expected.values()) == pytest.approx(float(output.logits[row, at, token]), abs=1e-4)
@@ -254,19 +254,19 @@ def test_heads_taken_away(
     mine = slice(WIDTH * head, WIDTH * (head + 1))
     mean = parts_of(theirs, tokens)["z"][layer, ..., mine].mean((0, 1))
 
-    def without(_: Any, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        z = given[0].clone()
+    def without(_: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        z = inputs[0].clone()
         z[..., mine] = mean if replacement == "mean" else 0
         return z
 
     def target(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return losses(logits, ids).mean(-1)
 
-    found = ablation.ablation_effect(ours, tokens, [[(layer, head)]], target=target, replacement=replacement)
+    result = ablation.ablation_effect(ours, tokens, [[(layer, head)]], target=target, replacement=replacement)
     with hooked(theirs.model.layers[layer].self_attn.o_proj, without):
         expected = losses(theirs(tokens).logits, tokens).mean(-1)
-    assert found.without[0] == pytest.approx(expected.numpy(), abs=1e-4)
-    assert np.abs(found.effect).max() > 1e-3  # the head does something
+    assert result.without[0] == pytest.approx(expected.numpy(), abs=1e-4)
+    assert np.abs(result.effect).max() > 1e-3  # the head does something
 
 
 @torch.no_grad()
@@ -288,10 +288,10 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
     stream = activation_patching.patching(ours, pair, "resid_pre", layers=[layer])
     for position in (6, 12, 19):
 
-        def at_position(_: Any, given: tuple[Any, ...], position: int = position) -> tuple[Any, ...]:
-            x = given[0].clone()
+        def at_position(_: Any, inputs: tuple[Any, ...], position: int = position) -> tuple[Any, ...]:
+            x = inputs[0].clone()
             x[:, position] = source[:, position]
-            return (x, *given[1:])
+            return (x, *inputs[1:])
 
         expected = difference(block, at_position)
         assert stream.patched[0, 0, stream.positions.index(position), 0] == pytest.approx(expected, abs=1e-4)
@@ -299,8 +299,8 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
     for head in range(HEADS):
         mine = slice(WIDTH * head, WIDTH * (head + 1))
 
-        def of_head(_: Any, given: tuple[torch.Tensor, ...], mine: slice = mine) -> torch.Tensor:
-            x = given[0].clone()
+        def of_head(_: Any, inputs: tuple[torch.Tensor, ...], mine: slice = mine) -> torch.Tensor:
+            x = inputs[0].clone()
             x[..., mine] = z[..., mine]
             return x
 
@@ -309,6 +309,6 @@ def test_patches(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> None:
 
 
 def test_loss_by_position(ours: Transformer, tokens: torch.Tensor, output: Any) -> None:
-    found = loss_by_position.loss_by_position(ours, tokens, edges=[1, 5, 20])
+    result = loss_by_position.loss_by_position(ours, tokens, edges=[1, 5, 20])
     expected = losses(output.logits, tokens).mean(0)
-    assert found.loss[0] == pytest.approx([float(expected[:4].mean()), float(expected[4:].mean())], abs=1e-4)
+    assert result.loss[0] == pytest.approx([float(expected[:4].mean()), float(expected[4:].mean())], abs=1e-4)

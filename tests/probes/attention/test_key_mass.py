@@ -53,7 +53,7 @@ def test_a_mean_map_pools_the_pattern(run) -> None:
 
 
 def test_what_was_not_captured_is_said(run, tiny_model: Transformer) -> None:
-    with pytest.raises(MissingHookError, match="holds heads"):
+    with pytest.raises(MissingHookError, match="has heads"):
         key_mass.mean_map(run, 0, 4)
     with torch.no_grad():
         _, other = tiny_model.run_with_capture(TOKENS, ["hook_embed", *key_mass.MAP_HOOKS], positions=[3])

@@ -23,8 +23,8 @@ LABELS = [f"{i} ·t" for i in range(24)]
 
 
 def test_dark_and_light_are_neutral_templates(captured: Capture) -> None:
-    found = head_scores.decay(captured.config)
-    light, dark = found.figure(theme="light"), found.figure(theme="dark")
+    result = head_scores.decay(captured.config)
+    light, dark = result.figure(theme="light"), result.figure(theme="dark")
     assert light.layout.template.layout.paper_bgcolor != dark.layout.template.layout.paper_bgcolor
     assert light.data == dark.data
 
@@ -58,17 +58,17 @@ def test_differences_are_centred_on_zero() -> None:
 
 
 def test_head_map_is_blank_after_the_query(captured: Capture) -> None:
-    found = head_map.head_map(captured, 0, 1)
-    fig = found.figure(labels=LABELS)
+    result = head_map.head_map(captured, 0, 1)
+    fig = result.figure(labels=LABELS)
     z = fig.data[0].z
     assert z.dtype == np.float32
     assert np.array_equal(np.isnan(z), np.triu(np.ones((24, 24), bool), 1))
     assert (fig.layout.xaxis.type, fig.layout.yaxis.type) == ("category", "category")
     assert fig.layout.yaxis.autorange == "reversed"
-    hidden = found.figure(labels=LABELS, hide_first=2)
+    hidden = result.figure(labels=LABELS, hide_first=2)
     assert np.isnan(hidden.data[0].z[:, :2]).all() and "first 2 keys hidden" in hidden.layout.title.text
     assert np.array_equal(hidden.data[0].z[:, 2:], z[:, 2:], equal_nan=True)
-    logs = found.figure(labels=LABELS, log=True).data[0]
+    logs = result.figure(labels=LABELS, log=True).data[0]
     assert np.nanmax(np.abs(logs.z - np.log10(np.maximum(z, 1e-6)))) == 0
     assert "log10" in logs.colorbar.title.text
 
@@ -76,8 +76,8 @@ def test_head_map_is_blank_after_the_query(captured: Capture) -> None:
 def test_pooled_map_says_so_and_fits_the_budget() -> None:
     side = head_map.MAX_CELLS
     weights = np.random.default_rng(0).random((side, side)).astype(np.float32)  # the worst case: nothing to blank
-    found = head_map.HeadMap(0, 0, 0, 4 * side, 4, weights)
-    fig = found.figure()
+    result = head_map.HeadMap(0, 0, 0, 4 * side, 4, weights)
+    fig = result.figure()
     assert "largest of 4 x 4 positions" in fig.layout.title.text
     assert len(fig.to_json()) <= BUDGET
     # The other worst case: the blank half's bits and wide labels, which JSON escapes at length.
@@ -92,16 +92,16 @@ def test_positions_are_the_labels_where_tokens_are_not_known(captured: Capture) 
 
 
 def test_what_moves_is_drawn_as_a_difference(captured: Capture) -> None:
-    found = head_scores.what_if(captured, 1, 2, 2 * head_scores.what_if_frequencies(captured.config))
-    cells = found.figure(labels=LABELS).data[0].z
+    result = head_scores.what_if(captured, 1, 2, 2 * head_scores.what_if_frequencies(captured.config))
+    cells = result.figure(labels=LABELS).data[0].z
     seen = np.tri(24, dtype=bool)
-    assert cells[seen] == pytest.approx((found.after - found.before)[seen]) and np.isnan(cells[~seen]).all()
+    assert cells[seen] == pytest.approx((result.after - result.before)[seen]) and np.isnan(cells[~seen]).all()
 
 
 def test_labels_must_tell_positions_apart(captured: Capture) -> None:
-    found = head_map.head_map(captured, 0, 1)
+    result = head_map.head_map(captured, 0, 1)
     with pytest.raises(AssertionError, match="unique"):
-        found.figure(labels=["same"] * 24)
+        result.figure(labels=["same"] * 24)
 
 
 def test_dots_stand_at_the_means_with_their_intervals() -> None:
@@ -122,18 +122,18 @@ def test_dots_stand_at_the_means_with_their_intervals() -> None:
 
 
 def test_medians_come_with_quartiles(captured: Capture) -> None:
-    found = rms_norms.contribution_ratios(captured)
-    mlp = found.figure().data[1]
-    low, middle, high = np.quantile(found.ratio[:, 1], [0.25, 0.5, 0.75], axis=(1, 2))
+    result = rms_norms.contribution_ratios(captured)
+    mlp = result.figure().data[1]
+    low, middle, high = np.quantile(result.ratio[:, 1], [0.25, 0.5, 0.75], axis=(1, 2))
     assert mlp.name == "mlp" and mlp.y == pytest.approx(middle)
     assert mlp.y + mlp.error_y.array == pytest.approx(high) and mlp.y - mlp.error_y.arrayminus == pytest.approx(low)
 
 
 def test_what_stands_out_is_drawn_apart(captured: Capture) -> None:
-    found = rms_norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1)
-    others, outliers = found.figure().data
-    assert 0 < len(found.dims) < 32 and tuple(outliers.x) == found.dims
-    assert outliers.y == pytest.approx(found.largest[list(found.dims)]) and len(others.x) == 32 - len(found.dims)
+    result = rms_norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1)
+    others, outliers = result.figure().data
+    assert 0 < len(result.dims) < 32 and tuple(outliers.x) == result.dims
+    assert outliers.y == pytest.approx(result.largest[list(result.dims)]) and len(others.x) == 32 - len(result.dims)
     alike = kv_groups.group_similarity(captured)
     assert [list(bars.y) for bars in alike.figure().data] == [alike.within.tolist(), alike.across.tolist()]
     rows = head_metrics.query_metrics(captured, 1)
@@ -203,18 +203,18 @@ def test_a_click_on_a_head_says_which_head(chromium: str | None, tmp_path: Path)
 def test_labels_are_shown_as_text(captured: Capture) -> None:
     """Escaped labels reach the figure unchanged: nothing unescapes them, and none is taken for markup."""
     hostile = [f"{i} {html.escape('<b>x</b>&', quote=False)}" for i in range(24)]
-    found = head_map.head_map(captured, 0, 1)
-    fig = found.figure(labels=hostile)
+    result = head_map.head_map(captured, 0, 1)
+    fig = result.figure(labels=hostile)
     assert list(fig.data[0].x) == hostile
     assert torch.tensor(fig.data[0].z).isnan().any()
 
 
 def test_pairs_and_their_shares_stand_in_panels_of_their_own(captured: Capture) -> None:
     """Two scales over each other would have two zero lines, and a tick of the one between two of the other."""
-    found = head_scores.band_contribution(captured, 1, 2)
-    fig = found.figure()
+    result = head_scores.band_contribution(captured, 1, 2)
+    fig = result.figure()
     signed, share = fig.data
-    assert signed.y == pytest.approx(found.signed) and share.y == pytest.approx(found.share)
+    assert signed.y == pytest.approx(result.signed) and share.y == pytest.approx(result.share)
     assert (share.yaxis, fig.layout.yaxis2.overlaying) == ("y2", None)
     assert fig.layout.yaxis2.domain[1] < fig.layout.yaxis.domain[0] and fig.layout.xaxis.anchor == "y2"
     assert not fig.layout.showlegend  # no swatch can say what two colours mean
@@ -224,6 +224,6 @@ def test_small_amounts_have_exponents_and_no_prefixes() -> None:
     """A scale of 500 µ nats is read as 500 of something."""
     tiny = figures.atlas(np.full((2, 2), 5e-4), title="", unit="nats", heads=range(2), layers=range(2))
     assert tiny.data[0].colorbar.exponentformat == "power"
-    one = np.array([[5e-4]])
-    predictions = LogitDifferences(np.arange(1), kl=one, rank=one.astype(int), agree=one > 0)
+    value = np.array([[5e-4]])
+    predictions = LogitDifferences(np.arange(1), kl=value, rank=value.astype(int), agree=value > 0)
     assert predictions.figure().layout.yaxis.exponentformat == "power"

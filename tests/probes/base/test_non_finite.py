@@ -27,9 +27,16 @@ def capture(model: Transformer, tokens: torch.Tensor, *changes: Any, names: Any 
         return model.run_with_capture(tokens, names, **options)[1]
 
 
-def reported(found: non_finite.NonFinite) -> tuple[Any, ...]:
-    assert found.first is not None
-    return found.first.hook, found.first.layer, found.first.tokens, found.first.nan, found.first.plus, found.first.minus
+def reported(result: non_finite.NonFinite) -> tuple[Any, ...]:
+    assert result.first is not None
+    return (
+        result.first.hook,
+        result.first.layer,
+        result.first.tokens,
+        result.first.nan,
+        result.first.plus,
+        result.first.minus,
+    )
 
 
 @pytest.mark.parametrize("materialize", [False, True])
@@ -38,10 +45,10 @@ def test_a_finite_run_is_not_reported(tiny_model: Transformer, tokens: torch.Ten
     cap = capture(tiny_model, tokens, materialize=materialize)
     if materialize:
         assert cap["blocks.0.attn.hook_attn_scores"].isinf().any()
-    found = non_finite.non_finite(cap)
-    assert (found.hooks, found.first, len(found.frame())) == ((), None, 0)
+    result = non_finite.non_finite(cap)
+    assert (result.hooks, result.first, len(result.frame())) == ((), None, 0)
     lazy = 0 if materialize else 3 * 2  # scores and patterns of three layers, held as q and k
-    assert found.n_checked == sum(map(capture_access.of_tokens, hook_names(tiny_model.config))) - lazy
+    assert result.n_checked == sum(map(capture_access.of_tokens, hook_names(tiny_model.config))) - lazy
     assert non_finite.trace_non_finite(tiny_model, tokens).first is None
 
 
@@ -50,28 +57,28 @@ def test_a_finite_run_is_not_reported(tiny_model: Transformer, tokens: torch.Ten
 )
 def test_a_planted_nan_is_where_it_began(tiny_model: Transformer, tokens: torch.Tensor, name: str) -> None:
     change = wb.Patch(name, NAN, positions=[7])
-    found = non_finite.non_finite(capture(tiny_model, tokens, change))
+    result = non_finite.non_finite(capture(tiny_model, tokens, change))
     layer = None if name == "hook_embed" else int(name.split(".")[1])
     width = capture(tiny_model, tokens, names=name)[name][:, 7].numel()
-    assert reported(found) == (name, layer, ((0, 7), (1, 7)), width, 0, 0)
+    assert reported(result) == (name, layer, ((0, 7), (1, 7)), width, 0, 0)
     with tiny_model.intervene(change):
         traced = non_finite.trace_non_finite(tiny_model, tokens)
-    assert traced.first == found.first
+    assert traced.first == result.first
     # hook_result is not watched by the trace; all else is the same, in the order of a run.
-    watched = [hook for hook in found.hooks if not hook.endswith("result")]
+    watched = [hook for hook in result.hooks if not hook.endswith("result")]
     assert list(traced.hooks) == watched == sorted(watched, key=hook_names(tiny_model.config).index)
-    assert (found.spoilt[found.hooks.index("hook_logits"), :, 7]).all()
+    assert (result.spoilt[result.hooks.index("hook_logits"), :, 7]).all()
 
 
 def test_one_entry_of_one_row_and_each_kind(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     value = torch.zeros(2, 24, tiny_model.config.dim)
     value[1, 3, 5], value[1, 3, 6], value[0, 9, :2] = NAN, INF, -INF
-    found = non_finite.non_finite(capture(tiny_model, tokens, wb.Add("blocks.1.hook_mlp_out", value)))
-    assert reported(found) == ("blocks.1.hook_mlp_out", 1, ((0, 9), (1, 3)), 1, 1, 2)
-    assert str(found.first) == (
+    result = non_finite.non_finite(capture(tiny_model, tokens, wb.Add("blocks.1.hook_mlp_out", value)))
+    assert reported(result) == ("blocks.1.hook_mlp_out", 1, ((0, 9), (1, 3)), 1, 1, 2)
+    assert str(result.first) == (
         "blocks.1.hook_mlp_out, layer 1: 1 NaN, 1 +inf, 2 -inf at batch row 0, position 9 and 1 more"
     )
-    row = found.frame().iloc[0]
+    row = result.frame().iloc[0]
     assert row.to_dict() == {
         "hook": "blocks.1.hook_mlp_out", "layer": 1, "nan": 1, "plus": 1, "minus": 2, "tokens": 2, "batch": 0, "pos": 9
     }  # fmt: skip
@@ -80,17 +87,17 @@ def test_one_entry_of_one_row_and_each_kind(tiny_model: Transformer, tokens: tor
 def test_a_weight_spoils_every_token_from_its_layer_on(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
         tiny_model.layers[1].feed_forward.w3.weight[4, 2] = NAN
-    found = non_finite.non_finite(capture(tiny_model, tokens))
+    result = non_finite.non_finite(capture(tiny_model, tokens))
     everywhere = tuple((row, pos) for row in range(2) for pos in range(24))
-    assert reported(found) == ("blocks.1.mlp.hook_pre_linear", 1, everywhere, 48, 0, 0)
+    assert reported(result) == ("blocks.1.mlp.hook_pre_linear", 1, everywhere, 48, 0, 0)
 
 
 def test_a_value_reaches_earlier_positions(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     """0 x NaN is NaN: why the first hook in the order of a run counts, and not the first token."""
     change = wb.Patch("blocks.0.attn.hook_v", NAN, positions=[20])
-    found = non_finite.non_finite(capture(tiny_model, tokens, change))
-    assert reported(found)[:3] == ("blocks.0.attn.hook_v", 0, ((0, 20), (1, 20)))
-    spoilt = found.spoilt[found.hooks.index("blocks.0.attn.hook_z")]
+    result = non_finite.non_finite(capture(tiny_model, tokens, change))
+    assert reported(result)[:3] == ("blocks.0.attn.hook_v", 0, ((0, 20), (1, 20)))
+    spoilt = result.spoilt[result.hooks.index("blocks.0.attn.hook_z")]
     assert spoilt[:, 20:].all() and spoilt[:, :20].any()
 
 
@@ -110,9 +117,9 @@ def test_scores_below_the_diagonal_count(tiny_model: Transformer, tokens: torch.
     blocked = torch.zeros(1, 1, 24, 24)
     blocked[0, 0, 9, 2] = -INF
     name = "blocks.1.attn.hook_attn_scores"
-    found = non_finite.non_finite(capture(tiny_model, tokens, wb.Add(name, blocked, heads=[3])))
-    assert reported(found) == (name, 1, ((0, 9), (1, 9)), 0, 0, 2)
-    assert found.hooks == (name,)  # the pattern is finite again
+    result = non_finite.non_finite(capture(tiny_model, tokens, wb.Add(name, blocked, heads=[3])))
+    assert reported(result) == (name, 1, ((0, 9), (1, 9)), 0, 0, 2)
+    assert result.hooks == (name,)  # the pattern is finite again
 
 
 def test_left_padding_is_masked_too(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -143,20 +150,23 @@ def test_half_precision_overflows_where_it_does(tiny_model: Transformer, tokens:
 
 def test_a_result_lists_its_numbers_that_are_not_finite(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     cap = capture(tiny_model, tokens, wb.Patch("blocks.1.attn.hook_q", NAN, heads=[2]), names=head_metrics.HOOKS)
-    found = head_metrics.head_metrics(cap)
-    touched = found.touched()
+    metrics = head_metrics.head_metrics(cap)
+    touched = metrics.non_finite_indices()
     heads = set(map(tuple, np.concatenate([at for name, at in touched.items() if name.startswith("values")]).tolist()))
     assert (1, 2) in heads and heads <= {(1, 2), *((2, head) for head in range(4))}
-    assert "not finite" in found._repr_html_()
+    assert "not finite" in metrics._repr_html_()
     clean = head_metrics.head_metrics(capture(tiny_model, tokens, names=head_metrics.HOOKS))
-    assert clean.touched() == {} and "not finite" not in clean._repr_html_()
+    assert clean.non_finite_indices() == {} and "not finite" not in clean._repr_html_()
 
 
 def test_touched_by_hand() -> None:
-    found = non_finite.NonFinite(
+    result = non_finite.NonFinite(
         (), np.array([1.0, NAN]), np.array([[1.0, -INF], [INF, 0]]), np.array([1]), np.array([]), 0
     )
-    assert {name: at.tolist() for name, at in found.touched().items()} == {"nan": [[1]], "plus": [[0, 1], [1, 0]]}
+    assert {name: at.tolist() for name, at in result.non_finite_indices().items()} == {
+        "nan": [[1]],
+        "plus": [[0, 1], [1, 0]],
+    }
 
 
 def test_the_figure_shows_the_share_of_tokens(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -180,7 +190,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> wb.Transformer:
     model = wb.load_model("demo", device="cpu", dtype="float32").eval()
     with torch.no_grad():
         model.layers[4].ffn_norm.weight[0] = 3e38
-    monkeypatch.setattr(wb, "load_model", lambda *given, **options: model)
+    monkeypatch.setattr(wb, "load_model", lambda *args, **options: model)
     return model
 
 

@@ -37,9 +37,9 @@ from workbench.model import Transformer
 BUDGET = 1_500_000  # bytes of a figure
 HOSTILE = "</td><script>alert(1)</script>"
 MODULES = [
-    importlib.import_module(f"probes.{module.name}")
-    for module in pkgutil.iter_modules(probes.__path__)
-    if module.name != "cli" and not module.name.startswith("figures")
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(probes.__path__, "probes.")
+    if not module.name.endswith(("cli", "commands", "figures", "drawing"))
 ]
 
 
@@ -104,7 +104,9 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "Routes": lambda m, cap: information_flow_routes.routes(m, cap),
     "GeneratedNorms": lambda m, cap: during_generation.generated_norms(m, [5, 6, 7], steps=3),
     "GeneratedStream": lambda m, cap: during_generation.generated_stream(m, [5, 6, 7], steps=3),
-    "Sampled": lambda m, cap: token_choices.sampling_trace(m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3),
+    "SamplingTrace": lambda m, cap: token_choices.sampling_trace(
+        m, [5, 6, 7], Sampling(temperature=0.8), max_new_tokens=3
+    ),
     "RetrievalScores": lambda m, cap: retrieval_heads.retrieval_scores(
         m, [retrieval_heads.Haystack(row[:16], 3, 5) for row in cap.tokens.tolist()], least_recall=0
     ),
@@ -123,9 +125,9 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
 }
 
 
-def _hostile(found: Any) -> Any:
+def _hostile(result: Any) -> Any:
     """The same with a text for every token that would be markup, if anything took it for some."""
-    return replace(found, text=dict.fromkeys(found.text, HOSTILE))
+    return replace(result, text=dict.fromkeys(result.text, HOSTILE))
 
 
 def _pair(cap: Capture) -> Pair:
@@ -155,9 +157,9 @@ def measured() -> tuple[Transformer, Capture]:
 
 @functools.cache
 def made(name: str) -> Result:
-    found = HOW[name](*measured())
-    assert type(found).__name__ == name
-    return found
+    result = HOW[name](*measured())
+    assert type(result).__name__ == name
+    return result
 
 
 RESULTS = pytest.mark.parametrize("name", HOW)
@@ -169,18 +171,18 @@ def test_every_result_is_tested_here() -> None:
 
 @RESULTS
 def test_axes_are_those_of_the_arrays(name: str) -> None:
-    found = made(name)
-    assert found.AXES
+    result = made(name)
+    assert result.AXES
     sizes: dict[str, set[int]] = {}
-    for array, axes in found.AXES.items():
-        held = getattr(found, array)
+    for array, axes in result.AXES.items():
+        held = getattr(result, array)
         for values in held.values() if isinstance(held, dict) else [held]:
             assert isinstance(values, np.ndarray) and values.ndim == len(axes), array
             for axis, size in zip(axes, values.shape, strict=True):
                 sizes.setdefault(axis, set()).add(size)
     assert {axis for axis, different in sizes.items() if len(different) > 1} == set()
-    fields = {field for field, value in vars(found).items() if isinstance(value, np.ndarray)}
-    assert fields <= found.AXES.keys(), "every array's axes have names"
+    fields = {field for field, value in vars(result).items() if isinstance(value, np.ndarray)}
+    assert fields <= result.AXES.keys(), "every array's axes have names"
 
 
 @RESULTS
@@ -210,10 +212,10 @@ def test_the_figure_says_what_it_shows(name: str) -> None:
 
 @RESULTS
 def test_the_notebook_view_is_plain(name: str) -> None:
-    found = made(name)
-    assert type(found)._repr_html_ is Result._repr_html_
-    page = found._repr_html_()
-    assert name in page and all(array in page for array in found.AXES) and html.escape(found.UNITS) in page
+    result = made(name)
+    assert type(result)._repr_html_ is Result._repr_html_
+    page = result._repr_html_()
+    assert name in page and all(array in page for array in result.AXES) and html.escape(result.UNITS) in page
     assert "<script" not in page and "http" not in page
     assert page.count("<table") == 1 and page.count("<tr") <= 9
 

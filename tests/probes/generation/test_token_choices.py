@@ -48,49 +48,49 @@ def test_what_is_drawn_follows_the_distribution(sampling: Sampling) -> None:
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_tokens_and_probabilities_are_those_of_generation(tiny_model: Transformer, sampling: Sampling) -> None:
     prompt = [3, 1, 4, 1, 5]
-    found = sampling_trace(tiny_model, prompt, sampling, seed=7, max_new_tokens=12)
+    trace = sampling_trace(tiny_model, prompt, sampling, seed=7, max_new_tokens=12)
     pieces = list(
         wb.stream(
             tiny_model, prompt, seed=7, max_new_tokens=12, temperature=sampling.temperature, top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
     )  # fmt: skip
-    assert list(found.tokens) == [piece.token for piece in pieces] and found.finish_reason == "length"
-    assert found.logprobs.tolist() == [piece.logprob for piece in pieces]  # the same operations: not one bit apart
-    assert (found.shares > 0).all() and (found.kept >= 1).all()
+    assert list(trace.tokens) == [piece.token for piece in pieces] and trace.finish_reason == "length"
+    assert trace.logprobs.tolist() == [piece.logprob for piece in pieces]  # the same operations: not one bit apart
+    assert (trace.shares > 0).all() and (trace.kept >= 1).all()
 
 
 def test_the_numbers_are_those_of_one_run_of_the_whole_text(tiny_model: Transformer) -> None:
     prompt, sampling = [3, 1, 4, 1, 5], Sampling(0.8, 0.9, 20)
-    found = sampling_trace(tiny_model, prompt, sampling, seed=3, max_new_tokens=10, alternatives=4)
+    trace = sampling_trace(tiny_model, prompt, sampling, seed=3, max_new_tokens=10, alternatives=4)
     with torch.no_grad():
-        logits = tiny_model(torch.tensor([[*prompt, *found.tokens]]))[0, len(prompt) - 1 : -1].double()
+        logits = tiny_model(torch.tensor([[*prompt, *trace.tokens]]))[0, len(prompt) - 1 : -1].double()
     own = logits.log_softmax(-1)
-    taken = own[range(10), list(found.tokens)]
+    taken = own[range(10), list(trace.tokens)]
     # float32, cached against whole: other orders of sums
-    np.testing.assert_allclose(found.logprobs, taken, atol=1e-4)
-    np.testing.assert_allclose(found.entropy, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-4)
-    assert found.ranks.tolist() == [int((row > row[t]).sum()) + 1 for row, t in zip(own, found.tokens, strict=True)]
-    np.testing.assert_array_equal(found.other_tokens, own.topk(4).indices)
-    np.testing.assert_allclose(found.other_logprobs, own.topk(4).values, atol=1e-4)
+    np.testing.assert_allclose(trace.logprobs, taken, atol=1e-4)
+    np.testing.assert_allclose(trace.entropy, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-4)
+    assert trace.ranks.tolist() == [int((row > row[t]).sum()) + 1 for row, t in zip(own, trace.tokens, strict=True)]
+    np.testing.assert_array_equal(trace.other_tokens, own.topk(4).indices)
+    np.testing.assert_allclose(trace.other_logprobs, own.topk(4).values, atol=1e-4)
     for step, row in enumerate(logits):
         share = distribution(row.float(), sampling)
-        assert found.shares[step] == pytest.approx(float(share[found.tokens[step]]), abs=1e-4)
-        assert found.kept[step] == int((share > 0).sum())
-        np.testing.assert_allclose(found.other_shares[step], share.numpy()[found.other_tokens[step]], atol=1e-4)
+        assert trace.shares[step] == pytest.approx(float(share[trace.tokens[step]]), abs=1e-4)
+        assert trace.kept[step] == int((share > 0).sum())
+        np.testing.assert_allclose(trace.other_shares[step], share.numpy()[trace.other_tokens[step]], atol=1e-4)
 
 
 def test_greedy_is_the_first_and_the_table_counts_from_one(tiny_model: Transformer) -> None:
-    found = sampling_trace(tiny_model, [1, 2, 3], Sampling(), max_new_tokens=4)
-    table = found.frame()
+    trace = sampling_trace(tiny_model, [1, 2, 3], Sampling(), max_new_tokens=4)
+    table = trace.frame()
     assert table["step"].tolist() == [1, 2, 3, 4] and table["position"].tolist() == [3, 4, 5, 6]
     assert set(table["rank"]) == {1} and set(table["drawn_probability"]) == {1.0} and set(table["kept"]) == {1}
     assert set(table["drawn_entropy"]) == {0.0}
     np.testing.assert_allclose(table["probability"], np.exp(table["logprob"]))
-    others = found.alternatives()
-    assert len(others) == 4 * 8 and others[others["rank"] == 1]["token"].tolist() == list(found.tokens)
+    others = trace.alternatives()
+    assert len(others) == 4 * 8 and others[others["rank"] == 1]["token"].tolist() == list(trace.tokens)
     assert (table["entropy"] < math.log(tiny_model.config.vocab_size)).all()
-    assert found.figure(stamp={"of": 1}).layout.meta == {"kind": "surprise", "of": 1}
+    assert trace.figure(stamp={"of": 1}).layout.meta == {"kind": "surprise", "of": 1}
 
 
 def test_text_that_is_broken_off_keeps_what_there_is(tiny_model: Transformer) -> None:
@@ -107,8 +107,8 @@ def test_text_that_is_broken_off_keeps_what_there_is(tiny_model: Transformer) ->
 
 def test_a_full_context_ends_the_text(tiny_model: Transformer) -> None:
     context = tiny_model.config.max_seq_len
-    found = sampling_trace(tiny_model, [1] * (context - 2), Sampling(), max_new_tokens=10)
-    assert found.finish_reason == "context" and len(found.tokens) == 2
+    trace = sampling_trace(tiny_model, [1] * (context - 2), Sampling(), max_new_tokens=10)
+    assert trace.finish_reason == "context" and len(trace.tokens) == 2
 
 
 @pytest.mark.parametrize("hooks", [HOOKS, LONG_HOOKS])
@@ -117,10 +117,10 @@ def test_head_metrics_of_one_query_are_its_row(
 ) -> None:
     with torch.no_grad():
         _, cap = tiny_model.run_with_capture(tokens[:1], hooks)
-    found = head_metrics(cap, queries=[9])
-    assert found.n_queries == 1
-    for layer in found.layers:
+    metrics = head_metrics(cap, queries=[9])
+    assert metrics.n_queries == 1
+    for layer in metrics.layers:
         rows = query_metrics(cap, layer)
         for name, values in rows.values.items():
-            np.testing.assert_allclose(found.values[name][layer], values[0, :, 9], rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(metrics.values[name][layer], values[0, :, 9], rtol=1e-5, err_msg=name)
         assert query_metrics(cap, layer, queries=[9, 4]).queries.tolist() == [9, 4]

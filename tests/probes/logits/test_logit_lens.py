@@ -33,15 +33,15 @@ def run(tiny_model: Transformer, tokens: torch.Tensor) -> tuple[torch.Tensor, Ca
 @pytest.mark.parametrize("position", [0, 7, -1])
 def test_parts_sum_to_the_logit(tiny_model: Transformer, run: tuple[torch.Tensor, Capture], position: int) -> None:
     logits, cap = run
-    found = logit_attribution.logit_attribution(tiny_model, cap, [3, 50, (95, 3)], position=position, row=1)
+    attribution = logit_attribution.logit_attribution(tiny_model, cap, [3, 50, (95, 3)], position=position, row=1)
     expected = logits[1, position, [3, 50, 95]].numpy()
     expected[2] -= expected[0]
     # Float32 sums of some fifty terms of order 1.
-    assert found.logits == pytest.approx(expected, abs=1e-5)
-    assert found.values.sum(-1) == pytest.approx(expected, abs=1e-4)
-    assert found.error < 1e-4
-    assert len(found.parts) == found.values.shape[1] == 1 + 3 * (4 + 1)
-    table = found.frame()
+    assert attribution.logits == pytest.approx(expected, abs=1e-5)
+    assert attribution.values.sum(-1) == pytest.approx(expected, abs=1e-4)
+    assert attribution.error < 1e-4
+    assert len(attribution.parts) == attribution.values.shape[1] == 1 + 3 * (4 + 1)
+    table = attribution.frame()
     assert list(table.columns) == [
         *("token", "minus", "kind", "layer", "head", "contribution", "removed", "frozen_error")
     ]
@@ -65,9 +65,9 @@ def test_a_model_small_enough_to_work_out_by_hand() -> None:
         model.output.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
         _, cap = model.run_with_capture(torch.tensor([[0]]), HOOKS)
     r = math.sqrt(12.5)
-    found = logit_attribution.logit_attribution(model, cap, [0, 1, (1, 0)])
-    assert found.values[:, 0] == pytest.approx([3 / r, 8 / r, 5 / r])
-    assert not found.values[:, 1:].any() and not found.removed[:, 1:].any()
+    attribution = logit_attribution.logit_attribution(model, cap, [0, 1, (1, 0)])
+    assert attribution.values[:, 0] == pytest.approx([3 / r, 8 / r, 5 / r])
+    assert not attribution.values[:, 1:].any() and not attribution.removed[:, 1:].any()
     seen = logit_lens.logit_lens(model, cap, k=2, targets=[0])
     gap = math.log1p(math.exp(5 / r))  # of token 0: ln(1 + e^(8/r - 3/r))
     assert seen.layers == (-1, 0) and seen.ids[:, 0].tolist() == [[1, 0], [1, 0]]
@@ -79,11 +79,11 @@ def test_a_model_small_enough_to_work_out_by_hand() -> None:
         cap.tensors["blocks.0.hook_resid_post"][0, 0] = torch.tensor([3.0, 2.0])
         cap.tensors["ln_final.hook_scale"][0, 0] = math.sqrt(6.5)
         cap.tensors["ln_final.hook_out"][0, 0] = torch.tensor([3.0, 2.0]) / math.sqrt(6.5)
-    found = logit_attribution.logit_attribution(model, cap, [1])
-    mlp = found.parts.index(("mlp", 0, -1))
-    assert found.values[0, [0, mlp]] == pytest.approx([8 / math.sqrt(6.5), -4 / math.sqrt(6.5)])
-    assert found.removed[0, mlp] == pytest.approx(4 / math.sqrt(6.5) - 8 / math.sqrt(12.5))
-    assert found.error < 1e-6
+    attribution = logit_attribution.logit_attribution(model, cap, [1])
+    mlp = attribution.parts.index(("mlp", 0, -1))
+    assert attribution.values[0, [0, mlp]] == pytest.approx([8 / math.sqrt(6.5), -4 / math.sqrt(6.5)])
+    assert attribution.removed[0, mlp] == pytest.approx(4 / math.sqrt(6.5) - 8 / math.sqrt(12.5))
+    assert attribution.error < 1e-6
 
 
 def test_tied_outputs_are_attributed_too(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -92,8 +92,8 @@ def test_tied_outputs_are_attributed_too(tiny_model: Transformer, tokens: torch.
     tied.load_state_dict(weights)
     with torch.no_grad():
         logits, cap = tied.run_with_capture(tokens, HOOKS)
-    found = logit_attribution.logit_attribution(tied, cap, [5])
-    assert found.values.sum() == pytest.approx(float(logits[0, -1, 5]), abs=1e-4)
+    attribution = logit_attribution.logit_attribution(tied, cap, [5])
+    assert attribution.values.sum() == pytest.approx(float(logits[0, -1, 5]), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["L2H2", "mlp"])
@@ -107,33 +107,33 @@ def test_what_is_removed_is_what_an_ablation_takes_away(
         logits, cap = tiny_model.run_with_capture(tokens, HOOKS)
         with tiny_model.intervene(Ablate("blocks.2.hook_mlp_out" if name == "mlp" else name)):
             ablated, without = tiny_model.run_with_capture(tokens, HOOKS)
-    found = logit_attribution.logit_attribution(tiny_model, cap, [9, (9, 4)])
-    part = found.parts.index(("mlp", 2, -1) if name == "mlp" else ("head", 2, 2))
+    attribution = logit_attribution.logit_attribution(tiny_model, cap, [9, (9, 4)])
+    part = attribution.parts.index(("mlp", 2, -1) if name == "mlp" else ("head", 2, 2))
     change = (logits - ablated)[0, -1].numpy()
-    assert found.removed[:, part] == pytest.approx([change[9], change[9] - change[4]], abs=1e-5)
+    assert attribution.removed[:, part] == pytest.approx([change[9], change[9] - change[4]], abs=1e-5)
     # At the old scale the logit loses exactly the contribution.
     scale = float(cap["ln_final.hook_scale"][0, -1] / without["ln_final.hook_scale"][0, -1])
     at_old_scale = float(logits[0, -1, 9]) - float(ablated[0, -1, 9]) / scale
-    assert found.values[0, part] == pytest.approx(at_old_scale, abs=1e-5)
+    assert attribution.values[0, part] == pytest.approx(at_old_scale, abs=1e-5)
 
 
 def test_the_frozen_scale_s_error_is_the_norm_lab_s(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
         _, cap = tiny_model.run_with_capture(tokens, {*HOOKS, *norm_linearity.HOOKS})
-    found = logit_attribution.logit_attribution(tiny_model, cap, [9], position=7, row=1)
+    attribution = logit_attribution.logit_attribution(tiny_model, cap, [9], position=7, row=1)
     lab = norm_linearity.linearised_norm(tiny_model, cap, final=True)
     for layer in range(3):
-        mine = found.frozen_error[found.parts.index(("mlp", layer, -1))]
+        mine = attribution.frozen_error[attribution.parts.index(("mlp", layer, -1))]
         assert mine == pytest.approx(lab.frozen_scale[lab.parts.index((layer, "mlp")), 1, 7])
-    assert found.frozen_error[0] == pytest.approx(lab.frozen_scale[lab.parts.index((-1, "embed")), 1, 7])
+    assert attribution.frozen_error[0] == pytest.approx(lab.frozen_scale[lab.parts.index((-1, "embed")), 1, 7])
 
 
 def test_the_likeliest_are_the_model_s_own(tiny_model: Transformer, run: tuple[torch.Tensor, Capture]) -> None:
     logits, cap = run
     first, second = logits[1, 5].topk(2).indices.tolist()
-    found = logit_attribution.likeliest(tiny_model, cap, position=5, row=1)
-    assert found == [(first, second), first, second]
-    assert logit_attribution.logit_attribution(tiny_model, cap, found, position=5, row=1).logits[0] > 0
+    targets = logit_attribution.likeliest(tiny_model, cap, position=5, row=1)
+    assert targets == [(first, second), first, second]
+    assert logit_attribution.logit_attribution(tiny_model, cap, targets, position=5, row=1).logits[0] > 0
 
 
 # --- by neuron and by key -------------------------------------------------------------------------------------
@@ -143,11 +143,11 @@ def test_the_likeliest_are_the_model_s_own(tiny_model: Transformer, run: tuple[t
 def test_neurons_sum_to_their_mlp(tiny_model: Transformer, run: tuple[Any, Capture], k: int) -> None:
     _, cap = run
     wanted = [5, (71, 5)]
-    found = component_attribution.neuron_attribution(tiny_model, cap, wanted, k=k, position=9, row=1)
+    attribution = component_attribution.neuron_attribution(tiny_model, cap, wanted, k=k, position=9, row=1)
     parts = logit_attribution.logit_attribution(tiny_model, cap, wanted, position=9, row=1)
     for layer in range(3):
         part = parts.parts.index(("mlp", layer, -1))
-        assert found.mlp[:, layer] == pytest.approx(parts.values[:, part], abs=1e-6)
+        assert attribution.mlp[:, layer] == pytest.approx(parts.values[:, part], abs=1e-6)
         # Every neuron written out with numpy in float64.
         weights = {name: tensor.double().numpy() for name, tensor in tiny_model.state_dict().items()}
         fired = cap[f"blocks.{layer}.mlp.hook_post"][1, 9].double().numpy()
@@ -156,20 +156,20 @@ def test_neurons_sum_to_their_mlp(tiny_model: Transformer, run: tuple[Any, Captu
         rows = np.stack([unembedding[5], unembedding[71] - unembedding[5]])
         every = rows @ each / float(cap["ln_final.hook_scale"][1, 9])
         order = np.argsort(-np.abs(every), -1)[:, :k]
-        assert (found.neurons[:, layer] == order).all()
-        assert found.values[:, layer] == pytest.approx(np.take_along_axis(every, order, 1), abs=1e-5)
+        assert (attribution.neurons[:, layer] == order).all()
+        assert attribution.values[:, layer] == pytest.approx(np.take_along_axis(every, order, 1), abs=1e-5)
         x = cap["blocks.2.hook_resid_post"][1, 9].double().numpy()
 
         def normed(v: np.ndarray) -> np.ndarray:
             return v / np.sqrt((v**2).mean() + 1e-5)
 
         lost = rows[1] @ (normed(x) - normed(x - each[:, order[1, 0]]))
-        assert found.removed[1, layer, 0] == pytest.approx(lost, abs=1e-5)
-    assert found.values.sum(-1) + found.rest == pytest.approx(found.mlp, abs=1e-5)
-    assert found.error < 1e-5 and (k < 64 or not found.rest.any())
-    table = found.frame()
+        assert attribution.removed[1, layer, 0] == pytest.approx(lost, abs=1e-5)
+    assert attribution.values.sum(-1) + attribution.rest == pytest.approx(attribution.mlp, abs=1e-5)
+    assert attribution.error < 1e-5 and (k < 64 or not attribution.rest.any())
+    table = attribution.frame()
     assert len(table) == 2 * 3 * k and table["minus"].unique().tolist() == [-1, 5]
-    assert table.loc[k, "contribution"] == found.values[0, 1, 0] and table.loc[k, "mlp"] == found.mlp[0, 1]
+    assert table.loc[k, "contribution"] == attribution.values[0, 1, 0] and table.loc[k, "mlp"] == attribution.mlp[0, 1]
 
 
 def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture], reference: Any) -> None:
@@ -177,13 +177,13 @@ def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture
     _, cap = run
     parts = logit_attribution.logit_attribution(tiny_model, cap, [5, (7, 5)], position=9)
     for layer, head in ((0, 1), (2, 3)):
-        found = component_attribution.source_attribution(tiny_model, cap, [5, (7, 5)], (layer, head), position=9)
+        attribution = component_attribution.source_attribution(tiny_model, cap, [5, (7, 5)], (layer, head), position=9)
         whole = parts.values[:, parts.parts.index(("head", layer, head))]
-        assert found.head_value == pytest.approx(whole, abs=1e-6)
-        assert found.values.sum(-1) == pytest.approx(whole, abs=1e-5) and found.error < 1e-5
-        assert found.weights == pytest.approx(reference.attentions[layer][0, head, 9].numpy(), abs=1e-5)
-        assert not found.values[:, 10:].any() and found.values[:, :10].all()
-        assert len(found.frame()) == 2 * 24 and found.prompt == tuple(cap.tokens[0].tolist())
+        assert attribution.head_value == pytest.approx(whole, abs=1e-6)
+        assert attribution.values.sum(-1) == pytest.approx(whole, abs=1e-5) and attribution.error < 1e-5
+        assert attribution.weights == pytest.approx(reference.attentions[layer][0, head, 9].numpy(), abs=1e-5)
+        assert not attribution.values[:, 10:].any() and attribution.values[:, :10].all()
+        assert len(attribution.frame()) == 2 * 24 and attribution.prompt == tuple(cap.tokens[0].tolist())
 
 
 # --- the lens -------------------------------------------------------------------------------------------------
@@ -191,18 +191,18 @@ def test_keys_sum_to_their_head(tiny_model: Transformer, run: tuple[Any, Capture
 
 def test_the_lens_ends_at_the_models_output(tiny_model: Transformer, run: tuple[torch.Tensor, Capture]) -> None:
     logits, cap = run
-    found = logit_lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], row=1)
+    lens = logit_lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], row=1)
     final = logits[1].log_softmax(-1)
-    assert found.layers == (-1, 0, 1, 2) and found.ids.shape == (4, 24, 3)
-    assert np.array_equal(found.ids[-1], final.topk(3, -1).indices.numpy())
-    assert found.logprobs[-1] == pytest.approx(final.topk(3, -1).values.numpy(), abs=1e-5)
-    assert np.abs(found.kl[-1]).max() < 1e-5 and (found.rank[-1] == 0).all()
-    assert (found.kl[0] > 0).all()
-    assert found.curves.logprobs[-1] == pytest.approx(final[:, [4, 90]].numpy(), abs=1e-5)
-    assert (found.curves.ranks[-1] == (final[:, None] > final[:, [4, 90], None]).sum(-1).numpy()).all()
-    assert list(found.frame().columns) == ["layer", "pos", "token", "logprob", "kl", "rank", "text"]
-    assert list(found.curves.frame().columns) == ["layer", "pos", "token", "logprob", "rank", "text"]
-    assert found.tokens == tuple(cap.tokens[1].tolist())
+    assert lens.layers == (-1, 0, 1, 2) and lens.ids.shape == (4, 24, 3)
+    assert np.array_equal(lens.ids[-1], final.topk(3, -1).indices.numpy())
+    assert lens.logprobs[-1] == pytest.approx(final.topk(3, -1).values.numpy(), abs=1e-5)
+    assert np.abs(lens.kl[-1]).max() < 1e-5 and (lens.rank[-1] == 0).all()
+    assert (lens.kl[0] > 0).all()
+    assert lens.curves.logprobs[-1] == pytest.approx(final[:, [4, 90]].numpy(), abs=1e-5)
+    assert (lens.curves.ranks[-1] == (final[:, None] > final[:, [4, 90], None]).sum(-1).numpy()).all()
+    assert list(lens.frame().columns) == ["layer", "pos", "token", "logprob", "kl", "rank", "text"]
+    assert list(lens.curves.frame().columns) == ["layer", "pos", "token", "logprob", "rank", "text"]
+    assert lens.tokens == tuple(cap.tokens[1].tolist())
 
 
 def test_the_lens_of_one_position_is_that_part_of_the_whole(
@@ -211,13 +211,17 @@ def test_the_lens_of_one_position_is_that_part_of_the_whole(
     _, cap = run
     whole = logit_lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90])
     for position in (7, -1):
-        one = logit_lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], position=position)
+        at_position = logit_lens.logit_lens(tiny_model, cap, k=3, targets=[4, 90], position=position)
         at = position % 24
-        assert one.positions == (at,) and one.tokens == (whole.tokens[at],)
-        assert (one.ids[:, 0] == whole.ids[:, at]).all() and (one.curves.ranks[:, 0] == whole.curves.ranks[:, at]).all()
-        assert one.kl[:, 0] == pytest.approx(whole.kl[:, at], abs=1e-5)  # one row meets another kernel than many
-        assert one.curves.logprobs[:, 0] == pytest.approx(whole.curves.logprobs[:, at], abs=1e-5)
-    with pytest.raises(HookError, match="holds positions 0 to 23, not 24"):
+        assert at_position.positions == (at,) and at_position.tokens == (whole.tokens[at],)
+        assert (at_position.ids[:, 0] == whole.ids[:, at]).all() and (
+            at_position.curves.ranks[:, 0] == whole.curves.ranks[:, at]
+        ).all()
+        assert at_position.kl[:, 0] == pytest.approx(
+            whole.kl[:, at], abs=1e-5
+        )  # one row meets another kernel than many
+        assert at_position.curves.logprobs[:, 0] == pytest.approx(whole.curves.logprobs[:, at], abs=1e-5)
+    with pytest.raises(HookError, match="has positions 0 to 23, not 24"):
         logit_lens.logit_lens(tiny_model, cap, position=24)
 
 
@@ -226,18 +230,18 @@ def test_the_lens_agrees_with_hugging_face(
 ) -> None:
     """transformers' hidden states, the embedding's too, through its own final norm and head; KL and rank by numpy."""
     _, cap = run
-    found = logit_lens.logit_lens(tiny_model, cap, targets=[11])
+    lens = logit_lens.logit_lens(tiny_model, cap, targets=[11])
     final = reference.logits[0].double().log_softmax(-1).numpy()
     for at, state in enumerate(reference.hidden_states[:3]):  # the last one is normed already
         with torch.no_grad():
             logits = reference_model.lm_head(reference_model.model.norm(state[0]))
         here = logits.double().log_softmax(-1).numpy()
-        assert found.kl[at] == pytest.approx((np.exp(final) * (final - here)).sum(-1), abs=1e-4)
-        assert found.logprobs[at, :, 0] == pytest.approx(here.max(-1), abs=1e-4)
+        assert lens.kl[at] == pytest.approx((np.exp(final) * (final - here)).sum(-1), abs=1e-4)
+        assert lens.logprobs[at, :, 0] == pytest.approx(here.max(-1), abs=1e-4)
         order = np.argsort(-here, -1)
-        assert found.rank[at].tolist() == [list(order[i]).index(final[i].argmax()) for i in range(24)]
-        assert found.curves.ranks[at, :, 0].tolist() == [list(order[i]).index(11) for i in range(24)]
-        assert found.curves.logprobs[at, :, 0] == pytest.approx(here[:, 11], abs=1e-4)
+        assert lens.rank[at].tolist() == [list(order[i]).index(final[i].argmax()) for i in range(24)]
+        assert lens.curves.ranks[at, :, 0].tolist() == [list(order[i]).index(11) for i in range(24)]
+        assert lens.curves.logprobs[at, :, 0] == pytest.approx(here[:, 11], abs=1e-4)
 
 
 def test_blocks_of_positions_change_nothing(
@@ -246,22 +250,22 @@ def test_blocks_of_positions_change_nothing(
     """Five positions at a time, which do not divide 24: other shapes of a product may round differently."""
     _, cap = run
     expected = logit_lens.logit_lens(tiny_model, cap, targets=[3])
-    held = []
+    block_sizes = []
     unembed = tiny_model.unembed
-    monkeypatch.setattr(tiny_model, "unembed", lambda x: held.append(len(x)) or unembed(x))
-    monkeypatch.setattr(logit_lens, "LOGITS", 5 * 96 + 10)
-    found = logit_lens.logit_lens(tiny_model, cap, targets=[3])
-    assert max(held) == 5 and len(held) == 5 * (1 + 4)
-    assert found.kl == pytest.approx(expected.kl, abs=1e-5) and (found.ids == expected.ids).all()
-    assert found.curves.logprobs == pytest.approx(expected.curves.logprobs, abs=1e-5)
+    monkeypatch.setattr(tiny_model, "unembed", lambda x: block_sizes.append(len(x)) or unembed(x))
+    monkeypatch.setattr(logit_lens, "MAX_LOGITS", 5 * 96 + 10)
+    lens = logit_lens.logit_lens(tiny_model, cap, targets=[3])
+    assert max(block_sizes) == 5 and len(block_sizes) == 5 * (1 + 4)
+    assert lens.kl == pytest.approx(expected.kl, abs=1e-5) and (lens.ids == expected.ids).all()
+    assert lens.curves.logprobs == pytest.approx(expected.curves.logprobs, abs=1e-5)
 
 
 def test_the_lens_keeps_absolute_positions(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     with torch.no_grad():
         _, some = tiny_model.run_with_capture(tokens, HOOKS, positions=[4, 20])
         _, few = tiny_model.run_with_capture(tokens, ["blocks.1.hook_resid_post", "ln_final.hook_out"])
-    found = logit_lens.logit_lens(tiny_model, some)
-    assert found.positions == (4, 20) and found.tokens == tuple(tokens[0, [4, 20]].tolist())
+    lens = logit_lens.logit_lens(tiny_model, some)
+    assert lens.positions == (4, 20) and lens.tokens == tuple(tokens[0, [4, 20]].tolist())
     assert logit_lens.logit_lens(tiny_model, few).layers == (1,)
 
 

@@ -41,10 +41,10 @@ def test_zero_is_the_logit_lens(tiny_model: Transformer, tokens: torch.Tensor) -
         with torch.no_grad():
             _, cap = model.run_with_capture(tokens, logit_lens.HOOKS)
         plain = logit_lens.logit_lens(model, cap, targets=[3], row=1)
-        found = tuned_lens.tuned_lens(model, cap, tuned_lens.TunedLens.zero(model), targets=[3], row=1)
+        lens = tuned_lens.tuned_lens(model, cap, tuned_lens.TunedLens.zero(model), targets=[3], row=1)
         for name in ("ids", "logprobs", "kl", "rank"):
-            assert np.array_equal(getattr(found, name), getattr(plain, name)), name
-        assert np.array_equal(found.curves.logprobs, plain.curves.logprobs)
+            assert np.array_equal(getattr(lens, name), getattr(plain, name)), name
+        assert np.array_equal(lens.curves.logprobs, plain.curves.logprobs)
 
 
 def test_a_translator_by_hand(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -59,15 +59,15 @@ def test_a_translator_by_hand(tiny_model: Transformer, tokens: torch.Tensor) -> 
     )
     with torch.no_grad():
         logits, cap = tiny_model.run_with_capture(tokens, logit_lens.HOOKS)
-    found = tuned_lens.tuned_lens(tiny_model, cap, made, targets=range(96))
+    lens = tuned_lens.tuned_lens(tiny_model, cap, made, targets=range(96))
     gain, table = (tiny_model.state_dict()[name].double().numpy() for name in ("norm.weight", "output.weight"))
     for at, name in enumerate(("hook_embed", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post")):
         x = cap[name][0].double().numpy()
         x = x + x @ made.weight[at].double().numpy().T + made.bias[at].double().numpy()
         here = torch.tensor((x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * gain) @ table.T)
-        assert found.curves.logprobs[at] == pytest.approx(here.log_softmax(-1).numpy(), abs=1e-4)
+        assert lens.curves.logprobs[at] == pytest.approx(here.log_softmax(-1).numpy(), abs=1e-4)
     last = logits[0].log_softmax(-1).numpy()
-    assert found.curves.logprobs[-1] == pytest.approx(last, abs=1e-5) and np.abs(found.kl[-1]).max() < 1e-5
+    assert lens.curves.logprobs[-1] == pytest.approx(last, abs=1e-5) and np.abs(lens.kl[-1]).max() < 1e-5
 
 
 def test_the_gradient_is_the_slope(
@@ -75,7 +75,7 @@ def test_the_gradient_is_the_slope(
 ) -> None:
     """Central differences of the mean divergence that the lens itself reports, in blocks that do not divide."""
     tiny_model.double()
-    monkeypatch.setattr(logit_lens, "LOGITS", 7 * 96)
+    monkeypatch.setattr(logit_lens, "MAX_LOGITS", 7 * 96)
     generator = torch.Generator().manual_seed(2)
     zero = tuned_lens.TunedLens.zero(tiny_model)
     weight = 0.1 * torch.randn(zero.weight.shape, generator=generator)
@@ -99,9 +99,9 @@ def test_the_gradient_is_the_slope(
 def test_training_lowers_held_out_divergence(
     demo: wb.Transformer, windows: torch.Tensor, trained: tuned_lens.TunedLens
 ) -> None:
-    found = tuned_lens.lens_divergence(demo, windows[16:], trained)
-    table = found.frame()
-    assert found.layers == (-1, 0, 1, 2, 3, 4, 5) and found.logit.shape == (7, 8)
+    result = tuned_lens.lens_divergence(demo, windows[16:], trained)
+    table = result.frame()
+    assert result.layers == (-1, 0, 1, 2, 3, 4, 5) and result.logit.shape == (7, 8)
     assert (table["high"][:-1] < 0).all()  # the whole interval, at every layer that has a translator
     assert table["tuned"].iloc[:-1].sum() < 0.9 * table["logit"].iloc[:-1].sum()
     assert table["tuned"].iloc[-1] == pytest.approx(0, abs=1e-5)
@@ -170,9 +170,9 @@ def test_one_window_has_no_interval(tiny_model: Transformer, tokens: torch.Tenso
 
 def test_the_figure_shows_both_lenses(tiny_model: Transformer, tokens: torch.Tensor) -> None:
     zero = tuned_lens.TunedLens.zero(tiny_model)
-    found = tuned_lens.lens_divergence(tiny_model, tokens, replace(zero, bias=zero.bias + 1))
-    fig = found.figure(stamp={"capture": "abc"})
+    result = tuned_lens.lens_divergence(tiny_model, tokens, replace(zero, bias=zero.bias + 1))
+    fig = result.figure(stamp={"capture": "abc"})
     assert fig.layout.meta == {"kind": "lens_divergence", "capture": "abc"}
     assert fig.layout.title.text and fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
-    assert fig.data[0].y == pytest.approx(found.logit.mean(1)) and list(fig.data[0].x) == ["embed", "0", "1", "2"]
-    assert fig.data[1].y == pytest.approx(found.tuned.mean(1)) and fig.data[1].y[0] != fig.data[0].y[0]
+    assert fig.data[0].y == pytest.approx(result.logit.mean(1)) and list(fig.data[0].x) == ["embed", "0", "1", "2"]
+    assert fig.data[1].y == pytest.approx(result.tuned.mean(1)) and fig.data[1].y[0] != fig.data[0].y[0]

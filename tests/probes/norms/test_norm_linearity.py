@@ -35,8 +35,8 @@ def test_linearisation_by_hand() -> None:
     derivative, scale = norm_linearity.linearisation(x, torch.tensor([1.0, 0.0]).double(), gain, 0.0)
     # N(2, 1) = (2, 2) / sqrt 2.5 with gain; the derivative says (1/2, -1), the frozen scale (1, 0).
     true = torch.tensor([2 / math.sqrt(2.5) - 1, 2 / math.sqrt(2.5) - 2]).double()
-    for found, said in ((derivative, [0.5, -1.0]), (scale, [1.0, 0.0])):
-        assert float(found) == pytest.approx(float((true - torch.tensor(said).double()).norm() / true.norm()))
+    for result, expected in ((derivative, [0.5, -1.0]), (scale, [1.0, 0.0])):
+        assert float(result) == pytest.approx(float((true - torch.tensor(expected).double()).norm() / true.norm()))
 
 
 def test_the_derivative_is_autograds(tiny_model: Transformer) -> None:
@@ -49,9 +49,9 @@ def test_the_derivative_is_autograds(tiny_model: Transformer) -> None:
         return torch.nn.functional.rms_norm(v, v.shape, gain, norm.eps)
 
     change = theirs(x + d) - theirs(x)
-    said = torch.autograd.functional.jacobian(theirs, x) @ d
-    found, _ = norm_linearity.linearisation(x, d, gain, norm.eps)
-    assert float(found) == pytest.approx(float((change - said).norm() / change.norm()), rel=1e-9)
+    expected = torch.autograd.functional.jacobian(theirs, x) @ d
+    error, _ = norm_linearity.linearisation(x, d, gain, norm.eps)
+    assert float(error) == pytest.approx(float((change - expected).norm() / change.norm()), rel=1e-9)
 
 
 def test_small_steps_are_linear_and_the_frozen_scale_is_not_the_slope() -> None:
@@ -68,9 +68,9 @@ def test_small_steps_are_linear_and_the_frozen_scale_is_not_the_slope() -> None:
 
 
 def test_parts_taken_away_are_what_the_norms_read(lab: Capture, tiny_model: Transformer) -> None:
-    found = norm_linearity.linearised_norm(tiny_model, lab)
-    assert found.parts == ((0, "attn"), (0, "mlp"), (1, "attn"), (1, "mlp"), (2, "attn"), (2, "mlp"))
-    assert found.norms == ((0, "ln2"), (1, "ln1"), (1, "ln2"), (2, "ln1"), (2, "ln2"), (3, "ln_final"))
+    result = norm_linearity.linearised_norm(tiny_model, lab)
+    assert result.parts == ((0, "attn"), (0, "mlp"), (1, "attn"), (1, "mlp"), (2, "attn"), (2, "mlp"))
+    assert result.norms == ((0, "ln2"), (1, "ln1"), (1, "ln2"), (2, "ln1"), (2, "ln2"), (3, "ln_final"))
     # By the model's own norm: without layer 1's attention, ln2 of layer 1 reads the stream before it.
     norm = tiny_model.layers[1].ffn_norm
     with torch.no_grad():
@@ -79,8 +79,8 @@ def test_parts_taken_away_are_what_the_norms_read(lab: Capture, tiny_model: Tran
         scale = (mid.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         wrong = change + norm.weight * lab["blocks.1.hook_attn_out"] / scale
     expected = wrong.norm(dim=-1) / change.norm(dim=-1)
-    assert found.frozen_scale[2] == pytest.approx(expected.numpy(), rel=1e-3)
-    table = found.frame()
+    assert result.frozen_scale[2] == pytest.approx(expected.numpy(), rel=1e-3)
+    table = result.frame()
     assert len(table) == 6 * 2 * 24
     assert table.loc[table["part"] == "mlp", "norm"].unique().tolist() == ["ln1", "ln_final"]
     assert list(table.columns[:4]) == ["layer", "part", "norm_layer", "norm"]
@@ -88,18 +88,18 @@ def test_parts_taken_away_are_what_the_norms_read(lab: Capture, tiny_model: Tran
 
 def test_the_final_norm_is_judged_as_attribution_uses_it(lab: Capture, tiny_model: Transformer) -> None:
     """What attribution says an MLP adds to a logit, plus the error's vector, is what its absence really changes."""
-    found = norm_linearity.linearised_norm(tiny_model, lab, final=True)
-    assert found.parts[0] == (-1, "embed") and set(found.norms) == {(3, "ln_final")} and len(found.parts) == 7
+    result = norm_linearity.linearised_norm(tiny_model, lab, final=True)
+    assert result.parts[0] == (-1, "embed") and set(result.norms) == {(3, "ln_final")} and len(result.parts) == 7
     with torch.no_grad():
         stream, part = lab["blocks.2.hook_resid_post"][0, 7], lab["blocks.0.hook_mlp_out"][0, 7]
         change = tiny_model.norm(stream - part, None) - tiny_model.norm(stream, None)
-        said = -tiny_model.norm.weight * part / lab["ln_final.hook_scale"][0, 7]
-        logits = tiny_model.unembed(said[None, None])[0, 0]
+        expected = -tiny_model.norm.weight * part / lab["ln_final.hook_scale"][0, 7]
+        logits = tiny_model.unembed(expected[None, None])[0, 0]
     token = 5
     parts = logit_attribution.logit_attribution(tiny_model, lab, [token], position=7)
     assert logits[token] == pytest.approx(-parts.values[0, parts.parts.index(("mlp", 0, -1))], abs=1e-4)
-    row = found.parts.index((0, "mlp"))
-    assert found.frozen_scale[row, 0, 7] == pytest.approx(float((change - said).norm() / change.norm()), rel=1e-3)
+    row = result.parts.index((0, "mlp"))
+    assert result.frozen_scale[row, 0, 7] == pytest.approx(float((change - expected).norm() / change.norm()), rel=1e-3)
 
 
 def test_recentring_by_hand_and_against_torch() -> None:
@@ -116,30 +116,30 @@ def test_recentring_by_hand_and_against_torch() -> None:
 
 
 def test_recentring_reads_what_every_norm_reads(lab: Capture) -> None:
-    found = norm_linearity.recentring(lab)
-    assert found.norms == rms_norms.input_rms(lab).norms
+    result = norm_linearity.recentring(lab)
+    assert result.norms == rms_norms.input_rms(lab).norms
     x = lab["blocks.1.hook_resid_mid"].double()
     expected = (x.mean(-1).abs() / (x * x).mean(-1).sqrt()).numpy()
-    assert found.share[found.norms.index((1, "ln2"))] == pytest.approx(expected)
-    assert (found.share >= 0).all() and (found.share <= 1).all()
-    table = found.by_norm()
+    assert result.share[result.norms.index((1, "ln2"))] == pytest.approx(expected)
+    assert (result.share >= 0).all() and (result.share <= 1).all()
+    table = result.by_norm()
     assert len(table) == 7 and list(table.columns)[2:] == ["share_median", "share_max", "change_median", "change_max"]
     assert table["share_median"][3] == pytest.approx(np.median(expected))
 
 
 def test_times_are_of_the_same_arithmetic(tiny_model: Transformer) -> None:
-    found = norm_linearity.norm_times(tiny_model.config, tokens=16, repeats=3)
-    assert found.seconds.shape == (3, 3) and (found.seconds > 0).all()
-    table = found.frame()
+    result = norm_linearity.norm_times(tiny_model.config, tokens=16, repeats=3)
+    assert result.seconds.shape == (3, 3) and (result.seconds > 0).all()
+    table = result.frame()
     assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
     assert table["dim"].unique().tolist() == [32] and table["dtype"].unique().tolist() == ["float32"]
 
 
 def test_figures_draw_what_was_found(lab: Capture, tiny_model: Transformer) -> None:
-    found, centred = norm_linearity.linearised_norm(tiny_model, lab, final=True), norm_linearity.recentring(lab)
-    line = found.figure().data[0]
+    result, centred = norm_linearity.linearised_norm(tiny_model, lab, final=True), norm_linearity.recentring(lab)
+    line = result.figure().data[0]
     assert list(line.x)[:3] == ["embed", "L0.attn", "L0.mlp"]
-    assert line.y[2] == pytest.approx(np.median(found.frozen_scale[found.parts.index((0, "mlp"))]))
+    assert line.y[2] == pytest.approx(np.median(result.frozen_scale[result.parts.index((0, "mlp"))]))
     assert centred.figure().data[0].y[-1] == pytest.approx(np.median(centred.share[-1]))
 
 

@@ -20,25 +20,25 @@ def test_rms_by_hand() -> None:
 
 
 def test_input_rms_is_that_of_the_stream(captured: Capture) -> None:
-    found = probe.input_rms(captured)
-    assert found.norms == ((0, "ln1"), (0, "ln2"), (1, "ln1"), (1, "ln2"), (2, "ln1"), (2, "ln2"), (3, "ln_final"))
+    result = probe.input_rms(captured)
+    assert result.norms == ((0, "ln1"), (0, "ln2"), (1, "ln1"), (1, "ln2"), (2, "ln1"), (2, "ln2"), (3, "ln_final"))
     eps = captured.config.norm_eps
     reads = {"ln1": "hook_resid_pre", "ln2": "hook_resid_mid"}
-    for row, (layer, norm) in enumerate(found.norms):
+    for row, (layer, norm) in enumerate(result.norms):
         name = f"blocks.{layer}.{reads[norm]}" if norm in reads else "blocks.2.hook_resid_post"
-        assert found.rms[row] == pytest.approx(probe.rms(captured[name], eps).numpy(), rel=1e-5)
-    assert found.nonfinite == 0
-    table = found.frame()
+        assert result.rms[row] == pytest.approx(probe.rms(captured[name], eps).numpy(), rel=1e-5)
+    assert result.nonfinite == 0
+    table = result.frame()
     assert list(table.columns) == ["layer", "norm", "batch", "pos", "rms"]
     assert len(table) == 7 * 2 * 24
 
 
 def test_input_rms_agrees_with_hugging_face(captured: Capture, reference: Any) -> None:
-    found = probe.input_rms(captured)
+    result = probe.input_rms(captured)
     for layer in range(3):
         x = reference.hidden_states[layer].double().numpy()  # what the block reads
         expected = np.sqrt((x**2).mean(-1) + captured.config.norm_eps)
-        assert found.rms[found.norms.index((layer, "ln1"))] == pytest.approx(expected, rel=1e-4)
+        assert result.rms[result.norms.index((layer, "ln1"))] == pytest.approx(expected, rel=1e-4)
 
 
 def test_broken_values_are_counted(tiny_model: Transformer, tokens: torch.Tensor) -> None:
@@ -47,9 +47,9 @@ def test_broken_values_are_counted(tiny_model: Transformer, tokens: torch.Tensor
         _, cap = tiny_model.run_with_capture(tokens, probe.HOOKS)
     scales = torch.stack([cap[name] for name in cap.names if name.endswith("hook_scale")])
     assert probe.input_rms(cap).nonfinite == (~scales.isfinite()).sum() > 0
-    found = probe.massive_activations(cap)
-    assert found.nonfinite == (~cap.stack("hook_resid_post").isfinite()).sum() > 0
-    assert np.isfinite(found.top).all()
+    result = probe.massive_activations(cap)
+    assert result.nonfinite == (~cap.stack("hook_resid_post").isfinite()).sum() > 0
+    assert np.isfinite(result.top).all()
 
 
 def test_kurtosis_by_hand() -> None:
@@ -63,15 +63,15 @@ def test_gain_statistics(tiny_model: Transformer) -> None:
     with torch.no_grad():
         tiny_model.layers[1].ffn_norm.weight[7] = 40.0
         tiny_model.norm.weight.copy_(torch.linspace(-1, 1, 32))
-    found = probe.gain_statistics(tiny_model, top=2)
-    row = found.norms.index((1, "ln2"))
-    assert (found.top_dims[row, 0], found.top_values[row, 0]) == (7, 40.0)
-    assert found.kurtosis[row] > 20
-    final = found.norms.index((3, "ln_final"))
-    assert found.quantiles[final] == pytest.approx([2 * q - 1 for q in probe.QUANTILES], abs=1e-6)
-    assert found.mean[final] == pytest.approx(0, abs=1e-7)
-    table = found.frame()
-    assert len(table) == 7 and table["q50"].to_numpy() == pytest.approx(found.quantiles[:, 4])
+    result = probe.gain_statistics(tiny_model, top=2)
+    row = result.norms.index((1, "ln2"))
+    assert (result.top_dims[row, 0], result.top_values[row, 0]) == (7, 40.0)
+    assert result.kurtosis[row] > 20
+    final = result.norms.index((3, "ln_final"))
+    assert result.quantiles[final] == pytest.approx([2 * q - 1 for q in probe.QUANTILES], abs=1e-6)
+    assert result.mean[final] == pytest.approx(0, abs=1e-7)
+    table = result.frame()
+    assert len(table) == 7 and table["q50"].to_numpy() == pytest.approx(result.quantiles[:, 4])
     assert {"layer", "norm", "mean", "std", "kurtosis", "q0", "q100", "top_dim", "top_value"} <= set(table.columns)
 
 
@@ -97,34 +97,34 @@ def test_massive_activations_are_found_where_they_were_put(tiny_model: Transform
     with torch.no_grad():
         tiny_model.tok_embeddings.weight[11, 5] = 4000.0
         _, cap = tiny_model.run_with_capture(tokens, probe.HOOKS)
-    found = probe.massive_activations(cap)
-    table = found.frame()
+    result = probe.massive_activations(cap)
+    table = result.frame()
     assert list(table.columns) == ["layer", "batch", "pos", "dim", "value", "ratio"]
     assert table[["layer", "batch", "pos", "dim"]].to_numpy().tolist() == [[layer, 1, 4, 5] for layer in range(3)]
     assert table["value"].to_numpy() == pytest.approx(4000, rel=0.01)
-    assert found.top[:, 0] == pytest.approx(table["value"].abs().to_numpy())
-    assert table["ratio"].to_numpy() == pytest.approx(found.top[:, 0] / found.median)
-    assert found.by_layer()["massive"].tolist() == [1, 1, 1]
+    assert result.top[:, 0] == pytest.approx(table["value"].abs().to_numpy())
+    assert table["ratio"].to_numpy() == pytest.approx(result.top[:, 0] / result.median)
+    assert result.by_layer()["massive"].tolist() == [1, 1, 1]
     assert probe.massive_activations(cap, threshold=5000).by_layer()["massive"].tolist() == [0, 0, 0]
 
 
 def test_largest_activations_agree_with_hugging_face(captured: Capture, reference: Any) -> None:
-    found = probe.massive_activations(captured)
+    result = probe.massive_activations(captured)
     for layer in (0, 1):  # transformers normalises its last hidden state
         size = np.sort(np.abs(reference.hidden_states[layer + 1].numpy()).ravel())
-        assert found.top[layer] == pytest.approx(size[::-1][:3], rel=1e-4)
-        assert found.median[layer] == pytest.approx(np.median(size), rel=1e-4)
+        assert result.top[layer] == pytest.approx(size[::-1][:3], rel=1e-4)
+        assert result.median[layer] == pytest.approx(np.median(size), rel=1e-4)
 
 
 def test_outlier_dimensions(captured: Capture) -> None:
     x = np.abs(captured.stack("hook_resid_post").numpy())  # [layer, batch, pos, dim]
     magnitude = float(np.quantile(x, 0.93))
-    found = probe.outlier_dimensions(captured, magnitude=magnitude, layer_share=0.5, position_share=0.1)
+    result = probe.outlier_dimensions(captured, magnitude=magnitude, layer_share=0.5, position_share=0.1)
     large = x >= magnitude
     expected = (large.any((1, 2)).mean(0) >= 0.5) & (large.mean((0, 1, 2)) >= 0.1)
     assert 0 < expected.sum() < 32
-    assert found.dims == tuple(np.flatnonzero(expected))
-    assert set(found.frame()["dim"][: len(found.dims)]) == set(found.dims)  # outliers come first
+    assert result.dims == tuple(np.flatnonzero(expected))
+    assert set(result.frame()["dim"][: len(result.dims)]) == set(result.dims)  # outliers come first
     assert probe.outlier_dimensions(captured, magnitude=1e6).dims == ()
 
 
@@ -135,14 +135,14 @@ def test_contribution_by_hand() -> None:
 
 def test_contributions_are_bound_by_the_stream_they_make(captured: Capture) -> None:
     """|mid|^2 = |pre|^2 (1 + 2 ratio cosine + ratio^2), because mid = pre + attn_out; so for the MLP."""
-    found = probe.contribution_ratios(captured)
+    result = probe.contribution_ratios(captured)
     for layer in range(3):
         for sub, (before, after) in enumerate((("pre", "mid"), ("mid", "post"))):
             old, new = (captured[f"blocks.{layer}.hook_resid_{at}"].norm(dim=-1).numpy() for at in (before, after))
-            ratio, cosine = found.ratio[layer, sub], found.cosine[layer, sub]
+            ratio, cosine = result.ratio[layer, sub], result.cosine[layer, sub]
             assert new**2 == pytest.approx(old**2 * (1 + 2 * ratio * cosine + ratio**2), rel=1e-4)
-    assert list(found.frame().columns) == ["layer", "sublayer", "batch", "pos", "ratio", "cosine"]
-    assert len(found.frame()) == 3 * 2 * 2 * 24
+    assert list(result.frame().columns) == ["layer", "sublayer", "batch", "pos", "ratio", "cosine"]
+    assert len(result.frame()) == 3 * 2 * 2 * 24
 
 
 def test_mistakes_say_what_to_add(tiny_model: Transformer, tokens: torch.Tensor) -> None:
