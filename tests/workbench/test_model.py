@@ -131,7 +131,7 @@ def test_what_cannot_be_run_is_said(tiny_model) -> None:
         tiny_model.forward_from_layer(torch.randn(1, 5, 32), 4)
     with pytest.raises(GenerationError, match="holds 2 positions"):
         tiny_model(torch.tensor([[1, 2, 3]]), tiny_model.empty_cache(1, 2))
-    with pytest.raises(GenerationError, match="made for 2 rows"):
+    with pytest.raises(GenerationError, match="has batch size 2"):
         tiny_model(torch.tensor([[1]]), tiny_model.empty_cache(2, 2))
 
 

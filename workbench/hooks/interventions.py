@@ -182,7 +182,7 @@ class _Valued(Targeted):
         return self.value
 
     @property
-    def _anywhere(self) -> bool:
+    def _position_independent(self) -> bool:
         return super()._position_independent and self.tensor.dim() < 2
 
     def _from_capture(self, capture: Activations) -> Tensor:

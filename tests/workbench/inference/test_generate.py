@@ -48,11 +48,11 @@ def test_log_probabilities_are_the_model_s(pair) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_each_row_of_a_batch_is_what_it_is_alone(pair, temperature) -> None:
+def test_each_prompt_of_a_batch_is_what_it_is_alone(pair, temperature) -> None:
     _, model = pair
     options = {"max_new_tokens": 16, "temperature": temperature, "stop_tokens": range(0, 512, 9)}
     together = wb.generate(model, PROMPTS, seed=7, **options)
-    assert len({len(made.tokens) for made in together}) > 1  # rows end at different times
+    assert len({len(made.tokens) for made in together}) > 1  # sequences end at different times
     for i, prompt in enumerate(PROMPTS):
         (alone,) = wb.generate(model, [prompt], seed=7 + i, **options)
         assert alone.tokens == together[i].tokens and alone.finish_reason == together[i].finish_reason
@@ -71,7 +71,7 @@ def test_seeds_repeat_and_differ(pair) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_each_row_draws_from_its_own_seed(pair) -> None:
+def test_each_prompt_uses_its_own_seed(pair) -> None:
     _, model = pair
     options = {"temperature": 1.0, "max_new_tokens": 12}
     seeds = [90, 4, 90, 31]
@@ -119,13 +119,13 @@ def test_stop_strings_are_cut_and_streamed_text_is_the_whole_text(speaking) -> N
     assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1) and pieces[-1].finish_reason == "stop"
 
 
-def test_stop_tokens_end_a_row_and_leave_no_text(speaking) -> None:
+def test_stop_tokens_end_a_sequence_and_leave_no_text(speaking) -> None:
     first = wb.generate(speaking, ["ab"], max_new_tokens=1)[0].tokens[0]
     (made,) = wb.generate(speaking, ["ab"], max_new_tokens=5, stop_tokens=[first])
     assert made.tokens == (first,) and made.text == "" and made.finish_reason == "stop"
 
 
-def test_the_context_ends_a_row(tiny_model) -> None:
+def test_the_context_ends_a_sequence(tiny_model) -> None:
     (made,) = wb.generate(tiny_model, [[1] * 125], max_new_tokens=50)
     assert len(made.tokens) == 3 and made.finish_reason == "context"
 
@@ -152,7 +152,7 @@ def test_interventions_act_on_generation(pair) -> None:
         assert wb.generate(model, [PROMPTS[0]], max_new_tokens=10)[0].tokens != plain
 
 
-def test_what_cannot_be_generated_is_said(tiny_model) -> None:
+def test_prompts_and_settings_that_cannot_be_used_are_errors(tiny_model) -> None:
     wrong = [
         (["text"], {}, "no tokenizer"),
         ([[]], {}, "no tokens"),
