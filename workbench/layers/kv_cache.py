@@ -75,7 +75,7 @@ class KVCache:
             raise GenerationError(f"the cache has batch size {self.batch}, found tokens with batch size {batch}.")
         if self.length + seqlen > self.capacity:
             raise GenerationError(
-                f"the cache has {self.capacity} positions: {self.length} are used, and {seqlen} more do not fit."
+                f"the cache holds {self.capacity} positions: {self.length} are used, and {seqlen} more do not fit."
             )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_said(tiny_model) -> None:
             tiny_model.intervene(change)
     with pytest.raises(UnknownHookError, match="layers 0 to 2"):
         tiny_model.intervene(wb.Ablate("L9H0"))
-    with pytest.raises(InterventionError, match="names a head already"):
+    with pytest.raises(InterventionError, match="already names a head"):
         wb.Ablate("L0H1", heads=[2])
     with (
         pytest.raises(InterventionError, match="covers 3 positions"),

@@ -222,7 +222,7 @@ def test_under_an_intervention_they_are_of_the_changed_pattern(tiny_model) -> No
     names = [f"blocks.1.{name}" for name in hook_points.SUMMARIES]
     with tiny_model.intervene(wb.Scale("blocks.1.attn.hook_pattern", 0.5, heads=(2,))):
         _, cap = tiny_model.run_with_capture(tokens, names)
-        with pytest.raises(CaptureError, match="capture it without positions="):
+        with pytest.raises(CaptureError, match="Capture it without positions="):
             tiny_model.run_with_capture(tokens, names, positions=[3])
     assert torch.allclose(cap[names[2]].sum(-1), torch.tensor([20.0, 20, 10, 20]), atol=1e-4)
     with (
