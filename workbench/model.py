@@ -304,7 +304,7 @@ class Attention(nn.Module):
         pattern = tap(hook_points.PATTERN, scores.softmax(-1))
         for name in hook_points.SUMMARIES:
             if tap.wants(name):
-                tap(name, hook_points.summarise(name, attention.OpenPattern(pattern, context.mask)))
+                tap(name, hook_points.summarise(name, attention.EditedPattern(pattern, context.mask)))
         return attention.weighted_values(pattern, v)
 
     def _per_head(self, z: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def test_half_precision_stays_near_float32(dtype) -> None:
     assert (narrow.log_softmax(-1) - wide).abs().mean() < 0.05
 
 
-def test_what_cannot_be_run_is_said(tiny_model) -> None:
+def test_what_cannot_be_run_is_an_error(tiny_model) -> None:
     with pytest.raises(WorkbenchError, match="token id 96 is outside the vocabulary of 96"):
         tiny_model(torch.tensor([[1, 96]]))
     with pytest.raises(WorkbenchError, match=r"shape \[batch, pos\]"):
