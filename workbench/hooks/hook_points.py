@@ -21,7 +21,7 @@ from torch import Tensor
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError, UnknownHookError
 from workbench.layers import tensor_parallel
-from workbench.layers.attention import AttentionInputs, OpenPattern
+from workbench.layers.attention import AttentionInputs, EditedPattern
 from workbench.layers.attention_stats import STATS
 from workbench.layers.rope import Rotary
 
@@ -63,8 +63,8 @@ def _norm(prefix: str, of: str) -> tuple[HookPoint, ...]:
 
 _L = "blocks.{l}."
 SCORES, PATTERN = "attn.hook_attn_scores", "attn.hook_pattern"
-STREAMED, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
-SUMMARIES = (STREAMED, MAP, KEY_MASS)  # of a pattern: computed from it, cannot be edited
+ROW_STATS, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
+SUMMARIES = (ROW_STATS, MAP, KEY_MASS)  # of a pattern: computed from it, cannot be edited
 FROM_INPUTS = (SCORES, PATTERN, *SUMMARIES)
 
 HOOKS: tuple[HookPoint, ...] = (
@@ -78,7 +78,7 @@ HOOKS: tuple[HookPoint, ...] = (
     _row(_L + "attn.hook_rot_k", "batch pos head head_dim", "keys after rotation; the key/value heads"),
     _row(_L + SCORES, "batch head query_pos key_pos", "scaled and masked scores, before softmax"),
     _row(_L + PATTERN, "batch head query_pos key_pos", "attention weights, after softmax"),
-    _row(_L + STREAMED, "batch head query_pos stat", "statistics of each row of the pattern, which is not stored"),
+    _row(_L + ROW_STATS, "batch head query_pos stat", "statistics of each row of the pattern, which is not stored"),
     _row(_L + MAP, "batch head query_tile key_tile", "the pattern at up to 256 x 256: mean over a tile's rows"),
     _row(_L + KEY_MASS, "batch head key_pos", "weight that each key receives, summed over the queries"),
     _row(_L + "attn.hook_z", "batch pos head head_dim", "per head, before the output projection"),
@@ -273,7 +273,7 @@ class Tap:
         edited = self._edit(site, whole)
         for s in self._subscriptions:
             if s.observe is not None and full in s.names:
-                _show(s.observe, site, edited)
+                _notify(s.observe, site, edited)
         if edited is whole:
             return x
         return edited if axis is None else tensor_parallel.scatter(edited, axis)
@@ -320,14 +320,14 @@ def compute(name: str, inputs: AttentionInputs) -> Tensor:
     return inputs.pattern() if name.endswith(PATTERN) else summarise(name, inputs)
 
 
-def summarise(name: str, pattern: AttentionInputs | OpenPattern) -> Tensor:
+def summarise(name: str, pattern: AttentionInputs | EditedPattern) -> Tensor:
     """The summary of a pattern that a hook name stands for."""
-    if name.endswith(STREAMED):
+    if name.endswith(ROW_STATS):
         return pattern.stats()
     return pattern.pooled_map() if name.endswith(MAP) else pattern.key_mass()
 
 
-def _show(observe: Observe, site: Site, x: Tensor) -> None:
+def _notify(observe: Observe, site: Site, x: Tensor) -> None:
     """Call an observer, and check that it did not modify the tensor."""
     if x.is_inference():  # no version counter: pass a copy
         observe(site, x.clone())

@@ -38,13 +38,13 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(-1)
         probs = (logits / self.temperature).softmax(-1)
-        chosen, sure = self._among(probs, uniform, min(probs.shape[1], NEAR + self.top_k))
-        undecided = (~sure).nonzero().squeeze(-1)
+        chosen, certain = self._choose_among_likely(probs, uniform, min(probs.shape[1], NEAR + self.top_k))
+        undecided = (~certain).nonzero().squeeze(-1)
         if len(undecided):
-            chosen[undecided] = self._among(probs[undecided], uniform[undecided], probs.shape[1])[0]
+            chosen[undecided] = self._choose_among_likely(probs[undecided], uniform[undecided], probs.shape[1])[0]
         return chosen
 
-    def _among(self, probs: Tensor, uniform: Tensor, near: int) -> tuple[Tensor, Tensor]:
+    def _choose_among_likely(self, probs: Tensor, uniform: Tensor, near: int) -> tuple[Tensor, Tensor]:
         """The choice among the `near` most likely tokens (ties by token id), and whether it is the choice among all.
 
         Shapes: probs [batch, vocab], uniform [batch] -> [batch] int64, [batch] bool

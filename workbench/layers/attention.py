@@ -178,7 +178,7 @@ class AttentionInputs:
 
 
 @dataclass(frozen=True)
-class OpenPattern:
+class EditedPattern:
     """An explicit pattern that an intervention edited, with the same summaries as `AttentionInputs`.
 
     Its rows need not sum to 1. Statistics are those of each row divided by its sum (NaN where that is 0), with

@@ -1,4 +1,4 @@
-"""The product with a weight, whichever kernel makes it."""
+"""`matmul_few_rows` with every kernel."""
 
 import pytest
 import torch
@@ -26,21 +26,21 @@ def test_every_kernel_gives_the_product(dtype: torch.dtype, size: str, rows: int
     exact = (x.double().flatten(0, 1) @ weight.double().T).unsqueeze(1)
     # Half a unit in the last place of a result, which is below 8; float32 sums of 700 products add a few of their own.
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps}[dtype]
-    for given in (x, x.transpose(0, 1), x.expand(rows, 2, -1)[:, 1:]):
-        found = matmul_few_rows(given, weight)
-        assert found.dtype == dtype and found.is_contiguous() and found.shape == (*given.shape[:-1], len(weight))
-        assert (found.double() - exact.view(found.shape)).abs().max() < tolerance
+    for layout in (x, x.transpose(0, 1), x.expand(rows, 2, -1)[:, 1:]):
+        product = matmul_few_rows(layout, weight)
+        assert product.dtype == dtype and product.is_contiguous() and product.shape == (*layout.shape[:-1], len(weight))
+        assert (product.double() - exact.view(product.shape)).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 4, 16])
 def test_gradients_are_those_of_linear(dtype: torch.dtype, rows: int) -> None:
-    found = []
+    gradients = []
     for act in (matmul_few_rows, F.linear):
         x, weight = (tensor.requires_grad_() for tensor in made(dtype, "large", rows))
         act(x, weight).square().sum().backward()
-        found.append((x.grad, weight.grad))
-    for mine, other in zip(*found, strict=True):
+        gradients.append((x.grad, weight.grad))
+    for mine, other in zip(*gradients, strict=True):
         # Both round the same sums, of numbers up to 10, in another order.
         assert torch.allclose(mine, other, rtol=0.02, atol=16 * torch.finfo(dtype).eps)
 
