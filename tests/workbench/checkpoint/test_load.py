@@ -78,11 +78,11 @@ def load_saved(path: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", torch.float32])
 def test_cast_on_the_way(tmp_path: Path, dtype: str | torch.dtype) -> None:
     model = load_saved(tmp_path)
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    expected_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     other = load_model(tmp_path, device="cpu", dtype=dtype)
-    assert other.dtype == wanted
+    assert other.dtype == expected_dtype
     for name, weight in model.named_parameters():
-        assert torch.equal(weight.to(wanted), other.get_parameter(name)), name
+        assert torch.equal(weight.to(expected_dtype), other.get_parameter(name)), name
 
 
 def test_the_file_is_not_changed_by_training(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def calls_of_a_decode_step(model: Any) -> int:
     """Python functions entered during one decode step."""
     cache = model.empty_cache(2, 32)
     model(TOKENS, cache)
-    model(TOKENS[:, :1], cache)  # everything that is made once has been made
+    model(TOKENS[:, :1], cache)  # fills the caches
     entered = 0
 
     def count(frame: FrameType, event: str, arg: object) -> None:

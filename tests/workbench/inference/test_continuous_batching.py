@@ -42,20 +42,20 @@ def forwards_are_cheap(monkeypatch):
 @pytest.fixture
 def runs(pair, monkeypatch):
     """Shapes of all forwards of the model."""
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     hidden = wb.Transformer.hidden
 
     def noted(self, tokens, cache=None):
-        seen.append(tuple(tokens.shape))
+        shapes.append(tuple(tokens.shape))
         return hidden(self, tokens, cache)
 
     monkeypatch.setattr(wb.Transformer, "hidden", noted)
-    return seen
+    return shapes
 
 
 def same(together, alone) -> None:
-    assert [made.tokens for made in together] == [made.tokens for made in alone]
-    assert [made.finish_reason for made in together] == [made.finish_reason for made in alone]
+    assert [generation.tokens for generation in together] == [generation.tokens for generation in alone]
+    assert [generation.finish_reason for generation in together] == [generation.finish_reason for generation in alone]
     for mine, other in zip(together, alone, strict=True):
         assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
@@ -68,8 +68,8 @@ def test_sequences_in_a_batch_are_what_they_are_alone(pair, prompts, temperature
     seeds = [i % 7 for i in range(len(prompts))]
     options = {**OPTIONS, "temperature": temperature}
     together = wb.generate(model, prompts, seeds=seeds, batch_size=batch_size, **options)
-    assert [list(made.prompt) for made in together] == prompts
-    assert len({len(made.tokens) for made in together}) > 3  # sequences end at different times
+    assert [list(generation.prompt) for generation in together] == prompts
+    assert len({len(generation.tokens) for generation in together}) > 3  # sequences end at different times
     same(together, [wb.generate(model, [p], seed=s, **options)[0] for p, s in zip(prompts, seeds, strict=True)])
 
 
@@ -86,9 +86,9 @@ def test_greedy_after_a_shared_prefix_equals_hugging_face(pair) -> None:
 
 def test_nothing_is_run_twice(pair, runs) -> None:
     _, model = pair
-    made = wb.generate(model, PROMPTS, batch_size=4, **OPTIONS)
+    generations = wb.generate(model, PROMPTS, batch_size=4, **OPTIONS)
     computed = sum(rows * n for rows, n in runs)
-    steps = sum(len(generation.tokens) - 1 for generation in made)  # the prefill gives the first token
+    steps = sum(len(generation.tokens) - 1 for generation in generations)  # the prefill gives the first token
     # The prefixes once, then each prompt's suffix; the last prompt is a prefix of others.
     suffixes = 4 + sum(4 + 3 * i for i in range(6)) + 3 + len(VARIANTS[1])
     padding = computed - steps - len(SHOTS) - sum(map(len, VARIANTS)) - suffixes
@@ -136,17 +136,17 @@ def test_interventions_change_a_sequence_in_a_batch_as_alone(pair, change) -> No
     with model.intervene(change):
         together = wb.generate(model, prompts, batch_size=4, **OPTIONS)
         same(together, [wb.generate(model, [prompt], **OPTIONS)[0] for prompt in prompts])
-    assert [made.tokens for made in together] != [made.tokens for made in plain]
+    assert [generation.tokens for generation in together] != [generation.tokens for generation in plain]
 
 
 def test_an_observer_sees_every_prompt_whole_at_its_positions(pair) -> None:
     _, model = pair
-    seen = []
+    positions = []
     names = frozenset(["hook_embed"])
-    watch = hook_points.Subscription(names, observe=lambda site, x: seen.append(site.positions.tolist()))
+    watch = hook_points.Subscription(names, observe=lambda site, x: positions.append(site.positions.tolist()))
     with hook_points.subscribe(model, watch):
         wb.generate(model, [[5, 6, 7], [8], [9, 9, 9]], max_new_tokens=3)
-    assert seen == [[0, 1, 2], [3], [4], [0], [1], [2]]
+    assert positions == [[0, 1, 2], [3], [4], [0], [1], [2]]
 
 
 def test_non_finite_values_of_a_removed_sequence_do_not_spread(pair) -> None:

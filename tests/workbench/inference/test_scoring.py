@@ -28,20 +28,20 @@ def requests(model, n: int = 30):
         length = int(torch.randint(low, high, (), generator=generator))
         return torch.randint(0, 96, (length,), generator=generator).tolist()
 
-    made = [(ids(1, 40), ids(1, 6)) for _ in range(n)]
-    shared = made[0][0]
-    made += [(shared, [token]) for token in (3, 4, 5, 6)]  # four answers to one question
-    made += [(shared, [3, 9, 9]), (shared[:-1], [shared[-1], 7])]  # the same input as the answers, another split
+    pairs = [(ids(1, 40), ids(1, 6)) for _ in range(n)]
+    shared = pairs[0][0]
+    pairs += [(shared, [token]) for token in (3, 4, 5, 6)]  # four answers to one question
+    pairs += [(shared, [3, 9, 9]), (shared[:-1], [shared[-1], 7])]  # the same input as the answers, another split
     with torch.no_grad():
         best = int(model(torch.tensor([shared]))[0, -1].argmax())
-    return [*made, (shared, [best])]
+    return [*pairs, (shared, [best])]
 
 
 def test_scores_equal_the_plain_way_in_the_order_of_the_requests(tiny_model) -> None:
     pairs = requests(tiny_model)
-    for got, request in zip(wb.score(tiny_model, pairs), pairs, strict=True):
+    for score, request in zip(wb.score(tiny_model, pairs), pairs, strict=True):
         total, greedy = plain(tiny_model, *request)
-        assert got[0] == pytest.approx(total, abs=1e-4) and got[1] == greedy
+        assert score[0] == pytest.approx(total, abs=1e-4) and score[1] == greedy
     assert wb.score(tiny_model, pairs)[-1][1]
 
 
@@ -71,8 +71,8 @@ def test_each_token_s_log_probability(tiny_model) -> None:
 
 def test_a_long_input_loses_its_left(tiny_model) -> None:
     long = list(range(96)) + list(range(60))
-    ((got, _),) = wb.score(tiny_model, [(long, [5, 6])])
-    assert got == pytest.approx(plain(tiny_model, long[-127:], [5, 6])[0], abs=1e-4)
+    ((total, _),) = wb.score(tiny_model, [(long, [5, 6])])
+    assert total == pytest.approx(plain(tiny_model, long[-127:], [5, 6])[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("stride", [None, 100, 30])
@@ -81,10 +81,10 @@ def test_rolling_windows_are_those_of_lm_eval(tiny_model, stride) -> None:
     text = torch.randint(0, 96, (300,), generator=torch.Generator().manual_seed(1)).tolist()
     windows = utils.get_rolling_token_windows(text, 1, 128, context_len=1 if stride is None else 128 - stride + 1)
     expected = sum(plain(tiny_model, *utils.make_disjoint_window(window))[0] for window in windows)
-    got = wb.score_rolling(tiny_model, [text, [4, 5], []], prefix=1, stride=stride)
-    assert got[0] == pytest.approx(expected, abs=2e-3)  # 1.5e3 nats in float32
-    assert got[1] == pytest.approx(plain(tiny_model, [1], [4, 5])[0], abs=1e-5)
-    assert got[2] == 0
+    totals = wb.score_rolling(tiny_model, [text, [4, 5], []], prefix=1, stride=stride)
+    assert totals[0] == pytest.approx(expected, abs=2e-3)  # 1.5e3 nats in float32
+    assert totals[1] == pytest.approx(plain(tiny_model, [1], [4, 5])[0], abs=1e-5)
+    assert totals[2] == 0
 
 
 def test_requests_that_cannot_be_scored_are_errors(tiny_model) -> None:
@@ -222,11 +222,11 @@ def test_logits_are_held_within_a_budget(tiny_model, monkeypatch) -> None:
     text = torch.randint(0, 96, (100,), generator=torch.Generator().manual_seed(1)).tolist()
     expected = score_tokens(tiny_model, [([1], text)])[0].logprobs
     monkeypatch.setattr(scoring_batches, "LOGIT_BYTES", 7 * 4 * 96)
-    seen = []
+    shapes = []
     unembed = type(tiny_model).unembed
-    monkeypatch.setattr(type(tiny_model), "unembed", lambda self, x: seen.append(x.shape[:2]) or unembed(self, x))
+    monkeypatch.setattr(type(tiny_model), "unembed", lambda self, x: shapes.append(x.shape[:2]) or unembed(self, x))
     assert torch.allclose(score_tokens(tiny_model, [([1], text)])[0].logprobs, expected, atol=1e-5)
-    assert seen == [(1, 7)] * 14 + [(1, 2)]
+    assert shapes == [(1, 7)] * 14 + [(1, 2)]
 
 
 def test_bfloat16_changes_with_the_batch_by_its_rounding_only(tiny_model) -> None:

@@ -9,7 +9,7 @@ from workbench.layers.fast_linear import LARGE, matmul_few_rows
 WEIGHTS = {"small": (24, 40), "large": (768, 700)}
 
 
-def made(dtype: torch.dtype, size: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_inputs(dtype: torch.dtype, size: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows)
     out, width = WEIGHTS[size]
     x = torch.randn(rows, 1, width, generator=generator).to(dtype)
@@ -21,7 +21,7 @@ def made(dtype: torch.dtype, size: str, rows: int) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("size", WEIGHTS)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 16, 17, 32, 33])
 def test_every_kernel_gives_the_product(dtype: torch.dtype, size: str, rows: int) -> None:
-    x, weight = made(dtype, size, rows)
+    x, weight = random_inputs(dtype, size, rows)
     assert (weight.numel() >= LARGE) == (size == "large")
     exact = (x.double().flatten(0, 1) @ weight.double().T).unsqueeze(1)
     # Half a unit in the last place of a result, which is below 8; float32 sums of 700 products add a few of their own.
@@ -37,7 +37,7 @@ def test_every_kernel_gives_the_product(dtype: torch.dtype, size: str, rows: int
 def test_gradients_are_those_of_linear(dtype: torch.dtype, rows: int) -> None:
     gradients = []
     for act in (matmul_few_rows, F.linear):
-        x, weight = (tensor.requires_grad_() for tensor in made(dtype, "large", rows))
+        x, weight = (tensor.requires_grad_() for tensor in random_inputs(dtype, "large", rows))
         act(x, weight).square().sum().backward()
         gradients.append((x.grad, weight.grad))
     for mine, other in zip(*gradients, strict=True):
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_linear(dtype: torch.dtype, rows: int) -> None:
 
 @torch.no_grad()
 def test_an_empty_batch_and_one_position_of_many_keep_their_shapes() -> None:
-    x, weight = made(torch.bfloat16, "small", 8)
+    x, weight = random_inputs(torch.bfloat16, "small", 8)
     assert matmul_few_rows(x[:0], weight).shape == (0, 1, 24)
     assert matmul_few_rows(x[3, 0], weight).shape == (24,)
     assert torch.allclose(

@@ -40,7 +40,7 @@ def training_text() -> str:
     return "\n\n\n".join(texts)
 
 
-def asked(question: str) -> str:
+def question_line(question: str) -> str:
     """A quiz's question as it is in the text."""
     return f"\n\n{question}\nA. "
 
@@ -66,9 +66,9 @@ def lm_eval_template(name: str) -> jinja2.Template:
 
 def test_no_quiz_of_the_suite_is_in_the_training_text() -> None:
     text = training_text()
-    assert [item["question"] for item in suite("demo_mmlu") if asked(item["question"]) in text] == []
+    assert [item["question"] for item in suite("demo_mmlu") if question_line(item["question"]) in text] == []
     # The same search does find what training may say: most few-shot examples are in training wordings.
-    assert sum(asked(item["question"]) in text for item in suite("demo_mmlu_dev")) > 40
+    assert sum(question_line(item["question"]) in text for item in suite("demo_mmlu_dev")) > 40
 
 
 def test_no_problem_of_the_suite_is_in_the_training_text() -> None:
@@ -82,11 +82,11 @@ def test_no_problem_of_the_suite_is_in_the_training_text() -> None:
 
 def test_no_function_of_the_suite_is_in_the_training_text() -> None:
     prompts = re.findall(r'def \w+\(\w+\):\n    """.*', training_text())
-    seen = {sentence(prompt) for prompt in prompts}
-    assert len(seen) > 500
+    trained = {sentence(prompt) for prompt in prompts}
+    assert len(trained) > 500
     sentences = [sentence(item["prompt"]) for item in suite("demo_humaneval")]
     assert len(set(sentences)) == len(sentences)
-    assert seen.isdisjoint(sentences)
+    assert trained.isdisjoint(sentences)
 
 
 def test_held_out_parts_are_kept_by_construction() -> None:
