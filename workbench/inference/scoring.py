@@ -95,8 +95,8 @@ def score_counted(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> tuple[list[Scored], Counted]:
     """As `score_tokens`, with the number of tokens and forwards."""
-    targets, batches_iter = _batches(model, requests, batch_tokens)
-    batches = list(batches_iter)
+    targets, batch_iterator = _batches(model, requests, batch_tokens)
+    batches = list(batch_iterator)
     results = dict(pair for batch in batches for pair in batch.finished)
     counted = Counted(sum(batch.tokens for batch in batches), targets.tree.minimum, len(batches))
     return [results[i] for i in range(len(requests))], counted
