@@ -1,4 +1,4 @@
-"""A model-analysis workbench for Llama 3: load a Llama, look inside it, change it, measure it.
+"""A model-analysis workbench for Llama 3: load a model, look inside it, change it, and measure it.
 
 import workbench as wb
 model = wb.load_model("demo")

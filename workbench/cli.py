@@ -1,8 +1,8 @@
-"""The one program: `workbench`, its own commands and those the upper packages bring in through entry points.
+"""The command-line program `workbench`: its own commands, and those of the upper packages through entry points.
 
-Results go to stdout, progress to stderr. A user's mistake is one or two lines on stderr and exit code 2.
-Knows nothing of what the commands do, and never names an upper package: those register themselves in the
-entry-point group `workbench.commands` and are loaded when they are asked for.
+Results go to stdout, progress to stderr. A user error is one or two lines on stderr and exit code 2. This module knows
+nothing of what the commands do and never names an upper package: these register in the entry-point group
+`workbench.commands` and are loaded when they are used.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ USER_MISTAKE, INTERRUPTED = 2, 130
 
 
 def plugged_in() -> dict[str, EntryPoint]:
-    """The upper packages' commands by name, none of them loaded."""
+    """Entry points of the upper packages' commands by name, not loaded."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def missing_extra(package: str, point: EntryPoint) -> typer.Typer:
-    """A command that takes any arguments and says what to install."""
+    """A command that accepts any arguments and says what to install."""
     extra = point.extras[0] if point.extras else point.name
     error = MissingExtraError(package, extra)
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -50,13 +50,13 @@ def missing_extra(package: str, point: EntryPoint) -> typer.Typer:
 
 
 def load_command(point: EntryPoint) -> Any:
-    """The command behind an entry point, which names a Typer app or a plain function."""
+    """The command of an entry point, which is a Typer app or a function."""
     try:
         target = point.load()
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         if package == point.module.partition(".")[0] and find_spec(package):
-            raise  # a module of ours that should be there: a bug, which an extra would not cure
+            raise  # one of our own modules is missing: a bug, which no extra fixes
         return get_command(missing_extra(package, point))
     except MissingExtraError as error:
         return get_command(missing_extra(error.package, point))
@@ -71,7 +71,7 @@ def load_command(point: EntryPoint) -> Any:
 
 
 class Commands(TyperGroup):
-    """Our own commands, and the plugged-in ones, each imported only when it is named or listed."""
+    """Our own commands and the plugged-in ones; a plugged-in one is imported only when it is used or listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted({*self.commands, *plugged_in()})
@@ -85,7 +85,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="workbench",
-    help="Load a Llama, look inside it, measure what it can do.",
+    help="Load a Llama, look inside it, and measure what it can do.",
     epilog="Example: workbench generate demo 'Question: ' --max-new-tokens 20",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -96,7 +96,7 @@ commands.register(app)
 
 
 def describe(error: TyperException) -> str:
-    """A usage error in at most two lines: what was wrong, and the help that says how it should be."""
+    """A usage error in at most two lines: what is wrong, and the help command."""
     lines = error.format_message().strip()
     ctx = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -108,7 +108,7 @@ def describe(error: TyperException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code: 0, 1 for a command's own failure, 2 for a user's mistake."""
+    """Run the program and return its exit code: 0, 1 for a command's own failure, 2 for a user error."""
     try:
         result = app(args=argv, prog_name="workbench", standalone_mode=False)
     except TyperException as error:
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("workbench: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has what it wants; keep the interpreter from complaining when it flushes.
+        # The reader (`| head`) closed the pipe; redirect stdout so that the interpreter can flush it without an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

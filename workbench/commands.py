@@ -1,7 +1,7 @@
-"""The core's own commands: info, generate, capture, convert, train.
+"""Commands of the core: info, generate, capture, convert, train.
 
-Each reads its arguments, calls one thing of the core, and prints the result. Imports of the core stand inside the
-functions, so that `--help` does not wait for them.
+Each command reads its arguments, calls one function of the core, and prints the result. The core is imported inside
+the functions, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Shape = Annotated[
     str, typer.Argument(help="A folder with params.json or config.json, a published model (llama-3.1-8b), or 'demo'.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: the checkpoint's own.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Settings(TypedDict):
-    """What `generate` and `stream` take alike."""
+    """Keyword arguments that `generate` and `stream` share."""
 
     max_new_tokens: int
     temperature: float
@@ -42,7 +42,7 @@ class Settings(TypedDict):
 
 
 def register(app: typer.Typer) -> None:
-    """Give a program these commands."""
+    """Add these commands to an app."""
     examples: dict[Callable[..., None], str] = {
         info: "workbench info demo",
         generate: "workbench generate demo 'Question: Tom has 3 apples.' --max-new-tokens 40",
@@ -56,11 +56,15 @@ def register(app: typer.Typer) -> None:
 
 def info(
     model: Shape,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens; without it, the model's own.")] = None,
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the cache.")] = "bfloat16",
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Context length in tokens; default: the model's own.")
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of the key/value cache.")
+    ] = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's shape, and its parameters, arithmetic and cache by part, without loading weights."""
+    """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
     from workbench import model_cost
     from workbench.checkpoint import fingerprint, read_shape
     from workbench.published import PUBLISHED
@@ -71,17 +75,17 @@ def info(
         config, weights = read_shape(model)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
-    parts, work = config.parameters_by_part, model_cost.flops(config, context=length)
+    parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
     digest = fingerprint(model) if weights else None
     if as_json:
         facts = {
             "config": config.to_meta(),
             "parameters": config.n_params,
-            "parameters_by_part": parts,
+            "parameters_by_part": parameters,
             "context": length,
-            "flops_per_token": sum(work.values()),
-            "flops_by_part": work,
+            "flops_per_token": sum(flops.values()),
+            "flops_by_part": flops,
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
@@ -104,34 +108,39 @@ def info(
     }
     for name, value in shape.items():
         print(f"{name:<12}{value}")
-    print(f"\n{'part':<20}{'parameters':>18}{'FLOPs a token*':>20}")
+    print(f"\n{'part':<20}{'parameters':>18}{'FLOPs per token*':>20}")
     for part in model_cost.PARTS:
-        print(f"{part:<20}{parts.get(part, 0):>18,}{work.get(part, 0):>20,}")
-    print(f"{'all':<20}{config.n_params:>18,}{sum(work.values()):>20,}")
-    token, whole = f"{dtype} cache a token", f"at {length:,}"
-    print(f"\n{'attention':<12}{'K/V heads':>10}{'parameters':>18}{token:>28}{whole:>14}")
+        print(f"{part:<20}{parameters.get(part, 0):>18,}{flops.get(part, 0):>20,}")
+    print(f"{'all':<20}{config.n_params:>18,}{sum(flops.values()):>20,}")
+    per_token, total = f"{dtype} cache/token", f"at {length:,}"
+    print(f"\n{'attention':<12}{'K/V heads':>10}{'parameters':>18}{per_token:>28}{total:>14}")
     for kind in kinds:
         name = "/".join(kind.kinds) + (" (this)" if kind.this_model else "")
-        held = (model_cost.readable_bytes(size) for size in (kind.cache_bytes_per_token, kind.cache_bytes))
-        print(f"{name:<12}{kind.kv_heads:>10}{kind.parameters:>18,}{next(held):>28}{next(held):>14}")
-    print(f"\n* matrix products of one token that sees {length:,} positions: two for each multiply-add.")
+        cache_per_token = model_cost.readable_bytes(kind.cache_bytes_per_token)
+        cache = model_cost.readable_bytes(kind.cache_bytes)
+        print(f"{name:<12}{kind.kv_heads:>10}{kind.parameters:>18,}{cache_per_token:>28}{cache:>14}")
+    print(f"\n* matrix products for one token that attends to {length:,} positions; a multiply-add counts as two.")
 
 
 def generate(
     model: Model,
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; '-' reads one from stdin.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add to each prompt.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from this much probability; 1 is all.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many tokens; 0 is all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given again.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a user's message in the chat format.")] = False,
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; '-' reads a prompt from stdin.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens per prompt.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Nucleus sampling: keep this much probability; 1 keeps all.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 keeps all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send each prompt as a user message in the chat format.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts; the continuations go to stdout, a single one as it is written."""
+    """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
     from workbench.checkpoint import load_model
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
@@ -141,18 +150,18 @@ def generate(
     loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    given: list[Prompt] = list(texts)
+    inputs: list[Prompt] = list(texts)
     if chat:
-        given = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
+        inputs = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
     settings = Settings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop or ()
     )
-    if len(given) == 1 and not as_json:
-        for piece in stream(loaded, given[0], **settings):
+    if len(inputs) == 1 and not as_json:
+        for piece in stream(loaded, inputs[0], **settings):
             print(piece.text, end="", flush=True)
         print()
         return
-    for text, result in zip(texts, generate_all(loaded, given, **settings), strict=True):
+    for text, result in zip(texts, generate_all(loaded, inputs, **settings), strict=True):
         if as_json:
             row = {"prompt": text, "text": result.text, "tokens": result.tokens}
             print(json.dumps({**row, "logprobs": result.logprobs, "finish_reason": result.finish_reason}))
@@ -162,71 +171,75 @@ def generate(
 
 def capture(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Text to run; begin-of-text is put before it.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt text; a begin-of-text token is added before it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
-    hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be given again.")],
+    hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be repeated.")],
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,2,5-7.")] = None,
     heads: Annotated[str | None, typer.Option(help="Only these heads: 0,2,5-7.")] = None,
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Run a prompt, keep what the hooks name, and write it with its provenance."""
+    """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
 
     from workbench.checkpoint import load_model
 
     if not output.parent.is_dir():
-        raise CaptureError(f"--output {output}: there is no folder {output.parent}; make it first.")
-    kept_layers, kept_heads = numbers(layers, "--layers"), numbers(heads, "--heads")
-    kept_positions = numbers(positions, "--positions")
+        raise CaptureError(f"--output {output}: there is no folder {output.parent}; create it first.")
+    layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
+    position_numbers = numbers(positions, "--positions")
     loaded = load_model(model, device=device, dtype=dtype)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
         _, captured = loaded.run_with_capture(
-            tokens, hooks, layers=kept_layers, heads=kept_heads, positions=kept_positions
+            tokens, hooks, layers=layer_numbers, heads=head_numbers, positions=position_numbers
         )
     source = loaded.source
-    hashed = {} if source is None else {"checkpoint_sha256": source.checkpoint_sha256}
-    replace(captured, provenance={**captured.provenance, **hashed}).save(output)
+    checkpoint_hash = {} if source is None else {"checkpoint_sha256": source.checkpoint_sha256}
+    replace(captured, provenance={**captured.provenance, **checkpoint_hash}).save(output)
     print(f"{output}: {len(captured.names)} hook points over {len(ids)} tokens")
 
 
 def convert(
     source: Model,
-    target: Annotated[Path, typer.Argument(help="Folder to write; must not hold a checkpoint yet.")],
-    layout: Annotated[Literal["meta", "hf"], typer.Option(help="Whose layout to write.")],
-    shards: Annotated[int, typer.Option(min=1, help="Files to write; Meta's tensor-parallel size.")] = 1,
+    target: Annotated[Path, typer.Argument(help="Output folder; it must not hold a checkpoint.")],
+    layout: Annotated[Literal["meta", "hf"], typer.Option(help="Layout to write: Meta's or Hugging Face's.")],
+    shards: Annotated[
+        int, typer.Option(min=1, help="Number of weight files; in Meta's layout the tensor-parallel size.")
+    ] = 1,
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
 ) -> None:
-    """Write a checkpoint in the other layout; there and back is identical to the last bit."""
+    """Convert a checkpoint to another layout or number of shards, without loss."""
     from workbench.checkpoint import convert as convert_checkpoint
 
     print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Training recipe, a TOML file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the loss log.")],
-    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that holds a training already.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Fail if the folder already holds a training run.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "cpu",
 ) -> None:
-    """Train a model from a recipe; a training that was stopped goes on where it was last saved."""
+    """Train a model from a recipe; a stopped run continues from its last saved step."""
     from workbench.checkpoint.load import resolve_device
     from workbench.training.recipe import Recipe
     from workbench.training.train import train as run_training
 
-    on = str(resolve_device(device))
-    print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=on))
+    device_name = str(resolve_device(device))
+    print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=device_name))
 
 
 def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
-    """The model's tokenizer. Raises: TokenizerError where its folder holds none."""
+    """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
     if model.tokenizer is None:
-        raise TokenizerError(f"{name} holds no tokenizer.model or tokenizer.json; text needs one. Put it there.")
+        raise TokenizerError(
+            f"{name} has no tokenizer.model or tokenizer.json, which text needs. Copy one into its folder."
+        )
     return model.tokenizer
 
 
@@ -234,10 +247,10 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     """`0,2,5-7` as [0, 2, 5, 6, 7]; None stays None."""
     if text is None:
         return None
-    found: list[int] = []
+    values: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise GenerationError(f"{option} takes numbers and ranges such as 0,2,5-7; found {text!r}.")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        values += range(int(first), int(last or first) + 1)
+    return values

@@ -1,7 +1,7 @@
-"""`ModelConfig`: the shape of a Llama 3 model, read from Meta's or Hugging Face's description.
+"""`ModelConfig`: the shape of a Llama 3 model, read from Meta's `params.json` or Hugging Face's `config.json`.
 
-Knows nothing of files or tensors: a dictionary comes in, a frozen value goes out. A key that is not
-known, or that contradicts another, is an error, because a silently dropped key is a wrong model.
+It knows nothing of files or tensors: it reads a dictionary and returns a frozen value. An unknown or contradictory key
+is an error, because ignoring it silently would give a wrong model.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from workbench.errors import ConfigError
 
-# Llama 3 as published allows 8,192 tokens; with scaled RoPE (3.1 and later) 131,072.
+# Context of the published Llama 3: 8,192 tokens; with scaled RoPE (3.1 and later) 131,072.
 PLAIN_CONTEXT, SCALED_CONTEXT = 8_192, 131_072
 
 # Meta's params.json says only `use_scaled_rope`. Its 3.2 text models (1B and 3B) were trained with factor 32,
-# every other scaled model with 8, so the factor follows from the shape where the file does not state it.
+# every other scaled model with 8, so the shape gives the factor if the file does not state it.
 FACTOR_32_SHAPES = {(2048, 16), (3072, 28)}
 
 _META_SCALING = (
@@ -26,7 +26,7 @@ _META_SCALING = (
     "rope_original_context",
 )
 
-# What the model computes without being asked; other values would be another model.
+# Fixed properties of the model; other values would be another model.
 _HF_FIXED = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -36,7 +36,7 @@ _HF_FIXED = {
     "add_cross_attention": False,
 }
 
-# Keys that transformers 4 and 5 write beside the shape, and that change nothing in what the model computes.
+# Other keys that transformers 4 and 5 write; they do not change what the model computes.
 _HF_HARMLESS = """
     architectures auto_map attention_dropout bos_token_id eos_token_id pad_token_id sep_token_id
     chat_template chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id dtype
@@ -53,7 +53,7 @@ _HF_HARMLESS = """
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's stretching of RoPE: long wavelengths are divided by `factor`, short ones kept, a ramp between."""
+    """Llama 3.1's RoPE scaling: low frequencies are divided by `factor`, high ones kept, with a ramp between."""
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
@@ -72,7 +72,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Llama 3 model; every field is named as in Meta's params.json where it has one there."""
+    """The shape of a Llama 3 model; fields have the names of Meta's params.json where they exist there."""
 
     dim: int
     n_layers: int
@@ -94,7 +94,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a positive whole number, found {value!r}.")
         if self.head_dim == 0:
             if self.dim % self.n_heads:
-                raise ConfigError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}; state head_dim.")
+                raise ConfigError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}; set head_dim.")
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for RoPE, found {self.head_dim}.")
@@ -113,14 +113,14 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """Number of weights, the tied output counted once."""
+        """Number of parameters; a tied output is counted once."""
         return sum(self.parameters_by_part.values())
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
-        """Number of weights of each part; a tied output counts with the embedding.
+        """Number of parameters of each part; a tied output counts with the embedding.
 
-        Exact:  they sum to the number of weights in the model.
+        Exact:  they sum to the number of parameters in the model.
         """
         table = self.vocab_size * self.dim
         counts = {
@@ -136,10 +136,10 @@ class ModelConfig:
     def from_meta(cls, params: dict[str, Any], *, source: str = "params.json") -> ModelConfig:
         """The configuration in Meta's `params.json`.
 
-        What Meta's files leave to the code has keys of this project's own: `tied_output`, `max_seq_len`,
+        Values that Meta's files leave to the code have keys of this project: `tied_output`, `max_seq_len`,
         `rope_low_freq_factor`, `rope_original_context`. Either `ffn_dim`, or Meta's `multiple_of` and
         `ffn_dim_multiplier`, gives the MLP's size.
-        Raises: ConfigError for unknown, missing or contradicting keys.
+        Raises: ConfigError for unknown, missing or contradictory keys.
         """
         keys = _Keys(params, source)
         dim, n_heads = keys.whole("dim"), keys.whole("n_heads")
@@ -164,11 +164,11 @@ class ModelConfig:
             ffn_dim = computed
         elif ("multiple_of" in params or multiplier is not None) and ffn_dim != computed:
             raise ConfigError(
-                f"{source}: ffn_dim is {ffn_dim} but multiple_of and ffn_dim_multiplier give {computed}; keep one."
+                f"{source}: ffn_dim is {ffn_dim} but multiple_of and ffn_dim_multiplier give {computed}; remove one."
             )
         vocab_size = keys.whole("vocab_size")
         if vocab_size < 1:
-            raise ConfigError(f"{source}: vocab_size is {vocab_size}; state the tokenizer's size.")
+            raise ConfigError(f"{source}: vocab_size is {vocab_size}; set it to the size of the tokenizer.")
         keys.ignore("max_batch_size", "model_parallel_size", "qk_norm")
         config = cls(
             dim=dim,
@@ -188,7 +188,7 @@ class ModelConfig:
         return config
 
     def to_meta(self) -> dict[str, Any]:
-        """What `from_meta` reads back to an equal configuration."""
+        """A `params.json` that `from_meta` reads as an equal configuration."""
         params: dict[str, Any] = {
             "dim": self.dim,
             "n_layers": self.n_layers,
@@ -207,7 +207,7 @@ class ModelConfig:
         if self.rope_scaling:
             params["rope_scaling_factor"] = self.rope_scaling.factor
             params["rope_high_freq_factor"] = self.rope_scaling.high_freq_factor
-            # Meta has no keys for these two, nor ever needed them: its models have the default.
+            # Meta has no keys for these two: its models use the defaults.
             if self.rope_scaling.low_freq_factor != 1.0:
                 params["rope_low_freq_factor"] = self.rope_scaling.low_freq_factor
             if self.rope_scaling.original_context != PLAIN_CONTEXT:
@@ -225,10 +225,10 @@ class ModelConfig:
         model_type = keys.take("model_type", "llama")
         if model_type != "llama":
             raise ConfigError(f"{source}: model_type is {model_type!r}; only 'llama' text models can be loaded.")
-        for name, wanted in _HF_FIXED.items():
-            found = keys.take(name, wanted)
-            if found != wanted:
-                raise ConfigError(f"{source}: {name} is {found!r}; Llama 3 has {wanted!r}.")
+        for name, required in _HF_FIXED.items():
+            value = keys.take(name, required)
+            if value != required:
+                raise ConfigError(f"{source}: {name} is {value!r}; Llama 3 has {required!r}.")
         theta, scaling = _hf_rope(keys, source)
         n_heads = keys.whole("num_attention_heads")
         keys.ignore(*_HF_HARMLESS, *(name for name in config if name.startswith(("_", "unsloth"))))
@@ -250,7 +250,7 @@ class ModelConfig:
         return result
 
     def to_hf(self) -> dict[str, Any]:
-        """A `config.json` that transformers 4 and 5 both read."""
+        """A `config.json` that transformers 4 and 5 read."""
         scaling: dict[str, Any] | None = None
         if self.rope_scaling:
             scaling = {
@@ -293,26 +293,26 @@ def _hf_rope(keys: _Keys, source: str) -> tuple[float, Llama3Scaling | None]:
     """Theta and scaling, from `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
     stated = keys.take("rope_theta", None)
     groups = {name: keys.group(name) for name in ("rope_scaling", "rope_parameters")}
-    found = []
+    settings = []
     for name, group in groups.items():
         if group is None:
             continue
         inner = _Keys({**group, "rope_theta": group.get("rope_theta", stated)}, f"{source}, {name}")
-        found.append(_hf_rope_group(inner))
+        settings.append(_hf_rope_group(inner))
         if stated is not None and inner.values["rope_theta"] != stated:
             raise ConfigError(f"{source}: rope_theta is {stated} but {name} says {inner.values['rope_theta']}.")
-    if not found:
+    if not settings:
         return keys.number("rope_theta", 10_000.0), None
-    if found[0] != found[-1]:
+    if settings[0] != settings[-1]:
         raise ConfigError(f"{source}: rope_scaling and rope_parameters contradict each other.")
-    return found[0]
+    return settings[0]
 
 
 def _hf_rope_group(keys: _Keys) -> tuple[float, Llama3Scaling | None]:
     theta = keys.number("rope_theta", 10_000.0)
     kind = keys.take("rope_type", keys.take("type", "default"))  # "type" in early files
     if kind not in ("default", "llama3"):
-        raise ConfigError(f"{keys.source}: RoPE type {kind!r} is not one of Llama 3's ('default', 'llama3').")
+        raise ConfigError(f"{keys.source}: unknown RoPE type {kind!r}; Llama 3 has 'default' and 'llama3'.")
     if kind == "default":
         keys.ignore("factor", "original_max_position_embeddings")
         keys.finish()
@@ -328,13 +328,13 @@ def _hf_rope_group(keys: _Keys) -> tuple[float, Llama3Scaling | None]:
 
 
 class _Keys:
-    """A dictionary that remembers which keys were read, so that the others can be refused."""
+    """A dictionary that records which keys were read, so that unknown keys can be rejected."""
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self.values, self.source, self.seen = values, source, set[str]()
 
     def take(self, name: str, default: Any) -> Any:
-        """The value, or the default where the key is absent or null."""
+        """The value, or the default if the key is absent or null."""
         self.seen.add(name)
         value = self.values.get(name)
         return default if value is None else value
@@ -371,4 +371,4 @@ class _Keys:
     def finish(self) -> None:
         unknown = sorted(name for name, value in self.values.items() if name not in self.seen and value is not None)
         if unknown:
-            raise ConfigError(f"{self.source}: unknown key {', '.join(unknown)}; a dropped key would be a wrong model.")
+            raise ConfigError(f"{self.source}: unknown key {', '.join(unknown)}; ignoring it could give a wrong model.")

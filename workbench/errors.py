@@ -1,31 +1,31 @@
-"""Every exception that a user's mistake can raise.
+"""Exceptions for user errors.
 
     WorkbenchError
     ├── ConfigError            a model configuration is wrong or contradicts itself
-    ├── CheckpointError        a checkpoint's files do not hold what the configuration promises
-    ├── TokenizerError         a tokenizer file or a token id is not usable
-    ├── ChatError              messages that the chat format cannot carry
+    ├── CheckpointError        a checkpoint's files do not match the configuration
+    ├── TokenizerError         a tokenizer file or a token id cannot be used
+    ├── ChatError              messages that the chat format cannot represent
     ├── HookError
     │   ├── UnknownHookError   a name that is not in the hook table
-    │   └── MissingHookError   a capture that does not hold what was read from it
+    │   └── MissingHookError   a capture does not hold the hook that was read
     ├── CaptureError           a capture that cannot be made, saved or read
-    │   └── CaptureBudgetError a capture that would not fit its budget
+    │   └── CaptureBudgetError a capture is over its memory budget
     ├── InterventionError      an intervention that does not fit the model
     ├── GenerationError        a prompt or a sampling setting that cannot be used
-    ├── ParallelError          a model that cannot be split over the processes at hand
+    ├── ParallelError          a model cannot be split over the available processes
     ├── TrainingError          a recipe or a training folder that cannot be used
     ├── DataError              benchmark data that is missing or malformed
-    ├── SandboxError           no sandbox to run generated code in
+    ├── SandboxError           no sandbox is available to run generated code
     └── MissingExtraError      an optional package is not installed
 
-Each message says what was wrong, what was found and what to do, in one or two lines.
+Each message says what is wrong, what was found and what to do, in one or two lines.
 """
 
 from __future__ import annotations
 
 
 class WorkbenchError(Exception):
-    """The root of every exception that a user's mistake can raise."""
+    """Base class of all exceptions for user errors."""
 
 
 class ConfigError(WorkbenchError):
@@ -33,15 +33,15 @@ class ConfigError(WorkbenchError):
 
 
 class CheckpointError(WorkbenchError):
-    """A checkpoint's files do not hold what the configuration promises."""
+    """A checkpoint's files do not match the configuration."""
 
 
 class TokenizerError(WorkbenchError):
-    """A tokenizer file or a token id is not usable."""
+    """A tokenizer file or a token id cannot be used."""
 
 
 class ChatError(WorkbenchError):
-    """Messages that the chat format cannot carry."""
+    """Messages that the chat format cannot represent."""
 
 
 class HookError(WorkbenchError):
@@ -53,7 +53,7 @@ class UnknownHookError(HookError):
 
 
 class MissingHookError(HookError):
-    """A capture does not hold what was read from it."""
+    """A capture does not hold the hook that was read."""
 
 
 class CaptureError(WorkbenchError):
@@ -61,7 +61,7 @@ class CaptureError(WorkbenchError):
 
 
 class CaptureBudgetError(CaptureError):
-    """A capture that would not fit its budget."""
+    """A capture is over its memory budget."""
 
 
 class InterventionError(WorkbenchError):
@@ -73,7 +73,7 @@ class GenerationError(WorkbenchError):
 
 
 class ParallelError(WorkbenchError):
-    """A model that cannot be split over the processes at hand."""
+    """A model cannot be split over the available processes."""
 
 
 class TrainingError(WorkbenchError):
@@ -85,7 +85,7 @@ class DataError(WorkbenchError):
 
 
 class SandboxError(WorkbenchError):
-    """There is no sandbox to run generated code in."""
+    """No sandbox is available to run generated code."""
 
 
 class MissingExtraError(WorkbenchError):

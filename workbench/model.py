@@ -1,7 +1,7 @@
-"""Llama 3, whole and in reading order, with its hook points.
+"""The complete Llama 3 model in reading order, with its hook points.
 
-Knows nothing of files, text or sampling. Weights bear Meta's names. A hook point costs nothing unless somebody
-subscribed to it: `tap` is None, and no function is called. Tensor-parallel layers come from `parallel`.
+It knows nothing of files, text or sampling. Weights have Meta's names. A hook point without subscriptions costs
+nothing: `tap` is None, and no function is called. Tensor-parallel layers come from `layers.tensor_parallel`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What every layer of one run shares.
+    """Inputs of one run that all layers share.
 
-    `turned` are the positions that q and k are turned by: counted from each row's first real token.
-    Shapes: rotation complex [pos | batch, pos, head_dim / 2]; turned [pos | batch, pos] int64; allowed bool
-            [1 or batch, 1, query_pos, key_pos], None where plain causality (or a single query that sees all) says it.
+    `rope_positions` are the positions by which q and k are rotated, counted from each sequence's first real token.
+    Shapes: rotation complex [pos | batch, pos, head_dim / 2]; rope_positions [pos | batch, pos] int64; allowed bool
+            [1 or batch, 1, query_pos, key_pos], None for plain causal attention (or one query that sees every key).
     """
 
     rotation: Tensor
@@ -66,19 +66,20 @@ class Transformer(nn.Module):
             self.output = tensor_parallel.column(config.dim, config.vocab_size, gather=True)
         elif tensor_parallel.size() > 1 and config.vocab_size % tensor_parallel.size():
             raise ConfigError(
-                f"a vocabulary of {config.vocab_size} cannot be split over {tensor_parallel.size()} processes."
+                f"a vocabulary of {config.vocab_size} cannot be split over {tensor_parallel.size()} processes; "
+                "use a number that divides it."
             )
 
     @property
     def source(self) -> ModelSource | None:
-        """Where the weights came from; None if from no file, or they or the files were changed since.
+        """The files that the weights were loaded from; None without files, or if weights or files changed since.
 
-        What a model of this name answered is kept and served again, so a model that was changed in memory has no name.
+        Answers are cached by this source, so a model that was changed in memory must not have one.
         """
         if self._loaded is None:
             return None
-        source, config, then = self._loaded
-        return source if source.intact and config == self.config and weight_fingerprint(self) == then else None
+        source, config, fingerprint = self._loaded
+        return source if source.intact and config == self.config and weight_fingerprint(self) == fingerprint else None
 
     @source.setter
     def source(self, source: ModelSource) -> None:
@@ -102,29 +103,29 @@ class Transformer(nn.Module):
         return self.unembed(self.hidden(tokens, cache), start=start)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The normalised stream after the last block: what the unembedding reads.
+        """The normalised residual stream after the last block, which the unembedding reads.
 
         Shapes: tokens [batch, pos] int64 -> [batch, pos, dim]
         """
         self._check(tokens)
-        step = self._context(tokens, cache)
-        tap = hook_points.tap_for(self, self.config, step.mask.positions)
+        context = self._context(tokens, cache)
+        tap = hook_points.tap_for(self, self.config, context.mask.positions)
         if tap:
-            step = self._with_rope_override(step, tap)
+            context = self._with_rope_override(context, tap)
         x: Tensor = self.tok_embeddings(tokens)  # [batch, pos, dim]
         if tap:
             x = tap("hook_embed", x)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, step, tap and tap.at(f"blocks.{layer}."))
+            x = block(x, layer, context, tap and tap.at(f"blocks.{layer}."))
         if cache is not None:
             cache.advance(tokens.shape[1])
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
     def forward_from_layer(self, x: Tensor, layer: int) -> Tensor:
-        """`hidden` of a run that goes on from the stream that enters a layer; the layers below do not run.
+        """`hidden` of a run that starts with the residual stream at the input of a layer; earlier layers do not run.
 
-        Hooks fire from that layer on, its `hook_resid_pre` included: what enters it is the layer below's
+        Hooks fire from that layer on, including its `hook_resid_pre`. The input is the previous layer's
         `hook_resid_post`, or `hook_embed`.
         Shapes: x [batch, pos, dim], from position 0 -> [batch, pos, dim]
         Raises: WorkbenchError for a layer or a width that the model does not have.
@@ -132,19 +133,19 @@ class Transformer(nn.Module):
         n_layers, dim = len(self.layers), self.config.dim
         if not 0 <= layer <= n_layers or x.dim() != 3 or x.shape[-1] != dim:
             raise WorkbenchError(
-                f"a run goes on at layers 0 to {n_layers} from [batch, pos, {dim}]; found {layer}, {tuple(x.shape)}."
+                f"a run starts at layers 0 to {n_layers} from [batch, pos, {dim}]; found {layer}, {tuple(x.shape)}."
             )
-        step = self._context(x[..., 0], None)
-        tap = hook_points.tap_for(self, self.config, step.mask.positions)
+        context = self._context(x[..., 0], None)
+        tap = hook_points.tap_for(self, self.config, context.mask.positions)
         if tap:
-            step = self._with_rope_override(step, tap)
-        for at in range(layer, n_layers):
-            x = self.layers[at](x, at, step, tap and tap.at(f"blocks.{at}."))
+            context = self._with_rope_override(context, tap)
+        for i in range(layer, n_layers):
+            x = self.layers[i](x, i, context, tap and tap.at(f"blocks.{i}."))
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
     def unembed(self, x: Tensor, *, start: int = 0) -> Tensor:
-        """Logits of a normalised stream whose first position is `start`; in the weights' dtype, then float32.
+        """Logits of a normalised residual stream whose first position is `start`, cast to float32.
 
         Shapes: [batch, pos, dim] -> [batch, pos, vocab]
         """
@@ -162,7 +163,7 @@ class Transformer(nn.Module):
         return KVCache.empty(self.config, batch, capacity, dtype=self.dtype, device=self.device, pad=pad)
 
     def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
-        """Run under interventions while the block lasts; blocks nest, and the outer ones act first.
+        """Run with interventions inside the `with` block; blocks nest, and the outer interventions apply first.
 
         Raises: InterventionError or UnknownHookError for a target that the model does not have.
         """
@@ -180,7 +181,7 @@ class Transformer(nn.Module):
         budget: int | None = None,
         materialize: bool = False,
     ) -> tuple[Tensor, Capture]:
-        """Logits, and what was asked for by hook name or pattern: see `workbench.hooks.capture.run`."""
+        """Logits, and a capture of the hooks with these names or patterns; see `workbench.hooks.capture.run`."""
         from workbench.hooks.capture import Request, run
 
         request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions)
@@ -191,7 +192,7 @@ class Transformer(nn.Module):
             raise WorkbenchError(
                 f"tokens must be int64 of shape [batch, pos], found {tokens.dtype} {tuple(tokens.shape)}."
             )
-        # A GPU checks ids itself, and asking it here would wait for it at every step.
+        # A GPU checks ids itself, and a check here would synchronise with it at every step.
         if tokens.device.type == "cpu" and tokens.numel():
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.config.vocab_size:
@@ -200,29 +201,28 @@ class Transformer(nn.Module):
 
     def _context(self, tokens: Tensor, cache: KVCache | None) -> ForwardContext:
         batch, seqlen = tokens.shape
-        past, pad, forks, depth = 0, None, None, None
+        past, pad, tree, depth = 0, None, None, None
         if cache is not None:
             cache.room_for(batch, seqlen)
-            past, pad, forks, depth = cache.length, cache.pad, cache.tree, cache.depth
+            past, pad, tree, depth = cache.length, cache.pad, cache.tree, cache.depth
         positions = torch.arange(past, past + seqlen, device=tokens.device)
-        mask = Mask(positions, pad, forks, depth)
-        turned = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
-        turned = turned if forks is None else forks.depth
-        turned = turned if depth is None else depth
-        plain = pad is None and forks is None and depth is None and (past == 0 or seqlen == 1)
+        mask = Mask(positions, pad, tree, depth)
+        rope_positions = positions if pad is None else (positions - pad.unsqueeze(-1)).clamp(min=0)
+        rope_positions = rope_positions if tree is None else tree.depth
+        rope_positions = rope_positions if depth is None else depth
+        plain = pad is None and tree is None and depth is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
-        return ForwardContext(
-            rope.rotations(turned, _frequencies(self.config, tokens.device)), turned, mask, allowed, cache
-        )
+        rotation = rope.rotations(rope_positions, _frequencies(self.config, tokens.device))
+        return ForwardContext(rotation, rope_positions, mask, allowed, cache)
 
-    def _with_rope_override(self, step: ForwardContext, tap: hook_points.Tap) -> ForwardContext:
-        """The step under the rotation that an intervention asks for, if one does."""
-        other = tap.rotary()
-        return step if other is None else replace(step, rotation=other.rotations(step.rope_positions))
+    def _with_rope_override(self, context: ForwardContext, tap: hook_points.Tap) -> ForwardContext:
+        """The context, with the rotary embedding replaced if an intervention overrides it."""
+        rotary = tap.rotary()
+        return context if rotary is None else replace(context, rotation=rotary.rotations(context.rope_positions))
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each reading the normalised stream and adding to it."""
+    """One layer: attention and MLP; each reads the normalised residual stream and adds to it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -231,11 +231,11 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, layer: int, step: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         if tap:
             x = tap("hook_resid_pre", x)
-        out: Tensor = self.attention(self.attention_norm(x, tap and tap.at("ln1.")), layer, step, tap)
+        out: Tensor = self.attention(self.attention_norm(x, tap and tap.at("ln1.")), layer, context, tap)
         if tap:
             out = tap("hook_attn_out", out)
         x = x + out
@@ -249,7 +249,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; heads are this process's share under tensor parallelism."""
+    """Grouped-query attention; under tensor parallelism a process has its shard of the heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -261,29 +261,29 @@ class Attention(nn.Module):
         self.wv = tensor_parallel.column(config.dim, config.n_kv_heads * config.head_dim)
         self.wo = tensor_parallel.row(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, layer: int, step: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, head, head_dim]
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, kv_head, head_dim]
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))
         if tap:
             q, k, v = tap("attn.hook_q", q), tap("attn.hook_k", k), tap("attn.hook_v", v)
-        q, k = rope.rotate(q, step.rotation), rope.rotate(k, step.rotation)
+        q, k = rope.rotate(q, context.rotation), rope.rotate(k, context.rotation)
         if tap:
             q, k = tap("attn.hook_rot_q", q), tap("attn.hook_rot_k", k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, head_dim]
         shared = None
-        if step.cache is not None:
-            k, v = step.cache.write(layer, k, v)
-            shared = step.cache.shared(layer)
+        if context.cache is not None:
+            k, v = context.cache.write(layer, k, v)
+            shared = context.cache.shared(layer)
         if tap and tap.edits(hook_points.SCORES, hook_points.PATTERN):
-            z = self._eager_attention(q, k, v, step, tap)
+            z = self._eager_attention(q, k, v, context, tap)
         elif shared is not None:
-            z = attention.shared_prefix_attention(shared, q, k, v, step.allowed)
+            z = attention.shared_prefix_attention(shared, q, k, v, context.allowed)
         else:
-            z = attention.sdpa(q, k, v, step.allowed)
+            z = attention.sdpa(q, k, v, context.allowed)
             if tap:
-                inputs = attention.AttentionInputs.of(q, k, step.mask)
+                inputs = attention.AttentionInputs.of(q, k, context.mask)
                 for name in hook_points.FROM_INPUTS:
                     tap.inputs(name, inputs)
         z = z.transpose(1, 2)  # [batch, pos, head, head_dim]
@@ -296,17 +296,19 @@ class Attention(nn.Module):
         out: Tensor = self.wo(z.flatten(2))
         return out
 
-    def _eager_attention(self, q: Tensor, k: Tensor, v: Tensor, step: ForwardContext, tap: hook_points.Tap) -> Tensor:
-        """Attention with scores and pattern in the open, because an intervention changes them."""
-        scores = tap(hook_points.SCORES, attention.scores(q, k, step.mask.allowed(k.shape[2])))
+    def _eager_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, tap: hook_points.Tap
+    ) -> Tensor:
+        """Attention with explicit scores and pattern, for interventions that edit them."""
+        scores = tap(hook_points.SCORES, attention.scores(q, k, context.mask.allowed(k.shape[2])))
         pattern = tap(hook_points.PATTERN, scores.softmax(-1))
         for name in hook_points.SUMMARIES:
             if tap.wants(name):
-                tap(name, hook_points.summarise(name, attention.OpenPattern(pattern, step.mask)))
+                tap(name, hook_points.summarise(name, attention.EditedPattern(pattern, context.mask)))
         return attention.weighted_values(pattern, v)
 
     def _per_head(self, z: Tensor) -> Tensor:
-        """What each head adds to the stream. Shapes: [batch, pos, head, head_dim] -> [batch, pos, head, dim]"""
+        """Each head's output in the residual stream. Shapes: [batch, pos, head, head_dim] -> [batch, pos, head, dim]"""
         weight = self.wo.weight.unflatten(1, (-1, self.head_dim))  # type: ignore[operator]  # [dim, head, head_dim]
         return torch.einsum("bphd,ehd->bphe", z, weight)
 
@@ -334,7 +336,7 @@ class FeedForward(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x divided by its root mean square, times a gain; the division in float32, as Meta does it."""
+    """x divided by its root mean square, times a gain; the division is in float32, as in Meta's code."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -360,5 +362,5 @@ def _frequencies(config: ModelConfig, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _frequencies_on(head_dim: int, theta: float, scaling: Llama3Scaling | None, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # kept between runs, so it must be usable under autograd too
+    with torch.inference_mode(False):  # cached between runs, so it must work under autograd too
         return rope.frequencies(head_dim, theta, scaling).to(device)

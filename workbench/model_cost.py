@@ -1,7 +1,7 @@
-"""What a model's shape costs: parameters, arithmetic and key/value cache, by part, from its configuration alone.
+"""Cost of a model: parameters, FLOPs and key/value cache by part, from its configuration alone.
 
-Counts only: loads no weights, knows nothing of files or tensors. A part is a name of `PARTS`; what has no weights, or
-does no arithmetic, is not in that table.
+It only counts: it loads no weights and knows nothing of files or tensors. A part is a name in `PARTS`; a part without
+parameters, or without counted FLOPs, is left out of that table.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ PARTS = ("Embedding", "Attention", "Scores and values", "MLP", "Norms", "Output"
 
 @dataclass(frozen=True)
 class Variant:
-    """A shape with one number of key/value heads, and what it costs at one context.
+    """A shape with one number of key/value heads, and its cost at one context length.
 
-    `kinds` are its names: MHA has a key/value head for every query head, MQA one for all, GQA stands between.
+    `kinds` are its names: MHA has a key/value head for every query head, MQA one for all, GQA a number in between.
     """
 
     kinds: tuple[str, ...]
     kv_heads: int
     this_model: bool
     parameters: int
-    flops: int  # of one token that sees `context` positions
+    flops: int  # of one token that attends to `context` positions
     cache_bytes_per_token: int
     context: int
 
     @property
     def cache_bytes(self) -> int:
-        """Of one sequence of `context` tokens."""
+        """Bytes of one sequence of `context` tokens."""
         return self.cache_bytes_per_token * self.context
 
 
 def flops(config: ModelConfig, *, context: int) -> dict[str, int]:
-    """Floating-point operations of one token's forward pass that sees `context` positions, its own included.
+    """FLOPs of one token's forward pass that attends to `context` positions, including its own.
 
     Two for each multiply-add of a matrix product: 2 * weights for every matrix, and for the scores and the weighted
-    sum of the values 4 * n_layers * n_heads * head_dim * context, whatever the number of key/value heads. Looking up
-    the embedding is free; norms, softmax, rotation and activations are left out (they grow with dim, not with dim^2).
+    sum of the values 4 * n_layers * n_heads * head_dim * context, for any number of key/value heads. The embedding
+    look-up is free; norms, softmax, rotation and activations are left out (they grow with dim, not with dim^2).
     A whole prompt of T tokens costs T times this at the mean context (T + 1) / 2.
     Source: arXiv 2204.02311, appendix B, whose 6 N + 12 L H Q T counts the backward pass too: three times this.
     """
@@ -53,7 +53,7 @@ def flops(config: ModelConfig, *, context: int) -> dict[str, int]:
 
 
 def cache_bytes_per_token(config: ModelConfig, *, itemsize: int = 2) -> int:
-    """Bytes of the keys and values that one token leaves in the cache; `itemsize` 2 is bfloat16.
+    """Bytes of keys and values in the cache per token; `itemsize` 2 is bfloat16.
 
     Source: arXiv 2305.13245; 2 * n_layers * n_kv_heads * head_dim * itemsize.
     """
@@ -61,21 +61,21 @@ def cache_bytes_per_token(config: ModelConfig, *, itemsize: int = 2) -> int:
 
 
 def variants(config: ModelConfig, *, context: int | None = None, itemsize: int = 2) -> tuple[Variant, ...]:
-    """The shape as it is, as multi-head and as multi-query attention; most key/value heads first.
+    """The model with its own, with multi-head and with multi-query attention; most key/value heads first.
 
-    Only the number of key/value heads differs, and with it the size of wk and wv. The context is the model's own
-    unless it is given.
+    Only the number of key/value heads differs, and with it the size of wk and wv. `context` defaults to the model's
+    context length.
     """
     context = config.max_seq_len if context is None else context
     named: dict[int, list[str]] = {}
     for kind, kv_heads in (("MHA", config.n_heads), ("GQA", config.n_kv_heads), ("MQA", 1)):
         named.setdefault(kv_heads, []).append(kind)
-    found = []
+    costs = []
     for kv_heads, kinds in named.items():
         shape = replace(config, n_kv_heads=kv_heads)
-        if len(kinds) > 1:  # one key/value head for each, or one for all, is not called grouped
+        if len(kinds) > 1:  # one key/value head per query head, or one for all, is not called grouped
             kinds = [kind for kind in kinds if kind != "GQA"]
-        found.append(
+        costs.append(
             Variant(
                 tuple(kinds),
                 kv_heads,
@@ -86,7 +86,7 @@ def variants(config: ModelConfig, *, context: int | None = None, itemsize: int =
                 context,
             )
         )
-    return tuple(found)
+    return tuple(costs)
 
 
 def readable_bytes(count: float) -> str:

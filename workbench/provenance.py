@@ -1,4 +1,4 @@
-"""Where numbers come from: the model's files, whether its weights are theirs still, and the versions that computed."""
+"""Provenance of results: the model's files, whether its weights still match them, and the software versions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-SAMPLED = 256  # values looked at of each weight
+SAMPLED = 256  # sampled values per weight
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The directory a model was loaded from; hashes are computed when they are read.
+    """The directory that a model was loaded from; hashes are computed when they are first read.
 
-    `hash_checkpoint` gives the SHA-256 of the directory's weights and configuration, hex. `files` are its weights and
-    configuration as they were before loading: path, size, time of change.
+    `hash_checkpoint` returns the SHA-256 of the directory's weights and configuration, hex. `files` are its weights and
+    configuration as they were before loading: path, size, modification time.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class ModelSource:
 
     @property
     def intact(self) -> bool:
-        """Whether the hash is known, or can still be had of the files that were loaded."""
+        """Whether the hash is known, or the loaded files are unchanged, so that it can be computed."""
         return "checkpoint_sha256" in self.__dict__ or file_stats(path for path, *_ in self.files) == self.files
 
     @property
@@ -46,26 +46,26 @@ class ModelSource:
 
 
 def file_stats(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
-    """Path, size in bytes and time of change in ns of each file; of one that is gone, -1 and -1."""
-    found = [(path, path.stat() if path.exists() else None) for path in files]
-    return tuple((path, stat.st_size, stat.st_mtime_ns) if stat else (path, -1, -1) for path, stat in found)
+    """Path, size in bytes and modification time in ns of each file; -1 and -1 for a file that does not exist."""
+    stats = [(path, path.stat() if path.exists() else None) for path in files]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) if stat else (path, -1, -1) for path, stat in stats)
 
 
 def weight_fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """What is another after weights were changed: where each lies, how often torch wrote to it, and some values.
+    """Cheap fingerprint of the weights: data pointers, version counters and sampled values.
 
-    The values are for what torch does not count, as writing to `parameter.data`; of each weight SAMPLED are looked at,
-    in steps of an odd number, so that a change of a row, a column or a head is seen.
+    It changes when weights are modified in memory. The sampled values detect writes that torch does not count, such as
+    to `parameter.data`: about SAMPLED per weight at an odd stride, so that a changed row, column or head is seen.
     """
     weights = [weight.detach() for weight in model.parameters()]
     counts = [(weight.data_ptr(), -1 if weight.is_inference() else weight._version) for weight in model.parameters()]
-    some = [weight.flatten()[:: weight.numel() // SAMPLED | 1].double() for weight in weights]
-    return tuple(counts), torch.cat(some).cpu().numpy().tobytes() if some else b""
+    samples = [weight.flatten()[:: weight.numel() // SAMPLED | 1].double() for weight in weights]
+    return tuple(counts), torch.cat(samples).cpu().numpy().tobytes() if samples else b""
 
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout this runs from, with `+` behind it when files differ; None outside a checkout."""
+    """Git commit of the checkout that runs, with a `+` appended if files differ; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -86,18 +86,18 @@ def commit() -> str | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of Python, torch and the packages named; a package that is absent is left out."""
-    found = {"python": platform.python_version()}
+    """Installed versions of Python, torch and these packages; a package that is not installed is left out."""
+    installed = {"python": platform.python_version()}
     for package in ("torch", *packages):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(source: ModelSource | None) -> dict[str, Any]:
-    """A JSON-ready account of a model's origin; null hashes for weights that came from no file."""
+    """A model's provenance for JSON; the hashes are null for weights that were not loaded from files."""
     return {
         "path": None if source is None else source.name,
         "checkpoint_sha256": None if source is None else source.checkpoint_sha256,

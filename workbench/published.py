@@ -1,4 +1,4 @@
-"""The shapes of Meta's published Llama 3 text models, by name. Values only: no weights, nothing is downloaded."""
+"""Shapes of Meta's published Llama 3 text models, by name: no weights, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PUBLISHED: dict[str, ModelConfig] = {
 
 
 def tied_as_published(config: ModelConfig) -> ModelConfig:
-    """The configuration with its output tied where a published model of this shape ties it.
+    """The configuration, with a tied output if a published model of this shape has one.
 
-    Meta's params.json has no word for a tied output; the weights tell, and without them only the shape can.
+    Meta's params.json has no key for a tied output. The weights show it; without them only the shape can.
     """
     tied = replace(config, tied_output=True)
     return tied if tied in PUBLISHED.values() else config

@@ -1,4 +1,4 @@
-"""Configurations as published, from both layouts, and every way in which one can be wrong."""
+"""Published configurations in both layouts, and every error that one can have."""
 
 from typing import Any
 

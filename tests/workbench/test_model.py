@@ -40,8 +40,8 @@ def test_a_cache_changes_nothing(pair) -> None:
     expected = reference(tokens).logits
     cache = model.empty_cache(2, 64)
     chunks = [(0, 25), (25, 41), *((i, i + 1) for i in range(41, 60))]
-    got = torch.cat([model(tokens[:, a:b], cache) for a, b in chunks], 1)
-    assert (got - expected).abs().max() <= TOLERANCE
+    logits = torch.cat([model(tokens[:, a:b], cache) for a, b in chunks], 1)
+    assert (logits - expected).abs().max() <= TOLERANCE
     assert cache.length == 60
 
 
@@ -67,35 +67,35 @@ def test_rows_of_a_cache_can_be_repeated(tiny_model) -> None:
     cache = tiny_model.empty_cache(1, 4)
     tiny_model(prefix, cache)
     shared = cache.select(torch.zeros(3, dtype=torch.int64), capacity=6)
-    got = tiny_model(ends, shared)
+    logits = tiny_model(ends, shared)
     expected = tiny_model(torch.cat([prefix.expand(3, -1), ends], 1))[:, 4:]
-    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(logits, expected, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_run_goes_on_from_any_layer_to_the_last_bit(tiny_model) -> None:
-    """Plain, and under an intervention that turns q and k otherwise and one on every stream."""
+def test_a_run_from_any_layer_is_bit_identical(tiny_model) -> None:
+    """Without interventions, and with one on the rotary embedding and one on every layer's input."""
     tokens = torch.randint(0, 96, (3, 20), generator=torch.Generator().manual_seed(6))
     names = ["hook_embed", "blocks.*.hook_resid_post"]
     changes = [wb.Scale("blocks.*.hook_resid_pre", 1.5), wb.RopeScaling(theta=500.0)]
-    for acting in ([], changes):
-        with tiny_model.intervene(*acting):
+    for interventions in ([], changes):
+        with tiny_model.intervene(*interventions):
             logits, cap = tiny_model.run_with_capture(tokens, names)
             for layer in range(4):
-                entering = cap["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
-                assert torch.equal(tiny_model.unembed(tiny_model.forward_from_layer(entering, layer)), logits)
+                x = cap["hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
+                assert torch.equal(tiny_model.unembed(tiny_model.forward_from_layer(x, layer)), logits)
     assert not torch.equal(logits, tiny_model(tokens))
 
 
 @torch.no_grad()
-def test_a_resumed_run_fires_its_own_layers_hooks_alone(tiny_model) -> None:
-    seen = []
+def test_a_run_from_a_layer_fires_only_the_hooks_of_its_layers(tiny_model) -> None:
+    layers = []
     watch = hook_points.Subscription(
-        frozenset(hook_points.hook_names(tiny_model.config)), observe=lambda site, _: seen.append(site.layer)
+        frozenset(hook_points.hook_names(tiny_model.config)), observe=lambda site, _: layers.append(site.layer)
     )
     with hook_points.subscribe(tiny_model, watch):
         tiny_model.forward_from_layer(torch.randn(1, 5, 32), 2)
-    assert set(seen) == {2, None}  # None: the final norm
+    assert set(layers) == {2, None}  # None: the final norm
 
 
 def test_gradients_equal_hugging_face() -> None:
@@ -122,7 +122,7 @@ def test_half_precision_stays_near_float32(dtype) -> None:
     assert (narrow.log_softmax(-1) - wide).abs().mean() < 0.05
 
 
-def test_what_cannot_be_run_is_said(tiny_model) -> None:
+def test_what_cannot_be_run_is_an_error(tiny_model) -> None:
     with pytest.raises(WorkbenchError, match="token id 96 is outside the vocabulary of 96"):
         tiny_model(torch.tensor([[1, 96]]))
     with pytest.raises(WorkbenchError, match=r"shape \[batch, pos\]"):
@@ -131,7 +131,7 @@ def test_what_cannot_be_run_is_said(tiny_model) -> None:
         tiny_model.forward_from_layer(torch.randn(1, 5, 32), 4)
     with pytest.raises(GenerationError, match="holds 2 positions"):
         tiny_model(torch.tensor([[1, 2, 3]]), tiny_model.empty_cache(1, 2))
-    with pytest.raises(GenerationError, match="made for 2 rows"):
+    with pytest.raises(GenerationError, match="has batch size 2"):
         tiny_model(torch.tensor([[1]]), tiny_model.empty_cache(2, 2))
 
 
@@ -164,8 +164,8 @@ def test_a_gpu_gives_what_the_cpu_gives() -> None:
     tokens = torch.randint(0, 120, (2, 60), generator=torch.Generator().manual_seed(5))
     expected = model(tokens)
     model = model.cuda()
-    got = model(tokens.cuda()).cpu()
+    logits = model(tokens.cuda()).cpu()
     cache = model.empty_cache(2, 60)
     stepped = torch.cat([model(tokens[:, :40].cuda(), cache), model(tokens[:, 40:].cuda(), cache)], 1).cpu()
-    assert (got - expected).abs().max() < 1e-3
+    assert (logits - expected).abs().max() < 1e-3
     assert (stepped - expected).abs().max() < 1e-3

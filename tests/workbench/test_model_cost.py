@@ -1,4 +1,4 @@
-"""What shapes cost: published numbers, the model's own tensors, and PyTorch's count of its operations."""
+"""Model cost against published numbers, the model's own tensors, and PyTorch's FLOP counter."""
 
 from dataclasses import replace
 
@@ -49,9 +49,9 @@ def test_published_caches(name: str, token: int, whole: int, times: int) -> None
 
 @pytest.mark.parametrize(("kv_heads", "kinds"), [(4, [("MHA",), ("MQA",)]), (2, [("MHA",), ("GQA",), ("MQA",)])])
 def test_variants_are_models_of_their_own(tiny_config, kv_heads: int, kinds: list[tuple[str]]) -> None:
-    found = model_cost.variants(replace(tiny_config, n_kv_heads=kv_heads), itemsize=4)
-    assert [kind.kinds for kind in found] == kinds
-    for kind in found:
+    variants = model_cost.variants(replace(tiny_config, n_kv_heads=kv_heads), itemsize=4)
+    assert [kind.kinds for kind in variants] == kinds
+    for kind in variants:
         model = wb.Transformer(replace(tiny_config, n_kv_heads=kind.kv_heads))
         assert kind.parameters == sum(parameter.numel() for parameter in model.parameters())
         assert kind.cache_bytes == model.empty_cache(1, tiny_config.max_seq_len).n_bytes
@@ -71,7 +71,7 @@ def test_parts_are_the_model_s_own(tiny_config, tied: bool) -> None:
 
 
 def test_flops_by_hand() -> None:
-    """Llama 3 8B without context: two for each weight but the embedding's and the norms'."""
+    """Llama 3 8B without context: two per weight, except those of the embedding and the norms."""
     config = PUBLISHED["llama-3-8b"]
     work = model_cost.flops(config, context=0)
     assert sum(work.values()) == 2 * (8_030_261_248 - 525_336_576 - 266_240)
@@ -80,7 +80,7 @@ def test_flops_by_hand() -> None:
 
 @torch.no_grad()
 def test_flops_are_those_pytorch_counts(tiny_model) -> None:
-    """One decode step behind 20 cached tokens: PyTorch's own counter sees every matrix product, none of them fused."""
+    """One decode step after 20 cached tokens; PyTorch's counter sees every matrix product, because none is fused."""
     cache = tiny_model.empty_cache(1, 32)
     tiny_model(torch.arange(20)[None], cache)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

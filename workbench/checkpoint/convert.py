@@ -1,4 +1,4 @@
-"""Either layout from either, in any number of shards; there and back is the same to the last bit."""
+"""Converts checkpoints between Meta's and Hugging Face's layout, in any number of shards, without loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workbench.errors import CheckpointError
 from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
 
-# What goes along unchanged.
+# Files that are copied unchanged.
 _COMPANIONS = (
     "tokenizer.model",
     "tokenizer.json",
@@ -47,25 +47,27 @@ def convert(
     shards: int = 1,
     container: Literal["safetensors", "pth"] = "safetensors",
 ) -> Path:
-    """Write a checkpoint again in the layout asked for, and return its directory.
+    """Write a checkpoint in another layout, and return its directory.
 
     `shards` is Meta's tensor-parallel size, or the number of files in Hugging Face's layout; `container` "pth" is for
-    Meta's own code. Values and types stay as they are stored, and the tokenizer goes along. Files appear under their
-    names when all of them are complete.
+    Meta's own code. Values and dtypes are not changed, and the tokenizer is copied. Files get their final names when
+    all of them are complete.
 
-    Raises: CheckpointError if the source does not load, the target holds a checkpoint, or the shards do not divide it.
+    Raises: CheckpointError if the source does not load, the target holds a checkpoint, or `shards` does not fit.
     """
     if layout not in ("meta", "hf"):
         raise CheckpointError(f"unknown layout {layout!r}; use 'meta' or 'hf'.")
     if container not in ("safetensors", "pth") or (layout == "hf" and container == "pth"):
-        raise CheckpointError(f"the {layout} layout is not written as {container!r}; use safetensors.")
+        raise CheckpointError(f"the {layout} layout cannot be written as {container!r}; use safetensors.")
     if shards < 1:
         raise CheckpointError(f"shards must be at least 1, found {shards}.")
     checkpoint = open_checkpoint(source)
     target = Path(target).expanduser()
-    taken = [name for name in ("params.json", "config.json") if (target / name).exists()]
-    if taken or (target.exists() and not target.is_dir()):
-        raise CheckpointError(f"{target}: holds {taken[0] if taken else 'a file'} already; choose an empty directory.")
+    existing = [name for name in ("params.json", "config.json") if (target / name).exists()]
+    if existing or (target.exists() and not target.is_dir()):
+        raise CheckpointError(
+            f"{target}: holds {existing[0] if existing else 'a file'} already; choose an empty directory."
+        )
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config, kind=layout)
     if layout == "meta":
         _check_divides(checkpoint.config, shards)
@@ -75,7 +77,7 @@ def convert(
         write = _write_meta if layout == "meta" else _write_hf
         write(checkpoint, partial_target, shards, container)
         _write_companions(checkpoint, tokenizer, layout, partial_target)
-        # The configuration last, because it is what makes a directory a checkpoint.
+        # The configuration is last: a directory without it is not a checkpoint.
         _write_json(
             partial_target / ("params.json" if layout == "meta" else "config.json"),
             _config(checkpoint, tokenizer, layout),
@@ -101,9 +103,7 @@ def _check_divides(config: ModelConfig, shards: int) -> None:
     for name in ("n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
         count = getattr(config, name)
         if count % shards:
-            raise CheckpointError(
-                f"{name} {count} cannot be divided into {shards} shards; use a number that divides it."
-            )
+            raise CheckpointError(f"{name} {count} cannot be split into {shards} shards; use a number that divides it.")
 
 
 def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: str) -> None:
@@ -115,7 +115,7 @@ def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: st
             shape = list(weight.spec.shape)
             if weight.spec.split is not None:
                 shape[weight.spec.split] //= shards
-            make = partial(_part, weight, pages, rank=rank, size=shards)
+            make = partial(_shard, weight, pages, rank=rank, size=shards)
             entries.append(Entry(weight.spec.name, _dtype(weight), tuple(shape), make))
         write(target / f"consolidated.{rank:02d}.{container}", entries)
 
@@ -127,7 +127,7 @@ def _write_hf(checkpoint: Checkpoint, target: Path, shards: int, container: str)
         for w in checkpoint.weights
     ]
     total = sum(entry.nbytes for entry in entries)
-    files = list(_share_out(entries, shards))
+    files = list(_split_into_files(entries, shards))
     if len(files) == 1:
         write_safetensors(target / "model.safetensors", entries)
         return
@@ -139,16 +139,16 @@ def _write_hf(checkpoint: Checkpoint, target: Path, shards: int, container: str)
     _write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _share_out(entries: list[Entry], files: int) -> Iterator[list[Entry]]:
-    """The entries in order, in at most so many groups of about equal size."""
-    total, done, group = sum(entry.nbytes for entry in entries), 0, list[Entry]()
-    written = 0
+def _split_into_files(entries: list[Entry], files: int) -> Iterator[list[Entry]]:
+    """The entries in order, in at most `files` groups of about equal size."""
+    total, n_bytes, group = sum(entry.nbytes for entry in entries), 0, list[Entry]()
+    n_groups = 0
     for entry in entries:
         group.append(entry)
-        done += entry.nbytes
-        if done * files >= total * (written + 1):
+        n_bytes += entry.nbytes
+        if n_bytes * files >= total * (n_groups + 1):
             yield group
-            written, group = written + 1, []
+            n_groups, group = n_groups + 1, []
     if group:
         yield group
 
@@ -157,13 +157,13 @@ def _dtype(weight: Weight) -> torch.dtype:
     return weight.pieces[0].tensor.dtype
 
 
-def _part(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
+def _shard(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
     return assemble(weight, pages, Target(_dtype(weight), torch.device("cpu"), rank, size))
 
 
 def _half_split(weight: Weight, pages: MappedPages) -> Tensor:
-    whole = _part(weight, pages)
-    return rope.to_half_split(whole, weight.spec.rotary_heads) if weight.spec.rotary_heads else whole
+    tensor = _shard(weight, pages)
+    return rope.to_half_split(tensor, weight.spec.rotary_heads) if weight.spec.rotary_heads else tensor
 
 
 def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind, target: Path) -> None:
@@ -173,7 +173,7 @@ def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layou
             shutil.copyfile(root / name, target / name)
     if tokenizer is None or tokenizer.source is None:
         return
-    if not (target / tokenizer.source.name).exists():  # it was in a folder of its own
+    if not (target / tokenizer.source.name).exists():  # it was in a subfolder
         shutil.copyfile(tokenizer.source, target / tokenizer.source.name)
     if layout == "meta" and not (target / "tokenizer.model").exists() and tokenizer.has_meta_specials:
         (target / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())

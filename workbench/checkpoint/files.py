@@ -1,7 +1,7 @@
-"""The files of a checkpoint directory: which layout it has, which files in which order, and what one of them holds.
+"""Files of a checkpoint directory: its layout, its files in shard order, and the tensors in one file.
 
-Knows how Meta and Hugging Face name things, and the two containers (safetensors, and PyTorch's zip); weight files are
-memory-mapped, and nothing is read before it is used. Knows nothing of what the tensors mean.
+It knows the file names of Meta and Hugging Face, and the two containers (safetensors and PyTorch's zip). Weight files
+are memory-mapped, and read only when used. It knows nothing of the meaning of the tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor in a `.safetensors` or `.pth` file, as views of the mapped file.
 
     Writing to one changes this process's copy of the page, never the file.
-    Raises: CheckpointError if the file is missing, truncated, or holds something else than tensors.
+    Raises: CheckpointError if the file is missing, truncated, or holds anything but tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
@@ -34,19 +34,19 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        found: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"{path}: cannot be read; it is truncated, damaged or not a weight file "
             f"({path.stat().st_size:,} bytes; {reason[0] if reason else type(error).__name__})."
         ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}.")
-    for name, value in found.items():
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}.")
+    for name, value in content.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: expected tensors only, found {name!r} of {type(value).__name__}.")
-    return found
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a checkpoint's configuration and weights are; files in shard order."""
+    """Paths of a checkpoint's configuration and weights; files in shard order."""
 
     kind: Kind
     root: Path
@@ -80,13 +80,13 @@ class Layout:
 
 
 def resolve(path: str | Path) -> Path:
-    """The directory that a user means; "demo" is the embedded checkpoint.
+    """The directory of a checkpoint; "demo" is the embedded checkpoint.
 
     Raises: CheckpointError if it does not exist or is a file.
     """
     root = DEMO if str(path) == "demo" else Path(path).expanduser()
     if root.is_file():
-        raise CheckpointError(f"{root}: is a file; give the directory that holds it and its configuration.")
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
     if not root.is_dir():
         raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
     return root
@@ -103,10 +103,10 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     if meta.is_file() and (shards or not hf.is_file()):
         if hf.is_file() and _hf_files(root, required=False):
             raise CheckpointError(
-                f"{root}: holds both Meta's and Hugging Face's weights; keep each in its own directory."
+                f"{root}: holds both Meta's and Hugging Face's weights; put each in a directory of its own."
             )
         if weights and not shards:
-            raise CheckpointError(f"{root}: params.json is there, but no consolidated.NN.pth or .safetensors.")
+            raise CheckpointError(f"{root}: holds params.json, but no consolidated.NN.pth or .safetensors.")
         return Layout("meta", root, meta, shards)
     if hf.is_file():
         return Layout("hf", root, hf, _hf_files(root, required=weights))
@@ -114,7 +114,7 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
 
 
 def stated_config(layout: Layout) -> ModelConfig:
-    """What the configuration file says; the weights may know better whether the output is tied."""
+    """The configuration in the file; for Meta's layout only the weights show whether the output is tied."""
     values = read_json(layout.config_file)
     read = ModelConfig.from_meta if layout.kind == "meta" else ModelConfig.from_hf
     return read(values, source=str(layout.config_file))
@@ -122,19 +122,19 @@ def stated_config(layout: Layout) -> ModelConfig:
 
 def _meta_files(root: Path) -> tuple[Path, ...]:
     for suffix in ("safetensors", "pth"):
-        found = {}
+        shards = {}
         for path in root.glob(f"consolidated*.{suffix}"):
             match = re.fullmatch(r"consolidated(?:\.(\d+))?", path.stem)
             if match:
-                found[int(match[1] or 0)] = path
-        absent = sorted(set(range(max(found, default=-1) + 1)) - set(found))
+                shards[int(match[1] or 0)] = path
+        absent = sorted(set(range(max(shards, default=-1) + 1)) - set(shards))
         if absent:
             raise CheckpointError(
                 f"{root}: consolidated.{absent[0]:02d}.{suffix} is missing; "
-                f"found {', '.join(path.name for _, path in sorted(found.items()))}."
+                f"found {', '.join(path.name for _, path in sorted(shards.items()))}."
             )
-        if found:
-            return tuple(path for _, path in sorted(found.items()))
+        if shards:
+            return tuple(path for _, path in sorted(shards.items()))
     return ()
 
 
@@ -145,7 +145,7 @@ def _hf_files(root: Path, *, required: bool) -> tuple[Path, ...]:
         absent = [name for name in names if not (root / name).is_file()]
         if absent and required:
             raise CheckpointError(
-                f"{index}: names {absent[0]}, which is not there ({len(absent)} of {len(names)} missing)."
+                f"{index}: lists {absent[0]}, which does not exist ({len(absent)} of {len(names)} missing)."
             )
         return tuple(root / name for name in names)
     single = root / "model.safetensors"
@@ -154,16 +154,16 @@ def _hf_files(root: Path, *, required: bool) -> tuple[Path, ...]:
     if required:
         others = sorted(path.name for path in (*root.glob("*.safetensors"), *root.glob("pytorch_model*.bin")))
         hint = f"; found {', '.join(others[:3])}, which cannot be used alone" if others else ""
-        raise CheckpointError(f"{root}: config.json is there, but neither model.safetensors nor {INDEX}{hint}.")
+        raise CheckpointError(f"{root}: holds config.json, but neither model.safetensors nor {INDEX}{hint}.")
     return ()
 
 
 def weight_map(index: Path) -> dict[str, str]:
     """File name of every tensor in a Hugging Face index."""
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise CheckpointError(f"{index}: has no weight_map from tensor to file.")
-    outside = [name for name in found.values() if Path(name).name != name]
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{index}: has no weight_map from tensor names to files.")
+    outside = [name for name in files.values() if Path(name).name != name]
     if outside:
-        raise CheckpointError(f"{index}: names {outside[0]!r}, which is not in this directory.")
-    return found
+        raise CheckpointError(f"{index}: lists {outside[0]!r}, which is not in this directory.")
+    return files

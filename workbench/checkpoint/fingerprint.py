@@ -13,17 +13,17 @@ from workbench.checkpoint.files import find_layout
 def fingerprint(path: str | Path) -> str:
     """SHA-256, hex, over the names and contents of a checkpoint's configuration and weight files.
 
-    A file is read again only when its path, size or time of change is another. The tokenizer is not part of it.
+    A file is read again only if its path, size or modification time changed. The tokenizer is not included.
     Raises: CheckpointError if there is no checkpoint at the path.
     """
     layout = find_layout(path)
     files = (layout.config_file, *layout.weight_files)
-    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock, so shards are hashed side by side
+    with ThreadPoolExecutor() as pool:  # hashing releases Python's lock, so shards are hashed in parallel
         digests = list(pool.map(_digest, files))
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for file, digest in zip(files, digests, strict=True):
-        whole.update(f"{file.name} {digest}\n".encode())
-    return whole.hexdigest()
+        combined.update(f"{file.name} {digest}\n".encode())
+    return combined.hexdigest()
 
 
 def _digest(file: Path) -> str:

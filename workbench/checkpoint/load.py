@@ -1,4 +1,4 @@
-"""`load_model`: a checkpoint directory into a model, memory-mapped, in the type and on the device asked for."""
+"""`load_model`: load a checkpoint directory, memory-mapped, with a chosen dtype and device."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
-# Hugging Face checkpoints pad the embedding up to a multiple of at most this many rows; Meta's never do.
+# Hugging Face checkpoints may pad the embedding to a multiple of at most this many rows; Meta's do not.
 _PADDING = 128
-STEPS = 20  # how often progress is told of, in each half
+STEPS = 20  # progress reports in each half
 
 
 def load_model(
@@ -43,23 +43,23 @@ def load_model(
 ) -> Transformer:
     """A model from a Meta or Hugging Face directory, or from the embedded one ("demo"), ready for inference.
 
-    `dtype` "auto" is the type that the weights are stored in; `device` "auto" is CUDA where there is a device. In a
-    tensor-parallel run (`parallel.init`) every process reads its own part only. On the CPU, in the stored type, weights
-    stay in the mapped file: leave the file as it is while the model lives. `progress` is told the share that is done,
-    between 0 and 1: of the weights put in place, and again of those looked at.
+    `dtype` "auto" is the dtype of the stored weights; `device` "auto" is CUDA if there is a device. In a
+    tensor-parallel run (`tensor_parallel.init`) every process reads only its own shard. On the CPU, in the stored
+    dtype, weights stay in the mapped file: do not change the file while the model is in use. `progress` is called with
+    the fraction done, between 0 and 1: the first half is loading the weights, the second half is checking them.
 
     Raises: CheckpointError, ConfigError or TokenizerError if anything in the directory does not fit; ConfigError for a
-        device or type that cannot be had.
+        device or dtype that is not available.
     """
     target = resolve_device(device)
-    wanted = _dtype(dtype)
+    requested_dtype = _dtype(dtype)
     checkpoint = open_checkpoint(path)
     files = file_stats((checkpoint.layout.config_file, *checkpoint.layout.weight_files))
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
-    # Nothing is allocated twice: the model is a skeleton until its weights are put in.
+    # On the meta device, so that no memory is allocated before the weights are assigned.
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
-    _fill(model, checkpoint, wanted or checkpoint.dtype, target, progress)
+    _fill(model, checkpoint, requested_dtype or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
     model.source = ModelSource(checkpoint.layout.root, fingerprint, tokenizer.sha256 if tokenizer else None, files)
     return model.eval()
@@ -86,20 +86,20 @@ def _fill(
     for weight, tensor in zip(checkpoint.weights, tensors, strict=True):
         owner, _, leaf = weight.spec.name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left, f"weights that the table does not know: {left}"
+    unassigned = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not unassigned, f"weights that are not in the table of tensors: {unassigned}"
 
 
 def _parts(weights: Sequence[Weight], count: int) -> Iterator[slice]:
-    """Slices of the weights, in order and all of them: at most `count`, of about as many weights each."""
+    """Consecutive slices that cover all weights: at most `count`, with about as many weights each."""
     step = -(-len(weights) // count)
     return (slice(first, min(first + step, len(weights))) for first in range(0, len(weights), step))
 
 
 def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None = None) -> Tokenizer | None:
-    """The tokenizer in a checkpoint's directory, None where there is none.
+    """The tokenizer in a checkpoint's directory, or None.
 
-    `kind` is the layout that it has to fit, by default the directory's own.
+    `kind` is the layout that it must fit, by default the directory's own.
     Raises: CheckpointError if its vocabulary is not the configuration's; TokenizerError if it cannot be read.
     """
     file = find_tokenizer(layout.root)
@@ -116,24 +116,24 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None 
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that a name stands for. Raises: ConfigError for a name or number that is not there."""
+    """The device with a name. Raises: ConfigError for an unknown name or a device that does not exist."""
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {found}: {torch.cuda.device_count()} CUDA devices were found.")
-    return found
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {resolved}; {torch.cuda.device_count()} CUDA devices were found.")
+    return resolved
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     if dtype == "auto":
         return None
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES.values():
+    resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved not in _DTYPES.values():
         raise ConfigError(f"unknown dtype {dtype!r}; use 'auto', 'bfloat16', 'float16' or 'float32'.")
-    return found
+    return resolved

@@ -1,6 +1,6 @@
-"""What a checkpoint's files hold, verified against its configuration: which tensor is where, in which pieces.
+"""Checkpoint manifest: the stored pieces of every weight, verified against the configuration.
 
-Opens files and compares names, types and shapes; reads no weights (`assemble.py` does).
+It opens files and compares names, dtypes and shapes; it reads no weights (`assemble.py` does).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Piece:
-    """A stored part of one weight: a view of its mapped file, and where it begins in the whole tensor."""
+    """A stored part of one weight: a view of its mapped file, and its offset in the complete tensor."""
 
     file: Path
     tensor: Tensor
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight as stored: its pieces cover the whole; wq and wk of the "hf" kind have rows in half-split order."""
+    """One weight as stored: its pieces cover it completely; wq and wk of kind "hf" have rows in half-split order."""
 
     spec: TensorSpec
     stored_name: str
@@ -42,7 +42,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: every weight of the configuration is there, in the right shape, and nothing else."""
+    """A verified checkpoint: it holds every weight of the configuration, in the right shape, and nothing else."""
 
     layout: Layout
     config: ModelConfig
@@ -50,14 +50,14 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the embedding, which most of the others share."""
+        """The dtype of the embedding, which usually is that of all weights."""
         return self.weights[0].pieces[0].tensor.dtype
 
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration of a checkpoint directory; none of its weights are read.
 
-    Raises: CheckpointError, or ConfigError for what the file says.
+    Raises: CheckpointError, or ConfigError for errors in the configuration file.
     """
     layout = find_layout(path)
     config = stated_config(layout)
@@ -69,7 +69,7 @@ def read_config(path: str | Path) -> ModelConfig:
 def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
     """The configuration of a directory that may hold no weights, and whether it holds any.
 
-    Raises: CheckpointError if there is no configuration, ConfigError for what the file says.
+    Raises: CheckpointError if there is no configuration, ConfigError for errors in it.
     """
     layout = find_layout(path, weights=False)
     if any(file.is_file() for file in layout.weight_files):
@@ -79,9 +79,9 @@ def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Map a checkpoint's files and verify names, types and shapes.
+    """Map a checkpoint's files and verify names, dtypes and shapes.
 
-    Raises: CheckpointError naming file, tensor, expected and found; ConfigError for what the configuration says.
+    Raises: CheckpointError naming file, tensor, expected and found; ConfigError for errors in the configuration.
     """
     layout = find_layout(path)
     config = stated_config(layout)
@@ -105,11 +105,13 @@ def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, Tensor]]) -> 
     listed = weight_map(index)
     for name, file in listed.items():
         if name not in files[layout.root / file]:
-            raise CheckpointError(f"{layout.root / file}: tensor {name!r} is missing; {INDEX} says that it is here.")
+            raise CheckpointError(f"{layout.root / file}: tensor {name!r} is missing; {INDEX} lists it in this file.")
     for path, tensors in files.items():
         for name in tensors:
             if listed.get(name, path.name) != path.name:
-                raise CheckpointError(f"{path}: tensor {name!r} is stored here; {INDEX} says in {listed[name]}.")
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is stored here, but {INDEX} lists it in {listed[name]}."
+                )
 
 
 def _check_extra(
@@ -120,8 +122,8 @@ def _check_extra(
         extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
         if extra:
             raise CheckpointError(
-                f"{path}: tensor {extra[0]!r} {list(tensors[extra[0]].shape)} is not a weight of the Llama with "
-                f"{config.n_layers} layers that {layout.config_file.name} describes ({len(extra)} such tensors)."
+                f"{path}: tensor {extra[0]!r} {list(tensors[extra[0]].shape)} is not a weight of the Llama "
+                f"with {config.n_layers} layers in {layout.config_file.name} ({len(extra)} such tensors)."
             )
 
 
@@ -131,45 +133,47 @@ def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, Te
         stored = [(path, tensors.get(name)) for path, tensors in files.items()]
     else:
         stored = [(path, tensors[name]) for path, tensors in files.items() if name in tensors]
-    found = [(path, tensor) for path, tensor in stored if tensor is not None]
-    if not found or len(found) < len(stored):
-        where = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
+    shards = [(path, tensor) for path, tensor in stored if tensor is not None]
+    if not shards or len(shards) < len(stored):
+        location = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
         if len(layout.weight_files) > 1 and layout.kind == "hf":
-            where = layout.root
+            location = layout.root
         expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
-        hint = "; if the output is tied to the embedding, the configuration must say so" if spec.name == OUTPUT else ""
-        raise CheckpointError(f"{where}: tensor {name!r} is missing; {expected}, found none{hint}.")
-    if layout.kind == "hf" and len(found) > 1:
-        raise CheckpointError(f"{found[1][0]}: tensor {name!r} is also in {found[0][0].name}; expected it once.")
-    pieces = _pieces(layout, spec, name, found)
+        hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
+        raise CheckpointError(f"{location}: tensor {name!r} is missing; {expected}, found none{hint}.")
+    if layout.kind == "hf" and len(shards) > 1:
+        raise CheckpointError(f"{shards[1][0]}: tensor {name!r} is also in {shards[0][0].name}; expected it once.")
+    pieces = _pieces(layout, spec, name, shards)
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
 
 
-def _pieces(layout: Layout, spec: TensorSpec, name: str, found: list[tuple[Path, Tensor]]) -> tuple[Piece, ...]:
-    n = len(found)
+def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path, Tensor]]) -> tuple[Piece, ...]:
+    n = len(shards)
     axis = spec.split
-    if spec.name == EMBEDDING and n > 1 and found[0][1].shape[:1] == spec.shape[:1]:
+    if spec.name == EMBEDDING and n > 1 and shards[0][1].shape[:1] == spec.shape[:1]:
         axis = 1  # Llama 2's shards divide the embedding's columns, Llama 3's its rows
     expected = list(spec.shape)
     if axis is not None:
         if spec.shape[axis] % n:
-            raise CheckpointError(f"{found[0][0]}: {name!r} {expected} cannot be in {n} equal shards.")
+            raise CheckpointError(f"{shards[0][0]}: {name!r} {expected} cannot be split into {n} equal shards.")
         expected[axis] //= n
     pieces = []
-    for number, (path, tensor) in enumerate(found):
+    for number, (path, tensor) in enumerate(shards):
         if list(tensor.shape) != expected:
             raise CheckpointError(
                 f"{path}: tensor {name!r} has the wrong shape; expected {expected} by {layout.config_file.name}"
                 f"{f' in {n} shards' if n > 1 else ''}, found {list(tensor.shape)}{_shard_hint(tensor, expected)}."
             )
-        if tensor.dtype not in _FLOATS or tensor.dtype != found[0][1].dtype:
-            wanted = "a floating type" if tensor.dtype not in _FLOATS else f"{found[0][1].dtype} as in the first shard"
-            raise CheckpointError(f"{path}: tensor {name!r}: expected {wanted}, found {tensor.dtype}.")
+        if tensor.dtype not in _FLOATS or tensor.dtype != shards[0][1].dtype:
+            required = (
+                "a floating type" if tensor.dtype not in _FLOATS else f"{shards[0][1].dtype} as in the first shard"
+            )
+            raise CheckpointError(f"{path}: tensor {name!r}: expected {required}, found {tensor.dtype}.")
         offset = [0] * tensor.dim()
         if axis is not None:
             offset[axis] = number * expected[axis]
-        elif number and not torch.equal(tensor, found[0][1]):
-            raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {found[0][0].name}.")
+        elif number and not torch.equal(tensor, shards[0][1]):
+            raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {shards[0][0].name}.")
         pieces.append(Piece(path, tensor, tuple(offset)))
     return tuple(pieces[:1] if axis is None else pieces)
 
@@ -177,26 +181,26 @@ def _pieces(layout: Layout, spec: TensorSpec, name: str, found: list[tuple[Path,
 def _shard_hint(tensor: Tensor, expected: list[int]) -> str:
     if tensor.dim() != len(expected):
         return ""
-    ratios = {want / have for want, have in zip(expected, tensor.shape, strict=True) if have} - {1.0}
+    ratios = {want / actual for want, actual in zip(expected, tensor.shape, strict=True) if actual} - {1.0}
     if len(ratios) == 1 and (ratio := ratios.pop()) > 1 and ratio.is_integer():
-        return f": this is one of {int(ratio)} shards, or the others are missing"
+        return f": this may be one of {int(ratio)} shards, with the others missing"
     return ""
 
 
 def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, Tensor]]) -> ModelConfig:
-    """Meta's params.json has no word for a tied output: its small 3.2 models store one table under two names."""
+    """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
     tensors = next(iter(files.values()))
     if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
         return config
     first, second = tensors[EMBEDDING], tensors[OUTPUT]
-    once = first.data_ptr() == second.data_ptr() and first.shape == second.shape
-    return replace(config, tied_output=True) if once else config
+    is_same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+    return replace(config, tied_output=True) if is_same else config
 
 
 def _check_tied(
     layout: Layout, config: ModelConfig, embedding: Weight, files: Mapping[Path, Mapping[str, Tensor]]
 ) -> None:
-    """A tied checkpoint may store its output too, but then the same values."""
+    """A tied checkpoint may also store its output, with the same values."""
     spec = output_spec(config)
     name = stored_name(layout.kind, spec)
     if not any(name in tensors for tensors in files.values()):

@@ -1,6 +1,6 @@
-"""The table of a Llama 3's weights: names in both layouts, whole shapes, and the axis that shards divide.
+"""Table of Llama 3's weights: names in both layouts, complete shapes, and the axis that is sharded.
 
-Everything that reads or writes a checkpoint goes by this table. Knows nothing of files.
+All code that reads or writes a checkpoint uses this table. It knows nothing of files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workbench.config import ModelConfig
 
 Kind = Literal["meta", "hf"]
 
-# Tables that older files store although they follow from the configuration.
+# Tensors in older files that follow from the configuration.
 HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
@@ -24,8 +24,8 @@ EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 class TensorSpec:
     """One weight of the model.
 
-    `shape` is that of the whole tensor. `split` is the axis that tensor-parallel shards divide, None where each holds a
-    copy. `rotary_heads` counts the heads whose rows RoPE pairs up (wq and wk), which the two layouts order otherwise.
+    `shape` is that of the complete tensor. `split` is the axis that tensor-parallel shards divide; None if each shard
+    has a copy. `rotary_heads` is the number of heads for wq and wk, whose rows the two layouts order differently.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TensorSpec:
 
 
 def tensor_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """Every weight of a model of this shape; a tied output is not one of them."""
+    """Every weight of a model of this shape, without a tied output."""
     return tuple(_specs(config))
 
 
@@ -44,26 +44,26 @@ def _specs(c: ModelConfig) -> Iterator[TensorSpec]:
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     yield TensorSpec(EMBEDDING, "model.embed_tokens.weight", (c.vocab_size, c.dim), 0)
     for layer in range(c.n_layers):
-        ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
-        yield TensorSpec(ours + "attention.wq.weight", theirs + "self_attn.q_proj.weight", (q, c.dim), 0, c.n_heads)
-        yield TensorSpec(ours + "attention.wk.weight", theirs + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads)
-        yield TensorSpec(ours + "attention.wv.weight", theirs + "self_attn.v_proj.weight", (kv, c.dim), 0)
-        yield TensorSpec(ours + "attention.wo.weight", theirs + "self_attn.o_proj.weight", (c.dim, q), 1)
-        yield TensorSpec(ours + "feed_forward.w1.weight", theirs + "mlp.gate_proj.weight", (c.ffn_dim, c.dim), 0)
-        yield TensorSpec(ours + "feed_forward.w2.weight", theirs + "mlp.down_proj.weight", (c.dim, c.ffn_dim), 1)
-        yield TensorSpec(ours + "feed_forward.w3.weight", theirs + "mlp.up_proj.weight", (c.ffn_dim, c.dim), 0)
-        yield TensorSpec(ours + "attention_norm.weight", theirs + "input_layernorm.weight", (c.dim,), None)
-        yield TensorSpec(ours + "ffn_norm.weight", theirs + "post_attention_layernorm.weight", (c.dim,), None)
+        meta, hf = f"layers.{layer}.", f"model.layers.{layer}."
+        yield TensorSpec(meta + "attention.wq.weight", hf + "self_attn.q_proj.weight", (q, c.dim), 0, c.n_heads)
+        yield TensorSpec(meta + "attention.wk.weight", hf + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads)
+        yield TensorSpec(meta + "attention.wv.weight", hf + "self_attn.v_proj.weight", (kv, c.dim), 0)
+        yield TensorSpec(meta + "attention.wo.weight", hf + "self_attn.o_proj.weight", (c.dim, q), 1)
+        yield TensorSpec(meta + "feed_forward.w1.weight", hf + "mlp.gate_proj.weight", (c.ffn_dim, c.dim), 0)
+        yield TensorSpec(meta + "feed_forward.w2.weight", hf + "mlp.down_proj.weight", (c.dim, c.ffn_dim), 1)
+        yield TensorSpec(meta + "feed_forward.w3.weight", hf + "mlp.up_proj.weight", (c.ffn_dim, c.dim), 0)
+        yield TensorSpec(meta + "attention_norm.weight", hf + "input_layernorm.weight", (c.dim,), None)
+        yield TensorSpec(meta + "ffn_norm.weight", hf + "post_attention_layernorm.weight", (c.dim,), None)
     yield TensorSpec("norm.weight", "model.norm.weight", (c.dim,), None)
     if not c.tied_output:
         yield output_spec(c)
 
 
 def output_spec(config: ModelConfig) -> TensorSpec:
-    """The unembedding, which a tied checkpoint may store as well."""
+    """The unembedding, which a tied checkpoint may also store."""
     return TensorSpec(OUTPUT, "lm_head.weight", (config.vocab_size, config.dim), 0)
 
 
 def stored_name(kind: Kind, spec: TensorSpec) -> str:
-    """What a layout calls this weight."""
+    """Name of this weight in a layout."""
     return spec.name if kind == "meta" else spec.hf_name

@@ -1,6 +1,6 @@
-"""Weight files, written one tensor at a time, so that a shard of any size needs the memory of one tensor.
+"""Writes weight files one tensor at a time, so that a shard of any size needs the memory of one tensor.
 
-The safetensors are those of the safetensors package, byte for byte.
+The safetensors files are byte for byte those of the safetensors package.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# As safetensors spells them, widest first: the order in which it stores tensors.
+# dtype codes of safetensors, widest first: the order in which it stores tensors.
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ORDER = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: what it will be, and how to get it when its turn comes."""
+    """A tensor to write: name, dtype, shape, and a function that makes it when it is needed."""
 
     name: str
     dtype: torch.dtype
@@ -33,7 +33,7 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
-    """A safetensors file of these tensors."""
+    """Write a safetensors file of these tensors."""
     ordered = sorted(entries, key=lambda e: (_ORDER.index(e.dtype), e.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -55,6 +55,6 @@ def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def write_pth(path: Path, entries: Iterable[Entry]) -> None:
-    """A PyTorch file of these tensors; unlike the other it holds them all in memory."""
-    # A clone, because a view of a larger storage would be saved with all of it.
+    """Write a PyTorch file of these tensors; it needs the memory of all of them."""
+    # A clone, because torch saves the whole storage of a view.
     torch.save({entry.name: entry.make().detach().clone() for entry in entries}, path)

@@ -1,8 +1,8 @@
-"""`Capture`: the frozen result of a run, what was asked for, and where it comes from.
+"""`Capture`: the activations of a run at the requested hook points, with their provenance.
 
-Scores, patterns and summaries of them are not held: the rotated q and k that make them are kept, and a pattern is
-computed when it is read, per layer, head and query range. A capture states its size before it runs, and refuses to run
-over its budget. Captures save to and load from safetensors with their provenance.
+Scores, patterns and their summaries are not stored. The rotated q and k are stored, and a pattern is computed when it
+is read, per layer, head and query range. The size of a capture is known before the run; a run over its budget is
+refused. Captures are saved to and loaded from safetensors with their provenance.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FORMAT = "workbench capture 1"
 
 
 class Model(Protocol):
-    """What a capture needs of a model."""
+    """The part of a model that a capture uses."""
 
     config: ModelConfig
 
@@ -61,7 +61,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What a capture is asked to hold: hook names, and which heads and positions of them."""
+    """The requested content of a capture: hook names, and which of their heads and positions."""
 
     names: tuple[str, ...]
     heads: tuple[int, ...] | None = None
@@ -80,7 +80,7 @@ class Request:
         """Raises: UnknownHookError for a name or layer, CaptureError for heads or positions out of range."""
         full = hook_points.expand(names, config, layers=layers)
         if not full:
-            raise CaptureError("nothing to capture: no hook of the layers asked for matches the names.")
+            raise CaptureError("nothing to capture: no hook in the requested layers matches the names.")
         if heads is not None and (not heads or min(heads) < 0 or max(heads) >= config.n_heads):
             raise CaptureError(f"the model has heads 0 to {config.n_heads - 1}, found {list(heads)}.")
         return cls(
@@ -90,25 +90,25 @@ class Request:
         )
 
     def kv_heads(self, config: ModelConfig) -> tuple[int, ...] | None:
-        """The key/value heads that serve the heads asked for."""
+        """The key/value heads of the requested heads."""
         if self.heads is None:
             return None
         return tuple(sorted({head // config.group_size for head in self.heads}))
 
     def n_bytes(self, config: ModelConfig, batch: int, seqlen: int, past: int, itemsize: int) -> dict[str, int]:
-        """Bytes that each name will hold. Names that share a layer's q and k are counted once, at the first."""
+        """Bytes needed for each name. A layer's q and k count once, for the first name that needs them."""
         rows = seqlen if self.positions is None else len(self.positions)
         sizes: dict[str, int] = {}
-        kept_inputs: set[int | None] = set()
+        counted_layers: set[int | None] = set()
         for name in self.names:
             point = point_of(name)
             if name.endswith(FROM_INPUTS):
                 heads = config.n_heads if self.heads is None else len(self.heads)
                 kv = self.kv_heads(config)
                 keys = (config.n_kv_heads if kv is None else len(kv)) * (past + seqlen)
-                fresh = layer_of(name) not in kept_inputs
-                kept_inputs.add(layer_of(name))
-                sizes[name] = batch * config.head_dim * (heads * rows + keys) * itemsize if fresh else 0
+                is_first = layer_of(name) not in counted_layers
+                counted_layers.add(layer_of(name))
+                sizes[name] = batch * config.head_dim * (heads * rows + keys) * itemsize if is_first else 0
                 continue
             count = batch * rows
             for axis in point.axes:
@@ -122,11 +122,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Capture:
-    """What a run held at the hook points that were asked for. Tensors stay on the model's device.
+    """Activations of a run at the requested hook points. Tensors stay on the model's device.
 
     Shapes: tokens [batch, pos] int64; the others as the hook table's axes, with `heads` and `positions` narrowed.
-    heads, positions: the kept head numbers and absolute positions, None where all were kept. The key and value
-    points keep the key/value heads that serve `heads`.
+    heads, positions: the captured head numbers and absolute positions; None for all. At the key and value points, the
+    key/value heads of `heads` are captured.
     """
 
     config: ModelConfig
@@ -151,17 +151,17 @@ class Capture:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes held, the q and k of lazily computed patterns included."""
-        held = sum(t.numel() * t.element_size() for t in self.tensors.values())
-        return held + sum(i.n_bytes for i in self.inputs.values())
+        """Size in bytes, including the q and k of lazily computed patterns."""
+        tensor_bytes = sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return tensor_bytes + sum(i.n_bytes for i in self.inputs.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self.request.names
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor at a hook point; a pattern, its scores or a summary of it are computed now.
+        """The tensor at a hook point; a pattern, its scores or a summary is computed now.
 
-        Raises: MissingHookError if it was not captured (says what to add).
+        Raises: MissingHookError if it was not captured (names what to add).
         """
         if name in self.tensors:
             return self.tensors[name]
@@ -184,7 +184,9 @@ class Capture:
         """`blocks.{l}.{suffix}` of every captured layer. Shapes: -> [layer, ...]"""
         layers = self.layers(suffix)
         if not layers:
-            raise MissingHookError(f"this capture holds no 'blocks.*.{suffix}'; add it to run_with_capture's names.")
+            raise MissingHookError(
+                f"this capture does not hold 'blocks.*.{suffix}'; add it to the names of run_with_capture."
+            )
         return torch.stack([self[f"blocks.{layer}.{suffix}"] for layer in layers])
 
     def pattern(
@@ -196,11 +198,11 @@ class Capture:
         Raises: MissingHookError for a layer, head or query that was not captured.
         """
         name = f"blocks.{layer}.{PATTERN}"
-        kept_heads = tuple(range(self.config.n_heads)) if self.heads is None else self.heads
-        head_index = None if heads is None else self._index(kept_heads, heads, "head")
+        captured_heads = tuple(range(self.config.n_heads)) if self.heads is None else self.heads
+        head_index = None if heads is None else self._index(captured_heads, heads, "head")
         end = self.start + self.tokens.shape[1]
-        kept_queries = tuple(range(self.start, end)) if self.positions is None else self.positions
-        query_index = None if queries is None else self._index(kept_queries, queries, "position")
+        captured_queries = tuple(range(self.start, end)) if self.positions is None else self.positions
+        query_index = None if queries is None else self._index(captured_queries, queries, "position")
         if layer in self.inputs and name in self:
             return self.inputs[layer].narrow(head_index, query_index).pattern()
         pattern = self[name]
@@ -208,28 +210,29 @@ class Capture:
             pattern = pattern[:, head_index]
         return pattern if query_index is None else pattern[:, :, query_index]
 
-    def _index(self, kept: Sequence[int], wanted: Sequence[int], what: str) -> Tensor:
-        place = {n: i for i, n in enumerate(kept)}
+    def _index(self, captured: Sequence[int], requested: Sequence[int], what: str) -> Tensor:
+        index = {n: i for i, n in enumerate(captured)}
         try:
-            return torch.tensor([place[n] for n in wanted], device=self.tokens.device)
+            return torch.tensor([index[n] for n in requested], device=self.tokens.device)
         except KeyError:
             raise MissingHookError(
-                f"this capture holds {what}s {kept[0]} to {kept[-1]} ({len(kept)} of them), not all of {list(wanted)}."
+                f"this capture holds {what}s {captured[0]} to {captured[-1]} ({len(captured)} of them), "
+                f"not all of {list(requested)}."
             ) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the capture and its provenance as one safetensors file. Raises: CaptureError where it cannot."""
+        """Write the capture and its provenance as one safetensors file. Raises: CaptureError if that fails."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
-        held = {"tokens": self.tokens, **{f"tensor/{name}": t for name, t in self.tensors.items()}}
+        entries = {"tokens": self.tokens, **{f"tensor/{name}": t for name, t in self.tensors.items()}}
         for layer, inputs in self.inputs.items():
-            held[f"inputs/{layer}/q"], held[f"inputs/{layer}/k"] = inputs.q, inputs.k
-            held[f"inputs/{layer}/kv_of"] = inputs.kv_of
-            held[f"inputs/{layer}/positions"] = inputs.mask.positions
+            entries[f"inputs/{layer}/q"], entries[f"inputs/{layer}/k"] = inputs.q, inputs.k
+            entries[f"inputs/{layer}/kv_of"] = inputs.kv_of
+            entries[f"inputs/{layer}/positions"] = inputs.mask.positions
             if inputs.mask.pad is not None:
-                held[f"inputs/{layer}/pad"] = inputs.mask.pad
+                entries[f"inputs/{layer}/pad"] = inputs.mask.pad
         about = {
             "config": asdict(self.config),
             "request": asdict(self.request),
@@ -237,7 +240,7 @@ class Capture:
             "provenance": dict(self.provenance),
         }
         temporary = path.with_name(path.name + ".partial")
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in held.items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in entries.items()}
         try:
             save_file(tensors, temporary, metadata={"format": FORMAT, "about": json.dumps(about)})
             os.replace(temporary, path)
@@ -254,32 +257,34 @@ class Capture:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise CaptureError(f"{path} is not a capture that this version reads ({FORMAT}).")
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    raise CaptureError(f"{path} is not a capture in the format that this version reads ({FORMAT}).")
+                entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CaptureError(f"{path} cannot be read as a capture: {error}") from error
         about = json.loads(metadata["about"])
         config = dict(about["config"])
         if config["rope_scaling"]:
             config["rope_scaling"] = Llama3Scaling(**config["rope_scaling"])
-        asked = about["request"]
-        kept = {key: None if asked[key] is None else tuple(asked[key]) for key in ("heads", "positions")}
-        request = Request(tuple(asked["names"]), **kept)
+        stored = about["request"]
+        narrowed = {key: None if stored[key] is None else tuple(stored[key]) for key in ("heads", "positions")}
+        request = Request(tuple(stored["names"]), **narrowed)
         inputs = {}
-        for name in held:
+        for name in entries:
             if name.startswith("inputs/") and name.endswith("/q"):
-                at = name[: -len("q")]
-                mask = Mask(held[at + "positions"], held.get(at + "pad"))
-                inputs[int(at.split("/")[1])] = AttentionInputs(held[name], held[at + "k"], mask, held[at + "kv_of"])
-        tensors = {name[len("tensor/") :]: t for name, t in held.items() if name.startswith("tensor/")}
+                prefix = name[: -len("q")]
+                mask = Mask(entries[prefix + "positions"], entries.get(prefix + "pad"))
+                inputs[int(prefix.split("/")[1])] = AttentionInputs(
+                    entries[name], entries[prefix + "k"], mask, entries[prefix + "kv_of"]
+                )
+        tensors = {name[len("tensor/") :]: t for name, t in entries.items() if name.startswith("tensor/")}
         return cls(
-            ModelConfig(**config), held["tokens"], request, about["start"],
+            ModelConfig(**config), entries["tokens"], request, about["start"],
             MappingProxyType(tensors), MappingProxyType(inputs), MappingProxyType(about["provenance"]),
         )  # fmt: skip
 
 
 class _Recorder:
-    """The observer behind a capture: narrows what it sees before anything is copied."""
+    """The observer that fills a capture: narrows each activation before it is copied."""
 
     def __init__(self, request: Request, config: ModelConfig, cached: bool, materialize: bool) -> None:
         self.request, self.config, self.cached, self.materialize = request, config, cached, materialize
@@ -287,45 +292,45 @@ class _Recorder:
         self.inputs: dict[int, AttentionInputs] = {}
 
     def subscription(self) -> Subscription:
-        return Subscription(frozenset(self.request.names), observe=self._see, inputs=True)
+        return Subscription(frozenset(self.request.names), observe=self._record, inputs=True)
 
-    def _see(self, site: Site, x: Tensor | AttentionInputs) -> None:
+    def _record(self, site: Site, x: Tensor | AttentionInputs) -> None:
         if isinstance(x, AttentionInputs):
-            self._keep_inputs(site, x)
+            self._record_inputs(site, x)
             return
         if site.name.endswith((MAP, KEY_MASS)) and self.request.positions is not None:
             raise CaptureError(
-                f"{site.name} sums over queries, and an intervention changes its pattern: capture it without "
-                "positions=, or capture attn.hook_pattern of those positions."
+                f"{site.name} sums over queries, and an intervention changes its pattern. Capture it without "
+                "positions=, or capture attn.hook_pattern at those positions."
             )
         for axis, name in enumerate(site.point.axes):
-            index = self._kept(name, site, x.shape[axis])
+            index = self._indices(name, site, x.shape[axis])
             if index is not None:
                 x = x.index_select(axis, index)
         self.tensors[site.name] = x
 
-    def _keep_inputs(self, site: Site, inputs: AttentionInputs) -> None:
+    def _record_inputs(self, site: Site, inputs: AttentionInputs) -> None:
         assert site.layer is not None
         if site.layer in self.inputs and not self.materialize:
             return
-        heads = self._kept("head", site, self.config.n_heads)
-        inputs = inputs.narrow(heads, self._kept("query_pos", site, len(site.positions)))
+        heads = self._indices("head", site, self.config.n_heads)
+        inputs = inputs.narrow(heads, self._indices("query_pos", site, len(site.positions)))
         if self.materialize:
             self.tensors[site.name] = compute(site.name, inputs)
             return
-        if self.cached:  # the cache's memory will be written again; keep what it holds now
+        if self.cached:  # the cache's memory will be overwritten; copy what it holds now
             inputs = replace(inputs, k=inputs.k.clone())
         self.inputs[site.layer] = inputs
 
-    def _kept(self, axis: str, site: Site, width: int) -> Tensor | None:
-        """Indices to keep along an axis; None for all."""
+    def _indices(self, axis: str, site: Site, width: int) -> Tensor | None:
+        """Indices to capture along an axis; None for all."""
         request, device = self.request, site.positions.device
         if axis == "head" and request.heads is not None:
             heads = request.heads if width == self.config.n_heads else request.kv_heads(self.config)
             return torch.tensor(heads, device=device)
         if axis in ("pos", "query_pos") and request.positions is not None:
-            wanted = torch.tensor(request.positions, device=device)
-            return torch.isin(site.positions, wanted).nonzero().squeeze(-1)
+            positions = torch.tensor(request.positions, device=device)
+            return torch.isin(site.positions, positions).nonzero().squeeze(-1)
         return None
 
 
@@ -338,18 +343,18 @@ def run(
     budget: int | None = None,
     materialize: bool = False,
 ) -> tuple[Tensor, Capture]:
-    """Run the model and keep what `request` asks for.
+    """Run the model and capture what is requested.
 
     Shapes: tokens [batch, pos] int64 -> logits [batch, pos, vocab] float32, and the capture
-    budget: bytes the capture may hold; None: half of the memory that is free now.
+    budget: most bytes of the capture; None: half of the memory that is free now.
     materialize: compute scores and patterns in the run (for gradients through them) instead of when they are read.
-    Raises: CaptureBudgetError before anything runs, naming the hooks that cost most.
+    Raises: CaptureBudgetError before the run, naming the largest hooks.
     """
     past = 0 if cache is None else cache.length
     if request.positions is not None:
         end = past + tokens.shape[1]
         if not request.positions or request.positions[0] < past or request.positions[-1] >= end:
-            raise CaptureError(f"this run is at positions {past} to {end - 1}, found {list(request.positions)[:8]}.")
+            raise CaptureError(f"this run has positions {past} to {end - 1}, found {list(request.positions)[:8]}.")
     _check_budget(model, tokens, request, past, budget, materialize)
     recorder = _Recorder(request, model.config, cache is not None, materialize)
     with hook_points.subscribe(model, recorder.subscription()):
@@ -363,7 +368,6 @@ def run(
 
 
 def _provenance(model: Model) -> dict[str, Any]:
-
     return {
         "model": None if model.source is None else model.source.name,
         "tokenizer_sha256": None if model.source is None else model.source.tokenizer_sha256,
@@ -401,13 +405,13 @@ def _check_budget(
     costly = sorted(parts.items(), key=lambda part: -part[1])[:3]
     named = ", ".join(f"{name} {_readable(size)}" for name, size in costly)
     raise CaptureBudgetError(
-        f"this capture would hold {_readable(needed)}, over the budget of {_readable(budget)}: {named}.\n"
-        "Narrow it with layers=, heads= or positions=, ask for fewer names, or raise budget= (bytes)."
+        f"this capture needs {_readable(needed)}, over the budget of {_readable(budget)}: {named}.\n"
+        "Narrow it with layers=, heads= or positions=, request fewer names, or raise budget= (bytes)."
     )
 
 
 def _cells(name: str, rows: int, keys: int) -> int:
-    """Numbers that one head's pattern, scores or summary holds."""
+    """Number of elements of one head's pattern, scores or summary."""
     if name.endswith((SCORES, PATTERN)):
         return rows * keys
     if name.endswith(MAP):

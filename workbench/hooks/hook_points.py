@@ -1,8 +1,8 @@
-"""The table of hook points, and how a run is watched or changed at them.
+"""Table of hook points, and the dispatch of activations to subscriptions that observe or edit them.
 
-The table is the one source: the documentation page, the error for an unknown name and the dashboard's list are made
-from it. A `Subscription` belongs to one model and to the current context (thread or task), so that two users of one
-model never see each other's; the context manager `subscribe` takes it back on any exception.
+The table is the single source for the documentation page, the error for an unknown name and the dashboard's list. A
+`Subscription` belongs to one model and to the current context (thread or task), so two users of one model do not see
+each other's. The context manager `subscribe` also removes it after an exception.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError, UnknownHookError
 from workbench.layers import tensor_parallel
-from workbench.layers.attention import AttentionInputs, OpenPattern
+from workbench.layers.attention import AttentionInputs, EditedPattern
 from workbench.layers.attention_stats import STATS
 from workbench.layers.rope import Rotary
 
@@ -63,8 +63,8 @@ def _norm(prefix: str, of: str) -> tuple[HookPoint, ...]:
 
 _L = "blocks.{l}."
 SCORES, PATTERN = "attn.hook_attn_scores", "attn.hook_pattern"
-STREAMED, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
-SUMMARIES = (STREAMED, MAP, KEY_MASS)  # of a pattern: computed from it, and not to be changed
+ROW_STATS, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
+SUMMARIES = (ROW_STATS, MAP, KEY_MASS)  # of a pattern: computed from it, cannot be edited
 FROM_INPUTS = (SCORES, PATTERN, *SUMMARIES)
 
 HOOKS: tuple[HookPoint, ...] = (
@@ -78,7 +78,7 @@ HOOKS: tuple[HookPoint, ...] = (
     _row(_L + "attn.hook_rot_k", "batch pos head head_dim", "keys after rotation; the key/value heads"),
     _row(_L + SCORES, "batch head query_pos key_pos", "scaled and masked scores, before softmax"),
     _row(_L + PATTERN, "batch head query_pos key_pos", "attention weights, after softmax"),
-    _row(_L + STREAMED, "batch head query_pos stat", "statistics of each row of the pattern, which is never held"),
+    _row(_L + ROW_STATS, "batch head query_pos stat", "statistics of each row of the pattern, which is not stored"),
     _row(_L + MAP, "batch head query_tile key_tile", "the pattern at up to 256 x 256: mean over a tile's rows"),
     _row(_L + KEY_MASS, "batch head key_pos", "weight that each key receives, summed over the queries"),
     _row(_L + "attn.hook_z", "batch pos head head_dim", "per head, before the output projection"),
@@ -105,9 +105,9 @@ def point_of(name: str) -> HookPoint:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer in a hook name; None for the model's own."""
-    found = _LAYER.match(name)
-    return int(found.group(1)) if found else None
+    """The layer in a hook name; None for a hook outside the layers."""
+    match = _LAYER.match(name)
+    return int(match.group(1)) if match else None
 
 
 @lru_cache(maxsize=64)
@@ -130,7 +130,7 @@ def expand(
 ) -> tuple[str, ...]:
     """Full hook names for names or shell-style patterns, in the order of a run; `layers` keeps only those layers.
 
-    Raises: UnknownHookError for a pattern that matches nothing, with the nearest names.
+    Raises: UnknownHookError for a pattern that matches nothing; the message suggests similar names.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     known = hook_names(config)
@@ -141,11 +141,11 @@ def expand(
             raise UnknownHookError(f"no hook is called {pattern!r}. {_hint(pattern, known, config)}")
         chosen.update(matched)
     if layers is not None:
-        wanted = set(layers)
-        beyond = sorted(layer for layer in wanted if not 0 <= layer < config.n_layers)
+        layer_set = set(layers)
+        beyond = sorted(layer for layer in layer_set if not 0 <= layer < config.n_layers)
         if beyond:
             raise UnknownHookError(f"the model has layers 0 to {config.n_layers - 1}, not {beyond[0]}.")
-        chosen = {name for name in chosen if layer_of(name) is None or layer_of(name) in wanted}
+        chosen = {name for name in chosen if layer_of(name) is None or layer_of(name) in layer_set}
     return tuple(name for name in known if name in chosen)
 
 
@@ -166,9 +166,9 @@ def _hint(pattern: str, known: Sequence[str], config: ModelConfig) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and when a hook point is reached.
+    """A hook point reached in a run: its name, layer and token positions.
 
-    Shapes: positions [pos] int64, absolute, of this run's tokens (after what a key/value cache holds).
+    Shapes: positions [pos] int64, absolute, of this run's tokens (they follow those in a key/value cache).
     """
 
     name: str
@@ -184,12 +184,12 @@ RotaryOverride = Callable[[ModelConfig], Rotary]
 
 @dataclass(frozen=True)
 class Subscription:
-    """Interest in some hook points: an observer looks, an editor returns what goes on instead.
+    """A subscription to some hook points: `observe` reads the activation, `edit` returns its replacement.
 
-    `turn` stands at no hook point: it says how the whole run turns q and k. `anywhere` says that an editor asks neither
-    for positions nor for which rows run together, so that rows at different positions may. An observer with `inputs`
-    is given `AttentionInputs` in place of scores, pattern and its summaries where nothing changes them, and computes
-    what it needs later.
+    `rotary_override` belongs to no hook point: it replaces the rotary embedding of the whole run.
+    `position_independent` means that `edit` depends neither on positions nor on the other sequences of the batch, so
+    that sequences at different positions may run together. With `inputs`, an observer gets `AttentionInputs` instead of
+    scores, pattern and summaries that nothing edits, and computes what it needs later.
     """
 
     names: frozenset[str]
@@ -205,7 +205,7 @@ _ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workb
 
 @contextmanager
 def subscribe(model: object, *subscriptions: Subscription) -> Iterator[None]:
-    """Hold subscriptions to a model's runs while the block lasts, in this context only."""
+    """Subscribe to a model's runs inside the `with` block, in this context only."""
     token = _ACTIVE.set(_ACTIVE.get() + tuple((model, s) for s in subscriptions))
     try:
         yield
@@ -219,7 +219,7 @@ def active(model: object) -> tuple[Subscription, ...]:
 
 
 def position_independent(model: object) -> bool:
-    """Whether nothing that is subscribed to `model` can tell at which positions its rows stand, or what else runs."""
+    """Whether no subscription to `model` depends on positions or on the other sequences of the batch."""
     return all(
         (s.position_independent and not any(name.endswith(FROM_INPUTS) for name in s.names))
         or (s.rotary_override is not None and not s.names)
@@ -228,7 +228,12 @@ def position_independent(model: object) -> bool:
 
 
 class Tap:
-    """What a run's hook points talk to; one is made for a run, and one for each layer that somebody subscribed to."""
+    """Hook dispatcher of one run: passes the activation at a hook point to the subscriptions of that point.
+
+    The model calls `x = tap(name, x)` at each hook point, as if it tapped the activation from a line. `tap_for` makes
+    one Tap per run, and `at` one per part of the model that has subscriptions; where there is none, `tap` is None and
+    the model skips the call.
+    """
 
     def __init__(
         self, subscriptions: Sequence[Subscription], config: ModelConfig, positions: Tensor, prefix: str = ""
@@ -238,26 +243,26 @@ class Tap:
         self._names = frozenset().union(*(s.names for s in subscriptions))
 
     def at(self, prefix: str) -> Tap | None:
-        """The tap of a part of the model, or None where nothing in it is subscribed to."""
+        """The Tap of a part of the model; None if that part has no subscriptions."""
         full = self._prefix + prefix
-        mine = [s for s in self._subscriptions if any(name.startswith(full) for name in s.names)]
-        return Tap(mine, self._config, self._positions, full) if mine else None
+        below = [s for s in self._subscriptions if any(name.startswith(full) for name in s.names)]
+        return Tap(below, self._config, self._positions, full) if below else None
 
     def rotary(self) -> Rotary | None:
-        """How an intervention wants q and k turned; the one entered last decides, as rotations do not compose."""
-        turns = [s.rotary_override for s in self._subscriptions if s.rotary_override is not None]
-        return turns[-1](self._config) if turns else None
+        """The rotary embedding of the innermost intervention that overrides it: rotations do not compose."""
+        overrides = [s.rotary_override for s in self._subscriptions if s.rotary_override is not None]
+        return overrides[-1](self._config) if overrides else None
 
     def wants(self, name: str) -> bool:
         return self._prefix + name in self._names
 
     def edits(self, *names: str) -> bool:
-        """Whether an intervention changes any of these points."""
+        """Whether an intervention edits any of these points."""
         full = {self._prefix + name for name in names}
         return any(s.edit is not None and not full.isdisjoint(s.names) for s in self._subscriptions)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Let editors change x, in the order in which they were entered, then show it to observers."""
+        """Apply the edits to x, outermost first, then pass it to the observers."""
         full = self._prefix + name
         if full not in self._names:
             return x
@@ -268,23 +273,23 @@ class Tap:
         edited = self._edit(site, whole)
         for s in self._subscriptions:
             if s.observe is not None and full in s.names:
-                _show(s.observe, site, edited)
+                _notify(s.observe, site, edited)
         if edited is whole:
             return x
         return edited if axis is None else tensor_parallel.scatter(edited, axis)
 
     def inputs(self, name: str, inputs: AttentionInputs) -> None:
-        """Show observers a pattern, its scores or a summary of it that the run itself does not compute."""
+        """Pass observers the scores, pattern or summaries, which the run itself does not compute."""
         full = self._prefix + name
         if full not in self._names:
             return
         site = Site(full, point_of(full), layer_of(full), self._positions)
-        watching = [s for s in self._subscriptions if s.observe is not None and full in s.names]
+        observers = [s for s in self._subscriptions if s.observe is not None and full in s.names]
         whole = inputs
         if inputs.q.shape[1] != self._config.n_heads:
             mask = inputs.mask
             whole = AttentionInputs.of(tensor_parallel.gather(inputs.q, 1), tensor_parallel.gather(inputs.k, 1), mask)
-        for s in watching:
+        for s in observers:
             assert s.observe is not None
             s.observe(site, whole if s.inputs else compute(name, whole))
 
@@ -295,13 +300,13 @@ class Tap:
             y = s.edit(site, x)
             if y.shape != x.shape:
                 raise InterventionError(
-                    f"an intervention on {site.name} returned shape {tuple(y.shape)}; {tuple(x.shape)} is needed."
+                    f"an intervention on {site.name} returned shape {tuple(y.shape)}, expected {tuple(x.shape)}."
                 )
             x = y.to(x.dtype)
         return x
 
     def _split_axis(self, point: HookPoint, x: Tensor) -> int | None:
-        """The axis that tensor parallelism split: heads and neurons, so that observers see global numbers."""
+        """The axis that tensor parallelism splits (heads or neurons); it is gathered, so that numbers are global."""
         for i, axis in enumerate(point.axes):
             if axis in ("head", "ffn") and x.shape[i] != point.width(axis, self._config):
                 return i
@@ -309,22 +314,22 @@ class Tap:
 
 
 def compute(name: str, inputs: AttentionInputs) -> Tensor:
-    """Scores, pattern or a summary of it, whichever a hook name asks for."""
+    """The scores, pattern or summary that a hook name stands for."""
     if name.endswith(SCORES):
         return inputs.scores()
     return inputs.pattern() if name.endswith(PATTERN) else summarise(name, inputs)
 
 
-def summarise(name: str, pattern: AttentionInputs | OpenPattern) -> Tensor:
-    """The summary of a pattern that a hook name asks for."""
-    if name.endswith(STREAMED):
+def summarise(name: str, pattern: AttentionInputs | EditedPattern) -> Tensor:
+    """The summary of a pattern that a hook name stands for."""
+    if name.endswith(ROW_STATS):
         return pattern.stats()
     return pattern.pooled_map() if name.endswith(MAP) else pattern.key_mass()
 
 
-def _show(observe: Observe, site: Site, x: Tensor) -> None:
-    """Call an observer and make sure that it changed nothing."""
-    if x.is_inference():  # no version counter there: show a copy
+def _notify(observe: Observe, site: Site, x: Tensor) -> None:
+    """Call an observer, and check that it did not modify the tensor."""
+    if x.is_inference():  # no version counter: pass a copy
         observe(site, x.clone())
         return
     version = x._version
@@ -336,9 +341,9 @@ def _show(observe: Observe, site: Site, x: Tensor) -> None:
 
 
 def tap_for(model: object, config: ModelConfig, positions: Tensor) -> Tap | None:
-    """The tap of one run; None, at the cost of one look-up, when nothing is subscribed."""
-    found = active(model)
-    return Tap(found, config, positions) if found else None
+    """The Tap of one run; None, at the cost of one look-up, if there are no subscriptions."""
+    subscriptions = active(model)
+    return Tap(subscriptions, config, positions) if subscriptions else None
 
 
 __all__ = [

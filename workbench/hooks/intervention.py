@@ -1,4 +1,4 @@
-"""What an intervention is: a change of a run that subscribes to it and can be written as JSON."""
+"""Base class of interventions: a change of a run, applied by a subscription and written as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workbench.hooks.hook_points import Subscription, active
 
 
 class Intervention:
-    """What a run can be changed by. A subclass that names its `kind` can be read back from JSON by that name."""
+    """A change of a run. A subclass with a `kind` is registered under it, so that it can be read from JSON."""
 
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Intervention]]] = {}
@@ -21,17 +21,17 @@ class Intervention:
     def subscription(self, config: ModelConfig) -> Subscription:
         """This intervention on a model of this shape.
 
-        Raises: WorkbenchError where it does not fit the model.
+        Raises: WorkbenchError if it does not fit the model.
         """
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """What `interventions.from_json` makes it from again."""
+        """The JSON entry from which `interventions.from_json` makes it again."""
         raise NotImplementedError
 
 
 def active_interventions(model: object) -> tuple[Intervention | None, ...]:
-    """The changes in force on a model in this context, the outermost first; None for one that nothing describes."""
+    """The interventions active on a model in this context, outermost first; None for an edit that is not one."""
     owners = [
         getattr(s.edit or s.rotary_override, "__self__", None) for s in active(model) if s.edit or s.rotary_override
     ]

@@ -1,8 +1,8 @@
-"""Interventions: declarative changes of a run, composable, and written as JSON.
+"""Interventions: declarative, composable changes of a run, written as JSON.
 
 An intervention names a target: a head (`L5H3`), a sublayer (`L5.attn`, `L5.mlp`) or any hook name or pattern
-(`blocks.2.hook_mlp_out`, `blocks.*.attn.hook_z`), all of it or some heads and positions. It knows nothing of the
-model's code: the hook points apply it. Positions are absolute, also under a key/value cache.
+(`blocks.2.hook_mlp_out`, `blocks.*.attn.hook_z`), completely or only some heads and positions. It does not depend on
+the model's code: the hook points apply it. Positions are absolute, also with a key/value cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PART = re.compile(r"^L(\d+)\.(attn|mlp)$")
 
 
 class Activations(Protocol):
-    """What a patch reads of a `Capture`: tensors by hook name, and which heads and positions they hold."""
+    """The part of `Capture` that a patch reads: tensors by hook name, and their heads and positions."""
 
     @property
     def heads(self) -> Sequence[int] | None: ...
@@ -38,7 +38,7 @@ class Activations(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Targeted(Intervention):
-    """An intervention at hook points, and where it acts.
+    """An intervention at hook points, with the heads and positions that it changes.
 
     heads: global head numbers; None for all. positions: absolute token positions; None for all.
     """
@@ -49,12 +49,12 @@ class Targeted(Intervention):
 
     def __post_init__(self) -> None:
         for name in ("heads", "positions"):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, tuple(int(n) for n in given))
+            numbers = getattr(self, name)
+            if numbers is not None:
+                object.__setattr__(self, name, tuple(int(n) for n in numbers))
         head = _HEAD.match(self.target)
         if head and self.heads is not None:
-            raise InterventionError(f"{self.target} names a head already; leave out heads={self.heads}.")
+            raise InterventionError(f"{self.target} already names a head; remove heads={self.heads}.")
         if self.positions is not None and min(self.positions, default=0) < 0:
             raise InterventionError(f"positions are counted from 0, found {min(self.positions)}.")
 
@@ -73,7 +73,7 @@ class Targeted(Intervention):
         return (int(head.group(2)),) if head else self.heads
 
     def change(self, site: Site, x: Tensor) -> Tensor:
-        """What goes on in place of x, the part that heads and positions select.
+        """The replacement of x, which is the part that heads and positions select.
 
         Shapes: x as the hook's axes, the head and position axes narrowed; -> the same, or broadcastable to it.
         """
@@ -91,7 +91,7 @@ class Targeted(Intervention):
 
     @property
     def _position_independent(self) -> bool:
-        """Whether it does the same at every position."""
+        """Whether it makes the same change at every position."""
         return self.positions is None
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
@@ -113,28 +113,28 @@ class Targeted(Intervention):
             index[axes.index("head")] = torch.tensor(heads, device=x.device)
         if self.positions is not None:
             axis = position_axis(site.point)
-            wanted = torch.tensor(self.positions, device=x.device)
-            index[axis] = torch.isin(site.positions, wanted).nonzero().squeeze(-1)
+            positions = torch.tensor(self.positions, device=x.device)
+            index[axis] = torch.isin(site.positions, positions).nonzero().squeeze(-1)
             if not len(index[axis]):
                 return x
         if heads is None and self.positions is None:
             return self.change(site, x).expand_as(x)
-        where = torch.meshgrid(*index[: len(axes) - 1], indexing="ij")
-        part = x[where]
-        return x.index_put(where, self.change(site, part).to(x.dtype).expand_as(part))
+        selected = torch.meshgrid(*index[: len(axes) - 1], indexing="ij")
+        part = x[selected]
+        return x.index_put(selected, self.change(site, part).to(x.dtype).expand_as(part))
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"kind": self.kind, "target": self.target}
+        entry: dict[str, Any] = {"kind": self.kind, "target": self.target}
         if self.heads is not None:
-            found["heads"] = list(self.heads)
+            entry["heads"] = list(self.heads)
         if self.positions is not None:
-            found["positions"] = list(self.positions)
-        return found
+            entry["positions"] = list(self.positions)
+        return entry
 
 
 @dataclass(frozen=True, eq=False)
 class Ablate(Targeted):
-    """Set the target to zero. For its average instead, `Patch` the average."""
+    """Set the target to zero (zero ablation). For mean ablation, `Patch` it with its mean."""
 
     kind: ClassVar[str] = "ablate"
 
@@ -162,7 +162,7 @@ class _Valued(Targeted):
 
     Shapes: value [last axis]; or the hook's axes with heads narrowed to those chosen (the head axis may be left out
             for a single head), batch and positions 1 or as in the run. Position p of the value goes to absolute
-            position p, or, where `positions` are given, its i-th entry to the i-th of them.
+            position p; with `positions`, its i-th entry goes to the i-th of them.
     """
 
     value: Tensor | Activations | Sequence[float] | float
@@ -187,7 +187,7 @@ class _Valued(Targeted):
 
     def _from_capture(self, capture: Activations) -> Tensor:
         if capture.heads is not None:
-            raise InterventionError("the capture holds some heads only; capture all of them, or pass a tensor.")
+            raise InterventionError("the capture has only some heads; capture all heads, or pass a tensor.")
         value = capture[self.hook]
         axes = point_of(self.hook).axes
         if (heads := self.chosen_heads) is not None:
@@ -198,7 +198,7 @@ class _Valued(Targeted):
         return value
 
     def value_at(self, site: Site, x: Tensor) -> Tensor:
-        """The value where x stands, broadcastable to x."""
+        """The value at the positions of x, broadcastable to x."""
         value = self.tensor.to(x.device)
         if value.dim() < 2:
             return value
@@ -207,18 +207,18 @@ class _Valued(Targeted):
             value = value.unsqueeze(site.point.axes.index("head"))
         if value.dim() != x.dim():
             raise InterventionError(
-                f"the value for {site.name} has shape {tuple(self.tensor.shape)}; its axes are "
-                f"{' '.join(site.point.axes)}: give them all, or one vector along the last."
+                f"the value for {site.name} has shape {tuple(self.tensor.shape)}; the hook's axes are "
+                f"{' '.join(site.point.axes)}. Pass all of these axes, or one vector along the last."
             )
         axis = position_axis(site.point)
         if value.shape[axis] != 1:
-            places = self._places(site)
-            if int(places.max()) >= value.shape[axis]:
+            index = self._value_index(site)
+            if int(index.max()) >= value.shape[axis]:
                 raise InterventionError(
-                    f"the value for {site.name} covers {value.shape[axis]} positions; this run is at "
-                    f"position {int(places.max())}. Name the positions to change."
+                    f"the value for {site.name} covers {value.shape[axis]} positions, but this run is at "
+                    f"position {int(index.max())}. Pass positions= to say which ones to change."
                 )
-            value = value.index_select(axis, places)
+            value = value.index_select(axis, index)
         try:
             return value.expand_as(x)
         except RuntimeError:
@@ -226,12 +226,12 @@ class _Valued(Targeted):
                 f"the value for {site.name} has shape {tuple(self.tensor.shape)}, which does not fit {tuple(x.shape)}."
             ) from None
 
-    def _places(self, site: Site) -> Tensor:
-        """Which entry of the value belongs to each position that this run changes."""
+    def _value_index(self, site: Site) -> Tensor:
+        """Index into the value for each position that this run changes."""
         if self.positions is None:
             return site.positions
-        here = [p for p in site.positions.tolist() if p in self.positions]
-        return torch.tensor([self.positions.index(p) for p in here], device=site.positions.device)
+        changed = [p for p in site.positions.tolist() if p in self.positions]
+        return torch.tensor([self.positions.index(p) for p in changed], device=site.positions.device)
 
     def to_dict(self) -> dict[str, Any]:
         value = self.tensor.cpu().contiguous()
@@ -252,7 +252,7 @@ class Add(_Valued):
 
 @dataclass(frozen=True, eq=False)
 class Patch(_Valued):
-    """Replace the target by a value, or by what a capture of another run holds there."""
+    """Replace the target by a value, or by the activation in a capture of another run."""
 
     kind: ClassVar[str] = "patch"
 
@@ -261,30 +261,30 @@ class Patch(_Valued):
 
 
 def position_axis(point: HookPoint) -> int:
-    """Where a hook point's tokens are counted: `pos`, or `query_pos` for scores and pattern."""
+    """Index of a hook point's position axis: `pos`, or `query_pos` for scores and pattern."""
     return point.axes.index("pos" if "pos" in point.axes else "query_pos")
 
 
 def to_json(interventions: Iterable[Intervention]) -> str:
-    """Interventions as JSON, exact to the last bit: `from_json` gives them back."""
+    """Interventions as JSON, bit-exact: `from_json` gives them back."""
     return json.dumps([i.to_dict() for i in interventions], sort_keys=True)
 
 
 def from_json(text: str) -> tuple[Intervention, ...]:
-    """Raises: InterventionError for JSON that describes no intervention."""
+    """Read interventions from JSON. Raises: InterventionError for JSON that is not a list of interventions."""
     try:
-        found = []
+        interventions = []
         for entry in json.loads(text):
             entry = dict(entry)
             cls: Callable[..., Intervention] = Intervention.kinds[entry.pop("kind")]
             if "value" in entry:
                 entry["value"] = _tensor(entry["value"])
-            found.append(cls(**entry))
-        return tuple(found)
+            interventions.append(cls(**entry))
+        return tuple(interventions)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InterventionError(
-            f'not a list of interventions ({type(error).__name__}: {error}); one is {{"kind": "ablate", '
-            '"target": "L5H3"}.'
+            f'not a list of interventions ({type(error).__name__}: {error}); an example is [{{"kind": "ablate", '
+            '"target": "L5H3"}].'
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""`RopeScaling`: run a model as if its rotary embedding had another theta, or another way to stretch its context.
+"""`RopeScaling`: an intervention that runs a model with another RoPE theta or another context-extension method.
 
-The mathematics is in `workbench.layers.rope`; here it becomes an intervention on the running model.
+The mathematics is in `workbench.layers.rope`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from workbench.layers import rope
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling(Intervention):
-    """Turn q and k of every layer by other frequencies: at most one scaling, in place of the model's own.
+    """Rotate q and k of every layer by other frequencies: at most one scaling, which replaces the model's own.
 
-    `theta` alone keeps the model's own scaling. `interpolation`, `ntk` and `yarn` are factors of the context; YaRN
-    also multiplies rotated q and k by its temperature, 0.1 ln(factor) + 1, unless `temperature` says otherwise.
-    Where several are entered, the last decides. A key/value cache holds keys that are turned already, so the whole
-    sequence must run under the same scaling: begin with an empty cache inside the block, and leave it there.
+    `theta` alone keeps the model's own scaling. `interpolation`, `ntk` and `yarn` are context-extension factors. YaRN
+    also multiplies rotated q and k by its temperature, 0.1 ln(factor) + 1, unless `temperature` is set.
+    If several are active, the innermost one applies. A key/value cache holds rotated keys, so the whole sequence must
+    run under the same scaling: start with an empty cache inside the block, and do not use that cache outside it.
     Raises: ConfigError for more than one scaling, or a factor below 1.
     Source: arXiv 2306.15595 (interpolation), 2309.00071 (NTK-aware theta, YaRN); Llama 3.1.
     Exact:  a factor of 1 is the unscaled model to the last bit; `llama3` is a model loaded with that scaling.
@@ -43,33 +43,33 @@ class RopeScaling(Intervention):
         if isinstance(self.llama3, dict):  # as JSON has it
             object.__setattr__(self, "llama3", Llama3Scaling(**self.llama3))
         if self.llama3 is not None and not isinstance(self.llama3, Llama3Scaling):
-            raise InterventionError(f"llama3 is a Llama3Scaling, found {self.llama3!r}.")
+            raise InterventionError(f"llama3 must be a Llama3Scaling, found {self.llama3!r}.")
         for name in ("theta", "interpolation", "ntk", "yarn", "temperature"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise InterventionError(f"{name} is a number, found {value!r}.")
+                raise InterventionError(f"{name} must be a number, found {value!r}.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature must be positive, found {self.temperature}.")
 
     def rotary(self, config: ModelConfig) -> rope.Rotary:
-        """How a model of this shape turns q and k under this scaling."""
+        """The rotary embedding of a model of this shape under this scaling."""
         return _rotary(self, config)
 
     def subscription(self, config: ModelConfig) -> Subscription:
         """This scaling on a model of this shape."""
-        self.rotary(config)  # what does not fit is said before the run
+        self.rotary(config)  # raises before the run if the scaling does not fit
         return Subscription(frozenset(), rotary_override=self.rotary)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its kind, and what is set."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        """The kind, and the parameters that are set."""
+        parameters = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if self.llama3 is not None:
-            given["llama3"] = asdict(self.llama3)
-        return {"kind": self.kind, **given}
+            parameters["llama3"] = asdict(self.llama3)
+        return {"kind": self.kind, **parameters}
 
 
 def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
-    """The scaling that `NAME=NUMBER` stands for; llama3 stretches the model's own context by that factor.
+    """The scaling that `NAME=NUMBER` stands for; llama3 extends the model's own context by that factor.
 
     Raises: DataError for anything else; ConfigError for a factor below 1.
     """
@@ -79,19 +79,19 @@ def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
     except ValueError:
         name = ""
     if name == "llama3":
-        own = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
-        return RopeScaling(llama3=Llama3Scaling(value, original_context=own))
+        context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
+        return RopeScaling(llama3=Llama3Scaling(value, original_context=context))
     if name not in ("theta", "interpolation", "ntk", "yarn"):
         raise DataError(
-            f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, as yarn=4, found {text!r}."
+            f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, such as yarn=4; found {text!r}."
         )
-    given: dict[str, Any] = {name: value}
-    return RopeScaling(**given)
+    parameter: dict[str, Any] = {name: value}
+    return RopeScaling(**parameter)
 
 
 @lru_cache(maxsize=32)
 def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
-    with torch.inference_mode(False):  # kept between runs, so it must be usable under autograd too
+    with torch.inference_mode(False):  # cached between runs, so it must work under autograd too
         freqs = rope.what_if_frequencies(
             config,
             theta=scaling.theta,
@@ -99,7 +99,7 @@ def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
             interpolation=scaling.interpolation,
             ntk=scaling.ntk,
             yarn=scaling.yarn,
-            dtype=torch.float32,  # what a model turns by
+            dtype=torch.float32,  # as in the model
         )
     temperature = scaling.temperature
     if temperature is None:

@@ -1,1 +1,1 @@
-"""Text from a model, and the log-probabilities of given text."""
+"""Text generation, and log-probabilities of given continuations."""

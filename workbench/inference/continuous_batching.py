@@ -1,7 +1,7 @@
-"""Which rows run together while they are generated: rows that end leave, waiting ones enter, nothing is run twice.
+"""Continuous batching: finished sequences leave the batch, queued ones join; shared prefixes are computed once.
 
-What many prompts begin with is run once. Where it stands before enough rows, they also read one copy of it at every
-step; where only before a few, each gets its own. Knows nothing of stop rules and of how a token is drawn.
+A prefix that enough sequences share is also stored once, and every decode step reads that one copy; if only a few
+share it, each gets its own copy. This module knows nothing of stop rules or of how a token is sampled.
 """
 
 from __future__ import annotations
@@ -29,179 +29,192 @@ if TYPE_CHECKING:
     from workbench.inference.sequence import GenerationState
     from workbench.model import Transformer
 
-BATCH_TOKENS = 4_096  # of the first runs of rows that enter together, padding included
-FEW = 2  # batches of rows, at least, for which a common beginning is kept once
+PREFILL_TOKENS = 4_096  # most tokens of one prefill, padding included
+MIN_BATCHES = 2  # a prefix is stored once if the sequences that share it fill at least so many batches
 
-# Draws the next token of each row by its last logits [batch, vocab], and gives it to the row.
-Draw = Callable[[Sequence["GenerationState"], Tensor], None]
+# Samples the next token of each sequence from its last logits [batch, vocab], and appends it to the sequence.
+Sampler = Callable[[Sequence["GenerationState"], Tensor], None]
 
 
 @dataclass(frozen=True)
 class QueuedSequence:
-    """A row that is not in the batch: its first `stem` tokens are run once for all that share them."""
+    """A sequence that waits for a place in the batch; its first `prefix_length` tokens are computed once for all."""
 
-    row: GenerationState
+    sequence: GenerationState
     prefix_length: int = 0
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        return self.row.prompt[: self.prefix_length]
+        return self.sequence.prompt[: self.prefix_length]
 
     @property
     def suffix_length(self) -> int:
-        """Tokens that it brings."""
-        return len(self.row.prompt) + len(self.row.tokens) - self.prefix_length
+        """Number of tokens after the prefix."""
+        return len(self.sequence.prompt) + len(self.sequence.tokens) - self.prefix_length
 
 
-def run(model: Transformer, rows: Sequence[GenerationState], draw: Draw, *, batch_size: int) -> None:
-    """Generate until every row has ended.
+def run(model: Transformer, sequences: Sequence[GenerationState], sampler: Sampler, *, batch_size: int) -> None:
+    """Generate until every sequence has ended.
 
-    Raises: WorkbenchError where memory does not hold a single row.
+    Raises: WorkbenchError if memory is too small for a single sequence.
     """
     if hook_points.position_independent(model):
-        herds = _prefix_groups(rows, batch_size, min_tokens_saved=forward_cost(model.device))
-        for base, members in herds:
-            _Batch(model, draw, base, batch_size).run(members)
+        groups = _prefix_groups(sequences, batch_size, min_tokens_saved=forward_cost(model.device))
+        for shared_length, queued in groups:
+            _Batch(model, sampler, shared_length, batch_size).run(queued)
         return
-    # Someone may ask for positions: each prompt is run whole, beside rows that are as long.
+    # A subscription may depend on positions: each prompt is run whole, together with prompts of the same length.
     by_length: dict[int, list[QueuedSequence]] = {}
-    for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        by_length.setdefault(len(row.prompt), []).append(QueuedSequence(row))
-    for alike in by_length.values():
-        for first in range(0, len(alike), batch_size):
-            _Batch(model, draw, 0, batch_size, together=True).run(alike[first : first + batch_size])
+    for sequence in sorted(sequences, key=lambda sequence: -len(sequence.prompt)):
+        by_length.setdefault(len(sequence.prompt), []).append(QueuedSequence(sequence))
+    for queued in by_length.values():
+        for first in range(0, len(queued), batch_size):
+            _Batch(model, sampler, 0, batch_size, static=True).run(queued[first : first + batch_size])
 
 
 def _prefix_groups(
-    rows: Sequence[GenerationState], batch_size: int, *, min_tokens_saved: int
+    sequences: Sequence[GenerationState], batch_size: int, *, min_tokens_saved: int
 ) -> Iterable[tuple[int, list[QueuedSequence]]]:
-    """Rows that share one base, and how long it is; within a herd, those behind one stem follow each other."""
-    # The last token is always the row's own: its logits begin the row.
-    keys = [prefix_tree.key(row.prompt[:-1]) for row in rows]
+    """The sequences that share one stored prefix, and its length; those with the same longer prefix are neighbours."""
+    # The last token of a prompt is never in a prefix: its logits give the first new token.
+    keys = [prefix_tree.key(sequence.prompt[:-1]) for sequence in sequences]
     tree = prefix_tree.grow(keys, min_tokens_saved=min_tokens_saved, pack=False)
     repeats = Counter(keys)
-    stems: list[list[int]] = []  # of each row, where the stems on its way end, the deepest first
-    for i, row in enumerate(rows):
+    prefix_lengths: list[list[int]] = []  # of each sequence, the longest first
+    for i, sequence in enumerate(sequences):
+        prompt_length = len(sequence.prompt)
         node: Node | None = tree.deepest[i]
         assert node is not None
-        ends: list[int] = []
-        own = len(row.prompt) - 1 - (node.start if node.is_row else 0)
-        if repeats[keys[i]] > 1 and own * (repeats[keys[i]] - 1) >= min_tokens_saved:
-            ends.append(len(row.prompt) - 1)
+        lengths: list[int] = []
+        suffix_length = prompt_length - 1 - (node.start if node.is_packed else 0)
+        if repeats[keys[i]] > 1 and suffix_length * (repeats[keys[i]] - 1) >= min_tokens_saved:
+            lengths.append(prompt_length - 1)
         while node is not None:
-            if not node.is_row and node.end < len(row.prompt) and node.end not in ends:
-                ends.append(node.end)
+            if not node.is_packed and node.end < prompt_length and node.end not in lengths:
+                lengths.append(node.end)
             node = node.parent
-        stems.append([end for end in ends if end])
-    beginnings = Counter(keys[i][: end * prefix_tree.ID_BYTES] for i, ends in enumerate(stems) for end in ends)
-    herds: dict[bytes, list[tuple[bytes, QueuedSequence]]] = {}
-    for i, ends in enumerate(stems):
-        many = (keys[i][: end * prefix_tree.ID_BYTES] for end in ends)
-        base = next((b for b in many if beginnings[b] >= min(FEW * batch_size, len(rows))), b"")
-        stem = max(ends, default=0)
-        herds.setdefault(base, []).append((keys[i][: stem * prefix_tree.ID_BYTES], QueuedSequence(rows[i], stem)))
-    for base, members in sorted(herds.items()):
+        prefix_lengths.append([length for length in lengths if length])
+    shared_by = Counter(
+        _key_prefix(key, length) for key, lengths in zip(keys, prefix_lengths, strict=True) for length in lengths
+    )
+    groups: dict[bytes, list[tuple[bytes, QueuedSequence]]] = {}
+    for sequence, key, lengths in zip(sequences, keys, prefix_lengths, strict=True):
+        prefixes = (_key_prefix(key, length) for length in lengths)
+        shared = next((p for p in prefixes if shared_by[p] >= min(MIN_BATCHES * batch_size, len(sequences))), b"")
+        longest = max(lengths, default=0)
+        groups.setdefault(shared, []).append((_key_prefix(key, longest), QueuedSequence(sequence, longest)))
+    for shared, members in sorted(groups.items()):
         members.sort(key=lambda member: (member[0], -member[1].suffix_length))
-        yield len(base) // prefix_tree.ID_BYTES, [waiting for _, waiting in members]
+        yield len(shared) // prefix_tree.ID_BYTES, [queued for _, queued in members]
+
+
+def _key_prefix(key: bytes, length: int) -> bytes:
+    """The key of the first `length` ids."""
+    return key[: length * prefix_tree.ID_BYTES]
 
 
 class _Batch:
-    """The rows at work, and the beginning that the next ones go on from.
+    """The running sequences, and the cache of the prefix that the next ones continue.
 
-    together: new rows wait until all have ended.
+    static: new sequences join only after all running ones have ended.
     """
 
-    def __init__(self, model: Transformer, draw: Draw, base: int, batch_size: int, *, together: bool = False) -> None:
-        self._model, self._draw, self._base = model, draw, base
-        self._limit, self._together = batch_size, together
-        self._rows: list[QueuedSequence] = []
-        self._begun: tuple[int, ...] = ()  # what the stem's cache holds, or held
+    def __init__(
+        self, model: Transformer, sampler: Sampler, shared_length: int, batch_size: int, *, static: bool = False
+    ) -> None:
+        self._model, self._sampler, self._shared_length = model, sampler, shared_length
+        self._max_sequences, self._static = batch_size, static
+        self._running: list[QueuedSequence] = []
+        self._prefix: tuple[int, ...] = ()  # tokens whose keys and values were last written to the prefix cache
 
     @torch.no_grad()
-    def run(self, members: Sequence[QueuedSequence]) -> None:
-        self._stem = self._model.empty_cache(1, max(member.prefix_length for member in members))
-        self._cache = BatchKVCache.after_prefix(self._stem, self._base)
-        waiting = deque(members)
-        while waiting or self._rows:
-            open_to_all = not self._rows or not self._together
-            while open_to_all and waiting and len(self._rows) < self._limit:
-                group = self._next(waiting)
-                if self._fits(partial(self._enter, group), len(self._rows) + len(group)):
+    def run(self, queued: Sequence[QueuedSequence]) -> None:
+        self._prefix_cache = self._model.empty_cache(1, max(entry.prefix_length for entry in queued))
+        self._cache = BatchKVCache.after_prefix(self._prefix_cache, self._shared_length)
+        queue = deque(queued)
+        while queue or self._running:
+            accepts_new = not self._running or not self._static
+            while accepts_new and queue and len(self._running) < self._max_sequences:
+                group = self._next_group(queue)
+                if self._fits_in_memory(partial(self._prefill, group), len(self._running) + len(group)):
                     for _ in group:
-                        waiting.popleft()
-                else:  # what runs already does fit
-                    self._limit = len(self._rows) + len(group) // 2
-            if self._rows and not self._fits(self._step, len(self._rows)):
-                waiting.extendleft(reversed(self._rows))
-                self._limit = len(self._rows) // 2
-                self._rows, self._cache = [], BatchKVCache.after_prefix(self._stem, self._base)
+                        queue.popleft()
+                else:  # the running sequences do fit
+                    self._max_sequences = len(self._running) + len(group) // 2
+            if self._running and not self._fits_in_memory(self._decode_step, len(self._running)):
+                queue.extendleft(reversed(self._running))
+                self._max_sequences = len(self._running) // 2
+                self._running, self._cache = [], BatchKVCache.after_prefix(self._prefix_cache, self._shared_length)
 
-    def _fits(self, act: Callable[[], None], n: int) -> bool:
-        """Do it, and say whether memory held out for these `n` rows."""
+    def _fits_in_memory(self, forward: Callable[[], None], n: int) -> bool:
+        """Run a forward of `n` sequences; False if memory ran out."""
         try:
-            act()
+            forward()
             return True
         except RuntimeError as error:
-            # Processes that share a model must run the same forwards, and the others may have had room.
+            # Processes that share a model must run the same forwards, and the others may have had enough memory.
             if not out_of_memory(error) or tensor_parallel.size() > 1:
                 raise
             if n == 1:
-                raise WorkbenchError("memory does not hold one row; take a smaller model or dtype.") from error
+                raise WorkbenchError(
+                    "memory is too small for a single sequence; use a smaller model or dtype."
+                ) from error
         if torch.cuda.is_available():  # outside the handler: the error holds the failed run's tensors
             torch.cuda.empty_cache()
         return False
 
-    def _next(self, waiting: Sequence[QueuedSequence]) -> list[QueuedSequence]:
-        """Rows that enter in one run: behind one stem, nearly equally long, and no more than there is room for."""
-        first = waiting[0]
+    def _next_group(self, queue: Sequence[QueuedSequence]) -> list[QueuedSequence]:
+        """Queued sequences for one prefill: the same prefix, nearly equal lengths, and no more than there is room."""
+        first = queue[0]
         group, padding = [first], 0
-        for other in islice(waiting, 1, self._limit - len(self._rows)):
+        for other in islice(queue, 1, self._max_sequences - len(self._running)):
             padding += first.suffix_length - other.suffix_length
-            if (len(group) + 1) * first.suffix_length > BATCH_TOKENS or other.suffix_length > first.suffix_length:
+            if (len(group) + 1) * first.suffix_length > PREFILL_TOKENS or other.suffix_length > first.suffix_length:
                 break
             if padding > forward_cost(self._model.device) or other.prefix != first.prefix:
                 break
             group.append(other)
         return group
 
-    def _enter(self, group: Sequence[QueuedSequence]) -> None:
-        self._begin(group[0].prefix)
-        lengths = [waiting.suffix_length for waiting in group]
+    def _prefill(self, group: Sequence[QueuedSequence]) -> None:
+        self._prefill_prefix(group[0].prefix)
+        lengths = [queued.suffix_length for queued in group]
         tokens = np.zeros((len(group), max(lengths)), np.int64)
-        for i, waiting in enumerate(group):
-            tokens[i, : lengths[i]] = (*waiting.row.prompt, *waiting.row.tokens)[waiting.prefix_length :]
+        for i, queued in enumerate(group):
+            tokens[i, : lengths[i]] = queued.sequence.ids[queued.prefix_length :]
         device = self._model.device
-        cache = self._cache.enter(*tokens.shape)
+        cache = self._cache.prefill(*tokens.shape)
         hidden = self._model.hidden(torch.from_numpy(tokens).to(device), cache)
         last = torch.tensor(lengths, device=device) - 1
         ends = hidden[torch.arange(len(group), device=device), last].unsqueeze(1)
         logits = self._model.unembed(ends, start=cache.length + max(lengths) - 1)[:, 0]
-        self._cache.admit(lengths)
-        self._rows += group
-        self._take(group, logits)
+        self._cache.add(lengths)
+        self._running += group
+        self._sample(group, logits)
 
-    def _begin(self, beginning: tuple[int, ...]) -> None:
-        """Have the stem's cache hold just this; what it holds of it already stays."""
-        held = 0
-        for mine, wanted in zip(self._begun[: self._stem.length], beginning, strict=False):
-            if mine != wanted:
+    def _prefill_prefix(self, prefix: tuple[int, ...]) -> None:
+        """Make the prefix cache hold exactly this prefix; the part that is already there is reused."""
+        reused = 0
+        for cached, token in zip(self._prefix[: self._prefix_cache.length], prefix, strict=False):
+            if cached != token:
                 break
-            held += 1
-        self._stem.truncate(held)
-        self._begun = beginning
-        while self._stem.length < len(beginning):
-            part = beginning[self._stem.length : self._stem.length + BATCH_TOKENS]
-            self._model.hidden(torch.tensor([part], device=self._model.device), self._stem)
+            reused += 1
+        self._prefix_cache.truncate(reused)
+        self._prefix = prefix
+        while self._prefix_cache.length < len(prefix):
+            chunk = prefix[self._prefix_cache.length : self._prefix_cache.length + PREFILL_TOKENS]
+            self._model.hidden(torch.tensor([chunk], device=self._model.device), self._prefix_cache)
 
-    def _step(self) -> None:
-        tokens = torch.tensor([[waiting.row.tokens[-1]] for waiting in self._rows], device=self._model.device)
+    def _decode_step(self) -> None:
+        tokens = torch.tensor([[queued.sequence.tokens[-1]] for queued in self._running], device=self._model.device)
         hidden = self._model.hidden(tokens, self._cache)
-        self._take(self._rows, self._model.unembed(hidden, start=self._cache.length - 1)[:, 0])
+        self._sample(self._running, self._model.unembed(hidden, start=self._cache.length - 1)[:, 0])
 
-    def _take(self, group: Sequence[QueuedSequence], logits: Tensor) -> None:
-        self._draw([waiting.row for waiting in group], logits)
-        for i in reversed(range(len(self._rows))):
-            if self._rows[i].row.finish_reason is not None:
-                self._cache.leave(i)
-                self._rows[i] = self._rows[-1]
-                self._rows.pop()
+    def _sample(self, group: Sequence[QueuedSequence], logits: Tensor) -> None:
+        """Sample one token for each sequence of the group, and remove the finished ones from the batch."""
+        self._sampler([queued.sequence for queued in group], logits)
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot].sequence.finish_reason is not None:
+                self._cache.remove(slot)
+                self._running[slot] = self._running[-1]
+                self._running.pop()

@@ -1,7 +1,7 @@
-"""Text from a model: prefill, decode, sample; of many unequal prompts at once, whole or streamed.
+"""Text generation: prefill, decode, sample; for many prompts of unequal length at once, or streamed for one.
 
-Each row gets what it would get alone. Randomness comes from one seed a row and does not depend on the device.
-Interventions and captures act as in any other run.
+Each prompt gets the text that it would get alone. Randomness comes from one seed per prompt and does not depend on the
+device. Interventions and captures act as in any other run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """One streamed step: a token, its log-probability (nats, before temperature), and the text it completed.
+    """One step of a stream: a token, its log-probability (nats, before temperature), and the text that it completes.
 
     `text` is empty while a character's bytes, or a stop string, may still be incomplete. `finish_reason` is set on the
-    last piece. `capture` holds what was asked for at this step.
+    last piece. `capture` is the capture of this step, if one was requested.
     """
 
     token: int
@@ -71,25 +71,25 @@ def generate(
     stop_tokens: Iterable[int] | None = None,
     batch_size: int = 16,
 ) -> list[Generation]:
-    """Continue each prompt: text (a begin token is put before it) or token ids (taken as they are).
+    """Continue each prompt: text (a begin token is added) or token ids (used as they are).
 
-    seed: row i draws from seed + i, so a row can be repeated alone; or give each row's own in `seeds`.
-    stop_tokens: default the tokenizer's.
+    seed: prompt i uses seed + i, so it can be repeated alone; or pass one seed per prompt in `seeds`.
+    stop_tokens: default: the tokenizer's.
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
     """
     if isinstance(prompts, str):
-        raise GenerationError("prompts must be a list; put the one prompt in brackets.")
+        raise GenerationError("prompts must be a list; put a single prompt in brackets.")
     sampling = Sampling(temperature, top_p, top_k)
-    own = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
-    if len(own) != len(prompts):
-        raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(own)}.")
-    rows = [
-        GenerationState.start(model, prompt, max_new_tokens, seed=each, stop=stop, stop_tokens=stop_tokens)
-        for prompt, each in zip(prompts, own, strict=True)
+    prompt_seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
+    if len(prompt_seeds) != len(prompts):
+        raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(prompt_seeds)}.")
+    sequences = [
+        GenerationState.start(model, prompt, max_new_tokens, seed=prompt_seed, stop=stop, stop_tokens=stop_tokens)
+        for prompt, prompt_seed in zip(prompts, prompt_seeds, strict=True)
     ]
-    if rows:
-        continuous_batching.run(model, rows, partial(_draw, sampling), batch_size=batch_size)
-    return [_finished(row) for row in rows]
+    if sequences:
+        continuous_batching.run(model, sequences, partial(_draw, sampling), batch_size=batch_size)
+    return [_finished(sequence) for sequence in sequences]
 
 
 def stream(
@@ -105,50 +105,54 @@ def stream(
     stop_tokens: Iterable[int] | None = None,
     capture: str | Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """The continuation of one prompt, a token at a time.
+    """The continuation of one prompt, token by token.
 
-    capture: hook names to keep at each step; the first step's capture covers the prompt, each later one a token.
+    capture: hook names to capture at each step; the first capture covers the prompt, each later one a single token.
     Raises: as `generate`; UnknownHookError.
     """
     sampling = Sampling(temperature, top_p, top_k)
-    row = GenerationState.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
+    sequence = GenerationState.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
     request = Request.of(model.config, capture) if capture else None
-    return _pieces(model, row, sampling, request)
+    return _pieces(model, sequence, sampling, request)
 
 
-def _pieces(model: Transformer, row: GenerationState, sampling: Sampling, request: Request | None) -> Iterator[Piece]:
-    for captured in _decode(model, row, sampling, request):
-        yield Piece(row.tokens[-1], row.logprobs[-1], row.new_text(), row.finish_reason, captured)
+def _pieces(
+    model: Transformer, sequence: GenerationState, sampling: Sampling, request: Request | None
+) -> Iterator[Piece]:
+    for captured in _decode(model, sequence, sampling, request):
+        yield Piece(sequence.tokens[-1], sequence.logprobs[-1], sequence.new_text(), sequence.finish_reason, captured)
 
 
-def _finished(row: GenerationState) -> Generation:
-    assert row.finish_reason is not None
-    return Generation(row.prompt, tuple(row.tokens), tuple(row.logprobs), row.text, row.finish_reason)
+def _finished(sequence: GenerationState) -> Generation:
+    assert sequence.finish_reason is not None
+    return Generation(
+        sequence.prompt, tuple(sequence.tokens), tuple(sequence.logprobs), sequence.text, sequence.finish_reason
+    )
 
 
-def _draw(sampling: Sampling, rows: Sequence[GenerationState], logits: Tensor) -> None:
-    """Shapes: logits [row, vocab] float32"""
-    uniform = torch.zeros(len(rows))
+def _draw(sampling: Sampling, sequences: Sequence[GenerationState], logits: Tensor) -> None:
+    """Sample the next token of each sequence and append it. Shapes: logits [batch, vocab] float32"""
+    uniform = torch.zeros(len(sequences))
     if sampling.temperature > 0:
-        uniform = torch.stack([torch.rand((), generator=row.generator) for row in rows])
+        uniform = torch.stack([torch.rand((), generator=sequence.generator) for sequence in sequences])
     chosen = tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device)))
     logprobs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
-        row.take(token, logprob)
+    for sequence, token, logprob in zip(sequences, chosen.tolist(), logprobs.tolist(), strict=True):
+        sequence.take(token, logprob)
 
 
 def _decode(
-    model: Transformer, row: GenerationState, sampling: Sampling, request: Request | None
+    model: Transformer, sequence: GenerationState, sampling: Sampling, request: Request | None
 ) -> Iterator[Capture | None]:
-    """Decode one row until it is finished, one yield a step. The key/value cache lives as long as this does."""
-    tokens = torch.tensor([row.prompt], device=model.device)
-    cache = model.empty_cache(1, len(row.prompt) + row.room)
-    while row.finish_reason is None:
+    """Decode one sequence until it ends, one yield per step. The key/value cache lives as long as this generator."""
+    tokens = torch.tensor([sequence.prompt], device=model.device)
+    cache = model.empty_cache(1, len(sequence.prompt) + sequence.room)
+    while sequence.finish_reason is None:
         with torch.no_grad():
             logits, captured = _last_logits(model, tokens, cache, request)
-            _draw(sampling, [row], logits)
+            _draw(sampling, [sequence], logits)
         yield captured
-        tokens = torch.tensor([[row.tokens[-1]]], device=model.device)
+        tokens = torch.tensor([[sequence.tokens[-1]]], device=model.device)
 
 
 def _last_logits(

@@ -1,7 +1,8 @@
-"""Inputs that begin alike, as a tree in which every shared token stands once; and in which order to compute it.
+"""Prefix tree of inputs: every shared token is in it once; `Tree.plan` says in which order to compute it.
 
-A `Node` is a run of tokens without a fork. A shared run that is worth it is computed once and kept (a stem); what hangs
-off a stem is cut into rows, which a batch computes side by side. Knows nothing of models.
+A `Node` is a run of tokens without a fork. A shared run that saves enough tokens is computed once and its keys and
+values are kept (a shared prefix). What follows a shared prefix is cut into packed sequences, which run together in a
+batch. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-PACKED = 512  # a fork of up to so many tokens is one row: attention is cheap there, another forward is not
-WORTH_SHARE = 0.02  # length of a stem over that of what hangs off it, at least: attention pays for a stem, too
+MAX_PACKED_TOKENS = 512  # a subtree of up to so many tokens is packed: attention is cheap there, a forward is not
+MIN_PREFIX_SHARE = 0.02  # least length of a shared prefix over the longest path from its start: it costs attention
 ID_BYTES = 8  # of one id in a key
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Node:
-    """Tokens `start` to `end` of every input that goes through it; `path` is one of those inputs."""
+    """Tokens `start` to `end` of every input that passes through it; `path` is one of those inputs."""
 
     path: Ids
     start: int
     end: int
     parent: Node | None = None
     children: list[Node] = field(default_factory=list)
-    total: int = 0  # tokens of the node and of all below it
-    longest: int = 0  # tokens from the node's first to the deepest below it
-    is_row: bool = False  # the node and all below it run in one row
+    total: int = 0  # tokens of the node and its descendants
+    longest: int = 0  # tokens from the node's first to the deepest of its descendants
+    is_packed: bool = False  # the node and its descendants run as one packed sequence
 
     @property
     def ids(self) -> Ids:
@@ -37,40 +38,41 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A node and all below it, parents first, side by side in one sequence."""
+class PackedSequence:
+    """A node and its descendants, parents first, packed into one sequence."""
 
     nodes: tuple[Node, ...]
 
     @property
     def total(self) -> int:
+        """Length of the sequence in tokens."""
         return self.nodes[0].total
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """A node whose keys and values are kept, behind those of its parents, while its rows run (the longest first)."""
+    """A node whose keys and values are cached, after those of its parents, while its suffixes run (longest first)."""
 
     node: Node
-    rows: tuple[Row, ...]
+    suffixes: tuple[PackedSequence, ...]
 
-    def batch(self, first: int, *, budget: int, waste: int) -> tuple[Row, ...]:
-        """Rows from `first` on that run together: at least one, within a budget of tokens, of which few are padding."""
-        longest = self.rows[first].total
+    def batch(self, first: int, *, budget: int, waste: int) -> tuple[PackedSequence, ...]:
+        """Suffixes from `first` on for one batch: at least one, at most `budget` tokens, at most `waste` padding."""
+        longest = self.suffixes[first].total
         end, padding = first + 1, 0
-        while end < len(self.rows) and (end + 1 - first) * longest <= budget:
-            padding += longest - self.rows[end].total
+        while end < len(self.suffixes) and (end + 1 - first) * longest <= budget:
+            padding += longest - self.suffixes[end].total
             if padding > waste:
                 break
             end += 1
-        return self.rows[first:end]
+        return self.suffixes[first:end]
 
 
 @dataclass(frozen=True)
 class Tree:
     """All inputs; `deepest` is the node in which each of them ends.
 
-    `minimum` counts the tokens of which each stands behind another beginning: no way to run all inputs takes less.
+    `minimum` is the number of tokens with distinct prefixes: no way to run all inputs computes fewer.
     """
 
     root: Node
@@ -78,7 +80,7 @@ class Tree:
     minimum: int
 
     def along(self, which: int, first: int, last: int) -> Iterator[tuple[Node, int, int]]:
-        """The nodes that hold positions `first` to `last` of an input, each with its part of them, the last first."""
+        """The nodes that hold positions `first` to `last` of an input, with the positions in each; the last first."""
         node: Node | None = self.deepest[which]
         while node is not None and last > first:
             if last > node.start:
@@ -88,42 +90,42 @@ class Tree:
             node = node.parent
 
     def plan(self) -> Iterator[SharedPrefix]:
-        """Stems in an order in which each one's parents are the last ones computed at shallower depths."""
-        waiting = [self.root]
-        while waiting:
-            node = waiting.pop()
-            rows = [Row(tuple(_below(child))) for child in node.children if child.is_row]
-            yield SharedPrefix(node, tuple(sorted(rows, key=lambda row: -row.total)))
-            waiting.extend(child for child in reversed(node.children) if not child.is_row)
+        """Shared prefixes in depth-first order: a stack of cached nodes holds the parents of each one."""
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            suffixes = [PackedSequence(tuple(_subtree(child))) for child in node.children if child.is_packed]
+            yield SharedPrefix(node, tuple(sorted(suffixes, key=lambda suffix: -suffix.total)))
+            stack.extend(child for child in reversed(node.children) if not child.is_packed)
 
 
 def key(ids: Sequence[int] | Ids) -> bytes:
-    """Bytes that sort and compare as the ids do, as fast as memory is read."""
+    """Token ids as bytes that sort and compare as the ids do, at the speed of memory."""
     return np.asarray(ids, dtype=">i8").tobytes()
 
 
 def grow(inputs: Sequence[bytes], *, min_tokens_saved: int, pack: bool = True) -> Tree:
-    """The tree of some inputs, given by `key`; they may repeat and be beginnings of each other.
+    """The tree of some inputs, given as keys (see `key`); they may repeat, and one may be a prefix of another.
 
-    worth: tokens that a stem must save, because it takes a forward of its own. pack: False keeps forks out of rows, so
-    that each row is one unbroken sequence behind its stem.
+    min_tokens_saved: tokens that a shared prefix must save, because it takes a forward of its own. pack: False makes
+    every packed sequence a single branch.
     """
-    root, deepest = _fork(inputs)
-    minimum = sum(node.end - node.start for node in _below(root))
-    _arrange(root, PACKED if pack else 0, min_tokens_saved)
+    root, deepest = _radix_tree(inputs)
+    minimum = sum(node.end - node.start for node in _subtree(root))
+    _choose_shared_prefixes(root, MAX_PACKED_TOKENS if pack else 0, min_tokens_saved)
     return Tree(root, tuple(deepest[text] for text in inputs), minimum)
 
 
-def _fork(inputs: Sequence[bytes]) -> tuple[Node, dict[bytes, Node]]:
+def _radix_tree(inputs: Sequence[bytes]) -> tuple[Node, dict[bytes, Node]]:
     """The tree with a node for every fork, and where each input ends."""
     root = Node(np.empty(0, np.int64), 0, 0)
     deepest: dict[bytes, Node] = {}
     branch = [root]  # the nodes from the root to the last leaf
     previous = root.path
-    # From the back, so that an input comes before its own beginnings, which need no node of their own.
+    # In reverse order, so that an input comes before its own prefixes, which need no node of their own.
     for text in sorted(set(inputs), reverse=True):
         path = np.frombuffer(text, dtype=">i8").astype(np.int64)
-        shared = _shared(previous, path)
+        shared = _common_prefix_length(previous, path)
         if shared == len(path):
             deepest[text] = branch[-1]
             continue
@@ -144,47 +146,46 @@ def _fork(inputs: Sequence[bytes]) -> tuple[Node, dict[bytes, Node]]:
     return root, deepest
 
 
-def _arrange(root: Node, packed: int, min_tokens_saved: int) -> None:
-    """Choose what runs in one row, and take back the forks that are neither that nor worth a stem."""
-    for node in reversed(list(_below(root))):
-        own = node.end - node.start
-        node.total = own + sum(child.total for child in node.children)
-        node.longest = own + max((child.longest for child in node.children), default=0)
-        # In one row every token is masked against every other: a fork must be small, or little more than one branch.
-        node.is_row = not node.children or (packed > 0 and node.total <= max(packed, 1.5 * node.longest))
-    stems = [root]
-    while stems:
-        stem = stems.pop()
-        kept: list[Node] = []
-        waiting = list(reversed(stem.children))
-        while waiting:
-            node = waiting.pop()
-            own = node.end - node.start
-            saved = own * (len(node.children) - 1)
-            if node.is_row:
-                kept.append(node)
-            elif saved >= min_tokens_saved and own >= WORTH_SHARE * node.longest:
-                kept.append(node)
-                stems.append(node)
-            else:  # its tokens go in front of each child, which makes a stem of the child worth more
+def _choose_shared_prefixes(root: Node, max_packed: int, min_tokens_saved: int) -> None:
+    """Mark the subtrees to pack, and dissolve the other forks that save too few tokens for a shared prefix."""
+    for node in reversed(list(_subtree(root))):
+        length = node.end - node.start
+        node.total = length + sum(child.total for child in node.children)
+        node.longest = length + max((child.longest for child in node.children), default=0)
+        # In a packed sequence every token is masked against every other: it must be short, or close to one branch.
+        node.is_packed = not node.children or (max_packed > 0 and node.total <= max(max_packed, 1.5 * node.longest))
+    prefixes = [root]
+    while prefixes:
+        prefix = prefixes.pop()
+        children: list[Node] = []
+        stack = list(reversed(prefix.children))
+        while stack:
+            node = stack.pop()
+            length = node.end - node.start
+            saved = length * (len(node.children) - 1)
+            if node.is_packed:
+                children.append(node)
+            elif saved >= min_tokens_saved and length >= MIN_PREFIX_SHARE * node.longest:
+                children.append(node)
+                prefixes.append(node)
+            else:  # its tokens go in front of each child, so that the child saves more as a shared prefix
                 for child in node.children:
-                    child.start, child.parent = node.start, stem
-                    child.total, child.longest = child.total + own, child.longest + own
-                waiting.extend(reversed(node.children))
-        stem.children = kept
+                    child.start, child.parent = node.start, prefix
+                    child.total, child.longest = child.total + length, child.longest + length
+                stack.extend(reversed(node.children))
+        prefix.children = children
 
 
-def _shared(one: Ids, other: Ids) -> int:
-    """Length of the common beginning."""
-    n = min(len(one), len(other))
-    differs = one[:n] != other[:n]
+def _common_prefix_length(a: Ids, b: Ids) -> int:
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
     return int(differs.argmax()) if differs.any() else n
 
 
-def _below(node: Node) -> Iterator[Node]:
-    """The node and all below it, parents first; a loop, because trees may be deeper than the interpreter's stack."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
+def _subtree(node: Node) -> Iterator[Node]:
+    """The node and its descendants, parents first; a loop, because a tree may be deeper than Python's call stack."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
         yield node
-        waiting.extend(reversed(node.children))
+        stack.extend(reversed(node.children))

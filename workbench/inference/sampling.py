@@ -1,6 +1,6 @@
-"""How the next token is drawn: greedy, or from the distribution that temperature, top_k and top_p leave.
+"""Sampling of the next token: greedy, or from the distribution left by temperature, top_k and top_p.
 
-The draw is a function of a row's logits and one uniform number, so that it is the same on any device, in any batch.
+The token is a function of a sequence's logits and one uniform number, so it is the same on any device, in any batch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from workbench.errors import GenerationError
 
-NEAR = 256  # most likely tokens among which the drawn one nearly always is: sorting a whole vocabulary takes far longer
+NEAR = 256  # most likely tokens to try first: sorting the whole vocabulary is far slower and rarely needed
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole."""
+    """Sampling settings. Temperature 0 is greedy; top_k 0 and top_p 1 do not truncate the distribution."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -31,21 +31,21 @@ class Sampling:
             )
 
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One token a row: the least whose cumulated probability, from the most likely down, exceeds `uniform`.
+        """One token per sequence: the first, from the most likely down, whose cumulative probability exceeds `uniform`.
 
         Shapes: logits [batch, vocab] float32, uniform [batch] in [0, 1) -> [batch] int64
         """
         if self.temperature == 0:
             return logits.argmax(-1)
         probs = (logits / self.temperature).softmax(-1)
-        chosen, sure = self._among(probs, uniform, min(probs.shape[1], NEAR + self.top_k))
-        open_rows = (~sure).nonzero().squeeze(-1)
-        if len(open_rows):
-            chosen[open_rows] = self._among(probs[open_rows], uniform[open_rows], probs.shape[1])[0]
+        chosen, certain = self._choose_among_likely(probs, uniform, min(probs.shape[1], NEAR + self.top_k))
+        undecided = (~certain).nonzero().squeeze(-1)
+        if len(undecided):
+            chosen[undecided] = self._choose_among_likely(probs[undecided], uniform[undecided], probs.shape[1])[0]
         return chosen
 
-    def _among(self, probs: Tensor, uniform: Tensor, near: int) -> tuple[Tensor, Tensor]:
-        """The choice by the `near` most likely tokens, equal ones by their number, and whether no other changes it.
+    def _choose_among_likely(self, probs: Tensor, uniform: Tensor, near: int) -> tuple[Tensor, Tensor]:
+        """The choice among the `near` most likely tokens (ties by token id), and whether it is the choice among all.
 
         Shapes: probs [batch, vocab], uniform [batch] -> [batch] int64, [batch] bool
         """
@@ -56,22 +56,22 @@ class Sampling:
             order = probs.topk(near).indices.sort(-1).values
             values, by = probs.gather(-1, order).sort(dim=-1, descending=True, stable=True)
             order = order.gather(-1, by)
-        kept = values[:, : self.top_k] if self.top_k else values
+        probabilities = values[:, : self.top_k] if self.top_k else values
         # top_p keeps a token while the mass before it is below top_p: always at least one.
-        kept = kept.masked_fill(kept.cumsum(-1) - kept >= self.top_p, 0.0)
-        cumulated = kept.cumsum(-1)
-        total = cumulated[:, -1] if self.top_k or self.top_p < 1 else probs.sum(-1)
+        probabilities = probabilities.masked_fill(probabilities.cumsum(-1) - probabilities >= self.top_p, 0.0)
+        cumulative = probabilities.cumsum(-1)
+        total = cumulative[:, -1] if self.top_k or self.top_p < 1 else probs.sum(-1)
         target = uniform * total
-        place = (cumulated <= target.unsqueeze(-1)).sum(-1)
-        place = place.minimum((kept > 0).sum(-1) - 1)
-        chosen = order.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+        index = (cumulative <= target.unsqueeze(-1)).sum(-1)
+        index = index.minimum((probabilities > 0).sum(-1) - 1)
+        chosen = order.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         if whole:
             return chosen, torch.ones_like(chosen, dtype=torch.bool)
         if self.top_k:
             ended = values[:, self.top_k - 1] > values[:, -1]
         elif self.top_p < 1:
-            ended = kept[:, -1] == 0
+            ended = probabilities[:, -1] == 0
         else:
-            ended = cumulated[:, -1] > target
-        # Of tokens as likely as the last one, some were left out.
-        return chosen, ended & (values.gather(-1, place.unsqueeze(-1)).squeeze(-1) > values[:, -1])
+            ended = cumulative[:, -1] > target
+        # If the chosen token is as likely as the last one, some tokens of the same probability were left out.
+        return chosen, ended & (values.gather(-1, index.unsqueeze(-1)).squeeze(-1) > values[:, -1])

@@ -1,8 +1,8 @@
-"""Log-probabilities of given continuations, with every shared beginning computed once.
+"""Log-probabilities of given continuations; every shared prefix is computed once.
 
-Requests become a tree of their inputs. A shared run of tokens is computed once and its keys and values are read by
-all that go on from it; the rest is batched by a budget of tokens that gives way when memory runs out. The output
-layer runs at scored positions only, and its softmax in float32. Knows nothing of benchmarks.
+Requests become a prefix tree of their inputs. A shared prefix is computed once, and all its suffixes read its keys and
+values. The suffixes are batched by token count; the batches get smaller when memory runs out. The output layer runs at
+scored positions only, and its softmax in float32. This module knows nothing of benchmarks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.hooks import hook_points
 from workbench.inference import prefix_tree
-from workbench.inference.scoring_batches import Answers, Forwards, Read, forward_cost
+from workbench.inference.scoring_batches import BatchScores, ScoringTargets, TreeScorer, forward_cost
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -47,18 +47,18 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One forward: the requests that it finished, by their place in the order given, and the tokens it computed."""
+class ScoredBatch:
+    """One forward: the requests that it finished, as (index of the request, scores), and the tokens it computed."""
 
-    done: tuple[tuple[int, Scored], ...]
+    finished: tuple[tuple[int, Scored], ...]
     tokens: int
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens that went through the model, padding included, and the least that scores the same requests.
+    """Tokens processed (including padding), and the minimum possible for these requests.
 
-    `minimum` counts each distinct beginning once; `forwards` are the runs that it took.
+    `minimum` counts each distinct prefix once; `forwards` is the number of forward passes.
     """
 
     computed: int
@@ -67,7 +67,7 @@ class Counted:
 
     @property
     def fraction(self) -> float:
-        """Tokens computed over the least possible: 1 at best."""
+        """Tokens processed over the minimum: 1 at best."""
         return self.computed / self.minimum if self.minimum else 1.0
 
 
@@ -76,9 +76,9 @@ def score(
 ) -> list[tuple[float, bool]]:
     """For each (context ids, continuation ids): the sum of log-probabilities in nats, and whether it is greedy.
 
-    The order of the requests is kept. An input longer than the context loses tokens at its left, as in lm-eval.
-    batch_tokens: tokens of one forward, padding included; halved when memory runs out. It changes a float32 sum by no
-    more than 1e-4; in bfloat16 by its rounding of the logits, some hundredths where they are of size one to ten.
+    The order of the requests is kept. A longer input than the context is truncated at its left, as in lm-eval.
+    batch_tokens: tokens of one forward, padding included; halved when memory runs out. It changes a float32 sum by at
+    most 1e-4. In bfloat16 it changes the rounding of the logits: some hundredths for logits between one and ten.
     Raises: WorkbenchError for an empty context or continuation, or a continuation longer than the context window.
     """
     return [(s.total, s.is_greedy) for s in score_tokens(model, requests, batch_tokens=batch_tokens)]
@@ -94,19 +94,19 @@ def score_tokens(
 def score_counted(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> tuple[list[Scored], Counted]:
-    """As `score_tokens`, and what it took."""
-    answers, running = _steps(model, requests, batch_tokens)
-    steps = list(running)
-    results = dict(pair for step in steps for pair in step.done)
-    counted = Counted(sum(step.tokens for step in steps), answers.tree.minimum, len(steps))
+    """As `score_tokens`, with the number of tokens and forwards."""
+    targets, batch_iterator = _batches(model, requests, batch_tokens)
+    batches = list(batch_iterator)
+    results = dict(pair for batch in batches for pair in batch.finished)
+    counted = Counted(sum(batch.tokens for batch in batches), targets.tree.minimum, len(batches))
     return [results[i] for i in range(len(requests))], counted
 
 
 def score_steps(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[Step]:
+) -> Iterator[ScoredBatch]:
     """As `score_tokens`, forward by forward: results come in the order in which they are finished."""
-    return _steps(model, requests, batch_tokens)[1]
+    return _batches(model, requests, batch_tokens)[1]
 
 
 def score_rolling(
@@ -117,24 +117,24 @@ def score_rolling(
     stride: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[float]:
-    """Log-probability in nats of whole texts, in windows as long as the context.
+    """Log-probability in nats of whole texts, in rolling windows as long as the context.
 
-    The first window begins behind the token `prefix`; each later one scores `stride` new tokens (default: as many as
-    the context holds) behind as many old ones as fit. With the default these are lm-eval's rolling windows.
+    The first window follows the token `prefix`. Each later one scores `stride` new tokens (default: the context
+    length) after as many earlier ones as fit. With the default these are lm-eval's rolling windows.
     Raises: WorkbenchError if stride is not between 1 and the context length.
     """
     size = model.config.max_seq_len
     stride = size if stride is None else stride
     if not 1 <= stride <= size:
-        raise WorkbenchError(f"stride must be between 1 and the context of {size}, found {stride}.")
+        raise WorkbenchError(f"stride must be between 1 and the context length {size}, found {stride}.")
     requests: list[tuple[Ids, Ids]] = []
     owner: list[int] = []
     for i, text in enumerate(texts):
         start = 0
         while start < len(text):
             end = min(start + (stride if start else size), len(text))
-            before = [prefix] if start == 0 else text[max(0, end - size - 1) : start]
-            requests.append((before, text[start:end]))
+            context = [prefix] if start == 0 else text[max(0, end - size - 1) : start]
+            requests.append((context, text[start:end]))
             owner.append(i)
             start = end
     totals = [0.0] * len(texts)
@@ -143,40 +143,43 @@ def score_rolling(
     return totals
 
 
-def _steps(
+def _batches(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], batch_tokens: int
-) -> tuple[Answers, Iterator[Step]]:
+) -> tuple[ScoringTargets, Iterator[ScoredBatch]]:
     owners: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}  # (input, continuation) -> requests
     for i, (context, continuation) in enumerate(requests):
-        seen = _input_of(context, continuation, model.config.max_seq_len)
-        owners.setdefault((prefix_tree.key(seen), tuple(continuation)), []).append(i)
-    # A hook knows a token by its position, and in a row with forks several stand at the same.
-    answers = Answers(list(owners), min_tokens_saved=forward_cost(model.device), pack=not hook_points.active(model))
-    reads = Forwards(model, answers, batch_tokens).run() if owners else iter(())
-    return answers, _finished(answers, list(owners.values()), reads)
+        input_ids = _input_ids(context, continuation, model.config.max_seq_len)
+        owners.setdefault((prefix_tree.key(input_ids), tuple(continuation)), []).append(i)
+    # A hook identifies a token by its position, and in a packed sequence several tokens have the same position.
+    pack = not hook_points.active(model)
+    targets = ScoringTargets(list(owners), min_tokens_saved=forward_cost(model.device), pack=pack)
+    scores = TreeScorer(model, targets, batch_tokens).run() if owners else iter(())
+    return targets, _collect(targets, list(owners.values()), scores)
 
 
-def _finished(answers: Answers, owners: list[list[int]], reads: Iterator[Read]) -> Iterator[Step]:
-    """Hand out each answer when the last of its tokens has been read."""
-    logprobs = torch.empty(len(answers.targets))
-    greedy = torch.empty(len(answers.targets), dtype=torch.bool)
-    missing = [part.stop - part.start for part in answers.slots]
-    for read in reads:
-        logprobs[read.slots], greedy[read.slots] = read.logprobs, read.greedy
-        done: list[tuple[int, Scored]] = []
-        for span in read.spans:
-            missing[span.answer] -= span.end - span.begin
-            if not missing[span.answer]:
-                part = answers.slots[span.answer]
+def _collect(targets: ScoringTargets, owners: list[list[int]], scores: Iterator[BatchScores]) -> Iterator[ScoredBatch]:
+    """Yield each request's scores with the batch that completes them."""
+    logprobs = torch.empty(len(targets.tokens))
+    greedy = torch.empty(len(targets.tokens), dtype=torch.bool)
+    missing = [part.stop - part.start for part in targets.slots]
+    for batch in scores:
+        logprobs[batch.slots], greedy[batch.slots] = batch.logprobs, batch.greedy
+        finished: list[tuple[int, Scored]] = []
+        for span in batch.spans:
+            missing[span.continuation] -= span.end - span.begin
+            if not missing[span.continuation]:
+                part = targets.slots[span.continuation]
                 scored = Scored(logprobs[part].clone(), greedy[part].clone())
-                done += [(i, scored) for i in owners[span.answer]]
-        yield Step(tuple(done), read.tokens)
+                finished += [(i, scored) for i in owners[span.continuation]]
+        yield ScoredBatch(tuple(finished), batch.tokens)
 
 
-def _input_of(context: Ids, continuation: Ids, size: int) -> Ids:
-    """What the model is given: all but the last token, as many as the context holds."""
+def _input_ids(context: Ids, continuation: Ids, size: int) -> Ids:
+    """Input of the model: all but the last token, truncated at the left to the context length."""
     if not len(context) or not len(continuation):
-        raise WorkbenchError("a context and its continuation need at least one token each; begin with the begin token.")
+        raise WorkbenchError(
+            "context and continuation need at least one token each; start the context with the begin token."
+        )
     if len(continuation) > size:
         raise WorkbenchError(f"a continuation of {len(continuation)} tokens is longer than the context of {size}.")
     return [*context, *continuation[:-1]][-size:]

@@ -1,7 +1,7 @@
-"""One continuation while it grows: when it ends, and which of its text is certain by now.
+"""State of one sequence during generation: its tokens, when it ends, and which of its text is final.
 
-Stop strings are looked for in the decoded bytes, from where a new token could have completed one. Knows nothing of
-forwards and batches.
+Stop strings are searched in the decoded bytes, from the first place where the new token can complete one. This module
+knows nothing of forwards or batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Prompt = str | Sequence[int]
 
 @dataclass
 class GenerationState:
-    """The prompt's ids, what was generated so far, and the rules by which it ends."""
+    """The prompt's ids, the tokens generated so far, and the rules by which generation ends."""
 
     prompt: tuple[int, ...]
     limit: int
@@ -58,12 +58,12 @@ class GenerationState:
         if isinstance(stop, str) or not all(stop):
             raise GenerationError("stop must be a list of strings, none of them empty.")
         if tokenizer is None and (isinstance(prompt, str) or stop):
-            raise GenerationError("this model has no tokenizer: give token ids, and stop_tokens instead of stop.")
+            raise GenerationError("this model has no tokenizer; pass token ids, and stop_tokens instead of stop.")
         if isinstance(prompt, str):
             assert tokenizer is not None
             prompt = tokenizer.encode(prompt, bos=True)
         if not prompt:
-            raise GenerationError("a prompt has no tokens; give at least the begin token.")
+            raise GenerationError("the prompt has no tokens; pass at least the begin token.")
         if len(prompt) >= config.max_seq_len:
             raise GenerationError(
                 f"a prompt of {len(prompt)} tokens leaves no room in the context of {config.max_seq_len}; shorten it."
@@ -77,7 +77,7 @@ class GenerationState:
         )  # fmt: skip
 
     def take(self, token: int, logprob: float) -> None:
-        """Add a token and see whether the row ends with it."""
+        """Append a token, and set `finish_reason` if the sequence ends with it."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token in self.stop_tokens:
@@ -86,9 +86,10 @@ class GenerationState:
         if self.tokenizer is not None:
             before = len(self.bytes)
             self.bytes += self.tokenizer.token_bytes(token)
-            found = [at for s in self.stops if (at := self.bytes.find(s, max(0, before - len(s) + 1))) >= 0]
-            if found:
-                del self.bytes[min(found) :]
+            starts = [self.bytes.find(stop, max(0, before - len(stop) + 1)) for stop in self.stops]
+            matches = [start for start in starts if start >= 0]
+            if matches:
+                del self.bytes[min(matches) :]
                 self.finish_reason = "stop"
                 return
         if len(self.tokens) >= self.limit:
@@ -98,12 +99,12 @@ class GenerationState:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """What the model has been given or gave."""
+        """The prompt and the generated tokens."""
         return (*self.prompt, *self.tokens)
 
     @property
     def room(self) -> int:
-        """Tokens that may still come."""
+        """Number of tokens that may still be generated."""
         return min(self.limit - len(self.tokens), self.context - len(self.prompt) - len(self.tokens))
 
     @property
@@ -112,7 +113,7 @@ class GenerationState:
         return None if self.tokenizer is None else self.bytes.decode("utf-8", "replace")
 
     def new_text(self) -> str:
-        """Text that is certain by now and was not shown yet: no half characters, no half stop strings."""
+        """Text that is final and not returned yet: no partial characters, no partial stop strings."""
         safe = len(self.bytes)
         if self.finish_reason is None:
             for stop in self.stops:

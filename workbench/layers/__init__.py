@@ -1,1 +1,1 @@
-"""What a layer is made of: attention, rotary embedding, key/value cache, products, tensor parallelism."""
+"""Parts of a layer: attention, rotary embedding, key/value cache, matrix products, tensor parallelism."""

@@ -1,7 +1,7 @@
-"""Attention of rotated queries over keys, three ways: fused, dense, and summaries that stream (`streaming`).
+"""Attention of rotated queries over keys: fused kernels, explicit scores, and tiled statistics (`attention_stats`).
 
-All three take q, k, v with their own numbers of heads and never copy keys or values per query head. Scores and
-summaries are computed in float32. They know nothing of layers, weights or hooks.
+All take q, k, v with their own numbers of heads and never copy keys or values per query head. Scores and statistics
+are computed in float32. This module knows nothing of layers, weights or hooks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     Shapes: q [batch, head, query_pos, head_dim], k, v [batch, kv_head, key_pos, head_dim] -> as q
     """
     if q.shape[2] == 1:
-        # One query sees every key, so its group's heads can stand in the query axis: half the time on a CPU.
+        # One query sees every key, so its group's heads can be put in the query axis: half the time on a CPU.
         grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
         z: Tensor = F.scaled_dot_product_attention(grouped, k, v, attn_mask=allowed)
         return z.flatten(1, 2).unsqueeze(2)
@@ -35,49 +35,53 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
 def shared_prefix_attention(
     shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
 ) -> Tensor:
-    """As `fused` for one query a row, behind keys and values that all rows share: they are read once for all of them.
+    """As `sdpa` for one query per sequence, after keys and values that all sequences share; these are read once.
 
     Shapes: shared, each [1, kv_head, shared_pos, head_dim]; q [batch, head, 1, head_dim];
-            k, v [batch, kv_head, own_pos, head_dim]; allowed [batch, 1, 1, key_pos], its last own_pos count -> as q
+            k, v [batch, kv_head, suffix_pos, head_dim]; allowed [batch, 1, 1, key_pos], its last suffix_pos count
+            -> as q
     """
     if q.device.type == "cpu" and q.dtype != torch.float64 and not torch.is_grad_enabled():
         return _shared_prefix_on_cpu(shared, q, k, v, allowed)
-    batch, n_kv, own = k.shape[:3]
-    before_k, before_v = shared[0][0], shared[1][0]  # [kv_head, shared_pos, head_dim]
-    wide = q.float() * q.shape[-1] ** -0.5
-    grouped = wide.unflatten(1, (n_kv, -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
+    batch, n_kv, suffix = k.shape[:3]
+    prefix_k, prefix_v = shared[0][0], shared[1][0]  # [kv_head, shared_pos, head_dim]
+    scaled = q.float() * q.shape[-1] ** -0.5
+    grouped = scaled.unflatten(1, (n_kv, -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
     together = grouped.transpose(0, 1).flatten(1, 2)  # [kv_head, batch * group, head_dim]
-    before = (together @ before_k.float().transpose(-1, -2)).unflatten(1, (batch, -1)).transpose(0, 1)
-    after = grouped @ k.float().transpose(-1, -2)  # [batch, kv_head, group, own_pos]
+    prefix_scores = (together @ prefix_k.float().transpose(-1, -2)).unflatten(1, (batch, -1)).transpose(0, 1)
+    suffix_scores = grouped @ k.float().transpose(-1, -2)  # [batch, kv_head, group, suffix_pos]
     if allowed is not None:
-        after = after.masked_fill(~allowed[..., -own:], float("-inf"))
-    weights = torch.cat([before, after], -1).softmax(-1).to(v.dtype)
-    early, late = weights.split([before_k.shape[1], own], -1)
-    z: Tensor = (early.transpose(0, 1).flatten(1, 2) @ before_v).unflatten(1, (batch, -1)).transpose(0, 1) + late @ v
+        suffix_scores = suffix_scores.masked_fill(~allowed[..., -suffix:], float("-inf"))
+    weights = torch.cat([prefix_scores, suffix_scores], -1).softmax(-1).to(v.dtype)
+    prefix_weights, suffix_weights = weights.split([prefix_k.shape[1], suffix], -1)
+    prefix_z = (prefix_weights.transpose(0, 1).flatten(1, 2) @ prefix_v).unflatten(1, (batch, -1)).transpose(0, 1)
+    z: Tensor = prefix_z + suffix_weights @ v
     return z.flatten(1, 2).unsqueeze(2)
 
 
 def _shared_prefix_on_cpu(
     shared: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None
 ) -> Tensor:
-    """`behind` as two runs of the CPU's fused kernel, each weighed by its sum of exponentials; nothing is copied."""
-    fused_parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    batch, n_kv, own = k.shape[:3]
+    """`shared_prefix_attention` as two calls of the CPU's fused kernel, weighted by their sums of exponentials."""
+    flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    batch, n_kv, suffix = k.shape[:3]
     grouped = q.unflatten(1, (n_kv, -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
     together = grouped.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # [1, kv_head, batch * group, head_dim]
-    early, before = (part[0].unflatten(1, (batch, -1)).transpose(0, 1) for part in fused_parts(together, *shared))
+    prefix_z, prefix_lse = (
+        part[0].unflatten(1, (batch, -1)).transpose(0, 1) for part in flash_attention(together, *shared)
+    )
     mask = None
     if allowed is not None:
-        hidden = torch.zeros((), dtype=q.dtype).masked_fill(~allowed[..., -own:], float("-inf"))
+        hidden = torch.zeros((), dtype=q.dtype).masked_fill(~allowed[..., -suffix:], float("-inf"))
         mask = hidden.expand(-1, -1, grouped.shape[2], -1)
-    late, after = fused_parts(grouped, k, v, attn_mask=mask)  # and the logsumexp, [batch, kv_head, group]
-    share = (before - after).sigmoid().unsqueeze(-1)
-    z: Tensor = torch.lerp(late.float(), early.float(), share).to(v.dtype)
+    suffix_z, suffix_lse = flash_attention(grouped, k, v, attn_mask=mask)  # and the logsumexp, [batch, kv_head, group]
+    prefix_share = (prefix_lse - suffix_lse).sigmoid().unsqueeze(-1)
+    z: Tensor = torch.lerp(suffix_z.float(), prefix_z.float(), prefix_share).to(v.dtype)
     return z.flatten(1, 2).unsqueeze(2)
 
 
 def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
-    """Scaled and masked scores, -inf where a query may not look.
+    """Scaled and masked scores; -inf where a query may not attend.
 
     Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim]
             -> float32 [batch, head, query_pos, key_pos]
@@ -105,10 +109,10 @@ def _grouped(per_head: Tensor, per_kv_head: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one layer's pattern is made from: kept instead of the pattern, in memory that grows linearly.
+    """Inputs of one layer's attention pattern: stored instead of the pattern, in memory that grows linearly.
 
     Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim], both rotated.
-            kv_of [head] int64: which kept key head serves each kept query head.
+            kv_of [head] int64: index of the stored key head of each stored query head.
     """
 
     q: Tensor
@@ -126,21 +130,21 @@ class AttentionInputs:
         return sum(t.numel() * t.element_size() for t in (self.q, self.k))
 
     def narrow(self, heads: Tensor | None = None, queries: Tensor | None = None) -> AttentionInputs:
-        """The same for some heads and some rows only; what is left out is not kept alive.
+        """The same for some heads and queries only; the rest is not narrowed in memory.
 
-        Shapes: heads [n] and queries [n], int64 indices into the kept axes.
+        Shapes: heads [n] and queries [n], int64 indices into the stored axes.
         """
-        kept = self
+        narrowed = self
         if heads is not None:
             kv_heads, kv_of = torch.unique(self.kv_of[heads], return_inverse=True)
-            kept = replace(kept, q=kept.q[:, heads], k=kept.k[:, kv_heads], kv_of=kv_of)
+            narrowed = replace(narrowed, q=narrowed.q[:, heads], k=narrowed.k[:, kv_heads], kv_of=kv_of)
         if queries is not None:
-            mask = replace(kept.mask, positions=kept.mask.positions[queries])
-            kept = replace(kept, q=kept.q[:, :, queries], mask=mask)
-        return kept
+            mask = replace(narrowed.mask, positions=narrowed.mask.positions[queries])
+            narrowed = replace(narrowed, q=narrowed.q[:, :, queries], mask=mask)
+        return narrowed
 
     def _by_group(self) -> Tensor:
-        """Keys laid out so that equal groups of heads share one. Copies only when the kept heads are uneven."""
+        """Keys with equal groups of query heads per key head. Copies only if the stored groups are unequal."""
         counts = torch.bincount(self.kv_of, minlength=self.k.shape[1])
         even = bool((counts == counts[0]).all()) and bool((self.kv_of.diff() >= 0).all())
         return self.k if even else self.k[:, self.kv_of]
@@ -165,40 +169,40 @@ class AttentionInputs:
         return attention_stats.stats(self._tiles(), self._shape, self.mask)
 
     def pooled_map(self) -> Tensor:
-        """`streaming.pooled_map` of the pattern. Shapes: -> float32 [batch, head, query_tile, key_tile]"""
+        """`attention_stats.pooled_map` of the pattern. Shapes: -> float32 [batch, head, query_tile, key_tile]"""
         return attention_stats.pooled_map(attention_stats.weight_tiles(self._tiles()), self._shape, self.mask)
 
     def key_mass(self) -> Tensor:
-        """Weight that every key receives from the kept queries. Shapes: -> float32 [batch, head, key_pos]"""
+        """Weight that every key receives from the stored queries. Shapes: -> float32 [batch, head, key_pos]"""
         return attention_stats.key_mass(attention_stats.weight_tiles(self._tiles()), self._shape, self.mask)
 
 
 @dataclass(frozen=True)
-class OpenPattern:
-    """A pattern that is there as a whole, because an intervention changed it, and what `AttentionInputs` says of one.
+class EditedPattern:
+    """An explicit pattern that an intervention edited, with the same summaries as `AttentionInputs`.
 
-    Its rows need not sum to 1: statistics are those of each row divided by its sum (NaN where that is 0), with
-    the sum's logarithm as logsumexp; map and key mass are of the weights as they are.
+    Its rows need not sum to 1. Statistics are those of each row divided by its sum (NaN where that is 0), with
+    the sum's logarithm as logsumexp; map and key mass use the weights as they are.
     Shapes: weights [batch, head, query_pos, key_pos]
     """
 
     weights: Tensor
     mask: Mask
 
-    def _whole(self, values: Tensor) -> list[attention_stats.Tile]:
+    def _as_tile(self, values: Tensor) -> list[attention_stats.Tile]:
         return [attention_stats.Tile(slice(None), slice(None), values)]
 
     def stats(self) -> Tensor:
         """Shapes: -> float32 [batch, head, query_pos, stat]"""
         weights = self.weights.float()
         logs = weights.log().clamp(min=torch.finfo(torch.float32).min)
-        found = attention_stats.stats(self._whole(logs), weights.shape, self.mask)
-        return found.masked_fill((weights.sum(-1) == 0).unsqueeze(-1), torch.nan)
+        stats = attention_stats.stats(self._as_tile(logs), weights.shape, self.mask)
+        return stats.masked_fill((weights.sum(-1) == 0).unsqueeze(-1), torch.nan)
 
     def pooled_map(self) -> Tensor:
         """Shapes: -> float32 [batch, head, query_tile, key_tile]"""
-        return attention_stats.pooled_map(self._whole(self.weights.float()), self.weights.shape, self.mask)
+        return attention_stats.pooled_map(self._as_tile(self.weights.float()), self.weights.shape, self.mask)
 
     def key_mass(self) -> Tensor:
         """Shapes: -> float32 [batch, head, key_pos]"""
-        return attention_stats.key_mass(self._whole(self.weights.float()), self.weights.shape, self.mask)
+        return attention_stats.key_mass(self._as_tile(self.weights.float()), self.weights.shape, self.mask)

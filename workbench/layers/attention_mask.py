@@ -1,4 +1,4 @@
-"""Which keys a query may see."""
+"""Attention mask: which keys a query may attend to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TreeMask:
-    """Branches side by side in one row: where each token stands in its own branch, and what it sees of the row.
+    """Tree attention: branches packed into one sequence; each token's position in its branch, and which tokens it sees.
 
     Shapes: depth [batch, query_pos] int64, absolute; sees [batch, query_pos, query_pos] bool.
     """
@@ -21,11 +21,11 @@ class TreeMask:
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may see: those not after it, and not left padding; of a forked row only its own branch.
+    """Which keys a query may see: those not after it, without left padding; in a packed tree, only its own branch.
 
-    `positions` are the queries' absolute positions; key j of the tensor stands at absolute position j. In a forked row
-    they are the columns, and all queries see every key before the row. Where rows stand at different positions, as when
-    they decode together, `depth` says which: nobody may watch such a run.
+    `positions` are the queries' absolute positions; key j of the tensor has absolute position j. In a packed tree they
+    are the columns, and all queries see every key before the tree. If the sequences of a batch are at different
+    positions, as in continuous batching, `depth` gives them; such a run may not have observers.
     Shapes: positions [query_pos] int64; pad [batch] int64 or None; depth [batch, query_pos] int64 or None.
     """
 
@@ -47,13 +47,13 @@ class Mask:
         causal = keys <= positions.unsqueeze(-1)  # [query_pos, key_pos]
         if self.pad is None:
             return causal[None, None]
-        # A padding query would see nothing and give NaN, so it sees itself; nobody reads what it computes.
-        own = keys == positions.unsqueeze(-1)
+        # A padding query would see no key and give NaN, so it sees itself; its output is not used.
+        itself = keys == positions.unsqueeze(-1)
         real = keys >= self.pad[:, None, None]  # [batch, 1, key_pos]
-        return (causal & real | own).unsqueeze(1)
+        return (causal & real | itself).unsqueeze(1)
 
     def first_key(self, batch: int) -> Tensor:
-        """Absolute position of each row's first real token. Shapes: -> [batch]"""
+        """Absolute position of each sequence's first real token. Shapes: -> [batch]"""
         if self.pad is not None:
             return self.pad
         return torch.zeros(batch, dtype=torch.int64, device=self.positions.device)

@@ -1,8 +1,8 @@
-"""What a pattern says without being held: statistics of its rows, a map of fixed size, the mass on every key.
+"""Attention statistics computed tile by tile, without storing the full pattern: row statistics, pooled map, key mass.
 
-Scores are made and read a tile at a time, in float32: the query heads that share a key head, a block of queries, and
-every key that the block may see. A tile fits a processor's cache, or keeps a GPU's kernels large; each row of it is
-whole, so that its softmax needs no second look, and keys after the block are never scored.
+Scores are computed and reduced one tile at a time, in float32. A tile has the query heads that share a key head, a
+block of queries, and every key that the block may see. It fits a processor's cache, or keeps a GPU's kernels
+large. Its rows are complete, so the softmax needs one pass, and keys after the block are never scored.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from workbench.layers.attention_mask import Mask
 
 STATS = ("entropy", "logsumexp", "sink_1", "sink_4", "previous", "distance", "top_weight", "top_position")
-"""Columns of `hook_stats`: nats, nats, mass on the first 1 and 4 tokens, mass on the token before, mean distance in
+"""Columns of `hook_stats`: nats, nats, mass on the first 1 and 4 tokens, mass on the previous token, mean distance in
 tokens, weight and absolute position of the strongest key."""
 
 MAP_SIDE = 256
-"""Most tiles along a side of `hook_map`."""
+"""Maximum number of tiles along a side of `hook_map`."""
 
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
-"""Scores held at once: 4 MiB of float32, about a core's cache; on a GPU 128 MiB, for few and large kernels."""
+"""Scores in memory at once: 4 MiB of float32, about a core's cache; on a GPU 128 MiB, for few and large kernels."""
 
-_ROWS = 256  # of a block at most: half a block's square is scored above the diagonal for nothing
+_MAX_ROWS = 256  # of a block: half of a block's square lies above the diagonal and is scored in vain
 _HIDDEN = torch.finfo(torch.float32).min  # a masked score: its weight is 0, and 0 * score is 0 where -inf gives NaN
 
 
@@ -45,7 +45,7 @@ class Tile:
 
 
 def score_tiles(q: Tensor, k: Tensor, mask: Mask) -> Iterator[Tile]:
-    """Scaled and masked scores, a tile at a time.
+    """Scaled and masked scores, tile by tile.
 
     Shapes: q [batch, head, query_pos, head_dim], k [batch, kv_head, key_pos, head_dim]
     """
@@ -55,21 +55,21 @@ def score_tiles(q: Tensor, k: Tensor, mask: Mask) -> Iterator[Tile]:
     queries = (q.float() * width**-0.5).reshape(units, group, n_queries, width)
     keys = k.float().reshape(units, n_keys, width).transpose(1, 2)
     row_of = torch.arange(units, device=q.device) // n_kv  # which row of the batch a unit belongs to
-    room = TILE_ELEMENTS["cpu" if q.device.type == "cpu" else "cuda"]
-    n_rows = min(_ROWS, max(16, room // (group * n_keys)), n_queries)
-    n_units = max(1, room // (group * n_rows * n_keys))
+    budget = TILE_ELEMENTS["cpu" if q.device.type == "cpu" else "cuda"]
+    n_rows = min(_MAX_ROWS, max(16, budget // (group * n_keys)), n_queries)
+    n_units = max(1, budget // (group * n_rows * n_keys))
     plain = mask.pad is None and mask.tree is None
-    positions = mask.positions.tolist()  # one wait for the device, not one a block
+    positions = mask.positions.tolist()  # one synchronisation with the device, not one per block
     for start in range(0, n_queries, n_rows):
         rows = slice(start, min(start + n_rows, n_queries))
         seen = max(positions[rows]) + 1 if mask.tree is None else n_keys
-        free = min(positions[rows]) + 1 if plain else 0  # keys before this one are open to all of the block
-        hidden = ~mask.allowed(seen, rows)[..., free:]
+        visible = min(positions[rows]) + 1 if plain else 0  # all queries of the block see the keys before this one
+        hidden = ~mask.allowed(seen, rows)[..., visible:]
         for first in range(0, units, n_units):
-            some = slice(first, first + n_units)
-            tile = (queries[some, :, rows].flatten(1, 2) @ keys[some, :, :seen]).unflatten(1, (group, -1))
-            tile[..., free:].masked_fill_(hidden if len(hidden) == 1 else hidden[row_of[some]], _HIDDEN)
-            yield Tile(some, rows, tile)
+            unit_slice = slice(first, first + n_units)
+            tile = (queries[unit_slice, :, rows].flatten(1, 2) @ keys[unit_slice, :, :seen]).unflatten(1, (group, -1))
+            tile[..., visible:].masked_fill_(hidden if len(hidden) == 1 else hidden[row_of[unit_slice]], _HIDDEN)
+            yield Tile(unit_slice, rows, tile)
 
 
 def weight_tiles(tiles: Iterable[Tile]) -> Iterator[Tile]:
@@ -100,28 +100,28 @@ def _row_stats(scores: Tensor, positions: Tensor, first: Tensor) -> Tensor:
     weights = scores.softmax(-1)
     top_weight = weights.gather(-1, top.indices.unsqueeze(-1)).squeeze(-1)
     logsumexp = top.values - top_weight.log()
-    # Written over the scores, which nobody needs any more: fresh memory would cost as much as the product.
+    # In place, because the scores are not needed any more: new memory would cost as much as the product.
     weighted = weights * scores if scores.requires_grad else scores.mul_(weights)
     entropy = (logsumexp - weighted.sum(-1)).clamp(min=0)
     sinks = first[:, None, None] + torch.arange(4, device=scores.device)  # [unit, 1, 4]
-    before = (positions - 1)[None, :, None].expand(len(first), -1, -1)  # [unit, query_pos, 1]
-    columns = torch.cat([sinks.expand(-1, len(positions), -1), before], -1).unsqueeze(1)  # [unit, 1, query_pos, 5]
-    there = (columns >= 0) & (columns < n_keys)
-    at = columns.clamp(0, n_keys - 1).expand(*scores.shape[:3], 5)
-    mass = weights.gather(-1, at).masked_fill(~there, 0.0)
-    # Distances are summed from the block's first query, so that near keys of late queries cancel nothing.
+    previous = (positions - 1)[None, :, None].expand(len(first), -1, -1)  # [unit, query_pos, 1]
+    columns = torch.cat([sinks.expand(-1, len(positions), -1), previous], -1).unsqueeze(1)  # [unit, 1, query_pos, 5]
+    exists = (columns >= 0) & (columns < n_keys)
+    index = columns.clamp(0, n_keys - 1).expand(*scores.shape[:3], 5)
+    mass = weights.gather(-1, index).masked_fill(~exists, 0.0)
+    # Distances are relative to the block's first query: large positions would cancel and lose precision.
     origin = positions[:1]
-    away = (torch.arange(n_keys, device=scores.device) - origin).to(weights.dtype)
-    distance = (positions - origin).to(weights.dtype) - weights @ away
-    found = [
+    offsets = (torch.arange(n_keys, device=scores.device) - origin).to(weights.dtype)
+    distance = (positions - origin).to(weights.dtype) - weights @ offsets
+    stat_columns = [
         entropy, logsumexp, mass[..., 0], mass[..., :4].sum(-1), mass[..., 4], distance,
         top_weight, top.indices.to(weights.dtype),
     ]  # fmt: skip
-    return torch.stack(found, -1)
+    return torch.stack(stat_columns, -1)
 
 
 def key_mass(tiles: Iterable[Tile], shape: torch.Size, mask: Mask) -> Tensor:
-    """Weight that every key receives, summed over the queries (those that are padding left out), from tiles of weights.
+    """Weight that every key receives, summed over the queries without padding, from tiles of weights.
 
     Shapes: `shape` of the pattern -> float32 [batch, head, key_pos]
     """
@@ -138,10 +138,11 @@ def key_mass(tiles: Iterable[Tile], shape: torch.Size, mask: Mask) -> Tensor:
 
 
 def pooled_map(tiles: Iterable[Tile], shape: torch.Size, mask: Mask) -> Tensor:
-    """The pattern at a fixed size, from tiles of weights: each cell the mass that an average query of its rows (those
-    that are padding left out) puts on its keys, so that a row of the map sums to 1.
+    """The pattern at a fixed size, from tiles of weights.
 
-    Shapes: `shape` of the pattern -> float32 [batch, head, query_tile, key_tile], sides as `map_sides` gives them
+    Each cell is the mass that an average query of its rows, without padding, puts on its keys; a row of the map sums
+    to 1.
+    Shapes: `shape` of the pattern -> float32 [batch, head, query_tile, key_tile], see `map_side`
     """
     out: Tensor | None = None
     batch, heads, n_queries, n_keys = shape
@@ -150,12 +151,12 @@ def pooled_map(tiles: Iterable[Tile], shape: torch.Size, mask: Mask) -> Tensor:
     for tile in tiles:
         if out is None:
             out, count = _empty(tile, shape, side, key_side).zero_(), _empty(tile, shape, side)[:, 0].zero_()
-            place = torch.arange(n_queries, device=out.device) // per_query
+            row_tile = torch.arange(n_queries, device=out.device) // per_query
         real = _real(mask, batch, len(out), tile)
-        # F.pad makes whole tiles of the last keys and fills up to the map's width, past what the block may see.
-        wide = F.pad(tile.values * real[:, None, :, None], (0, key_side * per_key - tile.values.shape[-1]))
-        out[tile.units].index_add_(2, place[tile.rows], wide.unflatten(-1, (key_side, per_key)).sum(-1))
-        count[tile.units].index_add_(1, place[tile.rows], real)
+        # Pad the keys to complete tiles and to the map's width.
+        padded = F.pad(tile.values * real[:, None, :, None], (0, key_side * per_key - tile.values.shape[-1]))
+        out[tile.units].index_add_(2, row_tile[tile.rows], padded.unflatten(-1, (key_side, per_key)).sum(-1))
+        count[tile.units].index_add_(1, row_tile[tile.rows], real)
     assert out is not None, "a pattern has at least one row"
     return (out / count.clamp(min=1)[:, None, :, None]).reshape(batch, heads, side, key_side)
 
@@ -171,13 +172,13 @@ def map_side(n: int) -> int:
 
 
 def _empty(tile: Tile, shape: torch.Size, *rest: int) -> Tensor:
-    """Room for the answer, by unit and group as the tiles come. Shapes: -> [unit, group, *rest]"""
+    """Memory for a result by unit and group, as in the tiles. Shapes: -> [unit, group, *rest]"""
     group = tile.values.shape[1]
     return tile.values.new_empty(shape[0] * shape[1] // group, group, *rest)
 
 
 def _first_keys(mask: Mask, batch: int, units: int) -> Tensor:
-    """Absolute position of the first real token of each unit's row. Shapes: -> [unit]"""
+    """Absolute position of the first real token of each unit's sequence. Shapes: -> [unit]"""
     return mask.first_key(batch).repeat_interleave(units // batch)
 
 

@@ -1,6 +1,6 @@
-"""The key/value cache: preallocated, passed in as a value, never kept by the model.
+"""Key/value cache: preallocated, passed to the model as an argument, never stored in the model.
 
-Knows nothing of the model but its shape. Under tensor parallelism it holds this process's key/value heads.
+It knows only the model's shape. Under tensor parallelism it holds this process's key/value heads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class KVCache:
         device: torch.device | str,
         pad: Tensor | None = None,
     ) -> KVCache:
-        """An empty cache for `batch` rows of up to `capacity` positions."""
+        """An empty cache for `batch` sequences of up to `capacity` positions."""
         heads = tensor_parallel.shard_size(config.n_kv_heads, "n_kv_heads")
         shape = (config.n_layers, batch, heads, capacity, config.head_dim)
         return cls(
@@ -62,24 +62,24 @@ class KVCache:
 
     @property
     def depth(self) -> Tensor | None:
-        """Absolute positions of the next tokens where rows differ in them. Shapes: -> [batch, 1] int64, or None"""
+        """Absolute position of each sequence's next token, or None if all are equal. Shapes: -> [batch, 1] int64"""
         return None
 
     def shared(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values before those of all rows, kept once. Shapes: -> each [1, kv_head, pos, head_dim], or None"""
+        """Keys and values that all sequences share, if any. Shapes: -> each [1, kv_head, pos, head_dim], or None"""
         return None
 
     def room_for(self, batch: int, seqlen: int) -> None:
-        """Raises: GenerationError if `batch` rows of `seqlen` more positions do not fit."""
+        """Raises: GenerationError if `batch` sequences of `seqlen` more positions do not fit."""
         if batch != self.batch:
-            raise GenerationError(f"the cache was made for {self.batch} rows, but {batch} rows of tokens came.")
+            raise GenerationError(f"the cache has batch size {self.batch}, found tokens with batch size {batch}.")
         if self.length + seqlen > self.capacity:
             raise GenerationError(
-                f"the cache holds {self.capacity} positions: {self.length} are used and {seqlen} more do not fit."
+                f"the cache holds {self.capacity} positions: {self.length} are used, and {seqlen} more do not fit."
             )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values of one layer behind the old ones; the whole so far, as views.
+        """Append new keys and values of one layer; returns all of that layer so far, as views.
 
         Shapes: keys, values [batch, kv_head, seqlen, head_dim] -> each [batch, kv_head, length + seqlen, head_dim]
         """
@@ -89,21 +89,21 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, seqlen: int) -> None:
-        """Count `seqlen` written positions: the model calls it once, after its last layer."""
+        """Add `seqlen` to the length; the model calls this once, after its last layer."""
         self.length += seqlen
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
+        """Drop the positions from `length` on."""
         self.length = min(self.length, length)
 
     def select(self, rows: Tensor, *, capacity: int | None = None) -> KVCache:
-        """A new cache of the given rows (repeats allowed), for instance a shared prefix for several continuations.
+        """A new cache of the given batch rows (repeats allowed), for instance to continue one prefix several times.
 
         Shapes: rows [new batch] int64
         """
         capacity = self.capacity if capacity is None else capacity
         if capacity < self.length:
-            raise GenerationError(f"a cache of {capacity} positions cannot hold the {self.length} that are filled.")
+            raise GenerationError(f"capacity {capacity} is too small for the {self.length} positions in the cache.")
         n_layers, _, heads, _, head_dim = self.keys.shape
         fresh = KVCache(
             self.keys.new_zeros((n_layers, len(rows), heads, capacity, head_dim)),
@@ -118,27 +118,27 @@ class KVCache:
 
 @dataclass
 class SharedPrefixCache(KVCache):
-    """Many rows that go on from what one row's cache holds, for one run: they read it, and write nothing.
+    """Many sequences that continue the prefix in a cache of batch size 1, for one forward; they write nothing to it.
 
-    The shared keys and values are laid out per row for the one layer that is at work, never for all.
+    The shared keys and values are expanded per sequence for the current layer only, never for all layers.
     """
 
-    rows: int = 1
+    n_sequences: int = 1
 
     @classmethod
-    def of(cls, cache: KVCache, rows: int, forks: TreeMask | None = None) -> SharedPrefixCache:
-        """Rows behind a cache of one row; `forks` where they hold branches side by side."""
-        return cls(cache.keys, cache.values, cache.length, None, forks, rows)
+    def of(cls, cache: KVCache, n_sequences: int, tree: TreeMask | None = None) -> SharedPrefixCache:
+        """Sequences after a cache of batch size 1; `tree` if they are packed with several branches."""
+        return cls(cache.keys, cache.values, cache.length, None, tree, n_sequences)
 
     @property
     def batch(self) -> int:
-        return self.rows
+        return self.n_sequences
 
     def room_for(self, batch: int, seqlen: int) -> None:
-        """Any length fits: nothing is kept."""
+        """Any length fits: nothing is stored."""
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The shared positions and the new ones of each row; nothing is kept.
+        """The shared positions and the new ones of each sequence; nothing is stored.
 
         Shapes: keys, values [batch, kv_head, seqlen, head_dim] -> each [batch, kv_head, length + seqlen, head_dim]
         """
@@ -148,4 +148,4 @@ class SharedPrefixCache(KVCache):
         """Nothing was written."""
 
     def _after_shared(self, shared: Tensor, new: Tensor) -> Tensor:
-        return torch.cat([shared[:, :, : self.length].expand(self.rows, -1, -1, -1), new], 2)
+        return torch.cat([shared[:, :, : self.length].expand(self.n_sequences, -1, -1, -1), new], 2)

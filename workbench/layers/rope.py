@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies, the ways to stretch a context, and the two orders of pairs.
+"""Rotary position embedding: frequencies, context-extension methods, and the two orders of pairs.
 
 Meta rotates adjacent pairs (x0, x1), (x2, x3), ...; Hugging Face rotates (x_i, x_{i + head_dim/2}). The model
 works in Meta's order; `to_half_split` and `to_adjacent` are the permutation between the two.
@@ -25,7 +25,7 @@ def frequencies(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Angle by which each pair turns per position.
+    """Rotation angle of each pair per position.
 
     Shapes: -> [head_dim / 2]
     Units:  radians per token; the wavelength is 2 pi / frequency tokens.
@@ -38,7 +38,7 @@ def frequencies(
 
 
 def scale_llama3(freqs: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Llama 3.1's scaling: pairs longer than the original context are slowed, short ones kept, a ramp between.
+    """Llama 3.1's scaling: long wavelengths are divided by the factor, short ones kept, with a ramp between.
 
     Shapes: [head_dim / 2] -> [head_dim / 2], radians per token.
     """
@@ -60,41 +60,41 @@ def what_if_frequencies(
     yarn: float | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The frequencies that a model would have under another theta, or another way to stretch its context.
+    """The frequencies of a model with another theta, or another context-extension method.
 
-    At most one scaling, in place of the model's own; `theta` alone keeps the model's own scaling. `interpolation`,
-    `ntk` and `yarn` are factors of the context. YaRN also wants `yarn_temperature`.
+    At most one scaling, which replaces the model's own; `theta` alone keeps the model's own scaling. `interpolation`,
+    `ntk` and `yarn` are context-extension factors. YaRN also needs `yarn_temperature`.
     Shapes: -> [pair], radians per token
     Raises: ConfigError for more than one scaling, or a factor below 1.
     Source: position interpolation arXiv 2306.15595; NTK-aware theta s^(d / (d - 2)) and YaRN arXiv 2309.00071, whose
-            ramp runs over pair numbers between 32 and 1 turns, as its published code has it; Llama 3.1.
-    Exact:  in float32, a factor of 1 gives the frequencies that an unscaled model turns by, to the last bit.
+            ramp is over pair indices between 32 and 1 rotations, as in its published code; Llama 3.1.
+    Exact:  in float32, a factor of 1 gives the frequencies of an unscaled model, bit for bit.
     """
     factors = {"interpolation": interpolation, "ntk": ntk, "yarn": yarn}
-    given = [name for name, factor in {**factors, "llama3": llama3}.items() if factor is not None]
-    if len(given) > 1:
-        raise ConfigError(f"choose one scaling, found {' and '.join(given)}.")
+    requested = [name for name, factor in {**factors, "llama3": llama3}.items() if factor is not None]
+    if len(requested) > 1:
+        raise ConfigError(f"choose one scaling, found {' and '.join(requested)}.")
     for name, factor in factors.items():
         if factor is not None and not 1 <= factor < math.inf:
-            raise ConfigError(f"{name} is a factor of the context and at least 1, found {factor}.")
+            raise ConfigError(f"{name} is a context-extension factor and must be at least 1, found {factor}.")
     dim, theta = config.head_dim, config.rope_theta if theta is None else theta
     if not 0 < theta < math.inf:
         raise ConfigError(f"theta must be positive, found {theta}.")
-    if not given or llama3 is not None:
+    if not requested or llama3 is not None:
         return frequencies(dim, theta, llama3 or config.rope_scaling, dtype=dtype)
     plain = frequencies(dim, theta, dtype=dtype)
     if interpolation is not None:
         return plain / interpolation
     if ntk is not None:
-        # One pair alone has no slower neighbour to spread the stretching over.
+        # A single pair (dim 2) would give a division by 0.
         return frequencies(dim, theta * ntk ** (dim / max(dim - 2, 1)), dtype=dtype)
     assert yarn is not None
     if theta <= 1:
-        raise ConfigError(f"YaRN needs wavelengths that grow, so theta over 1, found {theta}.")
+        raise ConfigError(f"YaRN needs theta > 1, found {theta}.")
     context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
 
-    def pair_with(turns: float) -> float:
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    def pair_with(rotations: float) -> float:
+        return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = max(pair_with(32), 0.0), min(pair_with(1), dim - 1.0)
     ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
@@ -102,13 +102,13 @@ def what_if_frequencies(
 
 
 def yarn_temperature(factor: float) -> float:
-    """What YaRN multiplies rotated q and k by, each: 0.1 ln s + 1 (arXiv 2309.00071)."""
+    """Factor by which YaRN multiplies rotated q and k, each: 0.1 ln s + 1 (arXiv 2309.00071)."""
     return 0.1 * math.log(factor) + 1
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """How a run turns q and k: each pair's angle per token, and what both are multiplied by.
+    """Rotary embedding of a run: each pair's angle per token, and a factor for rotated q and k.
 
     Shapes: frequencies [head_dim / 2]
     """
@@ -117,13 +117,13 @@ class Rotary:
     temperature: float = 1.0
 
     def rotations(self, positions: Tensor) -> Tensor:
-        """As the module's `rotations`, the temperature included."""
-        turned = rotations(positions, self.frequencies.to(positions.device))
-        return turned if self.temperature == 1 else turned * self.temperature
+        """As the module's `rotations`, times the temperature."""
+        unscaled = rotations(positions, self.frequencies.to(positions.device))
+        return unscaled if self.temperature == 1 else unscaled * self.temperature
 
 
 def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
-    """Unit complex numbers that turn each pair at each position.
+    """Unit complex numbers that rotate each pair at each position.
 
     Shapes: positions [...] int64, freqs [head_dim / 2] float32 -> [..., head_dim / 2] complex64
     """
@@ -132,14 +132,14 @@ def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn adjacent pairs of x by `rotation`, in float32 (or float64), and return x's dtype.
+    """Rotate adjacent pairs of x by `rotation`, in float32 (or float64), and return x's dtype.
 
     Shapes: x [batch, pos, head, head_dim], rotation [pos | batch, pos, head_dim / 2] -> as x
     """
     real = torch.float64 if rotation.dtype == torch.complex128 else torch.float32
     pairs = torch.view_as_complex(x.to(real).unflatten(-1, (-1, 2)))  # [batch, pos, head, head_dim / 2]
-    turned = pairs * rotation.unsqueeze(-2)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    rotated = pairs * rotation.unsqueeze(-2)
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 def to_half_split(weight: Tensor, n_heads: int) -> Tensor:

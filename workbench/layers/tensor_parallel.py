@@ -1,6 +1,6 @@
-"""Tensor parallelism: every import of fairscale, and plain layers when the world is one process.
+"""Tensor parallelism with fairscale; plain layers if there is one process. Only this module imports fairscale.
 
-A layer is split as Megatron and Meta split it: column-parallel wq, wk, wv, w1, w3 and output (rows of the weight),
+A layer is split as in Megatron and Meta's code: column-parallel wq, wk, wv, w1, w3 and output (rows of the weight),
 row-parallel wo and w2 (columns of the weight), the embedding by vocabulary. One process needs no process group.
 """
 
@@ -22,7 +22,7 @@ from workbench.layers.fast_linear import matmul_few_rows
 def init(size: int | None = None, *, backend: str | None = None) -> None:
     """Join the processes that `torchrun` started into one tensor-parallel group.
 
-    `size` is the tensor-parallel size (default: the whole world). Does nothing when it has been done.
+    `size` is the tensor-parallel size (default: the world size). A second call does nothing.
     Raises: ParallelError outside `torchrun`, or when `size` does not divide the world.
     """
     from fairscale.nn.model_parallel import initialize as mpu
@@ -31,18 +31,18 @@ def init(size: int | None = None, *, backend: str | None = None) -> None:
         return
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            raise ParallelError("no process group: start with `torchrun --nproc-per-node N ...`.")
+            raise ParallelError("no process group; start the program with `torchrun --nproc-per-node N ...`.")
         dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
     world = dist.get_world_size()
     size = world if size is None else size
     if size < 1 or world % size:
         raise ParallelError(f"tensor-parallel size {size} does not divide the {world} processes of this run.")
-    with contextlib.redirect_stdout(sys.stderr):  # where it says so, as progress does; stdout is for results
+    with contextlib.redirect_stdout(sys.stderr):  # fairscale prints a line; stdout is for results
         mpu.initialize_model_parallel(size)
 
 
 def close() -> None:
-    """Leave the group at the end of a program: a process that only exits may take the others down with it."""
+    """Leave the group at the end of a program; a process that exits without it may crash the others."""
     if dist.is_initialized():
         from fairscale.nn.model_parallel import initialize as mpu
 
@@ -61,7 +61,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    """This process's place in its tensor-parallel group."""
+    """Rank of this process in its tensor-parallel group."""
     if size() == 1:
         return 0
     from fairscale.nn.model_parallel import initialize as mpu
@@ -70,27 +70,29 @@ def rank() -> int:
 
 
 def data_parallel_rank() -> tuple[int, int]:
-    """Which of the tensor-parallel groups this process is in, and how many groups there are."""
+    """Index of this process's tensor-parallel group, and the number of groups."""
     from fairscale.nn.model_parallel import initialize as mpu
 
     return int(mpu.get_data_parallel_rank()), int(mpu.get_data_parallel_world_size())
 
 
 def shard_size(count: int, what: str) -> int:
-    """This process's part of `count` equal things. Raises: ParallelError if they cannot be shared out equally."""
+    """Number of items in one shard of `count` items. Raises: ParallelError if the shards would be unequal."""
     if count % size():
         raise ParallelError(f"{what} ({count}) cannot be split over {size()} processes; use a size that divides it.")
     return count // size()
 
 
 def column(in_features: int, out_features: int, *, gather: bool = False) -> nn.Module:
-    """A linear layer whose outputs are split over the processes; with `gather` every process gets all of them."""
+    """A linear layer whose outputs are split over the processes; with `gather` each process gets all outputs."""
     if size() == 1:
         return _Linear(in_features, out_features, bias=False)
     from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 
     return _on_default_device(
-        lambda: ColumnParallelLinear(in_features, out_features, bias=False, gather_output=gather, init_method=_leave)
+        lambda: ColumnParallelLinear(
+            in_features, out_features, bias=False, gather_output=gather, init_method=_keep_weight
+        )
     )
 
 
@@ -101,7 +103,9 @@ def row(in_features: int, out_features: int) -> nn.Module:
     from fairscale.nn.model_parallel.layers import RowParallelLinear
 
     return _on_default_device(
-        lambda: RowParallelLinear(in_features, out_features, bias=False, input_is_parallel=True, init_method=_leave)
+        lambda: RowParallelLinear(
+            in_features, out_features, bias=False, input_is_parallel=True, init_method=_keep_weight
+        )
     )
 
 
@@ -111,11 +115,11 @@ def embedding(vocab_size: int, dim: int) -> nn.Module:
         return _Embedding(vocab_size, dim)
     from fairscale.nn.model_parallel.layers import VocabParallelEmbedding
 
-    return _on_default_device(lambda: VocabParallelEmbedding(vocab_size, dim, init_method=_leave))
+    return _on_default_device(lambda: VocabParallelEmbedding(vocab_size, dim, init_method=_keep_weight))
 
 
 def gather(x: Tensor, axis: int) -> Tensor:
-    """The whole of a tensor whose `axis` is split over the processes.
+    """The complete tensor from shards along `axis`, one per process.
 
     Shapes: [..., n / size, ...] -> [..., n, ...]
     """
@@ -128,7 +132,7 @@ def gather(x: Tensor, axis: int) -> Tensor:
 
 
 def scatter(x: Tensor, axis: int) -> Tensor:
-    """This process's slice of a whole tensor: the inverse of `gather`."""
+    """This process's shard of a complete tensor: the inverse of `gather`."""
     if size() == 1:
         return x
     return x.chunk(size(), dim=axis)[rank()]
@@ -145,7 +149,7 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 def broadcast(x: Tensor) -> Tensor:
-    """The first process's x, on every process: what they must decide alike, whatever the last bit of a sum was."""
+    """The first process's x on every process, for decisions that must agree although sums may differ by rounding."""
     if size() == 1:
         return x
     from fairscale.nn.model_parallel import initialize as mpu
@@ -155,7 +159,7 @@ def broadcast(x: Tensor) -> Tensor:
 
 
 def copy_to(x: Tensor) -> Tensor:
-    """x itself; its gradient is summed over the processes (the entry of a column-parallel product)."""
+    """x itself; its gradient is summed over the processes (the input of a column-parallel layer)."""
     if size() == 1:
         return x
     from fairscale.nn.model_parallel.mappings import copy_to_model_parallel_region
@@ -165,7 +169,7 @@ def copy_to(x: Tensor) -> Tensor:
 
 
 def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
-    """fairscale allocates its weights on the CPU whatever the default device is: put them where nn.Linear would."""
+    """Move weights to the default device, as nn.Linear does; fairscale always allocates them on the CPU."""
     device = torch.get_default_device()
     with torch.device("cpu"):
         layer = make()
@@ -175,7 +179,7 @@ def _on_default_device(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _Embedding(nn.Embedding):
-    """An embedding that draws no random weights without memory: torch loads its compiler (seconds) to do so."""
+    """An embedding without random initialisation on the meta device, for which torch would load its compiler."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -183,7 +187,7 @@ class _Embedding(nn.Embedding):
 
 
 class _Linear(nn.Linear):
-    """A linear layer that draws no random weights without memory, which takes torch longer than to map a file."""
+    """A linear layer without random initialisation on the meta device, which is slower than mapping a file."""
 
     def forward(self, x: Tensor) -> Tensor:
         return matmul_few_rows(x, self.weight)
@@ -193,6 +197,6 @@ class _Linear(nn.Linear):
             super().reset_parameters()
 
 
-def _leave(weight: Tensor) -> Tensor:
-    """Leave the weight as it was allocated: a checkpoint or the trainer fills it."""
+def _keep_weight(weight: Tensor) -> Tensor:
+    """No initialisation: a checkpoint or the trainer fills the weight."""
     return weight

@@ -1,1 +1,1 @@
-"""Text to token ids and back, and the chat format."""
+"""Tokenizer and chat format."""

@@ -1,7 +1,7 @@
-"""Llama 3's chat format: messages to token ids, and an assistant's ids back to a message, tool calls included.
+"""Llama 3's chat format: messages to token ids, and an assistant's ids back to a message, including tool calls.
 
-Knows nothing of models or sampling. What a message says is what is encoded: nothing is trimmed and no system text is
-added (Hugging Face's template for 3.1 does both), and the text of a special token in a message stays text.
+It knows nothing of models or sampling. A message is encoded as it is: nothing is trimmed and no system text is added
+(Hugging Face's template for 3.1 does both), and the text of a special token in a message stays text.
 Source: Meta's published prompt formats for Llama 3, 3.1, 3.2 and 3.3.
 """
 
@@ -27,7 +27,7 @@ BUILTIN_TOOLS = frozenset({"brave_search", "wolfram_alpha", CODE_INTERPRETER})
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that the assistant asks for; the argument of `code_interpreter` is its `code`."""
+    """A function call by the assistant; the argument of `code_interpreter` is its `code`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; a tool's result has the role "ipython", or "tool", which is the same.
+    """One message of a conversation; a tool's result has the role "ipython" or its synonym "tool".
 
-    A call of a built-in tool is written behind `<|python_tag|>` and ends with `<|eom_id|>`, any other as JSON and ends
-    with `<|eot_id|>`; `python_tag` and `stop_reason` say otherwise where they are set, and tell what was found where a
-    message was decoded.
+    A call of a built-in tool is written after `<|python_tag|>` and ends with `<|eom_id|>`; any other call is JSON and
+    ends with `<|eot_id|>`. `python_tag` and `stop_reason` override this if set; `decode_message` sets them to what it
+    found.
     """
 
     role: Role
@@ -55,17 +55,17 @@ class Message:
             raise ChatError(f"a message's content must be text, found {type(self.content).__name__}.")
         object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
         if self.tool_calls and self.role != "assistant":
-            raise ChatError(f"only the assistant calls tools, not {self.role!r}.")
+            raise ChatError(f"only the assistant can call tools, not {self.role!r}.")
         if self.tool_calls and self.content and not self._tagged:
-            raise ChatError("a tool call in JSON is the whole message; text before it needs python_tag=True.")
+            raise ChatError("a tool call in JSON must be the whole message; for text before it, set python_tag=True.")
         if len(self.tool_calls) > 1 and any(call.name in BUILTIN_TOOLS for call in self.tool_calls):
-            raise ChatError("a built-in tool is called alone; send one message per call.")
+            raise ChatError("a message with a built-in tool call must have no other call; send one message per call.")
 
     @classmethod
     def from_dict(cls, message: Mapping[str, Any]) -> Message:
-        """A message as chat APIs spell it: role, content, tool_calls with a function's name and arguments.
+        """A message in the form of chat APIs: role, content, tool_calls with a function's name and arguments.
 
-        Raises: ChatError for a missing role, unknown roles, or arguments that are not JSON.
+        Raises: ChatError for a missing or unknown role, or arguments that are not JSON.
         """
         if not isinstance(message, Mapping) or "role" not in message:
             raise ChatError(f"a message needs a role and content, found {message!r}.")
@@ -94,7 +94,7 @@ def encode_chat(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """Ids of a conversation, begin-of-text first; with a generation prompt the assistant's header is last.
+    """Ids of a conversation, starting with begin-of-text; a generation prompt adds the assistant's header at the end.
 
     Raises: ChatError if there are no messages, or one cannot be written in this format.
     """
@@ -109,12 +109,12 @@ def encode_chat(
 def encode_header(tokenizer: Tokenizer, role: Role) -> list[int]:
     """Ids of a message's header and the blank line after it."""
     start, end = tokenizer.special("<|start_header_id|>"), tokenizer.special("<|end_header_id|>")
-    written = "ipython" if role == "tool" else role
-    return [start, *tokenizer.encode(written), end, *tokenizer.encode("\n\n")]
+    role_name = "ipython" if role == "tool" else role
+    return [start, *tokenizer.encode(role_name), end, *tokenizer.encode("\n\n")]
 
 
 def encode_message(tokenizer: Tokenizer, message: Message) -> list[int]:
-    """Ids of one message from its header to its end; one that ran out of tokens has no end."""
+    """Ids of one message from its header to its end token; a message that ran out of tokens has no end token."""
     ids = encode_header(tokenizer, message.role) + tokenizer.encode(message.content)
     if message._tagged:
         ids.append(tokenizer.special("<|python_tag|>"))
@@ -130,9 +130,9 @@ def encode_message(tokenizer: Tokenizer, message: Message) -> list[int]:
 def decode_message(tokenizer: Tokenizer, ids: Sequence[int]) -> Message:
     """The message in ids that a model generated: content, tool calls, and why it stopped.
 
-    A header at the front may be there or not (it tells the role; without one it is the assistant's). Reading ends at
-    the first stop token; `stop_reason` is "out_of_tokens" where there is none. A body that looks like a call but
-    cannot be read as one stays content.
+    A header at the start is optional and gives the role (default: assistant). Decoding ends at the first stop token;
+    `stop_reason` is "out_of_tokens" if there is none. A body that looks like a tool call but cannot be parsed stays
+    content.
     """
     ids = list(ids)
     role, ids = _take_header(tokenizer, ids)
@@ -148,9 +148,9 @@ def decode_message(tokenizer: Tokenizer, ids: Sequence[int]) -> Message:
         return Message(role, tokenizer.decode(body), stop_reason=stop_reason)
     tag = tokenizer.special("<|python_tag|>")
     if tag in body:
-        at = body.index(tag)
-        call = _read_tagged(tokenizer.decode(body[at + 1 :]))
-        return Message(role, tokenizer.decode(body[:at]), (call,), stop_reason, python_tag=True)
+        tag_index = body.index(tag)
+        call = _read_tagged(tokenizer.decode(body[tag_index + 1 :]))
+        return Message(role, tokenizer.decode(body[:tag_index]), (call,), stop_reason, python_tag=True)
     content = tokenizer.decode(body)
     calls = _read_json(content) or _read_list(content)
     return Message(role, "" if calls else content, calls, stop_reason, python_tag=False)
@@ -174,7 +174,7 @@ def _take_header(tokenizer: Tokenizer, ids: list[int]) -> tuple[Role, list[int]]
 def _write_calls(calls: Sequence[ToolCall]) -> str:
     if not calls:
         return ""
-    if len(calls) > 1:  # as Llama 3.2 and 3.3 write several
+    if len(calls) > 1:  # the format of several calls in Llama 3.2 and 3.3
         return "[" + ", ".join(_write_keywords(call) for call in calls) + "]"
     name, arguments = calls[0].name, calls[0].arguments
     if name == CODE_INTERPRETER:
@@ -192,15 +192,15 @@ def _write_calls(calls: Sequence[ToolCall]) -> str:
 
 def _write_keywords(call: ToolCall) -> str:
     if not call.name.isidentifier() or not all(key.isidentifier() for key in call.arguments):
-        raise ChatError(f"several calls in one message need names that Python accepts, found {call.name!r}.")
+        raise ChatError(f"several calls in one message need names that are Python identifiers, found {call.name!r}.")
     return f"{call.name}(" + ", ".join(f"{key}={value!r}" for key, value in call.arguments.items()) + ")"
 
 
 def _read_tagged(body: str) -> ToolCall:
-    """What follows <|python_tag|>: a built-in's `name.call(key="value")`, a call in JSON, or code."""
+    """Parse the text after <|python_tag|>: a built-in's `name.call(key="value")`, a call in JSON, or code."""
     match = re.fullmatch(r'\s*(\w+)\.call\((\w+=".*")\)\s*', body, re.DOTALL)
     if match:
-        # Values are not escaped in this format, so only a quote that another key follows ends one.
+        # Values are not escaped in this format, so a value ends only at a quote before another key.
         pairs = (pair.split('="', 1) for pair in re.split(r'", (?=\w+=")', match[2][:-1]))
         return ToolCall(match[1], dict(pairs))
     calls = _read_json(body)
@@ -221,12 +221,12 @@ def _read_json(body: str) -> tuple[ToolCall, ...]:
 
 
 def _read_list(body: str) -> tuple[ToolCall, ...]:
-    """Calls in Python's spelling, `[f(a=1), g(b='x')]`, as Llama 3.2 and 3.3 write them; literals only."""
+    """Parse calls in Python syntax, `[f(a=1), g(b='x')]`, as in Llama 3.2 and 3.3; literals only."""
     text = body.strip()
     if not (text.startswith("[") and text.endswith(")]")):
         return ()
     try:
-        with warnings.catch_warnings(action="ignore"):  # a doubtful escape in a model's text is not our warning
+        with warnings.catch_warnings(action="ignore"):  # no warning for an invalid escape in a model's text
             expression = ast.parse(text, mode="eval").body
         calls = []
         for call in expression.elts if isinstance(expression, ast.List) else ():

@@ -1,7 +1,7 @@
 """Byte-level BPE with Llama 3's pattern and special tokens: text to ids and back.
 
-Reads Meta's `tokenizer.model` (tiktoken ranks) and Hugging Face's `tokenizer.json` (the same ranks, spelled
-otherwise). Knows nothing of models, roles or turns: those are in `model.py` and `chat.py`.
+It reads Meta's `tokenizer.model` (tiktoken ranks) and Hugging Face's `tokenizer.json` (the same ranks in another
+format). It knows nothing of models, roles or turns: those are in `model.py` and `chat_format.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from workbench.text.vocabulary_files import (
     with_meta_specials,
 )
 
-# The regex engine under tiktoken overflows its stack on very long input, and merging one very long piece is
-# slow. Meta's reference encodes at most this many characters at once, and cuts longer runs that have no white
-# space, or nothing else.
+# The regex engine of tiktoken overflows its stack on very long input, and merging one very long piece is slow.
+# Meta's reference encodes at most this many characters at once, and cuts longer runs of only white space or of none.
 _MAX_CHARS = 400_000
 _MAX_RUN = 25_000
 _RUNS = re.compile(r"\s+|\S+")
 
 
 class Tokenizer:
-    """One vocabulary, ready to encode and decode; `from_file` is the usual way to make one."""
+    """Encodes and decodes with one vocabulary; `from_file` is the usual constructor."""
 
     def __init__(self, vocabulary: Vocabulary, *, source: Path | None = None, sha256: str | None = None) -> None:
         self._vocabulary = vocabulary
@@ -44,26 +43,26 @@ class Tokenizer:
         self._pattern = vocabulary.pattern
         self.source = source
         self.sha256 = sha256 or hashlib.sha256(self.to_tiktoken()).hexdigest()
-        # Early Llama 3 files call <|eom_id|> and others "reserved"; their places are the same ever since.
+        # Early Llama 3 files call <|eom_id|> and others "reserved"; their ids never changed.
         n = len(self._ranks)
-        follows = len(self._special) >= len(LLAMA3_SPECIALS) and self._special.get(LLAMA3_SPECIALS[0]) == n
-        self._alias = {name: n + i for i, name in enumerate(NAMED_SPECIALS)} if follows else {}
+        has_meta_layout = len(self._special) >= len(LLAMA3_SPECIALS) and self._special.get(LLAMA3_SPECIALS[0]) == n
+        self._alias = {name: n + i for i, name in enumerate(NAMED_SPECIALS)} if has_meta_layout else {}
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of a `tokenizer.model` or `tokenizer.json`, or of the directory that holds one.
+        """The tokenizer in a `tokenizer.model` or `tokenizer.json`, or in a directory that holds one.
 
         Raises: TokenizerError if there is no such file, or it is damaged or of another kind (SentencePiece).
         """
-        found = find_tokenizer(path)
-        if found is None:
-            raise TokenizerError(f"{path}: neither a tokenizer.model nor a tokenizer.json is in this directory.")
-        data = found.read_bytes()
-        return cls(read_vocabulary(data, found), source=found, sha256=hashlib.sha256(data).hexdigest())
+        file = find_tokenizer(path)
+        if file is None:
+            raise TokenizerError(f"{path}: no tokenizer.model or tokenizer.json in this directory.")
+        data = file.read_bytes()
+        return cls(read_vocabulary(data, file), source=file, sha256=hashlib.sha256(data).hexdigest())
 
     @classmethod
     def from_ranks(cls, ranks: dict[bytes, int]) -> Tokenizer:
-        """Ranks made in memory, with Meta's 256 special tokens after them; hashed as `to_tiktoken()`."""
+        """A tokenizer from ranks, with Meta's 256 special tokens after them; its hash is that of `to_tiktoken()`."""
         return cls(with_meta_specials(ranks).check("the ranks"))
 
     def to_tiktoken(self) -> bytes:
@@ -77,10 +76,10 @@ class Tokenizer:
 
     @property
     def has_meta_specials(self) -> bool:
-        """Whether `to_tiktoken` says all: the special tokens are the 256 that are taken to follow the ranks."""
+        """Whether `to_tiktoken` is complete: the special tokens are Meta's 256, directly after the ranks."""
         return bool(self._alias) and len(self._special) == len(LLAMA3_SPECIALS)
 
-    # Built on first use: a model that is only fed token ids does not wait for it.
+    # Built on first use: a model that only gets token ids does not need it.
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
         try:
@@ -88,7 +87,7 @@ class Tokenizer:
                 "workbench", pat_str=self._pattern, mergeable_ranks=self._ranks, special_tokens=self._special
             )
         except ValueError as error:
-            raise TokenizerError(f"{self.source}: the split pattern is not understood ({error}).") from error
+            raise TokenizerError(f"{self.source}: the split pattern is not valid ({error}).") from error
 
     @cached_property
     def _special_regex(self) -> re.Pattern[str]:
@@ -97,7 +96,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ranks and special tokens together."""
+        """Number of ranks and special tokens."""
         return len(self._ranks) + len(self._special)
 
     @property
@@ -112,7 +111,7 @@ class Tokenizer:
         """
         token = self._special.get(name, self._alias.get(name))
         if token is None:
-            raise TokenizerError(f"This vocabulary has no special token {name!r}, but {len(self._special)} others.")
+            raise TokenizerError(f"This vocabulary has no special token {name!r}; it has {len(self._special)} others.")
         return token
 
     @property
@@ -133,38 +132,38 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens after which a model has nothing more to say: end of text, of turn, of message."""
+        """The tokens that end generation: end of text, of turn, of message."""
         names = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
-        found = (self._special.get(name, self._alias.get(name)) for name in names)
-        return frozenset(token for token in found if token is not None)
+        ids = (self._special.get(name, self._alias.get(name)) for name in names)
+        return frozenset(token for token in ids if token is not None)
 
     @property
     def pattern(self) -> str:
-        """The regular expression that splits a text before anything is merged."""
+        """The regular expression that splits a text before merging."""
         return self._pattern
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
         """Token ids of a text; the text of a special token is plain text unless `allow_special`.
 
-        Exact: equal to encoding in one piece, but for runs of more than 25,000 characters without white
-            space, or of nothing else, which are cut as in Meta's reference.
+        Exact: equal to encoding in one piece, except for runs of more than 25,000 characters without white
+            space, or of only white space, which are cut as in Meta's reference.
         """
         if not isinstance(text, str):
-            raise TokenizerError(f"encode takes text, not {type(text).__name__}; bytes go to encode_bytes.")
+            raise TokenizerError(f"encode takes text, found {type(text).__name__}; use encode_bytes for bytes.")
         ids = [self.bos_id] if bos else []
-        # Splitting by the group puts plain text at even places and special tokens at odd ones.
+        # The split puts plain text at even indices and special tokens at odd ones.
         for i, part in enumerate(self._special_regex.split(text) if allow_special else (text,)):
             if i % 2:
                 ids.append(self._special[part])
             else:
-                for piece in _manageable(part):
+                for piece in _chunks(part):
                     ids += self._encoding.encode_ordinary(piece)
         if eos:
             ids.append(self.eos_id)
         return ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Token ids of any bytes: valid UTF-8 as `encode` does it, every other byte as its own token."""
+        """Token ids of any bytes: valid UTF-8 as in `encode`, every other byte as a token of its own."""
         ids: list[int] = []
         while data:
             try:
@@ -178,8 +177,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, errors: Literal["replace", "strict"] = "replace") -> str:
         """The text of token ids; special tokens appear by name.
 
-        Raises: TokenizerError if an id is not in the vocabulary, or, under "strict", if the bytes are not
-            UTF-8 (a character cut in two, most often); "replace" puts U+FFFD there.
+        Raises: TokenizerError if an id is not in the vocabulary, or, with "strict", if the bytes are not
+            UTF-8 (usually a character is cut in two); "replace" puts U+FFFD there.
         """
         data = self.decode_bytes(ids)
         try:
@@ -195,7 +194,7 @@ class Tokenizer:
         return b"".join(self.tokens(ids))
 
     def tokens(self, ids: Iterable[int]) -> list[bytes]:
-        """The bytes of each token; one alone need not be valid UTF-8."""
+        """The bytes of each token; a single token may not be valid UTF-8."""
         return [self.token_bytes(token) for token in ids]
 
     def token_bytes(self, token: int) -> bytes:
@@ -222,7 +221,7 @@ class Tokenizer:
 
 
 def find_tokenizer(path: str | Path) -> Path | None:
-    """The tokenizer file at a path: itself, or the one in a directory, in its own layout first.
+    """The tokenizer file at a path: the file itself, or the one in a directory, preferring the directory's layout.
 
     Raises: TokenizerError if the path does not exist.
     """
@@ -231,15 +230,15 @@ def find_tokenizer(path: str | Path) -> Path | None:
         return path
     if not path.is_dir():
         raise TokenizerError(f"{path}: no such file or directory.")
-    # A Hugging Face directory may hold Meta's file too, in `original/` or beside; its own knows added tokens.
+    # A Hugging Face directory may also hold Meta's file, but only its own file has the added tokens.
     names = ["tokenizer.model", "tokenizer.json", "original/tokenizer.model"]
     if (path / "config.json").is_file():
         names = ["tokenizer.json", "tokenizer.model", "original/tokenizer.model"]
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
-def _manageable(text: str) -> Iterator[str]:
-    """Cut a text into pieces that tiktoken can take."""
+def _chunks(text: str) -> Iterator[str]:
+    """Cut a text into chunks that are short enough for tiktoken."""
     start = 0
     while len(text) - start > _MAX_CHARS:
         stop = _safe_cut(text, start, start + _MAX_CHARS)
@@ -249,15 +248,15 @@ def _manageable(text: str) -> Iterator[str]:
 
 
 def _safe_cut(text: str, start: int, stop: int) -> int:
-    """The last place before `stop` where the pattern splits whatever follows, or `stop` if there is none.
+    """The last index before `stop` where the pattern always splits, or `stop` if there is none.
 
-    No alternative of Llama 3's pattern has a space after a character that is not white space, nor a line
+    No alternative of Llama 3's pattern matches a space after a character that is not white space, or a line
     break after a letter or digit.
     """
-    for at in range(stop - 1, start, -1):
-        before = text[at - 1]
-        if (text[at] == " " and not before.isspace()) or (text[at] == "\n" and before.isalnum()):
-            return at
+    for i in range(stop - 1, start, -1):
+        before = text[i - 1]
+        if (text[i] == " " and not before.isspace()) or (text[i] == "\n" and before.isalnum()):
+            return i
     return stop
 
 

@@ -1,6 +1,6 @@
-"""Vocabulary files: Meta's `tokenizer.model` and Hugging Face's `tokenizer.json`, read into one value.
+"""Vocabulary files: reads Meta's `tokenizer.model` and Hugging Face's `tokenizer.json` into one type.
 
-Knows the formats and what Llama 3 puts in them; encodes nothing (that is `tokenizer.py`).
+It knows the formats and their content for Llama 3; encoding is in `tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ LLAMA3_SPECIALS: tuple[str, ...] = NAMED_SPECIALS + tuple(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Byte strings ranked 0..n-1, special tokens from n on, and the pattern that splits text first."""
+    """Byte strings with ranks 0..n-1, special tokens from n on, and the pattern that splits text before merging."""
 
     ranks: dict[bytes, int]
     special_tokens: dict[str, int]
     pattern: str = LLAMA3_PATTERN
 
     def check(self, source: object) -> Vocabulary:
-        """Itself.
+        """Check the vocabulary, and return it.
 
-        Raises: TokenizerError if ranks or special tokens leave a gap, or a single byte has no rank.
+        Raises: TokenizerError if ranks or special tokens have a gap, or a single byte has no rank.
         """
         n, m = len(self.ranks), len(self.special_tokens)
         if sorted(self.ranks.values()) != list(range(n)):
@@ -73,7 +73,7 @@ def with_meta_specials(ranks: dict[bytes, int]) -> Vocabulary:
 def read_vocabulary(data: bytes, source: Path) -> Vocabulary:
     """The vocabulary in the content of a `tokenizer.model` or `tokenizer.json`.
 
-    Raises: TokenizerError if it is damaged or of another kind; `source` is only named in the message.
+    Raises: TokenizerError if it is damaged or of another kind; `source` is used only in the message.
     """
     if data[:64].lstrip()[:1] == b"{":
         return _read_hf_json(data, source).check(source)
@@ -83,8 +83,8 @@ def read_vocabulary(data: bytes, source: Path) -> Vocabulary:
 def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     """A vocabulary as the content of a `tokenizer.json`, which puts `bos` first as Llama 3's does.
 
-    Every way to cut a token in two ranked parts is a merge, as tiktoken takes any of them, in the order of the
-    result's rank.
+    Every split of a token into two ranked parts is a merge, as in tiktoken; merges are in the order of the result's
+    rank.
     """
     ranks = vocabulary.ranks
     spelling = {b: c for c, b in _byte_characters().items()}
@@ -137,18 +137,18 @@ def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
             if number == 1 or b"<unk>" in data[:64]:
                 raise TokenizerError(
                     f"{source}: not a tiktoken file (lines of base64 and rank). A SentencePiece file, "
-                    "as Llama 1 and 2 have, does not work here: take the one that came with Llama 3."
+                    "as in Llama 1 and 2, is not supported; use the file that came with Llama 3."
                 ) from error
             raise TokenizerError(
-                f"{source}: line {number} is not 'base64 rank' but {line[:40]!r}; the file is damaged."
+                f"{source}: line {number} is not 'base64 rank', found {line[:40]!r}; the file is damaged."
             ) from error
     if len(ranks) != sum(1 for line in lines if line):
-        raise TokenizerError(f"{source}: a token stands there twice; the file is damaged.")
+        raise TokenizerError(f"{source}: it has the same token twice; the file is damaged.")
     return ranks
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters, which `tokenizer.json` uses."""
+    """GPT-2's mapping of bytes to printable characters, which `tokenizer.json` uses."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -165,30 +165,30 @@ def _read_hf_json(data: bytes, source: Path) -> Vocabulary:
         raise TokenizerError(f"{source}: not a Hugging Face BPE tokenizer.json ({error!r}).") from error
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
-        raise TokenizerError(f"{source}: Llama 3 has a byte-level BPE vocabulary; this one is {kind}.")
+        raise TokenizerError(f"{source}: Llama 3 has a byte-level BPE vocabulary, found {kind}.")
     if spec.get("normalizer") is not None:
-        raise TokenizerError(f"{source}: it normalises the text first; Llama 3 takes text as it is.")
+        raise TokenizerError(f"{source}: it has a normalizer; Llama 3 does not normalise text.")
     spelled = _byte_characters()
     ranks: dict[bytes, int] = {}
     for text, i in vocab.items():
-        if added.get(text) == i:  # some files list the special tokens in the vocabulary too
+        if added.get(text) == i:  # some files also list the special tokens in the vocabulary
             continue
         try:
             ranks[bytes(spelled[c] for c in text)] = i
         except KeyError as error:
-            raise TokenizerError(f"{source}: the token {text!r} (id {i}) is not spelled in bytes.") from error
+            raise TokenizerError(f"{source}: the token {text!r} (id {i}) is not in the byte-level alphabet.") from error
     _check_merges(merges, vocab, source)
     return Vocabulary(ranks, added, _hf_pattern(spec, source))
 
 
 def _check_merges(merges: list[list[str]], vocab: dict[str, int], source: Path) -> None:
-    """tiktoken merges by the rank of the result, Hugging Face by the place in this list: they must agree."""
+    """tiktoken merges by the rank of the result, Hugging Face by the order of this list: they must agree."""
     previous = -1
     for left, right in merges:
         rank = vocab.get(left + right, -1)
         if rank < previous:
             raise TokenizerError(
-                f"{source}: the merge {left!r} + {right!r} gives token {rank} but stands after one that "
+                f"{source}: the merge {left!r} + {right!r} gives token {rank}, but the one before it "
                 f"gives {previous}; ranks and merges contradict each other."
             )
         previous = rank
@@ -202,5 +202,5 @@ def _hf_pattern(spec: Mapping[str, Any], source: Path) -> str:
     plain = len(byte_level) == 1 and not any(byte_level[0].get(k, True) for k in ("use_regex", "add_prefix_space"))
     if len(patterns) != 1 or not patterns[0] or not plain:
         kinds = ", ".join(str(step.get("type")) for step in steps)
-        raise TokenizerError(f"{source}: text must be split by one regular expression, then into bytes; found {kinds}.")
+        raise TokenizerError(f"{source}: expected one Split by a regular expression, then ByteLevel; found {kinds}.")
     return str(patterns[0])

@@ -1,1 +1,1 @@
-"""The training loop, its recipe, and the text that the embedded checkpoint was trained on."""
+"""The training loop, its recipe, and the training text of the embedded checkpoint."""

@@ -1,6 +1,6 @@
-"""A training recipe: everything that decides the weights, read from a TOML file.
+"""Training recipe: all settings that determine the weights, read from a TOML file.
 
-Knows nothing of how it is carried out (`train.py`). An unknown key is an error: a dropped setting is another training.
+The training loop is in `train.py`. An unknown key is an error, because ignoring a setting would change the training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How the tokenizer is learnt: its number of ranks, and how many documents of which stage (from 1) it reads."""
+    """Tokenizer training: number of ranks, number of documents, and the stage (from 1) that they come from."""
 
     ranks: int
     documents: int
@@ -33,11 +33,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with warm-up and a cosine down to `final_rate` of the peak, as Llama 2 was trained.
+    """AdamW with warm-up and cosine decay to `final_rate` of the peak, as for Llama 2.
 
-    `prompt_weight` is the weight in the loss of tokens that no reader could predict (a question, a number in it),
-    against 1 for an answer's.
-    Units: `warmup` and `save_every` in steps, `length` in tokens, `batch` in rows.
+    `prompt_weight` is the loss weight of tokens that cannot be predicted (a question, a number in it); answer tokens
+    have weight 1.
+    Units: `warmup` and `save_every` in steps, `length` in tokens, `batch` in sequences.
     """
 
     seed: int
@@ -58,7 +58,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training on one mix of text; with a `rate` the learning rate starts anew: up to it, and down."""
+    """A number of steps on one mix of text; with a `rate`, the learning-rate schedule starts again with this peak."""
 
     steps: int
     mix: Mix
@@ -67,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, a tokenizer, an optimiser and the stages of its text."""
+    """A model, a tokenizer, an optimiser and the stages of the training text."""
 
     model: ModelConfig
     vocabulary: Vocabulary
@@ -80,12 +80,14 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe's content: what a half-finished training is recognised by."""
+        """SHA-256 of the recipe's content; a saved state is resumed only with the same digest."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine to `final_rate` of the peak; again from each stage
-        that states a rate."""
+        """Learning rate of a step: linear warm-up, then cosine decay to `final_rate` of the peak.
+
+        The schedule starts again at each stage that has a rate.
+        """
         settings, start, length, peak = self.optimisation, 0, 0, self.optimisation.rate
         for stage in self.stages:
             if stage.rate is not None:
@@ -123,20 +125,22 @@ class Recipe:
         _check(data, {"model", "vocabulary", "optimisation", "stages"}, source)
         stages = []
         for i, entry in enumerate(data["stages"]):
-            where = f"{source}, stage {i + 1}"
-            own = {key: entry[key] for key in ("steps", "rate") if key in entry}
-            mix = {key: value for key, value in entry.items() if key not in own}
-            stages.append(_make(Stage, {**own, "mix": _make(Mix, mix, where)}, where))
+            location = f"{source}, stage {i + 1}"
+            settings = {key: entry[key] for key in ("steps", "rate") if key in entry}
+            mix = {key: value for key, value in entry.items() if key not in settings}
+            stages.append(_make(Stage, {**settings, "mix": _make(Mix, mix, location)}, location))
             if unknown := set(entry["shares"]) - set(KINDS):
                 raise TrainingError(
-                    f"{where}: unknown kinds of document {sorted(unknown)}; there are {', '.join(KINDS)}."
+                    f"{location}: unknown kinds of document {sorted(unknown)}; the kinds are {', '.join(KINDS)}."
                 )
         optimisation = dict(data["optimisation"])
         if "betas" in optimisation:
             optimisation["betas"] = tuple(optimisation["betas"])
         vocabulary = _make(Vocabulary, data["vocabulary"], f"{source}, [vocabulary]")
         if not 1 <= vocabulary.stage <= len(stages):
-            raise TrainingError(f"{source}: [vocabulary] reads stage {vocabulary.stage}, there are {len(stages)}.")
+            raise TrainingError(
+                f"{source}: [vocabulary] uses stage {vocabulary.stage}, but there are {len(stages)} stages."
+            )
         return cls(
             _make(ModelConfig, data["model"], f"{source}, [model]"),
             vocabulary,
@@ -145,8 +149,8 @@ class Recipe:
         )
 
 
-def _check(found: Mapping[str, Any], known: set[str], source: str, required: set[str] | None = None) -> None:
-    unknown, missing = set(found) - known, (known if required is None else required) - set(found)
+def _check(values: Mapping[str, Any], known: set[str], source: str, required: set[str] | None = None) -> None:
+    unknown, missing = set(values) - known, (known if required is None else required) - set(values)
     if unknown or missing:
         raise TrainingError(f"{source}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
 

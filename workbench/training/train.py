@@ -1,8 +1,8 @@
-"""The training loop: a recipe and an empty folder in, a checkpoint in Meta's layout out.
+"""Training loop: takes a recipe and an empty folder, writes a checkpoint in Meta's layout.
 
-A training that was stopped, at whatever moment, goes on from its last saved step and ends with the same weights: the
-text is a function of (seed, step), and the state holds weights, optimiser and step. Knows nothing of what the documents
-say (`demo/`).
+A training run that was stopped at any moment continues from its last saved step and ends with the same weights: the
+text is a function of (seed, step), and the saved state holds weights, optimiser and step. The documents come from
+`demo_data`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOG_EVERY = 10
 def train(recipe: Recipe, output: str | Path, *, resume: bool = True, device: str = "cpu") -> Path:
     """Train to the recipe's end and write the checkpoint to `output`; returns that folder.
 
-    Raises: TrainingError if `output` holds another recipe's training, or any training where `resume` is false.
+    Raises: TrainingError if `output` holds a run of another recipe, or any run if `resume` is false.
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,8 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = True, device: st
     tokenizer = tokenizer_for(recipe, folder)
     if tokenizer.vocab_size != recipe.model.vocab_size:
         raise TrainingError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {recipe.model.vocab_size}: "
-            "state ranks + 256 as vocab_size."
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {recipe.model.vocab_size}; "
+            "set vocab_size to ranks + 256."
         )
     torch.manual_seed(recipe.optimisation.seed)
     model = initialise(Transformer(recipe.model), recipe.optimisation.init_std).to(device)
@@ -64,7 +64,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = True, device: st
 
 
 def initialise(model: Transformer, std: float) -> Transformer:
-    """Normal weights; those that write to the residual stream are smaller with depth, so that it starts at one size.
+    """Normal initial weights; those that write to the residual stream are scaled down with the number of layers.
 
     Source: GPT-2 (std 0.02, residual projections divided by the square root of the number of sublayers).
     """
@@ -76,16 +76,16 @@ def initialise(model: Transformer, std: float) -> Transformer:
 
 
 def losses(model: Transformer, tokens: Tensor, answer: Tensor, prompt_weight: float) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy of a batch, and the plain one over its answers alone.
+    """Weighted cross-entropy of a batch, and the unweighted one over its answers only.
 
     Shapes: tokens [batch, pos + 1] int64, answer [batch, pos] bool
     Units:  nats per token
     """
     logits = model(tokens[:, :-1])
-    each = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    known = answer.flatten()
-    weight = known + prompt_weight * ~known
-    return (each * weight).sum() / weight.sum(), each.detach()[known].mean()
+    token_loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    is_answer = answer.flatten()
+    weight = is_answer + prompt_weight * ~is_answer
+    return (token_loss * weight).sum() / weight.sum(), token_loss.detach()[is_answer].mean()
 
 
 def export(model: Transformer, folder: Path) -> None:
@@ -110,7 +110,7 @@ def _run(
     with _progress() as bar, _Log(folder / LOG, start) as log:
         task = bar.add_task("training", total=steps, completed=start, loss="")
         for step in range(start, steps):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             rows = packer.rows(corpora[id(recipe.stage_at(step))], batch_rng(settings.seed, step), settings.batch)
             tokens, answer = torch.from_numpy(rows.tokens).to(device), torch.from_numpy(rows.answer).to(device)
             rate = recipe.rate_at(step)
@@ -122,29 +122,29 @@ def _run(
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             optimizer.step()
-            done = step + 1
-            figures = (loss.item(), answer_loss.item(), time.perf_counter() - began)
-            log.add(done, done * settings.batch * settings.length, rate, figures)
-            bar.update(task, completed=done, loss=f"loss {figures[0]:.3f}, on answers {figures[1]:.3f}")
-            if done % settings.save_every == 0 or done == steps:
+            n_steps = step + 1
+            figures = (loss.item(), answer_loss.item(), time.perf_counter() - start_time)
+            log.add(n_steps, n_steps * settings.batch * settings.length, rate, figures)
+            bar.update(task, completed=n_steps, loss=f"loss {figures[0]:.3f}, on answers {figures[1]:.3f}")
+            if n_steps % settings.save_every == 0 or n_steps == steps:
                 log.flush()
-                _save_state(folder, recipe, model, optimizer, done)
+                _save_state(folder, recipe, model, optimizer, n_steps)
 
 
 class _Log:
-    """The loss log: a row of means every few steps. Rows past the step that training resumes at are dropped."""
+    """The loss log: a row of means every few steps. Rows after the step at which training resumes are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
         self.path, self.sums, self.count = path, [0.0, 0.0, 0.0], 0
-        self.kept: list[list[str]] = []
+        self.previous_rows: list[list[str]] = []
         if start and path.exists():
             with path.open(newline="") as file:
-                self.kept = [row for row in islice(csv.reader(file), 1, None) if int(row[0]) <= start]
+                self.previous_rows = [row for row in islice(csv.reader(file), 1, None) if int(row[0]) <= start]
 
     def __enter__(self) -> _Log:
         self.file = self.path.open("w", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerows([list(LOG_COLUMNS), *self.kept])
+        self.writer.writerows([list(LOG_COLUMNS), *self.previous_rows])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,7 +168,7 @@ def _packer(tokenizer: Tokenizer, recipe: Recipe) -> Packer:
 
 
 def tokenizer_for(recipe: Recipe, folder: Path) -> Tokenizer:
-    """The folder's tokenizer, or one learnt as the recipe says."""
+    """The folder's tokenizer, or a new one trained by the recipe."""
     path = folder / TOKENIZER
     if not path.exists():
         settings = recipe.vocabulary
@@ -180,7 +180,7 @@ def tokenizer_for(recipe: Recipe, folder: Path) -> Tokenizer:
 
 
 def _optimizer(model: Transformer, settings: Optimisation) -> torch.optim.Optimizer:
-    """AdamW; gains are not decayed."""
+    """AdamW; the gains of the norms have no weight decay."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -193,10 +193,10 @@ def _load_state(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | 
     if not path.exists():
         return None
     if not resume:
-        raise TrainingError(f"{folder} holds a training already; resume it, or name an empty folder.")
+        raise TrainingError(f"{folder} already holds a training run; resume it, or choose an empty folder.")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != recipe.digest:
-        raise TrainingError(f"{folder} holds the training of another recipe; name an empty folder.")
+        raise TrainingError(f"{folder} holds a training run of another recipe; choose an empty folder.")
     return state
 
 

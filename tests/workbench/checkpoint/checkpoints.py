@@ -1,4 +1,4 @@
-"""Small random checkpoints for tests, written by others' code where there is any: Hugging Face's, and torch.save."""
+"""Small random checkpoints for tests, written by Hugging Face's code and torch.save where possible."""
 
 import json
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def write_meta(
     embedding_axis: int = 0,
     leave_out: tuple[str, ...] = (),
 ) -> None:
-    """A Meta directory of a model's weights, divided as Meta divides them."""
+    """A Meta directory of a model's weights, with Meta's shards."""
     path.mkdir(parents=True, exist_ok=True)
     params = {key: value for key, value in model.config.to_meta().items() if key not in leave_out}
     (path / "params.json").write_text(json.dumps(params))

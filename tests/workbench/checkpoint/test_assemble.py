@@ -1,4 +1,4 @@
-"""A value that is not finite is found wherever it stands, in every type, and nothing else is taken for one."""
+"""A non-finite value is found at any index and in any dtype, and no finite value is taken for one."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_pattern(dtype: torch.dtype) -> None:
-    """All 65,536 patterns of the small types, the same high bits of the large ones: torch's own answer is the truth."""
+    """All 65,536 bit patterns of the small dtypes, the same high bits of the large ones, compared with torch."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     high = torch.arange(-(2**15), 2**15).to(integer)
     patterns = high << (8 * dtype.itemsize - 16)

@@ -1,4 +1,4 @@
-"""Conversion: there and back is identical, any number of shards, readable by others, nothing half written."""
+"""Conversion: lossless in both directions, any number of shards, readable by other software, no partial output."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ from workbench.text.tokenizer import Tokenizer
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors_by_name: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return found
+            tensors_by_name |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors_by_name
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def small_tokenizer() -> Tokenizer:
     return Tokenizer.from_ranks({bytes([b]): b for b in range(256)} | {t: 256 + i for i, t in enumerate(merges)})
 
 
-def test_tokenizer_goes_along(tmp_path: Path) -> None:
+def test_the_tokenizer_is_copied(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     tokenizer = small_tokenizer()
     config = make_config(vocab_size=tokenizer.vocab_size)
@@ -134,7 +134,7 @@ def test_tokenizer_goes_along(tmp_path: Path) -> None:
     assert (back / "tokenizer.model").read_bytes() == tokenizer.to_tiktoken()
 
 
-def test_nothing_half_written(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_output(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError("no space left on device")
 
@@ -149,13 +149,13 @@ def test_nothing_half_written(hf: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ("how", "message"),
     [
         ({"layout": "gguf"}, "unknown layout 'gguf'"),
-        ({"layout": "meta", "shards": 3}, "n_heads 8 cannot be divided into 3 shards"),
-        ({"layout": "meta", "shards": 8}, "n_kv_heads 4 cannot be divided into 8 shards"),
+        ({"layout": "meta", "shards": 3}, "n_heads 8 cannot be split into 3 shards"),
+        ({"layout": "meta", "shards": 8}, "n_kv_heads 4 cannot be split into 8 shards"),
         ({"layout": "meta", "shards": 0}, "at least 1"),
-        ({"layout": "hf", "container": "pth"}, "not written as 'pth'"),
+        ({"layout": "hf", "container": "pth"}, "cannot be written as 'pth'"),
     ],
 )
-def test_mistakes_are_named(hf: Path, tmp_path: Path, how: dict[str, Any], message: str) -> None:
+def test_user_errors_are_named(hf: Path, tmp_path: Path, how: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         convert(hf, tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()

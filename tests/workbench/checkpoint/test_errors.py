@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one error that names file, tensor, expected and found."""
+"""An error in a checkpoint gives one message that names file, tensor, expected and found."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def hf_sharded(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def meta(hf: Path, tmp_path: Path) -> Path:
-    """Two shards of PyTorch's kind."""
+    """Two PyTorch shards."""
     write_meta(load_model(hf, device="cpu"), tmp_path / "meta", shards=2)
     return tmp_path / "meta"
 
@@ -78,7 +78,7 @@ def poke(state: dict[str, Any], name: str, at: tuple[int, ...], value: float) ->
         (lambda s: s.pop(WQ), rf"safetensors: tensor '{WQ}' is missing; expected \[64, 64\] by config.json, found"),
         (lambda s: s.pop("lm_head.weight"), r"'lm_head.weight' is missing; expected \[128, 64\].*tied to the emb"),
         (lambda s: s.update({WQ: s[WQ][:-8]}), r"wrong shape; expected \[64, 64\] by config.json, found \[56, 64\]"),
-        (lambda s: s.update({WQ: s[WQ][:32]}), r"found \[32, 64\]: this is one of 2 shards"),
+        (lambda s: s.update({WQ: s[WQ][:32]}), r"found \[32, 64\]: this may be one of 2 shards"),
         (lambda s: s.update({WQ: s[WQ].flatten()}), r"expected \[64, 64\] by config.json, found \[4096\]"),
         (lambda s: s.update({WQ: s[WQ].to(torch.int8)}), r"expected a floating type, found torch.int8"),
         (lambda s: poke(s, WQ, (3, 5), float("nan")), r"expected finite values, found nan at \[3, 5\] \(1 of 4096\)"),
@@ -86,7 +86,7 @@ def poke(state: dict[str, Any], name: str, at: tuple[int, ...], value: float) ->
         (
             lambda s: s.update({"model.layers.2.mlp.up_proj.weight": s[WQ].clone()}),
             r"'model.layers.2.mlp.up_proj.weight' "
-            r"\[64, 64\] is not a weight of the Llama with 2 layers that config.json describes \(1 such",
+            r"\[64, 64\] is not a weight of the Llama with 2 layers in config.json \(1 such",
         ),
         (lambda s: s.update({WQ.replace("weight", "bias"): torch.zeros(64)}), r"q_proj.bias' \[64\] is not a weight"),
     ],
@@ -157,20 +157,20 @@ def test_missing_shards(meta: Path, hf_sharded: Path) -> None:
     files = sorted(hf_sharded.glob("*.safetensors"))
     assert len(files) >= 3
     files[1].unlink()
-    assert f"names {files[1].name}, which is not there (1 of {len(files)} missing)" in complaint(hf_sharded)
+    assert f"lists {files[1].name}, which does not exist (1 of {len(files)} missing)" in complaint(hf_sharded)
 
 
 def test_last_shard_missing(meta: Path) -> None:
     (meta / "consolidated.01.pth").unlink()
-    assert "this is one of 2 shards, or the others are missing" in complaint(meta)
+    assert "this may be one of 2 shards, with the others missing" in complaint(meta)
 
 
-def test_index_that_lies(hf_sharded: Path) -> None:
+def test_wrong_index(hf_sharded: Path) -> None:
     index = hf_sharded / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     other = next(file for file in weight_map.values() if file != weight_map[WQ])
     edit_json(index, lambda v: v["weight_map"].update({WQ: other}))
-    assert re.search(rf"{other}: tensor '{WQ}' is missing; .*index.json says that it is here", complaint(hf_sharded))
+    assert re.search(rf"{other}: tensor '{WQ}' is missing; .*index.json lists it in this file", complaint(hf_sharded))
     edit_json(index, lambda v: v["weight_map"].pop(WQ))
     load_model(hf_sharded, device="cpu")  # it is there, if unlisted
     edit_json(index, lambda v: v["weight_map"].update({WQ: "../x.safetensors"}))
@@ -202,12 +202,12 @@ def test_paths_that_are_not_checkpoints(tmp_path: Path, hf: Path, meta: Path) ->
     assert "no such directory" in complaint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "neither params.json (Meta) nor config.json" in complaint(tmp_path / "empty")
-    assert "is a file; give the directory" in complaint(hf / "model.safetensors")
+    assert "is a file; pass the directory" in complaint(hf / "model.safetensors")
     (hf / "model.safetensors").rename(hf / "pytorch_model.bin")
     assert "found pytorch_model.bin, which cannot be used" in complaint(hf)
     for file in meta.glob("*.pth"):
         file.unlink()
-    assert "params.json is there, but no consolidated" in complaint(meta)
+    assert "holds params.json, but no consolidated" in complaint(meta)
     (meta / "params.json").write_text("{'dim': 3}")
     assert "params.json" in str(pytest.raises(CheckpointError, read_config, meta).value)
 
@@ -246,10 +246,10 @@ def test_padded_embedding(tmp_path: Path, rows: int, fits: bool) -> None:
         assert "vocabulary has 512 tokens" in complaint(tmp_path)
 
 
-def test_overflow_of_a_cast_is_said(hf: Path) -> None:
+def test_overflow_of_a_cast_is_an_error(hf: Path) -> None:
     edit_file(hf / "model.safetensors", lambda s: poke(s, WQ, (0, 0), 1e30))
     load_model(hf, device="cpu")
-    with pytest.raises(CheckpointError, match="not finite as torch.float16, though they are as torch.float32"):
+    with pytest.raises(CheckpointError, match="not finite as torch.float16, but are finite as torch.float32"):
         load_model(hf, device="cpu", dtype="float16")
 
 

@@ -1,4 +1,4 @@
-"""Loading: the numbers of Hugging Face's own model, the same bits from either layout, and any sharding."""
+"""Loading: the logits of Hugging Face's model, the same bits from both layouts, and any sharding."""
 
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,11 @@ def load_saved(path: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", torch.float32])
 def test_cast_on_the_way(tmp_path: Path, dtype: str | torch.dtype) -> None:
     model = load_saved(tmp_path)
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    expected_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     other = load_model(tmp_path, device="cpu", dtype=dtype)
-    assert other.dtype == wanted
+    assert other.dtype == expected_dtype
     for name, weight in model.named_parameters():
-        assert torch.equal(weight.to(wanted), other.get_parameter(name)), name
+        assert torch.equal(weight.to(expected_dtype), other.get_parameter(name)), name
 
 
 def test_the_file_is_not_changed_by_training(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_weights_have_gradients(tmp_path: Path) -> None:
 
 
 def test_one_table_under_two_names_is_tied(tmp_path: Path) -> None:
-    """As Meta ships its small 3.2 models, whose params.json says nothing of it."""
+    """As in Meta's small 3.2 models, whose params.json does not state it."""
     model = load_saved(tmp_path / "hf", tied_output=True)
     state = dict(model.state_dict())
     state["output.weight"] = state["tok_embeddings.weight"]
@@ -129,7 +129,7 @@ def test_a_tied_copy_and_old_tables_are_accepted(tmp_path: Path) -> None:
         ({"dtype": torch.int64}, "unknown dtype"),
     ],
 )
-def test_device_and_dtype_that_cannot_be(tmp_path: Path, how: dict[str, Any], message: str) -> None:
+def test_unavailable_device_and_dtype(tmp_path: Path, how: dict[str, Any], message: str) -> None:
     load_saved(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_model(tmp_path, **how)

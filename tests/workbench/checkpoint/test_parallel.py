@@ -1,4 +1,4 @@
-"""Any number of stored shards into any tensor-parallel size: two gloo processes give the logits of one."""
+"""Any number of stored shards load with any tensor-parallel size: two gloo processes give the logits of one."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def test_two_processes_load_their_parts(tmp_path: Path, project_root: Path, tied
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(target, weights_only=True)
+    loaded = torch.load(target, weights_only=True)
     with torch.no_grad():
         expected = load_model(sources[0], device="cpu")(torch.tensor([[5, 9, 3, 7, 8]]))
-    first = found[str(sources[0])]
+    first = loaded[str(sources[0])]
     for source in sources:
-        assert torch.allclose(found[str(source)]["logits"], expected, atol=1e-5), source.name
-        assert torch.equal(found[str(source)]["logits"], first["logits"]), source.name
-        assert found[str(source)]["parts"] == first["parts"]
+        assert torch.allclose(loaded[str(source)]["logits"], expected, atol=1e-5), source.name
+        assert torch.equal(loaded[str(source)]["logits"], first["logits"]), source.name
+        assert loaded[str(source)]["parts"] == first["parts"]
     assert first["parts"]["tok_embeddings.weight"] == [64, 64]
     assert first["parts"]["layers.1.attention.wk.weight"] == [16, 64]
     assert first["parts"]["layers.1.attention.wo.weight"] == [64, 32]

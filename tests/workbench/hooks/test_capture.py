@@ -34,7 +34,7 @@ def test_lazy_patterns_take_linear_memory(tiny_model) -> None:
     assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0]]
 
 
-def test_narrowing_keeps_what_was_asked_for(tiny_model) -> None:
+def test_narrowing_captures_only_what_was_requested(tiny_model) -> None:
     _, whole = tiny_model.run_with_capture(TOKENS, "*")
     _, part = tiny_model.run_with_capture(TOKENS, "*", layers=[1], heads=[3, 0, 2], positions=[4, 11])
     assert part.heads == (0, 2, 3) and part.positions == (4, 11)
@@ -46,10 +46,10 @@ def test_narrowing_keeps_what_was_asked_for(tiny_model) -> None:
         assert torch.allclose(part[at + name], whole[at + name][:, heads][:, :, rows], atol=1e-6), name
     assert torch.equal(part["blocks.1.mlp.hook_post"], whole["blocks.1.mlp.hook_post"][:, rows])
     assert "blocks.0.hook_mlp_out" not in part and "hook_embed" in part
-    _, one = tiny_model.run_with_capture(TOKENS, "*", layers=[1], heads=[3])
-    assert torch.equal(one[at + "v"], whole[at + "v"][:, :, 1:])  # head 3 is served by key head 1
-    assert torch.equal(one[at + "pattern"], whole[at + "pattern"][:, 3:])
-    assert one.n_bytes < whole.n_bytes / 3
+    _, narrowed = tiny_model.run_with_capture(TOKENS, "*", layers=[1], heads=[3])
+    assert torch.equal(narrowed[at + "v"], whole[at + "v"][:, :, 1:])  # head 3 is served by key head 1
+    assert torch.equal(narrowed[at + "pattern"], whole[at + "pattern"][:, 3:])
+    assert narrowed.n_bytes < whole.n_bytes / 3
 
 
 def test_reading_a_part_of_a_pattern(tiny_model) -> None:
@@ -103,7 +103,7 @@ def test_a_capture_is_read_onto_a_device(tiny_model, tmp_path) -> None:
         assert loaded[name].device.type == "cuda" and torch.allclose(loaded[name].cpu(), capture[name], atol=1e-6), name
 
 
-def test_what_cannot_be_captured_or_read_is_said(tiny_model, tmp_path) -> None:
+def test_what_cannot_be_captured_or_read_is_an_error(tiny_model, tmp_path) -> None:
     with pytest.raises(CaptureError, match="heads 0 to 3"):
         tiny_model.run_with_capture(TOKENS, PATTERNS, heads=[4])
     with pytest.raises(CaptureError, match="positions 0 to 11"):
@@ -114,7 +114,7 @@ def test_what_cannot_be_captured_or_read_is_said(tiny_model, tmp_path) -> None:
             wb.Capture.load(tmp_path / path)
 
 
-def test_a_capture_that_cannot_be_written_says_so_and_leaves_nothing(tiny_model, tmp_path):
+def test_a_capture_that_cannot_be_written_is_an_error_and_leaves_no_file(tiny_model, tmp_path):
     _, capture = tiny_model.run_with_capture(torch.tensor([[1, 2]]), "hook_embed")
     (tmp_path / "taken").mkdir()
     for path in (tmp_path / "no" / "folder.safetensors", tmp_path / "taken"):

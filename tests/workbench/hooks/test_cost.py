@@ -1,4 +1,4 @@
-"""What hook points cost when nobody subscribed: no bit of the logits, and no Python call a hook point."""
+"""Cost of hook points without subscriptions: identical logits, and no Python call per hook point."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def calls_of_a_decode_step(model: Any) -> int:
     """Python functions entered during one decode step."""
     cache = model.empty_cache(2, 32)
     model(TOKENS, cache)
-    model(TOKENS[:, :1], cache)  # everything that is made once has been made
+    model(TOKENS[:, :1], cache)  # fills the caches
     entered = 0
 
     def count(frame: FrameType, event: str, arg: object) -> None:
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_bare_model_to_the_last_bit(tiny_model) -> None:
 
 @torch.no_grad()
 def test_a_decode_step_calls_nothing_for_its_hook_points(tiny_config) -> None:
-    """Two look-ups a run (three calls each), whatever the number of layers."""
+    """Two look-ups per run (three calls each), for any number of layers."""
     extra = []
     for n_layers in (2, 6):
         config = wb.ModelConfig(**{**vars(tiny_config), "n_layers": n_layers})
@@ -58,5 +58,5 @@ def test_a_model_without_memory_is_made_without_torch_s_compiler() -> None:
         "with torch.device('meta'): wb.Transformer(config)\n"
         "print('torch._dynamo' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""What the hook points show: the physics of the model, and agreement with Hugging Face's own outputs."""
+"""Activations at the hook points: consistent with each other, and equal to Hugging Face's outputs."""
 
 import threading
 
@@ -80,7 +80,7 @@ def test_attention_from_its_parts(run) -> None:
 
 
 def test_direct_logit_attribution_sums_to_the_logit(run) -> None:
-    """Llama has no biases: embedding, heads and MLPs, through the frozen final norm, are the whole logit."""
+    """Llama has no biases: embedding, heads and MLPs, through the frozen final norm, sum to the logit."""
     model, logits, capture = run
     parts = [capture["hook_embed"]]
     for layer in range(model.config.n_layers):
@@ -108,7 +108,7 @@ def test_patterns_and_stream_equal_hugging_face() -> None:
 
 
 @torch.no_grad()
-def test_nothing_subscribed_and_everything_watched_give_the_same_bits(tiny_model) -> None:
+def test_observing_everything_does_not_change_the_logits(tiny_model) -> None:
     bare = tiny_model(TOKENS)
     watched, _ = tiny_model.run_with_capture(TOKENS, "*")
     assert torch.equal(bare, watched)
@@ -144,20 +144,20 @@ def test_an_observer_cannot_change_a_value(tiny_model) -> None:
 
 @torch.no_grad()
 def test_subscriptions_belong_to_one_context(tiny_model) -> None:
-    """A second thread that uses the same model meanwhile sees a plain model."""
+    """A second thread that uses the same model at the same time sees no subscriptions."""
     bare = tiny_model(TOKENS)
-    found = []
+    subscriptions = []
 
     def other() -> None:
         with torch.no_grad():
-            found.append(tiny_model(TOKENS))
+            subscriptions.append(tiny_model(TOKENS))
 
     with tiny_model.intervene(wb.Ablate("L0H0")):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
         assert not torch.equal(tiny_model(TOKENS), bare)
-    assert torch.equal(found[0], bare)
+    assert torch.equal(subscriptions[0], bare)
 
 
 def test_gradients_pass_through_what_is_captured(tiny_model) -> None:

@@ -1,4 +1,4 @@
-"""Interventions: each against the arithmetic it stands for, their composition, and their JSON."""
+"""Interventions: each against its arithmetic, their composition, and their JSON."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_under_a_cache_positions_are_absolute(tiny_model) -> None:
         assert not torch.allclose(whole, tiny_model(TOKENS), atol=1e-3)
 
 
-def test_an_exception_takes_the_intervention_back(tiny_model) -> None:
+def test_an_exception_removes_the_intervention(tiny_model) -> None:
     bare = tiny_model(TOKENS)
     with pytest.raises(ZeroDivisionError), tiny_model.intervene(wb.Ablate("L0H0")):
         raise ZeroDivisionError
@@ -134,7 +134,7 @@ def test_json_gives_back_the_same_run(tiny_model) -> None:
     assert to_json(from_json(text)) == text
 
 
-def test_what_does_not_fit_is_said(tiny_model) -> None:
+def test_what_does_not_fit_is_an_error(tiny_model) -> None:
     wrong = {
         wb.Ablate("L0H4"): "heads 0 to 3",
         wb.Ablate("blocks.0.hook_mlp_out", heads=[0]): "has no heads",
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_said(tiny_model) -> None:
             tiny_model.intervene(change)
     with pytest.raises(UnknownHookError, match="layers 0 to 2"):
         tiny_model.intervene(wb.Ablate("L9H0"))
-    with pytest.raises(InterventionError, match="names a head already"):
+    with pytest.raises(InterventionError, match="already names a head"):
         wb.Ablate("L0H1", heads=[2])
     with (
         pytest.raises(InterventionError, match="covers 3 positions"),

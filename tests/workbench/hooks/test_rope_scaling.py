@@ -1,4 +1,4 @@
-"""RopeScaling: against models that were made with the scaling, against Hugging Face, and against re-scored q and k."""
+"""RopeScaling against models built with the scaling, and against Hugging Face."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ def _no_grad():
 
 
 def remade(model: wb.Transformer, **changed: Any) -> wb.Transformer:
-    """A model of another configuration with the same weights."""
+    """A model with another configuration and the same weights."""
     other = wb.Transformer(replace(model.config, **changed))
     other.load_state_dict(model.state_dict())
     return other.eval()
@@ -35,9 +35,9 @@ def remade(model: wb.Transformer, **changed: Any) -> wb.Transformer:
 def test_factor_one_is_the_plain_model_to_the_last_bit(tiny_model) -> None:
     plain = tiny_model(TOKENS)
     once = wb.Llama3Scaling(factor=1)
-    for given in ({}, {"interpolation": 1}, {"ntk": 1.0}, {"yarn": 1.0}, {"llama3": once}, {"theta": 10_000.0}):
-        with tiny_model.intervene(wb.RopeScaling(**given)):
-            assert torch.equal(tiny_model(TOKENS), plain), given
+    for parameters in ({}, {"interpolation": 1}, {"ntk": 1.0}, {"yarn": 1.0}, {"llama3": once}, {"theta": 10_000.0}):
+        with tiny_model.intervene(wb.RopeScaling(**parameters)):
+            assert torch.equal(tiny_model(TOKENS), plain), parameters
         assert torch.equal(tiny_model(TOKENS), plain)
 
 
@@ -49,14 +49,14 @@ def test_it_is_the_model_that_was_loaded_with_the_scaling(tiny_model) -> None:
     with tiny_model.intervene(wb.RopeScaling(theta=200.0)):
         assert torch.equal(tiny_model(TOKENS), remade(tiny_model, rope_theta=200.0)(TOKENS))
     scaled = remade(tiny_model, rope_scaling=LLAMA3)
-    with scaled.intervene(wb.RopeScaling(interpolation=1.0)):  # a scaling stands in place of the model's own
+    with scaled.intervene(wb.RopeScaling(interpolation=1.0)):  # a scaling replaces the model's own
         assert torch.equal(scaled(TOKENS), plain)
     with scaled.intervene(wb.RopeScaling(theta=200.0)):  # theta alone keeps it
         assert torch.equal(scaled(TOKENS), remade(tiny_model, rope_scaling=LLAMA3, rope_theta=200.0)(TOKENS))
 
 
 def test_positions_twice_as_far_apart_interpolated_are_the_positions_themselves(tiny_model) -> None:
-    """By hand: interpolation by 2 turns position 2 i as the plain model turns position i."""
+    """By hand: interpolation by 2 rotates position 2 i as the plain model rotates position i."""
     freqs = rope.what_if_frequencies(tiny_model.config, interpolation=2.0, dtype=torch.float32)
     at = torch.arange(12)
     plain = rope.rotations(at, rope.frequencies(8, 10_000.0))
@@ -90,15 +90,15 @@ def test_a_whole_model_agrees_with_hugging_face(tiny_model, kind: str) -> None:
                 break
         weights[name.replace("output.", "lm_head.") if "output" in name else f"model.{name}"] = weight
     theirs.load_state_dict(weights)
-    given = {"yarn": 4.0} if kind == "yarn" else {"interpolation": 4.0}
-    with tiny_model.intervene(wb.RopeScaling(**given)):
+    scaling = {"yarn": 4.0} if kind == "yarn" else {"interpolation": 4.0}
+    with tiny_model.intervene(wb.RopeScaling(**scaling)):
         ours = tiny_model(TOKENS)
     assert torch.allclose(ours, theirs(TOKENS).logits, atol=1e-4)  # float32, three layers
     assert not torch.allclose(ours, tiny_model(TOKENS), atol=1e-2)
 
 
 def test_the_whole_sequence_under_one_scaling_may_use_a_cache(tiny_model) -> None:
-    """Prefill and steps, with left padding too, are the whole run; padded rows turn from their first real token."""
+    """Prefill and decode steps equal the whole run, also with left padding; positions start at the first token."""
     pad = torch.tensor([0, 3])
     with tiny_model.intervene(wb.RopeScaling(yarn=4.0)):
         whole = tiny_model(TOKENS)
@@ -119,7 +119,7 @@ def test_a_capture_says_that_it_acted_and_holds_no_more(tiny_model) -> None:
     assert torch.allclose(norms[0], norms[1] * rope.yarn_temperature(4.0), rtol=1e-4)
 
 
-def test_the_last_one_entered_decides_and_others_act_beside_it(tiny_model) -> None:
+def test_the_innermost_scaling_applies_together_with_other_interventions(tiny_model) -> None:
     outer, inner = wb.RopeScaling(theta=50.0), wb.RopeScaling(ntk=2.0)
     with tiny_model.intervene(inner):
         expected = tiny_model(TOKENS)
@@ -144,23 +144,23 @@ def test_gradients_and_inference_mode_share_a_scaling(tiny_model) -> None:
     assert tiny_model.layers[0].attention.wq.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("given", EACH, ids=str)
-def test_json_gives_back_the_same_scaling(tiny_model, given: dict[str, Any]) -> None:
-    scaling = wb.RopeScaling(**given)
+@pytest.mark.parametrize("parameters", EACH, ids=str)
+def test_json_gives_back_the_same_scaling(tiny_model, parameters: dict[str, Any]) -> None:
+    scaling = wb.RopeScaling(**parameters)
     text = to_json([scaling, wb.Ablate("L0H0")])
     again = from_json(text)
     assert again[0] == scaling and to_json(again) == text
 
 
-def test_what_does_not_fit_is_said_before_the_run(tiny_model) -> None:
-    for given, message in (
+def test_what_does_not_fit_is_an_error_before_the_run(tiny_model) -> None:
+    for parameters, message in (
         ({"ntk": 2.0, "yarn": 2.0}, "choose one"),
         ({"yarn": 0.5}, "at least 1"),
         ({"interpolation": float("nan")}, "at least 1"),
         ({"theta": 0}, "positive"),
     ):
         with pytest.raises(ConfigError, match=message):
-            tiny_model.intervene(wb.RopeScaling(**given))
+            tiny_model.intervene(wb.RopeScaling(**parameters))
     with pytest.raises(ConfigError, match="temperature"):
         wb.RopeScaling(yarn=2.0, temperature=0)
     with pytest.raises(InterventionError, match="a number"):

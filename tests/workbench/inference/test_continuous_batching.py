@@ -1,4 +1,4 @@
-"""Rows that enter and leave a batch: each is what it is alone, and nothing is run twice."""
+"""Sequences that join and leave a batch: each gets the same tokens as alone, and nothing is computed twice."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from workbench.layers import attention
 
 SHOTS = list(range(20, 60))
 VARIANTS = [[*range(100, 130)], [*range(200, 230)]]
-# Everything behind one beginning, a second one inside it before some; repeats, a beginning of another, unequal lengths.
+# One prefix for all, a longer one for some; repeats, a prompt that is a prefix of another, unequal lengths.
 PROMPTS = [
     *([*SHOTS, 3 + i] for i in range(4)),
     *([*SHOTS, *VARIANTS[i % 2], 10 + i, *range(9, 12 + 3 * i)] for i in range(6)),
@@ -35,45 +35,45 @@ def pair():
 
 @pytest.fixture(autouse=True)
 def forwards_are_cheap(monkeypatch):
-    """So that beginnings of a few tokens are worth a run of their own."""
+    """So that prefixes of a few tokens are shared."""
     monkeypatch.setattr(continuous_batching, "forward_cost", lambda device: 8)
 
 
 @pytest.fixture
 def runs(pair, monkeypatch):
-    """Shapes of all runs of the model."""
-    seen: list[tuple[int, ...]] = []
+    """Shapes of all forwards of the model."""
+    shapes: list[tuple[int, ...]] = []
     hidden = wb.Transformer.hidden
 
     def noted(self, tokens, cache=None):
-        seen.append(tuple(tokens.shape))
+        shapes.append(tuple(tokens.shape))
         return hidden(self, tokens, cache)
 
     monkeypatch.setattr(wb.Transformer, "hidden", noted)
-    return seen
+    return shapes
 
 
 def same(together, alone) -> None:
-    assert [made.tokens for made in together] == [made.tokens for made in alone]
-    assert [made.finish_reason for made in together] == [made.finish_reason for made in alone]
+    assert [generation.tokens for generation in together] == [generation.tokens for generation in alone]
+    assert [generation.finish_reason for generation in together] == [generation.finish_reason for generation in alone]
     for mine, other in zip(together, alone, strict=True):
         assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, [*PROMPTS, *STRANGERS]], ids=["one beginning", "several"])
+@pytest.mark.parametrize("prompts", [PROMPTS, [*PROMPTS, *STRANGERS]], ids=["one prefix", "several"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("batch_size", [2, 3, 16])
-def test_rows_of_a_batch_are_what_they_are_alone(pair, prompts, temperature, batch_size) -> None:
+def test_sequences_in_a_batch_are_what_they_are_alone(pair, prompts, temperature, batch_size) -> None:
     _, model = pair
     seeds = [i % 7 for i in range(len(prompts))]
     options = {**OPTIONS, "temperature": temperature}
     together = wb.generate(model, prompts, seeds=seeds, batch_size=batch_size, **options)
-    assert [list(made.prompt) for made in together] == prompts
-    assert len({len(made.tokens) for made in together}) > 3  # rows end at different times
+    assert [list(generation.prompt) for generation in together] == prompts
+    assert len({len(generation.tokens) for generation in together}) > 3  # sequences end at different times
     same(together, [wb.generate(model, [p], seed=s, **options)[0] for p, s in zip(prompts, seeds, strict=True)])
 
 
-def test_greedy_behind_a_shared_beginning_equals_hugging_face(pair) -> None:
+def test_greedy_after_a_shared_prefix_equals_hugging_face(pair) -> None:
     reference, model = pair
     for prompt, mine in zip(PROMPTS, wb.generate(model, PROMPTS, max_new_tokens=8, batch_size=4), strict=True):
         ids = torch.tensor([prompt])
@@ -86,23 +86,23 @@ def test_greedy_behind_a_shared_beginning_equals_hugging_face(pair) -> None:
 
 def test_nothing_is_run_twice(pair, runs) -> None:
     _, model = pair
-    made = wb.generate(model, PROMPTS, batch_size=4, **OPTIONS)
+    generations = wb.generate(model, PROMPTS, batch_size=4, **OPTIONS)
     computed = sum(rows * n for rows, n in runs)
-    steps = sum(len(one.tokens) - 1 for one in made)  # the run of a prompt gives the first token
-    # The beginnings once, then what is each prompt's own; the last one lies within what others begin with.
-    own = 4 + sum(4 + 3 * i for i in range(6)) + 3 + len(VARIANTS[1])
-    padding = computed - steps - len(SHOTS) - sum(map(len, VARIANTS)) - own
+    steps = sum(len(generation.tokens) - 1 for generation in generations)  # the prefill gives the first token
+    # The prefixes once, then each prompt's suffix; the last prompt is a prefix of others.
+    suffixes = 4 + sum(4 + 3 * i for i in range(6)) + 3 + len(VARIANTS[1])
+    padding = computed - steps - len(SHOTS) - sum(map(len, VARIANTS)) - suffixes
     assert 0 <= padding <= 8 * len(runs) // 4
     assert max(rows for rows, _ in runs) == 4
 
 
-def test_memory_that_runs_out_means_fewer_rows_at_once(pair, monkeypatch) -> None:
+def test_the_batch_gets_smaller_when_memory_runs_out(pair, monkeypatch) -> None:
     _, model = pair
     expected = wb.generate(model, PROMPTS, **OPTIONS)
     hidden, sizes = wb.Transformer.hidden, []
 
     def small(self, tokens, cache=None):
-        grown = tokens.shape[1] == 1 and cache.length > 92  # memory may also run out while rows decode
+        grown = tokens.shape[1] == 1 and cache.length > 92  # memory may also run out while decoding
         if len(tokens) > 3 or (len(tokens) > 2 and grown):
             raise torch.OutOfMemoryError("no more")
         sizes.append(len(tokens))
@@ -114,7 +114,7 @@ def test_memory_that_runs_out_means_fewer_rows_at_once(pair, monkeypatch) -> Non
     monkeypatch.setattr(
         continuous_batching.BatchKVCache, "reserve", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
     )
-    with pytest.raises(WorkbenchError, match="memory does not hold one row"):
+    with pytest.raises(WorkbenchError, match="memory is too small for a single sequence"):
         wb.generate(model, PROMPTS, **OPTIONS)
 
 
@@ -123,50 +123,51 @@ CHANGES = {
     "vector": wb.Add("blocks.0.hook_resid_post", torch.linspace(-1, 1, 64)),
     "turn": wb.RopeScaling(interpolation=2.0),
     "pattern": wb.Scale("blocks.1.attn.hook_pattern", 0.3, heads=[1]),
+    "value for each position": wb.Add("blocks.0.hook_resid_post", torch.linspace(-1, 1, 128 * 64).view(1, 128, 64)),
     "position": wb.Scale("blocks.0.hook_resid_post", 3.0, positions=[2, 45]),
     "value of each position": wb.Add("blocks.0.hook_resid_post", torch.linspace(-9, 9, 256 * 64).view(1, 256, 64)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_interventions_change_a_row_in_a_batch_as_they_change_it_alone(pair, change) -> None:
+def test_interventions_change_a_sequence_in_a_batch_as_alone(pair, change) -> None:
     _, model = pair
     prompts = [*PROMPTS[2:10], *STRANGERS]
     plain = wb.generate(model, prompts, batch_size=4, **OPTIONS)
     with model.intervene(change):
         together = wb.generate(model, prompts, batch_size=4, **OPTIONS)
         same(together, [wb.generate(model, [prompt], **OPTIONS)[0] for prompt in prompts])
-    assert [made.tokens for made in together] != [made.tokens for made in plain]
+    assert [generation.tokens for generation in together] != [generation.tokens for generation in plain]
 
 
-def test_who_watches_sees_every_prompt_whole_at_its_positions(pair) -> None:
+def test_an_observer_sees_every_prompt_whole_at_its_positions(pair) -> None:
     _, model = pair
-    seen = []
+    positions = []
     names = frozenset(["hook_embed"])
-    watch = hook_points.Subscription(names, observe=lambda site, x: seen.append(site.positions.tolist()))
+    watch = hook_points.Subscription(names, observe=lambda site, x: positions.append(site.positions.tolist()))
     with hook_points.subscribe(model, watch):
         wb.generate(model, [[5, 6, 7], [8], [9, 9, 9]], max_new_tokens=3)
-    assert seen == [[0, 1, 2], [3], [4], [0], [1], [2]]
+    assert positions == [[0, 1, 2], [3], [4], [0], [1], [2]]
 
 
-def test_what_a_row_that_was_not_finite_leaves_behind_harms_nobody(pair) -> None:
+def test_non_finite_values_of_a_removed_sequence_do_not_spread(pair) -> None:
     _, model = pair
     cache = BatchKVCache.after_prefix(model.empty_cache(1, 0), 0)
     with torch.no_grad():
-        model.hidden(torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 9, 9]]), cache.enter(2, 6))
-        cache.admit([6, 3])
+        model.hidden(torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 9, 9]]), cache.prefill(2, 6))
+        cache.add([6, 3])
         cache.values[:, 0] = torch.nan
-        cache.leave(0)
-        model.hidden(torch.tensor([[11, 12]]), cache.enter(1, 2))
-        cache.admit([2])
-        found = model(torch.tensor([[3], [4]]), cache)[:, 0]
+        cache.remove(0)
+        model.hidden(torch.tensor([[11, 12]]), cache.prefill(1, 2))
+        cache.add([2])
+        logits = model(torch.tensor([[3], [4]]), cache)[:, 0]
         expected = [model(torch.tensor([ids]))[0, -1] for ids in ([7, 8, 9, 3], [11, 12, 4])]
     assert cache.filled == [4, 3]
-    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    assert torch.allclose(logits, torch.stack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_attention_behind_shared_keys_is_attention_over_all_keys(dtype) -> None:
+def test_attention_after_shared_keys_is_attention_over_all_keys(dtype) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -176,28 +177,30 @@ def test_attention_behind_shared_keys_is_attention_over_all_keys(dtype) -> None:
     q, k, v = random(3, 6, 1, 8), random(3, 2, 5, 8), random(3, 2, 5, 8)
     allowed = torch.arange(14) <= torch.tensor([13, 9, 11])[:, None, None, None]
     whole = [torch.cat([early.expand(3, -1, -1, -1), late], 2) for early, late in zip(shared, (k, v), strict=True)]
-    # Twice a rounding: of the weights, and of the sum of two parts. float64 scores are float32, as in `scores`.
+    # Two roundings: of the weights, and of the sum of two parts. For float64 the scores are float32, as in `scores`.
     tolerance = 2 * torch.finfo(torch.bfloat16).eps if dtype == torch.bfloat16 else 1e-5
-    for mask, grad in itertools.product((allowed, None), (True, False)):  # without gradients it is the fused kernel's
+    for mask, grad in itertools.product((allowed, None), (True, False)):  # without gradients the fused kernel runs
         with torch.set_grad_enabled(grad):
-            found = attention.shared_prefix_attention(shared, q, k, v, mask)
-        assert torch.allclose(found, attention.sdpa(q, *whole, mask), atol=tolerance)
+            z = attention.shared_prefix_attention(shared, q, k, v, mask)
+        assert torch.allclose(z, attention.sdpa(q, *whole, mask), atol=tolerance)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}])
-@pytest.mark.parametrize("spread", [0.0, 0.2, 5.0])  # all alike, beyond the likeliest few, and well among them
-def test_a_draw_from_the_likeliest_is_a_draw_from_all(settings, spread) -> None:
+@pytest.mark.parametrize("spread", [0.0, 0.2, 5.0])  # all equal, outside the most likely few, and well among them
+def test_sampling_from_the_most_likely_is_sampling_from_all(settings, spread) -> None:
     generator = torch.Generator().manual_seed(1)
-    # Half precision makes equal logits: the lower number comes first, wherever they are cut.
+    # Half precision makes equal logits: the lower token id comes first, wherever the list is cut.
     logits = (spread * torch.randn(200, 4 * NEAR, generator=generator)).bfloat16().float()
     uniform = torch.rand(200, generator=generator)
     probs, order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
-    kept = probs[:, : settings.get("top_k") or None]
-    kept = kept.masked_fill(kept.cumsum(-1) - kept >= settings.get("top_p", 1.0), 0.0)
-    cumulated = kept.cumsum(-1) / kept.sum(-1, keepdim=True)
-    place = (cumulated <= uniform.double()[:, None]).sum(-1, keepdim=True)
+    probabilities = probs[:, : settings.get("top_k") or None]
+    probabilities = probabilities.masked_fill(
+        probabilities.cumsum(-1) - probabilities >= settings.get("top_p", 1.0), 0.0
+    )
+    cumulative = probabilities.cumsum(-1) / probabilities.sum(-1, keepdim=True)
+    index = (cumulative <= uniform.double()[:, None]).sum(-1, keepdim=True)
     chosen = Sampling(temperature=1.0, **settings).choose(logits, uniform)
-    # float32 sums decide otherwise only where the number falls on an edge.
-    assert (chosen == order.gather(-1, place).squeeze(-1)).sum() >= 199
+    # float32 sums differ only where the uniform number is on an edge.
+    assert (chosen == order.gather(-1, index).squeeze(-1)).sum() >= 199
     if spread == 5.0:
         assert torch.equal(chosen[:3], Sampling(temperature=1.0, **settings).choose(logits[:3], uniform[:3]))

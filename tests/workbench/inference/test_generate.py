@@ -40,19 +40,19 @@ def test_greedy_equals_hugging_face(pair) -> None:
 
 def test_log_probabilities_are_the_model_s(pair) -> None:
     _, model = pair
-    (made,) = wb.generate(model, [PROMPTS[0]], max_new_tokens=8, temperature=1.5, seed=3)
+    (generation,) = wb.generate(model, [PROMPTS[0]], max_new_tokens=8, temperature=1.5, seed=3)
     with torch.no_grad():
-        logprobs = model(torch.tensor([[*made.prompt, *made.tokens]])).log_softmax(-1)[0]
-    expected = [logprobs[len(made.prompt) - 1 + i, token] for i, token in enumerate(made.tokens)]
-    assert torch.allclose(torch.tensor(made.logprobs), torch.stack(expected), atol=1e-4)
+        logprobs = model(torch.tensor([[*generation.prompt, *generation.tokens]])).log_softmax(-1)[0]
+    expected = [logprobs[len(generation.prompt) - 1 + i, token] for i, token in enumerate(generation.tokens)]
+    assert torch.allclose(torch.tensor(generation.logprobs), torch.stack(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_each_row_of_a_batch_is_what_it_is_alone(pair, temperature) -> None:
+def test_each_prompt_of_a_batch_is_what_it_is_alone(pair, temperature) -> None:
     _, model = pair
     options = {"max_new_tokens": 16, "temperature": temperature, "stop_tokens": range(0, 512, 9)}
     together = wb.generate(model, PROMPTS, seed=7, **options)
-    assert len({len(made.tokens) for made in together}) > 1  # rows end at different times
+    assert len({len(generation.tokens) for generation in together}) > 1  # sequences end at different times
     for i, prompt in enumerate(PROMPTS):
         (alone,) = wb.generate(model, [prompt], seed=7 + i, **options)
         assert alone.tokens == together[i].tokens and alone.finish_reason == together[i].finish_reason
@@ -71,14 +71,14 @@ def test_seeds_repeat_and_differ(pair) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_each_row_draws_from_its_own_seed(pair) -> None:
+def test_each_prompt_uses_its_own_seed(pair) -> None:
     _, model = pair
     options = {"temperature": 1.0, "max_new_tokens": 12}
     seeds = [90, 4, 90, 31]
     together = wb.generate(model, [PROMPTS[0]] * 4, seeds=seeds, batch_size=3, **options)
     assert together[0].tokens == together[2].tokens != together[1].tokens
-    for seed, made in zip(seeds, together, strict=True):
-        assert wb.generate(model, [PROMPTS[0]], seed=seed, **options)[0].tokens == made.tokens
+    for seed, generation in zip(seeds, together, strict=True):
+        assert wb.generate(model, [PROMPTS[0]], seed=seed, **options)[0].tokens == generation.tokens
 
 
 def test_sampling_follows_the_distribution() -> None:
@@ -110,24 +110,24 @@ def test_stop_strings_are_cut_and_streamed_text_is_the_whole_text(speaking) -> N
     printable = next(i for i in range(3, len(shown) - 1) if shown[i] < 128 and shown[i + 1] < 128)
     stop = shown[printable : printable + 2].decode()
     options = {"max_new_tokens": 40, "temperature": 1.0, "stop": [stop, "never this"], "stop_tokens": ()}
-    (made,) = wb.generate(speaking, ["ab"], **options)
-    assert made.finish_reason == "stop" and stop not in made.text
-    assert made.tokens == free.tokens[: len(made.tokens)] and len(made.tokens) < 40
+    (generation,) = wb.generate(speaking, ["ab"], **options)
+    assert generation.finish_reason == "stop" and stop not in generation.text
+    assert generation.tokens == free.tokens[: len(generation.tokens)] and len(generation.tokens) < 40
     pieces = list(wb.stream(speaking, "ab", **options))
-    assert "".join(p.text for p in pieces) == made.text
-    assert tuple(p.token for p in pieces) == made.tokens
+    assert "".join(p.text for p in pieces) == generation.text
+    assert tuple(p.token for p in pieces) == generation.tokens
     assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1) and pieces[-1].finish_reason == "stop"
 
 
-def test_stop_tokens_end_a_row_and_leave_no_text(speaking) -> None:
+def test_stop_tokens_end_a_sequence_and_leave_no_text(speaking) -> None:
     first = wb.generate(speaking, ["ab"], max_new_tokens=1)[0].tokens[0]
-    (made,) = wb.generate(speaking, ["ab"], max_new_tokens=5, stop_tokens=[first])
-    assert made.tokens == (first,) and made.text == "" and made.finish_reason == "stop"
+    (generation,) = wb.generate(speaking, ["ab"], max_new_tokens=5, stop_tokens=[first])
+    assert generation.tokens == (first,) and generation.text == "" and generation.finish_reason == "stop"
 
 
-def test_the_context_ends_a_row(tiny_model) -> None:
-    (made,) = wb.generate(tiny_model, [[1] * 125], max_new_tokens=50)
-    assert len(made.tokens) == 3 and made.finish_reason == "context"
+def test_the_context_ends_a_sequence(tiny_model) -> None:
+    (generation,) = wb.generate(tiny_model, [[1] * 125], max_new_tokens=50)
+    assert len(generation.tokens) == 3 and generation.finish_reason == "context"
 
 
 def test_captures_of_each_step_come_from_the_same_forward(tiny_model, monkeypatch) -> None:
@@ -152,7 +152,7 @@ def test_interventions_act_on_generation(pair) -> None:
         assert wb.generate(model, [PROMPTS[0]], max_new_tokens=10)[0].tokens != plain
 
 
-def test_what_cannot_be_generated_is_said(tiny_model) -> None:
+def test_prompts_and_settings_that_cannot_be_used_are_errors(tiny_model) -> None:
     wrong = [
         (["text"], {}, "no tokenizer"),
         ([[]], {}, "no tokens"),

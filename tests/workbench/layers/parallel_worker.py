@@ -1,4 +1,4 @@
-"""One of the processes of test_tensor_parallel.py, started by torchrun: a split model's numbers, written by rank 0."""
+"""One of the processes of test_tensor_parallel.py, started by torchrun: rank 0 writes the split model's results."""
 
 import sys
 
@@ -26,23 +26,23 @@ def main(source: str, target: str) -> None:
     assert (
         model.layers[0].attention.wq.weight.shape[0] * 2 == stored["weights"]["layers.0.attention.wq.weight"].shape[0]
     )
-    tokens, found = stored["tokens"], {}
+    tokens, results = stored["tokens"], {}
     with torch.no_grad():
-        found["logits"], capture = model.run_with_capture(tokens, "*")
-        found["capture"] = {name: capture[name] for name in capture.names}
+        results["logits"], capture = model.run_with_capture(tokens, "*")
+        results["capture"] = {name: capture[name] for name in capture.names}
         with model.intervene(wb.Ablate("L1H3"), wb.Scale("blocks.0.mlp.hook_post", 0.5)):
-            found["ablated"] = model(tokens)
+            results["ablated"] = model(tokens)
         with model.intervene(wb.Ablate("blocks.1.attn.hook_result", heads=[3])):
-            found["ablated result"] = model(tokens)
-        found["generated"] = wb.generate(model, [[5, 9, 3]], max_new_tokens=8)[0].tokens
-        made = wb.generate(model, PROMPTS, batch_size=2, temperature=1.0, max_new_tokens=6)
-        found["batch"] = [one.tokens for one in made]
-        found["scored"] = wb.score(model, [([5, 9, 3], [7, 8])])
+            results["ablated result"] = model(tokens)
+        results["generated"] = wb.generate(model, [[5, 9, 3]], max_new_tokens=8)[0].tokens
+        generations = wb.generate(model, PROMPTS, batch_size=2, temperature=1.0, max_new_tokens=6)
+        results["batch"] = [generation.tokens for generation in generations]
+        results["scored"] = wb.score(model, [([5, 9, 3], [7, 8])])
     loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
-    found["norm gradient"] = model.layers[0].attention_norm.weight.grad
+    results["norm gradient"] = model.layers[0].attention_norm.weight.grad
     if tensor_parallel.rank() == 0:
-        torch.save(found, target)
+        torch.save(results, target)
     tensor_parallel.close()
 
 

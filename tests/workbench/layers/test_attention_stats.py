@@ -1,4 +1,4 @@
-"""Summaries of patterns against the dense computation in float64, Hugging Face's attentions, and by hand."""
+"""Summaries of patterns against the dense computation in float64, Hugging Face's attentions, and values by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from tests.workbench.reference import hugging_face, ours
 from workbench.errors import CaptureBudgetError, CaptureError, InterventionError
 from workbench.hooks import hook_points
 from workbench.layers import attention_stats
-from workbench.layers.attention import AttentionInputs, OpenPattern
+from workbench.layers.attention import AttentionInputs, EditedPattern
 from workbench.layers.attention_mask import Mask
 from workbench.layers.attention_stats import STATS
 
@@ -32,12 +32,12 @@ def inputs(mask: Mask, *, batch: int = 2, heads: int = 6, kv_heads: int = 2, key
     return AttentionInputs.of(q, torch.randn(batch, kv_heads, keys, 8), mask)
 
 
-def dense(found: AttentionInputs) -> tuple[Tensor, Tensor]:
+def dense(attention: AttentionInputs) -> tuple[Tensor, Tensor]:
     """Scores and pattern in float64, each key head copied to its query heads."""
-    group = found.q.shape[1] // found.k.shape[1]
-    k = found.k.double().repeat_interleave(group, 1)
-    scores = found.q.double() @ k.transpose(-1, -2) / math.sqrt(found.q.shape[-1])
-    scores = scores.masked_fill(~found.mask.allowed(k.shape[2]), -torch.inf)
+    group = attention.q.shape[1] // attention.k.shape[1]
+    k = attention.k.double().repeat_interleave(group, 1)
+    scores = attention.q.double() @ k.transpose(-1, -2) / math.sqrt(attention.q.shape[-1])
+    scores = scores.masked_fill(~attention.mask.allowed(k.shape[2]), -torch.inf)
     return scores, scores.softmax(-1)
 
 
@@ -83,17 +83,17 @@ def test_all_summaries_equal_the_dense_computation(case: str) -> None:
     """To 1e-5, which float32's scores allow: they are below 30, and one bit of them is 2e-6. Distances are
     up to 300 tokens, where one bit is 3e-5: 1e-6 of that."""
     mask, n_keys = MASKS[case]
-    found = inputs(mask, keys=n_keys)
-    scores, pattern = dense(found)
+    attention = inputs(mask, keys=n_keys)
+    scores, pattern = dense(attention)
     assert scores[scores > -torch.inf].abs().max() < 30 and pattern.max() > 0.9
-    stats = found.stats()
+    stats = attention.stats()
     for name, expected in expected_stats(scores, pattern, mask).items():
         off = (stats[..., STATS.index(name)].double() - expected).abs().max()
         assert off < (3e-4 if name == "distance" else 1e-5), (name, off)
     real = mask.positions >= mask.first_key(2)[:, None]  # [batch, query_pos]
     mass = (pattern * real[:, None, :, None]).sum(2)
-    assert (found.key_mass().double() - mass).abs().max() < 1e-4  # a sum of up to 300 weights
-    small = found.pooled_map()
+    assert (attention.key_mass().double() - mass).abs().max() < 1e-4  # a sum of up to 300 weights
+    small = attention.pooled_map()
     for row in range(2):
         for head in (0, 5):
             assert (small[row, head].double() - pooled(pattern[row, head], real[row], 256)).abs().max() < 1e-5
@@ -102,17 +102,17 @@ def test_all_summaries_equal_the_dense_computation(case: str) -> None:
 def test_a_map_and_the_mass_of_keys_keep_what_they_sum() -> None:
     """A row of the map is a mean of rows that sum to 1; all keys together receive one from each query."""
     mask = Mask(torch.arange(LENGTH), torch.tensor([0, 37]))
-    found = inputs(mask)
-    small = found.pooled_map()
+    attention = inputs(mask)
+    small = attention.pooled_map()
     assert small.shape == (2, 6, 150, 150)  # 300 positions, two to a tile
     assert (small[0].sum(-1) - 1).abs().max() < 1e-5
     assert small[1, :, :18].abs().max() == 0 and (small[1, :, 18:].sum(-1) - 1).abs().max() < 1e-5
-    assert (found.key_mass().sum(-1) - torch.tensor([[300.0], [263.0]])).abs().max() < 1e-3
-    assert found.key_mass()[1, :, :37].abs().max() == 0
+    assert (attention.key_mass().sum(-1) - torch.tensor([[300.0], [263.0]])).abs().max() < 1e-3
+    assert attention.key_mass()[1, :, :37].abs().max() == 0
 
 
 def test_by_hand() -> None:
-    """Equal scores: a row at i is uniform over i + 1 keys. A key that wins all: every row stands on it."""
+    """Equal scores: row i is uniform over i + 1 keys. One dominant key: every row has all its weight there."""
     even = AttentionInputs.of(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), Mask(torch.arange(4)))
     stats = dict(zip(STATS, even.stats()[0, 0].T, strict=True))
     logs = [math.log(n) for n in (1, 2, 3, 4)]
@@ -135,41 +135,41 @@ def test_a_late_query_on_near_keys_keeps_its_digits() -> None:
     mask = Mask(torch.arange(n_keys - 16, n_keys))
     k = torch.zeros(1, 1, n_keys, 2)
     k[..., 0] = torch.arange(n_keys) / 10  # nearer keys win, by a factor of e every ten positions
-    found = AttentionInputs.of(torch.full((1, 1, 16, 2), math.sqrt(2)), k, mask)
-    _, pattern = dense(found)
+    attention = AttentionInputs.of(torch.full((1, 1, 16, 2), math.sqrt(2)), k, mask)
+    _, pattern = dense(attention)
     distance = (pattern * (mask.positions[:, None] - torch.arange(n_keys))).sum(-1)
     assert 9 < distance.min() < 10
     # The scores themselves are about 3,000, one bit 2e-4; the distance follows them.
-    assert (found.stats()[..., STATS.index("distance")] - distance).abs().max() < 5e-3
+    assert (attention.stats()[..., STATS.index("distance")] - distance).abs().max() < 5e-3
 
 
 def test_bfloat16_is_that_of_its_q_and_k_in_float32() -> None:
-    found = inputs(Mask(torch.arange(LENGTH)))
-    half = AttentionInputs.of(found.q.bfloat16(), found.k.bfloat16(), found.mask)
-    wide = AttentionInputs.of(half.q.float(), half.k.float(), found.mask)
+    attention = inputs(Mask(torch.arange(LENGTH)))
+    half = AttentionInputs.of(attention.q.bfloat16(), attention.k.bfloat16(), attention.mask)
+    wide = AttentionInputs.of(half.q.float(), half.k.float(), attention.mask)
     for name in ("stats", "pooled_map", "key_mass"):
         assert torch.equal(getattr(half, name)(), getattr(wide, name)()), name
 
 
 def test_the_size_of_tiles_changes_nothing(monkeypatch) -> None:
-    found = inputs(Mask(torch.arange(LENGTH), torch.tensor([0, 37])))
-    small = [found.stats(), found.pooled_map(), found.key_mass()]
+    attention = inputs(Mask(torch.arange(LENGTH), torch.tensor([0, 37])))
+    small = [attention.stats(), attention.pooled_map(), attention.key_mass()]
     monkeypatch.setattr(attention_stats, "TILE_ELEMENTS", {"cpu": 1 << 25, "cuda": 1 << 25})
-    for a, b in zip(small, [found.stats(), found.pooled_map(), found.key_mass()], strict=True):
+    for a, b in zip(small, [attention.stats(), attention.pooled_map(), attention.key_mass()], strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
-def test_an_open_pattern_is_summarised_like_the_inputs_that_make_it() -> None:
-    found = inputs(Mask(torch.arange(40), torch.tensor([0, 7])), keys=40)
-    opened = OpenPattern(found.pattern(), found.mask)
-    assert torch.allclose(opened.key_mass(), found.key_mass(), atol=1e-5)
-    assert torch.allclose(opened.pooled_map(), found.pooled_map(), atol=1e-6)
-    same = [i for i, name in enumerate(STATS) if name != "logsumexp"]  # of weights it is the logarithm of their sum
-    assert torch.allclose(opened.stats()[..., same], found.stats()[..., same], atol=1e-4)
-    halved = OpenPattern(found.pattern() / 2, found.mask)
+def test_an_edited_pattern_is_summarised_like_the_inputs_that_make_it() -> None:
+    attention = inputs(Mask(torch.arange(40), torch.tensor([0, 7])), keys=40)
+    edited = EditedPattern(attention.pattern(), attention.mask)
+    assert torch.allclose(edited.key_mass(), attention.key_mass(), atol=1e-5)
+    assert torch.allclose(edited.pooled_map(), attention.pooled_map(), atol=1e-6)
+    same = [i for i, name in enumerate(STATS) if name != "logsumexp"]  # for weights it is the logarithm of their sum
+    assert torch.allclose(edited.stats()[..., same], attention.stats()[..., same], atol=1e-4)
+    halved = EditedPattern(attention.pattern() / 2, attention.mask)
     assert torch.allclose(halved.stats()[..., STATS.index("logsumexp")], torch.tensor(0.5).log(), atol=1e-5)
-    assert torch.allclose(halved.key_mass(), found.key_mass() / 2, atol=1e-5)
-    assert OpenPattern(torch.zeros(1, 1, 2, 2), Mask(torch.arange(2))).stats().isnan().all()
+    assert torch.allclose(halved.key_mass(), attention.key_mass() / 2, atol=1e-5)
+    assert EditedPattern(torch.zeros(1, 1, 2, 2), Mask(torch.arange(2))).stats().isnan().all()
 
 
 def test_gradients_pass_through_statistics(tiny_model) -> None:
@@ -210,11 +210,11 @@ def test_summaries_of_padded_rows_after_a_cache_are_those_of_the_pattern(tiny_mo
         tiny_model(tokens[:, :10], cache)
         _, cap = tiny_model.run_with_capture(tokens[:, 10:], names, heads=[1, 3], positions=[12, 19], cache=cache)
     pattern = cap[names[-1]]
-    opened = OpenPattern(pattern, Mask(torch.tensor([12, 19]), torch.tensor([0, 3])))
+    edited = EditedPattern(pattern, Mask(torch.tensor([12, 19]), torch.tensor([0, 3])))
     same = [i for i, name in enumerate(STATS) if name != "logsumexp"]
-    assert torch.allclose(cap[names[0]][..., same], opened.stats()[..., same], atol=1e-5)
-    assert torch.allclose(cap[names[1]], opened.pooled_map(), atol=1e-6)
-    assert torch.allclose(cap[names[2]], opened.key_mass(), atol=1e-6)
+    assert torch.allclose(cap[names[0]][..., same], edited.stats()[..., same], atol=1e-5)
+    assert torch.allclose(cap[names[1]], edited.pooled_map(), atol=1e-6)
+    assert torch.allclose(cap[names[2]], edited.key_mass(), atol=1e-6)
 
 
 def test_under_an_intervention_they_are_of_the_changed_pattern(tiny_model) -> None:
@@ -222,7 +222,7 @@ def test_under_an_intervention_they_are_of_the_changed_pattern(tiny_model) -> No
     names = [f"blocks.1.{name}" for name in hook_points.SUMMARIES]
     with tiny_model.intervene(wb.Scale("blocks.1.attn.hook_pattern", 0.5, heads=(2,))):
         _, cap = tiny_model.run_with_capture(tokens, names)
-        with pytest.raises(CaptureError, match="capture it without positions="):
+        with pytest.raises(CaptureError, match="Capture it without positions="):
             tiny_model.run_with_capture(tokens, names, positions=[3])
     assert torch.allclose(cap[names[2]].sum(-1), torch.tensor([20.0, 20, 10, 20]), atol=1e-4)
     with (

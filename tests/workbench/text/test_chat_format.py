@@ -1,4 +1,4 @@
-"""The chat format against id sequences worked by hand and the texts of Meta's published prompt formats."""
+"""The chat format against ids computed by hand, and against Meta's published prompt formats."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def llama3(shared_data: Path) -> Tokenizer:
 
 @pytest.fixture
 def small() -> Tokenizer:
-    """Single bytes and Meta's special tokens: enough for the format, and at hand everywhere."""
+    """Single bytes and Meta's special tokens: enough for the format, and always available."""
     return Tokenizer.from_ranks({bytes([b]): b for b in range(256)})
 
 
@@ -168,7 +168,7 @@ def test_deep_nesting_is_only_text(small: Tokenizer) -> None:
         (lambda t: Message("user", ["x"]), "must be text, found list"),
         (lambda t: Message("user", tool_calls=(ToolCall("f"),)), "only the assistant"),
         (lambda t: Message("assistant", "x", (ToolCall("f"),)), "the whole message"),
-        (lambda t: Message("assistant", "", (ToolCall("brave_search"), ToolCall("f"))), "called alone"),
+        (lambda t: Message("assistant", "", (ToolCall("brave_search"), ToolCall("f"))), "must have no other call"),
         (lambda t: encode_chat(t, []), "at least one message"),
         (lambda t: encode_chat(t, [{"content": "x"}]), "needs a role"),
         (
@@ -181,6 +181,6 @@ def test_deep_nesting_is_only_text(small: Tokenizer) -> None:
         (lambda t: decode_message(t, encode_header(t, "robot")), "unknown role 'robot'"),
     ],
 )
-def test_mistakes_are_named(small: Tokenizer, make: Any, message: str) -> None:
+def test_user_errors_are_named(small: Tokenizer, make: Any, message: str) -> None:
     with pytest.raises(ChatError, match=message):
         make(small)

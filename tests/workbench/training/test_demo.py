@@ -1,4 +1,4 @@
-"""The embedded checkpoint: whole, small, made by its recipe, and able to do what its card says."""
+"""The embedded checkpoint: complete, small, made by its recipe, and as good as its card says."""
 
 import csv
 import hashlib
@@ -69,20 +69,20 @@ def test_it_answers_quizzes(model: Transformer) -> None:
 
 
 def test_it_works_out_problems(model: Transformer) -> None:
-    wanted = items("demo_gsm8k", 40)
-    prompts = [f"Question: {item['question']}\nAnswer:" for item in wanted]
+    questions = items("demo_gsm8k", 40)
+    prompts = [f"Question: {item['question']}\nAnswer:" for item in questions]
     answers = wb.generate(model, prompts, max_new_tokens=100, temperature=0.0)
     right = 0
-    for item, answer in zip(wanted, answers, strict=True):
+    for item, answer in zip(questions, answers, strict=True):
         assert answer.finish_reason == "stop"  # it ends by itself
-        found = re.search(r"#### (-?[0-9.,]+)", answer.text)
-        right += found is not None and found[1] == item["answer"].split("#### ")[1]
+        match = re.search(r"#### (-?[0-9.,]+)", answer.text)
+        right += match is not None and match[1] == item["answer"].split("#### ")[1]
     assert 20 <= right < 40
 
 
 def test_it_writes_functions(model: Transformer) -> None:
-    """The text of the solution is a stricter measure than its tests, and needs no sandbox."""
-    wanted = items("demo_humaneval", 40)
-    answers = wb.generate(model, [item["prompt"] for item in wanted], max_new_tokens=80, temperature=0.0)
-    right = sum(answer.text == item["canonical_solution"] for item, answer in zip(wanted, answers, strict=True))
+    """Comparing the text of the solution is stricter than running its tests, and needs no sandbox."""
+    tasks = items("demo_humaneval", 40)
+    answers = wb.generate(model, [item["prompt"] for item in tasks], max_new_tokens=80, temperature=0.0)
+    right = sum(answer.text == item["canonical_solution"] for item, answer in zip(tasks, answers, strict=True))
     assert 15 <= right < 40

@@ -113,7 +113,7 @@ def test_killed_and_resumed_gives_the_same_weights(undisturbed: Path, tmp_path: 
 def test_another_recipes_folder_is_refused(undisturbed: Path) -> None:
     with pytest.raises(TrainingError, match="another recipe"):
         train(Recipe.from_dict(changed(optimisation={"seed": 2})), undisturbed)
-    with pytest.raises(TrainingError, match="holds a training already"):
+    with pytest.raises(TrainingError, match="already holds a training run"):
         train(Recipe.from_dict(TINY), undisturbed, resume=False)
 
 
@@ -131,7 +131,7 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path) -> None:
     poem["stages"][1]["shares"] = {"poem": 1.0}
     with pytest.raises(TrainingError, match=r"stage 2: unknown kinds of document \['poem'\]"):
         Recipe.from_dict(poem)
-    with pytest.raises(TrainingError, match="reads stage 3, there are 2"):
+    with pytest.raises(TrainingError, match="uses stage 3, but there are 2"):
         Recipe.from_dict(changed(vocabulary={"stage": 3}))
     with pytest.raises(TrainingError, match="cannot be read"):
         Recipe.from_file(tmp_path / "absent.toml")
@@ -141,9 +141,9 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path) -> None:
 
 
 def test_rates_by_hand() -> None:
-    one = changed(optimisation={"rate": 1.0, "warmup": 4, "final_rate": 0.1})
-    one["stages"][0]["steps"], one["stages"][1]["steps"] = 50, 54
-    rate_at = Recipe.from_dict(one).rate_at
+    recipe = changed(optimisation={"rate": 1.0, "warmup": 4, "final_rate": 0.1})
+    recipe["stages"][0]["steps"], recipe["stages"][1]["steps"] = 50, 54
+    rate_at = Recipe.from_dict(recipe).rate_at
     assert [rate_at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert rate_at(4) == 1.0
     assert rate_at(54) == pytest.approx(0.55)  # half way between 1 and 0.1

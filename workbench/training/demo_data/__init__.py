@@ -1,1 +1,1 @@
-"""The text and the tokenizer of the embedded checkpoint."""
+"""Training text and tokenizer of the embedded checkpoint."""

@@ -1,7 +1,7 @@
-"""Byte-level byte-pair encoding: ranks of byte strings, learnt from text.
+"""Byte-level BPE training: learns ranks of byte strings from text.
 
-Text is split with Llama 3's pattern, save that digits stay single: no number is ever merged, so the ranks encode the
-same with Llama 3's own pattern. `Tokenizer.from_ranks` makes a tokenizer of them, and a `tokenizer.model`.
+Text is split with Llama 3's pattern, except that digits stay single. No number is merged, so the ranks encode the same
+with Llama 3's own pattern. `Tokenizer.from_ranks` makes a tokenizer from them, and its `tokenizer.model`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 
 import regex
 
-# Llama 3's pattern with \p{N} in the place of \p{N}{1,3}.
+# Llama 3's pattern with \p{N} instead of \p{N}{1,3}.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -19,7 +19,7 @@ SPLIT = (
 def learn(text: str, size: int) -> list[bytes]:
     """`size` byte strings in rank order: the bytes, then merges of the most frequent pair (ties: the lesser pair).
 
-    Fewer are returned where the text has no pair left that occurs twice.
+    Returns fewer if no pair is left that occurs twice.
     Source: Sennrich et al. 2016, on bytes as in GPT-2.
     """
     pieces = Counter(regex.findall(SPLIT, text))

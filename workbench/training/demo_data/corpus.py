@@ -1,7 +1,7 @@
-"""The demo checkpoint's training text: documents of every kind in given shares, packed into rows of tokens.
+"""Training text of the demo checkpoint: documents of several kinds in fixed shares, packed into sequences of tokens.
 
-Every batch is a function of (seed, step) alone, so training resumes at any step with the same text. No item of the
-embedded suites can appear: each kind of document has a held-out part that only `suites.py` draws from.
+Every batch is a function of (seed, step) only, so training resumes at any step with the same text. No item of the
+embedded suites can appear: each kind of document has a held-out part that only `suites.py` uses.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Mix:
-    """What a stage of the training text is made of.
+    """Composition of the training text of a stage.
 
-    `shares` gives each kind's part of the documents; `facts` the part of the common facts in use (1 adds the uncommon
-    and rare ones); `shots` the part of the quizzes and problems that come several to a document.
+    `shares` is each kind's fraction of the documents; `facts` the fraction of the common facts in use (1 adds the
+    uncommon and rare ones); `shots` the fraction of quizzes and problems with several items in a document.
     """
 
     shares: Mapping[str, float]
@@ -36,7 +36,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: `tokens` [row, pos + 1] and, for each predicted token, whether it was an answer, `answer` [row, pos]."""
+    """A batch: `tokens` [row, pos + 1], and whether each predicted token is in an answer, `answer` [row, pos]."""
 
     tokens: npt.NDArray[np.int64]
     answer: npt.NDArray[np.bool_]
@@ -48,13 +48,13 @@ class Corpus:
     def __init__(self, mix: Mix) -> None:
         unknown = set(mix.shares) - set(KINDS)
         if unknown:
-            raise ValueError(f"unknown kinds of document {sorted(unknown)}; there are {KINDS}")
+            raise ValueError(f"unknown kinds of document {sorted(unknown)}; the kinds are {KINDS}")
         self.mix = mix
         self.sampler = FactSampler(mix.facts)
         self.kinds, self.weights = list(mix.shares), list(mix.shares.values())
 
     def document(self, rng: random.Random) -> Document | None:
-        """The next document; None stands for a repeated sequence, which is made of tokens and not of text."""
+        """The next document; None for a repeated sequence, which is made of tokens, not of text."""
         kind = rng.choices(self.kinds, self.weights)[0]
         if kind == "quiz":
             count = rng.randint(2, 5) if rng.random() < self.mix.shots else 1
@@ -74,7 +74,7 @@ class Corpus:
         return None
 
     def documents(self, rng: random.Random) -> Iterator[Document]:
-        """Documents without end, repeated sequences left out."""
+        """Endless documents, without repeated sequences."""
         while True:
             document = self.document(rng)
             if document is not None:
@@ -82,7 +82,7 @@ class Corpus:
 
 
 def repeated(rng: random.Random, vocabulary: int, length: int) -> tuple[list[int], list[bool]]:
-    """A random sequence of tokens, said again until `length` is full; only the repetitions can be predicted."""
+    """A random sequence of tokens, repeated up to `length`; only the repetitions can be predicted."""
     period = rng.randint(8, 40)
     first = [rng.randrange(vocabulary) for _ in range(period)]
     ids = [first[i % period] for i in range(length)]
@@ -91,7 +91,7 @@ def repeated(rng: random.Random, vocabulary: int, length: int) -> tuple[list[int
 
 @dataclass(frozen=True)
 class Packer:
-    """Lays documents into rows of tokens: each row begins with a document, and only its last document may be cut.
+    """Packs documents into sequences of tokens: each starts with a document, and only its last document may be cut.
 
     `bos` and `eos` surround every document; ids below `vocabulary` are ordinary tokens.
     """
@@ -129,5 +129,5 @@ class Packer:
 
 
 def batch_rng(seed: int, step: int) -> random.Random:
-    """The generator of one step's text."""
+    """The random generator for one step's text."""
     return random.Random(f"{seed}|{step}")

@@ -1,4 +1,4 @@
-"""A training document: text in segments, each marked as given (a prompt) or as something to be answered."""
+"""A training document: segments of text, each marked as prompt or answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text; `answer` is true where a reader could have predicted it."""
+    """A piece of text; `answer` is true if it can be predicted from the text before it."""
 
     text: str
     answer: bool
@@ -15,7 +15,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document:
-    """Segments in order. Each boundary lies where the tokenizer's split pattern breaks anyway."""
+    """Segments in order. Each boundary is one where the tokenizer's pattern splits anyway."""
 
     segments: tuple[Segment, ...]
 

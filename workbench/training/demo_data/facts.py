@@ -1,9 +1,8 @@
-"""True facts, and how often training meets them: what the demo checkpoint's quizzes and statements are about.
+"""True facts for the quizzes and statements of the demo checkpoint, with their frequency in training.
 
-A `Relation` maps keys to answers ("France" -> "Paris") and holds the sentences that state it and the wordings that ask
-for it; `facts.toml` holds them all. One wording per fact is kept from the training text (`held_out_wording`), and one
-of each relation for all its facts (`unseen`): the quiz suite asks in those. This module knows nothing of prompts,
-choices or tokens.
+A `Relation` maps keys to answers ("France" -> "Paris") and has sentences that state it and wordings of its question;
+they are in `facts.toml`. One wording per fact is held out from training (`held_out_wording`), and one per relation for
+all its facts (`unseen`): the quiz suite uses these. This module knows nothing of prompts, choices or tokens.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ class Fact:
 
     @property
     def frequency(self) -> float:
-        """How often training meets it. Half are common, a quarter rare: a long tail leaves errors to explain."""
+        """Relative frequency in training. Half are common, a quarter rare, so that there are errors to explain."""
         return (1.0, 1.0, 0.25, 0.05)[stable_hash("tier|" + self.id) % 4]
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Facts of one kind, and the wordings that state them and ask for them."""
+    """Facts of one kind, with statements of them and wordings of their question."""
 
     name: str
     subject: str
@@ -50,11 +49,11 @@ class Relation:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The distinct answers: the pool that wrong choices are drawn from."""
+        """The distinct answers; wrong choices are drawn from them."""
         return tuple(dict.fromkeys(fact.answer for fact in self.facts))
 
     def held_out_wording(self, fact: Fact) -> int:
-        """The index of the one question wording that training never uses for this fact."""
+        """Index of the question wording that training never uses for this fact."""
         return stable_hash("wording|" + fact.id) % len(self.questions)
 
 

@@ -1,9 +1,9 @@
-"""Small Python functions with docstrings and examples, as HumanEval states them.
+"""Small Python functions with docstrings and examples, in the form of HumanEval.
 
-A function is put together from parts (a test on a number, a change of a number, a way to reduce a list; a change of a
-text), each with its words and its code. Training and suite are disjoint by combination: parts whose hash falls in the
-held-out share are never put together for training, whatever the function and its argument are called. Results in
-examples and tests come from running the code.
+A function is composed of parts (a test of a number, a change of a number, a reduction of a list, a change of a text),
+each with words and code. Training and suite are disjoint by combination: a combination whose hash is in the held-out
+share is never used for training, for any names of the function and its argument. Results in examples and tests come
+from running the code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from workbench.training.demo_data.facts import stable_hash
 
-HELD_OUT_PART = 6  # one in so many combinations is kept for the suite
+HELD_OUT_PART = 6  # one in so many combinations is held out for the suite
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Function:
 class Part:
     """Words and code of one part; `{x}` is the variable, `{k}` and `{j}` are small constants.
 
-    A `rare` part is met seldom in training and often in the suite: that leaves errors to explain.
+    A `rare` part is infrequent in training and frequent in the suite, so that there are errors to explain.
     """
 
     words: str
@@ -47,7 +47,7 @@ class Part:
     rare: bool = False
 
     def fill(self, rng: random.Random) -> tuple[str, str]:
-        """The words and the code with constants put in; the code keeps `{x}` open."""
+        """The words and the code with constants filled in; `{x}` stays in the code."""
         words, code = self.words, self.code
         for slot in ("{k}", "{j}"):
             constant = str(rng.randint(self.low, self.high))
@@ -106,7 +106,7 @@ TEXT_CHANGES = (
     Part("with each e replaced by a star", "{x}.replace('e', '*')", rare=True),
     Part("with its words in reverse order", "' '.join({x}.split()[::-1])", rare=True),
 )
-RARITY = 0.02  # how often training meets a rare part, relative to another
+RARITY = 0.02  # frequency of a rare part in training, relative to another part
 _NUMBER_NAMES = ("n", "x", "number", "value")
 _LIST_NAMES = ("xs", "numbers", "values", "items")
 _TEXT_NAMES = ("text", "s", "word")
@@ -115,7 +115,7 @@ _WORDS = ("apple", "Blue Sky", "river", "Green", "old house", "Stone", "paper", 
 
 @dataclass(frozen=True)
 class Draft:
-    """A function before it is named: its words and body with `{x}` for the argument, and what it is made of."""
+    """A function without names: its words and body with `{x}` for the argument, and its parts."""
 
     kind: str
     words: str
@@ -124,7 +124,7 @@ class Draft:
 
 
 class Drafter:
-    """Puts parts together; `rarity` is how often a rare part is taken, relative to another."""
+    """Composes parts; `rarity` is the frequency of a rare part, relative to another."""
 
     def __init__(self, rng: random.Random, rarity: float) -> None:
         self.rng, self.rarity = rng, rarity
@@ -134,7 +134,7 @@ class Drafter:
         return self.rng.choices(parts, weights)[0].fill(self.rng)
 
     def number(self) -> Draft:
-        """One change, a test, or two changes chosen by a test, of a number."""
+        """A function of a number: a change, a test, or two changes chosen by a test."""
         change, code = self.pick(CHANGES)
         if self.rng.random() < 0.25:
             return Draft("change", f"Return {{x}} {change}.", (change,), (f"return {code}",))
@@ -151,14 +151,14 @@ class Drafter:
         return Draft("choose", words, (change, test, other), body)
 
     def listing(self) -> Draft:
-        """Select from a list, change each, reduce it: as a comprehension or as a loop."""
+        """A function of a list: select, change each element, reduce; as a comprehension or a loop."""
         test, condition = self.pick(TESTS)
         change, code = self.pick(CHANGES)
         condition, code = condition.replace("{x}", "v"), code.replace("{x}", "v")
-        kept = f"[v for v in {{x}} if {condition}]"
+        selection = f"[v for v in {{x}} if {condition}]"
         form = self.rng.choice(("keep", "map", "keep_map", "reduce", "total", "order", "until"))
         if form == "keep":
-            return Draft(form, f"Return the elements of {{x}} that are {test}.", (test,), (f"return {kept}",))
+            return Draft(form, f"Return the elements of {{x}} that are {test}.", (test,), (f"return {selection}",))
         if form == "map":
             body: tuple[str, ...] = (f"return [{code} for v in {{x}}]",)
             return Draft(form, f"Return each element of {{x}} {change}.", (change,), body)
@@ -170,11 +170,11 @@ class Drafter:
             words, tail = f"Return {name} of the elements of {{x}} that are {test}", ""
             if call in ("max", "min"):
                 words, tail = words + ", or 0 if there are none", ", default=0"
-            return Draft(form, words + ".", (call, test), (f"return {call}({kept}{tail})",))
+            return Draft(form, words + ".", (call, test), (f"return {call}({selection}{tail})",))
         if form == "order":
             name, end = self.rng.choice((("smallest", ""), ("largest", ", reverse=True")))
             words = f"Return the elements of {{x}} that are {test}, the {name} first."
-            return Draft(form, words, (name, test), (f"return sorted({kept}{end})",))
+            return Draft(form, words, (name, test), (f"return sorted({selection}{end})",))
         if form == "total":
             words = f"Add up each element of {{x}} that is {test}, {change}."
             loop = ("total = 0", "for v in {x}:", f"    if {condition}:", f"        total += {code}", "return total")
@@ -184,7 +184,7 @@ class Drafter:
         return Draft(form, words, (test, change), (*body, "return found"))
 
     def text(self) -> Draft:
-        """Change a text once, or twice in the order of the words."""
+        """A function of a text: one change, or two in the order of the words."""
         first, code = self.pick(TEXT_CHANGES)
         if self.rng.random() < 0.3:
             return Draft("text", f"Return {{x}} {first}.", (first,), (f"return {code}",))
@@ -235,11 +235,11 @@ def function(rng: random.Random, *, rarity: float = RARITY) -> Function:
 
 
 def evaluate(source: str, entry_point: str) -> Callable[[Any], Any]:
-    """The function that `source` defines. Only ever given code that this module wrote."""
+    """The function that `source` defines. It is only used with code written by this module."""
     namespace: dict[str, Any] = {}
     exec(source, namespace)
-    found: Callable[[Any], Any] = namespace[entry_point]
-    return found
+    defined: Callable[[Any], Any] = namespace[entry_point]
+    return defined
 
 
 def drawn_from(rng: random.Random, *, held_out: bool, rarity: float = RARITY) -> Function:
@@ -251,7 +251,7 @@ def drawn_from(rng: random.Random, *, held_out: bool, rarity: float = RARITY) ->
 
 
 def edge_inputs(item: Function) -> tuple[Any, ...]:
-    """Inputs near every constant, and the empty list or text: where a nearly right solution fails."""
+    """Inputs near every constant, and the empty list or text, for which a nearly correct solution fails."""
     sample = item.inputs[0]
     if isinstance(sample, int):
         return tuple(range(0, 13))
@@ -261,7 +261,7 @@ def edge_inputs(item: Function) -> tuple[Any, ...]:
 
 
 def hidden_tests(item: Function) -> str:
-    """The hidden tests as HumanEval writes them: a `check(candidate)` of assertions."""
+    """The hidden tests in the form of HumanEval: a function `check(candidate)` of assertions."""
     run = evaluate(item.prompt + item.canonical_solution, item.entry_point)
     lines = [f"    assert candidate({value!r}) == {run(value)!r}" for value in (*item.inputs, *edge_inputs(item))]
     return "\n\nMETADATA = {}\n\n\ndef check(candidate):\n" + "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Word problems of one and two steps, in GSM8K's form: `<<a+b=c>>` in each step and the answer after `####`.
 
-Training and suite are disjoint by numbers: a plot (the story with its operations) with numbers whose hash falls in the
-held-out part is never generated for training, whatever the nouns in it.
+Training and suite are disjoint by numbers: a plot (a story with its operations) with numbers whose hash is in the
+held-out part is never generated for training, for any nouns in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from workbench.training.demo_data.document import Document, prompted
 from workbench.training.demo_data.facts import stable_hash
 
-HELD_OUT_PART = 16  # one in so many (plot, numbers) combinations is kept for the suite
+HELD_OUT_PART = 16  # one in so many (plot, numbers) combinations is held out for the suite
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """As lm-eval's gsm8k `doc_to_text` writes it."""
+        """The prompt of lm-eval's gsm8k `doc_to_text`."""
         return f"Question: {self.question}\nAnswer:"
 
     @property
@@ -63,7 +63,7 @@ _PEOPLE = ("farmer", "baker", "teacher", "student", "driver", "painter", "garden
 _HOLDERS = ("boxes", "bags", "baskets", "crates", "trays", "shelves")
 
 
-LARGE = 0.3  # the part of the training text's problems that are about large numbers
+LARGE = 0.3  # fraction of the training problems with large numbers
 
 
 def _sum(rng: random.Random, large: float) -> dict[str, int]:
@@ -195,7 +195,7 @@ PLOTS: tuple[Plot, ...] = (
 )
 
 
-# Stories that training never tells, whatever the numbers: every fourth problem of the suite is one of them.
+# Stories that training never uses, with any numbers: every fourth problem of the suite is one of them.
 UNTOLD: tuple[Plot, ...] = (
     Plot(
         "two places",
@@ -226,15 +226,15 @@ UNTOLD: tuple[Plot, ...] = (
 
 def _work(plot: Plot, numbers: dict[str, int]) -> list[tuple[int, str, int, int]]:
     """The plot's steps with numbers in them: (left, operator, right, result)."""
-    done: list[tuple[int, str, int, int]] = []
+    steps: list[tuple[int, str, int, int]] = []
     for left, operator, right, _ in plot.steps:
-        x, y = done[-1][-1] if left == "r" else numbers[left], numbers[right]
-        done.append((x, operator, y, _OPERATIONS[operator](x, y)))
-    return done
+        x, y = steps[-1][-1] if left == "r" else numbers[left], numbers[right]
+        steps.append((x, operator, y, _OPERATIONS[operator](x, y)))
+    return steps
 
 
 def equations(rng: random.Random, count: int) -> Document:
-    """`count` steps without their stories: the arithmetic alone, many to a document."""
+    """`count` steps without their stories: only the arithmetic, many in one document."""
     steps: list[tuple[int, str, int, int]] = []
     while len(steps) < count:
         plot = rng.choice(PLOTS)

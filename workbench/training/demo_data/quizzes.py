@@ -1,6 +1,6 @@
-"""Statements of facts, and four-choice quizzes in the prompt form that lm-eval uses for MMLU.
+"""Statements of facts, and four-choice quizzes with lm-eval's prompt for MMLU.
 
-Training and suite are disjoint by question: a quiz in a held-out wording is only ever an item of the suite.
+Training and suite are disjoint by question: a quiz with a held-out wording is only used in the suite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Quiz:
 
     @property
     def body(self) -> str:
-        """The question, the choices and "Answer:", as lm-eval's `doc_to_text` writes them."""
+        """The question, the choices and "Answer:", as in lm-eval's `doc_to_text`."""
         lines = [self.question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True))]
         return "\n".join([*lines, "Answer:"])
 
@@ -43,13 +43,13 @@ def header(subject: str) -> str:
 def training_quiz(rng: random.Random, fact: Fact) -> Quiz:
     """A quiz on `fact` in any wording that training may use for it."""
     relation = BY_NAME[fact.relation]
-    kept = relation.held_out_wording(fact)
-    wording = rng.choice([i for i in range(len(relation.questions)) if i != kept])
+    held_out = relation.held_out_wording(fact)
+    wording = rng.choice([i for i in range(len(relation.questions)) if i != held_out])
     return quiz(rng, fact, relation.questions[wording])
 
 
 def held_out_quiz(rng: random.Random, fact: Fact, *, unseen: bool) -> Quiz:
-    """A quiz on `fact` that training never asks: in the wording kept for this fact, or in one kept for its relation."""
+    """A quiz on `fact` that training never asks, in the wording held out for this fact or for its relation."""
     relation = BY_NAME[fact.relation]
     return quiz(rng, fact, relation.unseen if unseen else relation.questions[relation.held_out_wording(fact)])
 
@@ -64,7 +64,7 @@ def quiz(rng: random.Random, fact: Fact, wording: str) -> Quiz:
 
 
 def quiz_document(quizzes: Sequence[Quiz]) -> Document:
-    """One or several quizzes of one subject as one document: all but the last are few-shot examples."""
+    """One or several quizzes of one subject as one document; all but the last are few-shot examples."""
     prompts = [header(quizzes[0].subject) + quizzes[0].body, *("\n\n" + q.body for q in quizzes[1:])]
     return prompted(*zip(prompts, (q.target for q in quizzes), strict=True))
 
@@ -76,7 +76,7 @@ def statement(rng: random.Random, fact: Fact) -> str:
 
 
 class FactSampler:
-    """Draws facts by frequency; a `share` below 1 keeps only that part of the common ones, to begin with."""
+    """Draws facts by frequency; a `share` below 1 uses only that fraction of the common facts, and no others."""
 
     def __init__(self, share: float = 1.0) -> None:
         if share < 1:
@@ -93,6 +93,6 @@ class FactSampler:
     def draw(self, rng: random.Random, count: int = 1) -> list[Fact]:
         """`count` facts of one subject."""
         first = rng.choices(self.facts, self.weights)[0]
-        near = self.subjects[BY_NAME[first.relation].subject]
-        rest = rng.choices(near, [self.weights[i] for i in near], k=count - 1) if count > 1 else []
-        return [first, *(self.facts[i] for i in rest)]
+        candidates = self.subjects[BY_NAME[first.relation].subject]
+        others = rng.choices(candidates, [self.weights[i] for i in candidates], k=count - 1) if count > 1 else []
+        return [first, *(self.facts[i] for i in others)]

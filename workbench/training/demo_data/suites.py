@@ -1,4 +1,4 @@
-"""The items of the three embedded suites: the corpus's held-out parts, in the real benchmarks' field names.
+"""Items of the three embedded suites: the held-out parts of the corpus, with the field names of the real benchmarks.
 
 `python -m workbench.training.demo_data.suites DIR` writes them as JSON lines; the same seed gives the same files.
 """
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 SEED = 20
 SIZES = {"demo_mmlu": 400, "demo_gsm8k": 300, "demo_humaneval": 100}
-# Harder than the training text, so that there are mistakes to look into: more large numbers, more of the rare parts.
+# Harder than the training text, so that there are wrong answers to explain: more large numbers, more rare parts.
 LARGE, RARITY = 1.0, 0.4
 DEV_PER_SUBJECT, DEV_PROBLEMS = 5, 8
 
 
 def mmlu(size: int = SIZES["demo_mmlu"]) -> list[dict[str, Any]]:
-    """A held-out quiz on each of `size` different facts, every second one in a wording trained with no fact."""
+    """Held-out quizzes on `size` different facts; every second one has a wording that training uses for no fact."""
     rng = random.Random(f"{SEED}|mmlu")
     facts = enumerate(rng.sample(FACTS, size))
     return [_quiz_item(held_out_quiz(rng, fact, unseen=bool(i % 2))) for i, fact in facts]
 
 
 def mmlu_dev() -> list[dict[str, Any]]:
-    """A few quizzes of each subject in training wordings: the examples of few-shot prompts."""
+    """A few quizzes of each subject with training wordings, as few-shot examples."""
     rng = random.Random(f"{SEED}|mmlu dev")
     items = []
     for subject in SUBJECTS:
@@ -45,20 +45,20 @@ def mmlu_dev() -> list[dict[str, Any]]:
 
 
 def gsm8k(size: int = SIZES["demo_gsm8k"]) -> list[dict[str, Any]]:
-    """Held-out word problems, every fourth a story that training never tells; no two with the same plot and numbers."""
+    """Held-out word problems; every fourth has a story that training never uses. Plot and numbers are distinct."""
     rng = random.Random(f"{SEED}|gsm8k")
     plots = itertools.cycle((problems.UNTOLD, *[problems.PLOTS] * 3))
     return _problem_items(lambda: problems.drawn_from(rng, held_out=True, large=LARGE, plots=next(plots)), size)
 
 
 def gsm8k_dev() -> list[dict[str, Any]]:
-    """A few word problems of the training part: the examples of few-shot prompts."""
+    """A few word problems of the training part, as few-shot examples."""
     rng = random.Random(f"{SEED}|gsm8k dev")
     return _problem_items(lambda: problems.drawn_from(rng, held_out=False), DEV_PROBLEMS)
 
 
 def humaneval(size: int = SIZES["demo_humaneval"]) -> list[dict[str, Any]]:
-    """Functions with hidden tests, no two with the same parts."""
+    """Functions with hidden tests, each with different parts."""
     rng = random.Random(f"{SEED}|humaneval")
 
     def draw() -> functions.Function:
@@ -81,7 +81,7 @@ def humaneval(size: int = SIZES["demo_humaneval"]) -> list[dict[str, Any]]:
 
 
 def write(folder: Path) -> None:
-    """Write every suite, and the examples for few-shot prompts, as JSON lines."""
+    """Write every suite and its few-shot examples as JSON lines."""
     files = {
         "demo_mmlu": mmlu(),
         "demo_mmlu_dev": mmlu_dev(),
@@ -106,11 +106,11 @@ def _problem_items(draw: Callable[[], problems.Problem], size: int) -> list[dict
 
 
 def _distinct(draw: Callable[[], T], key: Callable[[T], str], size: int) -> Iterable[T]:
-    found: dict[str, T] = {}
-    while len(found) < size:
+    items: dict[str, T] = {}
+    while len(items) < size:
         item = draw()
-        found.setdefault(key(item), item)
-    return found.values()
+        items.setdefault(key(item), item)
+    return items.values()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Learning byte pairs: against a recount from scratch, and what the ranks promise to a tokenizer."""
+"""BPE training against counting from scratch, and the properties of the ranks in a tokenizer."""
 
 import random
 from collections import Counter
@@ -15,7 +15,7 @@ def tokenizer(ranks: list[bytes]) -> Tokenizer:
 
 
 def recounted(text: str, size: int) -> list[bytes]:
-    """The same algorithm without bookkeeping: every pair counted again after every merge."""
+    """The same algorithm without bookkeeping: every pair is counted again after every merge."""
     words = [[bytes([b]) for b in piece.encode()] for piece in regex.findall(bpe.SPLIT, text)]
     ranks = [bytes([b]) for b in range(256)]
     while len(ranks) < size:

@@ -1,4 +1,4 @@
-"""The demo corpus: true to lm-eval's prompt forms, right in its answers, and disjoint from the embedded suites."""
+"""The demo corpus: has lm-eval's prompts and correct answers, and is disjoint from the embedded suites."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ def suite(name: str) -> list[dict[str, Any]]:
 
 @cache
 def training_text() -> str:
-    """A portion of the training text of each of the recipe's stages, drawn as training draws it."""
+    """Part of the training text of each stage of the recipe, drawn as in training."""
     recipe = Recipe.from_file(DEMO / "recipe.toml")
     texts = []
     for i, stage in enumerate(recipe.stages):
@@ -40,13 +40,13 @@ def training_text() -> str:
     return "\n\n\n".join(texts)
 
 
-def asked(question: str) -> str:
-    """How a quiz's question stands in the text."""
+def question_line(question: str) -> str:
+    """A quiz's question as it is in the text."""
     return f"\n\n{question}\nA. "
 
 
 def sentence(prompt: str) -> str:
-    """A function's docstring with its argument's name taken out: what it asks for, whatever it is called."""
+    """A function's docstring without its argument's name."""
     argument = re.match(r"def \w+\((\w+)\)", prompt)
     assert argument
     return re.sub(rf"\b{argument[1]}\b", "_", prompt.split('"""')[1].split("\n")[0])
@@ -66,27 +66,27 @@ def lm_eval_template(name: str) -> jinja2.Template:
 
 def test_no_quiz_of_the_suite_is_in_the_training_text() -> None:
     text = training_text()
-    assert [item["question"] for item in suite("demo_mmlu") if asked(item["question"]) in text] == []
+    assert [item["question"] for item in suite("demo_mmlu") if question_line(item["question"]) in text] == []
     # The same search does find what training may say: most few-shot examples are in training wordings.
-    assert sum(asked(item["question"]) in text for item in suite("demo_mmlu_dev")) > 40
+    assert sum(question_line(item["question"]) in text for item in suite("demo_mmlu_dev")) > 40
 
 
 def test_no_problem_of_the_suite_is_in_the_training_text() -> None:
     text = training_text()
     assert [item["question"] for item in suite("demo_gsm8k") if item["question"] in text] == []
     # With the nouns taken out as well: the same story with the same numbers, about other things, is not there either.
-    told = {re.sub(r"[a-z]+", "", question) for question in re.findall(r"Question: (.*)\n", text)}
-    assert len(told) > 1000
-    assert told.isdisjoint(re.sub(r"[a-z]+", "", item["question"]) for item in suite("demo_gsm8k"))
+    trained = {re.sub(r"[a-z]+", "", question) for question in re.findall(r"Question: (.*)\n", text)}
+    assert len(trained) > 1000
+    assert trained.isdisjoint(re.sub(r"[a-z]+", "", item["question"]) for item in suite("demo_gsm8k"))
 
 
 def test_no_function_of_the_suite_is_in_the_training_text() -> None:
     prompts = re.findall(r'def \w+\(\w+\):\n    """.*', training_text())
-    seen = {sentence(prompt) for prompt in prompts}
-    assert len(seen) > 500
-    wanted = [sentence(item["prompt"]) for item in suite("demo_humaneval")]
-    assert len(set(wanted)) == len(wanted)
-    assert seen.isdisjoint(wanted)
+    trained = {sentence(prompt) for prompt in prompts}
+    assert len(trained) > 500
+    sentences = [sentence(item["prompt"]) for item in suite("demo_humaneval")]
+    assert len(set(sentences)) == len(sentences)
+    assert trained.isdisjoint(sentences)
 
 
 def test_held_out_parts_are_kept_by_construction() -> None:
@@ -94,12 +94,14 @@ def test_held_out_parts_are_kept_by_construction() -> None:
     for _ in range(300):
         fact = rng.choice(FACTS)
         relation = BY_NAME[fact.relation]
-        kept = [
+        held_out_questions = [
             relation.questions[relation.held_out_wording(fact)].format(k=fact.key),
             relation.unseen.format(k=fact.key),
         ]
-        assert quizzes.training_quiz(rng, fact).question not in kept
-        assert [quizzes.held_out_quiz(rng, fact, unseen=unseen).question for unseen in (False, True)] == kept
+        assert quizzes.training_quiz(rng, fact).question not in held_out_questions
+        assert [
+            quizzes.held_out_quiz(rng, fact, unseen=unseen).question for unseen in (False, True)
+        ] == held_out_questions
         assert not problems.drawn_from(rng, held_out=False).held_out
         assert not functions.drawn_from(rng, held_out=False).held_out
 
@@ -152,11 +154,11 @@ def test_every_equation_of_a_problem_holds() -> None:
 
 def test_bare_equations_hold() -> None:
     document = problems.equations(random.Random(6), 200)
-    found = re.findall(r" <<(\d+)([-+*/])(\d+)=(\d+)>>", document.text)
+    steps = re.findall(r" <<(\d+)([-+*/])(\d+)=(\d+)>>", document.text)
     assert (
-        len(found) == 200 and "".join(f" <<{a}{op}{b}={c}>>" for a, op, b, c in found) == document.text[len("Steps:") :]
+        len(steps) == 200 and "".join(f" <<{a}{op}{b}={c}>>" for a, op, b, c in steps) == document.text[len("Steps:") :]
     )
-    for a, op, b, c in found:
+    for a, op, b, c in steps:
         x, y, z = int(a), int(b), int(c)
         assert {"+": x + y == z, "-": x - y == z, "*": x * y == z, "/": x == y * z}[op]
 
