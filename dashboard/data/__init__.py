@@ -1,1 +1,1 @@
-"""Numbers that pages show and that belong to no single page: runs, samples, effects, facts of a model."""
+"""Data shared by several pages: benchmark runs, samples, intervention effects, and model facts."""

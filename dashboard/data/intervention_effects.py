@@ -1,6 +1,6 @@
-"""What interventions do to a run: predictions, loss and heads before and after, and the answer to a quiz.
+"""Effects of interventions: predictions, loss, head outputs and quiz answers before and after.
 
-Knows nothing of Streamlit.
+Does not import Streamlit.
 """
 
 import shlex
@@ -20,10 +20,10 @@ from workbench.hooks.interventions import Ablate, from_json
 from workbench.model import Transformer
 
 HOOKS = ("ln_final.hook_out",)
-"""What to capture for `shift` and `logits_at`."""
+"""Hooks that `shift` and `logits_at` need."""
 
 HEAD_HOOKS = ("blocks.*.attn.hook_z",)
-"""What to capture for `head_changes`."""
+"""Hooks that `head_changes` needs."""
 
 BEFORE, AFTER = 0, 1
 Changes = tuple[str, str]
@@ -32,7 +32,7 @@ Changes = tuple[str, str]
 
 @dataclass(frozen=True)
 class Shift:
-    """How predictions move. `loss` [2, pos - 1] is each next token's; `kl` [pos] from before to after.
+    """How predictions change. `loss` [2, pos - 1] of each next token, before and after; `kl` [pos] KL(before || after).
 
     Units: nats.
     """
@@ -43,13 +43,15 @@ class Shift:
 
 @torch.no_grad()
 def shift(model: Transformer, before: Capture, after: Capture, changes: Changes) -> Shift:
-    """KL(before || after) at every position, and the loss on the text. Memory: some positions' logits at once.
+    """KL(before || after) at every position, and the loss on the text. Memory: logits of a block of positions.
 
     Shapes: ln_final.hook_out [batch, pos, dim] of both -> [pos], [2, pos - 1]
     Units:  nats, in float32.
     """
     n_pos = len(before["ln_final.hook_out"][0])
-    following = torch.cat([before.tokens[0, 1:], before.tokens[0, :1]]).to(model.device)  # the last has none
+    following = torch.cat([before.tokens[0, 1:], before.tokens[0, :1]]).to(
+        model.device
+    )  # the last position has no next token
     kl, losses = [], []
     for part in position_blocks(n_pos, model.config.vocab_size):
         both = _logits(model, before, after, changes, part).log_softmax(-1)  # [2, pos, vocab]
@@ -65,15 +67,15 @@ def logits_at(model: Transformer, before: Capture, after: Capture, changes: Chan
 
 
 def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndarray:
-    """How far each head's output moves, as a share of its size before: |z' - z| / |z| over the prompt.
+    """The change of each head's output, relative to its size before: |z' - z| / |z| over the prompt.
 
     Shapes: attn.hook_z [batch, pos, head, head_dim] of both -> [layer, head]
     """
     changes = []
     for layer in range(model.config.n_layers):
         name = f"blocks.{layer}.attn.hook_z"
-        was, now = before[name][0].float(), after[name][0].float()  # [pos, head, head_dim]
-        changes.append((now - was).norm(dim=(0, 2)) / was.norm(dim=(0, 2)))
+        old, new = before[name][0].float(), after[name][0].float()  # [pos, head, head_dim]
+        changes.append((new - old).norm(dim=(0, 2)) / old.norm(dim=(0, 2)))
     return frozen(torch.stack(changes))
 
 
@@ -81,7 +83,7 @@ def head_changes(model: Transformer, before: Capture, after: Capture) -> np.ndar
 def choice_logprobs(
     model: Transformer, prompt: Sequence[int], answers: Sequence[Sequence[int]], changes: Changes
 ) -> list[tuple[float, float]]:
-    """The log-probability of each answer behind the prompt, before and after, in nats: a multiple choice's own rule."""
+    """The log-probability of each answer after the prompt, before and after, in nats, as multiple choice is scored."""
     requests = [(list(prompt), list(answer)) for answer in answers]
     totals = []
     for side in changes:
@@ -91,7 +93,7 @@ def choice_logprobs(
 
 
 def eval_command(changes: Sequence[Intervention], *, model: str, task: str, output: Path) -> str:
-    """The benchmark under these interventions; what is no plain ablation is read from `changes.json`."""
+    """The shell command of the benchmark under these interventions; other than plain ablations, from `changes.json`."""
     plain = [change.target for change in changes if isinstance(change, Ablate) and len(change.to_dict()) == 2]
     option = ["--ablate", ",".join(plain)] if len(plain) == len(changes) else ["--intervene", "changes.json"]
     words = ["--model", model, "--tasks", task, "--output", str(output)]
@@ -101,6 +103,6 @@ def eval_command(changes: Sequence[Intervention], *, model: str, task: str, outp
 def _logits(model: Transformer, before: Capture, after: Capture, changes: Changes, part: slice) -> torch.Tensor:
     rows = []
     for capture, side in zip((before, after), changes, strict=True):
-        with model.intervene(*from_json(side)):  # it may change the logits themselves
+        with model.intervene(*from_json(side)):  # an intervention may change the logits themselves
             rows.append(model.unembed(capture["ln_final.hook_out"][:, part], start=part.start))
     return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Numbers of a model's shape for the Overview: parameters by part, and what its key/value cache costs."""
+"""Facts of a model for the Overview page: parameters by part, and the size of its key/value cache."""
 
 import pandas as pd
 
@@ -7,7 +7,7 @@ from workbench.config import ModelConfig
 
 
 def parameters_by_part(config: ModelConfig) -> pd.DataFrame:
-    """One row per part of the model: part, parameters, share. The parts hold every parameter once."""
+    """One row per part of the model: part, parameters, share. Each parameter is counted once."""
     counts = config.parameters_by_part
     table = pd.DataFrame({"part": list(counts), "parameters": list(counts.values())})
     table["share"] = table["parameters"] / table["parameters"].sum()
@@ -15,7 +15,7 @@ def parameters_by_part(config: ModelConfig) -> pd.DataFrame:
 
 
 def cache_bytes(config: ModelConfig, *, itemsize: int) -> pd.DataFrame:
-    """Bytes of the key/value cache, as the model is and with other numbers of key/value heads.
+    """Bytes of the key/value cache, for this model and for other numbers of key/value heads.
 
     One row per kind: kind, kv_heads, bytes_per_token, bytes_at_context, this_model.
     """
@@ -27,7 +27,7 @@ def cache_bytes(config: ModelConfig, *, itemsize: int) -> pd.DataFrame:
 
 
 def attention_kind(config: ModelConfig) -> str:
-    """What the ratio of query to key/value heads is called."""
+    """Name of the attention type: multi-head, grouped-query or multi-query."""
     if config.n_kv_heads == config.n_heads:
         return "multi-head"
     return "multi-query" if config.n_kv_heads == 1 else "grouped-query"

@@ -1,4 +1,4 @@
-"""Benchmark runs for the pages: read again only when their files change, and found by the names that links carry."""
+"""Benchmark runs for the pages: cached until their files change, and looked up by the names in URLs."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ NO_BASELINE = "none"
 
 @dataclass(frozen=True)
 class Sample:
-    """One question of a run: what was asked and answered, and the token ids that replay it."""
+    """One question of a run: prompt, answer and target, and the token ids to run it again."""
 
     run: str
     task: str
@@ -39,28 +39,28 @@ class Sample:
     stderr: str | None = None
     choices: tuple[str, ...] = ()
     logprobs: tuple[float, ...] = ()
-    checkpoint: str | None = None  # hash of the weights that answered
+    checkpoint: str | None = None  # hash of the weights of the run
     tokenizer: str | None = None
     prompt_ids: tuple[int, ...] = ()
     choice_ids: tuple[tuple[int, ...], ...] = ()
-    gold: int | None = None  # number of the right choice
-    picked: int | None = None  # and of the likeliest
-    changes: str = computed.NO_CHANGES  # interventions that the run was made under, as JSON
+    gold: int | None = None  # index of the right choice
+    picked: int | None = None  # index of the most likely choice
+    changes: str = computed.NO_CHANGES  # interventions of the run, as JSON
 
     @property
     def reference(self) -> str:
-        """What a link carries: `folder/time/task/doc`."""
+        """The sample's name in URLs: `folder/time/task/doc`."""
         return f"{self.run}/{self.task}/{self.doc_id}"
 
 
 def runs() -> tuple[list[Run], list[str]]:
-    """Every readable run below the server's results folder, newest first, and what was wrong with the others."""
+    """Every readable run in the results folder, newest first, and the problems of those that cannot be read."""
     root = Settings.from_env().results
     return _scan(str(root), _file_stats(root.rglob("results_*.json")))
 
 
 def samples(run: Run, task: str) -> pd.DataFrame:
-    """The samples of one task of a run, one row for each question. Not to be changed: it is shared.
+    """The samples of one task of a run, one row per question. The table is shared: do not modify it.
 
     Raises: DataError if there are none, or a line is damaged.
     """
@@ -68,34 +68,34 @@ def samples(run: Run, task: str) -> pd.DataFrame:
 
 
 def samples_key(run: Run, task: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
-    """What names a task's samples, and changes when their file does."""
+    """A cache key for a task's samples; it changes when their file changes."""
     path = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
     return str(path), _file_stats([path])
 
 
-def select_runs(runs: list[Run], draw_more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
-    """Draw the controls for a run and one to compare it with.
+def select_runs(available: list[Run], draw_more: Callable[[], object] = lambda: None) -> tuple[Run, Run | None]:
+    """Draw the controls to select a run and a baseline.
 
-    more: draws what a page adds to them.
+    draw_more: draws further controls of the page next to them.
     """
-    names = [run.name for run in runs]
+    names = [run.name for run in available]
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         name = url_state.url_selectbox("Run", names, key="run", width=420)
         others = [NO_BASELINE, *(other for other in names if other != name)]
         against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", width=420)
         draw_more()
-    by_name = {run.name: run for run in runs}
+    by_name = {run.name: run for run in available}
     return by_name[name], by_name.get(against)
 
 
 def run_badge(side: str, run: Run) -> None:
-    """A side of a comparison: its run in a line, and what of its tasks was not asked."""
-    partial = [(task, *question_counts(run, task)) for task in run.tasks]
-    missing = [f"{task}: {answered} of {whole} questions" for task, answered, whole in partial if answered < whole]
+    """Draw one side of a comparison: its run in one line, with the tasks that answered only some questions."""
+    counts = [(task, *question_counts(run, task)) for task in run.tasks]
+    partial = [f"{task}: {answered} of {total} questions" for task, answered, total in counts if answered < total]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{side}: partial" if missing else side, color="orange" if missing else "blue")
+        st.badge(f"{side}: partial" if partial else side, color="orange" if partial else "blue")
         about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
-        st.text(plain(" · ".join([*filter(None, about), *missing])))
+        st.text(plain(" · ".join([*filter(None, about), *partial])))
 
 
 def find_sample(reference: str) -> Sample:
@@ -103,36 +103,36 @@ def find_sample(reference: str) -> Sample:
 
     Raises: DataError if there is no such run, task or question.
     """
-    name, _, rest = reference.rpartition("/")[0].rpartition("/")
+    name, _, task = reference.rpartition("/")[0].rpartition("/")
     doc = url_values.parse_count(reference.rpartition("/")[2])
     run = next((run for run in runs()[0] if run.name == name), None)
-    if run is None or rest not in run.tasks or doc is None:
+    if run is None or task not in run.tasks or doc is None:
         raise DataError(
-            f"No sample {reference} in {Settings.from_env().results}. Open one from the Benchmarks page, or give the "
-            "server its run's folder with --results."
+            f"There is no sample {reference} in {Settings.from_env().results}. Open a sample from the Benchmarks page, "
+            "or start the server with the folder of its run as --results."
         )
-    table = samples(run, rest)
+    table = samples(run, task)
     rows = table[table["doc_id"] == doc]
     if rows.empty:
-        raise DataError(f"Task {rest} of run {name} has no sample {doc}; it has {len(table)}.")
-    return as_sample(run, rest, rows.iloc[-1])
+        raise DataError(f"Task {task} of run {name} has no sample {doc}; it has {len(table)} samples.")
+    return as_sample(run, task, rows.iloc[-1])
 
 
 def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample:
-    """One row of `samples`. Of a multiple choice, the output is the choice that was likeliest."""
+    """A row of `samples` as a Sample. For multiple choice, the output is the most likely choice."""
     choices = _as_list(row.get("choices"))
     if choices:
         picked = int(row["answer"])
         output, answer = choices[picked], choices[picked].strip()
         target = _target(row["target"], choices)
-        answered = _as_list(row.get("choice_ids"))
-        tail = answered[picked] if answered else None
+        choice_ids = _as_list(row.get("choice_ids"))
+        output_ids = choice_ids[picked] if choice_ids else None
     else:
         output, answer, target = str(row.get("response", "")), str(row["answer"]), str(row["target"])
-        tail = _as_list(row.get("generated_ids")) or None
+        output_ids = _as_list(row.get("generated_ids")) or None
     prompt_ids = _as_list(row.get("prompt_ids"))
-    named = [choice.strip() for choice in choices]
-    ids = (*prompt_ids, *tail) if prompt_ids and tail is not None else None
+    names = [choice.strip() for choice in choices]
+    ids = (*prompt_ids, *output_ids) if prompt_ids and output_ids is not None else None
     correct = row["correct"]
     return Sample(
         run=run.name,
@@ -154,14 +154,14 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
         tokenizer=_text_or_none(run.provenance.get("tokenizer_sha256")),
         prompt_ids=tuple(int(token) for token in prompt_ids),
         choice_ids=tuple(tuple(int(token) for token in ids) for ids in _as_list(row.get("choice_ids"))),
-        gold=named.index(target) if target in named else None,
+        gold=names.index(target) if target in names else None,
         picked=int(row["answer"]) if choices else None,
         changes=json.dumps(run.provenance.get("interventions") or []),
     )
 
 
 def _target(target: object, choices: Sequence[str]) -> str:
-    """lm-eval gives a choice's text or its number."""
+    """The text of the right choice; lm-eval stores the text or its index."""
     text = str(target).strip()
     if text.isdecimal() and int(text) < len(choices):
         return choices[int(text)].strip()
@@ -180,17 +180,17 @@ def _file_stats(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     stats = []
     for path in paths:
         try:
-            about = path.stat()
-        except OSError:  # gone since it was listed, or never there: reading it says so better
+            status = path.stat()
+        except OSError:  # the file is missing: reading it gives a better error message
             continue
-        stats.append((str(path), about.st_mtime_ns, about.st_size))
+        stats.append((str(path), status.st_mtime_ns, status.st_size))
     return tuple(sorted(stats))
 
 
 def comparison(run: Run, baseline: Run) -> Comparison:
-    """What a run's scores are less another's, on the questions that both answered.
+    """A run's scores minus the baseline's, on the questions that both answered.
 
-    Raises: DataError if they share none, or samples are missing or damaged.
+    Raises: DataError if they have no question in common, or samples are missing or damaged.
     """
     keys = [samples_key(side, task) for side in (run, baseline) for task in side.tasks]
     return _comparison(str(run.path), str(baseline.path), keys, run, baseline)

@@ -1,4 +1,4 @@
-"""A task's questions as the Samples page lists them, and one of them run again and explained."""
+"""The list of a task's questions on the Samples page, and the rerun and explanation of one of them."""
 
 import math
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ ALL = "All"
 NUMBER, MARGIN, CONFIDENT = "Number", "Margin", "Confident wrong"
 ORDERS = (NUMBER, MARGIN, CONFIDENT)
 
-FIRST = "first"  # in an address in a question's place: the first one listed
+FIRST = "first"  # URL value instead of a question number: the first one in the list
 
 SMALL = 300_000_000
-"""Parameters of a model; with more of them a sample is run again only when a button asks for it."""
+"""Parameters. A sample is run again automatically only on models up to this size; on larger ones, by a button."""
 
-NO_ANSWER = ("", "[invalid]")  # what lm-eval's filters leave of an answer that holds none
+NO_ANSWER = ("", "[invalid]")  # results of lm-eval's filters if they find no answer in the text
 
 
 def listing(run: Run, task: str) -> pd.DataFrame:
-    """One row a question and filter: doc_id, filter, state, margin, confidence, and the beginnings of question, answer
-    and target, made plain. Not to be changed: it is shared.
+    """One row per question and filter: doc_id, filter, state, margin, confidence, and the beginnings of question,
+    answer and target as safe text. The table is shared: do not modify it.
 
-    `margin` is the right choice's log-probability less the best other one's; `confidence` the probability of the
-    answer given: among the choices, or of a generated answer the geometric mean over its tokens.
+    `margin` is the log-probability of the right choice minus that of the best other one. `confidence` is the
+    probability of the answer: among the choices, or for generated text the geometric mean over its tokens.
     Units:  margin in nats.
     Raises: DataError if there are no samples, or a line is damaged.
     """
@@ -45,7 +45,7 @@ def listing(run: Run, task: str) -> pd.DataFrame:
 
 
 def other_verdicts(run: Run, baseline: Run, task: str) -> dict[tuple[int, str], str]:
-    """What the other run made of each question that both answered, by number and filter: right or wrong.
+    """The baseline's verdict (right, wrong, ...) for each question that both runs answered, by doc_id and filter.
 
     Raises: DataError if they have no question in common, or samples cannot be read.
     """
@@ -53,10 +53,10 @@ def other_verdicts(run: Run, baseline: Run, task: str) -> dict[tuple[int, str], 
 
 
 def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) -> pd.DataFrame:
-    """The rows of `listing` in an order of `ORDERS`; before that, those that only one of two runs has right.
+    """The rows of `listing`, sorted by one of `ORDERS`; questions that only one of the two runs got right come first.
 
-    Number: by question. Margin: the closest decisions first. Confident wrong: wrong answers first, the surest of them
-    at the top. What has no margin or confidence comes last.
+    Number: by doc_id. Margin: the closest decisions first. Confident wrong: wrong answers first, the most confident at
+    the top. Rows without a margin or confidence come last.
     """
     table = table.copy()
     questions = zip(table["doc_id"], table["filter"], table["state"], strict=True)
@@ -64,7 +64,7 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
     table["other"] = pd.Series(others, index=table.index, dtype=object)
     right = table["state"] == RIGHT
     differs = [a is not None and (a == RIGHT) != b for a, b in zip(others, right, strict=True)]
-    keys: dict[str, Sequence[Any]] = {"_same": [not differ for differ in differs]}
+    keys: dict[str, Sequence[Any]] = {"_same": [not differ for differ in differs]}  # False sorts first
     if order == MARGIN:
         keys["_margin"] = table["margin"].abs()
     elif order == CONFIDENT:
@@ -75,9 +75,9 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
 
 @dataclass(frozen=True)
 class RerunResult:
-    """A sample run again. Where something is missing, `problem` says why.
+    """Result of running a sample again. If a part is None, `problem` says why.
 
-    Only while `replayed.agrees` is the explanation one of the stored answer.
+    The explanation is valid for the stored answer only if `replayed.agrees`.
     """
 
     replayed: ReplayedSample | None = None
@@ -86,17 +86,17 @@ class RerunResult:
 
 
 def rerun(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> RerunResult:
-    """Replay and explanation of a row of `runs.samples`, made once for each sample, position and model."""
+    """Replay and explanation of a row of `runs.samples`, cached by sample, position and model."""
     return _rerun(rerun_key(model, run, task, row, position), model, run, task, row, position)
 
 
 def rerun_key(model: Transformer, run: Run, task: str, row: pd.Series, position: int | None) -> str:
-    """What the result of `run_again` depends on."""
-    what = runs.samples_key(run, task), row["doc_id"], row["filter"], position
-    return f"{computed.fingerprint(model)}/{model.dtype}/{model.device}/{what}"
+    """The cache key of `rerun`."""
+    sample = runs.samples_key(run, task), row["doc_id"], row["filter"], position
+    return f"{computed.fingerprint(model)}/{model.dtype}/{model.device}/{sample}"
 
 
-# Arguments with an underscore are left out of the key.
+# Arguments with an underscore are not part of the cache key.
 @process_cache("Running the sample again …", max_entries=64)
 def _rerun(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series, _position: int | None) -> RerunResult:
     row: dict[str, Any] = {str(name): value for name, value in _row.items()}
@@ -105,8 +105,8 @@ def _rerun(key: str, _model: Transformer, _run: Run, _task: str, _row: pd.Series
         with under_interventions(_model, _run):
             replayed = replay_row(_model, row, _task)
             if _position is None and isinstance(row.get("verdict"), str):
-                # A number in a program is no answer that could be compared with one in its tests.
-                raise DataError("the answer is a program, which was judged as a whole.")
+                # A number in a program is not an answer that could be compared with one in its tests.
+                raise DataError("the answer is a program, which is graded as a whole.")
             point = decision(_model, replayed, position=_position)
             attribution = explainer()(
                 _model,
@@ -132,20 +132,20 @@ def _other_verdicts(
     path: str, stamps: object, other_path: str, other_stamps: object, _run: Run, _baseline: Run, _task: str
 ) -> dict[tuple[int, str], str]:
     if not other_stamps:
-        raise DataError(f"The other run has no samples of {_task}.")
+        raise DataError(f"The baseline run has no samples of {_task}.")
     rows = matching.match_samples(_run, _baseline, _task).b
     return {(int(row["doc_id"]), str(row["filter"])): verdict(row) for row in rows}
 
 
 def _listing_row(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
     sample = runs.as_sample(run, task, row)
-    texts = _gist(sample.prompt), _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
-    about = int(row["doc_id"]), str(row["filter"]), verdict(row), matching.margin(row), confidence(row)
-    return *about, *map(plain, texts)
+    answer, target = _start(sample.verdict or sample.answer), _start(sample.target.rpartition("####")[2])
+    values = int(row["doc_id"]), str(row["filter"]), verdict(row), matching.margin(row), confidence(row)
+    return *values, *map(plain, (_last_paragraph(sample.prompt), answer, target))
 
 
-def _gist(text: str) -> str:
-    """The last paragraph of a prompt tells questions apart; what stands before it is the same for all, or nearly."""
+def _last_paragraph(text: str) -> str:
+    """The last paragraph of a prompt: it contains the question; the text before it is nearly the same for all."""
     return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
 
 
@@ -154,7 +154,7 @@ def _start(text: str) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Right, wrong, unparsed (wrong, because no answer was found in what was written) or unscored."""
+    """Right, wrong, unparsed (wrong, because no answer was found in the generated text) or unscored."""
     correct = row["correct"]
     if correct is None or pd.isna(correct):
         return UNSCORED
@@ -165,9 +165,9 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def confidence(row: dict[str, Any]) -> float | None:
-    """The probability of the answer given, None where none was stored.
+    """The probability of the answer; None if it was not stored.
 
-    Exact:  softmax over the choices' log-probabilities; of a generated answer exp of the mean over its tokens.
+    Exact:  softmax over the choices' log-probabilities; for a generated answer, exp of the mean over its tokens.
     """
     if isinstance(row.get("choices"), list):
         logprobs = [float(value) for value in row["logprobs"]]

@@ -1,4 +1,4 @@
-"""A small checkpoint and two runs, and the app as AppTest drives it."""
+"""Fixtures: a small checkpoint, two runs, and the app in AppTest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
-    """What a server's process would have been started with."""
+    """Set the environment that a server's process is started with."""
 
     def configure(model: str, results: Path) -> None:
         st.cache_resource.clear()
@@ -37,7 +37,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
 
 @pytest.fixture
 def app(serve: Callable[[str, Path], None], checkpoint: Path, results: Path) -> Callable[..., AppTest]:
-    """A session that opened a page at an address."""
+    """Opens a page in a new session, with URL parameters."""
     serve(str(checkpoint), results)
 
     def open_page(page: str = "overview", **params: object) -> AppTest:

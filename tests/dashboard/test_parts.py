@@ -1,4 +1,4 @@
-"""The dashboard's parts that need no page: settings, facts, samples, the strip's packing, the server command."""
+"""Parts of the dashboard that need no page: settings, model facts, samples, packed patterns, the server command."""
 
 import base64
 import gc
@@ -35,7 +35,9 @@ from probes.base.drawing import Theme
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 
-PUBLISHED = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # of npm's plotly.js-cartesian-dist-min
+PUBLISHED = (
+    "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # sha256 of npm's plotly.js-cartesian-dist-min
+)
 
 
 def test_settings_survive_the_way_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,7 @@ def test_a_server_that_dies_is_a_failed_check(
     with pytest.raises(typer.Exit) as ended:
         cli.main(model=["demo"], check=True)
     assert ended.value.exit_code == 1
-    assert "ended with code 3" in (said := capsys.readouterr().err) and "no such thing" in said
+    assert "ended with code 3" in (output := capsys.readouterr().err) and "no such thing" in output
 
 
 @pytest.mark.slow
@@ -134,7 +136,7 @@ def test_parquet_holds_columns_of_several_types_as_text() -> None:
 
 
 def test_every_figure_with_a_title_says_what_it_shows() -> None:
-    """Whatever `chart` draws is looked up by its kind; the pages' tests draw them all."""
+    """`chart` looks up the help text by the figure's kind; the tests of the pages draw them all."""
     assert all(text.count("](https://") >= 1 and text[0].isupper() and "$" not in text for text in FIGURE_HELP.values())
 
 
@@ -145,7 +147,7 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
 
     gc.collect()
     before = gc.get_freeze_count()
-    gc.disable()  # none but those that are asked for
+    gc.disable()  # only explicit collections
     try:
         gone = weakref.ref(Loop())
         gc_freeze.freeze_objects("a page of its own")
@@ -159,12 +161,12 @@ def test_what_is_set_aside_is_freed_by_an_unload() -> None:
 
 
 def test_the_code_that_is_read_ahead_lies_where_it_is_looked_for() -> None:
-    """Should Streamlit move it, first switches of pages are slow again, and nothing else would say so."""
+    """If Streamlit moves these files, the first switch of pages becomes slow, and no other test notices it."""
     assert [name.partition(".")[0] for name in preload._FILES] == list(preload._KINDS)
 
 
 def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
-    """Of the version that writes figures to files, byte for byte as it was published, and nothing else is served."""
+    """The bundle has the version of the plotly package and is unchanged, and no other file is served."""
     code = project_root / "static" / Path(CODE).name
     assert sorted((project_root / "static").iterdir()) == [project_root / "static" / "LICENSE", code]
     assert code.name == f"plotly-cartesian-{get_plotlyjs_version()}.min.js"
@@ -172,12 +174,12 @@ def test_the_code_that_draws_figures_is_plotlys_own(project_root: Path) -> None:
 
 
 def test_the_code_that_draws_figures_knows_every_kind_of_trace_that_they_have(project_root: Path) -> None:
-    """What it does not know it draws as lines, without a word; of scattergl these are what is meant."""
+    """Plotly silently draws an unknown kind as lines, which is intended for scattergl only."""
     built = (project_root / "static" / Path(CODE).name).read_text(encoding="utf-8")
     sources = [file for part in ("probes", "evals", "dashboard") for file in (project_root / part).rglob("*.py")]
     known = {name.lower() for name in dir(go)}
     named = re.compile(r"\bgo\.([A-Z]\w+)\(|\.add_([a-z0-9]+)\(")
-    made = {"".join(found) for file in sources for found in named.findall(file.read_text(encoding="utf-8"))}
+    made = {"".join(match) for file in sources for match in named.findall(file.read_text(encoding="utf-8"))}
     kinds = {name.lower() for name in made} & known - {"figure", "layout", "scattergl"}
     assert {"bar", "heatmap", "scatter"} <= kinds
     assert [kind for kind in sorted(kinds) if f'name:"{kind}"' not in built] == []
@@ -195,9 +197,9 @@ def test_a_figure_is_sent_in_the_colours_of_the_page() -> None:
 
 def test_margins_hold_the_longest_label() -> None:
     def sent(fig: go.Figure) -> dict[str, dict]:
-        found = json.loads(fig.to_json())
-        figure_margins.set_margins(found)
-        return found["layout"]
+        parts = json.loads(fig.to_json())
+        figure_margins.set_margins(parts)
+        return parts["layout"]
 
     def figure(names: list[str], **below: object) -> dict[str, dict]:
         fig = go.Figure(go.Heatmap(x=names, y=names, z=np.zeros((len(names), len(names)))))

@@ -1,4 +1,4 @@
-"""The token text gateway: nothing hidden, nothing merged, nothing that a place would read as markup."""
+"""Token text: nothing is hidden, different tokens look different, and no output is read as markup."""
 
 import html
 import json
@@ -43,8 +43,8 @@ def test_plain_spells_out_each_control_format_and_strange_space_of_unicode() -> 
 
 
 @given(st.binary(max_size=12), st.binary(max_size=12))
-def test_different_bytes_never_look_alike(one: bytes, other: bytes) -> None:
-    assert (visible(one) == visible(other)) == (one == other)
+def test_different_bytes_never_look_alike(token: bytes, other: bytes) -> None:
+    assert (visible(token) == visible(other)) == (token == other)
 
 
 @given(st.binary(max_size=40))

@@ -1,4 +1,4 @@
-"""Jobs: started, watched, killed, resumed and told apart, with and without the server that began them."""
+"""Jobs: starting, watching, killing, resuming, with and without the server that started them."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from evals.runtime.process_start import process_start_time
 from evals.store.store import unfinished
 from workbench.errors import DataError, WorkbenchError
 
-# In place of the evaluation, where only its life and death matter; the first option's value says which life.
+# Stands in for the evaluation in tests of the process handling; the value of the first option selects its behaviour.
 STAND_IN = """
 import os, signal, sys, time
 model = sys.argv[3].partition("=")[2]
@@ -70,7 +70,7 @@ def ended(results: Path, name: str) -> Job:
 
 
 def said(results: Path, name: str, text: str) -> Job:
-    """The job, once a line of its log begins so."""
+    """Wait until a line of the job's log starts with this text."""
     until(lambda: any(line.startswith(text) for line in jobs.tail(jobs.find(results, name)).splitlines()))
     until(lambda: jobs.find(results, name).status != jobs.STARTING)
     return jobs.find(results, name)
@@ -84,9 +84,11 @@ def life(model: str, name: str = "job") -> EvalRequest:
 
 
 def test_a_real_run_is_killed_seen_dead_resumed_and_finished(results: Path, checkpoint: Path) -> None:
-    asked, notes = EvalRequest("real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1").checked()
+    request, notes = EvalRequest(
+        "real", str(checkpoint), ("demo_mmlu", "demo_gsm8k"), limit=40, ablate="L0H1"
+    ).checked()
     assert notes == []
-    job = jobs.start(results, asked)
+    job = jobs.start(results, request)
     assert job.status in (jobs.STARTING, jobs.RUNNING) and job.settings["changes"] == "ablate L0H1"
     # The first unit of questions is answered, and the next one is not.
     until(lambda: (now := jobs.find(results, "real")).progress is not None and now.progress.what == "generating")
@@ -113,21 +115,21 @@ def test_a_run_of_the_terminal_is_taken_up_as_a_job(results: Path, checkpoint: P
     alone = subprocess.Popen(
         [*command, "--limit=15", f"--output={results / 'mine'}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    until(lambda: any(one.run.status == "running" for one in jobs.orphaned_runs(results)[0]))
-    (stray,) = jobs.orphaned_runs(results)[0]
+    until(lambda: any(unfinished.run.status == "running" for unfinished in jobs.orphaned_runs(results)[0]))
+    (orphan,) = jobs.orphaned_runs(results)[0]
     with pytest.raises(DataError, match="is still running"):
-        jobs.resume(results, stray)
+        jobs.resume(results, orphan)
     alone.kill()
     alone.wait()
-    (stray,) = jobs.orphaned_runs(results)[0]
-    assert stray.run.status == "interrupted"
-    job = jobs.resume(results, stray)
-    assert job.id == stray.run.id and job.settings["tasks"] == ["demo_gsm8k"] and job.settings["limit"] == 15
+    (orphan,) = jobs.orphaned_runs(results)[0]
+    assert orphan.run.status == "interrupted"
+    job = jobs.resume(results, orphan)
+    assert job.id == orphan.run.id and job.settings["tasks"] == ["demo_gsm8k"] and job.settings["limit"] == 15
     assert jobs.orphaned_runs(results)[0] == []  # it is a job's now
     assert ended(results, job.id).status == jobs.FINISHED
 
 
-# --- life and death -------------------------------------------------------------------------------------------
+# --- process handling -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_the_grace_ends_by_itself(tmp_path: Path) -> None:
 
 
 def test_it_outlives_the_server_and_its_exit_code_is_known(results: Path) -> None:
-    """A server that ignores interrupts, as one does that a script put into the background, starts it and is killed."""
+    """The server ignores interrupts, like one that a script starts in the background; it starts a job and is killed."""
     program = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -208,12 +210,12 @@ os.kill(os.getpid(), signal.SIGKILL)
     job = said(results, "job", "ready")
     assert job.status == jobs.RUNNING
     jobs.cancel(job)
-    until(lambda: not jobs.find(results, "job").active, 8)  # by the interrupt: the grace is longer
+    until(lambda: not jobs.find(results, "job").active, 8)  # by the interrupt, not by the later kill
     job = jobs.find(results, "job")
     assert job.status == jobs.CANCELLED and job.code in (130, -signal.SIGINT)
 
 
-def test_a_killed_warden_leaves_a_job_that_can_still_be_stopped(results: Path, stand_in: None) -> None:
+def test_a_killed_supervisor_leaves_a_job_that_can_still_be_stopped(results: Path, stand_in: None) -> None:
     jobs.start(results, life("slow"))
     job = said(results, "job", "ready")
     assert job.pid is not None
@@ -264,8 +266,8 @@ def test_a_process_that_never_came_is_a_failure(results: Path, stand_in: None) -
     folder = ended(results, "job").folder
     (folder / supervisor.STATE).unlink()
     assert jobs.find(results, "job").status == jobs.STARTING
-    asked = json.loads((folder / supervisor.JOB).read_text())
-    supervisor.write(folder / supervisor.JOB, asked | {"created": time.time() - jobs.START_TIMEOUT_S - 1})
+    record = json.loads((folder / supervisor.JOB).read_text())
+    supervisor.write(folder / supervisor.JOB, record | {"created": time.time() - jobs.START_TIMEOUT_S - 1})
     assert jobs.find(results, "job").status == jobs.FAILED
 
 
@@ -321,16 +323,16 @@ def test_what_would_fail_later_is_refused_now(
 
 def test_without_a_sandbox_programs_are_left_out_or_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evals.sandbox.why_unavailable", lambda: "no bubblewrap")
-    asked = EvalRequest("code", str(checkpoint), ("demo_humaneval",))
+    request = EvalRequest("code", str(checkpoint), ("demo_humaneval",))
     with pytest.raises(DataError, match="no sandbox is available: no bubblewrap"):
-        asked.checked()
-    _, notes = replace(asked, tasks=("demo_humaneval", "demo_mmlu")).checked()
+        request.checked()
+    _, notes = replace(request, tasks=("demo_humaneval", "demo_mmlu")).checked()
     assert notes == ["demo_humaneval will be skipped: no sandbox is available (no bubblewrap)."]
 
 
 def test_no_value_can_be_taken_for_another_option(tmp_path: Path) -> None:
-    asked = EvalRequest("n", "-m; rm -rf /", ("a", "b"), 0.5, 3, "meta", True, "--help", "yarn=4", 7)
-    assert asked.command(tmp_path)[len(eval_request.WORKBENCH) :] == [
+    request = EvalRequest("n", "-m; rm -rf /", ("a", "b"), 0.5, 3, "meta", True, "--help", "yarn=4", 7)
+    assert request.command(tmp_path)[len(eval_request.WORKBENCH) :] == [
         "eval", "run", "--model=-m; rm -rf /", "--tasks=a,b", f"--output={tmp_path}", "--limit=0.5", "--num_fewshot=3",
         "--preset=meta", "--ablate=--help", "--rope_scaling=yarn=4", "--seed=7", "--apply_chat_template",
     ]  # fmt: skip
@@ -358,13 +360,13 @@ def test_a_damaged_record_is_named_and_the_rest_shown(results: Path, stand_in: N
     (results / jobs.FOLDER / "bad").mkdir()
     (results / jobs.FOLDER / "bad" / supervisor.JOB).write_text("{")
     whole = json.loads((results / jobs.FOLDER / "job" / supervisor.JOB).read_text())
-    strange: dict[str, object] = {"about": {}, "tasks": {**whole["about"], "tasks": 1}, "none": None}
-    strange["limit"] = whole["about"] | {"limit": "few"}
-    for name, about in strange.items():
+    damaged: dict[str, object] = {"about": {}, "tasks": {**whole["about"], "tasks": 1}, "none": None}
+    damaged["limit"] = whole["about"] | {"limit": "few"}
+    for name, about in damaged.items():
         (results / jobs.FOLDER / name).mkdir()
         (results / jobs.FOLDER / name / supervisor.JOB).write_text(json.dumps(whole | {"about": about}))
-    found, problems = jobs.jobs(results)
-    assert [job.id for job in found] == ["job"] and len(problems) == 1 + len(strange)
+    readable, problems = jobs.jobs(results)
+    assert [job.id for job in readable] == ["job"] and len(problems) == 1 + len(damaged)
     assert any("bad/job.json is not a valid job record" in problem for problem in problems)
     assert jobs.frame(results)["job"].tolist() == ["job"] and jobs.frame(results / "none").empty
 
@@ -386,7 +388,7 @@ def test_where_the_questions_are_missing_it_is_said_how_they_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
-    listed = {one.name: one.missing for one in eval_request.benchmarks()}
+    listed = {benchmark.name: benchmark.missing for benchmark in eval_request.benchmarks()}
     assert next(iter(listed)) == "demo_gsm8k" and listed["demo_mmlu"] is None
     assert listed["gsm8k"] == f"openai/gsm8k is not in {tmp_path}; add it with `workbench eval prepare FOLDER`"
     assert "`workbench eval prepare allenai/ai2_arc=FOLDER`" in str(listed["arc_challenge_llama"])

@@ -1,4 +1,4 @@
-"""Plain tables and texts: what stands in a cell, and that no text becomes markup."""
+"""Plain tables and texts: contents of cells, and that no text becomes markup."""
 
 import numpy as np
 import pandas as pd

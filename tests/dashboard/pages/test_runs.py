@@ -208,7 +208,7 @@ def test_a_run_of_the_terminal_is_listed_with_its_error(opened: App, world: Path
     with Store.open(world / "theirs") as store:  # it was made on a model in memory, after all
         store._index.execute("UPDATE runs SET settings = '{\"model\": null}'")
     press(session, "Resume it")
-    assert session.error[0].value == "The run was not resumed." and "on a model in memory" in said(session)
+    assert session.error[0].value == "The run was not resumed." and "not loaded from a path" in said(session)
 
 
 def test_a_finished_job_leads_to_its_scores(opened: App, world: Path, stand_in: None, checkpoint: Path) -> None:

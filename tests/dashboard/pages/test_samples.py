@@ -372,7 +372,7 @@ UNLISTED = "The row in the URL is not in the list."
 @pytest.fixture
 def turned(asked: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """The page with a run of seven sums, of which 0, 3 and 6 are wrong; the list shows two rows at a time."""
-    monkeypatch.setattr(row_picker, "PAGE", 2)
+    monkeypatch.setattr(row_picker, "PAGE_SIZE", 2)
     root = write_many(tmp_path, 7)
     return lambda **params: asked(root, **params)
 

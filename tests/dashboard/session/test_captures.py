@@ -1,4 +1,4 @@
-"""Captures on disk: kept, listed, opened instead of a run, deleted; damaged and foreign ones."""
+"""Saved captures: saving, listing, opening instead of running, deleting; damaged files and those of other models."""
 
 import shlex
 from collections.abc import Callable
@@ -26,7 +26,7 @@ TEXT = "The cat sat on the mat"
 
 @pytest.fixture
 def kept(app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AppTest]:
-    """Pages of a server whose captures folder is empty."""
+    """Opens pages of a server whose captures folder is empty."""
     monkeypatch.setenv("WORKBENCH_APP_CAPTURES", str(tmp_path / "kept"))
 
     def open_page(page: str = "overview", **params: object) -> AppTest:
@@ -47,16 +47,16 @@ def test_a_capture_is_kept_opened_and_nothing_is_run_again(
 ) -> None:
     page = save(kept(prompt=TEXT), "cat 1")
     assert not page.exception and not page.error
-    (found,) = captures.list_captures()
-    assert found.name == "cat 1" and found.tokens > 3 and found.checkpoint and found.problem is None
-    assert found.bytes == found.path.stat().st_size
+    (stored,) = captures.list_captures()
+    assert stored.name == "cat 1" and stored.tokens > 3 and stored.checkpoint and stored.problem is None
+    assert stored.bytes == stored.path.stat().st_size
 
     runs = []
     run = Transformer.run_with_capture
     monkeypatch.setattr(
         Transformer, "run_with_capture", lambda self, *a, **k: (runs.append(a[0].tolist()), run(self, *a, **k))[1]
     )
-    ids = captures.load(found, torch.device("cpu")).tokens.tolist()
+    ids = captures.load(stored, torch.device("cpu")).tokens.tolist()
     for name in ("attention", "rope", "norms", "lens", "neurons"):
         shared_cache.clear_all()
         other = kept(name, capture="cat 1")
@@ -76,16 +76,16 @@ def test_a_capture_of_the_command_line_shows_up(kept: Callable[..., AppTest], ch
     (tmp_path / "kept").mkdir()
     path = tmp_path / "kept" / "mine.safetensors"
     assert main(["capture", str(checkpoint), TEXT, "--hooks", "blocks.*.hook_resid_post", "-o", str(path)]) == 0
-    (found,) = captures.list_captures()
-    assert found.name == "mine" and found.checkpoint == load_model(checkpoint).source.checkpoint_sha256
+    (stored,) = captures.list_captures()
+    assert stored.name == "mine" and stored.checkpoint == load_model(checkpoint).source.checkpoint_sha256
     page = kept("norms", capture="mine")  # it lacks the hooks of this page, which runs the tokens instead
     assert not page.exception and not page.error
-    (said,) = [text.value for text in page.text if text.value.startswith("Capture mine")]
-    assert "read from its file" not in said and said.endswith("so the model was run on its tokens")
+    (caption,) = [text.value for text in page.text if text.value.startswith("Capture mine")]
+    assert "read from its file" not in caption and caption.endswith("so the model was run on its tokens")
     assert (
-        "; the file does not contain blocks." in said
-        and " blocks.*.ln1.hook_scale," in said
-        and "hook_resid_post" not in said
+        "; the file does not contain blocks." in caption
+        and " blocks.*.ln1.hook_scale," in caption
+        and "hook_resid_post" not in caption
     )
 
 
@@ -95,9 +95,9 @@ def test_what_a_capture_lacks_is_named_by_hook_and_layer(checkpoint: Path) -> No
         _, cap = model.run_with_capture(
             torch.tensor([[5, 6]]), ["blocks.1.attn.hook_z", "blocks.3.attn.hook_z", "hook_embed"]
         )
-    asked = ("blocks.*.attn.hook_z", "blocks.*.hook_mlp_out", "hook_embed", "hook_logits")
-    assert captures.missing_hooks(cap, asked) == ["blocks.{0,2}.attn.hook_z", "blocks.*.hook_mlp_out", "hook_logits"]
-    assert captures.covers(cap, ("hook_embed",)) and not captures.covers(cap, asked)
+    hooks = ("blocks.*.attn.hook_z", "blocks.*.hook_mlp_out", "hook_embed", "hook_logits")
+    assert captures.missing_hooks(cap, hooks) == ["blocks.{0,2}.attn.hook_z", "blocks.*.hook_mlp_out", "hook_logits"]
+    assert captures.covers(cap, ("hook_embed",)) and not captures.covers(cap, hooks)
 
 
 def test_a_capture_in_another_type_is_not_said_to_be_read(kept: Callable[..., AppTest], checkpoint: Path) -> None:
@@ -121,7 +121,7 @@ def test_overview_takes_the_next_tokens_from_the_capture(
     monkeypatch.setattr(Transformer, "hidden", lambda self, *a, **k: (runs.append(1), hidden(self, *a, **k))[1])
     page = kept(capture="cat")
     assert not page.exception and not page.error and not runs
-    shown = [read_table(one, "probability") for one in (page, plain)]
+    shown = [read_table(opened, "probability") for opened in (page, plain)]
     assert shown[0]["id"].tolist() == shown[1]["id"].tolist()
     assert shown[0]["probability"].tolist() == pytest.approx(shown[1]["probability"].tolist(), rel=1e-5)
     assert any("The model was not run" in caption.value for caption in page.caption)
@@ -139,10 +139,10 @@ def test_the_command_that_is_shown_keeps_what_every_page_needs(
     assert main(words) == 0
     page = kept(prompt=prompt)
     assert not any("workbench capture" in text for text in texts(page))
-    (found,) = captures.list_captures()
-    assert captures.covers(captures.load(found, torch.device("cpu")), captures.HOOKS)
+    (stored,) = captures.list_captures()
+    assert captures.covers(captures.load(stored, torch.device("cpu")), captures.HOOKS)
     ids = load_model(words[1]).tokenizer.encode(prompt, bos=True)
-    assert captures.load(found, torch.device("cpu")).tokens[0].tolist() == ids
+    assert captures.load(stored, torch.device("cpu")).tokens[0].tolist() == ids
 
 
 def test_the_list_is_there_where_nothing_can_be_run(kept: Callable[..., AppTest]) -> None:
@@ -165,15 +165,15 @@ def test_damaged_foreign_and_missing_captures_are_one_sentence(kept: Callable[..
     _, several = other.run_with_capture(torch.tensor([[5, 6], [7, 8]]), "hook_embed")
     several.save(whole.parent / "several.safetensors")
     page = kept(prompt=TEXT)
-    (table,) = [found for found in read_tables(page) if "hooks" in found]
+    (table,) = [frame for frame in read_tables(page) if "hooks" in frame]
     assert table.set_index("name")["state"].str.startswith("damaged")["broken"] and len(table) == 4
-    for name, said in {
+    for name, message in {
         "broken": "is damaged", "foreign": "of another model", "gone": "There is no capture 'gone'",
         "../cat": "A capture's name may contain", "several": "several prompts",
     }.items():  # fmt: skip
         page = kept("attention", capture=name)
         assert not page.exception, name
-        assert page.error[0].value == "There is no input to run." and said in page.code[0].value, name
+        assert page.error[0].value == "There is no input to run." and message in page.code[0].value, name
         assert any(button.label == "Back to a prompt" for button in page.button), name
 
 
@@ -218,13 +218,13 @@ def test_a_capture_under_interventions_stays_under_them(
     captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
     page, plain = kept("norms", capture="scaled"), kept("norms", prompt=TEXT)
     assert any("under scale blocks.1.hook_mlp_out x 3" in text.value for text in page.text)
-    given = page.code[-1].value
-    assert "model.intervene(*from_json(" in given and "intervene" not in plain.code[-1].value
+    code = page.code[-1].value
+    assert "model.intervene(*from_json(" in code and "intervene" not in plain.code[-1].value
     shown: dict[str, object] = {}
-    exec(given, shown)
+    exec(code, shown)
     assert torch.equal(shown["cap"]["blocks.3.hook_resid_post"], whole["blocks.3.hook_resid_post"])
     assert numbers(page) != numbers(plain) or not all(
-        one.equals(other) for one, other in zip(read_tables(page), read_tables(plain), strict=True)
+        frame.equals(other) for frame, other in zip(read_tables(page), read_tables(plain), strict=True)
     )
 
 
@@ -235,13 +235,13 @@ def test_a_kept_capture_is_compared_with_another_and_with_a_prompt(
     assert model.tokenizer is not None and model.source is not None
     ids = torch.tensor([model.tokenizer.encode(TEXT, bos=True)])
     change = Scale("blocks.1.hook_mlp_out", 3.0)
-    found = []
+    logprobs = []
     for name, changes in (("plain", ()), ("scaled", (change,))):
         with torch.no_grad(), model.intervene(*changes):
             logits, cap = model.run_with_capture(ids, captures.HOOKS)
         captures.save(cap, name, checkpoint=model.source.checkpoint_sha256)
-        found.append(logits[0].double().log_softmax(-1))
-    kl = (found[0].exp() * (found[0] - found[1])).sum(-1).mean()
+        logprobs.append(logits[0].double().log_softmax(-1))
+    kl = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).mean()
     runs = []
     monkeypatch.setattr(Transformer, "run_with_capture", lambda *_, **__: runs.append(1))
     shared_cache.clear_all()
@@ -263,17 +263,17 @@ def test_what_its_run_changed_stays_changed_before_and_after(kept: Callable[...,
     model = load_model(checkpoint)
     assert model.tokenizer is not None and model.source is not None
     ids = torch.tensor([model.tokenizer.encode(TEXT, bos=True)])
-    one, other = Scale("blocks.1.hook_mlp_out", 3.0), Ablate("L2H1")
-    found = []
-    for changes in ((one,), (one, other)):
+    scale, ablate = Scale("blocks.1.hook_mlp_out", 3.0), Ablate("L2H1")
+    logprobs = []
+    for changes in ((scale,), (scale, ablate)):
         with torch.no_grad(), model.intervene(*changes):
             logits, cap = model.run_with_capture(ids, captures.HOOKS)
-        if not found:
+        if not logprobs:
             captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
-        found.append(logits[0].double().log_softmax(-1))
-    kl = float((found[0].exp() * (found[0] - found[1])).sum(-1).mean())
+        logprobs.append(logits[0].double().log_softmax(-1))
+    kl = float((logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).mean())
     for name in ("intervene", "compare"):
-        page = kept(name, capture="scaled", changes=to_json([other]))
+        page = kept(name, capture="scaled", changes=to_json([ablate]))
         assert not page.exception and not page.error, name
         shown = numbers(page)
         assert float(shown["Mean KL (nats)"]) == pytest.approx(kl, rel=1e-2), name

@@ -1,4 +1,4 @@
-"""Several models on one server: what is known, what they cost, loading beside others, switching, unloading."""
+"""Several models on one server: listing, memory estimates, parallel loading, switching, unloading."""
 
 import threading
 import weakref
@@ -26,7 +26,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, larger: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A server that was started with both."""
+    """A server that was started with two models."""
     st.cache_resource.clear()
     settings = Settings(str(larger), tmp_path / "results", (str(checkpoint),))
     for name, value in settings.to_env().items():
@@ -44,8 +44,8 @@ def session(page: str, **address: object) -> AppTest:
 
 
 def test_settings_carry_all_models_and_the_captures_folder(tmp_path: Path) -> None:
-    given = Settings("demo", tmp_path / "runs", (str(tmp_path / "a"), "demo"), tmp_path / "kept")
-    assert Settings.from_env(given.to_env()) == given
+    settings = Settings("demo", tmp_path / "runs", (str(tmp_path / "a"), "demo"), tmp_path / "kept")
+    assert Settings.from_env(settings.to_env()) == settings
     assert Settings("demo", tmp_path).captures_folder == tmp_path / "captures"
 
 
@@ -56,10 +56,10 @@ def test_ids_are_names_that_tell_folders_apart(two: tuple[Path, Path]) -> None:
 
 
 def test_the_cost_is_that_of_the_weights_and_of_a_full_cache(checkpoint: Path) -> None:
-    found = models.memory_estimate(str(checkpoint))
-    assert found.weights == sum(t.numel() * 4 for t in torch.load(checkpoint / "consolidated.00.pth").values())
-    assert found.cache == 2 * 4 * 2 * 8 * 4 * 2048  # k and v, layers, heads, head size, bytes, positions
-    assert found.free > 0 and "are free" in str(found)
+    estimate = models.memory_estimate(str(checkpoint))
+    assert estimate.weights == sum(t.numel() * 4 for t in torch.load(checkpoint / "consolidated.00.pth").values())
+    assert estimate.cache == 2 * 4 * 2 * 8 * 4 * 2048  # k and v, layers, heads, head size, bytes, positions
+    assert estimate.free > 0 and "are free" in str(estimate)
 
 
 @pytest.mark.parametrize(
@@ -96,41 +96,41 @@ def test_a_slow_load_holds_up_nobody_who_looks_at_another_model(
         return load(path, **options)
 
     monkeypatch.setattr(models.wb, "load_model", loading)
-    shelf = models.pool()
-    waiting = threading.Thread(target=shelf.get, args=(slow,))
+    pool = models.pool()
+    waiting = threading.Thread(target=pool.get, args=(slow,))
     waiting.start()
     assert inside.wait(30)
-    assert shelf.get(quick).config.n_layers == 4  # while the other is still being loaded
-    assert list(shelf.loaded_bytes()) == [quick]
+    assert pool.get(quick).config.n_layers == 4  # while the other is still being loaded
+    assert list(pool.loaded_bytes()) == [quick]
     go_on.set()
     waiting.join(30)
-    assert set(shelf.loaded_bytes()) == {slow, quick}
+    assert set(pool.loaded_bytes()) == {slow, quick}
     models.unload(slow)
-    assert list(shelf.loaded_bytes()) == [quick]
+    assert list(pool.loaded_bytes()) == [quick]
 
 
 def test_a_load_that_ends_while_memory_is_counted_disturbs_nobody() -> None:
-    shelf = models.ModelPool()
+    pool = models.ModelPool()
 
     class Loading(torch.nn.Module):
         def parameters(self, recurse: bool = True) -> Any:
-            shelf._loaded.setdefault("another", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+            pool._loaded.setdefault("another", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
             return super().parameters(recurse)
 
-    shelf._loaded["one"] = Loading()  # type: ignore[assignment]
-    assert shelf.loaded_bytes() == {"one": 0}
-    assert set(shelf.loaded_bytes()) == {"one", "another"}
+    pool._loaded["one"] = Loading()  # type: ignore[assignment]
+    assert pool.loaded_bytes() == {"one": 0}
+    assert set(pool.loaded_bytes()) == {"one", "another"}
 
 
 def test_unloading_leaves_nothing_of_the_model(two: tuple[Path, Path]) -> None:
-    _, known = models.served()
-    model = models.pool().get(known.path)
-    again = compare_sides._load_in_dtype("key", model, "bfloat16")
-    gone = [weakref.ref(model), weakref.ref(again)]
-    del model, again
-    assert all(ref() is not None for ref in gone)
-    computed.unload(known)
-    assert [ref() for ref in gone] == [None, None]
+    _, served = models.served()
+    model = models.pool().get(served.path)
+    converted = compare_sides._load_in_dtype("key", model, "bfloat16")
+    references = [weakref.ref(model), weakref.ref(converted)]
+    del model, converted
+    assert all(ref() is not None for ref in references)
+    computed.unload(served)
+    assert [ref() for ref in references] == [None, None]
 
 
 def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tuple[Path, Path]) -> None:
@@ -147,9 +147,9 @@ def test_what_is_computed_once_for_all_is_computed_anew_after_an_unload(two: tup
 
 
 def test_progress_reaches_its_end(checkpoint: Path) -> None:
-    told: list[float] = []
-    models.ModelPool().get(str(checkpoint), told.append)
-    assert told == sorted(told) and told[-1] == 1 and len(told) > 10
+    fractions: list[float] = []
+    models.ModelPool().get(str(checkpoint), fractions.append)
+    assert fractions == sorted(fractions) and fractions[-1] == 1 and len(fractions) > 10
 
 
 def test_the_address_chooses_the_model_and_switching_keeps_what_fits(two: tuple[Path, Path]) -> None:
@@ -170,8 +170,8 @@ def test_a_model_that_is_not_served_is_said_so(two: tuple[Path, Path]) -> None:
     app.run()
     assert not app.exception
     shown = models.served()[0].id
-    said = f"model=elsewhere-123456 is not available here; showing {shown}. Add its folder on Overview"
-    assert any(code.value.startswith(said) for code in app.code)
+    message = f"model=elsewhere-123456 is not available here; showing {shown}. Add its folder on Overview"
+    assert any(code.value.startswith(message) for code in app.code)
     assert app.selectbox(key="model").value == shown
 
 

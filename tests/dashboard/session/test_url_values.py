@@ -1,4 +1,4 @@
-"""What an address keeps, what a session remembers, and what is said of an address that asks for what is not there."""
+"""Values stored in the URL and in the session, and the report of URL values that are not available."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ App = Callable[..., AppTest]
 
 
 def misread(session: AppTest) -> list[str]:
-    """What the page says of its address, line by line."""
-    said = [code.value for code in session.code if " is not available here; showing " in code.value]
-    return "\n".join(said).splitlines()
+    """The lines of the page's report of URL values that are not available."""
+    reports = [code.value for code in session.code if " is not available here; showing " in code.value]
+    return "\n".join(reports).splitlines()
 
 
 def reloaded(session: AppTest, page: str) -> AppTest:
-    """The same address in a session that remembers nothing."""
+    """The same URL in a new session."""
     fresh = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     fresh.run()
     fresh.switch_page(f"dashboard/pages/{page}.py")
@@ -33,7 +33,7 @@ def reloaded(session: AppTest, page: str) -> AppTest:
     return fresh.run()
 
 
-# --- what data decides stays in the address -------------------------------------------------------------------
+# --- defaults that depend on data stay in the URL --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,17 @@ def test_a_run_that_was_the_newest_is_still_the_one_after_another(
     serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path, page: str,
     keys: tuple[str, ...],
 ) -> None:  # fmt: skip
-    kept = shutil.copytree(results, tmp_path / "kept")
-    serve(str(checkpoint), kept)
+    folder = shutil.copytree(results, tmp_path / "kept")
+    serve(str(checkpoint), folder)
     session = app(page, compare="Runs")
-    serve(str(checkpoint), kept)
+    serve(str(checkpoint), folder)
     session.run()
     shown = {key: session.selectbox(key=key).value for key in keys}
-    assert shown[keys[0]] == list_runs(kept)[0].name
-    newest = shutil.copytree(kept / "first", kept / "third")
+    assert shown[keys[0]] == list_runs(folder)[0].name
+    newest = shutil.copytree(folder / "first", folder / "third")
     for path in newest.glob("*_2*.json*"):
         path.rename(path.with_name(path.name.replace("_2", "_9")))
-    assert list_runs(kept)[0].name.startswith("third")
+    assert list_runs(folder)[0].name.startswith("third")
     again = reloaded(session, page)
     assert not again.exception and not misread(again)
     assert {key: again.selectbox(key=key).value for key in keys} == shown
@@ -81,7 +81,7 @@ def test_another_run_takes_its_task_without_a_word_and_a_link_does_not(app: App,
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, app: App) -> tuple[str, str, str]:
-    """The ids of three models on one server: one, one of another theta with its weights, one without words."""
+    """The ids of three models on one server: a first one, one with another rope_theta, one without a tokenizer."""
     other = write_checkpoint(tmp_path / "other", layers=6)
     (other / "params.json").write_text(
         json.dumps(json.loads((other / "params.json").read_text()) | {"rope_theta": 500_000.0})
@@ -138,20 +138,20 @@ def test_a_choice_that_is_another_pages_default_comes_back(app: App) -> None:
     assert session.number_input(key="layer").value == 0
 
 
-def app_of(page: str, **given: str) -> AppTest:
+def app_of(page: str, **parameters: str) -> AppTest:
     session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-    session.query_params.update(given)
+    session.query_params.update(parameters)
     session.run()
     session.switch_page(f"dashboard/pages/{page}.py")
-    session.query_params.update(given)
+    session.query_params.update(parameters)
     return session.run()
 
 
-# --- what is asked for in vain --------------------------------------------------------------------------------
+# --- values that are not available ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("page", "given", "said"),
+    ("page", "parameters", "message"),
     [
         ("rope", {"theta": "-5"}, "theta=-5 is not available here; showing 10000."),
         ("rope", {"theta": "abc"}, "theta=abc is not available here; showing 10000."),
@@ -173,10 +173,12 @@ def app_of(page: str, **given: str) -> AppTest:
         ("compare", {"compare": "Runs", "a_run": "gone"}, "a_run=gone is not available here; showing "),
     ],
 )
-def test_what_an_address_asks_for_in_vain_is_said(app: App, page: str, given: dict[str, str], said: str) -> None:
-    session = app(page, **given)
+def test_what_an_address_asks_for_in_vain_is_said(
+    app: App, page: str, parameters: dict[str, str], message: str
+) -> None:
+    session = app(page, **parameters)
     assert not session.exception
-    assert len(misread(session)) == 1 and misread(session)[0].startswith(said), misread(session)
+    assert len(misread(session)) == 1 and misread(session)[0].startswith(message), misread(session)
     assert misread(session.run())  # until the page is left, or the control says something else
     session.switch_page("dashboard/pages/overview.py").run()
     assert not misread(session)
@@ -190,7 +192,7 @@ def test_a_control_that_is_moved_ends_what_is_said_of_it(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "given"),
+    ("page", "parameters"),
     [
         ("attention", {"layer": 3, "head": "7.0", "log": "TRUE", "token": 2, "prompt": "the cat sat\non a mat"}),
         ("rope", {"theta": "1e4", "scaling": "Unscaled", "view": "What if"}),
@@ -199,8 +201,8 @@ def test_a_control_that_is_moved_ends_what_is_said_of_it(app: App) -> None:
         ("samples", {"task": "tiny_sums", "doc": "first", "show": "Wrong"}),
     ],
 )
-def test_nothing_is_said_of_what_an_address_has_right(app: App, page: str, given: dict[str, object]) -> None:
-    assert not misread(app(page, **given))
+def test_nothing_is_said_of_what_an_address_has_right(app: App, page: str, parameters: dict[str, object]) -> None:
+    assert not misread(app(page, **parameters))
 
 
 def test_a_value_means_what_it_shows() -> None:
@@ -217,7 +219,7 @@ def too_long(session: AppTest) -> list[str]:
 
 
 def written(session: AppTest, key: str) -> bool:
-    """Whether the browser puts a text into the address."""
+    """Whether the browser stores a text in the URL."""
     return bool(session.text_area(key=key).proto.query_param_key)
 
 
@@ -239,9 +241,9 @@ def test_a_prompt_that_no_address_holds_is_used_and_said_so(app: App, monkeypatc
 
 
 def test_a_conversation_ends_where_the_address_is_full(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
+    turns = json.dumps([["user", "漢" * 50], ["assistant", "b"]], ensure_ascii=False)
     for most, fits in ((3000, True), (600, False)):
-        session = app("generate", mode="Chat", turns=said, prompt="the cat", temperature=0, new=3)
+        session = app("generate", mode="Chat", turns=turns, prompt="the cat", temperature=0, new=3)
         monkeypatch.setattr(url_values, "MAX_BYTES", most)
         session.button(key="generate").click().run()
         assert not session.exception
