@@ -224,7 +224,7 @@ def _heads(made: LogitAttribution, row: int) -> None:
     )
     if len(table) > MOST_HEADS:
         st.caption(f"The first {MOST_HEADS} of {len(table)}; all are in the download.")
-    at = names.index(url_state.url_widget(st.selectbox, "Follow the head", names, key="chosen"))
+    at = names.index(url_state.url_widget(st.selectbox, "Open head", names, key="chosen"))
     layer, number = int(table["layer"].iloc[at]), int(table["head"].iloc[at])
     along = prompt_input.current_params("sample", "position", "targets")
     st.page_link(

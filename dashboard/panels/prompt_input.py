@@ -107,7 +107,7 @@ def current_params(*names: str) -> dict[str, str]:
 def _changed(model: Transformer, prompt: Input, changes: str) -> Input:
     with st.container(border=True, horizontal=True, vertical_alignment="center", key="changed"):
         banner = st.empty()
-        st.page_link("dashboard/pages/intervene.py", label="In Intervene →", query_params={"changes": changes})
+        st.page_link("dashboard/pages/intervene.py", label="Edit in Intervene →", query_params={"changes": changes})
         if st.button("Remove", key="unchange"):
             del st.query_params[UNDER]
             st.rerun()

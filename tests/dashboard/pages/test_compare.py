@@ -87,7 +87,7 @@ def test_another_type_rounds_more(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "sentence"),
     [
         (PROMPT + " to the park", "both begin with"),
         ("It was warm because " + PROMPT, "both end with"),

@@ -94,7 +94,7 @@ def test_targets_are_the_likeliest_two_until_they_are_given(app: App, model: Tra
     session.text_input(key="targets").set_value("#999999").run()
     assert session.error[0].value == "The target tokens cannot be read." and "found 999999" in session.code[0].value
     session.text_input(key="targets").set_value("#1 #2 #3 #4 #5 #6 #7").run()
-    assert "7 targets are more than the 6" in session.code[0].value
+    assert "There are 7 targets, but at most 6" in session.code[0].value
     session.text_input(key="targets").set_value("zzz").run()
     assert not session.error and "only the first, #" in session.text[0].value
 

@@ -192,7 +192,7 @@ def test_what_is_left_is_resumed(opened: App, world: Path, stand_in: None, check
         run = store.register({"model": str(checkpoint), "settings": {"tasks": ["demo_mmlu"]}})
         store.fail(run, "Killed", interrupted=True)
     session = opened(job="mine")
-    assert "0 answers are kept; Resume asks the rest." in said(session)
+    assert "0 answers are saved; Resume runs the rest." in said(session)
     press(session, "Resume")
     again = jobs.find(world, "mine")
     assert again.attempt == 2 and list(again.command)[-4:-1] == ["eval", "resume", run]
