@@ -30,7 +30,7 @@ from evals.interventions import described
 from evals.runtime import progress
 from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
-from evals.store.store import StoredRun, Unfinished, unfinished
+from evals.store.store import StoredRun, UnfinishedRun, unfinished
 from workbench.errors import DataError
 from workbench.hooks import interventions
 
@@ -143,13 +143,13 @@ def frame(results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"code": "Int64"})
 
 
-def open_run(job: Job) -> Unfinished | None:
+def open_run(job: Job) -> UnfinishedRun | None:
     """The run that this job left unfinished, which `resume` takes up; None if there is none."""
     found = [one for one in unfinished(job.output)[0] if one.run.status != "running"] if job.output.exists() else []
     return found[0] if found else None
 
 
-def orphaned_runs(results: Path) -> tuple[list[Unfinished], list[str]]:
+def orphaned_runs(results: Path) -> tuple[list[UnfinishedRun], list[str]]:
     """Runs below the folder that no job made and that were not finished, and what was wrong with each store."""
     ours = {job.output for job in jobs(results)[0]}
     found, problems = unfinished(results)
@@ -244,7 +244,7 @@ def start(results: Path, request: EvalRequest) -> Job:
         return _launch(results, request.name, output, request.command(output), request.about())
 
 
-def resume(results: Path, one: Unfinished) -> Job:
+def resume(results: Path, one: UnfinishedRun) -> Job:
     """Go on with a run that was stopped, as the job that began it, or as a new one.
 
     Raises: DataError if it is running, its model was not loaded from a path, as many run as may, or the folder cannot

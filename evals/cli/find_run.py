@@ -9,7 +9,7 @@ from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from evals.results.runs import Run
-    from evals.store.store import Unfinished
+    from evals.store.store import UnfinishedRun
 
 
 def find(run: str | None, results: Path, *, cluster: str | None = None) -> Run:
@@ -43,17 +43,17 @@ def _newest(run: str | None, results: Path) -> Run:
     return wanted[0]
 
 
-def open_run(name: str, results: Path) -> Unfinished | None:
+def open_run(name: str, results: Path) -> UnfinishedRun | None:
     from evals.store.store import unfinished
 
     found = [one for one in unfinished(results)[0] if one.run.id.startswith(name)]
     return found[0] if len(found) == 1 else None
 
 
-def not_finished(one: Unfinished) -> DataError:
+def not_finished(one: UnfinishedRun) -> DataError:
     then = "wait for it" if one.run.status == "running" else f"{resume_command(one)} goes on"
     return DataError(f"run {one.run.id} is {one.run.status}: there is nothing whole of it yet; {then}.")
 
 
-def resume_command(one: Unfinished) -> str:
+def resume_command(one: UnfinishedRun) -> str:
     return f"`workbench eval resume {one.run.id} --results {one.root}`"

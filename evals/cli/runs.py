@@ -15,7 +15,7 @@ from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, sh
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
-    from evals.store.store import Unfinished
+    from evals.store.store import UnfinishedRun
 
 RunName = Annotated[
     str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default the newest.")
@@ -121,7 +121,7 @@ def gc(
     typer.echo(f"would delete {said}" if dry_run else f"deleted {said}")
 
 
-def _told(one: Unfinished) -> dict[str, Any]:
+def _told(one: UnfinishedRun) -> dict[str, Any]:
     asked = one.run.settings
     return {
         "run": one.run.id,
@@ -135,7 +135,7 @@ def _told(one: Unfinished) -> dict[str, Any]:
     }
 
 
-def _print_open(one: Unfinished) -> None:
+def _print_open(one: UnfinishedRun) -> None:
     told = _told(one)
     tasks = told["tasks"]
     about = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"

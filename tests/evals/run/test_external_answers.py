@@ -264,7 +264,7 @@ def test_a_line_that_could_mean_two_questions_is_refused() -> None:
     docs = {"a": [{"question": "x"}, {"question": "y"}], "b": [{"question": "x"}]}
 
     def found(about: dict[str, Any], task: str | None = None) -> set[tuple[str, int]]:
-        return match([Answer("line 1", about, task, ("t",))], docs, choices=lambda name, doc: 0).places
+        return match([Answer("line 1", about, task, ("t",))], docs, choices=lambda name, doc: 0).answered
 
     assert found({"question": " y\n"}) == {("a", 1)}
     assert found({"doc_id": 1}) == {("a", 1)}, "b has no second question"
@@ -336,7 +336,7 @@ def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
     from evals.tasks.code_metrics import CodeGrader
 
     random.seed(0)
-    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, judge=CodeGrader())
+    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, grader=CodeGrader())
     theirs = lm_eval_evaluate(lm=DummyLM(), task_dict=loaded.as_dict(), limit=40, log_samples=True)
     tracker = EvaluationTracker(output_path=str(tmp_path / "log"))
     samples = theirs.pop("samples")

@@ -253,7 +253,7 @@ def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
     with Store.open(tmp_path) as again:
         whole = {cache_key(who, i): [who, i] for who, i in ((0, 3), (0, 4), (1, 0), (1, 1), (1, 2))}
         assert again.read([cache_key(who, i) for who in range(2) for i in range(5)]) == (whole, [])
-        assert again.answered() == {runs[0]: 2, runs[1]: 3}
+        assert again.response_counts() == {runs[0]: 2, runs[1]: 3}
 
 
 def test_a_frame_of_values_alone_is_read_as_ever(opened: Store) -> None:

@@ -97,4 +97,8 @@ def test_embedded_suites_have_their_size_and_form() -> None:
 
 def test_digest_tells_rows_apart() -> None:
     rows = [{"a": 1, "b": 2}, {"a": 3}]
-    assert local_data.digest(rows) == local_data.digest([{"b": 2, "a": 1}, {"a": 3}]) != local_data.digest(rows[::-1])
+    assert (
+        local_data.rows_sha256(rows)
+        == local_data.rows_sha256([{"b": 2, "a": 1}, {"a": 3}])
+        != local_data.rows_sha256(rows[::-1])
+    )
