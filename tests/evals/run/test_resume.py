@@ -70,7 +70,7 @@ SMALL_UNITS = """
 import sys, time
 import workbench as wb
 from evals.models import workbench_lm as lm
-lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER, lm._BATCHES_TOGETHER = 8, 2, 0
+lm._SCORES_PER_UNIT, lm._GENERATIONS_PER_UNIT, lm._BATCHES_PER_UNIT = 8, 2, 0
 def slowly(ask):
     def asked(*given, **options):
         time.sleep(0.1)

@@ -114,12 +114,12 @@ def test_a_run_takes_a_folder_and_names_its_suites(speaking_model: Transformer, 
     [
         ([CHOICE, {**CHOICE, "answer": 4}], "line 2 has the answer 4, which is neither a letter nor an index"),
         ([{**CHOICE, "answer": "E"}], "line 1 has the answer 'E'"),
-        ([CHOICE, "", {**CHOICE, "choices": ["one"]}], "line 3 has no list of 2 to 26 choices"),
+        ([CHOICE, "", {**CHOICE, "choices": ["one"]}], "line 3 needs a list of 2 to 26 choices"),
         ([CHOICE, {"question": "q", "choices": ["a", "b"]}], "line 2 has no field 'answer'"),
         ([{**CHOICE, "question": " "}], "line 1 has no text in 'question'"),
-        ([NUMBER, {**NUMBER, "answer": "Paris"}], "line 2 ends in 'Paris', which is no number"),
+        ([NUMBER, {**NUMBER, "answer": "Paris"}], "line 2 ends in 'Paris', which is not a number"),
         ([NUMBER, CHOICE["question"]], "line 2 is not JSON"),
-        ([NUMBER, "[1]"], "line 2 has no fields"),
+        ([NUMBER, "[1]"], "line 2 is not a JSON object"),
         ([PROGRAM, {**PROGRAM, "entry_point": "a b"}], "line 2 has the entry point 'a b'"),
         ([PROGRAM, {**PROGRAM, "test": "assert True"}], r"line 2 has a test without `def check\(candidate\)`"),
         ([{k: v for k, v in PROGRAM.items() if k != "task_id"}], "line 1 has no field 'task_id'"),
@@ -134,15 +134,15 @@ def test_a_faulty_line_is_named(tmp_path: Path, rows: list[Any], message: str) -
 
 
 def test_names_and_places(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no suite"):
+    with pytest.raises(DataError, match="is not a suite"):
         registry.check([str(tmp_path)])
-    with pytest.raises(DataError, match="is no suite"):
+    with pytest.raises(DataError, match="is not a suite"):
         registry.check([str(tmp_path / "absent.jsonl")])
     write(tmp_path / "gsm8k.jsonl", NUMBER)
-    with pytest.raises(DataError, match="has the name of a benchmark, gsm8k"):
+    with pytest.raises(DataError, match="has the same name as the benchmark gsm8k"):
         registry.load([str(tmp_path)], root=None, grader=CodeGrader())
     write(tmp_path / "two words.jsonl", NUMBER)
-    with pytest.raises(DataError, match="name with characters"):
+    with pytest.raises(DataError, match="name may only have"):
         registry.check([str(tmp_path)])
     write(tmp_path / "other" / "code.jsonl", PROGRAM)
     assert registry.runs_code(str(tmp_path / "other")) and not registry.runs_code(str(tmp_path / "gsm8k.jsonl"))

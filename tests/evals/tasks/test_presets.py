@@ -42,7 +42,7 @@ def test_names_in_metas_two_ways() -> None:
         "mmlu_cot_llama_virology",
     )
     assert presets.tasks("lm-eval", asked, chat=True) == tuple(asked)
-    with pytest.raises(DataError, match="no preset 'mega'; there are lm-eval and meta"):
+    with pytest.raises(DataError, match="no preset 'mega'; the presets are lm-eval and meta"):
         presets.tasks("mega", asked, chat=False)
 
 

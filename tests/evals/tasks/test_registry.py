@@ -86,7 +86,7 @@ def test_unknown_tasks_come_with_near_matches() -> None:
         registry.check(["mmlu_anatomi"])
     with pytest.raises(DataError, match="workbench eval tasks"):
         registry.check(["zzzzzz"])
-    with pytest.raises(DataError, match="no task was named"):
+    with pytest.raises(DataError, match="no task given"):
         registry.check([])
 
 
