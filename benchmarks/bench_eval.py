@@ -113,7 +113,7 @@ def _tokenizer(data: Path) -> Tokenizer:
 def questions(model: wb.Transformer, data: Path, subjects: list[str], limit: int) -> list[Request]:
     """Four requests a question, with lm-eval's prompts and our token ids (which equal its own: see tests/evals)."""
     lm = WorkbenchLM(model, progress=False)
-    loaded = registry.load(tuple(f"mmlu_{subject}" for subject in subjects), root=data, judge=CodeGrader())
+    loaded = registry.load(tuple(f"mmlu_{subject}" for subject in subjects), root=data, grader=CodeGrader())
     requests: list[Request] = []
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", 5)

@@ -55,7 +55,7 @@ class Asked:
 
 def questions(lm: WorkbenchLM, data: Path, n: int) -> Asked:
     """The first `n` of GSM8K's test questions under lm-eval's eight fixed examples."""
-    task = registry.load(("gsm8k_cot",), root=data, judge=CodeGrader()).tasks["gsm8k_cot"]
+    task = registry.load(("gsm8k_cot",), root=data, grader=CodeGrader()).tasks["gsm8k_cot"]
     task.set_config("num_fewshot", 8)
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=n, rank=0, world_size=1)

@@ -1,4 +1,4 @@
 """Benchmarks: lm-eval's model interface over our model, offline data, a sandbox, statistics, results.
 
-Imports point down to `workbench` only; lm_eval is imported inside the functions that need it.
+Imports only `workbench`; lm_eval is imported inside the functions that need it.
 """

@@ -30,7 +30,7 @@ from evals.interventions import described
 from evals.runtime import progress
 from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
-from evals.store.store import StoredRun, Unfinished, unfinished
+from evals.store.store import StoredRun, UnfinishedRun, unfinished
 from workbench.errors import DataError
 from workbench.hooks import interventions
 
@@ -148,13 +148,13 @@ def frame(results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"code": "Int64"})
 
 
-def unfinished_run(job: Job) -> Unfinished | None:
+def unfinished_run(job: Job) -> UnfinishedRun | None:
     """The unfinished run of this job, which `resume` can continue; None if there is none."""
     stopped = [run for run in unfinished(job.output)[0] if run.run.status != "running"] if job.output.exists() else []
     return stopped[0] if stopped else None
 
 
-def orphaned_runs(results: Path) -> tuple[list[Unfinished], list[str]]:
+def orphaned_runs(results: Path) -> tuple[list[UnfinishedRun], list[str]]:
     """Unfinished runs in the folder that do not belong to a job, and the problems of stores that cannot be read."""
     outputs = {job.output for job in jobs(results)[0]}
     unfinished_runs, problems = unfinished(results)
@@ -253,7 +253,7 @@ def start(results: Path, request: EvalRequest) -> Job:
         return _launch(results, request.name, output, request.command(output), request.settings())
 
 
-def resume(results: Path, stopped: Unfinished) -> Job:
+def resume(results: Path, stopped: UnfinishedRun) -> Job:
     """Continue a stopped run, as the job that started it or as a new job.
 
     Raises: DataError if it is running, its model was not loaded from a path, too many jobs run, or the folder cannot be

@@ -19,7 +19,7 @@ from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
 from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain, printable
-from evals.store.store import Unfinished
+from evals.store.store import UnfinishedRun
 from evals.tasks.presets import PRESETS
 from workbench.errors import WorkbenchError
 
@@ -255,7 +255,7 @@ def _opened(results: Path, listed: list[Job], name: str) -> None:
             st.code(plain("\n".join(lines)), language=None, wrap_lines=wrap, height=400)
 
 
-def _buttons(results: Path, job: Job, unfinished: Unfinished | None) -> None:
+def _buttons(results: Path, job: Job, unfinished: UnfinishedRun | None) -> None:
     with _errors_shown("The action failed."):
         if job.status in (jobs.STARTING, jobs.RUNNING) and st.button("Cancel", key="cancel"):
             jobs.cancel(job)

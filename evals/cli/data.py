@@ -33,7 +33,7 @@ def tasks(
     root = places.folder(data)
     rows = [vars(row) for row in availability.benchmarks(root)]
     if suite is not None:
-        rows += [vars(row) for row in availability.own(suite)]
+        rows += [vars(row) for row in availability.custom_suites(suite)]
     if as_json:
         typer.echo(json.dumps({"data": None if root is None else str(root), "tasks": rows}, indent=2))
         return

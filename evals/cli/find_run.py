@@ -9,7 +9,7 @@ from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from evals.results.runs import Run
-    from evals.store.store import Unfinished
+    from evals.store.store import UnfinishedRun
 
 
 def find(run: str | None, results: Path, *, cluster: str | None = None) -> Run:
@@ -45,17 +45,17 @@ def _newest(run: str | None, results: Path) -> Run:
     return matches[0]
 
 
-def find_unfinished(name: str, results: Path) -> Unfinished | None:
+def find_unfinished(name: str, results: Path) -> UnfinishedRun | None:
     from evals.store.store import unfinished
 
     matches = [candidate for candidate in unfinished(results)[0] if candidate.run.id.startswith(name)]
     return matches[0] if len(matches) == 1 else None
 
 
-def unfinished_error(run: Unfinished) -> DataError:
+def unfinished_error(run: UnfinishedRun) -> DataError:
     advice = "wait until it ends" if run.run.status == "running" else f"continue it with {resume_command(run)}"
     return DataError(f"run {run.run.id} is {run.run.status}: it has no complete results yet; {advice}.")
 
 
-def resume_command(run: Unfinished) -> str:
+def resume_command(run: UnfinishedRun) -> str:
     return f"`workbench eval resume {run.run.id} --results {run.root}`"

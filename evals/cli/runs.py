@@ -15,7 +15,7 @@ from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, sh
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
-    from evals.store.store import Unfinished
+    from evals.store.store import UnfinishedRun
 
 RunName = Annotated[
     str | None, typer.Argument(help="A results file, a folder, or part of a run's name; default: the newest run.")
@@ -136,7 +136,7 @@ def gc(
     typer.echo(f"would delete {summary}" if dry_run else f"deleted {summary}")
 
 
-def _unfinished_json(unfinished_run: Unfinished) -> dict[str, Any]:
+def _unfinished_json(unfinished_run: UnfinishedRun) -> dict[str, Any]:
     request = unfinished_run.run.settings
     return {
         "run": unfinished_run.run.id,
@@ -150,7 +150,7 @@ def _unfinished_json(unfinished_run: Unfinished) -> dict[str, Any]:
     }
 
 
-def _print_unfinished(unfinished_run: Unfinished) -> None:
+def _print_unfinished(unfinished_run: UnfinishedRun) -> None:
     summary = _unfinished_json(unfinished_run)
     tasks = summary["tasks"]
     task_names = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"

@@ -1,4 +1,4 @@
-"""How an answer is to be generated: lm-eval's arguments in the model's words, and a seed for each answer.
+"""Generation arguments: lm-eval's gen_kwargs translated for the model, and a seed for each answer.
 
 Knows nothing of models or tasks.
 """
@@ -16,8 +16,8 @@ from workbench.errors import DataError
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """What a task's generation arguments mean for the model. Units: tokens generated at most."""
+class GenerationArgs:
+    """A task's generation arguments in the model's terms. Units: `tokens` is the maximum number of new tokens."""
 
     tokens: int
     temperature: float
@@ -26,36 +26,36 @@ class Decoding:
     stop: tuple[str, ...]
 
     @classmethod
-    def of(cls, asked: Mapping[str, Any], max_length: int) -> Decoding:
-        """Of arguments that lm-eval has made complete.
+    def of(cls, arguments: Mapping[str, Any], max_length: int) -> GenerationArgs:
+        """From arguments that lm-eval has normalized.
 
         Raises: DataError as `check` does.
         """
-        cls.check(asked)
-        tokens = int(asked["max_gen_toks"])
+        cls.check(arguments)
+        tokens = int(arguments["max_gen_toks"])
         if tokens >= max_length:
-            # A task written for long contexts: half for the prompt, half for the answer.
+            # The task was written for longer contexts: use half for the prompt, half for the answer.
             tokens = math.ceil(max_length / 2)
         return cls(
             tokens=tokens,
-            temperature=float(asked.get("temperature", 0.0)) if asked["do_sample"] else 0.0,
-            top_p=float(asked.get("top_p", 1.0)),
-            top_k=int(asked.get("top_k", 0)),
-            stop=tuple(stop for stop in asked["until"] if stop),
+            temperature=float(arguments.get("temperature", 0.0)) if arguments["do_sample"] else 0.0,
+            top_p=float(arguments.get("top_p", 1.0)),
+            top_k=int(arguments.get("top_k", 0)),
+            stop=tuple(stop for stop in arguments["until"] if stop),
         )
 
     @staticmethod
-    def check(asked: Mapping[str, Any]) -> None:
-        """Return if the model has all of these arguments, by lm-eval's names, and can take their values.
+    def check(arguments: Mapping[str, Any]) -> None:
+        """Return if the model supports all of these arguments (lm-eval's names) and their values.
 
-        Raises: DataError for an argument that it does not have, or a value that means nothing.
+        Raises: DataError for an argument that is not supported, or an invalid value.
         """
-        if unknown := sorted(set(asked) - set(_ARGUMENTS)):
-            raise DataError(f"generation arguments that this model does not have: {', '.join(unknown)}.")
-        for name, value in asked.items():
+        if unknown := sorted(set(arguments) - set(_ARGUMENTS)):
+            raise DataError(f"this model does not support the generation arguments {', '.join(unknown)}.")
+        for name, value in arguments.items():
             what, fits = _ARGUMENTS[name]
             if not fits(value):
-                raise DataError(f"the generation argument {name} is {what}; found {value!r}.")
+                raise DataError(f"the generation argument {name} must be {what}; found {value!r}.")
 
 
 def _number(value: Any) -> bool:
@@ -67,27 +67,29 @@ def _whole(value: Any) -> bool:
 
 
 def _texts(value: Any) -> bool:
-    return value is None or all(isinstance(one, str) for one in (value if isinstance(value, list | tuple) else [value]))
+    return value is None or all(
+        isinstance(item, str) for item in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
-_TOKENS = ("a number of tokens from 1 on", lambda value: _whole(value) and value > 0)
+_TOKENS = ("a number of tokens, at least 1", lambda value: _whole(value) and value > 0)
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "until": ("a text or a list of texts", _texts),
+    "until": ("a string or a list of strings", _texts),
     **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),
     "do_sample": ("true or false", lambda value: isinstance(value, bool)),
-    "temperature": ("a number from 0 on", lambda value: _number(value) and value >= 0),
+    "temperature": ("a number, at least 0", lambda value: _number(value) and value >= 0),
     "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
-    "top_k": ("a whole number from 0 on, 0 for all", lambda value: _whole(value) and value >= 0),
+    "top_k": ("an integer, at least 0 (0 means no limit)", lambda value: _whole(value) and value >= 0),
 }
 
 
-def seeds_of(questions: Sequence[tuple[Any, Any, Any]], seed: int) -> list[int]:
-    """A seed for each (task, doc_id, idx): by its question and how often that came before, wherever it stands."""
+def sample_seeds(questions: Sequence[tuple[Any, Any, Any]], seed: int) -> list[int]:
+    """A seed for each (task, doc_id, idx). It depends on the question and how often it came before."""
     seen: Counter[Hashable] = Counter()
-    found = []
-    for which in questions:
-        _, doc_id, index = which
-        text = f"{seed} {doc_id} {index} {seen[which]}"
-        found.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
-        seen[which] += 1
-    return found
+    seeds = []
+    for question in questions:
+        _, doc_id, index = question
+        text = f"{seed} {doc_id} {index} {seen[question]}"
+        seeds.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
+        seen[question] += 1
+    return seeds

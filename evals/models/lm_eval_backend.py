@@ -1,7 +1,6 @@
-"""Any of lm-eval's own models (`hf`, `vllm`, `local-completions`, ...) with what ours has: answers that are kept.
+"""Any of lm-eval's own models (`hf`, `vllm`, `local-completions`, ...) behind the response cache.
 
-Stands before the model and gives lm-eval what was answered before; everything else is the model's own. Knows nothing
-of how the model computes.
+Returns cached responses and passes everything else to the model. Does not know how the model computes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.models.response_cache import Ask, Recall
+from evals.models.response_cache import Compute, ResponseCache
 from evals.runtime.progress import bar
 from evals.store.store import cache_key
 from workbench import provenance
@@ -23,25 +22,25 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from workbench.hooks.intervention import Intervention
 
-# As in `evals.models.workbench_lm`: few enough to lose little by a kill.
-_SCORED_TOGETHER, _TEXTS_TOGETHER, _CONTINUED_TOGETHER = 512, 16, 64
-# Whose versions decide an answer too.
+# As in `evals.models.workbench_lm`: small enough to lose little if the process is killed.
+_SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
+# The versions of these packages also affect the answers.
 PACKAGES = ("transformers", "vllm", "accelerate")
 
 
 class Backend:
-    """One of lm-eval's models behind a store.
+    """One of lm-eval's models behind the response cache.
 
-    Answers of a local checkpoint are served to every later run of the same backend, arguments, versions and files. Of
-    a model behind a name alone (a server, a hub) nobody can say that it is the same tomorrow: its answers are served to
-    the run that asked for them, when it is resumed, and to no other.
+    Answers of a local checkpoint are reused by every later run with the same backend, arguments, versions and files. A
+    model that is only a name (a server, a hub) may change at any time: its answers are reused only when the same run is
+    resumed.
     """
 
     def __init__(self, lm: Any, name: str, arguments: Mapping[str, Any], *, seed: int = 0) -> None:
         self.lm, self.name, self.arguments, self._seed = lm, name, dict(arguments), seed
-        self.recall = Recall()
+        self.response_cache = ResponseCache()
         self.packages = PACKAGES
-        # To lm-eval this is one process: it would draw other examples for the questions of each.
+        # lm-eval sees one process: with several it would sample different few-shot examples in each.
         self.rank, self.world_size = 0, 1
 
     @classmethod
@@ -56,33 +55,33 @@ class Backend:
         device: str = "auto",
         dtype: str = "auto",
     ) -> Backend:
-        """lm-eval's backend of this name, with the model's path as its `pretrained` where `arguments` have no other.
+        """lm-eval's backend of this name; the model's path becomes `pretrained` unless `arguments` set the model.
 
-        Raises: DataError if lm-eval has no such backend, or cannot make it.
+        Raises: DataError if lm-eval has no such backend, or cannot create it.
         """
-        from evals.models.workbench_lm import built
+        from evals.models.workbench_lm import create_model
 
         arguments = dict(arguments)
         if model is not None and not isinstance(model, str | Path):
-            raise DataError(f"the backend {name!r} loads its own model: give a path or --model_args.")
+            raise DataError(f"the backend {name!r} loads its own model; give a path or --model_args.")
         if model and not {"pretrained", "model"} & set(arguments):
             arguments["pretrained"] = str(model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
         where = None if device == "auto" else device
-        lm = built(name, arguments, batch_size=batch_size, device=where)
+        lm = create_model(name, arguments, batch_size=batch_size, device=where)
         return cls(lm, name, arguments, seed=seed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lm, name)
 
-    # --- whose answers these are
+    # --- identity of the model
 
     @property
     def checkpoint(self) -> Path | None:
         """The local folder of the model, if it has one."""
-        given = [self.arguments[key] for key in ("pretrained", "model") if key in self.arguments]
-        return Path(given[0]) if given and Path(given[0]).is_dir() else None
+        paths = [self.arguments[key] for key in ("pretrained", "model") if key in self.arguments]
+        return Path(paths[0]) if paths and Path(paths[0]).is_dir() else None
 
     def identity(self, run: str) -> tuple[Any, ...]:
         folder = self.checkpoint
@@ -90,19 +89,22 @@ class Backend:
         arguments = {key: str(value) for key, value in self.arguments.items()}
         if folder is None:
             return ("lm-eval", self.name, arguments, versions, run)
-        parts = {key: digest(Path(value)) for key, value in arguments.items() if Path(value).is_dir()}
+        parts = {key: folder_sha256(Path(value)) for key, value in arguments.items() if Path(value).is_dir()}
         same = {key: value for key, value in arguments.items() if key not in parts}
         return ("lm-eval", self.name, same, parts, versions, str(getattr(self.lm, "device", None)))
 
-    def changed(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
-        assert not interventions, "settings refuse them"
+    def apply_interventions(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
+        assert not interventions, "Settings rejects interventions for other backends"
         return nullcontext()
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         folder = self.checkpoint
-        named = self.arguments.get("pretrained") or self.arguments.get("model") or self.name
-        own = {"path": Path(str(named)).name, "checkpoint_sha256": None if folder is None else digest(folder)}
-        return provenance.describe(None) | own | {"interventions": []}
+        model_name = self.arguments.get("pretrained") or self.arguments.get("model") or self.name
+        model_entry = {
+            "path": Path(str(model_name)).name,
+            "checkpoint_sha256": None if folder is None else folder_sha256(folder),
+        }
+        return provenance.describe(None) | model_entry | {"interventions": []}
 
     @property
     def dtype_name(self) -> str:
@@ -130,49 +132,49 @@ class Backend:
         return str(self.lm.chat_template(chat_template) or "") if chat_template else ""
 
     def replay(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing: which ids such a model saw is its own affair."""
+        """Nothing: the token ids that such a model saw are not known."""
         return {}
 
-    # --- what lm-eval asks
+    # --- lm-eval's model interface
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         def ask(places: Sequence[int]) -> list[Any]:
-            found = self.lm.loglikelihood([requests[i] for i in places], disable_tqdm=True)
-            return [[float(value), bool(greedy)] for value, greedy in found]
+            scores = self.lm.loglikelihood([requests[i] for i in places], disable_tqdm=True)
+            return [[float(value), bool(greedy)] for value, greedy in scores]
 
         questions = [("loglikelihood", *request.args) for request in requests]
-        found = self._answers(questions, ask, _SCORED_TOGETHER, "scoring")
-        return [(value, greedy) for value, greedy in found]
+        scores = self._answers(questions, ask, _SCORES_PER_UNIT, "scoring")
+        return [(value, greedy) for value, greedy in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         def ask(places: Sequence[int]) -> list[Any]:
             return [float(v) for v in self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)]
 
-        return self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_TOGETHER, "scoring")
+        return self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_PER_UNIT, "scoring")
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         import torch
 
         def ask(places: Sequence[int]) -> list[Any]:
-            # What is drawn goes by the unit, whatever was asked before it: a resumed run draws the same.
+            # The seed depends on the unit only, not on what ran before it: a resumed run samples the same.
             torch.manual_seed(int.from_bytes(cache_key(self._seed, *questions[places[0]])[:6], "big"))
             return [str(text) for text in self.lm.generate_until([requests[i] for i in places], disable_tqdm=True)]
 
         seen: Counter[str] = Counter()
         questions: list[tuple[Any, ...]] = []
         for request in requests:
-            # The same question asked again, where answers are drawn, is another question.
+            # With sampling, a repeated question is a new question.
             text = json.dumps(request.args, sort_keys=True, default=str)
             questions.append(("generate", text, self._seed, seen[text]))
             seen[text] += 1
-        return self._answers(questions, ask, _CONTINUED_TOGETHER, "generating")
+        return self._answers(questions, ask, _GENERATIONS_PER_UNIT, "generating")
 
-    def _answers(self, questions: Sequence[Sequence[Any]], ask: Ask, unit: int, what: str) -> list[Any]:
-        with bar(len(questions), what, not self.recall.team.is_main) as progress:
-            return self.recall.answers(questions, ask, unit=unit, done=progress.update)
+    def _answers(self, questions: Sequence[Sequence[Any]], ask: Compute, unit: int, what: str) -> list[Any]:
+        with bar(len(questions), what, not self.response_cache.team.is_main) as progress:
+            return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=progress.update)
 
 
-def digest(folder: Path) -> str:
+def folder_sha256(folder: Path) -> str:
     """SHA-256 over the names and contents of a folder's files."""
     sha = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,8 +1,7 @@
-"""Our model behind lm-eval's model interface: tokens in, log-likelihoods and continuations out.
+"""The workbench's model behind lm-eval's model interface: log-likelihoods and generated text.
 
-What lm-eval's own Hugging Face backend does with a prompt is done here too: one begin token, the left side
-cut where a prompt is too long, text ended before the first stop string. Knows nothing of tasks, data or
-scores.
+Prompts are handled as in lm-eval's Hugging Face backend: one begin token, truncation on the left if a prompt is too
+long, generated text ends before the first stop string. Knows nothing of tasks, data or scores.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lm_eval.models  # noqa: F401 - registering before it is imported would hide every built-in model
+import lm_eval.models  # noqa: F401 - must be imported before we register, else every built-in model is hidden
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import get_model, model_registry, register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 import workbench as wb
-from evals.models.generation_args import Decoding, seeds_of
-from evals.models.response_cache import ENGINE, Recall, digest, identity
-from evals.models.token_trace import Traces
+from evals.models.generation_args import GenerationArgs, sample_seeds
+from evals.models.response_cache import ENGINE, ResponseCache, model_identity, sha256_of_ids
+from evals.models.token_trace import TokenTraces
 from evals.runtime.progress import Bar, bar
 from workbench import provenance
 from workbench.checkpoint import load_model
@@ -37,24 +36,26 @@ if TYPE_CHECKING:
     from workbench.hooks.intervention import Intervention
     from workbench.text.tokenizer import Tokenizer
 
-_GENERATED_AT_MOST = 256  # where a task sets no limit; lm-eval's own default
-_ROWS_AT_ONCE = 32
-# What is asked together and kept together: many enough for full batches, few enough to lose little by a kill.
-_SCORED_TOGETHER, _TEXTS_TOGETHER, _CONTINUED_TOGETHER = 512, 16, 64
-_BATCHES_TOGETHER = 4  # rows that finish make room for others until the unit runs dry: of one batch they would not
+_DEFAULT_MAX_TOKENS = 256  # if a task sets no limit; lm-eval's default
+_DEFAULT_BATCH_SIZE = 32
+# Requests per unit (computed and saved together): enough for full batches, few enough to lose little if killed.
+_SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
+_BATCHES_PER_UNIT = (
+    4  # finished rows are replaced by waiting ones of the same unit; a unit of one batch has none waiting
+)
 
 
-# Behind a line break and before a letter, Llama 3's pattern splits whatever else there is: lines may be encoded one by
-# one. Prompts have most of them in common: those of a task its examples, the four of a question all but one.
+# Llama 3's pattern always splits after a line break and before a letter, so lines can be encoded separately. Prompts
+# share most of their lines: those of a task its examples, the four of a question all but one.
 _LINES = re.compile(r"(?<=\n)(?=[A-Za-z])")
 
 
 @register_model("workbench")
 class WorkbenchLM(TemplateLM):
-    """`pretrained` is a checkpoint's folder, "demo", or a model that is loaded already.
+    """`pretrained` is a checkpoint's folder, "demo", or a loaded model.
 
-    Arguments bear the names that lm-eval's command line gives to every model. `traces` keeps the ids for whoever
-    writes the samples down; `recall` gives what was answered before, and shares the rest with other processes.
+    Arguments have the names that lm-eval's command line uses for every model. `token_traces` collects the token ids for
+    the samples file; `response_cache` returns cached responses and shares the rest with other processes.
     """
 
     def __init__(
@@ -73,29 +74,31 @@ class WorkbenchLM(TemplateLM):
             pretrained = load_model(pretrained, device=device or "auto", dtype=dtype)
         self.model = pretrained
         if self.model.tokenizer is None:
-            raise TokenizerError("benchmarks need text: this checkpoint has no tokenizer.model or tokenizer.json.")
+            raise TokenizerError(
+                "benchmarks need a tokenizer: this checkpoint has no tokenizer.model or tokenizer.json."
+            )
         self._tokenizer: Tokenizer = self.model.tokenizer
-        # "auto" is lm-eval's word for: you decide.
-        given = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
-        self.batch_size = min(filter(None, (given, max_batch_size)), default=None)
+        # "auto": the model chooses the batch size.
+        requested = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
+        self.batch_size = min(filter(None, (requested, max_batch_size)), default=None)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
         self._device = self.model.device
         self._seed = seed
         self._quiet = not progress
-        self.traces = Traces()
-        self.recall = Recall()
+        self.token_traces = TokenTraces()
+        self.response_cache = ResponseCache()
         self.packages: tuple[str, ...] = ()
 
-    # --- whose answers these are
+    # --- identity of the model
 
     def identity(self, run: str) -> tuple[Any, ...] | None:
-        """The name that answers are kept under; None if there is none."""
-        return identity(self.model)
+        """The identity that responses are cached under; None if there is none."""
+        return model_identity(self.model)
 
-    def changed(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
+    def apply_interventions(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
         return self.model.intervene(*interventions)
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         changes = [change.to_dict() for change in active_interventions(self.model) if change is not None]
         return {**provenance.describe(self.model.source), "engine": ENGINE, "interventions": changes}
 
@@ -108,10 +111,10 @@ class WorkbenchLM(TemplateLM):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def replay(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The token ids of a sample, which replay it."""
-        return self.traces.replay(task, row)
+        """The token ids that replay a sample."""
+        return self.token_traces.replay(task, row)
 
-    # --- what lm-eval asks of a tokenizer
+    # --- lm-eval's tokenizer interface
 
     @property
     def eot_token_id(self) -> int:
@@ -130,9 +133,9 @@ class WorkbenchLM(TemplateLM):
         return f"workbench-{self._tokenizer.sha256[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids behind one begin token; a text that brings its own, as chats do, gets no second.
+        """Token ids after one begin token; a text that starts with its own, as chats do, gets no second one.
 
-        Special tokens are read as such only in a text that begins with one: in any other they are plain text.
+        Special tokens are parsed only in a text that starts with the begin token; in other texts they are plain text.
         """
         begins = string.startswith("<|begin_of_text|>")
         bos = not begins if add_special_tokens is None else add_special_tokens
@@ -142,10 +145,10 @@ class WorkbenchLM(TemplateLM):
         return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text, special tokens by name; without a generation prompt its last message is
-        open.
+        """The conversation as text, with special tokens by name; without a generation prompt its last message is
+        left open.
 
-        Raises: ChatError for a role that Llama 3 has not.
+        Raises: ChatError for a role that Llama 3 does not have.
         """
         ids = encode_chat(self._tokenizer, chat_history, add_generation_prompt=add_generation_prompt)
         if not add_generation_prompt:
@@ -164,18 +167,20 @@ class WorkbenchLM(TemplateLM):
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         for texts, context, answer in requests:
-            self.traces.scored(texts, context, answer, room=self.max_length + 1 - len(answer))
-        # Four answers stand behind one text, whose ids are the same for all, and many.
-        names = {text: digest(ids) for text, ids in {texts[0]: context for texts, context, _ in requests}.items()}
-        questions = [("loglikelihood", names[texts[0]], list(answer)) for texts, _, answer in requests]
+            self.token_traces.add_scored(texts, context, answer, room=self.max_length + 1 - len(answer))
+        # The four answers of a question share one long context: hash it once.
+        context_hashes = {
+            text: sha256_of_ids(ids) for text, ids in {texts[0]: context for texts, context, _ in requests}.items()
+        }
+        questions = [("loglikelihood", context_hashes[texts[0]], list(answer)) for texts, _, answer in requests]
 
-        def ask(places: Sequence[int]) -> list[Any]:
-            pairs = [requests[i][1:] for i in places]
+        def ask(indices: Sequence[int]) -> list[Any]:
+            pairs = [requests[i][1:] for i in indices]
             return [[value, greedy] for value, greedy in wb.score(self.model, pairs, **self._score_arguments(pairs))]
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
-            found = self.recall.answers(questions, ask, unit=_SCORED_TOGETHER, done=bar.update)
-        return [(value, greedy) for value, greedy in found]
+            scores = self.response_cache.get_or_compute(questions, ask, unit=_SCORES_PER_UNIT, on_progress=bar.update)
+        return [(value, greedy) for value, greedy in scores]
 
     def _score_arguments(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, int]:
         if self.batch_size is None:
@@ -185,71 +190,77 @@ class WorkbenchLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-        room = {} if self.batch_size is None else {"batch_tokens": self.batch_size * self.max_length}
+        limits = {} if self.batch_size is None else {"batch_tokens": self.batch_size * self.max_length}
 
-        def ask(places: Sequence[int]) -> list[Any]:
-            some = [texts[i] for i in places]
-            return list(wb.score_rolling(self.model, some, prefix=self.prefix_token_id, **room))
+        def ask(indices: Sequence[int]) -> list[Any]:
+            unit_texts = [texts[i] for i in indices]
+            return list(wb.score_rolling(self.model, unit_texts, prefix=self.prefix_token_id, **limits))
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
-            return self.recall.answers(
-                [("rolling", digest(text)) for text in texts], ask, unit=_TEXTS_TOGETHER, done=bar.update
+            return self.response_cache.get_or_compute(
+                [("rolling", sha256_of_ids(text)) for text in texts], ask, unit=_TEXTS_PER_UNIT, on_progress=bar.update
             )
 
     # --- generation
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         texts: dict[int, str] = {}
-        alike: dict[str, list[int]] = {}
+        by_arguments: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault(repr(request.args[1]), []).append(i)
+            by_arguments.setdefault(repr(request.args[1]), []).append(i)
         with self._bar(len(requests), "generating", disable_tqdm) as bar:
-            for members in alike.values():
-                asked = _decoding(requests[members[0]].args[1], self.max_length)
-                room = self.max_length - asked.tokens
+            for members in by_arguments.values():
+                args = _generation_args(requests[members[0]].args[1], self.max_length)
+                room = self.max_length - args.tokens
                 prompts = [self.tok_encode(requests[i].args[0]) for i in members]
-                seeds = self._seeds([requests[i] for i in members], asked)
-                found = self._continued([prompt[-room:] for prompt in prompts], asked, seeds, bar)
-                for i, prompt, answer in zip(members, prompts, found, strict=True):
-                    texts[i] = self._text(answer["tokens"], asked.stop)
+                seeds = self._seeds([requests[i] for i in members], args)
+                answers = self._generate([prompt[-room:] for prompt in prompts], args, seeds, bar)
+                for i, prompt, answer in zip(members, prompts, answers, strict=True):
+                    texts[i] = self._text(answer["tokens"], args.stop)
                     key = (str(requests[i].task_name), int(requests[i].doc_id or 0))
-                    self.traces.generated(key, prompt, answer, room=room)
+                    self.token_traces.add_generated(key, prompt, answer, room=room)
         return [texts[i] for i in range(len(requests))]
 
-    def _seeds(self, requests: Sequence[Instance], asked: Decoding) -> list[int]:
-        if asked.temperature == 0:
+    def _seeds(self, requests: Sequence[Instance], args: GenerationArgs) -> list[int]:
+        if args.temperature == 0:
             return [0] * len(requests)
-        return seeds_of([(request.task_name, request.doc_id, request.idx) for request in requests], self._seed)
+        return sample_seeds([(request.task_name, request.doc_id, request.idx) for request in requests], self._seed)
 
-    def _continued(self, prompts: Sequence[list[int]], asked: Decoding, seeds: Sequence[int], bar: Bar) -> list[Any]:
-        """What follows each prompt: tokens, logprobs, finish_reason."""
+    def _generate(
+        self, prompts: Sequence[list[int]], args: GenerationArgs, seeds: Sequence[int], bar: Bar
+    ) -> list[Any]:
+        """The generated continuation of each prompt: tokens, logprobs, finish_reason."""
 
-        rows = self.batch_size or _ROWS_AT_ONCE
+        rows = self.batch_size or _DEFAULT_BATCH_SIZE
 
-        def ask(places: Sequence[int]) -> list[Any]:
-            done = wb.generate(
+        def ask(indices: Sequence[int]) -> list[Any]:
+            outputs = wb.generate(
                 self.model,
-                [prompts[i] for i in places],
-                max_new_tokens=asked.tokens,
-                temperature=asked.temperature,
-                top_p=asked.top_p,
-                top_k=asked.top_k,
-                seeds=[seeds[i] for i in places],
-                stop=asked.stop,
+                [prompts[i] for i in indices],
+                max_new_tokens=args.tokens,
+                temperature=args.temperature,
+                top_p=args.top_p,
+                top_k=args.top_k,
+                seeds=[seeds[i] for i in indices],
+                stop=args.stop,
                 batch_size=rows,
             )
             return [
-                {"tokens": list(one.tokens), "logprobs": list(one.logprobs), "finish_reason": one.finish_reason}
-                for one in done
+                {
+                    "tokens": list(output.tokens),
+                    "logprobs": list(output.logprobs),
+                    "finish_reason": output.finish_reason,
+                }
+                for output in outputs
             ]
 
         pairs = zip(prompts, seeds, strict=True)
-        questions = [("generate", digest(prompt), vars(asked), seed) for prompt, seed in pairs]
-        unit = max(_CONTINUED_TOGETHER, _BATCHES_TOGETHER * rows)
-        return self.recall.answers(questions, ask, unit=unit, done=bar.update)
+        questions = [("generate", sha256_of_ids(prompt), vars(args), seed) for prompt, seed in pairs]
+        unit = max(_GENERATIONS_PER_UNIT, _BATCHES_PER_UNIT * rows)
+        return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=bar.update)
 
     def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        """The text of an answer before the first stop string; special tokens are no part of it, as in lm-eval."""
+        """The text of an answer before the first stop string, without special tokens, as in lm-eval."""
         special = set(self._tokenizer.special_tokens.values())
         text = self._tokenizer.decode(token for token in tokens if token not in special)
         return postprocess_generated_text(text, list(stop), None)
@@ -262,26 +273,28 @@ def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=special))
 
 
-def _decoding(arguments: dict[str, Any], max_length: int) -> Decoding:
-    Decoding.check(arguments)
-    return Decoding.of(normalize_gen_kwargs(arguments, _GENERATED_AT_MOST), max_length)
+def _generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
+    GenerationArgs.check(arguments)
+    return GenerationArgs.of(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS), max_length)
 
 
-def built(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any:
-    """One of lm-eval's own models.
+def create_model(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any:
+    """Create one of lm-eval's own models.
 
-    Raises: DataError if it has no model of this name, or the model cannot be made of these arguments.
+    Raises: DataError if there is no model of this name, or it cannot be created with these arguments.
     """
     try:
-        kind = get_model(backend)
+        model_class = get_model(backend)
     except ValueError as error:
         raise DataError(
             f"lm-eval has no model {backend!r}; it has {', '.join(sorted(model_registry.keys()))}."
         ) from error
     try:
-        return kind.create_from_arg_obj(
+        return model_class.create_from_arg_obj(
             dict(arguments), {key: value for key, value in more.items() if value is not None}
         )
     except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"lm-eval's model {backend!r} cannot be made of {dict(arguments)}: {first}") from error
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"lm-eval's model {backend!r} cannot be created with {dict(arguments)}: {first_line}"
+        ) from error

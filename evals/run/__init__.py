@@ -1,1 +1,1 @@
-"""One evaluation from settings to results, and many of them as a sweep."""
+"""Running evaluations: one from settings to results, or many as a sweep."""

@@ -1,9 +1,8 @@
-"""One evaluation from beginning to end: load tasks and model, let lm-eval ask its questions, write down
-what came.
+"""One evaluation from start to end: load tasks and model, run lm-eval, write results.
 
-Every answer is kept in the output folder's store as soon as it is there, so a run that was stopped goes on where it
-was; processes that torchrun started share the questions. Offline unless it is told otherwise. Knows nothing of how
-tasks are worded or how the model computes.
+Every answer is saved in the output folder's store as soon as it is computed, so a stopped run can be continued.
+Processes that torchrun started share the questions. Offline, unless the settings allow the network. Does not know how
+tasks word their prompts or how the model computes.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
 
 
 def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
-    """Go on with a run of this store that was stopped, as it was asked for; what it has answered is not asked again.
+    """Continue a stopped run of this store with its own settings; saved answers are not computed again.
 
-    team: as in `evaluate`; they need not be as many as before.
+    team: as in `evaluate`; the number of processes may differ from before.
 
     Raises: DataError if there is no such run, it is finished, it is running, or its model was not loaded from a path.
     """
@@ -50,16 +49,16 @@ def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
         with Store.open(root, create=False) as store:
             return store.run(name)
 
-    found = team.broadcast(look)
-    if found.status == "finished":
-        raise DataError(f"run {found.id} is finished; its results are in {root / str(found.results)}.")
-    if found.status == "damaged":
-        raise DataError(f"run {found.id} cannot go on: {found.error}. Ask for it again; its answers are kept.")
-    if found.settings["model"] is None:
-        raise DataError(f"run {found.id} was made on a model in memory; evaluate that model again.")
-    settings = replace(Settings.from_dict(found.settings["settings"]), output=root)
-    arguments = {key: found.settings[key] for key in ("device", "dtype")}
-    return evaluate(found.settings["model"], settings, **arguments, again=found, team=team)
+    stored = team.broadcast(look)
+    if stored.status == "finished":
+        raise DataError(f"run {stored.id} is finished; its results are in {root / str(stored.results)}.")
+    if stored.status == "damaged":
+        raise DataError(f"run {stored.id} cannot be continued: {stored.error}. Start it again; its answers are saved.")
+    if stored.settings["model"] is None:
+        raise DataError(f"run {stored.id} used a model in memory; call evaluate() with that model again.")
+    settings = replace(Settings.from_dict(stored.settings["settings"]), output=root)
+    arguments = {key: stored.settings[key] for key in ("device", "dtype")}
+    return evaluate(stored.settings["model"], settings, **arguments, resumed=stored, team=team)
 
 
 def evaluate(
@@ -68,18 +67,18 @@ def evaluate(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    again: StoredRun | None = None,
+    resumed: StoredRun | None = None,
     team: Team | None = None,
 ) -> Run:
     """Run the tasks on a checkpoint ("demo" for the embedded one) or a loaded model, and write the results.
 
-    again: the stopped run that this one takes up, which `resume` looks up.
+    resumed: the stopped run to continue; `resume` looks it up.
     team: the processes that share the work; by default all that torchrun started, each with the whole model.
-    Raises: DataError for unknown tasks or missing data, SandboxError if all that was asked for needs a
+    Raises: DataError for unknown tasks or missing data, SandboxError if all tasks need a
     sandbox and there is none, CheckpointError and others for a model that cannot be loaded.
     """
-    hub.network(settings.online)
-    check_place(settings.output)
+    hub.allow_network(settings.online)
+    check_output(settings.output)
     started = time.time()
     team = distributed.join() if team is None else team
     from evals.sandbox import Limits
@@ -89,32 +88,37 @@ def evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     registry.check(tasks)
-    judge = CodeGrader(limits=Limits.of(settings.limits, seconds=SECONDS))
-    asked, not_run = runnable(tasks)
-    how = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
-    loaded = registry.load(asked, root=settings.data, judge=judge, **how)
+    grader = CodeGrader(limits=Limits.of(settings.limits, seconds=SECONDS))
+    runnable_tasks, not_run = runnable(tasks)
+    load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
+    loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
     lm_eval_runner.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     request = request_of(model, settings, device=device, dtype=dtype)
-    with Store.open(_place(settings.output, team)) as store, lm.changed(settings.interventions):
-        name = team.broadcast(lambda: _register_run(store, request, again))
+    with Store.open(_store_folder(settings.output, team)) as store, lm.apply_interventions(settings.interventions):
+        name = team.broadcast(lambda: _register_run(store, request, resumed))
         with (
             _recording_failure(store, name, settings.output, team, request),
-            _with_response_cache(lm, judge, store, name, team),
+            _with_response_cache(lm, grader, store, name, team),
         ):
-            found = lm_eval_runner.ask(lm, loaded, settings, team)
+            results = lm_eval_runner.ask(lm, loaded, settings, team)
 
             def write() -> Run:
-                rows = found.pop("samples")
-                written = {task: list(run_records.samples(task, these, lm, judge)) for task, these in rows.items()}
-                cut = {task: sum(bool(row["replay"].get("cut")) for row in these) for task, these in written.items()}
-                _warn_truncated(cut, lm.max_length)
-                about = run_records.account(lm, loaded, settings, judge, started=started)
-                about[runs.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": cut}
-                about[runs.PROVENANCE] |= {"programs": run_records.programs(written)}
-                # A run that was killed while it wrote writes the same files again.
-                run = runs.write(settings.output, found | about, written, at=store.run(name).started)
-                metrics, verdicts = run_records.metrics(run), run_records.verdicts(written)
+                rows = results.pop("samples")
+                sample_rows = {
+                    task: list(run_records.samples(task, task_rows, lm, grader)) for task, task_rows in rows.items()
+                }
+                truncated = {
+                    task: sum(bool(row["replay"].get("cut")) for row in task_rows)
+                    for task, task_rows in sample_rows.items()
+                }
+                _warn_truncated(truncated, lm.max_length)
+                metadata = run_records.run_metadata(lm, loaded, settings, grader, started=started)
+                metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": truncated}
+                metadata[runs.PROVENANCE] |= {"programs": run_records.program_counts(sample_rows)}
+                # The start time names the files: a run that was killed while writing overwrites its own files.
+                run = runs.write(settings.output, results | metadata, sample_rows, at=store.run(name).started)
+                metrics, verdicts = run_records.metrics(run), run_records.verdicts(sample_rows)
                 store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)
                 return run
 
@@ -132,7 +136,9 @@ def _model(
     from evals.models.workbench_lm import WorkbenchLM
 
     if settings.model_args:
-        raise DataError("--model_args are for another --backend; the workbench's model has --device and --dtype.")
+        raise DataError(
+            "--model_args needs a --backend other than workbench; for the workbench's model use --device and --dtype."
+        )
     return WorkbenchLM(
         model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed, progress=team.is_main
     )
@@ -141,28 +147,29 @@ def _model(
 def request_of(
     model: str | Path | Transformer, settings: Settings, *, device: str = "auto", dtype: str = "auto"
 ) -> dict[str, Any]:
-    """What was asked for, so that it can be asked for again."""
+    """The request of a run, stored so that the run can be resumed or recognized."""
     path: str | None = None
     if isinstance(model, str | Path):
         path = str(Path(model).absolute()) if str(model) and Path(model).exists() else str(model)
     return {"model": path, "device": device, "dtype": dtype, "settings": settings.to_dict()}
 
 
-def _place(output: Path, team: Team) -> Path:
-    """Where this process's store is. SQLite's log is for the processes of one machine: each other one has its own."""
+def _store_folder(output: Path, team: Team) -> Path:
+    """The folder of this process's store. SQLite's WAL works on one machine only, so every other machine has a store of
+    its own."""
     return output / MACHINES / socket.gethostname() if team.is_remote else output
 
 
-def _register_run(store: Store, request: dict[str, Any], again: StoredRun | None) -> str:
-    if again is None:
+def _register_run(store: Store, request: dict[str, Any], resumed: StoredRun | None) -> str:
+    if resumed is None:
         return store.register(request)
-    store.resume(again.id)
-    return again.id
+    store.resume(resumed.id)
+    return resumed.id
 
 
 @contextmanager
 def _recording_failure(store: Store, run: str, output: Path, team: Team, request: Mapping[str, Any]) -> Iterator[None]:
-    """Enter in the store how a run ended that did not end well, and say how it goes on."""
+    """Record in the store that a run failed or was interrupted, and print how to continue it."""
     try:
         yield
     except BaseException as error:
@@ -171,59 +178,65 @@ def _recording_failure(store: Store, run: str, output: Path, team: Team, request
                 interrupted = isinstance(error, KeyboardInterrupt)
                 store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
             if request["model"] is not None:
-                go_on = f"workbench eval resume {run} --results {output}"
-                print(f"run {run} was stopped, its answers are kept; `{go_on}` goes on.", file=sys.stderr)
+                command = f"workbench eval resume {run} --results {output}"
+                print(f"Run {run} was stopped. Its answers are saved; continue with `{command}`.", file=sys.stderr)
         raise
 
 
 @contextmanager
 def _with_response_cache(
-    lm: WorkbenchLM | Backend, judge: CodeGrader, store: Store, run: str, team: Team
+    lm: WorkbenchLM | Backend, grader: CodeGrader, store: Store, run: str, team: Team
 ) -> Iterator[None]:
-    """Let the model's answers, where it can be said whose they are, and programs' verdicts come from the store and go
-    there."""
-    from evals.models.response_cache import Kept, Recall
-    from evals.tasks.code_metrics import Verdicts
+    """Read the model's answers and the programs' verdicts from the store, and write new ones to it.
 
-    who = lm.identity(run)
+    Answers are stored only for a model that has an identity.
+    """
+    from evals.models.response_cache import CachedResponses, ResponseCache
+    from evals.tasks.code_metrics import VerdictCache
+
+    identity = lm.identity(run)
     writer = store.writer(run, rank=team.rank) if team.writes_answers else None
-    lm.recall = Recall(None if who is None else Kept(store, writer, who), team)
-    judge.kept = Verdicts(store, writer) if writer else None
+    lm.response_cache = ResponseCache(None if identity is None else CachedResponses(store, writer, identity), team)
+    grader.verdict_cache = VerdictCache(store, writer) if writer else None
     try:
         yield
     finally:
         if writer:
             writer.close()
-        lm.recall, judge.kept = Recall(), None
+        lm.response_cache, grader.verdict_cache = ResponseCache(), None
 
 
-def _warn_truncated(cut: Mapping[str, int], context: int) -> None:
-    for name, number in cut.items():
+def _warn_truncated(truncated: Mapping[str, int], context: int) -> None:
+    for name, number in truncated.items():
         if number:
             print(
-                f"{name}: {number} prompts were longer than the context of {context} tokens and lost their beginning.",
+                f"{name}: {number} prompts were longer than the context of {context} tokens "
+                "and were truncated on the left.",
                 file=sys.stderr,
             )
 
 
 def runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """The tasks that can be run here, and why the others cannot."""
+    """The tasks that can run here, and for each other task the reason why not."""
     from evals.tasks import registry
 
-    needs = [name for name in tasks if registry.runs_code(name)]
-    reason = sandbox.why_unavailable() if needs else None
+    code_tasks = [name for name in tasks if registry.runs_code(name)]
+    reason = sandbox.why_unavailable() if code_tasks else None
     if reason is None:
         return list(tasks), {}
-    rest = [name for name in tasks if name not in needs]
-    if not rest:
-        raise SandboxError(f"{', '.join(needs)} runs generated code, and there is no sandbox here: {reason}")
-    return rest, dict.fromkeys(needs, reason)
+    other_tasks = [name for name in tasks if name not in code_tasks]
+    if not other_tasks:
+        raise SandboxError(f"{', '.join(code_tasks)} runs generated code, and no sandbox is available: {reason}")
+    return other_tasks, dict.fromkeys(code_tasks, reason)
 
 
-def check_place(folder: Path) -> None:
-    """Find out before the work, not after it, that the results have no place; make nothing yet."""
+def check_output(folder: Path) -> None:
+    """Check before the work starts that results can be written to a folder; creates nothing.
+
+    Raises: DataError if they cannot.
+    """
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        what = "is no folder" if not nearest.is_dir() else "is not writable"
-        raise DataError(f"results cannot be written to {folder}: {nearest} {what}; choose another --output.")
+        problem = "is not a folder" if not nearest.is_dir() else "is not writable"
+        raise DataError(f"results cannot be written to {folder}: {nearest} {problem}; choose another --output.")

@@ -1,6 +1,6 @@
-"""The one place where lm-eval is let loose: it puts the tasks' questions to the model, and counts what is right.
+"""The only module that calls lm-eval's evaluator, which sends the tasks' questions to the model and scores the answers.
 
-Knows nothing of where questions come from, or where answers go.
+Does not know where questions come from, or where results are written.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from evals.models.workbench_lm import WorkbenchLM
     from evals.run.settings import Settings
     from evals.runtime.distributed import Team
-    from evals.tasks.registry import Suites
+    from evals.tasks.registry import LoadedTasks
 
 
-def prepare(loaded: Suites, settings: Settings) -> None:
-    """Set every task to the examples, seed and generation arguments that were asked for.
+def prepare(loaded: LoadedTasks, settings: Settings) -> None:
+    """Set the few-shot examples, seed and generation arguments of every task.
 
     Raises: DataError for more examples than a task has.
     """
@@ -32,20 +32,20 @@ def prepare(loaded: Suites, settings: Settings) -> None:
         if settings.num_fewshot is None:
             task.set_config("num_fewshot", fixed or 0)
         elif fixed == 0 and settings.num_fewshot:
-            # lm-eval's rule: a task that says 0 has no examples to give.
+            # lm-eval's rule: a task with num_fewshot 0 has no examples.
             print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
         else:
             task.set_config("num_fewshot", settings.num_fewshot)
-        shots, there = task.get_config("num_fewshot"), _examples(task)
-        if shots > there:
-            raise DataError(f"{name} has {there} examples for a question's prompt; --num_fewshot {shots} are too many.")
+        shots, available = task.get_config("num_fewshot"), _examples(task)
+        if shots > available:
+            raise DataError(f"{name} has only {available} examples for a prompt; --num_fewshot {shots} is too many.")
         task.set_fewshot_seed(settings.seed)
         if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
 
 
 def _examples(task: Any) -> int:
-    """How many examples a prompt can have; where they are questions of the test itself, its own is none of them."""
+    """How many examples a prompt can have. If they come from the test split, the question itself is not one of them."""
     if not hasattr(task, "sampler"):
         return sys.maxsize
     same = getattr(task.fewshot_cfg, "split", None) == task.config.test_split
@@ -54,26 +54,26 @@ def _examples(task: Any) -> int:
 
 def ask(
     lm: WorkbenchLM | Backend,
-    loaded: Suites,
+    loaded: LoadedTasks,
     settings: Settings,
     team: Team,
     *,
     questions: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """What lm-eval finds by asking, of each task these questions alone if they are given; see `prepare`."""
+    """lm-eval's results for these tasks; call `prepare` first. questions: evaluate only these, by task."""
     from lm_eval import utils as lm_eval_utils
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
-    # Its bar is for one task's prompts, which take a moment, and MMLU has 57 tasks.
+    # lm-eval draws a progress bar for each task's prompts, which take a moment; MMLU has 57 tasks.
     lm_eval_task.tqdm = partial(tqdm, disable=True)
     _compile_once(lm_eval_utils.env)
     if not team.is_main:
         for task in loaded.tasks.values():
-            # Answers are all that the others owe; filters would run the generated programs in every process.
+            # Only the main process needs filters: they would run the generated programs in every process.
             task.apply_filters = lambda: None
-    # To lm-eval this is one process: it would draw other examples for the questions of each.
-    found = lm_eval_evaluate(
+    # lm-eval sees one process: with several it would sample different few-shot examples in each.
+    results = lm_eval_evaluate(
         lm=lm,
         task_dict=loaded.as_dict(),
         limit=settings.limit,
@@ -84,12 +84,12 @@ def ask(
         system_instruction=settings.system,
         confirm_run_unsafe_code=True,
     )
-    assert found is not None, "only a process of a higher rank gets none"
-    return dict(found)
+    assert results is not None, "lm-eval returns None only for rank > 0"
+    return dict(results)
 
 
 def _compile_once(env: Any) -> None:
-    """Let lm-eval keep its compiled templates: it compiles each anew for every question and every example, which for
-    five examples takes longer than a small model's answer."""
+    """Cache lm-eval's compiled templates. It compiles one again for every question and example; with five examples that
+    takes longer than a small model's answer."""
     if not hasattr(env.from_string, "cache_info"):
         env.from_string = lru_cache(maxsize=4096)(env.from_string)

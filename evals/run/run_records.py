@@ -1,6 +1,6 @@
-"""What a run writes down: where its numbers come from, its samples in lm-eval's form, and rows for the store's index.
+"""Run metadata, samples in lm-eval's format, and rows for the store's index.
 
-Knows nothing of how questions are answered.
+Does not know how questions are answered.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
     from evals.run.settings import Settings
     from evals.tasks.code_metrics import CodeGrader
-    from evals.tasks.registry import Suites
+    from evals.tasks.registry import LoadedTasks
 
 
-def account(
-    lm: WorkbenchLM | Backend, loaded: Suites, settings: Settings, judge: CodeGrader, *, started: float
+def run_metadata(
+    lm: WorkbenchLM | Backend, loaded: LoadedTasks, settings: Settings, grader: CodeGrader, *, started: float
 ) -> dict[str, Any]:
-    """Where the numbers come from: lm-eval's own keys, and ours."""
+    """Metadata of a run for its results file: lm-eval's own keys, and the provenance."""
     versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages)
-    origin = lm.origin()
+    origin = lm.provenance()
     name = str(origin["path"] or "unnamed")
     dtype, device, limit = lm.dtype_name, str(lm.device), settings.limit
     return {
@@ -69,39 +69,39 @@ def account(
             "preset": settings.preset,
             "chat": settings.chat,
             "samples": settings.samples,
-            **hashes(loaded),
-            "sandbox": sandboxed(judge, loaded),
+            **data_hashes(loaded),
+            "sandbox": sandbox_info(grader, loaded),
         },
     }
 
 
-def hashes(loaded: Suites) -> dict[str, dict[str, str | None]]:
-    """Of each task's questions and of its examples, the SHA-256; None where there are none or they are not known."""
+def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:
+    """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown."""
     kinds = ("data_sha256", "examples_sha256")
     return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
 
 
-def sandboxed(judge: CodeGrader, loaded: Suites) -> dict[str, Any] | None:
-    """What held the generated programs, and the limits they had; None where no task has any."""
+def sandbox_info(grader: CodeGrader, loaded: LoadedTasks) -> dict[str, Any] | None:
+    """The sandbox of the generated programs and its limits; None if no task runs code."""
     if not loaded.runs_code():
         return None
-    return {"engine": (judge.engine or sandbox.require()).name, **judge.limits.to_dict()}
+    return {"engine": (grader.engine or sandbox.require()).name, **grader.limits.to_dict()}
 
 
 def samples(
-    task: str, rows: list[dict[str, Any]], lm: WorkbenchLM | Backend, judge: CodeGrader
+    task: str, rows: list[dict[str, Any]], lm: WorkbenchLM | Backend, grader: CodeGrader
 ) -> Iterator[dict[str, Any]]:
-    """Samples in the form of lm-eval's own file, each with the ids that replay it and what became of its code."""
+    """Samples in lm-eval's format, each with the token ids to replay it and the results of its programs."""
     for row in sorted(rows, key=lambda row: row["doc_id"]):
         arguments = row["arguments"]
         extra: dict[str, Any] = {"replay": lm.replay(task, row)}
-        executions = [judge.runs.get((code, str(row["target"]))) for code in _programs(row)]
+        executions = [grader.runs.get((code, str(row["target"]))) for code in _programs(row)]
         if any(run is not None for run in executions):
             extra["execution"] = [asdict(run) for run in executions if run is not None]
         yield {
             **row,
-            "resps": texts(row["resps"]),
-            "filtered_resps": texts(row["filtered_resps"]),
+            "resps": as_texts(row["resps"]),
+            "filtered_resps": as_texts(row["filtered_resps"]),
             "arguments": {
                 f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(argument)}
                 for i, argument in enumerate(arguments)
@@ -111,9 +111,9 @@ def samples(
         }
 
 
-def texts(value: Any) -> Any:
-    """Lists of answers with every answer as text, which is how lm-eval's sample files have them."""
-    return [texts(part) for part in value] if isinstance(value, list | tuple) else str(value)
+def as_texts(value: Any) -> Any:
+    """Nested lists of answers with every answer as text, as in lm-eval's sample files."""
+    return [as_texts(part) for part in value] if isinstance(value, list | tuple) else str(value)
 
 
 def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
@@ -122,21 +122,21 @@ def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
         yield s.task, s.metric, s.filter, s.average, s.n, s.value, s.stderr, s.low, s.high
 
 
-def programs(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
-    """Of each task whose answers are programs, how many problems have so many samples and so many right ones.
+def program_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
+    """For each code task: how many problems have n samples of which c are correct.
 
-    Shapes: [kind of problem] of (samples, right ones, problems)
+    Shapes: [distinct (n, c)] of (samples, correct samples, problems)
     """
-    found = {}
+    counts_by_task = {}
     for task, rows in written.items():
         verdicts = [[run["verdict"] == "passed" for run in row["execution"]] for row in rows if "execution" in row]
         if counts := Counter((len(passed), sum(passed)) for passed in verdicts):
-            found[task] = [[*kind, number] for kind, number in sorted(counts.items())]
-    return found
+            counts_by_task[task] = [[*outcome, number] for outcome, number in sorted(counts.items())]
+    return counts_by_task
 
 
 def verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:
-    """A run's samples as rows of the store: right, wrong, or the metric's value."""
+    """A run's samples as rows of the store: correct, wrong, or the metric's value."""
     for task, rows in written.items():
         for row in rows:
             metric = row["metrics"][0] if row.get("metrics") else None
@@ -145,5 +145,5 @@ def verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any,
 
 
 def _programs(row: Mapping[str, Any]) -> list[str]:
-    """The programs of a sample whose filter made some: a list of texts a request."""
+    """The programs that a sample's filter made: a list of texts per request."""
     return [code for codes in row["filtered_resps"] if isinstance(codes, list) for code in codes]

@@ -1,8 +1,7 @@
-"""Scores for answers that were made elsewhere, by what a run of our own goes through: the task's filters and metrics,
-the sandbox, the store, the same files.
+"""Scores answers from another program like a run of our own: the task's filters and metrics, the sandbox, the store,
+the same results files.
 
-Of the model nothing is known but what it answered. Prompts are not known either: a sample shows its question as the
-task puts it without examples.
+Only the answers are known, not the model and not its prompts: a sample shows the task's prompt without examples.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from evals import sandbox
 from evals.results import runs
 from evals.results.runs import Run
 from evals.run import evaluate, external_answers, lm_eval_runner, run_records
-from evals.run.external_answers import Answers, Place
+from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
 from evals.store.store import Store
@@ -33,7 +32,7 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from evals.sandbox import Engine, Limits
     from evals.tasks.code_metrics import CodeGrader
-    from evals.tasks.registry import Suites
+    from evals.tasks.registry import LoadedTasks
 
 _KS = (1, 2, 5, 10, 20, 50, 100, 200)
 
@@ -53,15 +52,16 @@ def score(
 ) -> Run:
     """Score a file of answers, or a folder of lm-eval's sample logs, and write results as a run does.
 
-    A program's several answers are samples: pass@k for every k that the least sampled problem allows. Letters for
-    multiple choice are taken from text by two of lm-eval's own rules, each a score: `get_response` of mmlu_generative,
-    the first line less blanks, case and punctuation; `custom-extract` of mmlu_pro, the first letter after "answer is".
-    Text is taken as it is: a task's stop strings are for whoever generates.
+    Several answers to a code problem are samples: pass@k is computed for every k that the problem with the fewest
+    samples allows. For multiple choice, two of lm-eval's filters extract the letter from text, and each gives a score:
+    `get_response` of mmlu_generative (the first line, ignoring blanks, case and punctuation) and `custom-extract` of
+    mmlu_pro (the first letter after "answer is"). Text is used as it is; a task's stop strings are not applied.
 
-    preset, chat: whose way of asking the answers are to, see `presets`; by default that of the run whose sample log
-    this is, else lm-eval's. missing_wrong: questions without an answer count as wrong; otherwise they are left out, and
-    n says how many were answered. engine: what holds programs, by default the sandbox that is found here.
-    Raises: DataError for an unknown task, missing data, or a line that is no answer; SandboxError without a sandbox.
+    preset, chat: the prompt preset of the answers, see `presets`; by default that of the run whose sample log this is,
+    else lm-eval's. missing_wrong: questions without an answer count as wrong; otherwise they are left out, and n says
+    how many were answered. engine: the sandbox for programs; by default the one that works here.
+    Raises: DataError for an unknown task, missing data, or a line that is not an answer; SandboxError if no sandbox
+    works here.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -71,40 +71,40 @@ def score(
     from evals.tasks.code_metrics import CodeGrader
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    judge = CodeGrader(engine=engine) if limits is None else CodeGrader(limits=limits, engine=engine)
-    way = _way(paths)
-    preset, chat = preset or way[0], way[1] if chat is None else chat
-    loaded = registry.load(presets.tasks(preset, [task], chat=chat), root=data, judge=judge, preset=preset, chat=chat)
+    grader = CodeGrader(engine=engine) if limits is None else CodeGrader(limits=limits, engine=engine)
+    logged_preset = _logged_preset(paths)
+    preset, chat = preset or logged_preset[0], logged_preset[1] if chat is None else chat
+    loaded = registry.load(presets.tasks(preset, [task], chat=chat), root=data, grader=grader, preset=preset, chat=chat)
     code = bool(loaded.runs_code())
     if code and engine is None:
         sandbox.require()
-    docs = {name: [dict(doc) for doc in one.eval_docs] for name, one in loaded.tasks.items()}
-    read = (answer for path in paths for answer in external_answers.read(path))
-    found = external_answers.match(
-        read, docs, sampled=code, choices=lambda name, doc: _choices(loaded.tasks[name], doc)
+    docs = {name: [dict(doc) for doc in loaded_task.eval_docs] for name, loaded_task in loaded.tasks.items()}
+    lines = (answer for path in paths for answer in external_answers.read(path))
+    answers = external_answers.match(
+        lines, docs, sampled=code, choices=lambda name, doc: _choices(loaded.tasks[name], doc)
     )
-    if found.texts and not code:
-        letter_extraction.ask_for_text(loaded)
-    every = {(name, number) for name, rows in docs.items() for number in range(len(rows))}
-    absent = every - found.places
-    asked = every if missing_wrong else found.places
-    least = min(map(len, found.texts.values()), default=1)
-    judge.k = tuple(k for k in _KS if k <= least)
-    given = Given(found, _only(loaded, asked), asked, least=least)
+    if answers.texts and not code:
+        letter_extraction.use_letter_extraction(loaded)
+    all_questions = {(name, number) for name, rows in docs.items() for number in range(len(rows))}
+    unanswered = all_questions - answers.answered
+    scored = all_questions if missing_wrong else answers.answered
+    fewest_samples = min(map(len, answers.texts.values()), default=1)
+    grader.k = tuple(k for k in _KS if k <= fewest_samples)
+    model = ExternalAnswersModel(answers, _select_tasks(loaded, scored), scored, samples_per_question=fewest_samples)
     about = {
         "file": str(samples.absolute()),
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
-        "lines": found.lines,
-        "questions": len(every),
-        "answered": len(found.places),
-        "missing": len(absent),
+        "lines": answers.lines,
+        "questions": len(all_questions),
+        "answered": len(answers.answered),
+        "missing": len(unanswered),
         "missing_counted": "as wrong" if missing_wrong else "not at all",
-        "unknown": len(found.unknown),
-        "duplicates": len(found.duplicates),
-        "partial": bool(absent) and not missing_wrong,
+        "unknown": len(answers.unknown),
+        "duplicates": len(answers.duplicates),
+        "partial": bool(unanswered) and not missing_wrong,
     }
-    _say(about, found)
-    own = {
+    _print_summary(about, answers)
+    provenance_entry = {
         "path": None,
         "checkpoint_sha256": None,
         "dtype": "unknown",
@@ -114,72 +114,80 @@ def score(
         "preset": preset,
         "chat": chat,
         "answers": about,
-        **run_records.hashes(given.loaded),
-        "sandbox": run_records.sandboxed(judge, loaded),
+        **run_records.data_hashes(model.loaded),
+        "sandbox": run_records.sandbox_info(grader, loaded),
     }
     name = model_name or samples.name.split(".")[0]
     settings = Settings(tasks=(task,), output=output, data=data, num_fewshot=0, preset=preset)
-    return _written(given, judge, settings, name, own, started)
+    return _score_and_write(model, grader, settings, name, provenance_entry, started)
 
 
-def _way(paths: Sequence[Path]) -> tuple[str, bool]:
-    """The preset, and whether in a chat, of the run that these logs are of; lm-eval's for any other file.
+def _logged_preset(paths: Sequence[Path]) -> tuple[str, bool]:
+    """The preset and chat setting of the run that wrote these logs; lm-eval's without chat for any other file.
 
-    Raises: DataError if they are of runs that were asked in several ways.
+    Raises: DataError if the logs are from runs with different presets or chat settings.
     """
     results_files = (
         path for log in paths for path in log.parent.glob("results_*.json") if log.stem.endswith(path.stem[7:])
     )
-    found = {(about.get("preset") or "lm-eval", bool(about.get("chat"))) for about in map(_provenance, results_files)}
-    if len(found) > 1:
-        raise DataError(f"{paths[0].parent} has logs of runs that were asked in several ways; give one run's log.")
-    return found.pop() if found else ("lm-eval", False)
+    presets_found = {
+        (about.get("preset") or "lm-eval", bool(about.get("chat"))) for about in map(_provenance, results_files)
+    }
+    if len(presets_found) > 1:
+        raise DataError(
+            f"{paths[0].parent} has logs of runs with different presets or chat settings; give one run's log."
+        )
+    return presets_found.pop() if presets_found else ("lm-eval", False)
 
 
 def _provenance(path: Path) -> dict[str, Any]:
     return runs.read_run(path).provenance
 
 
-class Given:
-    """Stands where lm-eval expects a model, and gives the answers of a file."""
+class ExternalAnswersModel:
+    """A model for lm-eval that returns the answers of a file."""
 
     rank, world_size = 0, 1
 
-    def __init__(self, found: Answers, loaded: Suites, asked: set[Place], *, least: int) -> None:
-        self.found, self.loaded, self.least = found, loaded, least
+    def __init__(
+        self, answers: Answers, loaded: LoadedTasks, scored: set[QuestionKey], *, samples_per_question: int
+    ) -> None:
+        self.answers, self.loaded, self.samples_per_question = answers, loaded, samples_per_question
         self.questions: dict[str, list[int]] = {name: [] for name in loaded.tasks}
-        for name, number in sorted(asked):
+        for name, number in sorted(scored):
             self.questions[name].append(number)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         last = []
         for request in requests:
-            # Questions without an answer are as often wrong as the others were answered.
-            texts = self.found.texts.get(self._place(request), [""] * self.least)
-            # lm-eval adds one answer a request; the task's filter takes as many as there are.
+            # A question without an answer gets as many wrong samples as the others have at least.
+            texts = self.answers.texts.get(self._question(request), [""] * self.samples_per_question)
+            # lm-eval adds one answer per request; the task's filter takes any number.
             request.resps.extend(texts[:-1])
             last.append(texts[-1])
         return last
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        found = []
+        results = []
         for request in requests:
-            choices = self.found.choices.get(self._place(request))
+            choices = self.answers.choices.get(self._question(request))
             if choices is None:
-                # No choice was made: the right one is the least of all, so that it is no answer by chance.
+                # No choice was made: the correct one gets the lowest score, so that it is not right by chance.
                 gold = self.loaded.tasks[request.task_name].doc_to_target(request.doc)
                 choices = tuple((-1.0 if number == gold else 0.0, False) for number in range(request.idx + 1))
-            found.append(choices[request.idx])
-        return found
+            results.append(choices[request.idx])
+        return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        raise DataError("answers to a task that scores whole texts cannot be given in a file.")
+        raise DataError(
+            "a task that scores whole texts (loglikelihood_rolling) cannot be scored from a file of answers."
+        )
 
     def replay(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing: what was read and written elsewhere is not known as tokens."""
+        """Nothing: the token ids of answers from another program are not known."""
         return {}
 
-    def _place(self, request: Any) -> Place:
+    def _question(self, request: Any) -> QuestionKey:
         return request.task_name, self.questions[request.task_name][request.doc_id]
 
 
@@ -188,69 +196,88 @@ def _choices(task: Any, doc: Mapping[str, Any]) -> int:
     return len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 0
 
 
-def _only(loaded: Suites, asked: set[Place]) -> Suites:
-    """The tasks that have a question to score; a group is left out where a part of it has none."""
-    names = {name for name, _ in asked}
+def _select_tasks(loaded: LoadedTasks, questions: set[QuestionKey]) -> LoadedTasks:
+    """Only the tasks that have a question to score; groups are dropped if any task was dropped."""
+    names = {name for name, _ in questions}
     if names == set(loaded.tasks):
         return loaded
     return replace(loaded, tasks={name: loaded.tasks[name] for name in sorted(names)}, groups={}, group_map={})
 
 
-def _written(
-    given: Given, judge: CodeGrader, settings: Settings, name: str, own: dict[str, Any], started: float
+def _score_and_write(
+    model: ExternalAnswersModel,
+    grader: CodeGrader,
+    settings: Settings,
+    name: str,
+    provenance_entry: dict[str, Any],
+    started: float,
 ) -> Run:
-    """Score, write the files, and enter the run in the store."""
-    from evals.tasks.code_metrics import Verdicts
+    """Score, write the results files, and register the run in the store."""
+    from evals.tasks.code_metrics import VerdictCache
 
-    evaluate.check_place(settings.output)
-    request = {"model": None, "device": "", "dtype": "", "settings": settings.to_dict(), "answers": own["answers"]}
+    evaluate.check_output(settings.output)
+    request = {
+        "model": None,
+        "device": "",
+        "dtype": "",
+        "settings": settings.to_dict(),
+        "answers": provenance_entry["answers"],
+    }
     with Store.open(settings.output) as store:
-        entered = store.register(request)
-        writer = store.writer(entered)
-        judge.kept = Verdicts(store, writer)
+        run_id = store.register(request)
+        writer = store.writer(run_id)
+        grader.verdict_cache = VerdictCache(store, writer)
         try:
-            lm: Any = given
-            lm_eval_runner.prepare(given.loaded, settings)
-            found = lm_eval_runner.ask(lm, given.loaded, settings, ALONE, questions=given.questions)
-            logged = found.pop("samples")
-            rows = {task: list(_samples(task, some, given, judge)) for task, some in logged.items()}
-            for task, numbers in given.questions.items():
-                found["n-samples"][task]["effective"] = len(numbers)
-            found |= {
-                "config": {"model": name, "model_args": {"answers": own["answers"]["file"]}},
+            lm: Any = model
+            lm_eval_runner.prepare(model.loaded, settings)
+            results = lm_eval_runner.ask(lm, model.loaded, settings, ALONE, questions=model.questions)
+            logged = results.pop("samples")
+            rows = {task: list(_samples(task, task_rows, model, grader)) for task, task_rows in logged.items()}
+            for task, numbers in model.questions.items():
+                results["n-samples"][task]["effective"] = len(numbers)
+            results |= {
+                "config": {"model": name, "model_args": {"answers": provenance_entry["answers"]["file"]}},
                 "n-shot": {},  # not known
                 "date": started,
-                "lm_eval_version": own["versions"].get("lm-eval"),
+                "lm_eval_version": provenance_entry["versions"].get("lm-eval"),
                 "model_source": "answers",
                 "model_name": name,
                 "total_evaluation_time_seconds": str(time.time() - started),
-                runs.PROVENANCE: {**own, "run": entered, "not_run": {}, "programs": run_records.programs(rows)},
+                runs.PROVENANCE: {
+                    **provenance_entry,
+                    "run": run_id,
+                    "not_run": {},
+                    "programs": run_records.program_counts(rows),
+                },
             }
-            finished = runs.write(settings.output, found, rows, at=started)
-            metrics, verdicts = run_records.metrics(finished), run_records.verdicts(rows)
-            store.finish(entered, results=finished.path.name, metrics=metrics, samples=verdicts)
+            run = runs.write(settings.output, results, rows, at=started)
+            metrics, verdicts = run_records.metrics(run), run_records.verdicts(rows)
+            store.finish(run_id, results=run.path.name, metrics=metrics, samples=verdicts)
         except BaseException as error:
             with suppress(DataError):  # the store may be what failed
-                store.fail(entered, str(error) or type(error).__name__)
+                store.fail(run_id, str(error) or type(error).__name__)
             raise
         finally:
             writer.close()
-            judge.kept = None
-    return finished
+            grader.verdict_cache = None
+    return run
 
 
-def _samples(task: str, rows: list[dict[str, Any]], given: Given, judge: CodeGrader) -> Iterator[dict[str, Any]]:
-    lm: Any = given
-    answered = given.found.places
-    for row in run_records.samples(task, rows, lm, judge):
+def _samples(
+    task: str, rows: list[dict[str, Any]], model: ExternalAnswersModel, grader: CodeGrader
+) -> Iterator[dict[str, Any]]:
+    lm: Any = model
+    answered = model.answers.answered
+    for row in run_records.samples(task, rows, lm, grader):
         yield row if (task, row["doc_id"]) in answered else {**row, "missing": True}
 
 
-def _say(about: Mapping[str, Any], found: Answers) -> None:
-    parts = [f"answers to {about['answered']} of {about['questions']} questions, from {about['lines']} lines"]
+def _print_summary(about: Mapping[str, Any], answers: Answers) -> None:
+    parts = [f"answers to {about['answered']} of {about['questions']} questions, in {about['lines']} lines"]
     if about["missing"]:
-        parts.append(f"{about['missing']} without an answer count {about['missing_counted']}")
-    for kind, where in (("unknown questions", found.unknown), ("further answers, not used", found.duplicates)):
+        effect = "count as wrong" if about["missing_counted"] == "as wrong" else "are not counted"
+        parts.append(f"{about['missing']} without an answer {effect}")
+    for kind, where in (("unknown questions", answers.unknown), ("duplicate answers, not used", answers.duplicates)):
         if where:
             more = f" and {len(where) - 3} more" if len(where) > 3 else ""
             parts.append(f"{len(where)} {kind} ({', '.join(where[:3])}{more})")

@@ -1,4 +1,4 @@
-"""Settings: what is evaluated, on what, and how. A value that can be written as JSON and read back."""
+"""Settings of an evaluation; can be written as JSON and read back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.models.generation_args import Decoding
+from evals.models.generation_args import GenerationArgs
 from evals.tasks import custom
 from workbench.errors import DataError
 from workbench.hooks import interventions
@@ -23,14 +23,15 @@ OURS = "workbench"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is evaluated, on what, and how.
+    """Settings of an evaluation.
 
-    `limit` takes the first questions of each task, or that fraction of them where it is below 1; None takes all.
-    `chat` asks in the model's chat format, the examples as turns of their own unless `multiturn` is False; `system` is
-    the system prompt. `gen_kwargs` change how every task's text is generated, by lm-eval's names. `preset` is whose way
-    of asking, see `presets`; `samples` how many programs a problem gets, `limits` what each may use, by the names of
-    `evals.sandbox.Limits`; `online` lets the hub give what the data folder has not. `interventions` change the model
-    for the whole run. `backend` is one of lm-eval's models instead of ours, made with `model_args`.
+    `limit` takes the first questions of each task, or that fraction of them if it is below 1; None takes all. `chat`
+    uses the model's chat format, with examples as separate turns unless `multiturn` is False; `system` is the system
+    prompt. `gen_kwargs` override every task's generation arguments, by lm-eval's names. `preset` is the prompt preset,
+    see `presets`; `samples` is the number of programs per problem, `limits` the limits of each program, by the field
+    names of `evals.sandbox.Limits`; `online` allows downloads from the hub for data that the data folder does not
+    have. `interventions` change the model for the whole run. `backend` selects one of lm-eval's models instead of the
+    workbench's, created with `model_args`.
     """
 
     tasks: tuple[str, ...]
@@ -54,23 +55,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (0 < self.limit <= 1 or (self.limit > 1 and float(self.limit).is_integer())):
-            raise DataError(f"--limit is a number of questions, or a fraction below 1; found {self.limit}.")
+            raise DataError(f"--limit must be a number of questions, or a fraction below 1; found {self.limit}.")
         if self.backend != OURS and self.interventions:
-            raise DataError(f"interventions change the workbench's own model; {self.backend!r} cannot have any.")
+            raise DataError(
+                f"interventions work with the workbench's own model only, not with the backend {self.backend!r}."
+            )
         if self.multiturn and not self.chat:
             raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
         if self.backend == OURS:
-            Decoding.check(self.gen_kwargs)
-        # A run that is resumed somewhere else finds its own suites.
-        own = (str(Path(name).expanduser().absolute()) if custom.is_path(name) else name for name in self.tasks)
-        object.__setattr__(self, "tasks", tuple(own))
+            GenerationArgs.check(self.gen_kwargs)
+        # Absolute paths: a run may be resumed from a different working directory.
+        tasks = (str(Path(name).expanduser().absolute()) if custom.is_path(name) else name for name in self.tasks)
+        object.__setattr__(self, "tasks", tuple(tasks))
 
     @property
     def chats_in_turns(self) -> bool:
         return self.chat if self.multiturn is None else self.multiturn
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` gives the same settings back."""
+        """The settings as JSON values; `from_dict` reads them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {"output": str(self.output), "data": None if self.data is None else str(self.data.absolute())}
         return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
@@ -79,5 +82,5 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         changes = interventions.from_json(json.dumps(values["interventions"]))
         data = None if values["data"] is None else Path(values["data"])
-        given = {**values, "tasks": tuple(values["tasks"]), "output": Path(values["output"]), "data": data}
-        return cls(**{**given, "interventions": changes})
+        converted = {**values, "tasks": tuple(values["tasks"]), "output": Path(values["output"]), "data": data}
+        return cls(**{**converted, "interventions": changes})

@@ -1,4 +1,4 @@
-"""A sweep's YAML file as a plan: every model, on every group of tasks, under every intervention.
+"""A sweep's YAML file: every model, on every group of tasks, with every intervention.
 
     output: results/sweep
     defaults: {limit: 200, seed: 1}
@@ -12,7 +12,7 @@
       - none
       - {name: without the head, ablate: L5H3}
 
-Options bear the names of `workbench eval run`. Runs nothing.
+Options have the names of `workbench eval run`. Runs nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from evals.run.settings import OURS, Settings
 from workbench.errors import DataError, WorkbenchError
 from workbench.hooks.intervention import Intervention
 
-# Options of the file -> their types and the names they have in `Settings`.
+# Options of the file: their types, and their names in `Settings`.
 _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {
     "data": ((str,), "data"),
     "limit": ((int, float), "limit"),
@@ -53,7 +53,9 @@ _MODEL: dict[str, tuple[type, ...]] = {
     "backend": (str,),
     "model_args": (dict,),
 }
-_CHANGE: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "intervene", "ablate", "scale", "rope_scaling"), (str,))
+_INTERVENTION: dict[str, tuple[type, ...]] = dict.fromkeys(
+    ("name", "intervene", "ablate", "scale", "rope_scaling"), (str,)
+)
 _FILE: dict[str, tuple[type, ...]] = {
     "output": (str,),
     "models": (list,),
@@ -65,7 +67,7 @@ _ONE_OPTION = {name: kinds for name, (kinds, _) in _OPTIONS.items()}
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One evaluation of a sweep."""
 
     model_name: str
@@ -81,48 +83,50 @@ class Planned:
         return f"{self.model_name} on {','.join(self.settings.tasks)}{changed}"
 
 
-def read(path: Path) -> list[Planned]:
-    """The evaluations that a file asks for, in its order: models, in each the tasks, in each the interventions.
+def read(path: Path) -> list[PlannedRun]:
+    """The evaluations of a file in its order: by model, then by tasks, then by intervention.
 
-    Raises: DataError that names the place, for a file that is no sweep; others for a model or an intervention that
+    Raises: DataError that names the place, for a file that is not a sweep; others for a model or an intervention that
             does not exist.
     """
     import yaml
 
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     try:
-        return expand(given)
+        return expand(content)
     except WorkbenchError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def expand(given: Any) -> list[Planned]:
-    """The evaluations of a sweep that is read already."""
-    whole = _checked(given, "the file", _FILE)
+def expand(content: Any) -> list[PlannedRun]:
+    """The evaluations of a sweep, from the parsed content of its file."""
+    sweep = _validated(content, "the file", _FILE)
     for name in ("output", "models", "tasks"):
-        if not whole.get(name):
-            raise DataError(f"{name} is missing; a sweep has output, models and tasks, and may have interventions.")
-    defaults = _checked(whole.get("defaults", {}), "defaults", _ONE_OPTION)
-    models = [_model(one, f"models[{i}]") for i, one in enumerate(whole["models"])]
-    groups = [_tasks(one, f"tasks[{i}]") for i, one in enumerate(whole["tasks"])]
-    changes = [_change(one, f"interventions[{i}]") for i, one in enumerate(whole.get("interventions") or [{}])]
+        if not sweep.get(name):
+            raise DataError(f"{name} is missing; a sweep needs output, models and tasks, and may have interventions.")
+    defaults = _validated(sweep.get("defaults", {}), "defaults", _ONE_OPTION)
+    models = [_model(entry, f"models[{i}]") for i, entry in enumerate(sweep["models"])]
+    groups = [_tasks(entry, f"tasks[{i}]") for i, entry in enumerate(sweep["tasks"])]
+    changes = [
+        _intervention_entry(entry, f"interventions[{i}]") for i, entry in enumerate(sweep.get("interventions") or [{}])
+    ]
     planned = []
     for model in models:
         for tasks, options in groups:
             for change_name, change in changes:
-                settings = _settings(tasks, {**defaults, **options}, Path(whole["output"]), model)
-                asked = _interventions(model, change)
+                settings = _settings(tasks, {**defaults, **options}, Path(sweep["output"]), model)
+                interventions = _interventions(model, change)
                 planned.append(
-                    Planned(
+                    PlannedRun(
                         model_name=model.get("name") or Path(model.get("path") or model["backend"]).name,
-                        change_name=change_name or (described(asked) if asked else ""),
+                        change_name=change_name or (described(interventions) if interventions else ""),
                         model=model.get("path", ""),
-                        settings=replace(settings, interventions=asked),
+                        settings=replace(settings, interventions=interventions),
                         device=model.get("device", "auto"),
                         dtype=model.get("dtype", "auto"),
                     )
@@ -130,25 +134,25 @@ def expand(given: Any) -> list[Planned]:
     return planned
 
 
-def _model(given: Any, where: str) -> dict[str, Any]:
-    model = {"path": given} if isinstance(given, str) else _checked(given, where, _MODEL)
+def _model(entry: Any, where: str) -> dict[str, Any]:
+    model = {"path": entry} if isinstance(entry, str) else _validated(entry, where, _MODEL)
     if not model.get("path") and "model_args" not in model:
-        raise DataError(f"{where} has neither path nor model_args.")
+        raise DataError(f"{where} needs a path or model_args.")
     return {"backend": OURS, **model}
 
 
-def _tasks(given: Any, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    options = given if isinstance(given, dict) else {"tasks": given}
-    options = _checked(options, where, {"tasks": (str, list), **_ONE_OPTION})
+def _tasks(entry: Any, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    options = entry if isinstance(entry, dict) else {"tasks": entry}
+    options = _validated(options, where, {"tasks": (str, list), **_ONE_OPTION})
     names = options.pop("tasks", ())
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where} names no tasks; give a name, a list of names, or {{tasks: [...], num_fewshot: 5}}.")
+        raise DataError(f"{where} has no tasks; give a name, a list of names, or {{tasks: [...], num_fewshot: 5}}.")
     return names, options
 
 
-def _change(given: Any, where: str) -> tuple[str, dict[str, str]]:
-    change = {} if given in (None, "none") else _checked(given, where, _CHANGE)
+def _intervention_entry(entry: Any, where: str) -> tuple[str, dict[str, str]]:
+    change = {} if entry in (None, "none") else _validated(entry, where, _INTERVENTION)
     return change.pop("name", ""), change
 
 
@@ -156,7 +160,9 @@ def _interventions(model: Mapping[str, Any], change: Mapping[str, str]) -> tuple
     if not change:
         return ()
     if model["backend"] != OURS:
-        raise DataError(f"interventions change the workbench's own model; {model['backend']!r} cannot have any.")
+        raise DataError(
+            f"interventions work with the workbench's own model only, not with the backend {model['backend']!r}."
+        )
     from workbench.checkpoint import read_config
 
     texts = {key: value for key, value in change.items() if key != "intervene"}
@@ -171,17 +177,17 @@ def _settings(tasks: tuple[str, ...], options: Mapping[str, Any], output: Path, 
     return Settings(tasks, output, **values, backend=model["backend"], model_args=model.get("model_args", {}))
 
 
-def _checked(given: Any, where: str, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """A mapping whose keys are known and whose values have their types; null stands for what was not given."""
-    if not isinstance(given, dict):
-        raise DataError(f"{where} should have {', '.join(known)}; found {given!r}.")
-    for key, value in given.items():
+def _validated(mapping: Any, where: str, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The mapping without null values, after a check of its keys and of the types of its values."""
+    if not isinstance(mapping, dict):
+        raise DataError(f"{where} must be a mapping with {', '.join(known)}; found {mapping!r}.")
+    for key, value in mapping.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}."
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
             raise DataError(f"{where} has an unknown key {key!r}; {hint}")
         kinds = known[key]
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise DataError(f"{where}: {key} should be {wanted}; found {value!r}.")
-    return {key: value for key, value in given.items() if value is not None}
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise DataError(f"{where}: {key} must be {expected}; found {value!r}.")
+    return {key: value for key, value in mapping.items() if value is not None}

@@ -1,1 +1,1 @@
-"""The processes of an evaluation: how they share the work, and how they report their progress."""
+"""The processes of an evaluation: work sharing and progress reports."""

@@ -1,8 +1,8 @@
-"""The processes of one evaluation: which of them this is, and how they tell each other what they have.
+"""The processes of one evaluation: ranks and collective operations.
 
-`torchrun` starts them. Those that share a model's layers (tensor parallelism) are one team member and answer the same
-questions; the members share the questions out. Without torchrun there is one process, and nothing here does anything.
-Knows nothing of questions or models.
+`torchrun` starts them. Processes that share a model's layers (tensor parallelism) are one team member and answer the
+same questions; the questions are distributed over the members. Without torchrun there is one process, and all
+operations return at once. Knows nothing of questions or models.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# Members wait for the slowest, whose share of a long benchmark may take hours; the libraries' own limits are minutes.
-PATIENCE = timedelta(days=7)
+# Members wait for the slowest, which may need hours for its part of a long benchmark; the default limits are minutes.
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process's place: member `rank` of `size`. `first` is true in one process, which speaks and writes results;
-    `keeps` in one process of each member, which writes down its answers; `reads` in one process of each machine;
-    `away` on every machine but the first one's."""
+    """This process's place: member `rank` of `size`.
+
+    `is_main` is true in one process, which prints and writes results; `writes_answers` in one process of each member;
+    `reads_store` in one process of each machine; `is_remote` on every machine except the first.
+    """
 
     rank: int = 0
     size: int = 1
@@ -35,28 +37,28 @@ class Team:
     group: Any = None
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in every process."""
+        """The value that `make` returns in the main process, in every process."""
         if self.group is None:
             return make()
         import torch.distributed as dist
 
-        told: list[Any] = [make() if self.is_main else None]
-        dist.broadcast_object_list(told, src=0, group=self.group)
-        made: T = told[0]
-        return made
+        objects: list[Any] = [make() if self.is_main else None]
+        dist.broadcast_object_list(objects, src=0, group=self.group)
+        value: T = objects[0]
+        return value
 
-    def all_gather(self, own: T) -> list[T]:
-        """What every process has, in every process."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all processes, in every process."""
         if self.group is None:
-            return [own]
+            return [value]
         import torch.distributed as dist
 
-        every: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(every, own, group=self.group)
-        return every
+        values: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def close(self) -> None:
-        """Part from the others at the end of a program."""
+        """Leave the process group at the end of a program."""
         if self.group is not None:
             from workbench.layers import tensor_parallel
 
@@ -68,7 +70,7 @@ ALONE = Team()
 
 @cache
 def join(tensor_parallel: int = 1) -> Team:
-    """The team that torchrun started, each member `tensor_parallel` processes; one of one outside torchrun.
+    """The team that torchrun started, with `tensor_parallel` processes per member; a team of one without torchrun.
 
     Raises: ParallelError if the size does not divide the number of processes.
     """
@@ -82,17 +84,17 @@ def join(tensor_parallel: int = 1) -> Team:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     layers.init(tensor_parallel)
-    # Objects go by the processors, whatever the tensors take.
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    # Objects are sent with gloo on the CPU, whatever backend the tensors use.
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
     member, members = layers.data_parallel_rank()
-    everyone = Team(group=group).all_gather(socket.gethostname())
-    rank, own = dist.get_rank(), socket.gethostname()
+    hosts = Team(group=group).all_gather(socket.gethostname())
+    rank, host = dist.get_rank(), socket.gethostname()
     return Team(
         rank=member,
         size=members,
         is_main=rank == 0,
         writes_answers=layers.rank() == 0,
-        reads_store=everyone.index(own) == rank,
-        is_remote=own != everyone[0],
+        reads_store=hosts.index(host) == rank,
+        is_remote=host != hosts[0],
         group=group,
     )

@@ -1,4 +1,4 @@
-"""When a process started, which tells it from a later process with the same number."""
+"""Start time of a process, which distinguishes it from a later process with the same pid."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def process_start_time(pid: int) -> str | None:
-    """What tells a process from a later one with the same number: when it began; None if it is gone, or a zombie."""
+    """The start time of a process, as text to compare; None if it has ended or is a zombie."""
     try:
-        # The second field is the program's name, in which there may be spaces and brackets.
+        # The second field is the program's name, which may contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -21,8 +21,8 @@ def process_start_time(pid: int) -> str | None:
 
 
 def _start_time_without_proc(pid: int) -> str | None:
-    """Where there is no /proc, as on macOS."""
+    """The start time on systems without /proc, such as macOS."""
     command, language = ["ps", "-o", "stat=,lstart=", "-p", str(pid)], os.environ | {"LC_ALL": "C"}
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=language)
-    state, _, since = said.stdout.strip().partition(" ")
+    output = subprocess.run(command, capture_output=True, text=True, check=False, env=language)
+    state, _, since = output.stdout.strip().partition(" ")
     return None if not state or state.startswith("Z") else since.strip()

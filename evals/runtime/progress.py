@@ -1,6 +1,6 @@
-"""How far an evaluation is: a bar on stderr and, where the environment names one, a file for other programs to read.
+"""Progress of an evaluation: a bar on stderr and, if WORKBENCH_PROGRESS names one, a file for other programs.
 
-Knows nothing of what is counted.
+Does not know what is counted.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from tqdm import tqdm
 
 FILE = "WORKBENCH_PROGRESS"
-"""The environment variable that names the file."""
+"""The environment variable with the path of the progress file."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an evaluation stands: `done` of `total` requests of one kind, `what`, as "scoring".
+    """Progress of an evaluation: `done` of `total` requests of one kind, `what`, such as "scoring".
 
-    Units: since and at in seconds since 1970; `first` requests were there at `since`, kept from before, and tell
-    nothing of the pace.
+    Units: since and at in seconds since 1970; `first` requests came from the cache at `since` and do not count for
+    the speed.
     """
 
     what: str
@@ -37,13 +37,13 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None while nothing was answered."""
+        """Estimated from the speed so far; None while no new request is done."""
         new = self.done - self.first
         return (self.at - self.since) / new * (self.total - self.done) if new > 0 else None
 
 
 def read(path: Path) -> Progress | None:
-    """What the file says; None where there is none, or it is not one of these."""
+    """The content of the progress file; None if there is none, or it is not a progress file."""
     try:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -51,7 +51,7 @@ def read(path: Path) -> Progress | None:
 
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A bar that writes each step to the file, if one is named."""
+    """A bar that also writes each step to the progress file, if there is one."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -61,21 +61,21 @@ class Bar(tqdm):  # type: ignore[type-arg]
         shown = super().update(n)
         if not self.disable and (name := os.environ.get(FILE)):
             now = time.time()
-            # The first step tells what was kept from before.
+            # The first step is the number of cached requests.
             self._first = self._first or (int(self.n), now)
-            told = Progress(str(self.desc).removesuffix(": "), int(self.n), int(self.total), *self._first, now)
-            _write(Path(name), told)
+            progress = Progress(str(self.desc).removesuffix(": "), int(self.n), int(self.total), *self._first, now)
+            _write(Path(name), progress)
         return shown
 
 
 def bar(total: int, what: str, disable: bool) -> Bar:
-    """Progress with the time left on stderr: a line that moves on a terminal, a new one now and then in a log."""
+    """A bar with the time left on stderr: updated in place on a terminal, a new line every 10 seconds in a log."""
     often = 0.1 if sys.stderr.isatty() else 10.0
     return Bar(total=total, desc=what, file=sys.stderr, disable=disable, leave=False, mininterval=often)
 
 
-def _write(path: Path, told: Progress) -> None:
-    with suppress(OSError):  # a full disk is no reason to stop: the store says it, if it matters
-        fresh = path.with_name(f"{path.name}.tmp")
-        fresh.write_text(json.dumps(vars(told)), encoding="utf-8")
-        os.replace(fresh, path)
+def _write(path: Path, progress: Progress) -> None:
+    with suppress(OSError):  # a full disk must not stop the run here; the store reports it if it matters
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(vars(progress)), encoding="utf-8")
+        os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Generated code runs here and nowhere else: `host` makes the promise, `inside` is what the sandbox holds."""
+"""Sandbox for generated code: `host` documents the guarantees, `inside` is the script that runs in the sandbox."""
 
 from evals.sandbox.engines import Bubblewrap, Docker, Engine, Unsafe
 from evals.sandbox.host import Program, cores, find, require, run_all, run_program, run_tests, why_unavailable

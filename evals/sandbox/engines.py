@@ -1,7 +1,7 @@
-"""What holds a program: bubblewrap, else docker; or nothing, for whoever insists.
+"""Sandbox engines: bubblewrap, else docker; or none, on explicit request.
 
-An engine starts two processes, which hold the program and its judge, and connects them; `inside` is what they run.
-Whatever way the caller leaves, both are gone. Knows nothing of verdicts.
+An engine starts two processes, one for the program and one for its judge (the tests), and connects them; both run
+`inside`. Both are killed when the caller leaves, also after an error. Knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Pair = tuple["subprocess.Popen[bytes]", "subprocess.Popen[bytes]"]
 
 
 class Engine(Protocol):
-    """A way to hold programs."""
+    """A way to run programs in a sandbox."""
 
     @property
     def name(self) -> str: ...
 
     def missing(self) -> str | None:
-        """Why it cannot be used here, as far as that can be told without a trial; None if it may be."""
+        """Why it cannot be used here, as far as can be checked without a trial run; None if it may work."""
         ...
 
     def start(self, program: Job, judge: Job, limits: Limits) -> contextlib.AbstractContextManager[Pair]:
-        """The two processes, started and connected; killed at the end."""
+        """Start and connect the two processes; they are killed at the end."""
         ...
 
 
@@ -65,23 +65,23 @@ class Bubblewrap:
 
     def missing(self) -> str | None:
         if not sys.platform.startswith("linux"):
-            return f"it exists on Linux only, this is {sys.platform}"
+            return f"it works on Linux only, this is {sys.platform}"
         if not seccomp.supported():
-            return f"the system-call filter is not known for {platform.machine()}"
+            return f"there is no system-call filter for {platform.machine()}"
         if shutil.which("bwrap") is None:
             return "bwrap is not installed; install it with: apt-get install bubblewrap"
         return None
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        held = {"limits": limits.rlimits(shared_user=False)}
+        restrictions = {"limits": limits.rlimits(shared_user=False)}
         with contextlib.ExitStack() as stack, _channel() as ends:
             pair = []
             for job, end in zip((program, judge), ends, strict=True):
-                # Of their own: two processes that read one file move one position.
+                # Separate descriptors for each process: a shared one would share its read position.
                 with _file(seccomp.program_filter()) as bpf, _file(_bytecode()) as inside:
                     command = [*_bwrap(bpf, inside, limits), os.path.realpath(sys.executable), *_PYTHON, "/inside.pyc"]
-                    pair.append(stack.enter_context(_local(command, job | held, end, bpf, inside)))
+                    pair.append(stack.enter_context(_local(command, job | restrictions, end, bpf, inside)))
             for end in ends:
                 end.close()
             yield pair[0], pair[1]
@@ -89,10 +89,10 @@ class Bubblewrap:
 
 @dataclass(frozen=True)
 class Docker:
-    """The same limits by a docker engine, for machines where bubblewrap may not make namespaces.
+    """The same limits with docker, for machines where bubblewrap may not create namespaces.
 
-    A container has three streams, and two of them carry the tests' channel: what a program prints is kept with its
-    stderr. The image, any with Python 3.10 or later, must be there; nothing is pulled.
+    A container has three streams, and two of them carry the tests' channel, so a program's stdout goes to its stderr.
+    The image (any with Python 3.10 or later) must be present; nothing is pulled.
     """
 
     image: str = ""
@@ -102,20 +102,20 @@ class Docker:
         if shutil.which("docker") is None:
             return "docker is not installed"
         try:
-            asked = subprocess.run(
+            inspected = subprocess.run(
                 ["docker", "image", "inspect", self._image()], capture_output=True, text=True, timeout=START_SECONDS
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"docker does not answer ({type(error).__name__})"
-        if asked.returncode == 0:
+            return f"docker does not respond ({type(error).__name__})"
+        if inspected.returncode == 0:
             return None
-        said = asked.stderr.strip()[-200:]
-        cure = f"; fetch it with: docker pull {self._image()}" if "no such image" in said.lower() else ""
-        return f"{said or 'it gave no reason'}{cure}"
+        message = inspected.stderr.strip()[-200:]
+        hint = f"; fetch it with: docker pull {self._image()}" if "no such image" in message.lower() else ""
+        return f"{message or 'docker gave no reason'}{hint}"
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        held = {"limits": limits.rlimits(shared_user=True), "filter": seccomp.program_filter().hex()}
+        restrictions = {"limits": limits.rlimits(shared_user=True), "filter": seccomp.program_filter().hex()}
         names = [f"workbench-{uuid.uuid4().hex}" for _ in range(2)]
         started: list[subprocess.Popen[bytes]] = []
         with _channel() as ends:
@@ -124,17 +124,17 @@ class Docker:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_SECONDS), 0))
                     command = self.command(name, limits)
                     started.append(_popen(command, stdin=end, stdout=end, stderr=subprocess.PIPE))
-                # Each reads its job first, from the end that is the other's; the judge's before the program can speak.
-                with contextlib.suppress(OSError):  # one that did not start says why on its stderr
-                    ends[0].sendall(json.dumps(judge | held).encode() + b"\n")
-                    ends[1].sendall(json.dumps(program | held).encode() + b"\n")
+                # Each reads its job from the other's end of the channel; the judge's job before the program writes.
+                with contextlib.suppress(OSError):  # a process that did not start reports the reason on its stderr
+                    ends[0].sendall(json.dumps(judge | restrictions).encode() + b"\n")
+                    ends[1].sendall(json.dumps(program | restrictions).encode() + b"\n")
                 for end in ends:
                     end.close()
                 yield started[0], started[1]
             finally:
                 for process in started:
-                    _end(process)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # the client's death does not end a container
+                    _kill_and_close(process)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # killing the client does not stop a container
                     command = ["docker", "rm", "--force", "--volumes", *names]
                     subprocess.run(command, capture_output=True, timeout=START_SECONDS)
 
@@ -148,7 +148,7 @@ class Docker:
         command += ["--tmpfs", f"/scratch:rw,noexec,nosuid,nodev,mode=1777,size={limits.file_bytes}"]
         command += ["--workdir", "/scratch", "--env", "HOME=/scratch", "--env", "PYTHONHASHSEED=0"]
         command += ["--mount", f"type=bind,src={_INSIDE},dst=/inside.py,readonly", "--entrypoint", "timeout"]
-        # If this process is killed, the container ends by its own clock.
+        # If this process is killed, the container still ends after a timeout.
         longest = str(math.ceil(limits.seconds + START_SECONDS))
         return [*command, self._image(), "-s", "KILL", longest, "python3", *_PYTHON, "/inside.py", "stdio"]
 
@@ -158,26 +158,26 @@ class Docker:
 
 @dataclass(frozen=True)
 class Unsafe:
-    """No sandbox: the user's own files are open to the program. Limits, clock and system-call filter are all it has.
+    """No sandbox: the program can read and write the user's files. Only limits, timeout and system-call filter apply.
 
-    Its verdicts can be trusted less, too: a program may find its judge's process.
+    Its verdicts are also less reliable: a program may find its judge's process.
     """
 
     name: str = "none (unsafe)"
 
     def missing(self) -> str | None:
-        return None if os.name == "posix" else f"limits on processes are not known on {os.name}"
+        return None if os.name == "posix" else f"process limits are not supported on {os.name}"
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        held: Job = {"limits": limits.rlimits(shared_user=True)}
+        restrictions: Job = {"limits": limits.rlimits(shared_user=True)}
         if sys.platform.startswith("linux") and seccomp.supported():
-            held["filter"] = seccomp.program_filter().hex()
+            restrictions["filter"] = seccomp.program_filter().hex()
         command = [os.path.realpath(sys.executable), *_PYTHON, str(_INSIDE)]
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, _channel() as ends:
-            place: Job = {"cwd": folder, "env": {"PATH": "/usr/bin:/bin", "HOME": folder, "PYTHONHASHSEED": "0"}}
+            environment: Job = {"cwd": folder, "env": {"PATH": "/usr/bin:/bin", "HOME": folder, "PYTHONHASHSEED": "0"}}
             pair = [
-                stack.enter_context(_local(command, job | held, end, **place))
+                stack.enter_context(_local(command, job | restrictions, end, **environment))
                 for job, end in zip((program, judge), ends, strict=True)
             ]
             for end in ends:
@@ -197,7 +197,7 @@ def _channel() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextlib.contextmanager
 def _file(data: bytes) -> Iterator[int]:
-    """A file without a name that holds these bytes, as a descriptor at its beginning."""
+    """An unnamed file with these bytes, as a descriptor at its start."""
     with open(os.memfd_create("job"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -209,7 +209,7 @@ def _file(data: bytes) -> Iterator[int]:
 def _local(
     command: list[str], job: Job, channel: socket.socket, *files: int, **place: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that reads its job from its stdin and has one end of the channel."""
+    """A process that reads its job from stdin and has one end of the channel."""
     with _file(json.dumps({**job, "channel": channel.fileno()}).encode()) as stdin:
         inherited = (channel.fileno(), *files)
         process = _popen(
@@ -218,15 +218,15 @@ def _local(
     try:
         yield process
     finally:
-        _end(process)
+        _kill_and_close(process)
 
 
 def _popen(command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    # A session of its own, so that all of it can be killed, and a terminal's interrupt does not reach it.
+    # In a new session, so that the whole group can be killed, and a terminal's Ctrl-C does not reach it.
     return subprocess.Popen(command, start_new_session=True, **streams)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill_and_close(process: subprocess.Popen[bytes]) -> None:
     kill(process)
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
@@ -241,24 +241,24 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until a process has ended, so long at most."""
+    """Wait until a process has ended, at most this long."""
     try:
         ended = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # another system than Linux, or an old one: Python asks again and again
+    except (AttributeError, OSError):  # not Linux, or an old kernel: Python polls
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         return
     try:
-        asked = select.poll()
-        asked.register(ended, select.POLLIN)
-        asked.poll(1000 * seconds)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.poll(1000 * seconds)
     finally:
         os.close(ended)
 
 
 @cache
 def _bytecode() -> bytes:
-    """`inside` compiled once here, not again in every sandbox; for this same interpreter."""
+    """`inside` compiled once for this interpreter, instead of again in every sandbox."""
     code = compile(_INSIDE.read_bytes(), "/inside.pyc", "exec", dont_inherit=True)
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 

@@ -1,21 +1,19 @@
-"""Run generated code in a sandbox, and say of each program what became of it.
+"""Runs generated code in a sandbox and returns a verdict for each program.
 
-The sandbox is bubblewrap, else docker (see `engines`): no network, no view of the file system but a read-only system
-and Python, a small scratch folder that vanishes, no environment, no new processes (see `seccomp`), limits on processor
-time, memory, file size and open files, a wall-clock limit, and a cap on what is kept of the output.
+The sandbox is bubblewrap, else docker (see `engines`): no network; of the file system only a read-only system and
+Python, and a small temporary scratch folder; no environment; no new processes (see `seccomp`); limits on processor
+time, memory, file size and open files; a wall-clock limit; a cap on the output that is stored.
 
-`passed` is never the program's own word. Program and tests are in two processes in two sandboxes: the
-program answers calls with plain values, and the judge, to which the program has no access, sees whether the
-tests ran to their end. Exit codes, printed markers, patched builtins, objects that equal everything,
-`sys.exit`, `os._exit`, tampering with the harness's frames, files or descriptors: none of them reaches the
-judge.
+`passed` is never decided by the program. Program and tests are in two processes in two sandboxes: the program answers
+calls with plain values, and the judge (the process with the tests), to which the program has no access, checks that the
+tests ran to their end. Exit codes, printed markers, patched builtins, objects that equal everything, `sys.exit`,
+`os._exit`, tampering with the harness's frames, files or descriptors: none of these reaches the judge.
 
-What remains, stated honestly. `run_program` is given one source: where it ends as HumanEval's programs do
-(`def check(...)` and a call of it) these tests are moved to the judge; any other program can only be asked
-whether it ran to its end, and one written against this very file could answer too early. A helper function
-of the program's that the tests call is only as honest as the program, unless it is in `context`. A function
-passed as an argument by the tests, or a value that is no plain data, does not cross over. The kernel is
-trusted.
+Known limits. `run_program` gets one source: if it ends like HumanEval's programs (`def check(...)` and a call of it),
+these tests are moved to the judge; for any other program we can only check that it ran to its end, and a program
+written against this file could report that too early. A helper function of the program that the tests call is only as
+reliable as the program, unless it is in `context`. A function that the tests pass as an argument, or a value that is
+not plain data, cannot be transferred. The kernel is trusted.
 """
 
 from __future__ import annotations
@@ -35,16 +33,16 @@ from evals.sandbox.watch import ProgramRun, watch
 from workbench.errors import SandboxError
 
 _DEFAULT = Limits()
-_PAUSE = 0.5  # seconds
+_RETRY_PAUSE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program and the tests that it is to pass.
+    """A program and its tests.
 
-    `tests` call the program's functions by name, `entry_point` among them. `context` is trusted code (the part of the
-    program that was given to the model) and is run beside the tests: what it defines, other than the entry point, the
-    tests take from there.
+    `tests` call the program's functions by name, including `entry_point`. `context` is trusted code (the part of the
+    program that was in the model's prompt) and runs next to the tests: they use its definitions, except the entry
+    point.
     """
 
     code: str
@@ -57,9 +55,9 @@ class Program:
 def run_program(source: str, *, limits: Limits = _DEFAULT, engine: Engine | None = None) -> ProgramRun:
     """Run one whole program; it passes if it ran to its end without an error.
 
-    A source that ends with `def check(...)` and `check(name)` is judged as `run_tests` does.
+    A source that ends with `def check(...)` and `check(name)` is handled as in `run_tests`.
 
-    Raises: SandboxError if there is no sandbox here.
+    Raises: SandboxError if no sandbox is available.
     """
     split = split_tests(source)
     if split is not None:
@@ -80,7 +78,7 @@ def run_tests(
     """Run tests against a program that cannot see them; it passes if they ran to their end without an error.
 
     The arguments are `Program`'s.
-    Raises: SandboxError if there is no sandbox here.
+    Raises: SandboxError if no sandbox is available.
     """
     return _run(Program(code, tests, entry_point, context), limits, engine)
 
@@ -92,13 +90,13 @@ def run_all(
     engine: Engine | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[int, ProgramRun]]:
-    """Run many programs, several at a time; each one's place and what became of it, as they come to an end.
+    """Run many programs in parallel; yields each program's index and result as they finish.
 
-    The programs are taken as they are needed, and few are held at once, so there may be any number. A caller that
-    stops early stops those that run.
-    workers: how many at a time, by default three for every two cores that this process may use, since part of a
-    program's time goes by while the kernel makes its sandboxes.
-    Raises: SandboxError if there is no sandbox here.
+    Programs are taken from the iterable as needed, so there may be any number. If the caller stops early, running
+    programs are stopped.
+    workers: how many run in parallel; by default three for every two cores of this process, because part of the time
+    is spent while the kernel creates the sandboxes.
+    Raises: SandboxError if no sandbox is available.
     """
     engine = engine or require()
     workers = -(-3 * cores() // 2) if workers is None else workers
@@ -106,8 +104,8 @@ def run_all(
     waiting: dict[Future[ProgramRun], int] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for place, program in enumerate(programs):
-                waiting[pool.submit(_run, program, limits, engine, awake)] = place
+            for index, program in enumerate(programs):
+                waiting[pool.submit(_run, program, limits, engine, awake)] = index
                 if len(waiting) >= 2 * workers:
                     for done in wait(waiting, return_when=FIRST_COMPLETED).done:
                         yield waiting.pop(done), done.result()
@@ -115,7 +113,7 @@ def run_all(
                 for done in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(done), done.result()
         finally:
-            os.close(cancel)  # whoever still watches a program sees the end of this pipe
+            os.close(cancel)  # the running watchers see the end of this pipe
             pool.shutdown(cancel_futures=True)
             os.close(awake)
 
@@ -132,7 +130,7 @@ def require() -> Engine:
     """
     engine, reason = find()
     if engine is None:
-        raise SandboxError(f"Generated code is not run without a sandbox, and there is none here: {reason}")
+        raise SandboxError(f"Generated code is not run without a sandbox, and no sandbox is available: {reason}")
     return engine
 
 
@@ -143,7 +141,7 @@ def why_unavailable() -> str | None:
 
 @cache
 def find() -> tuple[Engine | None, str | None]:
-    """The first engine that works, or why none does. Found by running a program in it, once per process."""
+    """The first engine that works, or the reason why none does. Tested with a trial program, once per process."""
     reasons = []
     engines: tuple[Engine, ...] = (Bubblewrap(), Docker())
     for engine in engines:
@@ -166,18 +164,18 @@ def _run(program: Program, limits: Limits, engine: Engine | None, cancel: int | 
     engine = engine or require()
     context = compilable(program.context)
     if not adds_code(program.code, context):
-        return ProgramRun("no code", "there is no statement in it", "", "", 0.0, None)
-    held: Job = {"role": "program", "source": program.code, "name": program.name}
-    judge: Job = {"role": "judge", "tests": program.tests, "context": context, "entry_point": program.entry_point}
-    judge["nonce"] = secrets.token_hex(16)
+        return ProgramRun("no code", "the program has no statement", "", "", 0.0, None)
+    program_job: Job = {"role": "program", "source": program.code, "name": program.name}
+    judge_job: Job = {"role": "judge", "tests": program.tests, "context": context, "entry_point": program.entry_point}
+    judge_job["nonce"] = secrets.token_hex(16)
     try:
-        return _once(held, judge, limits, engine, cancel)
+        return _run_once(program_job, judge_job, limits, engine, cancel)
     except (SandboxError, OSError):
-        # A machine that is short of processes for a moment must not end a run of thousands.
-        time.sleep(_PAUSE)
-        return _once(held, judge, limits, engine, cancel)
+        # Retry once: a short lack of processes must not end a run of thousands of programs.
+        time.sleep(_RETRY_PAUSE)
+        return _run_once(program_job, judge_job, limits, engine, cancel)
 
 
-def _once(held: Job, judge: Job, limits: Limits, engine: Engine, cancel: int | None) -> ProgramRun:
-    with engine.start(held, judge, limits) as processes:
+def _run_once(program_job: Job, judge_job: Job, limits: Limits, engine: Engine, cancel: int | None) -> ProgramRun:
+    with engine.start(program_job, judge_job, limits) as processes:
         return watch(*processes, limits, cancel=cancel)

@@ -1,10 +1,9 @@
-"""What runs inside the sandbox: one process holds the program, another holds the tests and judges it.
+"""The script that runs inside the sandbox: one process has the program, another (the judge) has the tests.
 
-Started by `engines` as a script, once in each role, with its job as JSON on standard input and one end of a
-socket pair; or, where nothing but three streams can be handed in, with "stdio" as its argument: the channel is then
-standard input and output, the job the first line that comes. The two processes are in sandboxes of their own and
-exchange lines of JSON that carry plain values only, so that the program can neither see the tests nor hand them an
-object that compares as it pleases. Standard library only.
+`engines` starts it as a script, once in each role, with its job as JSON on standard input and one end of a socket pair.
+If only three streams can be passed in, the argument is "stdio": the channel is then standard input and output, and the
+job is the first line. The two processes are in separate sandboxes and exchange lines of JSON with plain values only,
+so the program cannot see the tests, and cannot pass them an object with its own `==`. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sys
 import types
 from os import _exit, read, write
 
-# json, contextlib, typing and traceback are not imported: a start takes half as long without them.
+# json, contextlib, typing and traceback are not imported: that halves the start time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +28,11 @@ _REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, 
 
 
 SOURCES: dict[str, str] = {}
-HELD: list[Any] = []  # what the other process has an `Opaque` of
+SHARED_OBJECTS: list[Any] = []  # the objects that the other process has an `Opaque` of
 
 
 def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
-    """`json.dumps` and `json.loads` from the C functions beneath them, without the regular expressions beside them."""
+    """`json.dumps` and `json.loads` from their C functions, without importing json's regular expressions."""
     numbers = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": -float("inf")}
     settings = {"strict": True, "object_hook": None, "object_pairs_hook": None, "parse_float": float, "parse_int": int}
     try:
@@ -42,7 +41,7 @@ def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
         context: Any = types.SimpleNamespace(**settings, parse_constant=numbers.__getitem__)
         scan = make_scanner(context)
         chunks = make_encoder(None, no_data, encode_basestring_ascii, None, ": ", ", ", False, False, True)
-    except (ImportError, TypeError, AttributeError):  # an interpreter that has them not, or in another form
+    except (ImportError, TypeError, AttributeError):  # an interpreter without these functions, or with other ones
         import json
 
         return json.dumps, json.loads
@@ -53,8 +52,8 @@ def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
     def decode(text: str) -> Any:
         try:
             value, end = scan(text, 0)
-        except (StopIteration, SystemError) as error:  # the latter where it would raise an error of json's
-            raise ValueError("no JSON") from error
+        except (StopIteration, SystemError) as error:  # SystemError where it would raise json's own error
+            raise ValueError("not JSON") from error
         if text[end:].strip():
             raise ValueError("more than JSON")
         return value
@@ -63,24 +62,24 @@ def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
 
 
 def no_data(value: Any) -> None:
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 encode, decode = codec()
 
 
 class Ended(BaseException):
-    """The program's process went away, or stopped following the protocol."""
+    """The program's process ended, or stopped following the protocol."""
 
 
 class ProgramError(Exception):
-    """An exception of the program's own type, of which only name and message cross over."""
+    """An exception of a type that the program defines; only its name and message are transferred."""
 
 
 class Opaque:
-    """Stands for a value of the other process's that is no plain data; equal to nothing but itself.
+    """A placeholder for a value of the other process that is not plain data; equal only to itself.
 
-    Given back to that process, it is the value again.
+    Passed back to that process, it becomes the value again.
     """
 
     def __init__(self, text: str, number: int) -> None:
@@ -122,7 +121,7 @@ class Channel:
 
 
 def pack(value: Any) -> Any:
-    """Plain data as JSON that keeps Python's types apart; anything else by its description."""
+    """Plain data as JSON that preserves Python's types; anything else as a description."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     for kind in (list, tuple, set, frozenset):
@@ -138,8 +137,8 @@ def pack(value: Any) -> Any:
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, Opaque):
         return {"held": value.number}
-    HELD.append(value)
-    return {"opaque": [f"<{type(value).__name__} object, which the tests cannot see into>", len(HELD) - 1]}
+    SHARED_OBJECTS.append(value)
+    return {"opaque": [f"<{type(value).__name__} object, not visible to the tests>", len(SHARED_OBJECTS) - 1]}
 
 
 def unpack(data: Any) -> Any:
@@ -158,7 +157,7 @@ def unpack(data: Any) -> Any:
     if kind == "range":
         return range(*body)
     if kind == "held":
-        return HELD[body]
+        return SHARED_OBJECTS[body]
     return Opaque(str(body[0]), int(body[1]))
 
 
@@ -171,12 +170,12 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the sandbox's refusal is what an exception, or one that it was raised from, reports."""
+    """Whether an exception, or one in its cause chain, reports that the sandbox refused something."""
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None:
             return False
-        # A resolver that may open no socket says "temporary failure in name resolution".
+        # A resolver that cannot open a socket says "temporary failure in name resolution".
         if type(seen).__name__ == "gaierror" or (isinstance(seen, OSError) and seen.errno in _REFUSALS):
             return True
         seen = seen.__cause__ or seen.__context__
@@ -184,20 +183,20 @@ def refused(error: BaseException) -> bool:
 
 
 def classify(error: dict[str, Any]) -> str:
-    """Which verdict an uncaught exception means."""
+    """The verdict for an uncaught exception."""
     if "MemoryError" in error["kinds"]:
         return "memory"
     return "forbidden" if error["refused"] else "failed"
 
 
-def say(error: dict[str, Any], *, otherwise: str = "") -> str:
+def one_line(error: dict[str, Any], *, default: str = "") -> str:
     """An exception in one line."""
-    detail = error["message"] or otherwise
+    detail = error["message"] or default
     return f"{error['raised']}: {detail}" if detail else str(error["raised"])
 
 
 def rebuild(error: dict[str, Any]) -> BaseException:
-    """The program's exception as the tests may catch it: of the nearest built-in type."""
+    """The program's exception for the tests to catch, as the nearest built-in type."""
     if error["errno"] is not None:
         return OSError(error["errno"], error["message"])
     for name in error["kinds"]:
@@ -205,7 +204,7 @@ def rebuild(error: dict[str, Any]) -> BaseException:
         if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
             try:
                 return kind(error["message"])
-            except TypeError:  # such as UnicodeDecodeError, which wants five arguments
+            except TypeError:  # such as UnicodeDecodeError, which needs five arguments
                 continue
     return ProgramError(f"{error['raised']}: {error['message']}")
 
@@ -216,7 +215,7 @@ def compile_as(source: str, filename: str) -> types.CodeType:
 
 
 def traceback_of(error: BaseException, shown: types.TracebackType | None, limit: int) -> str:
-    """Its trace with the lines of the source, which no file holds."""
+    """The traceback with source lines, which are not in any file."""
     import linecache
     import traceback
 
@@ -226,27 +225,29 @@ def traceback_of(error: BaseException, shown: types.TracebackType | None, limit:
 
 
 def refuse_calls(bpf: bytes) -> None:
-    """Put this process under a system-call filter, where what started it could not."""
+    """Install a system-call filter in this process, if the engine could not."""
     import ctypes
 
     class Filter(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
     code = ctypes.create_string_buffer(bpf, len(bpf))
-    given = Filter(len(bpf) // 8, ctypes.addressof(code))
+    program = Filter(len(bpf) // 8, ctypes.addressof(code))
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     zero = ctypes.c_ulong(0)
     # PR_SET_NO_NEW_PRIVS, then PR_SET_SECCOMP with SECCOMP_MODE_FILTER.
-    if prctl(38, ctypes.c_ulong(1), zero, zero, zero) or prctl(22, ctypes.c_ulong(2), ctypes.byref(given), zero, zero):
+    if prctl(38, ctypes.c_ulong(1), zero, zero, zero) or prctl(
+        22, ctypes.c_ulong(2), ctypes.byref(program), zero, zero
+    ):
         raise OSError(ctypes.get_errno(), "the system-call filter was not accepted")
 
 
-# --- the process that holds the program
+# --- the program's process
 
 
 def hold_program(job: dict[str, Any], channel: Channel) -> None:
     """Run the program, then answer the tests' calls until they are over."""
-    # Taken now: the program may replace any of them.
+    # Saved now: the program may replace any of them.
     pristine = dict(vars(builtins))
     flush, tracing = sys.stdout.flush, (sys.gettrace, sys.getprofile)
     module = types.ModuleType(job["name"])
@@ -267,19 +268,19 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
         try:
             sys.stderr.write(traceback_of(error, shown, -20))
             sys.stderr.flush()
-        except BaseException:  # a program may have broken anything that printing needs
+        except BaseException:  # the program may have broken something that printing needs
             pass
         return describe(error)
 
     def flush_quietly() -> None:
         try:  # noqa: SIM105  contextlib is not imported
             flush()
-        except BaseException:  # a program may have closed or replaced it
+        except BaseException:  # the program may have closed or replaced it
             pass
 
     try:
         exec(compile_as(job["source"], "<program>"), names)
-    except BaseException as error:  # whatever ends the program is its result
+    except BaseException as error:  # any exception is the program's result
         flush_quietly()
         channel.send(report(error))
         _exit(1)
@@ -287,7 +288,7 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
     while True:
         try:
             message = channel.receive()
-        except (Ended, OSError):  # the tests are over without the program's part in it
+        except (Ended, OSError):  # the tests ended without this process
             flush_quietly()
             _exit(1)
         if "finish" in message:
@@ -307,11 +308,11 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
         channel.send(answer)
 
 
-# --- the process that judges
+# --- the judge's process
 
 
 class TestOracle:
-    """Runs the tests against a program that lives in another process."""
+    """Runs the tests against a program in another process."""
 
     def __init__(self, channel: Channel, nonce: str) -> None:
         self.channel = channel
@@ -328,7 +329,7 @@ class TestOracle:
                 if not (isinstance(kinds, list) and (code is None or isinstance(code, int))):
                     raise Ended("something that is no answer on the tests' channel")
         except (Ended, OSError, KeyError) as error:
-            # Remembered, because tests may catch everything.
+            # Stored, because tests may catch every exception.
             self.ended = error if isinstance(error, Ended) else Ended("ended")
             raise self.ended from error
         return message
@@ -358,13 +359,13 @@ class TestOracle:
         return call
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Verdict of the tests, and what is to be said of it."""
+        """The verdict of the tests, and a message."""
         tests = compile_as(job["tests"], "<tests>")
         loaded = self.receive()
         if "raised" in loaded:
-            return {"verdict": classify(loaded), "message": say(loaded)}
+            return {"verdict": classify(loaded), "message": one_line(loaded)}
         names: dict[str, Any] = {"__name__": "tests"}
-        # What the trusted part defines is taken from there, so that the program cannot bend it.
+        # Definitions of the trusted context are used from there, so that the program cannot change them.
         exec(compile_as(job["context"], "<context>"), names)
         offered = {name for name in loaded.get("loaded", []) if isinstance(name, str)}
         wanted = {name for name in used_names(tests) if not hasattr(builtins, name) and name not in names}
@@ -374,13 +375,13 @@ class TestOracle:
             exec(tests, names)
         except Ended:
             raise
-        except BaseException as error:  # whatever ends the tests is their result
+        except BaseException as error:  # any exception is the tests' result
             if self.ended:
                 raise self.ended from error
             what = describe(error)
             trace, line = frames_of(error)
-            message = say(what, otherwise=line)
-            return {"verdict": classify(what), "message": message, "trace": f"{trace}{say(what)}\n"[-8000:]}
+            message = one_line(what, default=line)
+            return {"verdict": classify(what), "message": message, "trace": f"{trace}{one_line(what)}\n"[-8000:]}
         if self.ended:
             raise self.ended
         try:
@@ -396,7 +397,7 @@ class TestOracle:
 
 
 def write_back(old: Any, new: Any) -> None:
-    """Let the caller's own list, dict or set show what the program did to it."""
+    """Copy the program's changes of an argument into the caller's own list, dict or set."""
     if type(old) is not type(new):
         return
     if isinstance(old, list):
@@ -407,25 +408,25 @@ def write_back(old: Any, new: Any) -> None:
 
 
 def used_names(code: types.CodeType) -> set[str]:
-    """Every name that a piece of code or the functions within it look up."""
+    """Every name that this code and its inner functions look up."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*map(used_names, inner))
 
 
 def frames_of(error: BaseException) -> tuple[str, str]:
-    """Where the tests failed, innermost last, as Python shows it, and the failing line. Most programs come here.
+    """The traceback of failed tests as Python prints it, and the failing line.
 
-    Two frames are enough, and `traceback` takes as long to import as all the rest.
+    Most programs fail, so this is fast: two frames, and no import of `traceback`, which takes as long as all the rest.
     """
-    found, line = [], ""
+    frames, line = [], ""
     frame = error.__traceback__
     while frame is not None:
         code, number = frame.tb_frame.f_code, frame.tb_lineno
         lines = SOURCES.get(code.co_filename, "").split("\n")
         line = lines[number - 1].strip() if number <= len(lines) else ""
-        found.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n' + f"    {line}\n" * bool(line))
+        frames.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n' + f"    {line}\n" * bool(line))
         frame = frame.tb_next
-    return "Traceback (most recent call last):\n" + "".join(found[-2:]), line
+    return "Traceback (most recent call last):\n" + "".join(frames[-2:]), line
 
 
 def main() -> None:
@@ -433,14 +434,14 @@ def main() -> None:
     if sys.argv[1:] == ["stdio"]:
         channel = Channel(os.dup(0), os.dup(1))
         job = channel.receive()
-        os.dup2(2, 1)  # what a program prints goes with its stderr
+        os.dup2(2, 1)  # the program's stdout goes to its stderr
     else:
         job = decode(sys.stdin.read())
         channel = Channel(job["channel"])
     os.dup2(nothing, 0)
     sys.set_int_max_str_digits(0)
     for name, limit in job["limits"].items():
-        # At equal limits of time the kernel kills outright, and nobody knows why.
+        # With equal soft and hard CPU limits the kernel sends SIGKILL, and the reason would be lost.
         resource.setrlimit(getattr(resource, name), (limit, limit + (name == "RLIMIT_CPU")))
     if "filter" in job:
         refuse_calls(bytes.fromhex(job["filter"]))
@@ -448,7 +449,7 @@ def main() -> None:
         hold_program(job, channel)
         return
     out = os.dup(1)
-    os.dup2(nothing, 1)  # what tests print is no verdict
+    os.dup2(nothing, 1)  # output of the tests must not look like a verdict
     os.dup2(nothing, 2)
     judge = TestOracle(channel, job["nonce"])
     try:
@@ -458,7 +459,7 @@ def main() -> None:
         verdict["message"] = verdict["message"][:_LONGEST_MESSAGE]
     except Ended as error:
         verdict = {"ended": str(error)}
-    except BaseException as error:  # the tests are at fault, or the judge
+    except BaseException as error:  # an error in the tests or in the judge
         verdict = {"broken": f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]}
     data = encode(verdict).encode() + b"\n"
     while data:

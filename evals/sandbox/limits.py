@@ -1,4 +1,4 @@
-"""What a program may use. Knows nothing of how it is held to that."""
+"""Resource limits of a program. Does not know how they are enforced."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use before it is stopped; each of its two processes has these limits to itself.
+    """Resource limits of one program; they apply to each of its two processes separately.
 
-    `cpu_seconds` defaults to two more than `seconds`. `processes` counts threads: other processes are refused whatever
-    it says. `file_bytes` bounds one file and the whole scratch folder; `output_bytes` what is kept of each stream.
+    `cpu_seconds` defaults to `seconds` plus two. `processes` counts threads: new processes are always refused.
+    `file_bytes` limits one file and the whole scratch folder; `output_bytes` the stored part of each output stream.
     Units:  seconds of wall-clock time for program and tests together, memory in bytes of address space.
-    Raises: SandboxError where a limit leaves no room to start Python in.
+    Raises: SandboxError if a limit is too small to start Python.
     """
 
     seconds: float = 5.0
@@ -34,10 +34,10 @@ class Limits:
         least = {"memory": 64 * MIB, "processes": 1, "file_bytes": 1, "open_files": 16, "output_bytes": 256}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise SandboxError(f"the limit {name} must be at least {low}, found {getattr(self, name)}.")
+                raise SandboxError(f"the limit {name} must be at least {low}; found {getattr(self, name)}.")
         if not 0 < self.seconds < math.inf or self.cpu < 1:
             raise SandboxError(
-                f"the limit seconds must be above 0 s, found {self.seconds:g} and cpu_seconds {self.cpu}."
+                f"the limits seconds and cpu_seconds must be above 0; found {self.seconds:g} and {self.cpu}."
             )
 
     @property
@@ -46,7 +46,7 @@ class Limits:
         return math.ceil(self.seconds) + 2 if self.cpu_seconds is None else self.cpu_seconds
 
     def rlimits(self, *, shared_user: bool) -> dict[str, int]:
-        """The kernel's names for them; processes are counted for each user, and so not where one is shared."""
+        """The limits by their kernel names; RLIMIT_NPROC counts per user, so it is left out if the user is shared."""
         limits = {
             "RLIMIT_CPU": self.cpu,
             "RLIMIT_AS": self.memory,
@@ -57,20 +57,20 @@ class Limits:
         return limits if shared_user else limits | {"RLIMIT_NPROC": self.processes}
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], *, seconds: float) -> Limits:
-        """Limits by their names, the others as they are; `seconds` where it is not given.
+    def of(cls, values: Mapping[str, Any], *, seconds: float) -> Limits:
+        """Limits from values by name; other limits have their defaults, and `seconds` the one given here.
 
-        Raises: SandboxError for a name that is no limit, or a value that is no number.
+        Raises: SandboxError for an unknown limit, or a value that is not a number.
         """
         names = [field.name for field in fields(cls)]
-        for name, value in given.items():
+        for name, value in values.items():
             if name not in names:
-                raise SandboxError(f"there is no limit {name!r}; there are {', '.join(names)}.")
+                raise SandboxError(f"there is no limit {name!r}; the limits are {', '.join(names)}.")
             kinds = (int, float) if name == "seconds" else (int,)
             if not isinstance(value, kinds) or isinstance(value, bool):
-                what = "number" if name == "seconds" else "whole number"
-                raise SandboxError(f"the limit {name} is a {what}, found {value!r}.")
-        return cls(**{"seconds": seconds, **given})
+                what = "a number" if name == "seconds" else "an integer"
+                raise SandboxError(f"the limit {name} must be {what}; found {value!r}.")
+        return cls(**{"seconds": seconds, **values})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"cpu_seconds": self.cpu}

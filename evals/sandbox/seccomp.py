@@ -1,8 +1,7 @@
-"""The system calls that a sandboxed program is refused, as a classic BPF filter for bubblewrap's `--seccomp`.
+"""System-call filter of the sandbox, as a classic BPF program for bubblewrap's `--seccomp`.
 
-Refused calls fail with EPERM, so that Python reports them as `PermissionError`. Threads are allowed,
-processes are not: limits on the number of processes do not bind the superuser, this filter does. Knows
-nothing of Python.
+Refused calls fail with EPERM, so Python reports them as `PermissionError`. Threads are allowed, new processes are not:
+process limits do not apply to the superuser, this filter does. Knows nothing of Python.
 
 Source: linux/seccomp.h, linux/filter.h, and the system call tables of x86-64 and of the generic (aarch64)
 ABI.
@@ -13,7 +12,7 @@ from __future__ import annotations
 import platform
 import struct
 
-# name: (x86-64, aarch64); None where the architecture has no such call.
+# name: (x86-64, aarch64); None if the architecture does not have the call.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None),
     "vfork": (58, None),
@@ -37,7 +36,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
-    # Memory that the address-space limit does not count.
+    # Memory that does not count for the address-space limit.
     "memfd_create": (319, 279),
     "shmget": (29, 194),
     "msgget": (68, 186),
@@ -60,7 +59,7 @@ _X32_BIT = 0x40000000
 
 
 def supported() -> bool:
-    """Whether the filter is known for this machine's architecture."""
+    """Whether there is a filter for this machine's architecture."""
     return platform.machine() in _AUDIT_ARCH
 
 
@@ -82,14 +81,14 @@ def program_filter() -> bytes:
     emit(_RETURN, _KILL)
     emit(_LOAD, _NUMBER_AT)
     if machine == "x86_64":
-        # The x32 calls are the same calls under other numbers.
+        # The x32 calls are the same calls with other numbers.
         emit(_AT_LEAST, _X32_BIT, 0, 1)
         emit(_RETURN, _EPERM)
     for numbers in _REFUSED.values():
         number = numbers[column]
         if number is not None:
             refuse(number, _EPERM)
-    # clone3 hides its flags behind a pointer; told that it is missing, libc falls back to clone.
+    # clone3's flags are behind a pointer that the filter cannot read; after ENOSYS, libc falls back to clone.
     refuse(_CLONE3[column], _ENOSYS)
     emit(_EQUAL, _CLONE[column], 0, 3)
     emit(_LOAD, _FIRST_ARGUMENT_AT)

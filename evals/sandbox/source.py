@@ -1,4 +1,4 @@
-"""Reading a program before it runs: is there any, and where do its tests begin. Runs nothing of it."""
+"""Static checks of a program before it runs: whether it has code, and where its tests start. Runs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def split_tests(source: str) -> tuple[str, str, str, str] | None:
-    """Program, tests, entry point and imports of a source in HumanEval's form; None for any other source."""
+    """Program, tests, entry point and imports of a source in HumanEval's format; None for any other source."""
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -22,14 +22,14 @@ def split_tests(source: str) -> tuple[str, str, str, str] | None:
     if not checks:
         return None
     start = min([checks[-1].lineno, *(decorator.lineno for decorator in checks[-1].decorator_list)]) - 1
-    # As the parser counts lines; `splitlines` would also split at form feeds.
+    # Split as the parser does; `splitlines` would also split at form feeds.
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     code, tests = "\n".join(lines[:start]), "\n".join(lines[start:])
     return code, tests, argument.id, _imports(body)
 
 
 def imports(source: str) -> str:
-    """The imports of standard modules that a program makes for itself and, where they share it, for its tests."""
+    """A program's imports of standard modules, which its tests may also need."""
     try:
         return _imports(ast.parse(source).body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -37,14 +37,14 @@ def imports(source: str) -> str:
 
 
 def _imports(body: list[ast.stmt]) -> str:
-    found = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom) and _plain(node)]
-    return "\n".join(found)
+    statements = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom) and _plain(node)]
+    return "\n".join(statements)
 
 
 def _plain(node: ast.Import | ast.ImportFrom) -> bool:
-    """Whether an import may stand beside the tests: standard modules under their own names, and no built-in's name.
+    """Whether an import is safe to run with the tests: standard modules with their own names, and no built-in's name.
 
-    A program that says `from builtins import any as all` must not say it to its judge.
+    A program's `from builtins import any as all` must not reach its judge.
     """
     if isinstance(node, ast.ImportFrom):
         modules = [node.module or ""] if node.level == 0 else [""]
@@ -57,7 +57,7 @@ def _plain(node: ast.Import | ast.ImportFrom) -> bool:
 
 
 def compilable(context: str) -> str:
-    """The context if it stands on its own, else nothing: a prompt may stop in the middle of a statement."""
+    """The context if it compiles on its own, else an empty string: a prompt may end inside a statement."""
     try:
         compile(context, "<context>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
@@ -66,7 +66,7 @@ def compilable(context: str) -> str:
 
 
 def has_code(source: str) -> bool:
-    """Whether there is a statement in it; what does not parse counts as code, for the error to be seen."""
+    """Whether the source has a statement; a source that does not parse counts as code, so that its error is shown."""
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -75,7 +75,7 @@ def has_code(source: str) -> bool:
 
 
 def adds_code(source: str, context: str) -> bool:
-    """Whether there is a statement in it that its context, with which it may begin, does not have already."""
+    """Whether the source has a statement that is not already in its context (the source may start with the context)."""
     if not has_code(source):
         return False
     try:

@@ -1,6 +1,6 @@
-"""The clock of a run: reads what program and judge say until the judge has spoken or the time is over, and concludes.
+"""Watches a run: reads the output of program and judge until a verdict or the timeout, and returns the result.
 
-Knows nothing of how the two are held.
+Does not know how the sandbox works.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from workbench.errors import SandboxError
 
 Verdict = Literal["passed", "failed", "timeout", "memory", "killed", "forbidden", "no code"]
 
-_VERDICT_BYTES = 1 << 20  # the judge's own lines, which are far shorter
+_VERDICT_BYTES = 1 << 20  # the judge's own lines are much shorter
 
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """What became of one program; `stdout` and `stderr` hold a mark where they were cut.
+    """The result of one program; `stdout` and `stderr` contain a mark where they were cut.
 
-    Units: seconds of wall-clock time, from the moment the sandbox stood.
+    Units: seconds of wall-clock time since the sandbox was ready.
     """
 
     verdict: Verdict
@@ -44,14 +44,14 @@ class ProgramRun:
 
 
 class Cancelled(Exception):
-    """The caller wants no more answers."""
+    """The caller does not need the result any more."""
 
 
-class Kept:
-    """The beginning and the end of a stream, within a number of bytes."""
+class CappedOutput:
+    """The start and the end of a stream, at most `max_bytes` in total."""
 
-    def __init__(self, most: int) -> None:
-        self._half, self._cut = most // 2, 0
+    def __init__(self, max_bytes: int) -> None:
+        self._half, self._cut = max_bytes // 2, 0
         self._head, self._tail = bytearray(), bytearray()
 
     def add(self, block: bytes) -> None:
@@ -70,16 +70,16 @@ class Kept:
 def watch(
     program: subprocess.Popen[bytes], judge: subprocess.Popen[bytes], limits: Limits, *, cancel: int | None = None
 ) -> ProgramRun:
-    """What became of the program; both processes are dead afterwards.
+    """Wait for the result of the program; both processes are dead afterwards.
 
-    cancel: a descriptor that becomes readable when nobody waits any more.
+    cancel: a descriptor that becomes readable when the result is not needed any more.
     Raises: SandboxError if the sandbox did not start, Cancelled.
     """
-    # An engine without a third stream has the verdict on the judge's stderr.
+    # An engine without a third stream sends the verdict on the judge's stderr.
     streams = {"stdout": program.stdout, "stderr": program.stderr}
     streams |= {"verdict": judge.stdout, "judge": judge.stderr} if judge.stdout else {"verdict": judge.stderr}
     pipes = {name: pipe for name, pipe in streams.items() if pipe is not None}
-    kept = {name: Kept(_VERDICT_BYTES if name == "verdict" else limits.output_bytes) for name in streams}
+    output = {name: CappedOutput(_VERDICT_BYTES if name == "verdict" else limits.output_bytes) for name in streams}
     started = time.monotonic()
     ready: float | None = None
     speaking = True
@@ -96,65 +96,67 @@ def watch(
             for key, _ in selector.select(left):
                 if key.data == "cancel":
                     raise Cancelled
-                if not _read_some(key.fileobj, kept[key.data]):
+                if not _read_some(key.fileobj, output[key.data]):
                     selector.unregister(key.fileobj)
                     speaking = speaking and key.data != "verdict"
-            if ready is None and _said(kept["verdict"])[0]:
+            if ready is None and _judge_messages(output["verdict"])[0]:
                 ready = time.monotonic()
     seconds = time.monotonic() - (ready or started)
     if not speaking:
-        # Its own exit code says more than being killed by us would.
+        # Its own exit code is more informative than that of our kill.
         wait(program, 2.0)
     exit_code = program.poll()
     for process in (program, judge):
         kill(process)
     for name, pipe in pipes.items():
-        while _read_some(pipe, kept[name]):
+        while _read_some(pipe, output[name]):
             pass
-    said, noise = _said(kept["verdict"])
-    if not said or "ready" not in said[0]:
-        texts = [kept[name].text() for name in ("stderr", "judge") if name in kept]
+    messages, noise = _judge_messages(output["verdict"])
+    if not messages or "ready" not in messages[0]:
+        texts = [output[name].text() for name in ("stderr", "judge") if name in output]
         reason = "".join([*texts, *noise]).strip()[-500:]
-        raise SandboxError(f"the sandbox did not start: {reason or 'no reason was given'}")
-    verdict, message = _conclude(said[-1], exit_code, limits, timed_out=speaking)
-    kept["stderr"].add(str(said[-1].get("trace", "")).encode(errors="replace"))
-    return ProgramRun(verdict, message, kept["stdout"].text(), kept["stderr"].text(), seconds, exit_code)
+        raise SandboxError(f"the sandbox did not start: {reason or 'no reason given'}")
+    verdict, message = _conclude(messages[-1], exit_code, limits, timed_out=speaking)
+    output["stderr"].add(str(messages[-1].get("trace", "")).encode(errors="replace"))
+    return ProgramRun(verdict, message, output["stdout"].text(), output["stderr"].text(), seconds, exit_code)
 
 
-def _read_some(pipe: IO[bytes] | Any, into: Kept) -> bool:
-    """Read a block, keep what the cap allows, and say whether there may be more."""
+def _read_some(pipe: IO[bytes] | Any, into: CappedOutput) -> bool:
+    """Read a block, store what the cap allows, and return whether there may be more."""
     block = os.read(pipe.fileno(), 1 << 16)
     into.add(block)
     return bool(block)
 
 
-def _said(stream: Kept) -> tuple[list[dict[str, Any]], list[str]]:
-    """The judge's whole lines, and what else came the same way: an engine's own complaints."""
-    said, noise = [], []
+def _judge_messages(stream: CappedOutput) -> tuple[list[dict[str, Any]], list[str]]:
+    """The judge's complete messages, and other lines of the same stream, such as the engine's own errors."""
+    messages, noise = [], []
     for line in stream.text().splitlines(keepends=True):
         try:
             message = json.loads(line) if line.endswith("\n") else None
         except ValueError:
             message = None
         if isinstance(message, dict):
-            said.append(message)
+            messages.append(message)
         else:
             noise.append(line)
-    return said, noise
+    return messages, noise
 
 
-def _conclude(said: dict[str, Any], exit_code: int | None, limits: Limits, *, timed_out: bool) -> tuple[Verdict, str]:
+def _conclude(
+    message: dict[str, Any], exit_code: int | None, limits: Limits, *, timed_out: bool
+) -> tuple[Verdict, str]:
     if timed_out:
         return "timeout", f"still running after {limits.seconds:g} s"
-    if "verdict" in said:
-        return said["verdict"], said["message"]
-    if "ended" not in said:
-        return "failed", f"the tests could not be run: {said.get('broken', 'the judge was stopped')}"
-    if said["ended"] == "exited":
+    if "verdict" in message:
+        return message["verdict"], message["message"]
+    if "ended" not in message:
+        return "failed", f"the tests could not be run: {message.get('broken', 'the judge was stopped')}"
+    if message["ended"] == "exited":
         return "failed", "the program called exit before the tests had finished"
-    if said["ended"] != "ended":
-        return "failed", f"the program sent {said['ended']}"
-    # Bubblewrap and docker report a signal as a shell does, a plain process as a negative number.
+    if message["ended"] != "ended":
+        return "failed", f"the program sent {message['ended']}"
+    # Bubblewrap and docker report a signal as 128 + n, a plain process as -n.
     number = 0 if exit_code is None else -exit_code if exit_code < 0 else exit_code - 128
     if number > 0:
         with contextlib.suppress(ValueError):

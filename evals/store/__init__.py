@@ -1,1 +1,1 @@
-"""The response store: every answer a model gave, so that no question is asked twice."""
+"""The response store: caches every answer of a model, so that no question is computed twice."""

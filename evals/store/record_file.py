@@ -1,7 +1,7 @@
-"""Append-only files of compressed frames, each with a checksum and the keys of what it holds.
+"""Append-only record files: compressed frames, each with a checksum and the keys of its values.
 
-A frame is whole or it is not there: a file that was cut short, or has a damaged frame in it, still gives the others.
-Knows nothing of what the values are.
+A frame is complete or it is ignored: a truncated file, or one with a damaged frame, still gives its other frames.
+Does not know what the values mean.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ HEAD = struct.Struct("<II")  # length and CRC-32 of a frame's compressed bytes
 
 
 def append(file: FileIO, values: Mapping[bytes, Any]) -> int:
-    """Write a frame of these values and bring it to the disk; returns where it begins.
+    """Write a frame of these values and sync it to the disk; returns its offset.
 
-    Raises: OSError if it could not be written whole.
+    Raises: OSError if it could not be written completely.
     """
-    held = {"keys": [key.hex() for key in values], "values": list(values.values())}
-    data = zlib.compress(json.dumps(held, separators=(",", ":")).encode(), 6)
+    content = {"keys": [key.hex() for key in values], "values": list(values.values())}
+    data = zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 6)
     offset = file.seek(0, os.SEEK_END)
     frame = HEAD.pack(len(data), zlib.crc32(data)) + data
     if file.write(frame) != len(frame):
-        raise OSError(errno.ENOSPC, "a frame was cut short")
+        raise OSError(errno.ENOSPC, "a frame was only partly written")
     os.fsync(file.fileno())
     return offset
 
 
 def read(path: Path, offset: int) -> list[Any]:
-    """The values of the frame at a byte of a file.
+    """The values of the frame at an offset of a file.
 
-    Raises: DataError if the file cannot be read, or there is no whole frame.
+    Raises: DataError if the file cannot be read, or the frame is not complete.
     """
     try:
         with path.open("rb") as file:
             file.seek(offset)
             frame = _next(file)
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path} cannot be read ({said}); its answers will be asked again.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path} cannot be read ({reason}); its answers will be computed again.") from error
     if frame is None:
-        raise DataError(f"{path}: the frame at byte {offset} is damaged; its answers will be asked again.")
-    # Frames were lists of values alone before they had keys.
+        raise DataError(f"{path}: the frame at byte {offset} is damaged; its answers will be computed again.")
+    # The first version's frames were lists of values without keys.
     values: list[Any] = frame if isinstance(frame, list) else frame["values"]
     return values
 
 
 def scan(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Where each whole frame of a file begins, and the keys of its values in their order; frames without keys are
+    """The offset of each complete frame of a file, and the keys of its values in order; frames without keys are
     left out."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -70,7 +70,7 @@ def scan(path: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def _next(file: Any) -> Any:
-    """The frame that begins here; None if it is not whole."""
+    """The frame at the file's position; None if it is not complete."""
     head = file.read(HEAD.size)
     if len(head) != HEAD.size:
         return None

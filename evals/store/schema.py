@@ -1,4 +1,4 @@
-"""The tables of the store's index, and how an older index becomes today's."""
+"""The tables of the store's index, and the migrations of older versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.errors import DataError
 
-# Entry n makes version n + 1 out of version n. A released entry is never changed: stores of that version exist.
+# Entry n migrates version n to n + 1. Never change a released entry: stores of that version exist.
 MIGRATIONS = (
     """
     CREATE TABLE runs (
@@ -27,21 +27,24 @@ MIGRATIONS = (
         key BLOB PRIMARY KEY, file TEXT NOT NULL, offset INTEGER NOT NULL, item INTEGER NOT NULL, run TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
-    "ALTER TABLE runs ADD COLUMN born TEXT;",  # when the process began: its number may be another's by now
+    "ALTER TABLE runs ADD COLUMN born TEXT;",  # the process start time: its pid may belong to another process by now
 )
 
 
 def migrate(index: sqlite3.Connection, path: Path) -> None:
-    """Bring an index to this version's tables.
+    """Migrate an index to this version's tables.
 
     Raises: DataError if a newer version wrote it.
     """
     version = int(index.execute("PRAGMA user_version").fetchone()[0])
     if version > len(MIGRATIONS):
-        raise DataError(f"{path} has version {version}, this workbench knows {len(MIGRATIONS)}; use the newer one.")
+        raise DataError(
+            f"{path} has version {version}, but this workbench supports versions up to {len(MIGRATIONS)}; "
+            "use a newer workbench."
+        )
     while version < len(MIGRATIONS):
         index.execute("BEGIN IMMEDIATE")
-        # Another process may have been quicker.
+        # Another process may have migrated it in the meantime.
         version = int(index.execute("PRAGMA user_version").fetchone()[0])
         if version < len(MIGRATIONS):
             for statement in filter(str.strip, MIGRATIONS[version].split(";")):

@@ -1,1 +1,1 @@
-"""The benchmarks: which there are, where their questions come from, how answers are graded."""
+"""Benchmarks: the task registry, their data, presets and grading of answers."""

@@ -1,4 +1,4 @@
-"""Which benchmarks there are, and whether their questions are here; no question is read.
+"""Lists the benchmarks and whether their data is available locally; reads no questions.
 
 Knows nothing of models.
 """
@@ -13,34 +13,34 @@ from evals.tasks import custom, hub, local_data, registry
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A benchmark in the list of what there is: `data` is embedded, here, partly or missing; `source` its data set."""
+class BenchmarkInfo:
+    """A benchmark in the list: `data` is embedded, here, partly or missing; `source` is its dataset."""
 
     name: str
     data: str
     source: str
 
 
-def benchmarks(root: Path | None) -> list[Listed]:
-    """Every benchmark of `suites.names`, with whether a data folder has its questions; they are not read."""
+def benchmarks(root: Path | None) -> list[BenchmarkInfo]:
+    """Every benchmark of `registry.names`, and whether a data folder has its questions; they are not read."""
     rows = []
     for name in registry.names():
         sets = _data_sets(name)
-        found = [local_data.present(*which, root) or hub.copy(root, which[0]) is not None for which in sets]
-        state = "here" if all(found) else "partly" if any(found) else "missing"
-        whose = ", ".join(sorted({dataset for dataset, _ in sets}))
-        rows.append(Listed(name, "embedded" if local_data.is_embedded(whose) else state, whose))
+        available = [local_data.present(*which, root) or hub.local_copy(root, which[0]) is not None for which in sets]
+        state = "here" if all(available) else "partly" if any(available) else "missing"
+        source = ", ".join(sorted({dataset for dataset, _ in sets}))
+        rows.append(BenchmarkInfo(name, "embedded" if local_data.is_embedded(source) else state, source))
     return rows
 
 
-def own(path: Path) -> list[Listed]:
+def custom_suites(path: Path) -> list[BenchmarkInfo]:
     """The user's own suites at a path."""
-    return [Listed(file.stem, "here", str(file)) for file in custom.files(path)]
+    return [BenchmarkInfo(file.stem, "here", str(file)) for file in custom.files(path)]
 
 
 @cache
 def _data_sets(name: str) -> frozenset[tuple[str, str | None]]:
-    """The data sets, with configuration, of a task, or of all tasks of a group or tag."""
+    """The datasets, with configuration, of a task, or of all tasks of a group or tag."""
     entry = registry.manager().task_index[name]
     if "dataset_path" in (entry.cfg or {}):
         return frozenset({(entry.cfg["dataset_path"], entry.cfg.get("dataset_name"))})

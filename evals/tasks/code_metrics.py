@@ -1,7 +1,6 @@
-"""Scores for generated programs, in the form lm-eval asks of a metric, with the sandbox doing the running.
+"""pass@k for generated programs as an lm-eval metric; the programs run in the sandbox.
 
-Takes the place of lm-eval's `code_eval`, which fetches its metric from a hub and is no sandbox. Knows
-nothing of models.
+Replaces lm-eval's `code_eval`, which downloads its metric from the hub and has no sandbox. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ Filter = Callable[[list[list[str]], Docs], Programs]
 
 @cache
 def functions(module: Path) -> dict[str, Any]:
-    """What a module of lm-eval's defines, less what it does on import: fetching `code_eval`, and running with it."""
-    kept = [
+    """The functions of one of lm-eval's modules, without its import-time code, which downloads and runs `code_eval`."""
+    nodes = [
         node
         for node in ast.parse(module.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
@@ -35,16 +34,16 @@ def functions(module: Path) -> dict[str, Any]:
         or (isinstance(node, ast.ImportFrom) and node.module != "evaluate")
     ]
     names: dict[str, Any] = {}
-    exec(compile(ast.Module(kept, []), str(module), "exec"), names)
+    exec(compile(ast.Module(nodes, []), str(module), "exec"), names)
     return names
 
 
-def resolved(config: Any) -> Any:
-    """A definition with its `!function`s, which lm-eval's index has as PATH/MODULE.NAME, as functions."""
+def resolve_functions(config: Any) -> Any:
+    """A task definition with its `!function` entries, which are PATH/MODULE.NAME in lm-eval's index, as functions."""
     if isinstance(config, dict):
-        return {key: resolved(value) for key, value in config.items()}
+        return {key: resolve_functions(value) for key, value in config.items()}
     if isinstance(config, list):
-        return [resolved(value) for value in config]
+        return [resolve_functions(value) for value in config]
     if isinstance(config, str) and config.startswith("/") and "\n" not in config:
         stem, _, name = config.rpartition(".")
         if stem and Path(f"{stem}.py").is_file():
@@ -53,52 +52,52 @@ def resolved(config: Any) -> Any:
 
 
 RULES = 1
-"""Raised whenever the sandbox would judge the same program otherwise."""
+"""Increased whenever the sandbox would give the same program a different verdict."""
 
-# What became of these does not depend on how busy the machine was.
-_LASTING = ("passed", "failed", "forbidden", "no code")
-_KEPT_TOGETHER = 64
+# Verdicts that do not depend on the load of the machine; only these are stored.
+_REPRODUCIBLE = ("passed", "failed", "forbidden", "no code")
+_VERDICTS_PER_WRITE = 64
 
 SECONDS = 10.0
-"""What a program of a benchmark may take, where nothing else is said."""
+"""The default time limit of a benchmark's program."""
 
 
-class Verdicts:
-    """What became of programs, kept in a store; lm-eval copies the definitions that hold it, and all share this one."""
+class VerdictCache:
+    """Verdicts of programs in a store. lm-eval deep-copies the task definitions that refer to it: all share one."""
 
     def __init__(self, store: Store, writer: Writer) -> None:
         self._store, self._writer = store, writer
 
-    def __deepcopy__(self, memo: Any) -> Verdicts:
+    def __deepcopy__(self, memo: Any) -> VerdictCache:
         return self
 
     def read(self, names: Sequence[bytes]) -> dict[bytes, Any]:
         return self._store.read(names)[0]
 
-    def add(self, found: Mapping[bytes, Any]) -> None:
-        self._writer.add(found)
+    def add(self, verdicts: Mapping[bytes, Any]) -> None:
+        self._writer.add(verdicts)
 
 
 @dataclass
 class CodeGrader:
-    """Runs the programs of one evaluation, several at a time, and remembers what became of each.
+    """Runs the programs of one evaluation in parallel, and stores the result of each.
 
-    All of them run after the last was generated, so model and programs never share the machine. The same program is
-    run once, and not again where `kept` says what became of it. `engine` None is the sandbox that is found here,
-    `workers` None what suits the cores; `k` stands in for the task's own numbers of samples.
+    All programs run after the last was generated, so they do not compete with the model. Each distinct program runs
+    once, or not at all if `verdict_cache` has its result. `engine` None uses the sandbox that works here, `workers`
+    None depends on the number of cores; `k` replaces the task's own values of k.
     """
 
     limits: Limits = Limits(seconds=SECONDS)
     engine: Engine | None = None
     workers: int | None = None
     k: tuple[int, ...] = ()
-    kept: Verdicts | None = None
+    verdict_cache: VerdictCache | None = None
     runs: dict[tuple[str, str], ProgramRun] = field(default_factory=dict, repr=False)
 
-    def judging(self, join: Filter | None, tests_of: Callable[[dict[str, Any]], str]) -> Filter:
-        """lm-eval's filter that makes programs of answers, which are run when it has made the last of them.
+    def program_filter(self, join: Filter | None, tests_of: Callable[[dict[str, Any]], str]) -> Filter:
+        """A filter for lm-eval that turns answers into programs and then runs all of them.
 
-        join: the task's own filter; None where an answer is a program as it is. tests_of: its tests for a question.
+        join: the task's own filter; None if an answer is already a program. tests_of: the tests of a question.
         """
 
         def run_all(resps: list[list[str]], docs: Docs) -> Programs:
@@ -111,31 +110,33 @@ class CodeGrader:
         return run_all
 
     def _run(self, programs: Mapping[tuple[str, str], Program]) -> None:
-        """Find out what becomes of these programs, from what is kept where it can be."""
+        """Get the results of these programs, from the verdict cache where possible."""
         if not programs:
             return
-        about = ("program", RULES, platform.python_version(), repr(self.engine or sandbox.require()))
-        names = {key: cache_key(*about, self.limits.to_dict(), asdict(one)) for key, one in programs.items()}
-        known = self.kept.read(list(names.values())) if self.kept else {}
-        self.runs |= {key: ProgramRun(**known[name]) for key, name in names.items() if name in known}
-        left = [key for key in programs if key not in self.runs]
+        environment = ("program", RULES, platform.python_version(), repr(self.engine or sandbox.require()))
+        keys = {
+            key: cache_key(*environment, self.limits.to_dict(), asdict(program)) for key, program in programs.items()
+        }
+        stored = self.verdict_cache.read(list(keys.values())) if self.verdict_cache else {}
+        self.runs |= {key: ProgramRun(**stored[name]) for key, name in keys.items() if name in stored}
+        to_run = [key for key in programs if key not in self.runs]
         new: dict[bytes, Any] = {}
-        with bar(len(programs), "running programs", disable=self.kept is None) as progress:
-            progress.update(len(programs) - len(left))
-            given = (programs[key] for key in left)
-            for place, run in sandbox.run_all(given, limits=self.limits, engine=self.engine, workers=self.workers):
-                self.runs[left[place]] = run
-                if run.verdict in _LASTING:
-                    new[names[left[place]]] = asdict(run)
-                if self.kept and len(new) >= _KEPT_TOGETHER:
-                    self.kept.add(new)
+        with bar(len(programs), "running programs", disable=self.verdict_cache is None) as progress:
+            progress.update(len(programs) - len(to_run))
+            missing = (programs[key] for key in to_run)
+            for index, run in sandbox.run_all(missing, limits=self.limits, engine=self.engine, workers=self.workers):
+                self.runs[to_run[index]] = run
+                if run.verdict in _REPRODUCIBLE:
+                    new[keys[to_run[index]]] = asdict(run)
+                if self.verdict_cache and len(new) >= _VERDICTS_PER_WRITE:
+                    self.verdict_cache.add(new)
                     new = {}
                 progress.update()
-        if self.kept:
-            self.kept.add(new)
+        if self.verdict_cache:
+            self.verdict_cache.add(new)
 
     def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
-        """lm-eval's metric: the unbiased estimate over each problem's programs, which were run before."""
+        """lm-eval's metric: the unbiased estimate from each problem's programs, which have already run."""
         counts = [
             (len(codes), sum(self.runs[code, tests].passed for code in codes))
             for codes, tests in zip(predictions, references, strict=True)
@@ -144,7 +145,7 @@ class CodeGrader:
 
 
 def _program(code: str, tests: str, doc: dict[str, Any]) -> Program:
-    """A program and its tests: HumanEval's beside the given part of the problem, MBPP's beside what it imports."""
+    """A program and its tests. The tests run with the problem's prompt (HumanEval) or the program's imports (MBPP)."""
     if "entry_point" in doc:
         return Program(code, tests, entry_point=doc["entry_point"], context=doc.get("prompt", ""))
     return Program(code, tests, context=source.imports(code))

@@ -1,11 +1,11 @@
-"""The user's own suites: files of JSON lines in the forms of the three embedded ones.
+"""The user's own suites: JSON Lines files in the formats of the three embedded ones.
 
-    {"question": ..., "choices": [...], "answer": 2 or "C"[, "subject": ...]}      multiple choice, as MMLU's
-    {"question": ..., "answer": "... #### 7" or "7" or 7}                          a number to find, as GSM8K's
+    {"question": ..., "choices": [...], "answer": 2 or "C"[, "subject": ...]}      multiple choice, like MMLU
+    {"question": ..., "answer": "... #### 7" or "7" or 7}                          a numeric answer, like GSM8K
     {"task_id": ..., "prompt": ..., "test": ..., "entry_point": ...[, "canonical_solution": ...]}   a program
 
-A file is a suite and gives it its name; `<name>_dev.jsonl` beside it holds its few-shot examples. Knows nothing of
-lm-eval but the names of its settings.
+A file is a suite, and its name is the suite's name; `<name>_dev.jsonl` next to it has the few-shot examples. Of lm-eval
+it uses only the names of settings.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ _NUMBER = re.compile(r"-?\$?[\d.,]*\d\.?%?")
 
 
 def is_path(name: str) -> bool:
-    """Whether a name that was asked for is a file's or a folder's, not a task's."""
+    """Whether a name is the path of a file or folder, not the name of a task."""
     return "/" in name or "\\" in name or name.endswith(".jsonl") or name in (".", "..")
 
 
 def files(path: str | Path) -> list[Path]:
-    """The suites of a folder, or the one file.
+    """The suites of a folder, or the file itself.
 
-    Raises: DataError if there are none, or a file's name cannot be a task's.
+    Raises: DataError if there are none, or a file's name is not valid as a task name.
     """
     path = Path(path).expanduser()
-    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    found = [file for file in found if not (path.is_dir() and file.name.endswith(_DEV))]
-    if not found or not all(file.is_file() for file in found):
-        raise DataError(f"{path} is no suite; expected a file of JSON lines, or a folder of such files.")
-    for file in found:
+    suites = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    suites = [file for file in suites if not (path.is_dir() and file.name.endswith(_DEV))]
+    if not suites or not all(file.is_file() for file in suites):
+        raise DataError(f"{path} is not a suite; expected a JSON Lines file, or a folder of such files.")
+    for file in suites:
         if not re.fullmatch(r"[\w.-]+", file.stem):
-            raise DataError(f"{file} gives its suite a name with characters other than letters, digits and _.-")
-    return found
+            raise DataError(
+                f"{file}: a suite's name may only have letters, digits and the characters _.-; rename the file."
+            )
+    return suites
 
 
 def read(file: Path) -> Splits:
-    """The questions of a suite (`test`) and its examples (`dev`), all of one form.
+    """The questions of a suite (`test`) and its examples (`dev`), all in one format.
 
-    Raises: DataError with the number of the first line that is not in that form.
+    Raises: DataError with the number of the first line that is not in that format.
     """
     form = form_of(file)
     splits = {"test": _rows(file, form), "dev": []}
@@ -59,9 +61,9 @@ def read(file: Path) -> Splits:
 
 
 def form_of(file: Path) -> str:
-    """Which embedded suite a file is like, told by its first line: demo_mmlu, demo_gsm8k or demo_humaneval.
+    """The embedded suite with the format of a file's first line: demo_mmlu, demo_gsm8k or demo_humaneval.
 
-    Raises: DataError if it is like none.
+    Raises: DataError if none has this format.
     """
     number, first = next(objects(file))
     keys = set(first)
@@ -78,28 +80,28 @@ def form_of(file: Path) -> str:
 
 
 def config(file: Path, like: Mapping[str, Any], *, program: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition of a suite's task: that of the embedded suite of its form, for other data.
+    """The task definition of a suite: that of the embedded suite with the same format, for other data.
 
-    program: lm-eval's definition of HumanEval, whose length of answers a suite of programs has.
+    program: lm-eval's definition of HumanEval, which gives the answer length for a suite of programs.
     """
     form = form_of(file)
-    made = {key: value for key, value in deepcopy(dict(like)).items() if key != "class"}
-    made |= {"task": file.stem, "dataset_path": str(file.absolute())}
+    definition = {key: value for key, value in deepcopy(dict(like)).items() if key != "class"}
+    definition |= {"task": file.stem, "dataset_path": str(file.absolute())}
     if form == "demo_mmlu":
-        # The same text for four choices and a subject; suites may have other numbers of choices, and no subject.
-        made["description"] = _FOR_ANY_SUBJECT
-        made["doc_to_text"] = _FOR_ANY_CHOICES
-        made["doc_to_choice"] = "letters"
+        # For four choices and a subject the text is MMLU's; a suite may have another number of choices, and no subject.
+        definition["description"] = _FOR_ANY_SUBJECT
+        definition["doc_to_text"] = _FOR_ANY_CHOICES
+        definition["doc_to_choice"] = "letters"
     else:
-        # The embedded suites' answers are short; the others' are as long as the benchmark's own.
-        made["generation_kwargs"].pop("max_gen_toks", None)
+        # The embedded suites have short answers; other suites get the benchmark's own length.
+        definition["generation_kwargs"].pop("max_gen_toks", None)
     if form == "demo_humaneval":
-        made["generation_kwargs"]["max_gen_toks"] = program["generation_kwargs"]["max_gen_toks"]
+        definition["generation_kwargs"]["max_gen_toks"] = program["generation_kwargs"]["max_gen_toks"]
     if not file.with_name(file.stem + _DEV).is_file():
-        # lm-eval would take its examples from the questions themselves.
-        made = {key: value for key, value in made.items() if not key.startswith("fewshot")}
-        made["num_fewshot"] = 0
-    return made
+        # Without a dev file, lm-eval would take the examples from the test questions.
+        definition = {key: value for key, value in definition.items() if not key.startswith("fewshot")}
+        definition["num_fewshot"] = 0
+    return definition
 
 
 _FOR_ANY_SUBJECT = (
@@ -114,7 +116,7 @@ def _rows(file: Path, form: str) -> list[Row]:
     rows = []
     for number, row in objects(file):
         try:
-            rows.append(_FORMS[form](row))
+            rows.append(_PARSERS[form](row))
         except (KeyError, TypeError, ValueError) as error:
             what = f"has no field {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{file}: line {number} {what}.") from error
@@ -124,7 +126,7 @@ def _rows(file: Path, form: str) -> list[Row]:
 def _choice(row: Row) -> Row:
     choices = row["choices"]
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
-        raise ValueError("has no list of 2 to 26 choices")
+        raise ValueError("needs a list of 2 to 26 choices")
     letters = list(ascii_uppercase[: len(choices)])
     answer = row["answer"]
     if isinstance(answer, str) and answer.strip() in letters:
@@ -141,21 +143,21 @@ def _number(row: Row) -> Row:
     answer = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else _text(row, "answer")
     final = answer.rpartition("#### ")[2].strip()
     if not _NUMBER.fullmatch(final):
-        raise ValueError(f"ends in {final[:40]!r}, which is no number; answers of this form are numbers")
+        raise ValueError(f"ends in {final[:40]!r}, which is not a number; answers of this format must be numbers")
     return {"question": _text(row, "question"), "answer": answer}
 
 
 def _program(row: Row) -> Row:
-    made = {key: _text(row, key) for key in ("prompt", "test", "entry_point")}
-    if not made["entry_point"].isidentifier():
-        raise ValueError(f"has the entry point {made['entry_point']!r}, which is no function's name")
-    if not re.search(r"^def check\(", made["test"], re.M):
+    fields = {key: _text(row, key) for key in ("prompt", "test", "entry_point")}
+    if not fields["entry_point"].isidentifier():
+        raise ValueError(f"has the entry point {fields['entry_point']!r}, which is not a valid function name")
+    if not re.search(r"^def check\(", fields["test"], re.M):
         raise ValueError("has a test without `def check(candidate)`")
     solution = _text(row, "canonical_solution") if "canonical_solution" in row else ""
-    return {"task_id": str(row["task_id"]), **made, "canonical_solution": solution}
+    return {"task_id": str(row["task_id"]), **fields, "canonical_solution": solution}
 
 
-_FORMS: dict[str, Callable[[Row], Row]] = {"demo_mmlu": _choice, "demo_gsm8k": _number, "demo_humaneval": _program}
+_PARSERS: dict[str, Callable[[Row], Row]] = {"demo_mmlu": _choice, "demo_gsm8k": _number, "demo_humaneval": _program}
 
 
 def _text(row: Row, key: str) -> str:

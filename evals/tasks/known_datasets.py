@@ -1,6 +1,6 @@
-"""What each benchmark holds when it is whole, counted in its published files, and where it comes from.
+"""Published size and origin of each benchmark's dataset.
 
-Data alone: knows nothing of files.
+Data only: reads no files.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ virology:166 world_religions:171
 """
 
 MMLU_TEST = {subject: int(n) for subject, _, n in (pair.partition(":") for pair in _MMLU.split())}
-"""MMLU's 57 subjects, each with how many test questions it has; with 5 examples each in `dev`."""
+"""MMLU's 57 subjects with their number of test questions; `dev` has 5 examples each."""
 
 MMLU_DEV = 5
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's name, its rows in each split, its licence, whose work it is and where its files are published."""
+    """A benchmark's name, its rows in each split, its licence, its authors and where its files are published."""
 
     title: str
     rows: dict[str, int]
@@ -62,7 +62,7 @@ BENCHMARKS = {
 
 
 def files(benchmark: str) -> dict[str, tuple[str, int]]:
-    """Every file of a benchmark in a data folder, by its path there: its split, and its rows when it is whole."""
+    """Every file of a benchmark in a data folder, by path: its split, and its rows when complete."""
     if benchmark == "mmlu":
         return {
             f"mmlu/{split}/{subject}_{split}.csv": (split, MMLU_DEV if split == "dev" else n)

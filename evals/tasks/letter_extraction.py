@@ -1,6 +1,6 @@
-"""Multiple choice that was answered in words: the letter is taken out of the text, by two of lm-eval's own rules.
+"""Extracts the answer letter from free-text answers to multiple-choice questions, with two of lm-eval's filters.
 
-Knows of task objects, nothing of who answered.
+Works on task objects; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
-    from evals.tasks.registry import Suites
+    from evals.tasks.registry import LoadedTasks
 
 _LETTERS = "ABCDEFGHIJ"
-# How lm-eval takes a letter out of text: as its `mmlu_generative` does, and as its `mmlu_pro`.
+# lm-eval's letter extraction in `mmlu_generative`, and in `mmlu_pro`.
 _LETTER_FILTERS = [
     {
         "name": "get_response",
@@ -35,17 +35,17 @@ _LETTER_FILTERS = [
 ]
 
 
-def ask_for_text(loaded: Suites) -> None:
-    """Let multiple choice with lettered choices take its letter from text, each rule a score.
+def use_letter_extraction(loaded: LoadedTasks) -> None:
+    """Change multiple-choice tasks to extract the letter from text; each filter gives a score.
 
-    Raises: DataError for choices that are no letters.
+    Raises: DataError for choices that are not letters.
     """
     for name, task in loaded.tasks.items():
         if task.OUTPUT_TYPE == "generate_until":
             continue
         letters = task.get_config("doc_to_choice")
         if task.OUTPUT_TYPE != "multiple_choice" or letters != list(_LETTERS[: len(letters or "")]):
-            raise DataError(f"the answers of {name} are no letters; give a log-probability for each choice.")
+            raise DataError(f"the choices of {name} are not letters; give a log-probability for each choice.")
         config = task.config.to_dict(keep_callable=True) | {
             "output_type": "generate_until",
             "doc_to_choice": None,
@@ -54,13 +54,13 @@ def ask_for_text(loaded: Suites) -> None:
             "metric_list": [_exact_match()],
             "filter_list": _LETTER_FILTERS,
         }
-        loaded.tasks[name] = made = type(task)(config=config)
+        loaded.tasks[name] = text_task = type(task)(config=config)
         for group in loaded.groups.values():
             if name in group:
-                group.add(made)
+                group.add(text_task)
     for group in loaded.groups.values():
         metrics = group.aggregate_metric_list or []
-        group.aggregate_metric_list = [replace(one, metric="exact_match", filter_list=None) for one in metrics]
+        group.aggregate_metric_list = [replace(metric, metric="exact_match", filter_list=None) for metric in metrics]
 
 
 def _exact_match() -> dict[str, Any]:

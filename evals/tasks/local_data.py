@@ -1,7 +1,7 @@
-"""Benchmark questions from local files, as rows: MMLU's CSVs, GSM8K's JSONL, HumanEval's JSONL.gz, our own
-suites; and which folder they are looked for in.
+"""Benchmark questions from local files, as rows: MMLU's CSVs, GSM8K's JSONL, HumanEval's JSONL.gz, the embedded
+suites; and the default data folder.
 
-Nothing is fetched, copied or cached. Knows nothing of prompts or models.
+Downloads, copies and caches nothing. Knows nothing of prompts or models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Splits = dict[str, list[Row]]
 
 
 def home() -> Path:
-    """The data folder where none is named: $WORKBENCH_DATA, else the platform's place for a user's data.
+    """The default data folder: $WORKBENCH_DATA, else the platform's folder for user data.
 
     That is ~/Library/Application Support/llama-workbench on macOS, %LOCALAPPDATA%\\llama-workbench on Windows, and
     $XDG_DATA_HOME/llama-workbench (~/.local/share/llama-workbench) elsewhere.
@@ -40,12 +40,12 @@ def home() -> Path:
     return base / "llama-workbench"
 
 
-def folder(given: Path | None) -> Path | None:
-    """The data folder to read: the given one, else `home()` if it is there."""
-    if given is not None:
-        return given
-    found = home()
-    return found if found.is_dir() or "WORKBENCH_DATA" in os.environ else None
+def folder(requested: Path | None) -> Path | None:
+    """The data folder to read: the requested one, else `home()` if it exists."""
+    if requested is not None:
+        return requested
+    default = home()
+    return default if default.is_dir() or "WORKBENCH_DATA" in os.environ else None
 
 
 def _mmlu_rows(path: Path, subject: str) -> list[Row]:
@@ -54,8 +54,8 @@ def _mmlu_rows(path: Path, subject: str) -> list[Row]:
         for number, record in enumerate(csv.reader(file), 1):
             if len(record) != 6 or record[5] not in ("A", "B", "C", "D"):
                 raise DataError(
-                    f"{path}: record {number} is not question, four choices and a letter A-D; "
-                    f"found {len(record)} fields, the last {record[-1:]}."
+                    f"{path}: record {number} must be a question, four choices and a letter A-D; "
+                    f"found {len(record)} fields, the last is {record[-1:]}."
                 )
             rows.append(
                 {
@@ -72,7 +72,7 @@ _PROGRAM = {"task_id": str, "prompt": str, "canonical_solution": str, "test": st
 
 
 def read_file(path: Path) -> list[Row]:
-    """The rows of one of the three benchmarks' files, told by its name.
+    """The rows of a file of one of the three benchmarks, recognized by its name.
 
     Raises: DataError if a line is malformed.
     """
@@ -91,7 +91,7 @@ _EMBEDDED: dict[str, dict[str, type]] = {
 
 
 def embedded(name: str) -> Splits:
-    """One of the suites that come with the package; `dev` holds its few-shot examples, if it has any."""
+    """One of the suites that come with the package; `dev` has its few-shot examples, if any."""
     splits = {"test": read_jsonl(ASSETS / f"{name}.jsonl", _EMBEDDED[name])}
     dev = ASSETS / f"{name}_dev.jsonl"
     splits["dev"] = read_jsonl(dev, _EMBEDDED[name]) if dev.is_file() else []
@@ -114,10 +114,10 @@ def _humaneval(root: Path, name: str) -> dict[str, Path]:
     for path in places:
         if path.is_file():
             return {"test": path}
-    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Give its folder with --data.")
+    raise DataError(f"HumanEval is not in {root}: expected {places[0]}. Set its folder with --data.")
 
 
-# By the names that lm-eval's definitions have for them; two copies of MMLU hold the same questions.
+# By lm-eval's dataset names; the two copies of MMLU have the same questions.
 _PLACES: dict[str, Callable[[Path, str], dict[str, Path]]] = {
     "cais/mmlu": _mmlu,
     "hails/mmlu_no_train": _mmlu,
@@ -127,12 +127,12 @@ _PLACES: dict[str, Callable[[Path, str], dict[str, Path]]] = {
 
 
 def is_embedded(dataset: str) -> bool:
-    """Whether a data set comes with the package."""
+    """Whether a dataset comes with the package."""
     return dataset in _EMBEDDED
 
 
 def readable(dataset: str) -> bool:
-    """Whether a data set is one that this module reads."""
+    """Whether this module can read a dataset."""
     return dataset in _EMBEDDED or dataset in _PLACES
 
 
@@ -147,24 +147,24 @@ def present(dataset: str, name: str | None, root: Path | None) -> bool:
 
 
 def load(dataset: str, name: str | None, root: Path | None) -> Splits:
-    """The rows of a data set by lm-eval's name for it, out of the user's data folder or out of the package.
+    """The rows of a dataset by its lm-eval name, from the user's data folder or from the package.
 
     Raises: DataError if there is no folder, no such file in it, or a malformed line.
     """
     if dataset in _EMBEDDED:
         return embedded(dataset)
     if dataset not in _PLACES:
-        raise DataError(f"no local files are known for the data set {dataset!r}.")
+        raise DataError(f"the dataset {dataset!r} cannot be read from local files.")
     if root is None:
         raise DataError(
-            f"this benchmark reads its questions from local files, and {home()} does not exist: give their folder "
-            "with --data, or make one with `workbench eval prepare`. --online fetches them from the hub."
+            f"this benchmark reads its questions from local files, and {home()} does not exist: set the folder "
+            "with --data, or create one with `workbench eval prepare`. --online downloads them from the hub."
         )
     return {split: read_file(path) for split, path in _PLACES[dataset](root, name or "").items()}
 
 
 def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
-    """Rows of a JSON-lines file, gzipped or not, of which each has these fields.
+    """The rows of a JSON Lines file, gzipped or not; each must have these fields.
 
     Raises: DataError with the line's number.
     """
@@ -178,32 +178,32 @@ def read_jsonl(path: Path, fields: dict[str, type]) -> list[Row]:
 
 
 def objects(path: Path) -> Iterator[tuple[int, Row]]:
-    """The objects of a JSON-lines file, gzipped or not, each with its line's number.
+    """The objects of a JSON Lines file, gzipped or not, each with its line number.
 
-    Raises: DataError with the line's number, or if there are none.
+    Raises: DataError with the line number, or if there are none.
     """
-    number, some = 0, False
+    number, any_row = 0, False
     try:
         with _opened(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise DataError(f"{path}: line {number} has no fields: it is no JSON object.")
-                    some = True
+                        raise DataError(f"{path}: line {number} is not a JSON object.")
+                    any_row = True
                     yield number, row
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 behind line {number} ({error.reason}).") from error
+        raise DataError(f"{path}: not UTF-8 after line {number} ({error.reason}).") from error
     except ValueError as error:
         raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
     except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: cut short or damaged behind line {number} ({error}).") from error
-    if not some:
+        raise DataError(f"{path}: truncated or damaged after line {number} ({error}).") from error
+    if not any_row:
         raise DataError(f"{path} is empty.")
 
 
-def digest(rows: Iterable[Row]) -> str:
-    """SHA-256 of rows, which says whether two runs had the same questions."""
+def rows_sha256(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows, to check whether two runs had the same questions."""
     sha = hashlib.sha256()
     for row in rows:
         sha.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
@@ -211,14 +211,14 @@ def digest(rows: Iterable[Row]) -> str:
 
 
 def _folder(root: Path, name: str, member: Path, title: str, inner: tuple[str, ...] = ("",)) -> Path:
-    """Where a benchmark lies: in its own folder under the root, or in the root itself."""
+    """The folder of a benchmark: its own folder below the root, or the root itself."""
     for base in (root / name, root):
         for part in inner:
             if (base / part / member).is_file():
                 return base / part
     if not root.is_dir():
         raise DataError(f"the data folder {root} does not exist.")
-    raise DataError(f"{title} is not in {root}: expected {root / name / member}. Give its folder with --data.")
+    raise DataError(f"{title} is not in {root}: expected {root / name / member}. Set its folder with --data.")
 
 
 def _opened(path: Path, newline: str | None = None) -> Any:

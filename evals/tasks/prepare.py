@@ -1,9 +1,9 @@
-"""One data folder out of what people have: MMLU's CSVs or their tar, GSM8K's and HumanEval's JSON lines, the hub's
-parquet, or whole data sets of the hub under their own names.
+"""Prepares a data folder from benchmark files: MMLU's CSVs or their tar, GSM8K's and HumanEval's JSON Lines, the hub's
+Parquet files, or whole datasets of the hub under their own names.
 
-The folder has `mmlu/{test,dev}/*.csv`, `gsm8k/{test,train}.jsonl`, `humaneval/HumanEval.jsonl.gz`, data sets by name
-below `hub/`, and a manifest: source, layout, licence, rows and SHA-256 of every file. A file that has its layout
-already is copied byte for byte. Knows nothing of tasks.
+The folder has `mmlu/{test,dev}/*.csv`, `gsm8k/{test,train}.jsonl`, `humaneval/HumanEval.jsonl.gz`, datasets by name
+below `hub/`, and a manifest: source, layout, licence, rows and SHA-256 of every file. A file that already has the right
+layout is copied unchanged. Knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.errors import DataError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-_PARTS = {
+_BENCHMARK_BY_FIELDS = {
     frozenset({"question", "subject", "choices", "answer"}): "mmlu",
     frozenset({"question", "answer"}): "gsm8k",
     frozenset({"task_id", "prompt", "canonical_solution", "test", "entry_point"}): "humaneval",
@@ -38,20 +38,20 @@ _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)=(.+)")
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a source, which may lie in an archive."""
+    """A file of a source, which may be in an archive."""
 
     name: PurePosixPath
     read: Callable[[], bytes]
 
 
 def prepare(sources: Sequence[str | Path], target: Path) -> dict[str, Any]:
-    """Bring what these sources hold into a data folder, and return its manifest.
+    """Copy the benchmarks of these sources into a data folder, and return its manifest.
 
-    sources: folders, archives (.tar, .tar.gz) and files, searched for the three benchmarks; `org/name=FOLDER` takes a
-    folder as the hub's data set of that name. What the target has and no source brings stays.
+    sources: folders, archives (.tar, .tar.gz) and files, searched for the three benchmarks; `org/name=FOLDER` copies a
+    folder as the hub's dataset of that name. Other data in the target stays.
 
-    Raises: DataError if a source does not exist, holds no benchmark, contradicts itself or is malformed; nothing has
-    been changed then.
+    Raises: DataError if a source does not exist, has no benchmark, contradicts itself or is malformed; then nothing
+    was changed.
     """
     entries: dict[str, dict[str, Any]] = {}
     try:
@@ -59,24 +59,24 @@ def prepare(sources: Sequence[str | Path], target: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=target, prefix=".preparing-") as scratch:
             staged = Path(scratch)
             for source in map(str, sources):
-                found = _hub(source, staged) if _HUB_NAME.fullmatch(source) else _benchmarks(source, staged)
-                if twice := sorted(found.keys() & entries.keys()):
-                    raise DataError(f"{twice[0]} is in two of the sources; {source} is the second.")
-                entries |= found
+                new_entries = _hub(source, staged) if _HUB_NAME.fullmatch(source) else _benchmarks(source, staged)
+                if duplicates := sorted(new_entries.keys() & entries.keys()):
+                    raise DataError(f"{duplicates[0]} is in two sources; {source} is the second.")
+                entries |= new_entries
             manifest = read_manifest(target) or {"format": _FORMAT, "sets": {}}
-            _take_in(staged, target, manifest, entries)
+            _install(staged, target, manifest, entries)
     except OSError as error:
         raise DataError(f"{target} cannot be prepared: {error}.") from error
     finally:
-        with suppress(OSError):  # a folder that has become one of data is not empty
+        with suppress(OSError):  # removes the folder only if it is empty
             target.rmdir()
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What `prepare` said of a data folder; None for a folder that it did not make.
+    """The manifest of a data folder; None for a folder without one.
 
-    Raises: DataError if it is not whole.
+    Raises: DataError if it is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -85,65 +85,67 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         whole = manifest["format"] == _FORMAT and all("files" in entry for entry in manifest["sets"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no manifest ({error!r}); prepare the folder again.") from error
+        raise DataError(f"{path} is not a valid manifest ({error!r}); prepare the folder again.") from error
     if not whole:
-        raise DataError(f"{path} is a manifest of another version, {manifest['format']}; prepare the folder again.")
+        raise DataError(f"{path} has an unsupported manifest version, {manifest['format']}; prepare the folder again.")
     return dict(manifest)
 
 
 def missing(benchmark: str, rows: dict[str, int]) -> list[str]:
-    """What a benchmark lacks of its published size, from the rows of each of its files by path."""
-    wanted = known_datasets.files(benchmark)
-    absent = [path for path in wanted if path not in rows]
+    """Differences from a benchmark's published size, given the rows of each file by path."""
+    expected = known_datasets.files(benchmark)
+    absent = [path for path in expected if path not in rows]
     named = ", ".join([*absent[:3], "..."] if len(absent) > 3 else absent)
-    found = [f"{len(absent)} of {len(wanted)} files are not there: {named}"] if absent else []
-    for path, (_, n) in wanted.items():
+    problems = [f"{len(absent)} of {len(expected)} files are missing: {named}"] if absent else []
+    for path, (_, n) in expected.items():
         if path in rows and rows[path] != n:
-            found.append(f"{path} has {rows[path]} rows, the published one {n}")
-    return found
+            problems.append(f"{path} has {rows[path]} rows; the published file has {n}")
+    return problems
 
 
 def check(folder: Path) -> list[str]:
-    """What is wrong with a prepared folder: absent files, files that changed, benchmarks that are not whole.
+    """Problems of a prepared folder: missing files, changed files, incomplete benchmarks.
 
     Raises: DataError if it was not prepared.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder} has no {MANIFEST}; `workbench eval prepare SOURCE --data {folder}` makes one.")
+        raise DataError(f"{folder} has no {MANIFEST}; `workbench eval prepare SOURCE --data {folder}` creates one.")
     problems = []
     for name, entry in manifest["sets"].items():
         for path, facts in entry["files"].items():
             if not (folder / path).is_file():
-                problems.append(f"{name}: {path} is gone")
+                problems.append(f"{name}: {path} is missing")
             elif _sha256((folder / path).read_bytes()) != facts["sha256"]:
-                problems.append(f"{name}: {path} is not what was prepared: its SHA-256 differs")
+                problems.append(f"{name}: {path} was changed after it was prepared: its SHA-256 differs")
         problems += [f"{name}: {what}" for what in entry["missing"]]
     return problems
 
 
 def _benchmarks(source: str, staged: Path) -> dict[str, dict[str, Any]]:
     """Write the benchmarks of a source into the scratch folder, read them back, and describe them."""
-    files: dict[str, tuple[bytes, str, str]] = {}  # by target: content, layout, where it was
+    files: dict[str, tuple[bytes, str, str]] = {}  # by target: content, layout, source path
     tables: dict[tuple[str, str], dict[str, list[local_data.Row]]] = {}  # by benchmark and split, then configuration
     for member in _members(Path(source).expanduser()):
         if member.name.suffix == ".parquet":
             _read_parquet(member, tables)
-        elif (content := _in_layout(member)) is not None:
+        elif (content := _recognized_file(member)) is not None:
             path, layout, text = content
             if path in files and files[path][0] != text:
-                raise DataError(f"{source} has two different {path}: {files[path][2]} and {member.name}; give one.")
+                raise DataError(
+                    f"{source} has two different {path}: {files[path][2]} and {member.name}; give one of them."
+                )
             files[path] = (text, layout, str(member.name))
-    brought = {path.partition("/")[0] for path in files}
+    in_layout = {path.partition("/")[0] for path in files}
     for (benchmark, split), by_name in tables.items():
-        if benchmark not in brought:  # what has its layout already is taken as it is
-            # The hub's MMLU has every question twice: in `all`, and in its subject's folder.
+        if benchmark not in in_layout:  # a file in the right layout has priority
+            # The hub's MMLU has every question twice: in `all`, and in the folder of its subject.
             rows = by_name["all"] if "all" in by_name else [row for name in sorted(by_name) for row in by_name[name]]
-            files |= {path: (text, "hub parquet", split) for path, text in _in_files(benchmark, split, rows)}
+            files |= {path: (text, "hub parquet", split) for path, text in _as_files(benchmark, split, rows)}
     if not files:
         raise DataError(
-            f"{source} holds no MMLU CSVs ({{dev,test}}/<subject>_test.csv), no GSM8K or HumanEval JSON lines, and no "
-            "parquet of theirs; give another data set of the hub as org/name=FOLDER."
+            f"{source} has no MMLU CSVs ({{dev,test}}/<subject>_test.csv), no GSM8K or HumanEval JSON Lines, and no "
+            "Parquet files of these; for another dataset of the hub, use org/name=FOLDER."
         )
     for path, (text, _, _) in files.items():
         _write(staged / path, text)
@@ -184,24 +186,24 @@ def _members(source: Path) -> Iterator[Member]:
     elif not source.is_file():
         raise DataError(f"{source} does not exist.")
     elif ".tar" in source.suffixes or source.suffix == ".tgz":
-        yield from _archived(source)
+        yield from _archive_members(source)
     else:
         yield Member(PurePosixPath(source.absolute().as_posix()), source.read_bytes)
 
 
-def _archived(source: Path) -> Iterator[Member]:
-    """An archive's files, read in their places: nothing is unpacked, so no name in it can point anywhere."""
+def _archive_members(source: Path) -> Iterator[Member]:
+    """The files of an archive, read without unpacking it, so that no path in it can leave the target folder."""
     try:
         with tarfile.open(source) as archive:
             for info in archive:
                 if info.isfile() and (file := archive.extractfile(info)) is not None:
                     yield Member(PurePosixPath(info.name), file.read)
     except tarfile.TarError as error:
-        raise DataError(f"{source} is no archive that can be read ({error}).") from error
+        raise DataError(f"{source} is not a readable archive ({error}).") from error
 
 
-def _in_layout(member: Member) -> tuple[str, str, bytes] | None:
-    """Where a file goes that is as the data folder wants it, the name of its layout, and what it holds."""
+def _recognized_file(member: Member) -> tuple[str, str, bytes] | None:
+    """The target path, layout name and content of a file in a known layout; None for any other file."""
     name = member.name.name
     if parts := re.fullmatch(r"(\w+)_(test|dev)\.csv", name):
         if parts[1] in known_datasets.MMLU_TEST and member.name.parent.name == parts[2]:
@@ -222,50 +224,50 @@ def _in_layout(member: Member) -> tuple[str, str, bytes] | None:
 
 
 def _read_parquet(member: Member, tables: dict[tuple[str, str], dict[str, list[local_data.Row]]]) -> None:
-    """Add the rows of a parquet file that is a benchmark's, by split and configuration; others are passed over."""
+    """Add the rows of a benchmark's Parquet file, by split and configuration; other files are skipped."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     split, config = member.name.stem.partition("-")[0], member.name.parent.name
-    if split.isdigit():  # <configuration>/<split>/0000.parquet, as the hub converts
+    if split.isdigit():  # <configuration>/<split>/0000.parquet, the hub's converted files
         split, config = config, member.name.parent.parent.name
     try:
         file = pq.ParquetFile(io.BytesIO(member.read()))
-        benchmark = _PARTS.get(frozenset(file.schema_arrow.names))
-        # GSM8K's other configuration has the same questions with other answers.
+        benchmark = _BENCHMARK_BY_FIELDS.get(frozenset(file.schema_arrow.names))
+        # GSM8K's other configuration, socratic, has the same questions with other answers.
         if benchmark is not None and split in known_datasets.BENCHMARKS[benchmark].rows and config != "socratic":
             tables.setdefault((benchmark, split), {}).setdefault(config, []).extend(file.read().to_pylist())
     except pa.ArrowException as error:
-        raise DataError(f"{member.name} is no parquet that can be read ({error}).") from error
+        raise DataError(f"{member.name} is not a readable Parquet file ({error}).") from error
 
 
-def _in_files(benchmark: str, split: str, rows: list[local_data.Row]) -> Iterator[tuple[str, bytes]]:
+def _as_files(benchmark: str, split: str, rows: list[local_data.Row]) -> Iterator[tuple[str, bytes]]:
     """A table's rows in the layout of the data folder."""
     if benchmark == "mmlu":
         by_subject: dict[str, list[local_data.Row]] = {}
         for row in rows:
             by_subject.setdefault(row["subject"], []).append(row)
-        for subject, these in by_subject.items():
+        for subject, subject_rows in by_subject.items():
             text = io.StringIO(newline="")
-            lines = ([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in these)
-            # Ends of lines of two characters, so that either is quoted within a field.
+            lines = ([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in subject_rows)
+            # With the line terminator \r\n, both characters are quoted inside a field.
             csv.writer(text, lineterminator="\r\n").writerows(lines)
             yield f"mmlu/{split}/{subject}_{split}.csv", text.getvalue().encode()
         return
-    lines_ = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    json_lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if benchmark == "gsm8k":
-        yield f"gsm8k/{split}.jsonl", lines_
+        yield f"gsm8k/{split}.jsonl", json_lines
     else:
-        yield "humaneval/HumanEval.jsonl.gz", gzip.compress(lines_, mtime=0)
+        yield "humaneval/HumanEval.jsonl.gz", gzip.compress(json_lines, mtime=0)
 
 
 def _hub(source: str, staged: Path) -> dict[str, dict[str, Any]]:
-    """Copy a data set of the hub as it is; which files are which split is for its README to say, or their names."""
+    """Copy a dataset of the hub unchanged; its README or the file names assign the files to splits."""
     parts = _HUB_NAME.fullmatch(source)
     assert parts is not None
     name, folder = parts[1], Path(parts[2]).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; give a data set of the hub as {name}=FOLDER.")
+        raise DataError(f"{folder} is not a folder; give a dataset of the hub as {name}=FOLDER.")
     facts = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         below = path.relative_to(folder)
@@ -282,8 +284,8 @@ def _hub(source: str, staged: Path) -> dict[str, dict[str, Any]]:
     return {f"hub/{name}": {**about, "origin": f"{name} on the Hugging Face hub", "missing": [], "files": facts}}
 
 
-def _take_in(staged: Path, target: Path, manifest: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
-    """Move the new files in. Stopped in between, the manifest does not claim what is half there."""
+def _install(staged: Path, target: Path, manifest: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
+    """Move the new files into the target. If this is interrupted, the manifest does not list incomplete datasets."""
     old = {path for name in entries for path in manifest["sets"].pop(name, {"files": {}})["files"]}
     _write_manifest(target, manifest)
     new = [path for entry in entries.values() for path in entry["files"]]

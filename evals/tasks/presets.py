@@ -1,6 +1,6 @@
-"""How the same benchmark is asked in different places: lm-eval's own way, and the way of Meta's published figures.
+"""Prompt presets: lm-eval's own settings of a benchmark, and those of Meta's published model-card numbers.
 
-Data, and functions that look it up: knows nothing of task objects or models.
+Data and look-up functions only: knows nothing of task objects or models.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _DETAILS = "Meta, llama-models, models/llama3_1/eval_details.md"
 
 @dataclass(frozen=True)
 class Rule:
-    """How a preset asks one benchmark, and which of its scores it calls the result.
+    """A preset's settings for one benchmark, and which score is its result.
 
-    task: lm-eval's task that asks so. shots, tokens: examples and longest answer; None leaves the task's own.
-    metric, filter, average: the score that stands for the benchmark, as `results.Score` names it.
-    Units: tokens generated at most.
+    task: the lm-eval task to use. shots, tokens: few-shot examples and answer length; None keeps the task's own.
+    metric, filter, average: the score that is the benchmark's result, as in `runs.Score`.
+    Units: `tokens` is the maximum number of generated tokens.
     """
 
     task: str
@@ -38,7 +38,7 @@ LM_EVAL = {
     "gsm8k": Rule("gsm8k", "exact_match", "lm-eval 0.4.13, tasks/gsm8k: 5 examples", "strict-match"),
     "humaneval": Rule("humaneval", "pass@1", "lm-eval 0.4.13, tasks/humaneval: no examples", "create_test"),
 }
-"""What the three benchmarks are where nothing is said: lm-eval's definitions as they stand.
+"""The default preset of the three benchmarks: lm-eval's definitions, unchanged.
 
 Source: lm-eval 0.4.13.
 """
@@ -68,7 +68,7 @@ META = {
         tokens=1024,
     ),
 }
-"""Meta's figures of pre-trained models.
+"""Settings of Meta's numbers for pre-trained models.
 
 Source: meta-llama/llama-models, models/llama3_1/eval_details.md; model cards of Llama 3, 3.1 and 3.2.
 """
@@ -117,13 +117,13 @@ META_CHAT = {
         tokens=1024,
     ),
 }
-"""Meta's figures of instruction-tuned models, asked in the chat format with the examples as turns.
+"""Settings of Meta's numbers for instruction-tuned models, in the chat format with the examples as turns.
 
 Source: meta-llama/llama-models, models/llama3_1/eval_details.md; model cards of Llama 3, 3.1 and 3.2.
 """
 
 PRESETS = {"lm-eval": (LM_EVAL, LM_EVAL), "meta": (META, META_CHAT)}
-"""By name: the rules without and with the chat format."""
+"""By preset name: the rules without and with the chat format."""
 
 _GROUPS = ("stem", "humanities", "social_sciences", "other")
 
@@ -134,31 +134,31 @@ def rules(preset: str, *, chat: bool) -> dict[str, Rule]:
     Raises: DataError if there is no such preset.
     """
     if preset not in PRESETS:
-        raise DataError(f"there is no preset {preset!r}; there are {' and '.join(PRESETS)}.")
+        raise DataError(f"there is no preset {preset!r}; the presets are {' and '.join(PRESETS)}.")
     return PRESETS[preset][chat]
 
 
-def tasks(preset: str, asked: Sequence[str], *, chat: bool) -> tuple[str, ...]:
-    """The tasks by which a preset asks these benchmarks: `mmlu_anatomy` becomes `mmlu_llama_anatomy` in Meta's chats.
+def tasks(preset: str, benchmarks: Sequence[str], *, chat: bool) -> tuple[str, ...]:
+    """A preset's tasks for these benchmarks: with Meta's chat preset, `mmlu_anatomy` becomes `mmlu_llama_anatomy`.
 
-    A name that the preset says nothing of stays.
+    A name without a rule in the preset stays.
     """
     table = rules(preset, chat=chat)
-    found = []
-    for name in asked:
+    task_names = []
+    for name in benchmarks:
         benchmark, part = _split(name, table)
-        found.append(table[benchmark].task + part if benchmark else name)
-    return tuple(dict.fromkeys(found))
+        task_names.append(table[benchmark].task + part if benchmark else name)
+    return tuple(dict.fromkeys(task_names))
 
 
 def rule(preset: str, task: str, *, chat: bool) -> Rule | None:
-    """What a preset says of a task, by the name that lm-eval has for it; None where it says nothing."""
+    """A preset's rule for a task, by its lm-eval name; None if there is none."""
     by_task = {rule.task: rule for rule in rules(preset, chat=chat).values()}
     return by_task.get(_split(task, by_task)[0])
 
 
 def _split(name: str, table: dict[str, Any]) -> tuple[str, str]:
-    """A benchmark of the table and what follows in the name: a subject of MMLU, a group of subjects, or nothing."""
+    """Split a name into a benchmark of the table and the rest: a subject of MMLU, a group of subjects, or nothing."""
     for benchmark in sorted(table, key=len, reverse=True):
         part = name.removeprefix(benchmark)
         if part != name and (not part or part[1:] in known_datasets.MMLU_TEST or part[1:] in _GROUPS):

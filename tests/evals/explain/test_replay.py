@@ -165,7 +165,7 @@ def test_the_run_s_model_is_found(made: tuple[Transformer, Run, Run], tmp_path: 
     loaded = model_of(run, device="cpu")
     assert loaded.source is not None and model.source is not None and loaded.source.path == model.source.path
     moved = edited(run, tmp_path, "demo_mmlu", lambda row: None)
-    with pytest.raises(DataError, match=r"holds no store\.sqlite"):
+    with pytest.raises(DataError, match=r"has no store\.sqlite"):
         model_of(moved)
     assert replay(model_of(moved, path=str(model.source.path), device="cpu"), moved, "demo_mmlu", 1).agrees
 

@@ -113,7 +113,7 @@ def test_a_resumed_run_draws_what_one_left_alone_draws(
 
     from evals.models import lm_eval_backend
 
-    monkeypatch.setattr(lm_eval_backend, "_CONTINUED_TOGETHER", 2)
+    monkeypatch.setattr(lm_eval_backend, "_GENERATIONS_PER_UNIT", 2)
     warm = {"max_gen_toks": 4, "do_sample": True, "temperature": 5.0}
     settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "a", limit=6, backend="hf", gen_kwargs=warm)
     whole = evaluate(hub_folder, settings, device="cpu", dtype="float32")

@@ -79,7 +79,7 @@ def ask(
 ) -> dict[str, Any]:
     """All that lm-eval's own entry gives; each time a judge of its own, so that every program runs again."""
     judge = CodeGrader()
-    loaded = registry.load(tasks, root=root, judge=judge)
+    loaded = registry.load(tasks, root=root, grader=judge)
     found: dict[str, Any] = lm_eval_evaluator.simple_evaluate(
         model=lm,
         tasks=list(loaded.tasks.values()),

@@ -113,7 +113,7 @@ def test_results_without_a_place_are_refused_before_the_work(speaking_model: Tra
         (["--tasks", "gsm8k", "--data", "/nowhere"], "does not exist"),
         (["--tasks", "demo_mmlu", "--limit", "0"], "--limit"),
         (["--tasks", "demo_mmlu", "--modle", "x"], "--modle"),
-        (["--tasks", ""], "no task was named"),
+        (["--tasks", ""], "no task given"),
         (["--tasks", "demo_mmlu", "--model", "/nowhere"], "/nowhere"),
         ([], "--tasks"),
     ],

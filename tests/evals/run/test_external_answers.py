@@ -153,7 +153,7 @@ def test_a_log_is_scored_by_the_preset_of_its_run(
     assert (again.provenance["preset"], again.provenance["chat"]) == ("meta", True)
     assert [s.task for s, _ in headlines.headlines(again)] == ["mmlu_llama_anatomy"]
     evaluate(speaking_model, Settings(output=tmp_path / "run", **asked))
-    with pytest.raises(DataError, match="asked in several ways"):
+    with pytest.raises(DataError, match="different presets or chat settings"):
         score("mmlu_anatomy", tmp_path / "run", output=tmp_path / "again", data=shared_data)
 
 
@@ -194,7 +194,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
     run = score("demo_gsm8k", path, output=tmp_path)
     assert {(s.value, s.n) for s in run.scores} == {(1.0, 4)}
     said = capsys.readouterr().err
-    assert f"answers to 4 of {len(SUMS)} questions, from 6 lines" in said
+    assert f"answers to 4 of {len(SUMS)} questions, in 6 lines" in said
     assert "1 unknown questions (mine.jsonl: line 6)" in said and "not used (mine.jsonl: line 5)" in said
     about = run.provenance["answers"]
     assert about["partial"] and (about["missing"], about["unknown"], about["duplicates"]) == (len(SUMS) - 4, 1, 1)
@@ -224,16 +224,16 @@ def test_numbers_that_are_missing_count_as_wrong(tmp_path: Path) -> None:
 
 LINES = {
     "{": "line 2 is not JSON",
-    "[1]": "line 2 is no JSON object, but list",
-    '{"response": "A"}': "line 2 says not which question",
-    '{"doc_id": 1}': "line 2 holds no answer",
+    "[1]": "line 2 is not a JSON object, but list",
+    '{"response": "A"}': "line 2 does not say which question",
+    '{"doc_id": 1}': "line 2 has no answer",
     '{"doc_id": 1, "response": null}': "line 2: response is neither text nor a number for each choice; found 'None'",
-    '{"doc_id": "1", "response": "A"}': "line 2: doc_id is no whole number, but '1'",
-    '{"doc_id": 1, "response": [-1.0, NaN, -3.0, -4.0]}': "line 2: response has a choice whose log-probability is no",
+    '{"doc_id": "1", "response": "A"}': "line 2: doc_id is not an integer, but '1'",
+    '{"doc_id": 1, "response": [-1.0, NaN, -3.0, -4.0]}': "line 2: response has a choice whose log-probability is not",
     '{"doc_id": 1, "response": [-1.0, -2.0, -3.0]}': "line 2 has 3 numbers for a question with 4 choices",
-    '{"doc_id": 1, "response": [-1.0, -2.0, -3.0, -4.0]}': "line 2 has numbers, lines before it the other",
-    '{"doc_id": 1, "question": "Which?", "response": "A"}': "line 2 is to another question than question 1",
-    '{"doc_id": 1, "doc": {"question": "Which?"}, "resps": [["A"]]}': "line 2 is to another question than question 1",
+    '{"doc_id": 1, "response": [-1.0, -2.0, -3.0, -4.0]}': "line 2 has numbers, but the lines before it have text",
+    '{"doc_id": 1, "question": "Which?", "response": "A"}': "line 2: its question does not match question 1",
+    '{"doc_id": 1, "doc": {"question": "Which?"}, "resps": [["A"]]}': "line 2: its question does not match question 1",
 }
 
 
@@ -249,14 +249,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 def test_files_that_cannot_be_scored_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         score("demo_gsm8k", tmp_path / "none.jsonl", output=tmp_path)
-    with pytest.raises(DataError, match=r"holds no samples_TASK_TIME\.jsonl"):
+    with pytest.raises(DataError, match=r"has no samples_TASK_TIME\.jsonl"):
         score("demo_gsm8k", tmp_path, output=tmp_path)
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(b'{"doc_id": 0, "response": "1"}\n' * 1000)[:-12])
     with pytest.raises(DataError, match=r"cut\.jsonl\.gz cannot be read"):
         score("demo_gsm8k", cut, output=tmp_path)
     empty = written(tmp_path / "empty.jsonl", [])
-    with pytest.raises(DataError, match="no line answers a question of demo_gsm8k; there is no line"):
+    with pytest.raises(DataError, match="no line answers a question of demo_gsm8k; the file has no lines"):
         score("demo_gsm8k", empty, output=tmp_path)
 
 
@@ -264,13 +264,13 @@ def test_a_line_that_could_mean_two_questions_is_refused() -> None:
     docs = {"a": [{"question": "x"}, {"question": "y"}], "b": [{"question": "x"}]}
 
     def found(about: dict[str, Any], task: str | None = None) -> set[tuple[str, int]]:
-        return match([Answer("line 1", about, task, ("t",))], docs, choices=lambda name, doc: 0).places
+        return match([Answer("line 1", about, task, ("t",))], docs, choices=lambda name, doc: 0).answered
 
     assert found({"question": " y\n"}) == {("a", 1)}
     assert found({"doc_id": 1}) == {("a", 1)}, "b has no second question"
     assert found({"question": "x"}, "b") == {("b", 0)}
     for about in ({"question": "x"}, {"doc_id": 0}):
-        with pytest.raises(DataError, match=r"line 1 could mean 2 questions, as a 0 and b 0; add task and doc_id\."):
+        with pytest.raises(DataError, match=r"line 1 matches 2 questions, such as a 0 and b 0; add task and doc_id\."):
             found(about)
 
 
@@ -336,7 +336,7 @@ def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
     from evals.tasks.code_metrics import CodeGrader
 
     random.seed(0)
-    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, judge=CodeGrader())
+    loaded = registry.load(["demo_mmlu", "demo_gsm8k"], root=None, grader=CodeGrader())
     theirs = lm_eval_evaluate(lm=DummyLM(), task_dict=loaded.as_dict(), limit=40, log_samples=True)
     tracker = EvaluationTracker(output_path=str(tmp_path / "log"))
     samples = theirs.pop("samples")

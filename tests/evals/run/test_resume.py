@@ -70,7 +70,7 @@ SMALL_UNITS = """
 import sys, time
 import workbench as wb
 from evals.models import workbench_lm as lm
-lm._SCORED_TOGETHER, lm._CONTINUED_TOGETHER, lm._BATCHES_TOGETHER = 8, 2, 0
+lm._SCORES_PER_UNIT, lm._GENERATIONS_PER_UNIT, lm._BATCHES_PER_UNIT = 8, 2, 0
 def slowly(ask):
     def asked(*given, **options):
         time.sleep(0.1)
@@ -292,8 +292,8 @@ def test_decoding_arguments_are_part_of_the_question(
 ) -> None:
     settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "out", limit=2)
     evaluate(saved("one"), settings, dtype="float32")
-    of = generation_args.Decoding.of
-    monkeypatch.setattr(generation_args.Decoding, "of", lambda *given: replace(of(*given), tokens=3))
+    of = generation_args.GenerationArgs.of
+    monkeypatch.setattr(generation_args.GenerationArgs, "of", lambda *given: replace(of(*given), tokens=3))
     assert len(evaluate(tmp_path / "one", settings, dtype="float32").samples("demo_gsm8k").generated_ids[0]) <= 3
     assert sum(asked) == 4
 

@@ -11,7 +11,7 @@ import workbench as wb
 from evals.models import workbench_lm
 from workbench.cli import main
 
-workbench_lm._SCORED_TOGETHER, workbench_lm._CONTINUED_TOGETHER, workbench_lm._BATCHES_TOGETHER = 8, 2, 0
+workbench_lm._SCORES_PER_UNIT, workbench_lm._GENERATIONS_PER_UNIT, workbench_lm._BATCHES_PER_UNIT = 8, 2, 0
 
 
 def slowly(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
-from evals.models.response_cache import Recall
+from evals.models.response_cache import ResponseCache
 from evals.results.runs import Run, list_runs
 from evals.runtime.distributed import ALONE, Team, join
 from evals.store.store import Store
@@ -142,7 +142,7 @@ def answers(folder: Path) -> int:
     if not (folder / "store.sqlite").exists():
         return 0
     with Store.open(folder) as store:
-        return sum(store.answered().values())
+        return sum(store.response_counts().values())
 
 
 def children(pid: int) -> list[int]:
@@ -176,7 +176,7 @@ def test_members_share_the_units_out() -> None:
 
         team = Pretended(rank=rank, size=2)
         object.__setattr__(team, "others", ({i: f"answer {i}" for i in range(10)},))
-        found = Recall(team=team).answers(questions, ask, unit=3, done=done.append)
+        found = ResponseCache(team=team).get_or_compute(questions, ask, unit=3, on_progress=done.append)
         assert seen == expected and found == [f"answer {i}" for i in range(10)]
         assert sum(done) == 10, "progress is the team's"
 

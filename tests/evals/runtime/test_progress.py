@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.models.response_cache import Kept, Recall
+from evals.models.response_cache import CachedResponses, ResponseCache
 from evals.runtime import progress
 from evals.runtime.distributed import ALONE
 from evals.runtime.progress import Progress, bar, read
@@ -33,7 +33,9 @@ def test_every_unit_is_told_and_what_was_kept_first(tmp_path: Path, monkeypatch:
             return ["new" for _ in places]
 
         with bar(10, "scoring", False) as drawn:
-            Recall(Kept(store, writer, ("model",)), ALONE).answers(questions, ask, unit=2, done=drawn.update)
+            ResponseCache(CachedResponses(store, writer, ("model",)), ALONE).get_or_compute(
+                questions, ask, unit=2, on_progress=drawn.update
+            )
         writer.close()
     assert [(one.what, one.done, one.total, one.first) for one in seen if one] == [
         ("scoring", 4, 10, 4), ("scoring", 6, 10, 4), ("scoring", 8, 10, 4),

@@ -78,7 +78,7 @@ def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> No
     file.write_bytes(data)
     found, problems = opened.read([cache_key(i) for i in (1, 2, 3)])
     assert found == {cache_key(3): "three"}
-    assert len(problems) == 1 and "byte 0 is damaged" in problems[0] and "asked again" in problems[0]
+    assert len(problems) == 1 and "byte 0 is damaged" in problems[0] and "computed again" in problems[0]
     assert opened.contains([cache_key(1), cache_key(2)]) == set()
     kept(opened, run, {cache_key(1): "one"})
     assert opened.read([cache_key(1)]) == ({cache_key(1): "one"}, [])
@@ -95,7 +95,7 @@ def test_runs_and_their_ends(opened: Store) -> None:
     one, two = opened.register({"n": 1}), opened.register({"n": 2})
     assert [run.id for run in opened.runs()] in ([two, one], [one, two])
     assert {run.status for run in opened.runs()} == {"running"}
-    with pytest.raises(DataError, match="running still"):
+    with pytest.raises(DataError, match="still running"):
         opened.resume(one)
     metric, sample = ("t", "acc", "none", "", 2, 0.5, 0.1, 0.2, 0.8), ("t", 0, "none", "acc", 1.0)
     opened.finish(one, results="r.json", metrics=[metric], samples=[sample])
@@ -107,7 +107,7 @@ def test_runs_and_their_ends(opened: Store) -> None:
     assert opened.run(two).status == "running" and opened.run(two).error is None
     with pytest.raises(DataError, match="there is no run 'x'"):
         opened.run("x")
-    with pytest.raises(DataError, match="several runs begin with '2'"):
+    with pytest.raises(DataError, match="several runs start with '2'"):
         opened.run("2")
 
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_and_loses_nothing(opened: Store, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="is full; what was answered is kept"):
+    with pytest.raises(DataError, match="is full. All answers so far are saved"):
         writer.add({cache_key(2): 2})
     monkeypatch.setattr(os, "fsync", sync)
     writer.add({cache_key(3): 3})
@@ -232,7 +232,7 @@ def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) ->
         thread.start()
     for thread in threads:
         thread.join()
-    assert said.count("taken") == 1 and sum("running still" in one for one in said) == 3
+    assert said.count("taken") == 1 and sum("still running" in one for one in said) == 3
 
 
 def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
     with Store.open(tmp_path) as again:
         whole = {cache_key(who, i): [who, i] for who, i in ((0, 3), (0, 4), (1, 0), (1, 1), (1, 2))}
         assert again.read([cache_key(who, i) for who in range(2) for i in range(5)]) == (whole, [])
-        assert again.answered() == {runs[0]: 2, runs[1]: 3}
+        assert again.response_counts() == {runs[0]: 2, runs[1]: 3}
 
 
 def test_a_frame_of_values_alone_is_read_as_ever(opened: Store) -> None:
@@ -285,7 +285,7 @@ def test_a_wrong_place_is_asked_again(opened: Store, item: int | str) -> None:
     kept(opened, opened.register({}), {cache_key(1): 1})
     opened._index.execute(f"UPDATE responses SET item = {item}")
     found, problems = opened.read([cache_key(1)])
-    assert found == {} and "asked again" in problems[0] and opened.contains([cache_key(1)]) == set()
+    assert found == {} and "computed again" in problems[0] and opened.contains([cache_key(1)]) == set()
 
 
 def test_another_machine_s_answers_go_with_the_run(opened: Store, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_another_machine_s_answers_go_with_the_run(opened: Store, tmp_path: Path
 
 
 def test_rubbish_and_newer_stores_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no store.sqlite"):
+    with pytest.raises(DataError, match="has no store.sqlite"):
         Store.open(tmp_path, create=False)
     (tmp_path / store.INDEX).write_bytes(b"this is no database" * 100)
     with pytest.raises(DataError, match="is damaged"):

@@ -11,8 +11,8 @@ from evals import sandbox
 from evals.sandbox import Limits
 from evals.store.store import Store
 from evals.tasks import code_metrics, registry
-from evals.tasks.code_metrics import CodeGrader, Verdicts
-from evals.tasks.registry import THEIRS
+from evals.tasks.code_metrics import CodeGrader, VerdictCache
+from evals.tasks.registry import LM_EVAL_TASKS
 from workbench.errors import DataError
 
 pytestmark = pytest.mark.skipif(
@@ -27,11 +27,11 @@ DOC = {
 
 
 TESTS = f"{DOC['test']}\ncheck({DOC['entry_point']})"
-HUMANEVAL = code_metrics.functions(THEIRS / "humaneval/utils.py")
+HUMANEVAL = code_metrics.functions(LM_EVAL_TASKS / "humaneval/utils.py")
 
 
 def pass_at(judge: CodeGrader, answers: list[str], k: list[int]) -> dict[str, float]:
-    (programs,) = judge.judging(HUMANEVAL["build_predictions"], lambda doc: TESTS)([answers], [DOC])
+    (programs,) = judge.program_filter(HUMANEVAL["build_predictions"], lambda doc: TESTS)([answers], [DOC])
     return judge.pass_at_k(references=[TESTS], predictions=[programs], k=k)
 
 
@@ -52,7 +52,7 @@ def test_bent_helper_does_not_help() -> None:
 
 def test_answers_in_a_chat_end_with_their_block() -> None:
     judge = CodeGrader()
-    join = judge.judging(HUMANEVAL["build_predictions_instruct"], lambda doc: TESTS)
+    join = judge.program_filter(HUMANEVAL["build_predictions_instruct"], lambda doc: TESTS)
     (programs,) = join([["    return 2 * helper(x)\n```\nThis works because"]], [DOC])
     assert judge.pass_at_k(references=[TESTS], predictions=[programs], k=[1]) == {"pass@1": 1.0}
 
@@ -73,12 +73,12 @@ def test_what_became_of_a_program_is_kept_unless_the_machine_may_have_decided(
     with Store.open(tmp_path) as store:
         writer = store.writer(store.register({}))
         for seconds, left in ((0.7, 3), (0.7, 1), (0.8, 3)):
-            judge = CodeGrader(limits=Limits(seconds=seconds), workers=2, kept=Verdicts(store, writer))
+            judge = CodeGrader(limits=Limits(seconds=seconds), workers=2, verdict_cache=VerdictCache(store, writer))
             assert pass_at(judge, answers, [1]) == {"pass@1": pytest.approx(1 / 3)}
             verdicts = sorted(run.verdict for run in judge.runs.values())
             assert verdicts == ["failed", "passed", "timeout"] and ran.pop() == left
         writer.close()
-        assert sum(store.answered().values()) == 4
+        assert sum(store.response_counts().values()) == 4
 
 
 def test_an_answer_without_code_is_called_so() -> None:
@@ -104,7 +104,7 @@ def test_mbpp_is_judged_in_the_sandbox_by_its_own_definition(tmp_path: Path) -> 
         ("mbpp_instruct", "extract_code", "\n{}```\nIt halves."),
     ):
         judge = CodeGrader(workers=2)
-        loaded = registry.load([name], root=tmp_path, judge=judge)
+        loaded = registry.load([name], root=tmp_path, grader=judge)
         (task,) = loaded.tasks.values()
         doc = task.eval_docs[0]
         assert loaded.runs_code() == [name] and task.config.num_fewshot == 3
@@ -121,12 +121,12 @@ def test_mbpp_is_judged_in_the_sandbox_by_its_own_definition(tmp_path: Path) -> 
 
 def test_mbpp_without_its_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="google-research-datasets/mbpp.*eval prepare"):
-        registry.load(["mbpp"], root=tmp_path, judge=CodeGrader())
+        registry.load(["mbpp"], root=tmp_path, grader=CodeGrader())
 
 
 def test_a_line_filled_in_has_what_follows_it_too() -> None:
-    join = code_metrics.functions(THEIRS / "humaneval_infilling/utils.py")["build_predictions"]
+    join = code_metrics.functions(LM_EVAL_TASKS / "humaneval_infilling/utils.py")["build_predictions"]
     doc = {**DOC, "prompt": DOC["prompt"] + "    y = helper(x)\n", "suffix": "    return y\n"}
     judge = CodeGrader()
-    ((right, wrong),) = judge.judging(join, lambda doc: TESTS)([["    y *= 2\n", "    y *= 3\n"]], [doc])
+    ((right, wrong),) = judge.program_filter(join, lambda doc: TESTS)([["    y *= 2\n", "    y *= 3\n"]], [doc])
     assert [judge.runs[program, TESTS].verdict for program in (right, wrong)] == ["passed", "failed"]

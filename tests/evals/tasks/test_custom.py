@@ -50,8 +50,8 @@ def test_the_embedded_questions_as_a_users_file_are_asked_alike(tmp_path: Path, 
     write(tmp_path / "mine.jsonl", *rows["test"])
     if rows["dev"]:
         write(tmp_path / "mine_dev.jsonl", *rows["dev"])
-    mine = registry.load([str(tmp_path)], root=None, judge=CodeGrader()).tasks["mine"]
-    theirs = registry.load([like], root=None, judge=CodeGrader()).tasks[like]
+    mine = registry.load([str(tmp_path)], root=None, grader=CodeGrader()).tasks["mine"]
+    theirs = registry.load([like], root=None, grader=CodeGrader()).tasks[like]
     ours, expected = arguments(mine, shots), arguments(theirs, shots)
     if like == "demo_mmlu":
         assert ours == expected
@@ -67,7 +67,7 @@ def test_the_embedded_questions_as_a_users_file_are_asked_alike(tmp_path: Path, 
 def test_any_number_of_choices_and_no_subject(tmp_path: Path) -> None:
     two = {"question": "True?", "choices": ["yes", "no"], "answer": "B"}
     write(tmp_path / "quiz.jsonl", CHOICE, two)
-    task = registry.load([str(tmp_path / "quiz.jsonl")], root=None, judge=CodeGrader()).tasks["quiz"]
+    task = registry.load([str(tmp_path / "quiz.jsonl")], root=None, grader=CodeGrader()).tasks["quiz"]
     asked = arguments(task)
     head = "The following are multiple choice questions (with answers).\n\n"
     assert asked[0] == (f"{head}Which is odd?\nA. 2\nB. 4\nC. 5\nD. 8\nAnswer:", " A") and len(asked) == 6
@@ -81,7 +81,7 @@ def test_who_knows_all_scores_one_and_who_knows_nothing_zero(tmp_path: Path, rig
     write(tmp_path / "a_quiz.jsonl", CHOICE, {**CHOICE, "answer": "A"})
     write(tmp_path / "b_sums.jsonl", NUMBER, {"question": "Half of 3?", "answer": 1.5})
     write(tmp_path / "c_code.jsonl", PROGRAM)
-    loaded = registry.load([str(tmp_path)], root=None, judge=CodeGrader(workers=1))
+    loaded = registry.load([str(tmp_path)], root=None, grader=CodeGrader(workers=1))
     found = lm_eval_evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), confirm_run_unsafe_code=True)
     scores = {
         (task, key): value
@@ -114,12 +114,12 @@ def test_a_run_takes_a_folder_and_names_its_suites(speaking_model: Transformer, 
     [
         ([CHOICE, {**CHOICE, "answer": 4}], "line 2 has the answer 4, which is neither a letter nor an index"),
         ([{**CHOICE, "answer": "E"}], "line 1 has the answer 'E'"),
-        ([CHOICE, "", {**CHOICE, "choices": ["one"]}], "line 3 has no list of 2 to 26 choices"),
+        ([CHOICE, "", {**CHOICE, "choices": ["one"]}], "line 3 needs a list of 2 to 26 choices"),
         ([CHOICE, {"question": "q", "choices": ["a", "b"]}], "line 2 has no field 'answer'"),
         ([{**CHOICE, "question": " "}], "line 1 has no text in 'question'"),
-        ([NUMBER, {**NUMBER, "answer": "Paris"}], "line 2 ends in 'Paris', which is no number"),
+        ([NUMBER, {**NUMBER, "answer": "Paris"}], "line 2 ends in 'Paris', which is not a number"),
         ([NUMBER, CHOICE["question"]], "line 2 is not JSON"),
-        ([NUMBER, "[1]"], "line 2 has no fields"),
+        ([NUMBER, "[1]"], "line 2 is not a JSON object"),
         ([PROGRAM, {**PROGRAM, "entry_point": "a b"}], "line 2 has the entry point 'a b'"),
         ([PROGRAM, {**PROGRAM, "test": "assert True"}], r"line 2 has a test without `def check\(candidate\)`"),
         ([{k: v for k, v in PROGRAM.items() if k != "task_id"}], "line 1 has no field 'task_id'"),
@@ -130,19 +130,19 @@ def test_a_run_takes_a_folder_and_names_its_suites(speaking_model: Transformer, 
 def test_a_faulty_line_is_named(tmp_path: Path, rows: list[Any], message: str) -> None:
     file = write(tmp_path / "mine.jsonl", *rows)
     with pytest.raises(DataError, match=rf"mine\.jsonl.* {message}"):
-        registry.load([str(file)], root=None, judge=CodeGrader())
+        registry.load([str(file)], root=None, grader=CodeGrader())
 
 
 def test_names_and_places(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no suite"):
+    with pytest.raises(DataError, match="is not a suite"):
         registry.check([str(tmp_path)])
-    with pytest.raises(DataError, match="is no suite"):
+    with pytest.raises(DataError, match="is not a suite"):
         registry.check([str(tmp_path / "absent.jsonl")])
     write(tmp_path / "gsm8k.jsonl", NUMBER)
-    with pytest.raises(DataError, match="has the name of a benchmark, gsm8k"):
-        registry.load([str(tmp_path)], root=None, judge=CodeGrader())
+    with pytest.raises(DataError, match="has the same name as the benchmark gsm8k"):
+        registry.load([str(tmp_path)], root=None, grader=CodeGrader())
     write(tmp_path / "two words.jsonl", NUMBER)
-    with pytest.raises(DataError, match="name with characters"):
+    with pytest.raises(DataError, match="name may only have"):
         registry.check([str(tmp_path)])
     write(tmp_path / "other" / "code.jsonl", PROGRAM)
     assert registry.runs_code(str(tmp_path / "other")) and not registry.runs_code(str(tmp_path / "gsm8k.jsonl"))

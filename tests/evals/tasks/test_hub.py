@@ -88,8 +88,10 @@ def test_prompts_are_lm_evals_own(
     (tmp_path / dataset / "README.md").write_text(readme)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    theirs = TaskManager(include_defaults=False, include_path=str(registry.THEIRS / folder)).load([name])["tasks"][name]
-    ours = registry.load([name], root=shared_data, judge=CodeGrader()).tasks[name]
+    theirs = TaskManager(include_defaults=False, include_path=str(registry.LM_EVAL_TASKS / folder)).load([name])[
+        "tasks"
+    ][name]
+    ours = registry.load([name], root=shared_data, grader=CodeGrader()).tasks[name]
     assert requests(ours, chat=chat) == requests(theirs, chat=chat)
     assert [f.name for f in ours._filters] == [f.name for f in theirs._filters]
     assert ours._metric_fn_list.keys() == theirs._metric_fn_list.keys()
@@ -98,10 +100,10 @@ def test_prompts_are_lm_evals_own(
 
 def test_the_llama_variants_hold_all_questions(shared_data: Path) -> None:
     for group in ("mmlu_llama", "mmlu_cot_llama"):
-        loaded = registry.load([group], root=shared_data, judge=CodeGrader())
+        loaded = registry.load([group], root=shared_data, grader=CodeGrader())
         assert len(loaded.tasks) == 57 and len(loaded.groups) == 5
         assert sum(len(task.eval_docs) for task in loaded.tasks.values()) == 14_042
-    tasks = registry.load(["gsm8k_llama", "gsm8k_cot_llama", "gsm8k_cot"], root=shared_data, judge=CodeGrader()).tasks
+    tasks = registry.load(["gsm8k_llama", "gsm8k_cot_llama", "gsm8k_cot"], root=shared_data, grader=CodeGrader()).tasks
     assert [len(task.eval_docs) for task in tasks.values()] == [1_319] * 3
 
 
@@ -121,7 +123,7 @@ def test_a_task_that_is_not_ours_reads_a_local_copy(tmp_path: Path, readme: bool
     if readme:
         splits = "".join(f"\n  - split: {s}\n    path: ARC-Challenge/{s}-*" for s in ("train", "validation", "test"))
         (copy / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Challenge\n  data_files:{splits}\n---\n")
-    loaded = registry.load(["arc_challenge"], root=tmp_path, judge=CodeGrader())
+    loaded = registry.load(["arc_challenge"], root=tmp_path, grader=CodeGrader())
     (request, *_) = requests(loaded.tasks["arc_challenge"], chat=False)
     assert request == (0, "loglikelihood", ("Question: Which is a metal?\nAnswer:", " wood"))
     assert [doc["id"] for doc in loaded.tasks["arc_challenge"].eval_docs] == ["test", "test"]
@@ -134,7 +136,7 @@ def test_a_task_that_is_a_program_reads_a_local_copy(tmp_path: Path, no_network:
     row["answers"] = {"text": ["rusts"], "answer_start": [3]}
     for split in ("train", "validation"):
         write(tmp_path / "hub" / "lighteval" / "squad_v2" / "squad_v2" / f"{split}-0.parquet", [row] * 2)
-    task = registry.load(["squadv2"], root=tmp_path, judge=CodeGrader()).tasks["squadv2"]
+    task = registry.load(["squadv2"], root=tmp_path, grader=CodeGrader()).tasks["squadv2"]
     task.set_config("num_fewshot", 0)
     task.build_all_requests(limit=1)
     expected = "Title: Iron\n\nBackground: It rusts.\n\nQuestion: Does what?\n\nAnswer:"
@@ -148,7 +150,7 @@ def test_a_group_of_others_reads_one_copy(tmp_path: Path) -> None:
     rows = [{**asked, "category": name} for name in names]
     for split in ("test", "validation"):
         write(tmp_path / "hub" / "TIGER-Lab" / "MMLU-Pro" / "data" / f"{split}-00000-of-00001.parquet", rows)
-    loaded = registry.load(["mmlu_pro_llama"], root=tmp_path, judge=CodeGrader())
+    loaded = registry.load(["mmlu_pro_llama"], root=tmp_path, grader=CodeGrader())
     assert {name: task.eval_docs[0]["category"] for name, task in loaded.tasks.items()} == {
         f"mmlu_pro_llama_{name.replace(' ', '_')}": name for name in names
     }
@@ -156,14 +158,14 @@ def test_a_group_of_others_reads_one_copy(tmp_path: Path) -> None:
 
 
 def test_offline_nothing_is_asked_for_and_what_to_do_is_said(tmp_path: Path, no_network: list[str]) -> None:
-    hub.network(False)
+    hub.allow_network(False)
     for name, message in (
         ("arc_challenge", r"'allenai/ai2_arc' is not in .*hub/allenai/ai2_arc: .*prepare allenai/ai2_arc=.*--online"),
         ("gsm8k", r"expected .*test\.jsonl"),
         ("mbpp", r"'google-research-datasets/mbpp' is not in .*--online"),
     ):
         with pytest.raises(DataError, match=message):
-            registry.load([name], root=tmp_path, judge=CodeGrader())
+            registry.load([name], root=tmp_path, grader=CodeGrader())
     assert no_network == []
 
 
@@ -178,24 +180,24 @@ def test_online_is_asked_for_only_where_it_is_allowed(
 
     splits = ("train", "test")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    hub.network(True)
-    loaded = registry.load(["gsm8k"], root=tmp_path, judge=CodeGrader(), online=True)
+    hub.allow_network(True)
+    loaded = registry.load(["gsm8k"], root=tmp_path, grader=CodeGrader(), online=True)
     assert asked == [("openai/gsm8k", "main")] and len(loaded.tasks["gsm8k"].eval_docs) == 1
     # What is there is not asked for.
-    loaded = registry.load(["gsm8k"], root=shared_data, judge=CodeGrader(), online=True)
+    loaded = registry.load(["gsm8k"], root=shared_data, grader=CodeGrader(), online=True)
     assert len(asked) == 1 and len(loaded.tasks["gsm8k"].eval_docs) == 1_319 and no_network == []
 
 
 def test_the_switch_reaches_the_libraries(no_network: list[str]) -> None:
     import huggingface_hub
 
-    hub.network(True)
+    hub.allow_network(True)
     assert os.environ["HF_HUB_OFFLINE"] == "0" and not datasets.config.HF_HUB_OFFLINE
     with pytest.raises(Exception, match="refused"):
         huggingface_hub.HfApi().dataset_info("org/name")
     assert no_network, "nothing was asked although it is allowed"
     no_network.clear()
-    hub.network(False)
+    hub.allow_network(False)
     assert os.environ["HF_HUB_OFFLINE"] == "1" and datasets.config.HF_HUB_OFFLINE
     with pytest.raises(Exception, match="offline mode"):
         huggingface_hub.HfApi().dataset_info("org/name")
@@ -207,4 +209,4 @@ def test_a_copy_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (copy / "ARC-Challenge").mkdir(parents=True)
     (copy / "ARC-Challenge" / "test.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(DataError, match="ai2_arc cannot be read as configuration"):
-        registry.load(["arc_challenge"], root=tmp_path, judge=CodeGrader())
+        registry.load(["arc_challenge"], root=tmp_path, grader=CodeGrader())

@@ -28,7 +28,7 @@ def test_mmlu_is_found_where_people_keep_it(tmp_path: Path, inner: str) -> None:
 @pytest.mark.parametrize("line", ["q,a,b,c,d\n", "q,a,b,c,d,E\n", "q,a,b,c,d,A\nonly one field\n"])
 def test_a_damaged_csv_is_named_with_its_record(tmp_path: Path, line: str) -> None:
     write_mmlu(tmp_path, line)
-    with pytest.raises(DataError, match=rf"anatomy_test\.csv: record {line.count(chr(10))} is not question"):
+    with pytest.raises(DataError, match=rf"anatomy_test\.csv: record {line.count(chr(10))} must be a question"):
         local_data.load("cais/mmlu", "anatomy", tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_what_is_missing_is_named_with_the_place_it_was_expected_at(tmp_path: Pa
     ):
         with pytest.raises(DataError, match=rf"{expected}.*--data"):
             local_data.load(dataset, "anatomy", tmp_path)
-        with pytest.raises(DataError, match="give their folder with --data"):
+        with pytest.raises(DataError, match="set the folder with --data"):
             local_data.load(dataset, "anatomy", None)
     with pytest.raises(DataError, match="does not exist"):
         local_data.load("cais/mmlu", "anatomy", tmp_path / "absent")
@@ -69,7 +69,7 @@ def test_damaged_lines_are_named(tmp_path: Path) -> None:
     for text, message in (
         ('{"a": 1}\n{"a": ', "line 2 is not JSON"),
         ('{"a": 1}\n{"a": "1"}', "line 2 has no field 'a' of type int"),
-        ("[]", "line 1 has no field"),
+        ("[]", "line 1 is not a JSON object"),
         ("\n", "is empty"),
     ):
         path.write_text(text)
@@ -97,4 +97,8 @@ def test_embedded_suites_have_their_size_and_form() -> None:
 
 def test_digest_tells_rows_apart() -> None:
     rows = [{"a": 1, "b": 2}, {"a": 3}]
-    assert local_data.digest(rows) == local_data.digest([{"b": 2, "a": 1}, {"a": 3}]) != local_data.digest(rows[::-1])
+    assert (
+        local_data.rows_sha256(rows)
+        == local_data.rows_sha256([{"b": 2, "a": 1}, {"a": 3}])
+        != local_data.rows_sha256(rows[::-1])
+    )

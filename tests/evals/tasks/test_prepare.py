@@ -102,7 +102,7 @@ def test_an_archive_is_read_in_its_place(shared_data: Path, tmp_path: Path) -> N
     assert manifest["sets"]["mmlu"]["rows"] == {"test": 14_042, "dev": 285} and prepare.check(tmp_path / "data") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.tar"]
     archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises(DataError, match="no archive"):
+    with pytest.raises(DataError, match="not a readable archive"):
         prepare.prepare([archive], tmp_path / "other")
 
 
@@ -114,8 +114,8 @@ def test_what_is_missing_is_kept_and_said(shared_data: Path, tmp_path: Path) -> 
     (source / "dev" / "anatomy_dev.csv").write_text("".join(lines[:3]))
     manifest = prepare.prepare([source], tmp_path / "data")
     assert manifest["sets"]["mmlu"]["missing"] == [
-        "1 of 114 files are not there: mmlu/test/virology_test.csv",
-        "mmlu/dev/anatomy_dev.csv has 3 rows, the published one 5",
+        "1 of 114 files are missing: mmlu/test/virology_test.csv",
+        "mmlu/dev/anatomy_dev.csv has 3 rows; the published file has 5",
     ]
     assert prepare.check(tmp_path / "data") == [f"mmlu: {what}" for what in manifest["sets"]["mmlu"]["missing"]]
     again = prepare.prepare([shared_data / "mmlu"], tmp_path / "data")
@@ -128,16 +128,16 @@ def test_check_finds_what_changed(shared_data: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"16 eggs", b"17 eggs", 1))
     (tmp_path / "humaneval" / "HumanEval.jsonl.gz").unlink()
     assert prepare.check(tmp_path) == [
-        "gsm8k: gsm8k/test.jsonl is not what was prepared: its SHA-256 differs",
-        "humaneval: humaneval/HumanEval.jsonl.gz is gone",
+        "gsm8k: gsm8k/test.jsonl was changed after it was prepared: its SHA-256 differs",
+        "humaneval: humaneval/HumanEval.jsonl.gz is missing",
     ]
     with pytest.raises(DataError, match="workbench eval prepare"):
         prepare.check(tmp_path / "gsm8k")
     (tmp_path / "manifest.json").write_text('{"format": 99, "sets": {}}')
-    with pytest.raises(DataError, match="another version, 99"):
+    with pytest.raises(DataError, match="unsupported manifest version, 99"):
         prepare.check(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 1')
-    with pytest.raises(DataError, match="is no manifest"):
+    with pytest.raises(DataError, match="is not a valid manifest"):
         prepare.check(tmp_path)
 
 
@@ -163,16 +163,16 @@ def test_a_refused_source_changes_nothing(shared_data: Path, tmp_path: Path) -> 
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     for source, message in (
         (tmp_path / "bad", r"bad: gsm8k/test\.jsonl: line 2 has no field 'answer'"),
-        (tmp_path / "none", "holds no MMLU"),
+        (tmp_path / "none", "has no MMLU"),
         (tmp_path / "absent", "does not exist"),
         (tmp_path / "two", r"two different gsm8k/test\.jsonl"),
-        (tmp_path / "x.parquet", "no parquet that can be read"),
-        (f"org/name={tmp_path / 'absent'}", "is no folder"),
+        (tmp_path / "x.parquet", "not a readable Parquet file"),
+        (f"org/name={tmp_path / 'absent'}", "is not a folder"),
     ):
         with pytest.raises(DataError, match=message):
             prepare.prepare([shared_data / "gsm8k", source], target)
         assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
-    with pytest.raises(DataError, match="humaneval is in two of the sources"):
+    with pytest.raises(DataError, match="humaneval is in two sources"):
         prepare.prepare([shared_data / "humaneval"] * 2, target)
 
 

@@ -42,7 +42,7 @@ def test_names_in_metas_two_ways() -> None:
         "mmlu_cot_llama_virology",
     )
     assert presets.tasks("lm-eval", asked, chat=True) == tuple(asked)
-    with pytest.raises(DataError, match="no preset 'mega'; there are lm-eval and meta"):
+    with pytest.raises(DataError, match="no preset 'mega'; the presets are lm-eval and meta"):
         presets.tasks("mega", asked, chat=False)
 
 
@@ -65,7 +65,7 @@ def config(task: Any) -> tuple[int, int | None]:
 )
 def test_shots_and_lengths(shared_data: Path, name: str, chat: bool, expected: tuple[int, int | None]) -> None:
     (task,) = presets.tasks("meta", [name], chat=chat)
-    loaded = registry.load([task], root=shared_data, judge=CodeGrader(), preset="meta", chat=chat).tasks[task]
+    loaded = registry.load([task], root=shared_data, grader=CodeGrader(), preset="meta", chat=chat).tasks[task]
     assert config(loaded) == expected
     loaded.build_all_requests(limit=1)
     counted = {"gsm8k_cot": ("\nA:", 9), "mmlu_anatomy": ("\nAnswer:", 6)}
@@ -75,9 +75,9 @@ def test_shots_and_lengths(shared_data: Path, name: str, chat: bool, expected: t
 
 
 def test_lm_evals_preset_changes_nothing(shared_data: Path) -> None:
-    plain = registry.load(["mmlu_anatomy", "gsm8k"], root=shared_data, judge=CodeGrader()).tasks
+    plain = registry.load(["mmlu_anatomy", "gsm8k"], root=shared_data, grader=CodeGrader()).tasks
     for name, task in registry.load(
-        ["mmlu_anatomy", "gsm8k"], root=shared_data, judge=CodeGrader(), preset="lm-eval"
+        ["mmlu_anatomy", "gsm8k"], root=shared_data, grader=CodeGrader(), preset="lm-eval"
     ).tasks.items():
         assert config(task) == config(plain[name])
 
@@ -103,22 +103,22 @@ def test_the_headline_is_metas_macro_average_and_lm_evals_micro() -> None:
 
 @pytest.mark.parametrize("name", ["humaneval", "humaneval_instruct"])
 def test_samples_are_drawn_and_pass_at_k_follows(shared_data: Path, name: str) -> None:
-    task = registry.load([name], root=shared_data, judge=CodeGrader(), samples=20).tasks[name]
+    task = registry.load([name], root=shared_data, grader=CodeGrader(), samples=20).tasks[name]
     assert task.config.repeats == 20 and task.config.generation_kwargs["do_sample"] is True
     assert task.config.generation_kwargs["max_gen_toks"] == 1024
     assert task.config.metric_list[0]["k"] == [1, 10]
     for samples, expected in ((1, [1]), (9, [1]), (10, [1, 10]), (200, [1, 10, 100])):
-        task = registry.load([name], root=shared_data, judge=CodeGrader(), samples=samples).tasks[name]
+        task = registry.load([name], root=shared_data, grader=CodeGrader(), samples=samples).tasks[name]
         assert task.config.metric_list[0]["k"] == expected
     assert task.config.generation_kwargs["temperature"] == 0.2
-    one = registry.load([name], root=shared_data, judge=CodeGrader(), samples=1).tasks[name]
+    one = registry.load([name], root=shared_data, grader=CodeGrader(), samples=1).tasks[name]
     assert one.config.generation_kwargs["do_sample"] is False
     with pytest.raises(DataError, match="--samples is for tasks whose answers are programs"):
-        registry.load(["gsm8k"], root=shared_data, judge=CodeGrader(), samples=2)
+        registry.load(["gsm8k"], root=shared_data, grader=CodeGrader(), samples=2)
 
 
 def test_lm_evals_own_sampled_task_keeps_its_settings(shared_data: Path) -> None:
-    task = registry.load(["humaneval_64"], root=shared_data, judge=CodeGrader()).tasks["humaneval_64"]
+    task = registry.load(["humaneval_64"], root=shared_data, grader=CodeGrader()).tasks["humaneval_64"]
     assert task.config.repeats == 64 and task.config.metric_list[0]["k"] == [2, 8, 16, 32, 64]
     assert task.config.generation_kwargs["temperature"] == 0.2
 
@@ -146,7 +146,7 @@ class Seldom(LM):
 @pytest.mark.skipif(sandbox.why_unavailable() is not None, reason=f"no sandbox here: {sandbox.why_unavailable()}")
 def test_several_programs_give_the_unbiased_estimate(shared_data: Path) -> None:
     """Of each problem's 11 programs, 3 or 4 are right: pass@10 is 1, for no ten are all among the 7 or 8 wrong ones."""
-    loaded = registry.load(["humaneval"], root=shared_data, judge=CodeGrader(workers=2), samples=11)
+    loaded = registry.load(["humaneval"], root=shared_data, grader=CodeGrader(workers=2), samples=11)
     found = evaluate(lm=Seldom(), task_dict=loaded.as_dict(), limit=3, confirm_run_unsafe_code=True)
     scores = found["results"]["humaneval"]
     assert scores["pass@10,create_test"] == 1.0

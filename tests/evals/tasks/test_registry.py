@@ -46,7 +46,7 @@ def test_embedded_suites_are_worded_as_lm_evals(ours: str, theirs: str, but: set
 
 
 def test_prompts_are_the_known_ones(shared_data: Path) -> None:
-    loaded = registry.load(["mmlu_anatomy", "gsm8k", "humaneval", "demo_mmlu"], root=shared_data, judge=CodeGrader())
+    loaded = registry.load(["mmlu_anatomy", "gsm8k", "humaneval", "demo_mmlu"], root=shared_data, grader=CodeGrader())
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", 0)
         task.build_all_requests(limit=1)
@@ -70,14 +70,14 @@ def test_prompts_are_the_known_ones(shared_data: Path) -> None:
 
 
 def test_mmlu_is_all_of_it(shared_data: Path) -> None:
-    loaded = registry.load(["mmlu"], root=shared_data, judge=CodeGrader())
+    loaded = registry.load(["mmlu"], root=shared_data, grader=CodeGrader())
     assert len(loaded.tasks) == 57
     assert sum(len(task.eval_docs) for task in loaded.tasks.values()) == 14_042
     assert set(loaded.groups) == {"mmlu", "mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_other"}
 
 
 def test_no_metric_from_a_hub_is_loaded(shared_data: Path) -> None:
-    registry.load(["humaneval", "demo_humaneval"], root=shared_data, judge=CodeGrader())
+    registry.load(["humaneval", "demo_humaneval"], root=shared_data, grader=CodeGrader())
     assert "lm_eval.tasks.humaneval.utils" not in sys.modules
 
 
@@ -86,13 +86,13 @@ def test_unknown_tasks_come_with_near_matches() -> None:
         registry.check(["mmlu_anatomi"])
     with pytest.raises(DataError, match="workbench eval tasks"):
         registry.check(["zzzzzz"])
-    with pytest.raises(DataError, match="no task was named"):
+    with pytest.raises(DataError, match="no task given"):
         registry.check([])
 
 
 def test_overlapping_tasks_are_refused(shared_data: Path) -> None:
     with pytest.raises(DataError, match="overlap"):
-        registry.load(["mmlu_stem", "mmlu_anatomy"], root=shared_data, judge=CodeGrader())
+        registry.load(["mmlu_stem", "mmlu_anatomy"], root=shared_data, grader=CodeGrader())
 
 
 class Oracle(LM):
@@ -117,7 +117,7 @@ class Oracle(LM):
 @pytest.mark.parametrize("right", [True, False])
 def test_who_knows_all_scores_one_and_who_knows_nothing_zero(shared_data: Path, right: bool) -> None:
     names = ["demo_mmlu", "demo_gsm8k", "demo_humaneval", "mmlu_virology", "gsm8k", "humaneval"]
-    loaded = registry.load(names, root=shared_data, judge=CodeGrader(workers=2))
+    loaded = registry.load(names, root=shared_data, grader=CodeGrader(workers=2))
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", 0)
     found = evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), limit=12, confirm_run_unsafe_code=True)
