@@ -217,7 +217,7 @@ def test_a_capture_under_interventions_stays_under_them(
         _, whole = model.run_with_capture(torch.tensor(ids), rms_norms.HOOKS)
     captures.save(cap, "scaled", checkpoint=model.source.checkpoint_sha256)
     page, plain = kept("norms", capture="scaled"), kept("norms", prompt=TEXT)
-    assert any("under scale blocks.1.hook_mlp_out x 3" in text.value for text in page.text)
+    assert any("with scale blocks.1.hook_mlp_out x 3" in text.value for text in page.text)
     code = page.code[-1].value
     assert "model.intervene(*from_json(" in code and "intervene" not in plain.code[-1].value
     shown: dict[str, object] = {}
