@@ -77,19 +77,19 @@ def show() -> None:
         prompt = prompt_input.choose(model, HOOKS)
         if prompt is None:
             return
-        held = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
-        metrics = computed.cached_probe(head_metrics, capture=held)
+        capture_ref = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
+        metrics = computed.cached_probe(head_metrics, capture=capture_ref)
         broken = ~np.isfinite(metrics.values["entropy"])
         if broken.any():
             st.error(f"The patterns of {broken.sum()} heads contain NaN or infinite values (overflow). Try float32.")
         view = _controls(model)
         left, right = st.columns([0.41, 0.59])
         with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["atlas"]):
-            _atlas(model, held, metrics, prompt, view)
+            _atlas(model, capture_ref, metrics, prompt, view)
         with right, st.container(border=True, key="map_card", height="stretch"):
-            shown_map = _head(model, held, metrics, prompt, view)
+            shown_map = _head(model, capture_ref, metrics, prompt, view)
         with st.container(border=True, key="strip_card"):
-            _tokens(held, prompt, view, shown_map)
+            _tokens(capture_ref, prompt, view, shown_map)
         _take_away(head, prompt, metrics, shown_map, view)
 
 
@@ -127,7 +127,7 @@ def _induction_under(model: Transformer, *, block: int, changes: str) -> Inducti
         return induction_scores(model, block=block)
 
 
-def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> None:
+def _atlas(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> None:
     config = model.config
     if view.colour == "induction":
         scores = _induction(model, prompt.changes)
@@ -139,7 +139,7 @@ def _atlas(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: I
     st.caption(f"{unit[0].upper()}{unit[1:]}, mean over {over}")
     head_grid(
         values,
-        id=f"{held.id}/{view.colour}",
+        id=f"{capture_ref.id}/{view.colour}",
         unit=unit,
         config=config,
         selected=(view.layer, view.head),
@@ -172,7 +172,7 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> HeadMap:
+def _head(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, prompt: Input, view: View) -> HeadMap:
     st.subheader(f"Layer {view.layer} · Head {view.head}", anchor=False, help=FIGURE_HELP["head_map"])
     at = metrics.layers.index(view.layer), metrics.heads.index(view.head)
     shown = {
@@ -188,15 +188,15 @@ def _head(model: Transformer, held: CaptureRef, metrics: HeadMetrics, prompt: In
         {label: format(value, form) if np.isfinite(value) else "none" for label, (value, form) in values.items()}
     )
     window = _window(len(prompt))
-    found = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=window)
+    pattern = computed.cached_probe(head_map, view.layer, view.head, capture=capture_ref, window=window)
     labels = plotly_labels(prompt.tokens)
-    stamp = {"layer": view.layer, "head": view.head, "start": found.start, "factor": found.factor}
-    fig = found.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
+    stamp = {"layer": view.layer, "head": view.head, "start": pattern.start, "factor": pattern.factor}
+    fig = pattern.figure(labels=labels, log=view.log, hide_first=int(view.hide_first), stamp=stamp)
     fig.update_layout(title=None, margin={"t": 10, "r": 10}, height=520)
-    if found.pooling:
-        st.caption(f"Each cell is the {found.pooling}. Choose a window to see single tokens.")
+    if pattern.pooling:
+        st.caption(f"Each cell is the {pattern.pooling}. Choose a window to see single tokens.")
     draw_figure(fig, key="head_map", stretch=True)
-    return found
+    return pattern
 
 
 def _window(length: int) -> tuple[int, int] | None:
@@ -214,14 +214,14 @@ def _window(length: int) -> tuple[int, int] | None:
     return start, min(start + MAX_CELLS // 2, length)
 
 
-def _tokens(held: CaptureRef, prompt: Input, view: View, found: HeadMap) -> None:
-    start, stop = found.start, found.stop
-    if found.factor > 1:
+def _tokens(capture_ref: CaptureRef, prompt: Input, view: View, head_map_shown: HeadMap) -> None:
+    start, stop = head_map_shown.start, head_map_shown.stop
+    if head_map_shown.factor > 1:
         stop = min(start + MAX_CELLS, len(prompt))
     pattern = (
-        found
-        if found.factor == 1
-        else computed.cached_probe(head_map, view.layer, view.head, capture=held, window=(start, stop))
+        head_map_shown
+        if head_map_shown.factor == 1
+        else computed.cached_probe(head_map, view.layer, view.head, capture=capture_ref, window=(start, stop))
     )
     chosen = _chosen(start, stop)
     left, right = st.columns([0.59, 0.41], gap="medium")
@@ -235,7 +235,7 @@ def _tokens(held: CaptureRef, prompt: Input, view: View, found: HeadMap) -> None
                 label_visibility="collapsed",
             )  # fmt: skip
         strip = Strip(
-            f"{held.id}/{view.layer}/{view.head}/{start}",
+            f"{capture_ref.id}/{view.layer}/{view.head}/{start}",
             prompt.tokens[start:stop],
             pattern.weights,
             start,

@@ -77,22 +77,24 @@ def _captures(head: Head) -> None:
         return
     st.text(common.sentence)
     before, after = a.capture(), b.capture()
-    found = computed.cached_pair_probe(compare_sides.compared, common.align, model=model, before=before, after=after)
-    position = _summary(a, found, common)
+    comparison = computed.cached_pair_probe(
+        compare_sides.compared, common.align, model=model, before=before, after=after
+    )
+    position = _summary(a, comparison, common)
     left, right = st.columns([0.41, 0.59])
     with left, card("All heads", key="atlas_card", height="stretch", help=FIGURE_HELP["compared_heads"]):
-        layer, number = _heads(a, found, before, after)
+        layer, number = _heads(a, comparison, before, after)
     with right, card("Likeliest next tokens", key="top_card", height="stretch",
                      help="After the chosen position, at temperature 1."):  # fmt: skip
         _top(a, before, after, position, position + common.shift)
-        if found.logits is not None:
-            fig = logit_figure(found.logits, stamp={"pair": f"{before.id}/{after.id}"})
+        if comparison.logits is not None:
+            fig = logit_figure(comparison.logits, stamp={"pair": f"{before.id}/{after.id}"})
             chart(fig, key="logit_differences", height=300)
     with st.container(border=True, key="patterns_card"):
         maps = _patterns(a, b, before, after, common, layer, number)
     with card("By hook", key="hooks_card", help="Every hook that both sides have, in the order of a forward pass."):
-        _hooks(found)
-    _take_away(head, a, b, common, found, maps)
+        _hooks(comparison)
+    _take_away(head, a, b, common, comparison, maps)
 
 
 def _summary(a: Side, comparison: Comparison, common: SharedTokens) -> int:
@@ -169,7 +171,7 @@ def _apart(values: np.ndarray, measure: str) -> np.ndarray:
 
 
 def _top(a: Side, before: CaptureRef, after: CaptureRef, at_a: int, at_b: int) -> None:
-    rows = [held.capture["hook_logits"][0, at].float() for held, at in ((before, at_a), (after, at_b))]
+    rows = [capture_ref.capture["hook_logits"][0, at].float() for capture_ref, at in ((before, at_a), (after, at_b))]
     first, second = (row.softmax(-1).cpu().numpy() for row in rows)
     tokens = np.unique(np.concatenate([np.argsort(-side, kind="stable")[:TOP] for side in (first, second)]))
     tokens = tokens[np.argsort(-np.maximum(first, second)[tokens], kind="stable")]
@@ -210,8 +212,10 @@ def _patterns(
             help=f"{SIDE} positions are shown at a time.",
         )  # fmt: skip
     maps = tuple(
-        computed.cached_probe(head_map, layer, head, capture=held, window=(start, min(start + SIDE, len(side.given))))
-        for side, held in ((a, before), (b, after))
+        computed.cached_probe(
+            head_map, layer, head, capture=capture_ref, window=(start, min(start + SIDE, len(side.given)))
+        )
+        for side, capture_ref in ((a, before), (b, after))
     )
     # Keys at the same positions can be compared, although some of the tokens differ.
     shared = common.count if common.align != "suffix" else 0 if common.shift else len(a.given)

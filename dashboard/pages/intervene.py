@@ -56,20 +56,20 @@ def show() -> None:
         # A sample's run may have had interventions already; they apply before and after.
         changes = prompt.changes, prompt.with_also(to_json(made))
         before = computed.capture(model, prompt.ids, intervention_effects.HOOKS, changes[BEFORE])
-        asked = target_tokens.choose(model, prompt, before, _more)
-        if asked is None:
+        targets = target_tokens.choose(model, prompt, before, _more)
+        if targets is None:
             return
         after = computed.capture(model, prompt.ids, intervention_effects.HOOKS, changes[AFTER])
         moved = computed.cached_pair_probe(intervention_effects.shift, changes, model=model, before=before, after=after)
         logits = computed.cached_pair_probe(
-            intervention_effects.logits_at, changes, asked.position, model=model, before=before, after=after
+            intervention_effects.logits_at, changes, targets.position, model=model, before=before, after=after
         )
-        _summary(model, prompt, moved, logits, asked, changes)
+        _summary(model, prompt, moved, logits, targets, changes)
         left, right = st.columns([1, 1])
         with left, card("Likeliest next tokens", help="Before and after, at temperature 1.", height="stretch"):
-            _top(model, logits, asked)
+            _top(model, logits, targets)
         with right, card("Targets", help="Logits before and after, and their change.", height="stretch"):
-            _targets(model, logits, asked)
+            _targets(model, logits, targets)
         with st.container(border=True, key="shift_card"):
             chart(
                 over_tokens(

@@ -67,31 +67,31 @@ def show() -> None:
         prompt = prompt_input.choose(model, HOOKS)
         if prompt is None:
             return
-        held = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
-        asked = target_tokens.choose(model, prompt, held, lambda: _more(model))
-        if asked is None:
+        capture_ref = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
+        targets = target_tokens.choose(model, prompt, capture_ref, lambda: _more(model))
+        if targets is None:
             return
         through = _stamp(model) if st.session_state.get("lens") == TUNED else 0
-        found = computed.cached_probe(read, model=model, capture=held, through=through, k=TOP_K)
-        if not np.isfinite(found.logprobs).all():
+        lens = computed.cached_probe(read, model=model, capture=capture_ref, through=through, k=TOP_K)
+        if not np.isfinite(lens.logprobs).all():
             st.error("The predictions contain NaN or infinite values: the residual stream overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
-            fig = found.figure(
+            fig = lens.figure(
                 labels=plotly_labels(prompt.tokens),
                 by=CELLS[st.session_state["cells"]],
-                names=plotly_names(model, {*prompt.ids, *found.ids[..., 0].ravel().tolist()}),
+                names=plotly_names(model, {*prompt.ids, *lens.ids[..., 0].ravel().tolist()}),
             )  # the same for every position, so that the browser keeps it
             chart(fig, key="grid")
-        options = {"through": through, "k": TOP_K, "targets": asked.tokens}
-        here = computed.cached_probe(read, model=model, capture=held, position=asked.position, **options)
-        _tokens(model, here, asked)
-        made, row = _attribution(model, held, asked)
-        _take_away(head, prompt, asked, made, row, tuned=through > 0)
+        options = {"through": through, "k": TOP_K, "targets": targets.tokens}
+        here = computed.cached_probe(read, model=model, capture=capture_ref, position=targets.position, **options)
+        _tokens(model, here, targets)
+        made, row = _attribution(model, capture_ref, targets)
+        _take_away(head, prompt, targets, made, row, tuned=through > 0)
 
         def curves() -> pd.DataFrame:  # for every position; computed when downloaded
-            return computed.cached_probe(read, model=model, capture=held, **options).curves.frame()
+            return computed.cached_probe(read, model=model, capture=capture_ref, **options).curves.frame()
 
-        head.data({"predictions": found.frame, "target_curves": curves, "attribution": made.frame})
+        head.data({"predictions": lens.frame, "target_curves": curves, "attribution": made.frame})
 
 
 def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> LogitLens:
@@ -182,12 +182,12 @@ def top_table(model: Transformer, lens: LogitLens, position: int, k: int) -> pd.
     return pd.DataFrame(rows, columns=["Layer", *(str(rank + 1) for rank in range(len(rows[0]) - 1))])
 
 
-def _attribution(model: Transformer, held: CaptureRef, asked: TargetTokens) -> tuple[LogitAttribution, int]:
-    pairs: list[Target] = [asked.tokens[:2]] if len(asked.tokens) > 1 else []  # type: ignore[list-item]
-    wanted: list[Target] = [*pairs, *asked.tokens]
-    names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(asked.tokens)]]
+def _attribution(model: Transformer, capture_ref: CaptureRef, targets: TargetTokens) -> tuple[LogitAttribution, int]:
+    pairs: list[Target] = [targets.tokens[:2]] if len(targets.tokens) > 1 else []  # type: ignore[list-item]
+    wanted: list[Target] = [*pairs, *targets.tokens]
+    names = [*([DIFFERENCE] if pairs else []), *ORDINALS[: len(targets.tokens)]]
     made = computed.cached_probe(
-        logit_attribution.logit_attribution, tuple(wanted), model=model, capture=held, position=asked.position
+        logit_attribution.logit_attribution, tuple(wanted), model=model, capture=capture_ref, position=targets.position
     )
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch", key="attribution_card"):
@@ -198,7 +198,7 @@ def _attribution(model: Transformer, held: CaptureRef, asked: TargetTokens) -> t
         )
         row = names.index(which)
         fig = made.figure(
-            token=row, names=plotly_names(model, asked.tokens), stamp={"position": asked.position, "row": row}
+            token=row, names=plotly_names(model, targets.tokens), stamp={"position": targets.position, "row": row}
         )
         # The figure's own title names the tokens, and a chart's title is read as Markdown.
         fig.update_layout(title=f"{which} after position {made.position}: parts sum to it within {made.error:.1g}")

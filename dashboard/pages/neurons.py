@@ -42,24 +42,24 @@ STRONGEST = -1
 def show() -> None:
     with page("Neurons", "How a neuron fires, and what it writes.", ABOUT) as head:
         model = computed.model()
-        given = prompt_input.choose(model, HOOKS)
-        if given is None:
+        prompt = prompt_input.choose(model, HOOKS)
+        if prompt is None:
             return
-        held = computed.capture(model, given.ids, HOOKS, given.changes)
-        found = computed.cached_probe(neuron_statistics, capture=held, top=min(8, len(given)))
-        layer, neuron = _controls(model, found)
-        if found.nonfinite.any():
-            st.error(f"{int(found.nonfinite.sum())} activations are NaN or infinite (overflow). Try float32.")
+        capture_ref = computed.capture(model, prompt.ids, HOOKS, prompt.changes)
+        statistics = computed.cached_probe(neuron_statistics, capture=capture_ref, top=min(8, len(prompt)))
+        layer, neuron = _controls(model, statistics)
+        if statistics.nonfinite.any():
+            st.error(f"{int(statistics.nonfinite.sum())} activations are NaN or infinite (overflow). Try float32.")
         written = computed.cached_probe(neuron_tokens, model=model, layer=layer, neurons=(neuron,), k=10)
-        _numbers(found, layer, neuron)
-        _activations(held, given, found, layer, neuron)
+        _numbers(statistics, layer, neuron)
+        _activations(capture_ref, prompt, statistics, layer, neuron)
         left, right = st.columns([1, 1])
         with left, st.container(border=True, height="stretch", key="written_card"):
             _written(model, written)
         with right, st.container(border=True, height="stretch", key="layers_card"):
-            chart(found.figure(stamp={"layer": layer}), key="sparsity", height=300)
-            _layer(found, layer, neuron)
-        _take_away(head, given, found, written, layer, neuron)
+            chart(statistics.figure(stamp={"layer": layer}), key="sparsity", height=300)
+            _layer(statistics, layer, neuron)
+        _take_away(head, prompt, statistics, written, layer, neuron)
 
 
 def _controls(model: Transformer, statistics: NeuronStatistics) -> tuple[int, int]:
@@ -90,13 +90,13 @@ def _numbers(statistics: NeuronStatistics, layer: int, neuron: int) -> None:
         metric_row(values)
 
 
-def _activations(held: CaptureRef, prompt: Input, statistics: NeuronStatistics, layer: int, neuron: int) -> None:
+def _activations(capture_ref: CaptureRef, prompt: Input, statistics: NeuronStatistics, layer: int, neuron: int) -> None:
     left, right = st.columns([1.9, 1])
     with left, st.container(border=True, height="stretch", key="activations_card"):
         chart(
             over_tokens(
                 plotly_labels(prompt.tokens),
-                {"activation": activations(held.capture, layer, neuron)[0]},
+                {"activation": activations(capture_ref.capture, layer, neuron)[0]},
                 kind="activations",
                 title="Activation at each token",
                 unit="silu(gate) · up",
@@ -113,7 +113,7 @@ def _activations(held: CaptureRef, prompt: Input, statistics: NeuronStatistics, 
         ),
     ):
         top = statistics.tops(layer, neuron)
-        gates = activations(held.capture, layer, neuron)[1]
+        gates = activations(capture_ref.capture, layer, neuron)[1]
         top.insert(2, "token", [short(prompt.tokens[position], 24) for position in top["pos"]])
         top["gate"] = gates[top["pos"]]
         plain_table(

@@ -64,17 +64,17 @@ def show() -> None:
             return
         if prompt is None:
             return
-        held = computed.capture(model, prompt.ids, rms_norms.HOOKS, prompt.changes)
-        rms = computed.cached_probe(rms_norms.input_rms, capture=held)
+        capture_ref = computed.capture(model, prompt.ids, rms_norms.HOOKS, prompt.changes)
+        rms = computed.cached_probe(rms_norms.input_rms, capture=capture_ref)
         if rms.nonfinite:
             st.error(f"{rms.nonfinite} RMS values are NaN or infinite: the residual stream overflowed. Try float32.")
         skip = int(first and len(prompt) > 1)
         if view == RMS:
             _rms(head, rms, prompt, norm, skip)
         elif view == ACTIVATIONS:
-            _activations(head, held, prompt)
+            _activations(head, capture_ref, prompt)
         else:
-            _contributions(head, held, prompt, skip)
+            _contributions(head, capture_ref, prompt, skip)
 
 
 def _rms(head: Head, rms: rms_norms.InputRms, prompt: Input, norm: str, skip: int) -> None:
@@ -121,22 +121,22 @@ def _window(length: int, skip: int) -> tuple[int, int]:
 
 
 def _gains(head: Head, model: Transformer, norm: str) -> None:
-    found = computed.cached_probe(rms_norms.gain_statistics, model=model)
-    rows = [i for i, (_, name) in enumerate(found.norms) if name in (norm, rms_norms.FINAL)]
+    gains = computed.cached_probe(rms_norms.gain_statistics, model=model)
+    rows = [i for i, (_, name) in enumerate(gains.norms) if name in (norm, rms_norms.FINAL)]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):
-        chart(found.figure(norm=norm), key="gains", height=450)
+        chart(gains.figure(norm=norm), key="gains", height=450)
     with right, card("By layer", help="Kurtosis is 3 for a normal distribution.", height="stretch"):
         plain_table(
             pd.DataFrame(
                 {
                     "layer": [
-                        "final" if found.norms[i][1] == rms_norms.FINAL else str(found.norms[i][0]) for i in rows
+                        "final" if gains.norms[i][1] == rms_norms.FINAL else str(gains.norms[i][0]) for i in rows
                     ],
-                    "mean": found.mean[rows],
-                    "std": found.std[rows],
-                    "kurtosis": found.kurtosis[rows],
-                    "dims": [", ".join(str(dim) for dim in found.top_dims[i][:3]) for i in rows],
+                    "mean": gains.mean[rows],
+                    "std": gains.std[rows],
+                    "kurtosis": gains.kurtosis[rows],
+                    "dims": [", ".join(str(dim) for dim in gains.top_dims[i][:3]) for i in rows],
                 }
             ),
             columns={
@@ -155,12 +155,12 @@ from probes.norms.rms_norms import gain_statistics
 gain_statistics(wb.load_model({computed.model_path()!r})).frame()
 """
     )
-    head.data({"gains": found.frame})
+    head.data({"gains": gains.frame})
 
 
-def _activations(head: Head, held: CaptureRef, prompt: Input) -> None:
-    massive = computed.cached_probe(rms_norms.massive_activations, capture=held)
-    outliers = computed.cached_probe(rms_norms.outlier_dimensions, capture=held)
+def _activations(head: Head, capture_ref: CaptureRef, prompt: Input) -> None:
+    massive = computed.cached_probe(rms_norms.massive_activations, capture=capture_ref)
+    outliers = computed.cached_probe(rms_norms.outlier_dimensions, capture=capture_ref)
     with st.container(border=True):
         fig = massive.figure()
         fig.update_yaxes(dtick="D2")  # 1, 2, 5: a label at every digit is unreadable
@@ -207,8 +207,8 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
         )
 
 
-def _contributions(head: Head, held: CaptureRef, prompt: Input, skip: int) -> None:
-    whole = computed.cached_probe(rms_norms.contribution_ratios, capture=held)
+def _contributions(head: Head, capture_ref: CaptureRef, prompt: Input, skip: int) -> None:
+    whole = computed.cached_probe(rms_norms.contribution_ratios, capture=capture_ref)
     shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])

@@ -242,7 +242,7 @@ def _take_file() -> None:
     url_state.preset_widget("prompt", text)
 
 
-def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
+def likeliest(model: Transformer, prompt: Input, *, k: int = 8) -> tuple[pd.DataFrame, float | None]:
     """The k most likely next tokens (token, id, probability), and the seconds that the model needed for the prompt.
 
     Only the last position is unembedded. If a saved capture has the logits, the model is not run.
@@ -259,16 +259,16 @@ def likeliest(model: Transformer, given: Input, *, k: int = 8) -> tuple[pd.DataF
             with model.intervene(*from_json(changes)):
                 hidden = model.hidden(torch.tensor([ids], device=model.device))[:, -1:]
                 logits = model.unembed(hidden, start=len(ids) - 1)
-            found = top(logits[0, 0])
+            tokens = top(logits[0, 0])
             seconds.append(time.perf_counter() - begin)
-        return found, min(seconds)
+        return tokens, min(seconds)
 
     seconds = None
-    opened = computed.open_capture(model, given.ids, LAST, given.changes)
+    opened = computed.open_capture(model, prompt.ids, LAST, prompt.changes)
     if opened is not None:
         table = top(opened.capture[LAST[0]][0, -1].float())
     else:
-        table, seconds = computed.cached_probe(compute, model=model, ids=given.ids, changes=given.changes, k=k)
+        table, seconds = computed.cached_probe(compute, model=model, ids=prompt.ids, changes=prompt.changes, k=k)
     table = table.copy()  # the cached table is shared
     table.insert(0, "token", [_name(model, token) for token in table["id"]])
     return table, seconds

@@ -65,11 +65,11 @@ def show() -> None:
             return
         if prompt is None:
             return
-        held = computed.capture(model, prompt.ids, head_scores.HOOKS, prompt.changes)
-        turned = (held.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
+        capture_ref = computed.capture(model, prompt.ids, head_scores.HOOKS, prompt.changes)
+        turned = (capture_ref.capture[f"blocks.{view.layer}.attn.hook_rot_{side}"] for side in "qk")
         if not all(vectors.isfinite().all() for vectors in turned):
             st.error("This layer's queries or keys contain NaN or infinite values (overflow). Try float32.")
-        {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, held, prompt, view)
+        {OWN: _own, SHIFT: _shift, WHAT_IF: _what_if}[view.name](head, capture_ref, prompt, view)
 
 
 def _controls(model: Transformer) -> View:
@@ -156,11 +156,15 @@ wavelengths(config).frame()
     head.data({"wavelengths": waves.frame, "decay": faded.frame})
 
 
-def _own(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
+def _own(head: Head, capture_ref: CaptureRef, prompt: Input, view: View) -> None:
     distance = None if view.distance is None else min(view.distance, len(prompt) - 1)
     url_state.note_shown("distance", view.distance, distance)
-    bands = computed.cached_probe(head_scores.band_contribution, view.layer, view.head, capture=held, distance=distance)
-    scores = computed.cached_probe(head_scores.score_by_distance, view.layer, view.head, capture=held, pair=view.pair)
+    bands = computed.cached_probe(
+        head_scores.band_contribution, view.layer, view.head, capture=capture_ref, distance=distance
+    )
+    scores = computed.cached_probe(
+        head_scores.score_by_distance, view.layer, view.head, capture=capture_ref, pair=view.pair
+    )
     slow = bands.wavelength > len(prompt)
     _numbers(
         {
@@ -179,14 +183,14 @@ def _own(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
     head.data({"bands": bands.frame, "score_by_distance": scores.frame})
 
 
-def _shift(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
-    found = computed.cached_probe(head_scores.relative_invariance, view.layer, view.head, capture=held)
+def _shift(head: Head, capture_ref: CaptureRef, prompt: Input, view: View) -> None:
+    invariance = computed.cached_probe(head_scores.relative_invariance, view.layer, view.head, capture=capture_ref)
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
-        chart(found.figure(), key="invariance", height=430)
+        chart(invariance.figure(), key="invariance", height=430)
     with right, card("Largest change of a score", help="Over all shifts within the context.", height="stretch"):
         table = pd.DataFrame(
-            {"arithmetic": found.arithmetic, "largest": found.largest.max(1), "mean": found.mean.max(1)}
+            {"arithmetic": invariance.arithmetic, "largest": invariance.largest.max(1), "mean": invariance.mean.max(1)}
         )
         plain_table(
             table,
@@ -197,26 +201,26 @@ def _shift(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
             },
         )
         st.caption(
-            f"Scores of this head reach {found.score_size:.3g}. The last row computes the angles in bfloat16. This "
-            f"model computes them in float32; the row shows why."
+            f"Scores of this head reach {invariance.score_size:.3g}. The last row computes the angles in bfloat16. "
+            "This model computes them in float32; the row shows why."
         )
     _code(head, prompt, view, relative_invariance="")
-    head.data({"relative_invariance": found.frame})
+    head.data({"relative_invariance": invariance.frame})
 
 
-def _what_if(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
+def _what_if(head: Head, capture_ref: CaptureRef, prompt: Input, view: View) -> None:
     changed = model_frequencies(view.config, dtype=torch.float64)
     about = (view.config.rope_theta, view.config.rope_scaling)
-    found = computed.cached_probe(_rescored, view.layer, view.head, *about, capture=held)
-    moved = found.moved
-    if np.array_equal(changed.numpy(), model_frequencies(held.capture.config).numpy()):
+    rescored = computed.cached_probe(_rescored, view.layer, view.head, *about, capture=capture_ref)
+    moved = rescored.moved
+    if np.array_equal(changed.numpy(), model_frequencies(capture_ref.capture.config).numpy()):
         st.info(
             "These are the frequencies that the model was trained with. Change theta or scaling to see what changes."
         )
     _numbers({"Attention that changes": f"{moved.mean():.1%}", "In the row that changes most": f"{moved.max():.1%}"})
     left, right = st.columns([1.35, 1])
     with left, st.container(border=True, height="stretch"):
-        fig = found.figure(labels=plotly_labels(prompt.tokens))
+        fig = rescored.figure(labels=plotly_labels(prompt.tokens))
         chart(fig, key="what_if", height=540)
     with right, card("Rows that change most", height="stretch"):
         order = np.argsort(-moved, kind="stable")[:14]
@@ -232,7 +236,7 @@ def _what_if(head: Head, held: CaptureRef, prompt: Input, view: View) -> None:
             },
         )
     _code(head, prompt, view, what_if="model_frequencies(config)")
-    head.data({"what_if": found.frame})
+    head.data({"what_if": rescored.frame})
 
 
 def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> head_scores.WhatIf:

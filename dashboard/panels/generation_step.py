@@ -55,7 +55,7 @@ def capture_of(model: Transformer, trace: SamplingTrace, changes: str = NO_CHANG
 
 def attention(model: Transformer, trace: SamplingTrace, step: int, changes: str) -> View:
     """Draw all heads for one query, and the weights of the open head; `changes` as in `capture_of`."""
-    held, at = capture_of(model, trace, changes), query(trace, step)
+    capture_ref, at = capture_of(model, trace, changes), query(trace, step)
     config = model.config
     with card(
         f"Attention of step {step + 1}", key="step_card", help="Attention of the query that chose this step's token."
@@ -73,13 +73,13 @@ def attention(model: Transformer, trace: SamplingTrace, step: int, changes: str)
             name = COLOURS[colour]
             unit = METRICS[name]
             st.caption(f"{unit[0].upper()}{unit[1:]}, for this query only", help=FIGURE_HELP["atlas"])
-            values = computed.cached_probe(head_metrics, capture=held, queries=(at,)).values[name]
-            id = f"{held.id}/{name}/{at}"
+            values = computed.cached_probe(head_metrics, capture=capture_ref, queries=(at,)).values[name]
+            id = f"{capture_ref.id}/{name}/{at}"
             head_grid(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
         with right:
             view = View(layer, head, changes)
-            _row(model, held, trace, at, view)
-            _links(model, trace, held.capture.tokens[0].tolist(), at, view)
+            _row(model, capture_ref, trace, at, view)
+            _links(model, trace, capture_ref.capture.tokens[0].tolist(), at, view)
     return view
 
 
@@ -87,24 +87,26 @@ def _choose_head(layer: int, head: int) -> None:
     st.session_state["layer"], st.session_state["head"] = layer, head
 
 
-def _row(model: Transformer, held: CaptureRef, trace: SamplingTrace, at: int, view: View) -> None:
+def _row(model: Transformer, capture_ref: CaptureRef, trace: SamplingTrace, at: int, view: View) -> None:
     st.subheader(f"Layer {view.layer} · Head {view.head}: where position {at} looks", anchor=False)
-    ids = held.capture.tokens[0].tolist()
+    ids = capture_ref.capture.tokens[0].tolist()
     names = [token_bytes(model, token) for token in ids]
     start = max(0, min(at + 1, len(ids)) - MAX_CELLS) if len(ids) > MAX_CELLS else 0
     stop = min(start + MAX_CELLS, len(ids))
-    whole = computed.cached_probe(head_map, view.layer, view.head, capture=held, window=(start, stop))
+    whole = computed.cached_probe(head_map, view.layer, view.head, capture=capture_ref, window=(start, stop))
     first = len(trace.prompt) - 1
 
     def choose(position: int) -> None:
         if position >= first:  # earlier tokens did not choose a token of this text
             st.session_state["step"] = position - first + 1
 
-    strip = Strip(f"{held.id}/{view.layer}/{view.head}/{start}", names[start:stop], whole.weights, start, "looks")
+    strip = Strip(
+        f"{capture_ref.id}/{view.layer}/{view.head}/{start}", names[start:stop], whole.weights, start, "looks"
+    )
     token_strip(strip, chosen=at, on_choose=choose, key="step_strip")
     if (start, stop) != (0, len(ids)):
         st.caption(f"Tokens {start} to {stop - 1} of {len(ids)}; the table lists the strongest of all tokens.")
-    table = computed.cached_probe(strongest_keys, view.layer, view.head, at, capture=held, k=6).frame()
+    table = computed.cached_probe(strongest_keys, view.layer, view.head, at, capture=capture_ref, k=6).frame()
     table.insert(4, "token", [short(names[key], 40) for key in table["key"]])
     plain_table(
         table[["key", "token", "weight", "distance"]],

@@ -29,7 +29,7 @@ class TargetTokens:
 
 
 def choose(
-    model: Transformer, prompt: Input, held: CaptureRef, more: Callable[[], None] = lambda: None
+    model: Transformer, prompt: Input, capture_ref: CaptureRef, more: Callable[[], None] = lambda: None
 ) -> TargetTokens | None:
     """Draw the controls, with `more` next to them; None if a target cannot be read (the page says why).
 
@@ -61,13 +61,13 @@ def choose(
         st.text(note)
     if not tokens and of_choices and position == of_choices.position:
         return of_choices
-    tokens = tokens or _likeliest(model, held, position)
+    tokens = tokens or _likeliest(model, capture_ref, position)
     return TargetTokens(position, tokens)
 
 
-def _likeliest(model: Transformer, held: CaptureRef, position: int) -> tuple[int, ...]:
-    found = computed.cached_probe(likeliest, model=model, capture=held, position=position)
-    return tuple(token for token in found if isinstance(token, int))
+def _likeliest(model: Transformer, capture_ref: CaptureRef, position: int) -> tuple[int, ...]:
+    tokens = computed.cached_probe(likeliest, model=model, capture=capture_ref, position=position)
+    return tuple(token for token in tokens if isinstance(token, int))
 
 
 def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
