@@ -409,8 +409,10 @@ def test_public_names_are_there(interface: dict[str, Any]) -> None:
     assert [name for name in interface["names"] if not hasattr(wb, name)] == []
 
 
-def test_hook_names_are_the_same(interface: dict[str, Any], model: wb.Transformer) -> None:
-    assert list(wb.hook_names(model.config)) == interface["hook_names"]
+def test_hook_names_are_there_in_their_order(interface: dict[str, Any], model: wb.Transformer) -> None:
+    old = interface["hook_names"]
+    assert len(old) > 90
+    assert [name for name in wb.hook_names(model.config) if name in old] == old
 
 
 def test_every_command_has_its_options(interface: dict[str, Any], command: Callable[..., str]) -> None:
