@@ -144,7 +144,7 @@ def generate(
     from workbench.checkpoint import load_model
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
-    from workbench.inference.sequence import Prompt
+    from workbench.inference.generation_state import Prompt
     from workbench.text.chat_format import Message, encode_chat
 
     loaded = load_model(model, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from evals.cli.options import AsJson, Data, need_lm_eval, print_run
+from evals.sandbox.limits import BENCHMARK_SECONDS
 
 
 def score(
@@ -44,7 +45,9 @@ def score(
         Literal["out", "wrong"],
         typer.Option(help='Questions without an answer: "out" leaves them out of n, "wrong" counts them as wrong.'),
     ] = "out",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a generated program in seconds.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Time limit of a generated program in seconds.")
+    ] = BENCHMARK_SECONDS,
     memory: Annotated[int, typer.Option(min=64, help="Memory limit of a program in MiB.")] = 512,
     cpu: Annotated[
         int | None, typer.Option(min=1, help="CPU time limit of a program in seconds; default: --timeout plus 2.")

@@ -82,13 +82,14 @@ def evaluate(
     started = time.time()
     team = distributed.join() if team is None else team
     from evals.sandbox import Limits
+    from evals.sandbox.limits import BENCHMARK_SECONDS
     from evals.tasks import registry
-    from evals.tasks.code_metrics import SECONDS, CodeGrader
+    from evals.tasks.code_metrics import CodeGrader
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     registry.check(tasks)
-    grader = CodeGrader(limits=Limits.of(settings.limits, seconds=SECONDS))
+    grader = CodeGrader(limits=Limits.of(settings.limits, seconds=BENCHMARK_SECONDS))
     runnable_tasks, not_run = runnable(tasks)
     load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)

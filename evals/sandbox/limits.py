@@ -10,6 +10,8 @@ from typing import Any
 from workbench.errors import SandboxError
 
 MIB = 1 << 20
+BENCHMARK_SECONDS = 10.0
+"""Default time limit of a program that answers a benchmark; other programs have the default of `Limits`."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 from evals import sandbox, stats
 from evals.runtime.progress import bar
 from evals.sandbox import Engine, Limits, Program, ProgramRun, source
+from evals.sandbox.limits import BENCHMARK_SECONDS
 from evals.store.store import Store, Writer, cache_key
 
 Docs = Sequence[dict[str, Any]]
@@ -58,9 +59,6 @@ RULES = 1
 _REPRODUCIBLE = ("passed", "failed", "forbidden", "no code")
 _VERDICTS_PER_WRITE = 64
 
-SECONDS = 10.0
-"""The default time limit of a benchmark's program."""
-
 
 class VerdictCache:
     """Verdicts of programs in a store. lm-eval deep-copies the task definitions that refer to it: all share one."""
@@ -87,7 +85,7 @@ class CodeGrader:
     None depends on the number of cores; `k` replaces the task's own values of k.
     """
 
-    limits: Limits = Limits(seconds=SECONDS)
+    limits: Limits = Limits(seconds=BENCHMARK_SECONDS)
     engine: Engine | None = None
     workers: int | None = None
     k: tuple[int, ...] = ()

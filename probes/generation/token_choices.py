@@ -14,8 +14,8 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen
 from workbench.errors import DataError
+from workbench.inference.generation_state import FinishReason, GenerationState
 from workbench.inference.sampling import Sampling
-from workbench.inference.sequence import FinishReason, GenerationState
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 

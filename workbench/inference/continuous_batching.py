@@ -26,7 +26,7 @@ from workbench.inference.scoring_batches import forward_cost, out_of_memory
 from workbench.layers import tensor_parallel
 
 if TYPE_CHECKING:
-    from workbench.inference.sequence import GenerationState
+    from workbench.inference.generation_state import GenerationState
     from workbench.model import Transformer
 
 PREFILL_TOKENS = 4_096  # most tokens of one prefill, padding included

@@ -18,8 +18,8 @@ from workbench.errors import GenerationError
 from workbench.hooks.capture import Capture, Request
 from workbench.hooks.capture import run as run_capture
 from workbench.inference import continuous_batching
+from workbench.inference.generation_state import FinishReason, GenerationState, Prompt
 from workbench.inference.sampling import Sampling
-from workbench.inference.sequence import FinishReason, GenerationState, Prompt
 from workbench.layers import tensor_parallel
 from workbench.layers.kv_cache import KVCache
 
