@@ -295,7 +295,7 @@ def test_what_is_wrong_says_what_to_do(tab: Tab) -> None:
     tab.page.get_by_role("textbox", name="Prompt").fill("")
     tab.open("attention", sample="no/such/run/5")
     expect(tab.page.get_by_text("There is no input to run.")).to_be_visible()
-    expect(tab.page.get_by_text("Open one from the Benchmarks page")).to_be_visible()
+    expect(tab.page.get_by_text("Open a sample from the Benchmarks page")).to_be_visible()
 
 
 def test_csv_download_holds_the_numbers(tab: Tab) -> None:

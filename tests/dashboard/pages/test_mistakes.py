@@ -89,7 +89,7 @@ def test_a_model_without_a_tokenizer_is_looked_at_by_its_ids(
         for ids, complaint in {
             f"1 {'9' * 30}": "9 is not in the vocabulary",
             "1 -2": "-2 is not",
-            LONG: "found",
+            LONG: "whole numbers",
         }.items():
             outside = app(page, prompt=ids)
             assert not outside.exception, outside.exception[0].message

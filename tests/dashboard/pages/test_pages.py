@@ -189,7 +189,7 @@ def test_shift_errors_grow_with_fewer_bits(app: App) -> None:
 
 def test_a_link_to_a_sample_that_is_gone_is_no_dead_end(app: App) -> None:
     session = app("attention", sample="no/such/run/5")
-    assert "Open one from the Benchmarks page" in session.code[0].value
+    assert "Open a sample from the Benchmarks page" in session.code[0].value
     session.switch_page("dashboard/pages/norms.py").run()
     assert session.error  # a linked sample, too, follows its user over pages
     session.button[0].click().run()

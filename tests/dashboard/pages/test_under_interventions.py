@@ -45,7 +45,7 @@ def ablated(serve: Callable[[str, Path], None], checkpoint: Path, results: Path,
         if page != "overview":
             session.switch_page(f"dashboard/pages/{page}.py").run()
         assert not session.exception and not session.error
-        assert any("under ablate L1H2" in text.value for text in session.text)
+        assert any("with ablate L1H2" in text.value for text in session.text)
         return session
 
     return open_page

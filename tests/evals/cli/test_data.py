@@ -37,7 +37,7 @@ def test_prepare_check_and_list(shared_data: Path, tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main(["eval", "prepare", "--check", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
-    assert shown["problems"] == ["gsm8k: gsm8k/test.jsonl is not what was prepared: its SHA-256 differs"]
+    assert shown["problems"] == ["gsm8k: gsm8k/test.jsonl was changed after it was prepared: its SHA-256 differs"]
 
 
 def test_a_part_of_mmlu_is_a_part(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_a_part_of_mmlu_is_a_part(shared_data: Path, tmp_path: Path, capsys: pyt
         (tmp_path / "mine" / split / name).write_bytes((shared_data / "mmlu" / split / name).read_bytes())
     assert main(["eval", "prepare", str(tmp_path / "mine"), "--data", str(tmp_path / "other")]) == 1
     out, err = capsys.readouterr()
-    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are not there" in err and "is not complete" in err
+    assert "mmlu: 135 test, 5 dev" in out and "112 of 114 files are missing" in err and "is not complete" in err
     data_states = states(capsys, "--data", str(tmp_path / "other"))
     assert (
         data_states["mmlu_anatomy"] == data_states["mmlu_llama_anatomy"] == "here"
