@@ -46,10 +46,10 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     tab = new_tab().open("runs", tasks="gsm8k", ablate="L1H2")
     ask(tab, "browser", 200)
     # Written each second, without anybody's click.
-    expect(tab.page.get_by_text("answers written: ")).to_be_visible()
+    expect(tab.page.get_by_text("answers generated: ")).to_be_visible()
     expect(tab.page).to_have_url(re.compile("job=browser"))
     tab.page.reload()
-    expect(tab.page.get_by_text("answers written: ")).to_be_visible()
+    expect(tab.page.get_by_text("answers generated: ")).to_be_visible()
     stranger = new_tab(stranger=True)
     stranger.page.goto(f"{world.url}/runs?job=browser")
     for one in (tab, stranger):
@@ -68,7 +68,7 @@ def test_it_survives_the_server_and_is_cancelled_from_the_next(browser: Browser,
     tab = Tab(page, "")
     with serve(Settings(str(world.model), results), log=tmp_path / "first.log") as tab.url:
         ask(tab.open("runs", tasks="gsm8k"), "long", 2000)
-        expect(page.get_by_text("answers written: ")).to_be_visible()
+        expect(page.get_by_text("answers generated: ")).to_be_visible()
         page.goto("about:blank")
     assert jobs.find(results, "long").status == jobs.RUNNING  # the server's whole process group is gone
     with serve(Settings(str(world.model), results), log=tmp_path / "second.log") as tab.url:
