@@ -28,19 +28,19 @@ def test_a_reference_solution_reads_like_the_examples() -> None:
 def test_both_answer_alike_and_end_where_they_are_to_end(shared_data: Path) -> None:
     reference, model = bench_eval._pair(SHAPE, torch.float32, "cpu", peaked=bench_eval.PEAKED)
     model.tokenizer = Tokenizer.from_file(shared_data / "tokenizers" / "llama3" / "tokenizer.model")
-    found = generation.compare(reference, model, shared_data, 3, (1, 2), rounds=2)  # it asserts every length
+    comparison = generation.compare(reference, model, shared_data, 3, (1, 2), rounds=2)  # it asserts every length
     first = [
         " Janet sells 16 - 3 - 4 = 9 duck eggs a day. She makes 9 * 2 = $18 every day at the farmer’s market. "
         "The answer is 18.",
         " It takes 2/2=1 bolt of white fiber So the total amount of fabric is 2+1=3 bolts of fabric The answer is 3.",
     ]
-    assert found.lengths[:2] == [len(model.tokenizer.encode(text)) + 1 for text in first]  # and the end token
-    assert found.equal == 3
+    assert comparison.lengths[:2] == [len(model.tokenizer.encode(text)) + 1 for text in first]  # and the end token
+    assert comparison.equal == 3
     lm = generation.WorkbenchLM(model, progress=False)
     prompts = generation.questions(lm, shared_data, 3).lengths
     distinct = {ids[:end] for ids in prompts for end in range(1, len(ids) + 1)}
-    assert found.minimum == len(distinct) + sum(n - 1 for n in found.lengths)
-    assert found.minimum <= sum(found.ours) < 1.2 * found.minimum
+    assert comparison.minimum == len(distinct) + sum(n - 1 for n in comparison.lengths)
+    assert comparison.minimum <= sum(comparison.ours) < 1.2 * comparison.minimum
     # HFLM computes every prompt whole, and each batch until its longest answer has ended.
-    assert sum(found.theirs) >= sum(map(len, prompts)) + sum(n - 1 for n in found.lengths)
-    assert all(len(seconds) == 2 for seconds in found.timing.rounds.values())
+    assert sum(comparison.theirs) >= sum(map(len, prompts)) + sum(n - 1 for n in comparison.lengths)
+    assert all(len(seconds) == 2 for seconds in comparison.timing.rounds.values())

@@ -87,8 +87,8 @@ def test_a_local_checkpoint_is_asked_once(hub_folder: Path, tmp_path: Path, aske
     row = first.samples("demo_mmlu").iloc[0]
     requests = [Instance("loglikelihood", {}, (row.prompt, choice), i) for i, choice in enumerate(row.choices)]
     assert row.logprobs == pytest.approx([value for value, _ in alone.loglikelihood(requests)], abs=1e-4)
-    (said,) = alone.generate_until([Instance("generate_until", {}, _generation(first), 0)])
-    assert first.samples("demo_gsm8k").response[0] == said
+    (response,) = alone.generate_until([Instance("generate_until", {}, _generation(first), 0)])
+    assert first.samples("demo_gsm8k").response[0] == response
 
     second = again()
     assert asked == [] and second.scores == first.scores
@@ -132,7 +132,7 @@ def test_a_resumed_run_draws_what_one_left_alone_draws(
     with Store.open(tmp_path / "b") as store:
         (row,) = store.runs()
     resumed = resume(tmp_path / "b", row.id)
-    texts = [list(found.samples("demo_gsm8k").response) for found in (whole, resumed)]
+    texts = [list(run.samples("demo_gsm8k").response) for run in (whole, resumed)]
     assert calls == [2, 2, 2, 2] and texts[0] == texts[1] and len(set(texts[0])) == 6
 
 

@@ -80,7 +80,7 @@ def ask(
     """All that lm-eval's own entry gives; each time a judge of its own, so that every program runs again."""
     judge = CodeGrader()
     loaded = registry.load(tasks, root=root, grader=judge)
-    found: dict[str, Any] = lm_eval_evaluator.simple_evaluate(
+    results: dict[str, Any] = lm_eval_evaluator.simple_evaluate(
         model=lm,
         tasks=list(loaded.tasks.values()),
         task_manager=registry.manager(),
@@ -90,7 +90,7 @@ def ask(
         confirm_run_unsafe_code=True,
     )
     verdicts = {program: run.verdict for program, run in judge.runs.items()}
-    return {**found, "verdicts": verdicts}
+    return {**results, "verdicts": verdicts}
 
 
 def without_the_model(found: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_log_likelihoods_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) 
 def test_generated_text_is_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ours, theirs = both
     for task in ("gsm8k", "gsm8k_cot", "humaneval"):
-        mine, other = ([row["resps"] for row in found["samples"][task]] for found in both)
+        mine, other = ([row["resps"] for row in results["samples"][task]] for results in both)
         assert mine == other
         assert all(len(text) > 20 for ((text,),) in mine), "an empty answer would compare nothing"
     assert ours["samples"]["gsm8k"][0]["arguments"] == theirs["samples"]["gsm8k"][0]["arguments"]
@@ -196,11 +196,13 @@ def test_whole_subjects_are_equal(checkpoint: Path, shared_data: Path) -> None:
         HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4), shared_data, tasks, None
     )
     values = []
-    for found in (ours, theirs):
-        values.append([float(r[0]) for task in tasks for row in found["samples"][task] for r in row["filtered_resps"]])
+    for results in (ours, theirs):
+        values.append(
+            [float(r[0]) for task in tasks for row in results["samples"][task] for r in row["filtered_resps"]]
+        )
     assert len(values[0]) == 4 * (100 + 135 + 100 + 126)
     assert values[0] == pytest.approx(values[1], abs=1e-4)
-    letters = [np.reshape(one, (-1, 4)).argmax(axis=1).tolist() for one in values]
+    letters = [np.reshape(logprobs, (-1, 4)).argmax(axis=1).tolist() for logprobs in values]
     assert letters[0] == letters[1], "an answer changed"
     assert ours["results"] == theirs["results"]
 
@@ -211,8 +213,8 @@ def test_five_examples_in_front_change_no_answer(checkpoint: Path, shared_data: 
     from lm_eval.models.huggingface import HFLM
 
     def shots(lm: Any) -> list[dict[str, Any]]:
-        found = ask(lm, shared_data, ("mmlu_anatomy",), 40, None, shots=5)
-        return list(found["samples"]["mmlu_anatomy"])
+        results = ask(lm, shared_data, ("mmlu_anatomy",), 40, None, shots=5)
+        return list(results["samples"]["mmlu_anatomy"])
 
     ours = shots(WorkbenchLM(load_model(checkpoint, device="cpu", dtype="float32"), progress=False))
     theirs = shots(HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4))

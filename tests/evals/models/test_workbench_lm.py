@@ -14,13 +14,13 @@ from evals.models.workbench_lm import WorkbenchLM
 def test_an_empty_context_is_the_begin_token_and_the_order_is_kept(speaking_model) -> None:
     texts = [("The sky is", " blue"), ("", "ab"), ("The sky is", " red"), ("The", " sky is blue"), ("", "ab")]
     lm = WorkbenchLM(speaking_model, progress=False)
-    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)], True)
+    results = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)], True)
     tokenizer = speaking_model.tokenizer
-    for (total, greedy), (context, continuation) in zip(found, texts, strict=True):
+    for (total, greedy), (context, continuation) in zip(results, texts, strict=True):
         ids = tokenizer.encode(context, bos=True), tokenizer.encode(continuation, bos=False)
         ((alone, alone_greedy),) = wb.score(speaking_model, [ids])
         assert (total, greedy) == (pytest.approx(alone, abs=1e-4), alone_greedy)
-    assert found[1] == found[4] != found[0]
+    assert results[1] == results[4] != results[0]
 
 
 def test_a_long_text_rolls_as_lm_eval_s_windows(speaking_model) -> None:

@@ -92,11 +92,13 @@ def test_without_a_sandbox_the_rest_goes_on(
 
 @needs_sandbox
 def test_the_limits_of_programs_are_those_that_were_asked_for(speaking_model: Transformer, tmp_path: Path) -> None:
-    asked = Settings(tasks=("demo_humaneval",), output=tmp_path, limit=1, limits={"seconds": 3.5, "memory": 256 << 20})
-    assert Settings.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
-    held = evaluate(speaking_model, asked).provenance["sandbox"]
-    assert held["seconds"] == 3.5 and held["cpu_seconds"] == 6 and held["memory"] == 256 << 20
-    assert held["processes"] == Limits().processes
+    settings = Settings(
+        tasks=("demo_humaneval",), output=tmp_path, limit=1, limits={"seconds": 3.5, "memory": 256 << 20}
+    )
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    record = evaluate(speaking_model, settings).provenance["sandbox"]
+    assert record["seconds"] == 3.5 and record["cpu_seconds"] == 6 and record["memory"] == 256 << 20
+    assert record["processes"] == Limits().processes
 
 
 def test_results_without_a_place_are_refused_before_the_work(speaking_model: Transformer, tmp_path: Path) -> None:
@@ -144,8 +146,8 @@ def test_a_checkpoint_from_the_command_line(
     assert main(["eval", "run", *arguments, "--dtype", "float32"]) == 0
     out = capsys.readouterr().out
     assert "95% interval" in out and out.startswith("model checkpoint (")
-    one, other = list_runs(output)
-    assert one.scores == other.scores, "the batch size changed a score"
+    run, other = list_runs(output)
+    assert run.scores == other.scores, "the batch size changed a score"
 
 
 def test_list_and_show(speaking_model: Transformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,8 +155,8 @@ def test_list_and_show(speaking_model: Transformer, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main(["eval", "list", "--results", str(tmp_path)]) == 0
     assert run.name in capsys.readouterr().out
-    for asked in ([str(run.path)], [str(tmp_path)], [run.stamp, "--results", str(tmp_path)]):
-        assert main(["eval", "show", *asked]) == 0
+    for arguments in ([str(run.path)], [str(tmp_path)], [run.stamp, "--results", str(tmp_path)]):
+        assert main(["eval", "show", *arguments]) == 0
         assert terminal_table.render(run) in capsys.readouterr().out
     assert main(["eval", "show", str(run.path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -194,8 +196,8 @@ def test_rolling_log_likelihood_is_that_of_every_token(speaking_model: Transform
     with torch.no_grad():
         logprobs = speaking_model(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
     expected = float(logprobs.gather(-1, torch.tensor(ids[1:])[:, None]).sum())
-    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
-    assert found == pytest.approx(expected, abs=1e-3)
+    (total,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert total == pytest.approx(expected, abs=1e-3)
 
 
 def test_lm_eval_finds_our_model_and_keeps_its_own() -> None:

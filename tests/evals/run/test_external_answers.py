@@ -91,12 +91,12 @@ def test_mmlu_by_letter_by_sentence_and_by_number(shared_data: Path, tmp_path: P
     for name in (subject, other):
         with (shared_data / "mmlu" / "test" / f"{name}_test.csv").open(newline="") as file:
             for i, row in enumerate(csv.reader(file)):
-                said = random_.choice("ABCD")
-                right.append((name, said == row[5]))
+                letter = random_.choice("ABCD")
+                right.append((name, letter == row[5]))
                 about = {"subject": name.replace("_", " "), "doc_id": i}
-                letters.append({**about, "response": random_.choice([said, f" ({said})", f"{said}.\nFor"])})
-                sentences.append({**about, "response": f"Since A and B fail, the answer is ({said})."})
-                numbers.append({**about, "logprobs": {c: -1.0 if c == said else -3.0 for c in "ABCD"}})
+                letters.append({**about, "response": random_.choice([letter, f" ({letter})", f"{letter}.\nFor"])})
+                sentences.append({**about, "response": f"Since A and B fail, the answer is ({letter})."})
+                numbers.append({**about, "logprobs": {c: -1.0 if c == letter else -3.0 for c in "ABCD"}})
     expected = {f"mmlu_{name}": mean(ok for of, ok in right if of == name) for name in (subject, other)}
     for rows, metric, filter_ in (
         (letters, "exact_match", "get_response"),
@@ -105,8 +105,8 @@ def test_mmlu_by_letter_by_sentence_and_by_number(shared_data: Path, tmp_path: P
     ):
         run = score("mmlu_stem", written(tmp_path / "a.jsonl", rows), output=tmp_path, data=shared_data)
         assert "mmlu_stem" not in {s.task for s in run.scores}, "a group of which a part is missing has no score"
-        found = {s.task: s.value for s in run.scores if (s.metric, s.filter) == (metric, filter_)}
-        assert found == {f"mmlu_{subject}": expected[f"mmlu_{subject}"]}
+        scores = {s.task: s.value for s in run.scores if (s.metric, s.filter) == (metric, filter_)}
+        assert scores == {f"mmlu_{subject}": expected[f"mmlu_{subject}"]}
         assert run.provenance["answers"]["unknown"] == sum(of == other for of, _ in right), "virology is not of STEM"
 
 
@@ -114,8 +114,8 @@ def test_mmlu_by_letter_by_sentence_and_by_number(shared_data: Path, tmp_path: P
 def test_a_log_scored_again_gives_what_the_run_gave(speaking_model: Transformer, tmp_path: Path) -> None:
     tasks = ("demo_mmlu", "demo_gsm8k", "demo_humaneval")
     first = evaluate(speaking_model, Settings(tasks=tasks, output=tmp_path / "run", limit=8))
-    held = first.provenance["sandbox"]
-    assert held == {"engine": sandbox.require().name, **CodeGrader().limits.to_dict()} and held["seconds"] == 10.0
+    record = first.provenance["sandbox"]
+    assert record == {"engine": sandbox.require().name, **CodeGrader().limits.to_dict()} and record["seconds"] == 10.0
     stated = {(s.task, s.metric, s.filter): (s.value, s.n) for s in first.scores}
     again: dict[tuple[str, str, str], tuple[float, int]] = {}
     for task in tasks:
@@ -134,8 +134,8 @@ def test_answers_are_scored_as_they_were_asked(shared_data: Path, tmp_path: Path
     path = written(tmp_path / "a.jsonl", rows)
     for preset, task, value in ((None, "gsm8k", 0.0), ("meta", "gsm8k_cot", 1.0)):
         run = score("gsm8k", path, output=tmp_path, data=shared_data, preset=preset)
-        found = {(s.task, s.filter): s.value for s in run.scores}
-        assert found[task, "strict-match"] == value and run.provenance["preset"] == (preset or "lm-eval")
+        scores = {(s.task, s.filter): s.value for s in run.scores}
+        assert scores[task, "strict-match"] == value and run.provenance["preset"] == (preset or "lm-eval")
     with pytest.raises(DataError, match="no preset 'mega'"):
         score("gsm8k", path, output=tmp_path, data=shared_data, preset="mega")
 
@@ -143,8 +143,8 @@ def test_answers_are_scored_as_they_were_asked(shared_data: Path, tmp_path: Path
 def test_a_log_is_scored_by_the_preset_of_its_run(
     speaking_model: Transformer, shared_data: Path, tmp_path: Path
 ) -> None:
-    asked = {"tasks": ("mmlu_anatomy",), "data": shared_data, "limit": 3}
-    first = evaluate(speaking_model, Settings(output=tmp_path / "run", preset="meta", chat=True, **asked))
+    options = {"tasks": ("mmlu_anatomy",), "data": shared_data, "limit": 3}
+    first = evaluate(speaking_model, Settings(output=tmp_path / "run", preset="meta", chat=True, **options))
     log = first.path.with_name(f"samples_mmlu_llama_anatomy_{first.stamp}.jsonl")
     again = score("mmlu_anatomy", log, output=tmp_path / "again", data=shared_data)
     assert [(s.task, s.metric, s.filter, s.value, s.n) for s in again.scores] == [
@@ -152,7 +152,7 @@ def test_a_log_is_scored_by_the_preset_of_its_run(
     ]
     assert (again.provenance["preset"], again.provenance["chat"]) == ("meta", True)
     assert [s.task for s, _ in headlines.headlines(again)] == ["mmlu_llama_anatomy"]
-    evaluate(speaking_model, Settings(output=tmp_path / "run", **asked))
+    evaluate(speaking_model, Settings(output=tmp_path / "run", **options))
     with pytest.raises(DataError, match="different presets or chat settings"):
         score("mmlu_anatomy", tmp_path / "run", output=tmp_path / "again", data=shared_data)
 
@@ -174,14 +174,14 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(tmp_path: Path) -> Non
     assert run.scores[0].n == 3
     assert run.provenance["programs"] == {"demo_humaneval": [[5, 0, 1], [5, 1, 1], [5, 2, 1]]}
     # Of three drawn from 0, 1 and 2 in five, three zeros and three twos are one way in 27 each: 3.7%, more than 2.5%.
-    found = {s.metric: (s.low, s.high) for s in run.scores}
-    assert found["pass@1"] == pytest.approx((0, 2 / 5)) and found["pass@5"] == stats.wilson(2, 3)
+    intervals = {s.metric: (s.low, s.high) for s in run.scores}
+    assert intervals["pass@1"] == pytest.approx((0, 2 / 5)) and intervals["pass@5"] == stats.wilson(2, 3)
     (shown,) = [line for line in terminal_table.render(run).splitlines() if "pass@1 " in line]
     assert shown.split()[-4:] == ["20.0", "0.0", "-", "40.0"]
     assert report.build([run]).tables[0].rows[0][-2:] == ("20.0", "0.0 - 40.0")
     less = score("demo_humaneval", written(tmp_path / "b.jsonl", rows[:5] + rows[10:]), output=tmp_path)
-    (one,) = [one for one in compare(run, less).differences if one.a.metric == "pass@1"]
-    assert (one.a.n, one.a.value, one.a.low, one.a.high) == pytest.approx((2, 0.3, 0.2, 0.4)), "of two problems"
+    (diff,) = [diff for diff in compare(run, less).differences if diff.a.metric == "pass@1"]
+    assert (diff.a.n, diff.a.value, diff.a.low, diff.a.high) == pytest.approx((2, 0.3, 0.2, 0.4)), "of two problems"
 
 
 # --- what is missing, unknown or there twice
@@ -193,9 +193,9 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
     path = written(tmp_path / "mine.jsonl", rows)
     run = score("demo_gsm8k", path, output=tmp_path)
     assert {(s.value, s.n) for s in run.scores} == {(1.0, 4)}
-    said = capsys.readouterr().err
-    assert f"answers to 4 of {len(SUMS)} questions, in 6 lines" in said
-    assert "1 unknown questions (mine.jsonl: line 6)" in said and "not used (mine.jsonl: line 5)" in said
+    err = capsys.readouterr().err
+    assert f"answers to 4 of {len(SUMS)} questions, in 6 lines" in err
+    assert "1 unknown questions (mine.jsonl: line 6)" in err and "not used (mine.jsonl: line 5)" in err
     about = run.provenance["answers"]
     assert about["partial"] and (about["missing"], about["unknown"], about["duplicates"]) == (len(SUMS) - 4, 1, 1)
     counts = run.data["n-samples"]["demo_gsm8k"]
@@ -303,27 +303,27 @@ def test_the_command_prints_metrics_as_json(tmp_path: Path, capsys: pytest.Captu
     path = written(
         tmp_path / "theirs.jsonl", [{"doc_id": i, "response": "ABCD"[q["answer"]]} for i, q in enumerate(QUIZ)]
     )
-    given = ["--task", "demo_mmlu", "--samples", str(path), "--output", str(tmp_path), "--json"]
-    assert main(["eval", "score", *given]) == 0
-    told = json.loads(capsys.readouterr().out)
-    scores = {s["filter"]: (s["value"], s["n"]) for s in told["scores"]}
-    assert scores["get_response"] == (1.0, len(QUIZ)) and told["model"] == "theirs"
-    given[3] = str(tmp_path / "none")
-    assert main(["eval", "score", *given]) == 2
+    arguments = ["--task", "demo_mmlu", "--samples", str(path), "--output", str(tmp_path), "--json"]
+    assert main(["eval", "score", *arguments]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    scores = {s["filter"]: (s["value"], s["n"]) for s in shown["scores"]}
+    assert scores["get_response"] == (1.0, len(QUIZ)) and shown["model"] == "theirs"
+    arguments[3] = str(tmp_path / "none")
+    assert main(["eval", "score", *arguments]) == 2
     capsys.readouterr()
     assert main(["eval", "show", "--results", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["path"] == told["path"]
+    assert json.loads(capsys.readouterr().out)["path"] == shown["path"]
 
 
 @needs_sandbox
 def test_a_run_without_a_sandbox_says_so_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task_id": PROGRAMS[0]["task_id"], "completion": PROGRAMS[0]["canonical_solution"]}
     path = written(tmp_path / "a.jsonl", [row])
-    given = ["--task", "demo_humaneval", "--samples", str(path), "--output", str(tmp_path), "--json", "--unsafe-exec"]
-    assert main(["eval", "score", *given]) == 0
-    told = capsys.readouterr()
-    assert "WARNING: --unsafe-exec" in told.err
-    report = json.loads(told.out)
+    flags = ["--task", "demo_humaneval", "--samples", str(path), "--output", str(tmp_path), "--json", "--unsafe-exec"]
+    assert main(["eval", "score", *flags]) == 0
+    captured = capsys.readouterr()
+    assert "WARNING: --unsafe-exec" in captured.err
+    report = json.loads(captured.out)
     assert report["provenance"]["sandbox"]["engine"] == "none (unsafe)" and report["scores"][0]["value"] == 1.0
 
 
@@ -347,10 +347,12 @@ def test_a_log_of_lm_evals_own_program_is_read(tmp_path: Path) -> None:
     for task in loaded.tasks:
         (log,) = folder.glob(f"samples_{task}_*.jsonl")
         run = score(task, log, output=tmp_path / "again")
-        for found in run.scores:
-            assert found.n == 40
-            assert found.value == theirs["results"][task][f"{found.metric},{found.filter}"]
-            assert found.stderr == pytest.approx(theirs["results"][task][f"{found.metric}_stderr,{found.filter}"])
+        for task_score in run.scores:
+            assert task_score.n == 40
+            assert task_score.value == theirs["results"][task][f"{task_score.metric},{task_score.filter}"]
+            assert task_score.stderr == pytest.approx(
+                theirs["results"][task][f"{task_score.metric}_stderr,{task_score.filter}"]
+            )
     assert 0 < theirs["results"]["demo_mmlu"]["acc,none"] < 1, "guesses, some of them right"
     everything = score("demo_mmlu", folder, output=tmp_path / "again")
     assert everything.provenance["answers"]["unknown"] == 80, "the other task's lines, one for each filter"
@@ -366,16 +368,16 @@ def test_runs_of_answers_are_compared_on_what_both_answered(tmp_path: Path) -> N
 
 
 def test_every_limit_of_a_program_is_passed_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+    score_options: dict[str, Any] = {}
 
     def stop(*arguments: Any, **options: Any) -> None:
-        given.update(options)
+        score_options.update(options)
         raise DataError("far enough")
 
     monkeypatch.setattr("evals.run.score_external.score", stop)
     flags = "--timeout 3 --cpu 2 --memory 128 --processes 5 --file-size 0.5 --open-files 20 --output-size 1"
     assert main(["eval", "score", "--task", "humaneval", "--samples", str(tmp_path / "x"), *flags.split()]) != 0
-    assert given["limits"] == Limits(
+    assert score_options["limits"] == Limits(
         seconds=3.0,
         cpu_seconds=2,
         memory=128 << 20,

@@ -59,8 +59,10 @@ def comparable(run: Run) -> tuple[Any, ...]:
         data["workbench"].pop(key)
     samples = [path.read_text() for path in sorted(run.path.parent.glob(f"samples_*{run.stamp}.jsonl"))]
     rows = [[json.loads(line) for line in text.splitlines()] for text in samples]
-    for execution in (one for some in rows for row in some for one in row.get("execution", ())):
-        execution.pop("seconds")
+    for task_rows in rows:
+        for row in task_rows:
+            for execution in row.get("execution", ()):
+                execution.pop("seconds")
     return data, rows
 
 
@@ -123,8 +125,8 @@ def test_ten_kills_change_nothing(saved: Save, tmp_path: Path) -> None:
         process = command("resume", row.id, "--results", str(killed))
     finish(process)
     assert all(later > earlier for earlier, later in zip(progress, progress[1:], strict=False)), progress
-    (found,) = list_runs(killed)
-    assert comparable(found) == comparable(expected)
+    (resumed,) = list_runs(killed)
+    assert comparable(resumed) == comparable(expected)
     assert answered(killed) == total
     assert main(["eval", "resume", row.id, "--results", str(killed)]) == 2
 
@@ -150,8 +152,8 @@ def test_kills_from_the_first_moment_to_the_last_change_nothing(saved: Save, tmp
     if last := _go_on(killed):
         finish(command(*last))
     assert sum(stopped) >= 3, "too few of the kills met a process"
-    (expected,), (found,) = list_runs(alone), list_runs(killed)
-    assert comparable(found) == comparable(expected)
+    (expected,), (resumed,) = list_runs(alone), list_runs(killed)
+    assert comparable(resumed) == comparable(expected)
     assert not list(killed.glob("*.tmp"))
 
 
@@ -249,8 +251,8 @@ def test_a_model_changed_in_memory_answers_for_itself_alone(
     elif what == "file":
         saved("other", scale=1.01)
         (tmp_path / "other" / "consolidated.00.safetensors").replace(tmp_path / "one" / "consolidated.00.safetensors")
-    found = evaluate(model, settings)
-    assert sum(asked) == 2 * 4 and (found.provenance["checkpoint_sha256"] is None) == (what != "hook")
+    run = evaluate(model, settings)
+    assert sum(asked) == 2 * 4 and (run.provenance["checkpoint_sha256"] is None) == (what != "hook")
     asked.clear()
     assert evaluate(tmp_path / "one", settings, dtype="float32").provenance["checkpoint_sha256"]
     assert sum(asked) == 2 * 4, "the answers of the changed model were served for the checkpoint"
@@ -269,9 +271,9 @@ def test_a_kill_between_the_files_and_their_entry_leaves_one_result(
         evaluate(saved("one"), settings, dtype="float32")
     monkeypatch.setattr(Store, "finish", finish)
     (early,) = list_runs(tmp_path / "out")
-    found = resume(tmp_path / "out", early.provenance["run"])
+    resumed = resume(tmp_path / "out", early.provenance["run"])
     (only,) = list_runs(tmp_path / "out")
-    assert only.path == found.path == early.path and comparable(only) == comparable(found)
+    assert only.path == resumed.path == early.path and comparable(only) == comparable(resumed)
     assert len(list((tmp_path / "out").glob("samples_*"))) == 2
 
 
@@ -393,5 +395,5 @@ def test_a_failed_run_says_why_and_goes_on(
 def test_a_run_says_what_changed_its_model_from_outside(speaking_model: Transformer, tmp_path: Path) -> None:
     settings = Settings(tasks=("demo_mmlu",), output=tmp_path, limit=1, interventions=(wb.Scale("L0.mlp", 0.5),))
     with speaking_model.intervene(wb.Ablate("L0H1")):
-        found = evaluate(speaking_model, settings).provenance["interventions"]
-    assert [change["kind"] for change in found] == ["ablate", "scale"]
+        interventions = evaluate(speaking_model, settings).provenance["interventions"]
+    assert [change["kind"] for change in interventions] == ["ablate", "scale"]

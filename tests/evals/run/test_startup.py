@@ -27,10 +27,10 @@ print(json.dumps([code, begun, sorted(heavy & set(sys.modules))]))
 
 
 def test_a_run_on_an_embedded_suite_begins_at_once(checkpoint: Path, tmp_path: Path) -> None:
-    asked = ["eval", "run", "--model", str(checkpoint), "--tasks", "demo_mmlu,demo_gsm8k", "--limit", "1"]
+    arguments = ["eval", "run", "--model", str(checkpoint), "--tasks", "demo_mmlu,demo_gsm8k", "--limit", "1"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *asked, "--output", str(tmp_path / "out")],
+        [sys.executable, "-c", PROGRAM, *arguments, "--output", str(tmp_path / "out")],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -40,7 +40,7 @@ interventions:
 
 def test_a_file_is_every_combination(file: Path, checkpoint: Path) -> None:
     planned = sweep_config.read(file)
-    assert [one.name for one in planned] == [
+    assert [planned_run.name for planned_run in planned] == [
         "small on demo_mmlu",
         "small on demo_mmlu, no head",
         "small on demo_gsm8k",
@@ -72,13 +72,13 @@ def test_what_failed_does_not_stop_the_rest_and_what_is_done_is_not_run_again(
     assert len(list_runs(tmp_path / "out")) == 3
 
     assert main(["eval", "batch", str(file), "--dry-run", "--json"]) == 0
-    states = [one["status"] for one in json.loads(capsys.readouterr().out)]
+    states = [result["status"] for result in json.loads(capsys.readouterr().out)]
     assert states == ["finished before", "finished before", "stopped", "finished before"]
 
     assert main(["eval", "batch", str(file), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert [one["status"] for one in again] == [*["finished before"] * 2, "finished", "finished before"]
-    assert all(one["scores"] for one in again) and len(list_runs(tmp_path / "out")) == 4
+    assert [result["status"] for result in again] == [*["finished before"] * 2, "finished", "finished before"]
+    assert all(result["scores"] for result in again) and len(list_runs(tmp_path / "out")) == 4
     with Store.open(tmp_path / "out") as store:
         assert len(store.runs()) == 4, "the failed run was taken up, not made anew"
 
@@ -95,8 +95,8 @@ def test_a_run_on_another_basis_is_another_run(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file.write_text(file.read_text().replace("- demo_mmlu", f"- {suite}"))
     (first, *_) = sweep_config.read(file)
-    assert [one.status for one in sweep.run([first])] == ["finished"]
-    assert [one.status for one in sweep.run([first])] == ["finished before"]
+    assert [result.status for result in sweep.run([first])] == ["finished"]
+    assert [result.status for result in sweep.run([first])] == ["finished before"]
     if what == "weights":
         weights = checkpoint / "consolidated.00.safetensors"
         save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
@@ -110,25 +110,25 @@ def test_a_run_on_another_basis_is_another_run(
         for module in (response_cache, workbench_lm, sweep):
             monkeypatch.setattr(module, "ENGINE", response_cache.ENGINE + 1)
     elif what == "lm-eval":
-        found = provenance.versions
-        monkeypatch.setattr(provenance, "versions", lambda *names: found(*names) | {"lm-eval": "9.9"})
-    assert [one.status for one in sweep.run([first])] == ["finished"]
-    assert [one.status for one in sweep.run([first])] == ["finished before"]
+        versions = provenance.versions
+        monkeypatch.setattr(provenance, "versions", lambda *names: versions(*names) | {"lm-eval": "9.9"})
+    assert [result.status for result in sweep.run([first])] == ["finished"]
+    assert [result.status for result in sweep.run([first])] == ["finished before"]
 
 
 def test_a_run_of_another_machine_is_left_alone_and_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (first, *_) = sweep_config.read(file)
-    assert [one.status for one in sweep.run([first])] == ["finished"]
+    assert [result.status for result in sweep.run([first])] == ["finished"]
     with Store.open(first.settings.output) as store:
-        (found,) = store.runs()
+        (stored,) = store.runs()
         store._index.execute("UPDATE runs SET status = 'running', host = 'another', results = NULL")
-    (one,) = sweep.run([first])
-    assert one.status == "running elsewhere" and "is running on another" in one.note
-    assert f"workbench eval resume {found.id} --results" in one.note
+    (result,) = sweep.run([first])
+    assert result.status == "running elsewhere" and "is running on another" in result.note
+    assert f"workbench eval resume {stored.id} --results" in result.note
     file.write_text(file.read_text().partition("  - {tasks")[0])
     capsys.readouterr()
     assert main(["eval", "batch", str(file)]) == 3
-    assert one.note in capsys.readouterr().err
+    assert result.note in capsys.readouterr().err
 
 
 def test_a_suite_of_one_s_own_is_found_again_from_another_folder(
@@ -138,8 +138,8 @@ def test_a_suite_of_one_s_own_is_found_again_from_another_folder(
     monkeypatch.chdir(tmp_path)
     generate = wb.generate
     monkeypatch.setattr(wb, "generate", lambda *given, **options: (_ for _ in ()).throw(KeyboardInterrupt))
-    asked = ["eval", "run", "--model", str(checkpoint), "--tasks", "./own.jsonl", "--output", str(tmp_path / "out")]
-    assert main(asked) == 130
+    arguments = ["eval", "run", "--model", str(checkpoint), "--tasks", "./own.jsonl", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 130
     with Store.open(tmp_path / "out") as store:
         (stopped,) = store.runs()
     monkeypatch.setattr(wb, "generate", generate)
@@ -191,5 +191,5 @@ def test_the_example_in_the_docstring_is_a_sweep(tmp_path: Path, checkpoint: Pat
     path = tmp_path / "example.yaml"
     path.write_text(textwrap.dedent(text).replace("checkpoints/Llama-3.2-1B", str(checkpoint)).replace("L5H3", "L1H3"))
     planned = sweep_config.read(path)
-    assert len(planned) == 8 and {one.settings.limit for one in planned} == {200}
-    assert {one.change_name for one in planned} == {"", "without the head"}
+    assert len(planned) == 8 and {planned_run.settings.limit for planned_run in planned} == {200}
+    assert {planned_run.change_name for planned_run in planned} == {"", "without the head"}

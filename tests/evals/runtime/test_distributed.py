@@ -43,9 +43,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def asked(checkpoint: Path, output: Path, **more: str) -> list[str]:
-    given = ["run", "--model", str(checkpoint), "--tasks", TASKS, "--limit", "20", "--num_fewshot", "2", "--json"]
+    arguments = ["run", "--model", str(checkpoint), "--tasks", TASKS, "--limit", "20", "--num_fewshot", "2", "--json"]
     options = [text for key, value in more.items() for text in (f"--{key}", value)]
-    return [*given, "--device", "cpu", "--dtype", "float32", "--output", str(output), *options]
+    return [*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(output), *options]
 
 
 def compare(found: Run, expected: Run) -> None:
@@ -57,8 +57,8 @@ def compare(found: Run, expected: Run) -> None:
         for name in ("doc_id", "filter", "prompt", "prompt_ids", "answer", "correct"):
             assert list(ours[name]) == list(theirs[name]), f"{task} {name}"
         if "logprobs" in ours:
-            for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
-                assert one == pytest.approx(other, abs=1e-4)
+            for values, expected_values in zip(ours.logprobs, theirs.logprobs, strict=True):
+                assert values == pytest.approx(expected_values, abs=1e-4)
 
 
 def askers(err: str) -> dict[int, int]:
@@ -78,8 +78,8 @@ def test_two_processes_find_what_one_finds(checkpoint: Path, tmp_path: Path) -> 
     assert askers(err) == {0: 20 * 4 + 20}
     out, err = ended(command(2, *asked(checkpoint, tmp_path / "two", **SAMPLED)))
     json.loads(out)  # one process speaks, and only once
-    (one,), (two,) = list_runs(tmp_path / "one"), list_runs(tmp_path / "two")
-    compare(two, one)
+    (expected,), (run,) = list_runs(tmp_path / "one"), list_runs(tmp_path / "two")
+    compare(run, expected)
     assert askers(err) == {0: 50, 1: 50}, "every question once, half of them in each process"
     assert len({path.name.split(".")[1] for path in (tmp_path / "two" / "responses").glob("*.zz")}) == 2
     with Store.open(tmp_path / "two") as store:
@@ -110,8 +110,8 @@ def test_layers_shared_by_two_processes_give_the_same(checkpoint: Path, tmp_path
     options = {"gen_kwargs": "max_gen_toks=6"}
     ended(command(1, *asked(checkpoint, tmp_path / "one", **options)))
     _, err = ended(command(2, *asked(checkpoint, tmp_path / "two", **options, tensor_parallel="2")))
-    (one,), (two,) = list_runs(tmp_path / "one"), list_runs(tmp_path / "two")
-    compare(two, one)
+    (expected,), (run,) = list_runs(tmp_path / "one"), list_runs(tmp_path / "two")
+    compare(run, expected)
     assert askers(err) == {0: 100, 1: 100}, "both have a part of every layer"
     assert len(list((tmp_path / "two" / "responses").glob("*.zz"))) == 1
 
@@ -130,12 +130,12 @@ def test_one_of_two_killed_and_the_run_resumed(checkpoint: Path, tmp_path: Path)
     process.communicate()
     with Store.open(folder) as store:
         (row,) = store.runs()
-    kept = answers(folder)
-    assert row.status in ("interrupted", "failed") and 0 < kept < 100 and list_runs(folder) == []
+    count = answers(folder)
+    assert row.status in ("interrupted", "failed") and 0 < count < 100 and list_runs(folder) == []
     _, err = ended(command(2, "resume", row.id, "--results", str(folder), "--json"))
-    assert sum(askers(err).values()) <= 100 - kept + 16, "no more than the units that were under way are asked again"
-    (one,), (two,) = list_runs(tmp_path / "one"), list_runs(folder)
-    compare(two, one)
+    assert sum(askers(err).values()) <= 100 - count + 16, "no more than the units that were under way are asked again"
+    (expected,), (resumed,) = list_runs(tmp_path / "one"), list_runs(folder)
+    compare(resumed, expected)
 
 
 def answers(folder: Path) -> int:
@@ -147,9 +147,9 @@ def answers(folder: Path) -> int:
 
 def children(pid: int) -> list[int]:
     """The workers that torchrun started, in the order of their ranks."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     ranks = {}
-    for child in map(int, found):
+    for child in map(int, pids):
         environment = Path(f"/proc/{child}/environ").read_text().split("\0")
         ranks |= {int(line[5:]): child for line in environment if line.startswith("RANK=")}
     return [ranks[rank] for rank in sorted(ranks)]
@@ -176,8 +176,8 @@ def test_members_share_the_units_out() -> None:
 
         team = Pretended(rank=rank, size=2)
         object.__setattr__(team, "others", ({i: f"answer {i}" for i in range(10)},))
-        found = ResponseCache(team=team).get_or_compute(questions, ask, unit=3, on_progress=done.append)
-        assert seen == expected and found == [f"answer {i}" for i in range(10)]
+        responses = ResponseCache(team=team).get_or_compute(questions, ask, unit=3, on_progress=done.append)
+        assert seen == expected and responses == [f"answer {i}" for i in range(10)]
         assert sum(done) == 10, "progress is the team's"
 
 

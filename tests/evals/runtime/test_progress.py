@@ -13,8 +13,8 @@ from evals.store.store import Store, cache_key
 
 def test_time_left_counts_nothing_that_was_kept() -> None:
     # By hand: 30 of 50 new ones took 60 s, so the 20 that are left take 40.
-    told = Progress("scoring", done=130, total=150, first=100, since=1000.0, at=1060.0)
-    assert told.seconds_left == pytest.approx(40)
+    state = Progress("scoring", done=130, total=150, first=100, since=1000.0, at=1060.0)
+    assert state.seconds_left == pytest.approx(40)
     assert Progress("scoring", 100, 150, 100, 1000.0, 1000.0).seconds_left is None
 
 
@@ -37,12 +37,12 @@ def test_every_unit_is_told_and_what_was_kept_first(tmp_path: Path, monkeypatch:
                 questions, ask, unit=2, on_progress=drawn.update
             )
         writer.close()
-    assert [(one.what, one.done, one.total, one.first) for one in seen if one] == [
+    assert [(state.what, state.done, state.total, state.first) for state in seen if state] == [
         ("scoring", 4, 10, 4), ("scoring", 6, 10, 4), ("scoring", 8, 10, 4),
     ]  # fmt: skip
     last = read(path)
     assert last is not None and last.done == 10 and last.seconds_left == 0
-    assert [one.name for one in tmp_path.iterdir() if one.suffix == ".tmp"] == []
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".tmp"] == []
 
 
 def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

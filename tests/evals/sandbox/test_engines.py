@@ -59,8 +59,8 @@ def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("engine", [Docker(), Unsafe()], ids=lambda engine: engine.name)
 def test_verdicts_are_the_same_without_bubblewrap(engine: Docker | Unsafe, fake_docker: Path) -> None:
     limits = Limits(seconds=1.5)
-    given = [Program(code, TESTS, "add") for code in PROGRAMS]
-    runs = dict(run_all(given, limits=limits, engine=engine, workers=2))
+    programs = [Program(code, TESTS, "add") for code in PROGRAMS]
+    runs = dict(run_all(programs, limits=limits, engine=engine, workers=2))
     assert {code: runs[i].verdict for i, code in enumerate(PROGRAMS)} == PROGRAMS
     assert "adding" in runs[0].stdout + runs[0].stderr
 
@@ -69,8 +69,8 @@ def test_verdicts_are_the_same_without_bubblewrap(engine: Docker | Unsafe, fake_
 def test_docker_is_asked_for_every_limit(fake_docker: Path) -> None:
     limits = Limits(seconds=7.0, memory=100 << 20, processes=5, file_bytes=1 << 20)
     assert run_tests(RIGHT, TESTS, entry_point="add", limits=limits, engine=Docker("an/image:1")).passed
-    asked = [json.loads(line) for line in fake_docker.read_text().splitlines()]
-    runs, (removed,) = [a for a in asked if a[0] == "run"], [a for a in asked if a[0] == "rm"]
+    commands = [json.loads(line) for line in fake_docker.read_text().splitlines()]
+    runs, (removed,) = [a for a in commands if a[0] == "run"], [a for a in commands if a[0] == "rm"]
     assert len(runs) == 2
     for command in runs:
         text = " ".join(command)
@@ -96,11 +96,11 @@ def test_docker_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake = tmp_path / "docker"
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv(IMAGE_VARIABLE, "some:image")
-    for said, reason in (
+    for message, reason in (
         ("Error response from daemon: No such image: some:image", "docker pull some:image"),
         ("Cannot connect to the Docker daemon", "Cannot connect to the Docker daemon"),
     ):
-        fake.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        fake.write_text(f"#!/bin/sh\necho '{message}' >&2\nexit 1\n")
         fake.chmod(0o755)
         assert reason in str(Docker().missing())
         with pytest.raises(SandboxError, match="did not start"):
@@ -114,8 +114,8 @@ def test_a_real_docker_engine_gives_the_same_verdicts() -> None:
     if reason is not None:
         pytest.skip(f"no docker engine: {reason}")
     limits = Limits(seconds=5.0)
-    given = [Program(code, TESTS, "add") for code in PROGRAMS]
-    runs = dict(run_all(given, limits=limits, engine=Docker(), workers=2))
+    programs = [Program(code, TESTS, "add") for code in PROGRAMS]
+    runs = dict(run_all(programs, limits=limits, engine=Docker(), workers=2))
     assert {code: runs[i].verdict for i, code in enumerate(PROGRAMS)} == PROGRAMS
     escape = "import os\ndef add(a, b):\n    open('/usr/x', 'w')\n"
     assert run_tests(escape, TESTS, entry_point="add", limits=limits, engine=Docker()).verdict == "forbidden"

@@ -33,8 +33,8 @@ def tiny(number: int) -> Program:
 def left_over() -> tuple[set[int], set[str], list[str], int]:
     """Child processes, open descriptors, files in the temporary folder, threads."""
     children = {child.pid for child in psutil.Process().children(recursive=True)}
-    held = {entry for entry in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{entry}")}
-    return children, held, sorted(os.listdir(tempfile.gettempdir())), threading.active_count()
+    descriptors = {entry for entry in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{entry}")}
+    return children, descriptors, sorted(os.listdir(tempfile.gettempdir())), threading.active_count()
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +123,8 @@ def test_a_killed_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
 
 def marked(mark: str) -> list[int]:
     """Processes in sandboxes, a program and its judge each, by what is in their command."""
-    found = psutil.process_iter(["cmdline"])
-    return [p.pid for p in found if mark in (line := p.info["cmdline"] or []) and line[0] != "bwrap"]
+    processes = psutil.process_iter(["cmdline"])
+    return [p.pid for p in processes if mark in (line := p.info["cmdline"] or []) and line[0] != "bwrap"]
 
 
 def wait_for(done: Callable[[], bool]) -> None:

@@ -41,8 +41,8 @@ def test_what_was_kept_is_read(opened: Store, tmp_path: Path) -> None:
         writer.add({key: [i, True] for i, key in enumerate(keys[first : first + 100], first)})
     writer.close()
     with Store.open(tmp_path, create=False) as again:
-        found, problems = again.read([*keys, cache_key("never")])
-        assert problems == [] and found == {key: [i, True] for i, key in enumerate(keys)}
+        responses, problems = again.read([*keys, cache_key("never")])
+        assert problems == [] and responses == {key: [i, True] for i, key in enumerate(keys)}
         assert again.contains([keys[5], cache_key("never")]) == {keys[5]}
 
 
@@ -76,8 +76,8 @@ def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> No
     data = bytearray(file.read_bytes())
     data[record_file.HEAD.size + 3] ^= 0xFF
     file.write_bytes(data)
-    found, problems = opened.read([cache_key(i) for i in (1, 2, 3)])
-    assert found == {cache_key(3): "three"}
+    responses, problems = opened.read([cache_key(i) for i in (1, 2, 3)])
+    assert responses == {cache_key(3): "three"}
     assert len(problems) == 1 and "byte 0 is damaged" in problems[0] and "computed again" in problems[0]
     assert opened.contains([cache_key(1), cache_key(2)]) == set()
     kept(opened, run, {cache_key(1): "one"})
@@ -87,24 +87,24 @@ def test_a_damaged_frame_is_asked_again_and_the_others_stay(opened: Store) -> No
 def test_a_file_that_is_gone_is_asked_again(opened: Store) -> None:
     kept(opened, opened.register({}), {cache_key(1): 1})
     next((opened.root / store.RESPONSES).glob("*.zz")).unlink()
-    found, problems = opened.read([cache_key(1)])
-    assert found == {} and "No such file" in problems[0]
+    responses, problems = opened.read([cache_key(1)])
+    assert responses == {} and "No such file" in problems[0]
 
 
 def test_runs_and_their_ends(opened: Store) -> None:
-    one, two = opened.register({"n": 1}), opened.register({"n": 2})
-    assert [run.id for run in opened.runs()] in ([two, one], [one, two])
+    first, second = opened.register({"n": 1}), opened.register({"n": 2})
+    assert [run.id for run in opened.runs()] in ([second, first], [first, second])
     assert {run.status for run in opened.runs()} == {"running"}
     with pytest.raises(DataError, match="still running"):
-        opened.resume(one)
+        opened.resume(first)
     metric, sample = ("t", "acc", "none", "", 2, 0.5, 0.1, 0.2, 0.8), ("t", 0, "none", "acc", 1.0)
-    opened.finish(one, results="r.json", metrics=[metric], samples=[sample])
-    opened.fail(two, "it rained")
-    found = {run.id: run for run in opened.runs()}
-    assert (found[one].status, found[one].results, found[one].settings) == ("finished", "r.json", {"n": 1})
-    assert (found[two].status, found[two].error) == ("failed", "it rained")
-    opened.resume(two)
-    assert opened.run(two).status == "running" and opened.run(two).error is None
+    opened.finish(first, results="r.json", metrics=[metric], samples=[sample])
+    opened.fail(second, "it rained")
+    runs = {run.id: run for run in opened.runs()}
+    assert (runs[first].status, runs[first].results, runs[first].settings) == ("finished", "r.json", {"n": 1})
+    assert (runs[second].status, runs[second].error) == ("failed", "it rained")
+    opened.resume(second)
+    assert opened.run(second).status == "running" and opened.run(second).error is None
     with pytest.raises(DataError, match="there is no run 'x'"):
         opened.run("x")
     with pytest.raises(DataError, match="several runs start with '2'"):
@@ -216,23 +216,23 @@ def test_a_full_index_is_told(opened: Store) -> None:
 def test_of_two_that_take_up_a_run_one_gets_it(opened: Store, tmp_path: Path) -> None:
     run = opened.register({})
     opened.fail(run, "stopped")
-    ready, said = threading.Barrier(4), []
+    ready, outcomes = threading.Barrier(4), []
 
     def take() -> None:
         with Store.open(tmp_path) as mine:
             ready.wait()
             try:
                 mine.resume(run)
-                said.append("taken")
+                outcomes.append("taken")
             except DataError as error:
-                said.append(str(error))
+                outcomes.append(str(error))
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert said.count("taken") == 1 and sum("still running" in one for one in said) == 3
+    assert outcomes.count("taken") == 1 and sum("still running" in outcome for outcome in outcomes) == 3
 
 
 def test_a_lost_index_loses_no_answer(opened: Store, tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_a_damaged_entry_is_named_and_the_others_stay(opened: Store, tmp_path: P
     opened.fail(good, "stopped")
     opened._index.execute(f"UPDATE runs SET settings = {value} WHERE id = ?", (bad,))
     assert opened.run(bad).status == "damaged" and opened.run(good).settings == {"n": 1}
-    found, problems = store.unfinished(tmp_path)
-    assert [one.run.id for one in found] == [good] and len(problems) == 1 and bad in problems[0]
+    entries, problems = store.unfinished(tmp_path)
+    assert [entry.run.id for entry in entries] == [good] and len(problems) == 1 and bad in problems[0]
     opened._index.execute("UPDATE runs SET settings = '{}', started = 'soon' WHERE id = ?", (bad,))
     assert opened.run(bad).status == "damaged"
     opened.remove(bad)
@@ -284,21 +284,21 @@ def test_a_damaged_entry_is_named_and_the_others_stay(opened: Store, tmp_path: P
 def test_a_wrong_place_is_asked_again(opened: Store, item: int | str) -> None:
     kept(opened, opened.register({}), {cache_key(1): 1})
     opened._index.execute(f"UPDATE responses SET item = {item}")
-    found, problems = opened.read([cache_key(1)])
-    assert found == {} and "computed again" in problems[0] and opened.contains([cache_key(1)]) == set()
+    responses, problems = opened.read([cache_key(1)])
+    assert responses == {} and "computed again" in problems[0] and opened.contains([cache_key(1)]) == set()
 
 
 def test_another_machine_s_answers_go_with_the_run(opened: Store, tmp_path: Path) -> None:
-    one, two = opened.register({}), opened.register({})
+    first, second = opened.register({}), opened.register({})
     with Store.open(tmp_path / store.MACHINES / "away") as away:
-        for who, run in enumerate((one, two)):
+        for who, run in enumerate((first, second)):
             writer = away.writer(run, rank=1)
             writer.add({cache_key(who): who})
             writer.close()
         with pytest.raises(DataError, match="one machine's part of the store"):
             away.gc()
         assert opened.gc() == (0, 0)
-        opened.remove(one)
+        opened.remove(first)
         assert opened.gc(dry_run=True)[0] == 1 and away.contains([cache_key(0)])
         assert opened.gc()[0] == 1
         assert away.contains([cache_key(0), cache_key(1)]) == {cache_key(1)}
@@ -364,13 +364,13 @@ def test_a_process_is_told_by_when_it_began() -> None:
 
 
 def test_gc_frees_what_no_run_made(opened: Store) -> None:
-    one, two = opened.register({}), opened.register({})
-    kept(opened, one, {cache_key(1): 1, cache_key(2): 2})
-    kept(opened, two, {cache_key(3): 3})
+    first, second = opened.register({}), opened.register({})
+    kept(opened, first, {cache_key(1): 1, cache_key(2): 2})
+    kept(opened, second, {cache_key(3): 3})
     assert opened.gc() == (0, 0)
-    opened.remove(one)
+    opened.remove(first)
     assert opened.read([cache_key(1)])[0] == {cache_key(1): 1}
     count, freed = opened.gc()
     assert count == 2 and freed > 0
     assert opened.contains([cache_key(i) for i in (1, 2, 3)]) == {cache_key(3)}
-    assert json.dumps([run.id for run in opened.runs()]) == json.dumps([two])
+    assert json.dumps([run.id for run in opened.runs()]) == json.dumps([second])

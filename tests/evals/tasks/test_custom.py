@@ -68,10 +68,10 @@ def test_any_number_of_choices_and_no_subject(tmp_path: Path) -> None:
     two = {"question": "True?", "choices": ["yes", "no"], "answer": "B"}
     write(tmp_path / "quiz.jsonl", CHOICE, two)
     task = registry.load([str(tmp_path / "quiz.jsonl")], root=None, grader=CodeGrader()).tasks["quiz"]
-    asked = arguments(task)
+    requests = arguments(task)
     head = "The following are multiple choice questions (with answers).\n\n"
-    assert asked[0] == (f"{head}Which is odd?\nA. 2\nB. 4\nC. 5\nD. 8\nAnswer:", " A") and len(asked) == 6
-    assert asked[4:] == [(f"{head}True?\nA. yes\nB. no\nAnswer:", f" {letter}") for letter in "AB"]
+    assert requests[0] == (f"{head}Which is odd?\nA. 2\nB. 4\nC. 5\nD. 8\nAnswer:", " A") and len(requests) == 6
+    assert requests[4:] == [(f"{head}True?\nA. yes\nB. no\nAnswer:", f" {letter}") for letter in "AB"]
     assert [task.doc_to_target(doc) for doc in task.eval_docs] == [2, 1]
 
 
@@ -82,10 +82,10 @@ def test_who_knows_all_scores_one_and_who_knows_nothing_zero(tmp_path: Path, rig
     write(tmp_path / "b_sums.jsonl", NUMBER, {"question": "Half of 3?", "answer": 1.5})
     write(tmp_path / "c_code.jsonl", PROGRAM)
     loaded = registry.load([str(tmp_path)], root=None, grader=CodeGrader(workers=1))
-    found = lm_eval_evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), confirm_run_unsafe_code=True)
+    results = lm_eval_evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), confirm_run_unsafe_code=True)
     scores = {
         (task, key): value
-        for task, result in found["results"].items()
+        for task, result in results["results"].items()
         for key, value in result.items()
         if key in ("acc,none", "exact_match,flexible-extract", "pass@1,create_test")
     }

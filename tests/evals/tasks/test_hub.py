@@ -28,10 +28,10 @@ def write(path: Path, rows: list[local_data.Row]) -> None:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Every connection is refused, and kept a record of; the process's switches are put back."""
-    asked: list[str] = []
+    connections: list[str] = []
 
     def refuse(*arguments: Any, **keywords: Any) -> NoReturn:
-        asked.append(str(arguments))
+        connections.append(str(arguments))
         raise OSError("connections are refused here")
 
     for name in ("getaddrinfo", "create_connection"):
@@ -42,15 +42,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for module, names in hub._SWITCHES.items():
         for name in names:
             monkeypatch.setattr(f"{module}.{name}", True)
-    yield asked
+    yield connections
 
 
 def requests(task: Any, *, chat: bool) -> list[Any]:
     """A task's first requests, in a chat format that shows every role and turn."""
 
     def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        said = "".join(f"[{m['role']}]{m['content']}\n" for m in messages)
-        return said + "[assistant]" * add_generation_prompt
+        text = "".join(f"[{m['role']}]{m['content']}\n" for m in messages)
+        return text + "[assistant]" * add_generation_prompt
 
     shown = {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": template} if chat else {}
     task.set_fewshot_seed(1234)
@@ -144,10 +144,10 @@ def test_a_task_that_is_a_program_reads_a_local_copy(tmp_path: Path, no_network:
 
 
 def test_a_group_of_others_reads_one_copy(tmp_path: Path) -> None:
-    asked = {"question": "q?", "options": ["a", "b"], "answer": "A", "cot_content": "A: Let's think step by step. x"}
+    row = {"question": "q?", "options": ["a", "b"], "answer": "A", "cot_content": "A: Let's think step by step. x"}
     names = ("biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history")
     names += ("law", "math", "other", "philosophy", "physics", "psychology")
-    rows = [{**asked, "category": name} for name in names]
+    rows = [{**row, "category": name} for name in names]
     for split in ("test", "validation"):
         write(tmp_path / "hub" / "TIGER-Lab" / "MMLU-Pro" / "data" / f"{split}-00000-of-00001.parquet", rows)
     loaded = registry.load(["mmlu_pro_llama"], root=tmp_path, grader=CodeGrader())
@@ -172,20 +172,20 @@ def test_offline_nothing_is_asked_for_and_what_to_do_is_said(tmp_path: Path, no_
 def test_online_is_asked_for_only_where_it_is_allowed(
     shared_data: Path, tmp_path: Path, no_network: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
+    downloads: list[tuple[str, str | None]] = []
 
     def load_dataset(path: str, name: str | None = None, **arguments: Any) -> dict[str, Any]:
-        asked.append((path, name))
+        downloads.append((path, name))
         return {split: datasets.Dataset.from_list([{"question": "2+2?", "answer": "#### 4"}]) for split in splits}
 
     splits = ("train", "test")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     hub.allow_network(True)
     loaded = registry.load(["gsm8k"], root=tmp_path, grader=CodeGrader(), online=True)
-    assert asked == [("openai/gsm8k", "main")] and len(loaded.tasks["gsm8k"].eval_docs) == 1
+    assert downloads == [("openai/gsm8k", "main")] and len(loaded.tasks["gsm8k"].eval_docs) == 1
     # What is there is not asked for.
     loaded = registry.load(["gsm8k"], root=shared_data, grader=CodeGrader(), online=True)
-    assert len(asked) == 1 and len(loaded.tasks["gsm8k"].eval_docs) == 1_319 and no_network == []
+    assert len(downloads) == 1 and len(loaded.tasks["gsm8k"].eval_docs) == 1_319 and no_network == []
 
 
 def test_the_switch_reaches_the_libraries(no_network: list[str]) -> None:

@@ -24,7 +24,7 @@ from workbench.model import Transformer
 
 
 def test_names_in_metas_two_ways() -> None:
-    asked = ["mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k", "humaneval", "demo_mmlu", "mmlu_pro"]
+    names = ["mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k", "humaneval", "demo_mmlu", "mmlu_pro"]
     plain = ("mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k_cot", "humaneval", "demo_mmlu", "mmlu_pro")
     chat = (
         "mmlu_llama",
@@ -35,15 +35,15 @@ def test_names_in_metas_two_ways() -> None:
         "demo_mmlu",
         "mmlu_pro",
     )
-    assert presets.tasks("meta", asked, chat=False) == plain
-    assert presets.tasks("meta", asked, chat=True) == chat
+    assert presets.tasks("meta", names, chat=False) == plain
+    assert presets.tasks("meta", names, chat=True) == chat
     assert presets.tasks("meta", ["mmlu_cot", "mmlu_cot_virology"], chat=True) == (
         "mmlu_cot_llama",
         "mmlu_cot_llama_virology",
     )
-    assert presets.tasks("lm-eval", asked, chat=True) == tuple(asked)
+    assert presets.tasks("lm-eval", names, chat=True) == tuple(names)
     with pytest.raises(DataError, match="no preset 'mega'; the presets are lm-eval and meta"):
-        presets.tasks("mega", asked, chat=False)
+        presets.tasks("mega", names, chat=False)
 
 
 def config(task: Any) -> tuple[int, int | None]:
@@ -111,8 +111,8 @@ def test_samples_are_drawn_and_pass_at_k_follows(shared_data: Path, name: str) -
         task = registry.load([name], root=shared_data, grader=CodeGrader(), samples=samples).tasks[name]
         assert task.config.metric_list[0]["k"] == expected
     assert task.config.generation_kwargs["temperature"] == 0.2
-    one = registry.load([name], root=shared_data, grader=CodeGrader(), samples=1).tasks[name]
-    assert one.config.generation_kwargs["do_sample"] is False
+    greedy_task = registry.load([name], root=shared_data, grader=CodeGrader(), samples=1).tasks[name]
+    assert greedy_task.config.generation_kwargs["do_sample"] is False
     with pytest.raises(DataError, match="--samples is for tasks whose answers are programs"):
         registry.load(["gsm8k"], root=shared_data, grader=CodeGrader(), samples=2)
 
@@ -147,12 +147,12 @@ class Seldom(LM):
 def test_several_programs_give_the_unbiased_estimate(shared_data: Path) -> None:
     """Of each problem's 11 programs, 3 or 4 are right: pass@10 is 1, for no ten are all among the 7 or 8 wrong ones."""
     loaded = registry.load(["humaneval"], root=shared_data, grader=CodeGrader(workers=2), samples=11)
-    found = evaluate(lm=Seldom(), task_dict=loaded.as_dict(), limit=3, confirm_run_unsafe_code=True)
-    scores = found["results"]["humaneval"]
+    results = evaluate(lm=Seldom(), task_dict=loaded.as_dict(), limit=3, confirm_run_unsafe_code=True)
+    scores = results["results"]["humaneval"]
     assert scores["pass@10,create_test"] == 1.0
     # Programs are asked for one problem after the other: the 33 have their eleven right ones at every third place.
     assert scores["pass@1,create_test"] == pytest.approx((3 + 4 + 4) / 33, abs=1e-12)
-    assert [len(sample["resps"][0]) for sample in found["samples"]["humaneval"]] == [11] * 3
+    assert [len(sample["resps"][0]) for sample in results["samples"]["humaneval"]] == [11] * 3
 
 
 def test_a_run_by_metas_preset_in_a_chat(speaking_model: Transformer, shared_data: Path, tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_a_command_by_the_preset(
     monkeypatch.setenv("WORKBENCH_DATA", str(shared_data))
     suite = tmp_path / "mine.jsonl"
     suite.write_text('{"question": "1 + 1?", "answer": 2}\n')
-    asked = ["--tasks", "mmlu_abstract_algebra", "--suite", str(suite), "--limit", "1", "--preset", "meta"]
-    assert main(["eval", "run", *asked, "--output", str(tmp_path / "out"), "--json"]) == 0
+    arguments = ["--tasks", "mmlu_abstract_algebra", "--suite", str(suite), "--limit", "1", "--preset", "meta"]
+    assert main(["eval", "run", *arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert {score["task"] for score in shown["scores"]} == {"mmlu_abstract_algebra", "mine"}
     assert shown["headlines"]["mmlu_abstract_algebra"]["shots"] == 5

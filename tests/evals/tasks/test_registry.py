@@ -120,10 +120,10 @@ def test_who_knows_all_scores_one_and_who_knows_nothing_zero(shared_data: Path, 
     loaded = registry.load(names, root=shared_data, grader=CodeGrader(workers=2))
     for task in loaded.tasks.values():
         task.set_config("num_fewshot", 0)
-    found = evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), limit=12, confirm_run_unsafe_code=True)
+    results = evaluate(lm=Oracle(right=right), task_dict=loaded.as_dict(), limit=12, confirm_run_unsafe_code=True)
     scores = {
         (name, key): value
-        for name, result in found["results"].items()
+        for name, result in results["results"].items()
         for key, value in result.items()
         if key.startswith(("acc,", "exact_match,", "pass@1,"))
     }
