@@ -156,5 +156,5 @@ def test_a_figure_whose_code_is_not_to_be_had_says_so(tab: Tab) -> None:
     tab.open("norms")
     expect(tab.page.locator(".workbench-figure")).to_contain_text("This figure could not be drawn")
     expect(tab.page.locator(".workbench-figure")).to_contain_text("Reload the page.")
-    assert all("ERR_FAILED" in said or "dynamically imported module" in said for said in tab.complaints)
+    assert all("ERR_FAILED" in complaint or "dynamically imported module" in complaint for complaint in tab.complaints)
     tab.complaints.clear()

@@ -96,6 +96,6 @@ def test_the_wrong_answer_leads_to_a_head_and_to_the_model_without_it(tab: Tab, 
 
 def test_the_heads_are_those_that_repetitions_show() -> None:
     model = load_model("demo").eval()
-    found = tour.heads_of(model, "induction")
-    assert {layer for layer, _ in found} == {5} and len(found) >= 3  # by the checkpoint's own account
+    heads = tour.heads_of(model, "induction")
+    assert {layer for layer, _ in heads} == {5} and len(heads) >= 3  # by the checkpoint's own account
     assert tour.heads_of(model, "previous")[0] == (4, 0)

@@ -39,8 +39,8 @@ def test_pages_are_turned_and_a_row_of_another_page_is_opened(tab: Tab) -> None:
     rows.nth(3).click()
     expect(page.get_by_role("heading", name=re.compile(f"^Sample {PAGE_SIZE + 3}: "))).to_be_visible()
     expect(rows.nth(3)).to_have_attribute("aria-selected", "true")
-    asked = query(tab.settle())
-    assert asked["doc"] == str(PAGE_SIZE + 3) and "from" not in asked
+    parameters = query(tab.settle())
+    assert parameters["doc"] == str(PAGE_SIZE + 3) and "from" not in parameters
     page.get_by_role("button", name=on).focus()
     page.keyboard.press("Enter")
     expect(rows).to_have_count(20)

@@ -100,13 +100,13 @@ def tokens(tab: Tab) -> list[str]:
 
 
 def test_users_keep_their_prompts_over_pages_and_from_each_other(new_tab: Callable[..., Tab]) -> None:
-    one, other = new_tab().open("attention"), new_tab(stranger=True).open("attention")
-    for tab, text in ((one, "the cat"), (other, "a park")):
+    first, other = new_tab().open("attention"), new_tab(stranger=True).open("attention")
+    for tab, text in ((first, "the cat"), (other, "a park")):
         tab.page.get_by_role("textbox", name="Prompt").fill(text)
         tab.page.keyboard.press("Control+Enter")
         expect(tab.page.get_by_role("textbox", name="Prompt")).to_have_value(text)
         tab.settle()
-    for tab, text in ((one, "the cat"), (other, "a park")):
+    for tab, text in ((first, "the cat"), (other, "a park")):
         tab.page.get_by_role("link", name="Benchmarks").click()
         expect(tab.page.get_by_role("heading", name="Benchmarks", exact=True)).to_be_visible()
         tab.settle()
@@ -184,13 +184,13 @@ def test_from_a_score_to_the_head_behind_a_wrong_answer_and_to_the_answer_withou
     expect(prompt.first).to_contain_text("⟨U+202E⟩abc [a](http://example.com) :red[hot]")
 
     model = load_model(world.model)
-    found = explain(model, run, "asked_quiz", wrong)
-    head = found.heads().iloc[0]
+    explanation = explain(model, run, "asked_quiz", wrong)
+    head = explanation.heads().iloc[0]
     tab.page.get_by_role("link", name=f"L{head['layer']}H{head['head']} in Attention").click()
     tab.wait_for_chart("head_map", layer=int(head["layer"]), head=int(head["head"]))
     expect(tab.page.get_by_text("of asked_quiz")).to_be_visible()
     tab.settle()
-    heading = f"Strongest keys for token {found.decision.position}"
+    heading = f"Strongest keys for token {explanation.decision.position}"
     expect(tab.page.get_by_role("heading", name=heading)).to_be_visible()
     harmless(tab)
 
@@ -327,12 +327,12 @@ def test_a_table_as_parquet_and_a_figure_as_html_that_needs_no_other_host(tab: T
         tab.page.get_by_role("button", name="Head map (HTML)").click()
     download.value.save_as(tmp_path / "map.html")
     alone = tab.page.context.new_page()
-    asked: list[str] = []
-    alone.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    alone.on("request", lambda request: requests.append(request.url))
     alone.goto((tmp_path / "map.html").as_uri())
     alone.wait_for_selector(".js-plotly-plot .heatmaplayer", state="attached")
     alone.close()
-    assert [address for address in asked if not address.startswith(("file:", "data:", "blob:"))] == []
+    assert [address for address in requests if not address.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_the_servers_settings_apply_from_any_folder(world: World) -> None:

@@ -52,8 +52,8 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     expect(tab.page.get_by_text("answers generated: ")).to_be_visible()
     stranger = new_tab(stranger=True)
     stranger.page.goto(f"{world.url}/runs?job=browser")
-    for one in (tab, stranger):
-        expect(one.page.get_by_text("The job finished (exit code 0).")).to_be_visible(timeout=10 * PATIENCE)
+    for each_tab in (tab, stranger):
+        expect(each_tab.page.get_by_text("The job finished (exit code 0).")).to_be_visible(timeout=10 * PATIENCE)
     run = next(run for run in list_runs(world.results) if run.path.parent.name == "browser")
     tab.settle().page.get_by_role("link", name="Open in Benchmarks").click()
     expect(tab.page.get_by_role("heading", name="Benchmarks")).to_be_visible()

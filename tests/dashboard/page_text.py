@@ -19,7 +19,7 @@ def read_tables(session: AppTest) -> list[pd.DataFrame]:
 
 def read_table(session: AppTest, *columns: str) -> pd.DataFrame:
     """The first table that has all of these columns."""
-    return next(found for found in read_tables(session) if set(columns) <= set(found))
+    return next(table for table in read_tables(session) if set(columns) <= set(table))
 
 
 def numbers(session: AppTest) -> dict[str, str]:
@@ -131,10 +131,10 @@ def _figures(block: Any, said: bool) -> tuple[int, int, bool]:
 
 def shape(block: Any) -> list[Any]:
     """What stands where below a block, the place for spinners left out."""
-    found = []
+    items = []
     for at, child in sorted(block.children.items()):
         if not hasattr(child, "children"):
-            found.append((at, child.type))
+            items.append((at, child.type))
         elif not getattr(child.proto, "id", "").endswith("-busy"):
-            found.append((at, shape(child)))
-    return found
+            items.append((at, shape(child)))
+    return items

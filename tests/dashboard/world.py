@@ -81,13 +81,13 @@ def write_answers(folder: Path, checkpoint: Path | str, *, quiz: str = "asked_qu
     """A run of the checkpoint itself, whose stored log-probabilities its replay finds again: a quiz of four choices,
     written numbers (one right by its text, one wrong, one that no filter could read), and a program that failed."""
     model = load_model(checkpoint)
-    asked = [_asked(model, doc) for doc in range(4)]
-    said = ["#### 1", "#### 7", "I do not know"]
-    sums = [_written(model, doc, text, str(doc + 1)) for doc, text in enumerate(said)]
+    questions = [_asked(model, doc) for doc in range(4)]
+    responses = ["#### 1", "#### 7", "I do not know"]
+    sums = [_written(model, doc, text, str(doc + 1)) for doc, text in enumerate(responses)]
     code = _written(model, 0, "return 1", "assert f() == 2")
     code |= {"filtered_resps": ["return 1"]}
     code |= {"execution": [{"verdict": "failed", "message": "AssertionError", "stderr": f"Traceback {NASTY}"}]}
-    tasks = {quiz: ("acc", asked), "asked_sums": ("exact_match", sums), "asked_code": ("exact_match", [code])}
+    tasks = {quiz: ("acc", questions), "asked_sums": ("exact_match", sums), "asked_code": ("exact_match", [code])}
     assert model.source is not None
     data = {
         "results": {
@@ -126,7 +126,7 @@ def _asked(model: Transformer, doc: int) -> dict[str, Any]:
     prompt = f"Question {doc}: {NASTY}\nA. one\nB. two\nC. three\nD. four\nAnswer:"
     letters = [" A", " B", " C", " D"]
     prompt_ids, choice_ids = model.tokenizer.encode(prompt, bos=True), [model.tokenizer.encode(c) for c in letters]
-    logprobs = [one.total for one in score_tokens(model, [(prompt_ids, choice) for choice in choice_ids])]
+    logprobs = [scored.total for scored in score_tokens(model, [(prompt_ids, choice) for choice in choice_ids])]
     by_size = sorted(range(4), key=lambda i: -logprobs[i])
     gold = by_size[0 if doc == 0 else doc]  # the first is right, the others are wrong by more and more
     return {

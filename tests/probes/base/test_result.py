@@ -175,8 +175,8 @@ def test_axes_are_those_of_the_arrays(name: str) -> None:
     assert result.AXES
     sizes: dict[str, set[int]] = {}
     for array, axes in result.AXES.items():
-        held = getattr(result, array)
-        for values in held.values() if isinstance(held, dict) else [held]:
+        array_values = getattr(result, array)
+        for values in array_values.values() if isinstance(array_values, dict) else [array_values]:
             assert isinstance(values, np.ndarray) and values.ndim == len(axes), array
             for axis, size in zip(axes, values.shape, strict=True):
                 sizes.setdefault(axis, set()).add(size)
