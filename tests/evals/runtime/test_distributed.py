@@ -160,7 +160,7 @@ class Pretended(Team):
 
     others: tuple[dict[Any, Any], ...] = ()
 
-    def gather(self, own: Any) -> list[Any]:
+    def all_gather(self, own: Any) -> list[Any]:
         return [own, *self.others]
 
 
