@@ -28,7 +28,7 @@ MAP_SIDE = 256
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Scores in memory at once: 4 MiB of float32, about a core's cache; on a GPU 128 MiB, for few and large kernels."""
 
-_MAX_ROWS = 256  # of a block: half of a block's square lies above the diagonal and is scored in vain
+_MAX_ROWS = 256  # of a block: half of a block's square lies above the diagonal, so scoring it is wasted work
 _HIDDEN = torch.finfo(torch.float32).min  # a masked score: its weight is 0, and 0 * score is 0 where -inf gives NaN
 
 
