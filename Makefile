@@ -27,7 +27,7 @@ $(BIN)/python:
 # With these stamp files a second run takes milliseconds; a changed pin or dependency makes them out of date.
 $(VENV)/.installed-app: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the pinned dependencies into $(VENV); the first time takes a few minutes"
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[eval,app]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[app,eval,formats]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
 from workbench.checkpoint.manifest import Piece, Weight
 from workbench.errors import CheckpointError
 from workbench.layers import rope
@@ -50,20 +51,24 @@ def assemble(weight: Weight, pages: MappedPages, target: Target) -> Tensor:
         start[weight.spec.split] = target.rank * shape[weight.spec.split]
     parts = [(piece, *overlap) for piece in weight.pieces if (overlap := _overlap(piece, start, shape))]
     first, source, _ = parts[0]
-    view = first.tensor[source]
-    unchanged = len(parts) == 1 and view.dtype == target.dtype and target.device.type == "cpu"
-    if unchanged and view.is_contiguous() and not weight.half_split:
-        return view
+    if len(parts) == 1 and not weight.half_split and target.device.type == "cpu" and isinstance(first.tensor, Tensor):
+        view = first.tensor[source]
+        if view.dtype == target.dtype and view.is_contiguous():
+            return view
     out = torch.empty(shape, dtype=target.dtype, device=target.device)
     for piece, source, destination in parts:
-        stored, destination_view = piece.tensor[source], out[destination]
+        check = _checked_in_copy(piece.tensor, target)
         if weight.half_split:
             # A shard has complete heads.
+            stored = piece.tensor[source]
             heads = weight.spec.rotary_heads * stored.shape[0] // weight.spec.shape[0]
-            stored = rope.to_adjacent(stored, heads)
-        if not _copy(destination_view, stored, pages, check=_checked_in_copy(view.dtype, target)):
+            finite = _copy(out[destination], rope.to_adjacent(stored, heads), pages, check=check)
+        else:
+            finite = _copy(out[destination], piece.tensor, pages, source, check=check)
+        if not finite:
             raise CheckpointError(_describe(weight, out))
-        pages.release_pages(piece.tensor[source])
+        if isinstance(piece.tensor, Tensor):
+            pages.release_pages(piece.tensor[source])
     return out
 
 
@@ -73,25 +78,28 @@ def verify(weights: Sequence[Weight], tensors: Sequence[Tensor], target: Target)
     Raises: CheckpointError naming the first weight with a NaN or an infinity, and its index.
     """
     pairs = zip(weights, tensors, strict=True)
-    unchecked = [(w, t) for w, t in pairs if not _checked_in_copy(w.pieces[0].tensor.dtype, target)]
+    unchecked = [(w, t) for w, t in pairs if not _checked_in_copy(w.pieces[0].tensor, target)]
     place = first_not_finite([tensor for _, tensor in unchecked])
     if place is not None:
         raise CheckpointError(_describe(*unchecked[place]))
 
 
-def _checked_in_copy(stored: torch.dtype, target: Target) -> bool:
-    """Whether values are checked while copied: if the stored ones have fewer bytes than the result."""
-    return target.device.type == "cpu" and stored.itemsize < target.dtype.itemsize
+def _checked_in_copy(stored: StoredTensor, target: Target) -> bool:
+    """Whether values are checked while copied: if the stored ones have fewer bytes than the result, or are computed."""
+    if isinstance(stored, EncodedTensor):
+        return True
+    return target.device.type == "cpu" and stored.dtype.itemsize < target.dtype.itemsize
 
 
 def _describe(weight: Weight, tensor: Tensor) -> str:
     for piece in weight.pieces:
-        bad = (~piece.tensor.isfinite()).nonzero()
+        values = all_values(piece.tensor)
+        bad = (~values.isfinite()).nonzero()
         if len(bad):
             index = bad[0].tolist()
             return (
                 f"{piece.file}: tensor {weight.stored_name!r}: expected finite values, found "
-                f"{piece.tensor[tuple(index)].item()} at {index} ({len(bad)} of {piece.tensor.numel()})."
+                f"{values[tuple(index)].item()} at {index} ({len(bad)} of {values.numel()})."
             )
     return (
         f"{weight.pieces[0].file}: tensor {weight.stored_name!r} has values that are not finite as {tensor.dtype}, "
@@ -111,15 +119,23 @@ def _overlap(piece: Piece, start: list[int], shape: list[int]) -> tuple[tuple[sl
     return tuple(source), tuple(target)
 
 
-def _copy(target: Tensor, source: Tensor, pages: MappedPages, *, check: bool) -> bool:
-    """Copy block by block; False as soon as a value is not finite, with `check`."""
-    rows = max(1, _BLOCK // (source[0].numel() * source.element_size()))
-    for low in range(0, len(source), rows):
-        block = source[low : low + rows]
-        if check and not is_finite(block):
+def _copy(
+    target: Tensor, source: StoredTensor, pages: MappedPages, index: tuple[slice, ...] = (), *, check: bool
+) -> bool:
+    """Copy the values at `index` (all, by default) block by block; False at the first value not finite, with `check`.
+
+    Encoded values are checked after the cast to the target's dtype, which may be narrower.
+    """
+    rows = max(1, _BLOCK // (target[0].numel() * source.dtype.itemsize))
+    first, *others = index or tuple(slice(0, size) for size in source.shape)
+    for low in range(0, len(target), rows):
+        high = min(low + rows, len(target))
+        block = source[(slice(first.start + low, first.start + high), *others)]
+        target[low:high].copy_(block)
+        if check and not is_finite(target[low:high] if isinstance(source, EncodedTensor) else block):
             return False
-        target[low : low + rows].copy_(block)
-        pages.release_pages(block)
+        if isinstance(source, Tensor):
+            pages.release_pages(block)
     return True
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.encoded_tensor import StoredTensor, all_values
 from workbench.checkpoint.files import INDEX, Layout, find_layout, open_tensors, stated_config, weight_map
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
@@ -23,10 +24,10 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Piece:
-    """A stored part of one weight: a view of its mapped file, and its offset in the complete tensor."""
+    """A stored part of one weight, and its offset in the complete tensor."""
 
     file: Path
-    tensor: Tensor
+    tensor: StoredTensor
     offset: tuple[int, ...]
 
 
@@ -98,7 +99,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(layout, config, weights)
 
 
-def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, Tensor]]) -> None:
+def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, StoredTensor]]) -> None:
     index = layout.root / INDEX
     if not index.is_file():
         return
@@ -115,7 +116,7 @@ def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, Tensor]]) -> 
 
 
 def _check_extra(
-    layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Mapping[Path, Mapping[str, Tensor]]
+    layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Mapping[Path, Mapping[str, StoredTensor]]
 ) -> None:
     known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
     for path, tensors in files.items():
@@ -127,7 +128,7 @@ def _check_extra(
             )
 
 
-def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, Tensor]]) -> Weight:
+def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, StoredTensor]]) -> Weight:
     name = stored_name(layout.kind, spec)
     if layout.kind == "meta":
         stored = [(path, tensors.get(name)) for path, tensors in files.items()]
@@ -147,7 +148,7 @@ def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, Te
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
 
 
-def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path, Tensor]]) -> tuple[Piece, ...]:
+def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path, StoredTensor]]) -> tuple[Piece, ...]:
     n = len(shards)
     axis = spec.split
     if spec.name == EMBEDDING and n > 1 and shards[0][1].shape[:1] == spec.shape[:1]:
@@ -172,13 +173,13 @@ def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path
         offset = [0] * tensor.dim()
         if axis is not None:
             offset[axis] = number * expected[axis]
-        elif number and not torch.equal(tensor, shards[0][1]):
+        elif number and not torch.equal(all_values(tensor), all_values(shards[0][1])):
             raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {shards[0][0].name}.")
         pieces.append(Piece(path, tensor, tuple(offset)))
     return tuple(pieces[:1] if axis is None else pieces)
 
 
-def _shard_hint(tensor: Tensor, expected: list[int]) -> str:
+def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
     if tensor.dim() != len(expected):
         return ""
     ratios = {want / actual for want, actual in zip(expected, tensor.shape, strict=True) if actual} - {1.0}
@@ -187,18 +188,20 @@ def _shard_hint(tensor: Tensor, expected: list[int]) -> str:
     return ""
 
 
-def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, Tensor]]) -> ModelConfig:
+def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, StoredTensor]]) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
     tensors = next(iter(files.values()))
     if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
         return config
     first, second = tensors[EMBEDDING], tensors[OUTPUT]
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return config
     is_same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
     return replace(config, tied_output=True) if is_same else config
 
 
 def _check_tied(
-    layout: Layout, config: ModelConfig, embedding: Weight, files: Mapping[Path, Mapping[str, Tensor]]
+    layout: Layout, config: ModelConfig, embedding: Weight, files: Mapping[Path, Mapping[str, StoredTensor]]
 ) -> None:
     """A tied checkpoint may also store its output, with the same values."""
     spec = output_spec(config)
@@ -207,7 +210,9 @@ def _check_tied(
         return
     output = _find(layout, spec, files)
     for table, copy in zip(embedding.pieces, output.pieces, strict=True):
-        if table.tensor.shape != copy.tensor.shape or not torch.equal(table.tensor, copy.tensor):
+        if table.tensor.shape != copy.tensor.shape or not torch.equal(
+            all_values(table.tensor), all_values(copy.tensor)
+        ):
             raise CheckpointError(
                 f"{copy.file}: tensor {name!r} differs from {embedding.stored_name!r}, but "
                 f"{layout.config_file.name} says that they are tied; expected equal values."
