@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command, get_group
 
 from workbench import commands
-from workbench.errors import MissingExtraError, WorkbenchError
+from workbench.errors import MissingExtraError, WorkbenchError, WorkbenchWarning
 
 ENTRY_POINT_GROUP = "workbench.commands"
 USER_MISTAKE, INTERRUPTED = 2, 130
@@ -107,10 +108,21 @@ def describe(error: TyperException) -> str:
     return f"{ctx.command_path}: {first}\nTry '{ctx.command_path} --help'."
 
 
+def show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Our own warnings in one line on stderr; other packages' as Python shows them."""
+    if issubclass(category, WorkbenchWarning):
+        print(f"workbench: warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code: 0, 1 for a command's own failure, 2 for a user error."""
     try:
-        result = app(args=argv, prog_name="workbench", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", WorkbenchWarning)
+            warnings.showwarning = show_warning
+            result = app(args=argv, prog_name="workbench", standalone_mode=False)
     except TyperException as error:
         print(describe(error), file=sys.stderr)
         return USER_MISTAKE

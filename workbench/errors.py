@@ -18,6 +18,8 @@
     ├── SandboxError           no sandbox is available to run generated code
     └── MissingExtraError      an optional package is not installed
 
+`WorkbenchWarning` is for what a user should know of a run that goes on, for instance that a file was not used.
+
 Each message says what is wrong, what was found and what to do, in one or two lines.
 """
 
@@ -95,3 +97,7 @@ class MissingExtraError(WorkbenchError):
         super().__init__(f"{package} is not installed. Install it with: pip install -e '.[{extra}]' -c constraints.txt")
         self.package = package
         self.extra = extra
+
+
+class WorkbenchWarning(UserWarning):
+    """Something that a user should know of a run that goes on; the command line prints it in one line."""

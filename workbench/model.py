@@ -57,6 +57,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.notes: tuple[str, ...] = ()  # sentences about the files that a user should read
         self._loaded: tuple[ModelSource, ModelConfig, tuple[Any, ...]] | None = None
         self.tok_embeddings = tensor_parallel.embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))

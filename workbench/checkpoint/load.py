@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from workbench.checkpoint.fingerprint import fingerprint
 from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
 from workbench.checkpoint.tensors import Kind
 from workbench.config import ModelConfig
-from workbench.errors import CheckpointError, ConfigError
+from workbench.errors import CheckpointError, ConfigError, WorkbenchWarning
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 from workbench.provenance import ModelSource, file_stats
@@ -61,6 +62,9 @@ def load_model(
         model = Transformer(checkpoint.config)
     _fill(model, checkpoint, requested_dtype or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
+    model.notes = checkpoint.notes
+    for note in model.notes:
+        warnings.warn(note, WorkbenchWarning, stacklevel=2)
     model.source = ModelSource(checkpoint.layout.root, fingerprint, tokenizer.sha256 if tokenizer else None, files)
     return model.eval()
 

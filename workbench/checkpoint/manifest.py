@@ -43,11 +43,15 @@ class Weight:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: it holds every weight of the configuration, in the right shape, and nothing else."""
+    """A verified checkpoint: it holds every weight of the configuration, in the right shape, and nothing else.
+
+    `notes` are sentences that a user should read, for instance that a file in the folder was not used.
+    """
 
     layout: Layout
     config: ModelConfig
     weights: tuple[Weight, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
