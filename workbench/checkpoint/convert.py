@@ -68,8 +68,9 @@ def convert(
         raise CheckpointError(
             f"{target}: holds {existing[0] if existing else 'a file'} already; choose an empty directory."
         )
-    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config, kind=layout)
+    tokenizer, _ = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     if layout == "meta":
+        checkpoint.config.to_meta()  # raises before anything is written, if Meta's file cannot state the configuration
         _check_divides(checkpoint.config, shards)
     partial_target = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial_target.mkdir(parents=True)
