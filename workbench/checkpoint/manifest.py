@@ -67,9 +67,9 @@ def read_config(path: str | Path) -> ModelConfig:
     """
     layout = find_layout(path)
     config = stated_config(layout)
-    if layout.kind == "hf" or config.tied_output or len(layout.weight_files) > 1:
+    if layout.kind == "hf" or config.tied_output:
         return config
-    return _infer_tied_output(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
+    return _infer_tied_output(config, {file: open_tensors(file) for file in layout.weight_files})
 
 
 def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
@@ -195,14 +195,17 @@ def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
 
 def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, StoredTensor]]) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
-    tensors = next(iter(files.values()))
-    if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
-        return config
-    first, second = tensors[EMBEDDING], tensors[OUTPUT]
+    pairs = [(tensors.get(EMBEDDING), tensors.get(OUTPUT)) for tensors in files.values()]
+    return replace(config, tied_output=True) if all(_same_values(*pair) for pair in pairs) else config
+
+
+def _same_values(first: StoredTensor | None, second: StoredTensor | None) -> bool:
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return config
-    is_same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
-    return replace(config, tied_output=True) if is_same else config
+        return False
+    if first.shape != second.shape or first.dtype != second.dtype or not first.dim():
+        return False
+    # The first row is enough to tell two tables apart, so that untied ones are not read.
+    return first.data_ptr() == second.data_ptr() or (torch.equal(first[:1], second[:1]) and torch.equal(first, second))
 
 
 def _check_tied(
