@@ -59,6 +59,16 @@ class Checkpoint:
         """The dtype of the embedding, which usually is that of all weights."""
         return self.weights[0].pieces[0].tensor.dtype
 
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of the stored weights by the name of their dtype, without reading them."""
+        sizes: dict[str, int] = {}
+        for weight in self.weights:
+            for piece in weight.pieces:
+                name = str(piece.tensor.dtype).removeprefix("torch.")
+                sizes[name] = sizes.get(name, 0) + piece.tensor.numel() * piece.tensor.dtype.itemsize
+        return sizes
+
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration of a checkpoint directory; none of its weights are read.
