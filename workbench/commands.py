@@ -62,25 +62,28 @@ def info(
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of the key/value cache.")
     ] = "bfloat16",
+    with_hash: Annotated[
+        bool, typer.Option("--hash", help="Compute the SHA-256 of the checkpoint, which reads all of its weights.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
+    """Print a model's shape, parameters, FLOPs and cache size by part, and check its files without reading weights."""
     from workbench import model_cost
-    from workbench.checkpoint import fingerprint, read_shape
-    from workbench.published import PUBLISHED
+    from workbench.checkpoint import fingerprint, open_checkpoint, read_shape
+    from workbench.published import published
 
-    if model in PUBLISHED and not Path(model).exists():
-        config, weights = PUBLISHED[model], False
-    else:
-        config, weights = read_shape(model)
+    shape_by_name = None if Path(model).exists() else published(model)
+    config, weights = read_shape(model) if shape_by_name is None else (shape_by_name, False)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
-    digest = fingerprint(model) if weights else None
+    checkpoint = open_checkpoint(model) if weights else None
+    stored = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    digest = fingerprint(model) if weights and with_hash else None
     if as_json:
         facts = {
-            "config": config.to_meta(),
+            "config": config.to_meta() if config.in_meta_format else config.to_hf(),
             "parameters": config.n_params,
             "parameters_by_part": parameters,
             "context": length,
@@ -89,6 +92,7 @@ def info(
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
+            "weight_bytes_by_dtype": stored,
             "checkpoint_sha256": digest,
         }
         print(json.dumps(facts, indent=2))
@@ -104,8 +108,10 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
-        "SHA-256": digest or "no weights",
+        "weights": ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in stored.items()) or "none",
     }
+    if digest:
+        shape["SHA-256"] = digest
     for name, value in shape.items():
         print(f"{name:<12}{value}")
     print(f"\n{'part':<20}{'parameters':>18}{'FLOPs per token*':>20}")

@@ -136,10 +136,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {resolved} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {resolved}; {torch.cuda.device_count()} CUDA devices were found.")
+        count = torch.cuda.device_count()
+        reason = f"{count} CUDA devices were found" if torch.version.cuda else "this torch is built without CUDA"
+        raise ConfigError(f"there is no device {resolved}; {reason}. Use 'cpu' or 'auto'.")
     return resolved
 
 

@@ -70,6 +70,16 @@ class Checkpoint:
         """The dtype of the embedding, which usually is that of all weights."""
         return self.weights[0].pieces[0].tensor.dtype
 
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of the stored weights by the name of their dtype, without reading them."""
+        sizes: dict[str, int] = {}
+        for weight in self.weights:
+            for piece in weight.pieces:
+                name = str(piece.tensor.dtype).removeprefix("torch.")
+                sizes[name] = sizes.get(name, 0) + piece.tensor.numel() * piece.tensor.dtype.itemsize
+        return sizes
+
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration of a checkpoint directory; none of its weights are read.
@@ -269,14 +279,17 @@ def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
 
 def _infer_tied_output(config: ModelConfig, files: Files) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
-    tensors = next(iter(files.values()))
-    if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
-        return config
-    first, second = tensors[EMBEDDING], tensors[OUTPUT]
+    pairs = [(tensors.get(EMBEDDING), tensors.get(OUTPUT)) for tensors in files.values()]
+    return replace(config, tied_output=True) if all(_same_values(*pair) for pair in pairs) else config
+
+
+def _same_values(first: StoredTensor | None, second: StoredTensor | None) -> bool:
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return config
-    is_same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
-    return replace(config, tied_output=True) if is_same else config
+        return False
+    if first.shape != second.shape or first.dtype != second.dtype or not first.dim():
+        return False
+    # The first row is enough to tell two tables apart, so that untied ones are not read.
+    return first.data_ptr() == second.data_ptr() or (torch.equal(first[:1], second[:1]) and torch.equal(first, second))
 
 
 def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: Files) -> None:

@@ -120,13 +120,18 @@ class ModelConfig:
         """
         return cls(**read_meta(params, source, vocab_size=vocab_size, llama3=llama3))
 
+    @property
+    def in_meta_format(self) -> bool:
+        """Whether Meta's `params.json` can state this configuration: it has no linear or YaRN scaling of RoPE."""
+        return not isinstance(self.rope_scaling, (LinearScaling, YarnScaling))
+
     def to_meta(self) -> dict[str, Any]:
         """A `params.json` that `from_meta` reads as an equal configuration.
 
         Raises: ConfigError for a RoPE scaling that Meta's code does not have.
         """
         scaling = self.rope_scaling
-        if not (scaling is None or isinstance(scaling, Llama3Scaling)):
+        if scaling is not None and not isinstance(scaling, Llama3Scaling):
             kind = hf_scaling(scaling) or {}
             raise ConfigError(
                 f"Meta's params.json cannot state RoPE of type {kind.get('rope_type')}; use Hugging Face's layout."

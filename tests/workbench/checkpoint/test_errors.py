@@ -115,7 +115,7 @@ def test_wrong_tensors(hf: Path, change: Callable[[dict[str, Any]], Any], messag
             lambda s: s.update({"norm.weight": s["norm.weight"].half()}),
             r"expected torch.float32 .*, found torch.float16",
         ),
-        (lambda s: s.update(step=3), r"01.pth: expected tensors only, found 'step' of int"),
+        (lambda s: s.update(step=[3]), r"01.pth: expected tensors only, found 'step' of list"),
     ],
 )
 def test_wrong_shard(meta: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -131,7 +131,7 @@ def test_truncated_file(request: pytest.FixtureRequest, layout: str, keep: float
     data = file.read_bytes()
     file.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
     text = complaint(path)
-    assert file.name in text and "truncated, damaged" in text
+    assert file.name in text and ("truncated, damaged" if keep else "is empty") in text
 
 
 def test_not_a_weight_file(hf: Path, meta: Path) -> None:
@@ -147,7 +147,7 @@ def test_code_in_a_file_is_not_run(meta: Path, tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"norm.weight": Evil()}, meta / "consolidated.00.pth")
-    assert "cannot be read" in complaint(meta)
+    assert "holds code" in complaint(meta)
     assert not (tmp_path / "ran").exists()
 
 
