@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import StoredTensor, all_values
-from workbench.checkpoint.files import INDEX, Layout, find_layout, open_tensors, stated_config, weight_map
+from workbench.checkpoint.files import INDEX, Layout, find_layout, stated_config, weight_map
+from workbench.checkpoint.read import open_tensors
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
