@@ -29,7 +29,7 @@ _MOST_DIMENSIONS = 4
 _LARGEST_SIZE = 1 << 40
 
 # The format's numbers of value types, as numpy's types.
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
