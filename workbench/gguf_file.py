@@ -11,6 +11,7 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # of the tensors' data, if general.alignment is absent
 
 _MOST_KEYS, _MOST_TENSORS = 1 << 16, 1 << 20
-_MOST_ELEMENTS = 1 << 24  # of all arrays together; the largest vocabularies have fewer than 2^20 tokens and merges
+_MOST_ELEMENTS = 1 << 22  # of all lists together; the largest vocabularies have fewer than 2^20 tokens and merges
 _MOST_BYTES = 1 << 30  # of the header
 _MOST_DIMENSIONS = 4
 _LARGEST_SIZE = 1 << 40
@@ -76,9 +77,19 @@ def gguf_metadata(path: str | Path) -> dict[str, Any]:
 def read_header(path: str | Path) -> GgufHeader:
     """The header of a GGUF file.
 
+    It is read again only if the file's size or modification time changed.
     Raises: CheckpointError if the file is not GGUF, of another version or byte order, truncated or damaged.
     """
     path = Path(path)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable ({error.strerror}).") from error
+    return _header(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _header(path: Path, size: int, changed_ns: int) -> GgufHeader:
     try:
         with path.open("rb") as file:
             start = file.read(8)

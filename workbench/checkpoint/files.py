@@ -9,8 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.checkpoint.gguf import gguf_files
+from workbench.checkpoint.gguf_config import gguf_config
 from workbench.checkpoint.read import read_json
-from workbench.checkpoint.tensors import Kind
+from workbench.checkpoint.tensors import StoredKind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
 
@@ -20,9 +22,12 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a checkpoint's configuration and weights; files in shard order."""
+    """Paths of a checkpoint's configuration and weights; files in shard order.
 
-    kind: Kind
+    `root` is the directory; of kind "gguf" it is the file, which holds the configuration and the tokenizer too.
+    """
+
+    kind: StoredKind
     root: Path
     config_file: Path
     weight_files: tuple[Path, ...]
@@ -42,10 +47,12 @@ def resolve(path: str | Path) -> Path:
 
 
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
-    """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
+    """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
+    if files := gguf_files(Path(path).expanduser()):
+        return Layout("gguf", files[0], files[0], files)
     root = resolve(path)
     meta, hf = root / "params.json", root / "config.json"
     shards = _meta_files(root)
@@ -64,6 +71,8 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
 
 def stated_config(layout: Layout) -> ModelConfig:
     """The configuration in the file; for Meta's layout only the weights show whether the output is tied."""
+    if layout.kind == "gguf":
+        return gguf_config(layout.weight_files)
     values = read_json(layout.config_file)
     read = ModelConfig.from_meta if layout.kind == "meta" else ModelConfig.from_hf
     return read(values, source=str(layout.config_file))

@@ -17,7 +17,7 @@ def fingerprint(path: str | Path) -> str:
     Raises: CheckpointError if there is no checkpoint at the path.
     """
     layout = find_layout(path)
-    files = (layout.config_file, *layout.weight_files)
+    files = tuple(dict.fromkeys((layout.config_file, *layout.weight_files)))  # a GGUF file is both
     with ThreadPoolExecutor() as pool:  # hashing releases Python's lock, so shards are hashed in parallel
         digests = list(pool.map(_digest, files))
     combined = hashlib.sha256()

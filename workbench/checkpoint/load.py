@@ -111,7 +111,7 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None 
         return None
     tokenizer = Tokenizer.from_file(file)
     padding = config.vocab_size - tokenizer.vocab_size
-    if not 0 <= padding < (_PADDING if (kind or layout.kind) == "hf" else 1):
+    if not 0 <= padding < (1 if (kind or layout.kind) == "meta" else _PADDING):
         raise CheckpointError(
             f"{file}: this vocabulary has {tokenizer.vocab_size:,} tokens, but {layout.config_file.name} says "
             f"{config.vocab_size:,}; expected the tokenizer that this model was trained with."
