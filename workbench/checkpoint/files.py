@@ -18,6 +18,7 @@ from workbench.errors import CheckpointError
 
 DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
         return Layout("meta", root, meta, shards)
     if hf.is_file():
         return Layout("hf", root, hf, _hf_files(root, required=weights))
+    if (root / ADAPTER).is_file():
+        base = read_json(root / ADAPTER).get("base_model_name_or_path")
+        named = f" of the base {str(base)[:120]!r}" if base else ""
+        raise CheckpointError(
+            f"{root}: a LoRA adapter{named}, not a model; pass the base model, and the adapter with --adapter {root} "
+            "(or load_model(base, adapter=...))."
+        )
     raise CheckpointError(f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory.")
 
 
