@@ -1,4 +1,4 @@
-"""Linear layer for few rows: in float32 on a CPU, oneDNN's kernel for a large weight and more rows than MKL is fast for.
+"""Linear layer for few rows: float32 on a CPU with oneDNN, where a large weight and its rows are slow with MKL.
 
 `F.linear` otherwise. A kernel is chosen only by dtype and sizes, never by timing, so that all processes compute the
 same bits; `benchmarks/model.md` has the measurements.
