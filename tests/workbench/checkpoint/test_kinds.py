@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.workbench.checkpoint.checkpoints import hf_llama, meta_shards, meta_state
+from tests.workbench.checkpoint.checkpoints import SMALL, hf_llama, meta_shards, meta_state
 from workbench.checkpoint import convert, load_model, read_config, read_shape
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.stated_config import stated_config
@@ -231,6 +231,11 @@ def stray_shard(folder: Path) -> Any:
     shutil.copy(folder / "consolidated.00.pth", folder / "consolidated.99999999.pth")
 
 
+def reward_model(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SMALL, num_labels=1)).save_pretrained(folder)
+
+
 # Keys that change nothing, as published files have them.
 HARMLESS_KEYS: dict[str, Any] = {
     "unk_token_id": 0, "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"},
@@ -361,6 +366,8 @@ KINDS = [
            says="RoPE type" if "dynamic" in kind or "Long" in kind or "prop" in kind else
            "partial_rotary_factor" if "partial" in kind and "rope_p" in kind else next(iter(changes)))
       for kind, changes in OTHER_MODELS.items()),
+    Kind("reward model", "LlamaForSequenceClassification", "refused by name", reward_model,
+         says="'LlamaForSequenceClassification' .a reward model or a classifier.: it has another output layer"),
     Kind("quantised", "GPTQ's quantization_config", "refused by name",
          lambda f: (hf(f, {"quantization_config": {"quant_method": "gptq", "bits": 4}}), None)[1],
          says="quantised with gptq cannot be loaded"),
