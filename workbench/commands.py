@@ -244,7 +244,7 @@ def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
     """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
     if model.tokenizer is None:
         raise TokenizerError(
-            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json there."
+            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json."
         )
     return model.tokenizer
 
