@@ -70,12 +70,10 @@ def info(
     """Print a model's shape, parameters, FLOPs and cache size by part, and check its files without reading weights."""
     from workbench import model_cost
     from workbench.checkpoint import fingerprint, open_checkpoint, read_shape
-    from workbench.published import PUBLISHED
+    from workbench.published import published
 
-    if model in PUBLISHED and not Path(model).exists():
-        config, weights = PUBLISHED[model], False
-    else:
-        config, weights = read_shape(model)
+    shape_by_name = None if Path(model).exists() else published(model)
+    config, weights = read_shape(model) if shape_by_name is None else (shape_by_name, False)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
@@ -85,7 +83,7 @@ def info(
     digest = fingerprint(model) if weights and with_hash else None
     if as_json:
         facts = {
-            "config": config.to_meta(),
+            "config": config.to_meta() if config.in_meta_format else config.to_hf(),
             "parameters": config.n_params,
             "parameters_by_part": parameters,
             "context": length,

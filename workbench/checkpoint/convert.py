@@ -19,10 +19,10 @@ from workbench.checkpoint.assemble import MappedPages, Target, assemble
 from workbench.checkpoint.files import INDEX
 from workbench.checkpoint.load import fitting_tokenizer
 from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint, read_config
-from workbench.checkpoint.meta_code import params_for_meta
 from workbench.checkpoint.tensors import OUTPUT, Kind, stored_name
 from workbench.checkpoint.write import Entry, write_pth, write_safetensors
 from workbench.config import ModelConfig
+from workbench.config.meta_code import params_for_meta
 from workbench.errors import CheckpointError, WorkbenchWarning
 from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def convert(
         raise CheckpointError(
             f"{target}: holds {existing[0] if existing else 'a file'} already; choose an empty directory."
         )
-    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config, kind=layout)
+    tokenizer, _ = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     config = _config(checkpoint, tokenizer, layout, container)
     if layout == "meta":
         _check_divides(checkpoint.config, shards)

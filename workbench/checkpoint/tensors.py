@@ -1,4 +1,4 @@
-"""Table of Llama 3's weights: names in both layouts, complete shapes, and the axis that is sharded.
+"""Table of a Llama's weights: names in both layouts, complete shapes, and the axis that is sharded.
 
 All code that reads or writes a checkpoint uses this table. It knows nothing of files.
 """
@@ -14,8 +14,10 @@ from workbench.config import ModelConfig
 
 Kind = Literal["meta", "hf"]
 
-# Tensors in older files that follow from the configuration.
-HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
+# Frequencies in older files, which follow from the configuration.
+FREQUENCIES = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
+# Cosines and sines, which follow from the frequencies.
+HARMLESS = re.compile(r"(^|\.)rotary_emb\.(cos|sin)_cached$")
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 
@@ -26,6 +28,7 @@ class TensorSpec:
 
     `shape` is that of the complete tensor. `split` is the axis that tensor-parallel shards divide; None if each shard
     has a copy. `rotary_heads` is the number of heads for wq and wk, whose rows the two layouts order differently.
+    `kv_heads` is the number of heads for wk and wv, which more shards than heads repeat.
     """
 
     name: str
@@ -33,6 +36,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     split: int | None
     rotary_heads: int = 0
+    kv_heads: int = 0
 
 
 def tensor_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -46,8 +50,12 @@ def _specs(c: ModelConfig) -> Iterator[TensorSpec]:
     for layer in range(c.n_layers):
         meta, hf = f"layers.{layer}.", f"model.layers.{layer}."
         yield TensorSpec(meta + "attention.wq.weight", hf + "self_attn.q_proj.weight", (q, c.dim), 0, c.n_heads)
-        yield TensorSpec(meta + "attention.wk.weight", hf + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads)
-        yield TensorSpec(meta + "attention.wv.weight", hf + "self_attn.v_proj.weight", (kv, c.dim), 0)
+        yield TensorSpec(
+            meta + "attention.wk.weight", hf + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads, c.n_kv_heads
+        )
+        yield TensorSpec(
+            meta + "attention.wv.weight", hf + "self_attn.v_proj.weight", (kv, c.dim), 0, kv_heads=c.n_kv_heads
+        )
         yield TensorSpec(meta + "attention.wo.weight", hf + "self_attn.o_proj.weight", (c.dim, q), 1)
         yield TensorSpec(meta + "feed_forward.w1.weight", hf + "mlp.gate_proj.weight", (c.ffn_dim, c.dim), 0)
         yield TensorSpec(meta + "feed_forward.w2.weight", hf + "mlp.down_proj.weight", (c.dim, c.ffn_dim), 1)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_meta
 from workbench.checkpoint import convert, fingerprint, load_model
-from workbench.checkpoint.meta_code import mlp_keys
 from workbench.checkpoint.write import Entry, write_safetensors
 from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config.meta_code import mlp_keys
 from workbench.errors import CheckpointError, WorkbenchWarning
 from workbench.text.tokenizer import Tokenizer
 

@@ -115,7 +115,7 @@ def test_a_tied_copy_and_old_tables_are_accepted(tmp_path: Path) -> None:
     model = load_saved(tmp_path / "hf", tied_output=True)
     state = dict(model.state_dict())
     state["output.weight"] = state["tok_embeddings.weight"].clone()
-    state["rope.freqs"] = torch.ones(4)
+    state["rope.freqs"] = 10_000.0 ** -(torch.arange(0, 8, 2) / 8)
     write_meta(model, tmp_path / "meta", state=state)
     assert load_model(tmp_path / "meta", device="cpu").config == model.config
 

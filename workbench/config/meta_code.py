@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.config import FACTOR_32_SHAPES, Llama3Scaling, ModelConfig, swiglu_size
+from workbench.config.meta_params import FACTOR_32_SHAPES, swiglu_size
+from workbench.config.model_config import ModelConfig
+from workbench.config.rope_scaling import Llama3Scaling
 from workbench.errors import CheckpointError
 
 _MULTIPLE_OF = 256  # Meta's default
@@ -17,7 +19,7 @@ _MULTIPLE_OF = 256  # Meta's default
 def params_for_meta(config: ModelConfig) -> dict[str, Any]:
     """The keys of Meta's `ModelArgs` that give this model.
 
-    Raises: CheckpointError if Meta's code cannot compute it.
+    Raises: CheckpointError or ConfigError if Meta's code cannot compute it.
     Source: `ModelArgs` and `apply_scaling` of meta-llama/llama3 and meta-llama/llama-models.
     """
     if config.head_dim * config.n_heads != config.dim:
@@ -25,6 +27,7 @@ def params_for_meta(config: ModelConfig) -> dict[str, Any]:
             f"Meta's code computes head_dim as dim / n_heads, {config.dim} / {config.n_heads}, but this model has "
             f"{config.head_dim}; write the safetensors container instead."
         )
+    config.to_meta()  # raises for RoPE that no code of Meta's has
     scaling = config.rope_scaling
     # Meta publishes factor 32 without a key for it; see FACTOR_32_SHAPES.
     known = Llama3Scaling(factor=32.0 if (config.dim, config.n_layers) in FACTOR_32_SHAPES else 8.0)
