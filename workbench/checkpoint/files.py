@@ -13,11 +13,13 @@ from pathlib import Path
 from workbench.checkpoint.read import read_json
 from workbench.checkpoint.tensors import Kind
 from workbench.errors import CheckpointError
+from workbench.file_problem import file_problem
 
 DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _ADAPTER = "adapter_config.json"
+_LONGEST_NAME = 200  # characters of a file's name; most systems have a limit of 255 bytes
 _META_NAME = re.compile(r"consolidated(?:\.(\d+)|-(\d+)-of-(\d+))?")
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})")
 # Weight files that are no model: they belong to an adapter, an optimiser, or another program's format.
@@ -91,7 +93,7 @@ def weight_map(index: Path) -> dict[str, str]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensor names to files.")
-    outside = [name for name in files.values() if Path(name).name != name]
+    outside = [name for name in files.values() if Path(name).name != name or len(name) > _LONGEST_NAME]
     if outside:
         raise CheckpointError(f"{index}: lists {outside[0][:80]!r}, which is not in this directory.")
     return files
@@ -199,6 +201,9 @@ def _no_weights(root: Path) -> str:
 
 
 def _no_configuration(root: Path) -> str:
+    for file in (root / "params.json", root / "config.json"):
+        if file.exists() or file.is_symlink():
+            return f"{file}: {file_problem(file)}."
     if (root / _ADAPTER).is_file():
         return _adapter_alone(root)
     problem = f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory."
