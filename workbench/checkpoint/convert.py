@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.adapter import with_adapter
 from workbench.checkpoint.assemble import MappedPages, Target, assemble
 from workbench.checkpoint.files import INDEX
 from workbench.checkpoint.load import fitting_tokenizer
@@ -49,12 +50,15 @@ def convert(
     layout: Kind,
     shards: int = 1,
     container: Literal["safetensors", "pth"] = "safetensors",
+    adapter: str | Path | None = None,
 ) -> Path:
     """Write a checkpoint in another layout, and return its directory.
 
-    `shards` is Meta's tensor-parallel size, or the number of files in Hugging Face's layout. `container` "pth" is for
-    Meta's own code: its params.json has only Meta's keys, and a tied output is written too. Values and dtypes are not
-    changed, and the tokenizer is copied. Files get their final names when all of them are complete.
+    `adapter` is the folder of a LoRA adapter, which is merged into the weights. `shards` is Meta's tensor-parallel
+    size, or the number of files in Hugging Face's layout. `container` "pth" is for Meta's own code: its params.json has
+    only Meta's keys, and a tied output is written too. Values and dtypes are not changed, except that quantised and
+    merged weights are rounded to the dtype in which they load. The tokenizer is copied. Files get their final names
+    when all of them are complete.
 
     Raises: CheckpointError if the source does not load, the target holds a checkpoint or cannot be written, `shards`
         does not fit, or Meta's code cannot compute the model.
@@ -66,6 +70,8 @@ def convert(
     if shards < 1:
         raise CheckpointError(f"shards must be at least 1, found {shards}.")
     checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = with_adapter(checkpoint, adapter)
     target = Path(target).expanduser()
     existing = [name for name in ("params.json", "config.json") if (target / name).exists()]
     if existing or (target.exists() and not target.is_dir()):

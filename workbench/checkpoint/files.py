@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.read import read_json
-from workbench.checkpoint.tensors import Kind
+from workbench.checkpoint.tensors import StoredKind
 from workbench.errors import CheckpointError
 from workbench.file_problem import file_problem
 
 DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 _LONGEST_NAME = 200  # characters of a file's name; most systems have a limit of 255 bytes
 _META_NAME = re.compile(r"consolidated(?:\.(\d+)|-(\d+)-of-(\d+))?")
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})")
@@ -30,11 +31,12 @@ _NOT_A_MODEL = re.compile(r"adapter|optimizer|scheduler|training_args|rng_state|
 class Layout:
     """Paths of a checkpoint's configuration and weights; files in shard order.
 
+    `root` is the directory; of kind "gguf" it is the file, which holds the configuration and the tokenizer too.
     `index` is the file that says which tensor is in which weight file, if there is one. `notes` are sentences for the
     user about files that were passed over.
     """
 
-    kind: Kind
+    kind: StoredKind
     root: Path
     config_file: Path
     weight_files: tuple[Path, ...]
@@ -56,11 +58,13 @@ def resolve(path: str | Path) -> Path:
 
 
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
-    """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
+    """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     A directory of the Hugging Face cache stands for its snapshot, and Meta's files may be in `original/`.
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
+    if gguf := gguf_files(Path(path).expanduser()):
+        return Layout("gguf", gguf[0], gguf[0], gguf)
     root, notes = _snapshot(resolve(path))
     hf_config = root / "config.json"
     folder = root if (root / "params.json").is_file() else root / "original"
@@ -191,7 +195,7 @@ def _no_weights(root: Path) -> str:
         return f"{root}: holds {len(numbered)} of the {int(numbered[0][3])} weight files, {_names(weights)}."
     if len(weights) > 1:
         return f"{root}: holds several weight files, {_names(weights)}; name the one to load model.safetensors."
-    if (root / _ADAPTER).is_file():
+    if (root / ADAPTER).is_file():
         return _adapter_alone(root)
     if any(_META_NAME.fullmatch(path.stem) for path in files):
         return f"{root}: holds Meta's weights, {_names(files)}, but Meta's params.json is missing."
@@ -204,23 +208,24 @@ def _no_configuration(root: Path) -> str:
     for file in (root / "params.json", root / "config.json"):
         if file.exists() or file.is_symlink():
             return f"{file}: {file_problem(file)}."
-    if (root / _ADAPTER).is_file():
+    if (root / ADAPTER).is_file():
         return _adapter_alone(root)
     problem = f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory."
-    if gguf := sorted(root.glob("*.gguf")):
-        return f"{problem} To load a GGUF file, pass its path: {_names(gguf)}."
     inner = [path.parent for pattern in ("*/config.json", "*/params.json") for path in sorted(root.glob(pattern))]
     return f"{problem} Pass one of its directories: {_names(inner)}." if inner else problem
 
 
 def _adapter_alone(root: Path) -> str:
-    base = read_json(root / _ADAPTER).get("base_model_name_or_path")
-    name = repr(base[:100]) if isinstance(base, str) and base else "its base model"
-    return f"{root}: holds an adapter for {name}, not a model; load that model with --adapter {root}."
+    base = read_json(root / ADAPTER).get("base_model_name_or_path")
+    named = f" of the base {str(base)[:120]!r}" if base else ""
+    return (
+        f"{root}: a LoRA adapter{named}, not a model; pass the base model, and the adapter with --adapter {root} "
+        "(or load_model(base, adapter=...))."
+    )
 
 
 def _adapter_note(root: Path) -> tuple[str, ...]:
-    if not (root / _ADAPTER).is_file():
+    if not (root / ADAPTER).is_file():
         return ()
     return (f"{root}: the adapter next to the weights is not applied; to apply it, use --adapter {root}.",)
 

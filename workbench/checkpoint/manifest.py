@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.encoded_tensor import StoredTensor, all_values
+from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
 from workbench.checkpoint.files import Layout, find_layout, weight_map
-from workbench.checkpoint.read import open_tensors
-from workbench.checkpoint.stated_config import Files, stated_config
+from workbench.checkpoint.float8 import Files, float8_scaling, scaled
+from workbench.checkpoint.gguf import open_gguf
+from workbench.checkpoint.read import open_tensors, read_json
+from workbench.checkpoint.stated_config import stated_config
 from workbench.checkpoint.tensors import (
     EMBEDDING,
     FREQUENCIES,
@@ -67,8 +69,9 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding, which usually is that of all weights."""
-        return self.weights[0].pieces[0].tensor.dtype
+        """The dtype of encoded weights if there are any, else that of the embedding."""
+        stored = [piece.tensor for weight in self.weights for piece in weight.pieces]
+        return next((tensor for tensor in stored if isinstance(tensor, EncodedTensor)), stored[0]).dtype
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
@@ -115,8 +118,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config, notes = stated_config(layout, files)
     if layout.kind == "hf":
         _check_index(layout, files)
+        files, about_scaling = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
+        notes += about_scaling
         files = _published_names(files)
-    else:
+    elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
     if config.tied_output:
         files = _with_embedding(layout, config, files)
@@ -129,7 +134,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open(layout: Layout) -> Files:
-    return {file: open_tensors(file) for file in layout.weight_files}
+    """The tensors of each weight file, by their stored names."""
+    read = open_gguf if layout.kind == "gguf" else open_tensors
+    return {file: read(file) for file in layout.weight_files}
 
 
 def _published_names(files: Files) -> Files:
@@ -206,12 +213,12 @@ def _find(layout: Layout, spec: TensorSpec, files: Files) -> Weight:
     shards = [(path, tensor) for path, tensor in stored if tensor is not None]
     if not shards or len(shards) < len(stored):
         location = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
-        if len(layout.weight_files) > 1 and layout.kind == "hf":
+        if len(layout.weight_files) > 1 and layout.kind != "meta":
             location = layout.root
         expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
         hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
         raise CheckpointError(f"{location}: tensor {name!r} is missing; {expected}, found none{hint}.")
-    if layout.kind == "hf" and len(shards) > 1:
+    if layout.kind != "meta" and len(shards) > 1:
         raise CheckpointError(f"{shards[1][0]}: tensor {name!r} is also in {shards[0][0].name}; expected it once.")
     pieces = _pieces(layout, spec, name, shards)
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)

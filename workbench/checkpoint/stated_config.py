@@ -6,11 +6,10 @@ Meta's `params.json` leaves the vocabulary's size to the tokenizer, and theta an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
-from workbench.checkpoint.encoded_tensor import StoredTensor
 from workbench.checkpoint.files import Layout
+from workbench.checkpoint.float8 import QUANTISATION_KEYS, Files, float8_scaling
+from workbench.checkpoint.gguf_config import gguf_config
 from workbench.checkpoint.read import read_json
 from workbench.checkpoint.tensors import EMBEDDING
 from workbench.config import ModelConfig
@@ -21,8 +20,6 @@ from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=*[ \t]\d+\r?\n")
 
-Files = Mapping[Path, Mapping[str, StoredTensor]]
-
 
 def stated_config(layout: Layout, files: Files | None = None) -> tuple[ModelConfig, tuple[str, ...]]:
     """The configuration, and notes on it for the user; for Meta's layout only the weights show a tied output.
@@ -30,8 +27,12 @@ def stated_config(layout: Layout, files: Files | None = None) -> tuple[ModelConf
     `files` are the tensors by file, None if the weights were not opened.
     Raises: CheckpointError, or ConfigError for errors in the configuration file.
     """
+    if layout.kind == "gguf":
+        return gguf_config(layout.weight_files), ()
     values, source = read_json(layout.config_file), str(layout.config_file)
     if layout.kind == "hf":
+        float8_scaling(values, source)  # refuses other quantisations
+        values = {key: value for key, value in values.items() if key not in QUANTISATION_KEYS}
         config = ModelConfig.from_hf(values, source=source)
         unknown = unknown_keys(values, source)
         return config, (_ignored(source, unknown),) if unknown else ()

@@ -52,19 +52,21 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
             f"{source}: model_type is {short(model_type)}{f', {name}' if name else ''}; only 'llama' text models "
             "can be loaded."
         )
-    context = keys.whole("max_position_embeddings", 0, integral_float=True)
+    context = 0
+    if keys.take("max_position_embeddings") is not None:
+        context = keys.size("max_seq_len", "max_position_embeddings", integral_float=True)
     theta, scaling, unknown = _rope(keys, context)
     context = context or (SCALED_CONTEXT if isinstance(scaling, Llama3Scaling) else PLAIN_CONTEXT)
-    n_heads, dim = keys.whole("num_attention_heads"), keys.whole("hidden_size")
-    head_dim = keys.whole("head_dim", 0)
+    n_heads, dim = keys.size("n_heads", "num_attention_heads"), keys.size("dim", "hidden_size")
+    head_dim = keys.size("head_dim", "head_dim", 0)
     fields = {
         "dim": dim,
-        "n_layers": keys.whole("num_hidden_layers"),
+        "n_layers": keys.size("n_layers", "num_hidden_layers"),
         "n_heads": n_heads,
-        "n_kv_heads": keys.whole("num_key_value_heads", n_heads),
+        "n_kv_heads": keys.size("n_kv_heads", "num_key_value_heads", n_heads),
         "head_dim": head_dim,
-        "ffn_dim": keys.whole("intermediate_size"),
-        "vocab_size": keys.whole("vocab_size"),
+        "ffn_dim": keys.size("ffn_dim", "intermediate_size"),
+        "vocab_size": keys.size("vocab_size", "vocab_size"),
         "norm_eps": keys.number("rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
@@ -105,7 +107,7 @@ def _rope(keys: Keys, context: int) -> tuple[float, Scaling | None, list[str]]:
     stated = keys.take("rope_theta")
     original = keys.take("original_max_position_embeddings")
     if original is not None:
-        original = keys.whole("original_max_position_embeddings", integral_float=True)
+        original = keys.size("max_seq_len", "original_max_position_embeddings", integral_float=True)
     settings, unknown = [], []
     for name in ("rope_scaling", "rope_parameters"):
         group = keys.group(name)
@@ -142,7 +144,7 @@ def _scaling(keys: Keys, context: int, original: int | None) -> Scaling | None:
         raise ConfigError(f"{keys.source}: {short(per_layer)} is {short(keys.values[per_layer])}: not supported.")
 
     def original_context() -> int:
-        value = keys.whole("original_max_position_embeddings", context, integral_float=True)
+        value = keys.size("max_seq_len", "original_max_position_embeddings", context, integral_float=True)
         return value if original is None else original
 
     scaling: Scaling | None = None

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from workbench.errors import ConfigError
 
-_LARGEST = 2**40  # no size of any model; much larger integers cannot even be converted to a float
+# No model is larger; a damaged or hostile file must not make anything that grows with these.
+LARGEST = {
+    "dim": 2**17,
+    "n_layers": 1_024,
+    "n_heads": 4_096,
+    "n_kv_heads": 4_096,
+    "ffn_dim": 2**20,
+    "vocab_size": 2**23,
+    "max_seq_len": 2**27,
+    "head_dim": 2**14,
+}
+_LARGEST_NUMBER = 2**40  # much larger integers cannot be converted to a float
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxdict = _SHORT.maxlist = 3
@@ -20,6 +33,17 @@ def short(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     return _SHORT.repr(value)[:120]
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the file's name before a ConfigError that does not have it: that of a value, which knows no file."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith(source):
+            raise
+        raise ConfigError(f"{source}: {error}") from None
 
 
 class Keys:
@@ -43,8 +67,17 @@ class Keys:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{self.source}: {name} must be a whole number, found {short(value)}.")
-        if abs(value) > _LARGEST:
+        if abs(value) > _LARGEST_NUMBER:
             raise ConfigError(f"{self.source}: {name} is {short(value)}, which no model has.")
+        return value
+
+    def size(self, field: str, name: str, default: int | None = None, *, integral_float: bool = False) -> int:
+        """A whole number that a model can have for this field of ModelConfig."""
+        value = self.whole(name, default, integral_float=integral_float)
+        if value > LARGEST[field]:
+            raise ConfigError(f"{self.source}: {name} is {short(value)}; the largest supported is {LARGEST[field]:,}.")
+        if value < (0 if default == 0 else 1):
+            raise ConfigError(f"{self.source}: {name} must be a positive whole number, found {short(value)}.")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

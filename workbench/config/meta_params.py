@@ -29,8 +29,8 @@ _SCALING = ("rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_facto
 def read_meta(params: dict[str, Any], source: str, *, vocab_size: int | None, llama3: bool) -> dict[str, Any]:
     """The fields of a ModelConfig; see `ModelConfig.from_meta`. Raises: ConfigError."""
     keys = Keys(params, source)
-    dim, n_heads = keys.whole("dim"), keys.whole("n_heads")
-    n_layers = keys.whole("n_layers")
+    dim, n_heads = keys.size("dim", "dim"), keys.size("n_heads", "n_heads")
+    n_layers = keys.size("n_layers", "n_layers")
     scaling = _scaling(keys, (dim, n_layers))
     stated = keys.whole("vocab_size", -1)
     if stated < 1:
@@ -40,18 +40,19 @@ def read_meta(params: dict[str, Any], source: str, *, vocab_size: int | None, ll
     llama3 = llama3 or scaling is not None or stated == LLAMA3_VOCABULARY
     norm_eps = keys.number("norm_eps", 1e-5)
     theta = keys.number("rope_theta", LLAMA3_THETA if llama3 else LLAMA2_THETA)
+    context = _context(theta, norm_eps, scaled=scaling is not None, llama3=llama3)
     fields = {
         "dim": dim,
         "n_layers": n_layers,
         "n_heads": n_heads,
-        "n_kv_heads": keys.whole("n_kv_heads", n_heads),
-        "head_dim": keys.whole("head_dim", 0),
+        "n_kv_heads": keys.size("n_kv_heads", "n_kv_heads", n_heads),
+        "head_dim": keys.size("head_dim", "head_dim", 0),
         "ffn_dim": _ffn_dim(keys, dim),
         "vocab_size": stated,
         "norm_eps": norm_eps,
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "max_seq_len": keys.whole("max_seq_len", _context(theta, norm_eps, scaled=scaling is not None, llama3=llama3)),
+        "max_seq_len": keys.size("max_seq_len", "max_seq_len", context),
         "tied_output": keys.flag("tied_output", False),
     }
     keys.ignore("max_batch_size", "model_parallel_size")
@@ -94,7 +95,7 @@ def _scaling(keys: Keys, shape: tuple[int, int]) -> Llama3Scaling | None:
         factor=keys.number("rope_scaling_factor", 32.0 if shape in FACTOR_32_SHAPES else 8.0),
         low_freq_factor=keys.number("rope_low_freq_factor", 1.0),
         high_freq_factor=keys.number("rope_high_freq_factor", 4.0),
-        original_context=keys.whole("rope_original_context", PLAIN_CONTEXT),
+        original_context=keys.size("max_seq_len", "rope_original_context", PLAIN_CONTEXT),
     )
 
 
@@ -108,7 +109,7 @@ def _ffn_dim(keys: Keys, dim: int) -> int:
             f"{keys.source}: multiple_of and ffn_dim_multiplier must be positive, found {multiple_of} and {multiplier}."
         )
     computed = swiglu_size(dim, multiple_of=multiple_of, multiplier=multiplier)
-    stated = keys.whole("ffn_dim", computed)
+    stated = keys.size("ffn_dim", "ffn_dim", computed)
     if stated != computed and ("multiple_of" in keys.values or multiplier is not None):
         raise ConfigError(
             f"{keys.source}: ffn_dim is {stated} but multiple_of and ffn_dim_multiplier give {computed}; remove one."

@@ -10,22 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.config.hf_config import hf_scaling, read_hf
-from workbench.config.keys import short
+from workbench.config.keys import LARGEST, naming, short
 from workbench.config.meta_params import read_meta
 from workbench.config.rope_scaling import PLAIN_CONTEXT, LinearScaling, Llama3Scaling, Scaling, YarnScaling
 from workbench.errors import ConfigError
-
-# No model is larger; a damaged or hostile file must not make anything that grows with these.
-_LARGEST = {
-    "dim": 2**17,
-    "n_layers": 1_024,
-    "n_heads": 4_096,
-    "n_kv_heads": 4_096,
-    "ffn_dim": 2**20,
-    "vocab_size": 2**23,
-    "max_seq_len": 2**27,
-    "head_dim": 2**14,
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class ModelConfig:
     tied_output: bool = False
 
     def __post_init__(self) -> None:
-        for name, largest in _LARGEST.items():
+        for name, largest in LARGEST.items():
             value, least = getattr(self, name), 0 if name == "head_dim" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name} must be a positive whole number, found {short(value)}.")
@@ -118,7 +106,8 @@ class ModelConfig:
         else Llama 1's or 2's.
         Raises: ConfigError for unknown, missing or contradictory keys.
         """
-        return cls(**read_meta(params, source, vocab_size=vocab_size, llama3=llama3))
+        with naming(source):
+            return cls(**read_meta(params, source, vocab_size=vocab_size, llama3=llama3))
 
     @property
     def in_meta_format(self) -> bool:
@@ -167,7 +156,8 @@ class ModelConfig:
 
         Raises: ConfigError for another architecture, keys that change the computation, missing or contradictory keys.
         """
-        return cls(**read_hf(config, source))
+        with naming(source):
+            return cls(**read_hf(config, source))
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that transformers 4 and 5 read."""

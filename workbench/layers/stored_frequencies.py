@@ -46,12 +46,13 @@ def contradiction(stored: Tensor, config: ModelConfig) -> str | None:
 
 
 def _theta(values: Tensor) -> float | None:
-    """Theta of unscaled frequencies, from the last pair; None if one pair is all, or it is not positive."""
+    """Theta of unscaled frequencies; None if one pair is all, or it is not positive."""
     pairs = len(values)
-    if pairs < 2 or not 0 < values[-1] < math.inf:
+    pair = -(-3 * (pairs - 1) // 4)  # the last ones may be too small for float16
+    if pair < 1 or not 0 < values[pair] < math.inf:
         return None
-    theta = float(values[-1]) ** (-pairs / (pairs - 1))
-    return theta if 0 < theta < 1e30 else None
+    theta = math.exp(min(-pairs / pair * math.log(float(values[pair])), 100.0))
+    return theta if theta < 1e30 else None
 
 
 def _round(theta: float, tolerance: float) -> float:

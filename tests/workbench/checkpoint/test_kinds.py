@@ -231,11 +231,6 @@ def stray_shard(folder: Path) -> Any:
     shutil.copy(folder / "consolidated.00.pth", folder / "consolidated.99999999.pth")
 
 
-def lonely(folder: Path, name: str) -> Any:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(b"GGUF")
-
-
 # Keys that change nothing, as published files have them.
 HARMLESS_KEYS: dict[str, Any] = {
     "unk_token_id": 0, "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"},
@@ -298,7 +293,6 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
     "no causal mask": {"is_causal": False},
     "vision tower": {"vision_config": {"hidden_size": 64}},
     "another size": {"num_kv_heads": 8},
-    "quantised (GPTQ)": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
 }
 
 
@@ -367,6 +361,9 @@ KINDS = [
            says="RoPE type" if "dynamic" in kind or "Long" in kind or "prop" in kind else
            "partial_rotary_factor" if "partial" in kind and "rope_p" in kind else next(iter(changes)))
       for kind, changes in OTHER_MODELS.items()),
+    Kind("quantised", "GPTQ's quantization_config", "refused by name",
+         lambda f: (hf(f, {"quantization_config": {"quant_method": "gptq", "bits": 4}}), None)[1],
+         says="quantised with gptq cannot be loaded"),
     Kind("a new file next to an old index", "model.safetensors and model.safetensors.index.json",
          "loads the single file, as transformers, with a warning", new_beside_old,
          says="model.safetensors: is loaded; model.safetensors.index.json next to it"),
@@ -396,11 +393,9 @@ KINDS = [
     Kind("weights in original/", "config.json without weights", "loads, with a note",
          lambda f: in_original(f, config=True), says="original: its weights are loaded"),
     Kind("LoRA adapter alone", "adapter_config.json", "refused, naming its base",
-         lambda f: adapter(f, weights=False), says="an adapter for 'org/base', not a model; .* --adapter"),
+         lambda f: adapter(f, weights=False), says="a LoRA adapter of the base 'org/base', not a model; .* --adapter"),
     Kind("LoRA adapter next to weights", "adapter_config.json and model.safetensors", "loads without it, with a note",
          lambda f: adapter(f, weights=True), says="the adapter next to the weights is not applied"),
-    Kind("GGUF file in a folder", "model.gguf", "refused, naming the file",
-         lambda f: lonely(f, "model.gguf"), says=r"pass its path: model.gguf"),
     Kind("rows padded", "512 tokens, 1,024 rows", "loads", lambda f: rows_and_tokens(f, 1024)),
     Kind("an added token without a row", "513 tokens, 512 rows", "loads", lambda f: rows_and_tokens(f, 511)),
     Kind("another model's tokenizer", "512 tokens, 128 rows", "loads, with a note",
