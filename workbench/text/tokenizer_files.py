@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import TokenizerError
-from workbench.text.engine import AddedToken, Engine
+from workbench.errors import CheckpointError, TokenizerError
+from workbench.gguf_file import MAGIC, gguf_metadata
+from workbench.text.engines.engine import AddedToken, Engine
+from workbench.text.engines.gguf_vocabulary import read_gguf_vocabulary
+from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
+from workbench.text.engines.tiktoken_engine import TiktokenEngine
+from workbench.text.engines.tokenizers_engine import TokenizersEngine
 from workbench.text.roles import Roles
-from workbench.text.sentencepiece_engine import SentencePieceEngine
 from workbench.text.side_files import SideFiles
-from workbench.text.tiktoken_engine import TiktokenEngine
-from workbench.text.tokenizers_engine import TokenizersEngine
 from workbench.text.vocabulary_files import read_tiktoken, with_meta_specials
 
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
@@ -52,10 +55,24 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
 
     Raises: TokenizerError if a file cannot be read; MissingExtraError if its library is not installed.
     """
+    if _is_gguf(file):
+        return _read_gguf(file)
     data = _read(file)
     side = None if folder is None else SideFiles.read(folder)
     engine = _engine(data, file, side.tokens() if side else ())
     return ReadTokenizer(engine, side.roles(engine) if side else engine.roles, hashlib.sha256(data).hexdigest())
+
+
+def _is_gguf(file: Path) -> bool:
+    with _readable(file), file.open("rb") as content:
+        return content.read(len(MAGIC)) == MAGIC
+
+
+def _read_gguf(file: Path) -> ReadTokenizer:
+    try:
+        return ReadTokenizer(*read_gguf_vocabulary(gguf_metadata(file)))
+    except (TokenizerError, CheckpointError) as error:
+        raise TokenizerError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
 
 
 def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
@@ -93,9 +110,15 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _read(file: Path) -> bytes:
-    try:
+    with _readable(file):
         if file.stat().st_size > _MOST_BYTES:
             raise TokenizerError(f"{file}: larger than {_MOST_BYTES >> 20} MiB, which no tokenizer file is.")
         return file.read_bytes()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise TokenizerError(f"{file}: not readable ({error.strerror}).") from error

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from workbench.errors import MissingExtraError, TokenizerError
-from workbench.text.engine import AddedToken
+from workbench.text.engines.engine import AddedToken
 from workbench.text.roles import Roles
 
 if TYPE_CHECKING:
