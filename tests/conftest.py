@@ -60,7 +60,7 @@ def smollm2() -> Path:
     """
     if folder := os.environ.get("SMOLLM2"):
         return Path(folder)
-    from workbench.checkpoint.real_model import fetch_real_model
+    from workbench.checkpoint.sources.real_model import fetch_real_model
     from workbench.errors import WorkbenchError
 
     try:

