@@ -43,7 +43,7 @@ def run(
         bool,
         typer.Option(
             "--online/--offline",
-            help="Download datasets from the Hugging Face hub if the data folder lacks them, and the model by its name.",
+            help="Download datasets from the Hugging Face hub if the data folder lacks them, and the model by name.",
         ),
     ] = False,
     preset: Annotated[

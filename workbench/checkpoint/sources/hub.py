@@ -121,8 +121,9 @@ def needed_files(files: Iterable[str]) -> list[str]:
 
 
 def download(name: HubName, report: Callable[[str], None]) -> Path:
-    """The snapshot of a model in the local cache, after downloading what it lacks. A stopped download goes on.
+    """The snapshot of a model in the local cache, after downloading the files that it lacks.
 
+    A connection that breaks off is resumed within the file. After a process that was killed, complete files stay.
     `report` is called with a sentence before the download; the library's progress goes to stderr.
     Raises: CheckpointError, in one sentence, for everything that the hub, the network or the disk refuse.
     """
@@ -194,8 +195,8 @@ def _reason(error: Any, endpoint: str) -> str:
     if status is not None:
         return f"{endpoint} answered with status {status}; try again later."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left in {cache_folder()}. Free some and run the command again; it goes on from there."
+        return f"no space left in {cache_folder()}. Free some and run the command again; complete files are kept."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{cache_folder()} is not writable; set HF_HOME to another folder."
     reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return f"the connection to {endpoint} failed ({reason}). Run the command again; it goes on where it stopped."
+    return f"the connection to {endpoint} failed ({reason}). Run the command again; complete files are kept."
