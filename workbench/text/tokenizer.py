@@ -227,7 +227,7 @@ def find_tokenizer(path: str | Path) -> Path | None:
     """
     path = Path(path)
     if path.is_file():
-        return path
+        return path if path.suffix.lower() != ".gguf" else None
     if not path.is_dir():
         raise TokenizerError(f"{path}: no such file or directory.")
     # A Hugging Face directory may also hold Meta's file, but only its own file has the added tokens.

