@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.checkpoint.float8 import QUANTISATION_KEYS, float8_scaling
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.gguf_config import gguf_config
 from workbench.checkpoint.read import read_json
@@ -81,6 +82,9 @@ def stated_config(layout: Layout) -> ModelConfig:
     if layout.kind == "gguf":
         return gguf_config(layout.weight_files)
     values = read_json(layout.config_file)
+    if layout.kind == "hf":
+        float8_scaling(values, str(layout.config_file))  # refuses other quantisations
+        values = {key: value for key, value in values.items() if key not in QUANTISATION_KEYS}
     read = ModelConfig.from_meta if layout.kind == "meta" else ModelConfig.from_hf
     return read(values, source=str(layout.config_file))
 

@@ -125,7 +125,7 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None 
     file = find_tokenizer(layout.root)
     if file is None:
         return None
-    tokenizer = Tokenizer.from_file(file)
+    tokenizer = Tokenizer.from_file(layout.root)
     padding = config.vocab_size - tokenizer.vocab_size
     if not 0 <= padding < (1 if (kind or layout.kind) == "meta" else _PADDING):
         raise CheckpointError(

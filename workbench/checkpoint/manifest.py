@@ -14,8 +14,9 @@ from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
 from workbench.checkpoint.files import INDEX, Layout, find_layout, stated_config, weight_map
+from workbench.checkpoint.float8 import Files, float8_scaling, scaled
 from workbench.checkpoint.gguf import open_gguf
-from workbench.checkpoint.read import open_tensors
+from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
@@ -93,9 +94,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     layout = find_layout(path)
     config = stated_config(layout)
-    files = _open_files(layout)
+    files: Files = _open_files(layout)
+    notes: tuple[str, ...] = ()
     if layout.kind == "hf":
         _check_index(layout, files)
+        files, notes = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
     elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
     specs = tensor_specs(config)
@@ -103,7 +106,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     weights = tuple(_find(layout, spec, files) for spec in specs)
     if config.tied_output:
         _check_tied(layout, config, weights[0], files)
-    return Checkpoint(layout, config, weights)
+    return Checkpoint(layout, config, weights, notes)
 
 
 def _open_files(layout: Layout) -> dict[Path, Mapping[str, StoredTensor]]:

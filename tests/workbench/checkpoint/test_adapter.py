@@ -1,22 +1,14 @@
 """LoRA adapters merged on load, against peft's own merge."""
 
-import json
-import shutil
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.workbench.checkpoint.checkpoints import hf_model, make_config
-from safetensors.torch import load_file, save_file
 
 import workbench as wb
-from workbench.checkpoint import convert, fingerprint
+from tests.workbench.checkpoint.checkpoints import hf_model, make_config
 from workbench.config import ModelConfig
-from workbench.errors import CheckpointError, WorkbenchWarning
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 # peft and transformers warn of each other's deprecated names; a warning of ours is still an error.
