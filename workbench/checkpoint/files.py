@@ -13,11 +13,12 @@ from workbench.checkpoint.float8 import QUANTISATION_KEYS, float8_scaling
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.gguf_config import gguf_config
 from workbench.checkpoint.read import read_json
+from workbench.checkpoint.sources.names import resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
+from workbench.provenance import hub_repository
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
@@ -35,27 +36,25 @@ class Layout:
     weight_files: tuple[Path, ...]
 
 
-def resolve(path: str | Path) -> Path:
-    """The directory of a checkpoint; "demo" is the embedded checkpoint.
-
-    Raises: CheckpointError if it does not exist or is a file.
-    """
-    root = DEMO if str(path) == "demo" else Path(path).expanduser()
-    if root.is_file():
-        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
-    return root
-
-
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
-    if files := gguf_files(Path(path).expanduser()):
-        return Layout("gguf", files[0], files[0], files)
     root = resolve(path)
+    if files := gguf_files(root):
+        return Layout("gguf", files[0], files[0], files)
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
+    try:
+        return _layout_in(root, weights=weights)
+    except CheckpointError as error:
+        if repository := hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        raise
+
+
+def _layout_in(root: Path, *, weights: bool) -> Layout:
     meta, hf = root / "params.json", root / "config.json"
     shards = _meta_files(root)
     if meta.is_file() and (shards or not hf.is_file()):
