@@ -12,11 +12,12 @@ from pathlib import Path
 
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.read import read_json
+from workbench.checkpoint.sources.names import resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.errors import CheckpointError
 from workbench.file_problem import file_problem
+from workbench.provenance import hub_repository
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
@@ -44,28 +45,27 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def resolve(path: str | Path) -> Path:
-    """The directory of a checkpoint; "demo" is the embedded checkpoint.
-
-    Raises: CheckpointError if it does not exist or is a file.
-    """
-    root = DEMO if str(path) == "demo" else Path(path).expanduser()
-    if root.is_file():
-        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
-    return root
-
-
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     A directory of the Hugging Face cache stands for its snapshot, and Meta's files may be in `original/`.
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
-    if gguf := gguf_files(Path(path).expanduser()):
-        return Layout("gguf", gguf[0], gguf[0], gguf)
-    root, notes = _snapshot(resolve(path))
+    root = resolve(path)
+    if files := gguf_files(root):
+        return Layout("gguf", files[0], files[0], files)
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
+    try:
+        return _layout_in(root, weights=weights)
+    except CheckpointError as error:
+        if repository := hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        raise
+
+
+def _layout_in(root: Path, *, weights: bool) -> Layout:
+    root, notes = _snapshot(root)
     hf_config = root / "config.json"
     folder = root if (root / "params.json").is_file() else root / "original"
     meta_config = folder / "params.json"
