@@ -274,7 +274,8 @@ def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
     """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
     if model.tokenizer is None:
         raise TokenizerError(
-            f"{name} has no tokenizer.model or tokenizer.json, which text needs. Copy one into its folder."
+            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json "
+            "there."
         )
     return model.tokenizer
 

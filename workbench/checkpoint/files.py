@@ -65,7 +65,6 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
 
 
 def _layout_in(root: Path, *, weights: bool) -> Layout:
-    root, notes = _snapshot(root)
     hf_config = root / "config.json"
     folder = root if (root / "params.json").is_file() else root / "original"
     meta_config = folder / "params.json"
@@ -74,7 +73,7 @@ def _layout_in(root: Path, *, weights: bool) -> Layout:
     if hf and hf.weight_files and (folder != root or not shards):
         if weights:
             _check_complete(hf)
-        return replace(hf, notes=(*notes, *hf.notes, *_adapter_note(root)))
+        return replace(hf, notes=(*hf.notes, *_adapter_note(root)))
     if hf and hf.weight_files:
         raise CheckpointError(
             f"{root}: holds both Meta's and Hugging Face's weights; put each in a directory of its own."
@@ -82,9 +81,7 @@ def _layout_in(root: Path, *, weights: bool) -> Layout:
     if meta_config.is_file() and (shards or not hf):
         if weights and not shards:
             raise CheckpointError(f"{folder}: holds params.json, but no consolidated.NN.pth or .safetensors.")
-        if hf:
-            notes += (f"{folder}: its weights are loaded; {root} holds a config.json without weights.",)
-        return Layout("meta", root, meta_config, shards, notes=(*notes, *_adapter_note(root)))
+        return Layout("meta", root, meta_config, shards, notes=_adapter_note(root))
     if hf:
         if weights:
             raise CheckpointError(_no_weights(root))
@@ -101,22 +98,6 @@ def weight_map(index: Path) -> dict[str, str]:
     if outside:
         raise CheckpointError(f"{index}: lists {outside[0][:80]!r}, which is not in this directory.")
     return files
-
-
-def _snapshot(root: Path) -> tuple[Path, tuple[str, ...]]:
-    """The snapshot that a directory of the Hugging Face cache stands for; any other directory is itself."""
-    if (root / "config.json").is_file() or (root / "params.json").is_file() or not (root / "snapshots").is_dir():
-        return root, ()
-    snapshots = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
-    main = root / "refs" / "main"
-    if len(snapshots) > 1 and main.is_file():
-        current = root / "snapshots" / main.read_text(errors="replace").strip()[:100]
-        if current in snapshots:
-            return current, (f"{root}: holds {len(snapshots)} snapshots; {current.name}, its main one, is loaded.",)
-    if len(snapshots) != 1:
-        names = ", ".join(path.name for path in snapshots[:3])
-        raise CheckpointError(f"{root}: holds {len(snapshots)} snapshots; pass one of snapshots/: {names or 'none'}.")
-    return snapshots[0], ()
 
 
 def _meta_files(folder: Path) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ What would change the computation is refused by name; keys that nobody knows are
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from workbench.config.deviations import deviation, is_harmless
@@ -52,6 +53,7 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
             f"{source}: model_type is {short(model_type)}{f', {name}' if name else ''}; only 'llama' text models "
             "can be loaded."
         )
+    _check_head(keys)
     context = 0
     if keys.take("max_position_embeddings") is not None:
         context = keys.size("max_seq_len", "max_position_embeddings", integral_float=True)
@@ -86,6 +88,19 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
         if change is None:
             unknown.append(name)
     return fields, tuple(unknown)
+
+
+def _check_head(keys: Keys) -> None:
+    """Refuse a model whose output layer is another one than the unembedding."""
+    architectures = keys.take("architectures", [])
+    for name in architectures if isinstance(architectures, list) else [architectures]:
+        task = re.search(r"For(?!CausalLM)(\w{1,40})$", name) if isinstance(name, str) else None
+        if task:
+            kind = " (a reward model or a classifier)" if task[1].endswith("Classification") else ""
+            raise ConfigError(
+                f"{keys.source}: architectures is {short(name)}{kind}: it has another output layer; only "
+                "'LlamaForCausalLM' can be loaded."
+            )
 
 
 def _check_window(keys: Keys, context: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.workbench.checkpoint.checkpoints import hf_llama, meta_shards, meta_state
+from tests.workbench.checkpoint.checkpoints import SMALL, hf_llama, meta_shards, meta_state
 from workbench.checkpoint import convert, load_model, read_config, read_shape
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.stated_config import stated_config
@@ -231,6 +231,11 @@ def stray_shard(folder: Path) -> Any:
     shutil.copy(folder / "consolidated.00.pth", folder / "consolidated.99999999.pth")
 
 
+def reward_model(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SMALL, num_labels=1)).save_pretrained(folder)
+
+
 # Keys that change nothing, as published files have them.
 HARMLESS_KEYS: dict[str, Any] = {
     "unk_token_id": 0, "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"},
@@ -361,6 +366,8 @@ KINDS = [
            says="RoPE type" if "dynamic" in kind or "Long" in kind or "prop" in kind else
            "partial_rotary_factor" if "partial" in kind and "rope_p" in kind else next(iter(changes)))
       for kind, changes in OTHER_MODELS.items()),
+    Kind("reward model", "LlamaForSequenceClassification", "refused by name", reward_model,
+         says="'LlamaForSequenceClassification' .a reward model or a classifier.: it has another output layer"),
     Kind("quantised", "GPTQ's quantization_config", "refused by name",
          lambda f: (hf(f, {"quantization_config": {"quant_method": "gptq", "bits": 4}}), None)[1],
          says="quantised with gptq cannot be loaded"),
@@ -385,13 +392,13 @@ KINDS = [
     Kind("tied output under its own name", "lm_head.weight alone", "loads", tied_as_output),
     Kind("tied output", "model.embed_tokens.weight alone", "loads", lambda f: hf(f, tie_word_embeddings=True)),
     Kind("a root of the Hugging Face cache", "models--org--name with one snapshot", "loads", cached),
-    Kind("a root of the Hugging Face cache", "several snapshots, refs/main", "loads the main one, with a note",
-         lambda f: cached(f, snapshots=3, main=True), says="holds 3 snapshots; 0{39}2, its main one, is loaded"),
-    Kind("a root of the Hugging Face cache", "several snapshots", "refused, naming them",
-         lambda f: (cached(f, snapshots=2), None)[1], says="holds 2 snapshots; pass one of snapshots/: 0{40}, 0{39}1"),
+    Kind("a root of the Hugging Face cache", "several snapshots, refs/main", "loads the main one",
+         lambda f: cached(f, snapshots=3, main=True)),
+    Kind("a root of the Hugging Face cache", "several snapshots", "refused",
+         lambda f: (cached(f, snapshots=2), None)[1], says="holds 2 snapshots and no branch main"),
     Kind("only original/", "Meta's files in a Hugging Face repository", "loads", in_original),
-    Kind("weights in original/", "config.json without weights", "loads, with a note",
-         lambda f: in_original(f, config=True), says="original: its weights are loaded"),
+    Kind("weights in original/", "config.json without weights", "loads",
+         lambda f: in_original(f, config=True)),
     Kind("LoRA adapter alone", "adapter_config.json", "refused, naming its base",
          lambda f: adapter(f, weights=False), says="a LoRA adapter of the base 'org/base', not a model; .* --adapter"),
     Kind("LoRA adapter next to weights", "adapter_config.json and model.safetensors", "loads without it, with a note",
