@@ -12,13 +12,16 @@ from pathlib import Path
 
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.read import read_json
+from workbench.checkpoint.sources.names import resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.errors import CheckpointError
+from workbench.file_problem import file_problem
+from workbench.provenance import hub_repository
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 ADAPTER = "adapter_config.json"
+_LONGEST_NAME = 200  # characters of a file's name; most systems have a limit of 255 bytes
 _META_NAME = re.compile(r"consolidated(?:\.(\d+)|-(\d+)-of-(\d+))?")
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})")
 # Weight files that are no model: they belong to an adapter, an optimiser, or another program's format.
@@ -42,28 +45,26 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def resolve(path: str | Path) -> Path:
-    """The directory of a checkpoint; "demo" is the embedded checkpoint.
-
-    Raises: CheckpointError if it does not exist or is a file.
-    """
-    root = DEMO if str(path) == "demo" else Path(path).expanduser()
-    if root.is_file():
-        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
-    return root
-
-
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     A directory of the Hugging Face cache stands for its snapshot, and Meta's files may be in `original/`.
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
-    if gguf := gguf_files(Path(path).expanduser()):
-        return Layout("gguf", gguf[0], gguf[0], gguf)
-    root, notes = _snapshot(resolve(path))
+    root = resolve(path)
+    if files := gguf_files(root):
+        return Layout("gguf", files[0], files[0], files)
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
+    try:
+        return _layout_in(root, weights=weights)
+    except CheckpointError as error:
+        if repository := hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        raise
+
+
+def _layout_in(root: Path, *, weights: bool) -> Layout:
     hf_config = root / "config.json"
     folder = root if (root / "params.json").is_file() else root / "original"
     meta_config = folder / "params.json"
@@ -72,7 +73,7 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     if hf and hf.weight_files and (folder != root or not shards):
         if weights:
             _check_complete(hf)
-        return replace(hf, notes=(*notes, *hf.notes, *_adapter_note(root)))
+        return replace(hf, notes=(*hf.notes, *_adapter_note(root)))
     if hf and hf.weight_files:
         raise CheckpointError(
             f"{root}: holds both Meta's and Hugging Face's weights; put each in a directory of its own."
@@ -80,9 +81,7 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     if meta_config.is_file() and (shards or not hf):
         if weights and not shards:
             raise CheckpointError(f"{folder}: holds params.json, but no consolidated.NN.pth or .safetensors.")
-        if hf:
-            notes += (f"{folder}: its weights are loaded; {root} holds a config.json without weights.",)
-        return Layout("meta", root, meta_config, shards, notes=(*notes, *_adapter_note(root)))
+        return Layout("meta", root, meta_config, shards, notes=_adapter_note(root))
     if hf:
         if weights:
             raise CheckpointError(_no_weights(root))
@@ -95,26 +94,10 @@ def weight_map(index: Path) -> dict[str, str]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensor names to files.")
-    outside = [name for name in files.values() if Path(name).name != name]
+    outside = [name for name in files.values() if Path(name).name != name or len(name) > _LONGEST_NAME]
     if outside:
         raise CheckpointError(f"{index}: lists {outside[0][:80]!r}, which is not in this directory.")
     return files
-
-
-def _snapshot(root: Path) -> tuple[Path, tuple[str, ...]]:
-    """The snapshot that a directory of the Hugging Face cache stands for; any other directory is itself."""
-    if (root / "config.json").is_file() or (root / "params.json").is_file() or not (root / "snapshots").is_dir():
-        return root, ()
-    snapshots = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
-    main = root / "refs" / "main"
-    if len(snapshots) > 1 and main.is_file():
-        current = root / "snapshots" / main.read_text(errors="replace").strip()[:100]
-        if current in snapshots:
-            return current, (f"{root}: holds {len(snapshots)} snapshots; {current.name}, its main one, is loaded.",)
-    if len(snapshots) != 1:
-        names = ", ".join(path.name for path in snapshots[:3])
-        raise CheckpointError(f"{root}: holds {len(snapshots)} snapshots; pass one of snapshots/: {names or 'none'}.")
-    return snapshots[0], ()
 
 
 def _meta_files(folder: Path) -> tuple[Path, ...]:
@@ -203,6 +186,9 @@ def _no_weights(root: Path) -> str:
 
 
 def _no_configuration(root: Path) -> str:
+    for file in (root / "params.json", root / "config.json"):
+        if file.exists() or file.is_symlink():
+            return f"{file}: {file_problem(file)}."
     if (root / ADAPTER).is_file():
         return _adapter_alone(root)
     problem = f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory."

@@ -127,7 +127,7 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig) -> tuple[Tokenizer | 
     if file is None:
         return None, ()
     try:
-        tokenizer = Tokenizer.from_file(file)
+        tokenizer = Tokenizer.from_file(layout.root)
         tokens, rows = tokenizer.vocab_size, config.vocab_size
     except (KeyboardInterrupt, SystemExit):
         raise

@@ -175,6 +175,9 @@ def test_wrong_index(hf_sharded: Path) -> None:
     load_model(hf_sharded, device="cpu")  # it is there, if unlisted
     edit_json(index, lambda v: v["weight_map"].update({WQ: "../x.safetensors"}))
     assert "not in this directory" in complaint(hf_sharded)
+    for name in ("x" * 5_000, "\ud800.safetensors", "a\0b", "..", ""):
+        edit_json(index, lambda v, name=name: v["weight_map"].update({WQ: name}))
+        assert "index.json: lists" in complaint(hf_sharded)
     index.write_text('{"metadata": {}}')
     assert "no weight_map" in complaint(hf_sharded)
 
@@ -199,7 +202,7 @@ def test_configuration_against_weights(hf: Path, meta: Path) -> None:
 
 
 def test_paths_that_are_not_checkpoints(tmp_path: Path, hf: Path, meta: Path) -> None:
-    assert "no such directory" in complaint(tmp_path / "nowhere")
+    assert "no such file or directory" in complaint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "neither params.json (Meta) nor config.json" in complaint(tmp_path / "empty")
     assert "is a file; pass the directory" in complaint(hf / "model.safetensors")
@@ -210,6 +213,16 @@ def test_paths_that_are_not_checkpoints(tmp_path: Path, hf: Path, meta: Path) ->
     assert "holds params.json, but no consolidated" in complaint(meta)
     (meta / "params.json").write_text("{'dim': 3}")
     assert "params.json" in str(pytest.raises(CheckpointError, read_config, meta).value)
+
+
+def test_links_of_a_cache_that_lead_nowhere(hf: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (hf / name).unlink()
+        (hf / name).symlink_to("../../blobs/0123abcd")
+        assert f"{name}" in complaint(hf) and "link to" in complaint(hf) and "download" in complaint(hf)
+    (hf / "config.json").unlink()
+    (hf / "config.json").mkdir()
+    assert "config.json: is a folder" in complaint(hf)
 
 
 def test_broken_json_is_named(hf: Path) -> None:
