@@ -312,7 +312,7 @@ OTHER_ROPE: dict[str, tuple[dict[str, Any], str]] = {
     "proportional RoPE": ({"rope_type": "proportional"}, "RoPE type 'proportional' is not supported"),
     "multimodal RoPE (Qwen)": ({"rope_type": "default", "mrope_section": [1, 1, 2]}, "'mrope_section' is"),
     "RoPE by layer type (Gemma 3)": (
-        {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}, "'full_attention' is"
+        {"full_attention": {"type": "default"}, "sliding_attention": {"type": "default"}}, "'full_attention' is"
     ),
     "partial rotation": ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
 }  # fmt: skip
