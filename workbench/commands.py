@@ -66,7 +66,7 @@ def info(
 ) -> None:
     """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
     from workbench import model_cost
-    from workbench.checkpoint import fingerprint, read_shape
+    from workbench.checkpoint import fingerprint, quantisation_of, read_shape
     from workbench.published import PUBLISHED
 
     if model in PUBLISHED and not Path(model).exists():
@@ -78,6 +78,7 @@ def info(
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
     digest = fingerprint(model) if weights else None
+    stored = quantisation_of(model) if weights else None
     if as_json:
         facts = {
             "config": config.to_meta(),
@@ -91,6 +92,8 @@ def info(
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
             "checkpoint_sha256": digest,
         }
+        if stored:
+            facts["quantisation"] = asdict(stored)
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -104,6 +107,7 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
+        **({"stored as": str(stored)} if stored else {}),
         "SHA-256": digest or "no weights",
     }
     for name, value in shape.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
 from workbench.checkpoint.files import INDEX, Layout, find_layout, stated_config, weight_map
 from workbench.checkpoint.float8 import Files, float8_scaling, scaled
-from workbench.checkpoint.gguf import open_gguf
+from workbench.checkpoint.gguf import Quantisation, open_gguf, quantisation
 from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
@@ -85,6 +85,15 @@ def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
         return read_config(path), True
     config = stated_config(layout)
     return tied_as_published(config) if layout.kind == "meta" else config, False
+
+
+def quantisation_of(path: str | Path) -> Quantisation | None:
+    """How the weights of a GGUF checkpoint are stored; None for another layout.
+
+    Raises: CheckpointError as `open_checkpoint`.
+    """
+    layout = find_layout(path)
+    return quantisation(layout.weight_files) if layout.kind == "gguf" else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
