@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
 
-Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, a GGUF file, or 'demo'.")]
 Shape = Annotated[
     str, typer.Argument(help="A folder with params.json or config.json, a published model (llama-3.1-8b), or 'demo'.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -142,6 +145,7 @@ def generate(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
@@ -151,7 +155,7 @@ def generate(
     from workbench.inference.generation_state import Prompt
     from workbench.text.chat_format import Message, encode_chat
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     inputs: list[Prompt] = list(texts)
@@ -183,6 +187,7 @@ def capture(
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
@@ -193,7 +198,7 @@ def capture(
         raise CaptureError(f"--output {output}: there is no folder {output.parent}; create it first.")
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
     position_numbers = numbers(positions, "--positions")
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
@@ -216,11 +221,12 @@ def convert(
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
+    adapter: Adapter = None,
 ) -> None:
-    """Convert a checkpoint to another layout or number of shards, without loss."""
+    """Convert a checkpoint to another layout or number of shards, without loss; merge a LoRA adapter."""
     from workbench.checkpoint import convert as convert_checkpoint
 
-    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
+    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container, adapter=adapter))
 
 
 def train(
