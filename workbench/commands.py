@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from workbench.text.tokenizer import Tokenizer
 
 Model = Annotated[
-    str, typer.Argument(help="A checkpoint folder, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache.")
+    str,
+    typer.Argument(
+        help="A checkpoint folder, a GGUF file, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache."
+    ),
 ]
 Online = Annotated[bool, typer.Option("--online", help="Download the model if it is a name that is not on this disk.")]
 Shape = Annotated[
@@ -30,6 +33,9 @@ Shape = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -74,7 +80,7 @@ def info(
 ) -> None:
     """Print a model's shape, parameters, FLOPs and cache size by part, and check its files without reading weights."""
     from workbench import model_cost
-    from workbench.checkpoint import fingerprint, open_checkpoint, read_shape
+    from workbench.checkpoint import fingerprint, open_checkpoint, quantisation_of, read_shape
     from workbench.checkpoint.sources.fetch import fetch_if
     from workbench.published import published
 
@@ -86,7 +92,8 @@ def info(
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
     checkpoint = open_checkpoint(model) if weights else None
-    stored = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    sizes = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    stored = quantisation_of(model) if weights else None
     digest = fingerprint(model) if weights and with_hash else None
     if as_json:
         facts = {
@@ -99,9 +106,11 @@ def info(
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
-            "weight_bytes_by_dtype": stored,
+            "weight_bytes_by_dtype": sizes,
             "checkpoint_sha256": digest,
         }
+        if stored:
+            facts["quantisation"] = asdict(stored)
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -115,7 +124,9 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
-        "weights": ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in stored.items()) or "none",
+        "weights": str(stored or "")
+        or ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in sizes.items())
+        or "none",
     }
     if digest:
         shape["SHA-256"] = digest
@@ -152,6 +163,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     online: Online = False,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
@@ -163,7 +175,7 @@ def generate(
     from workbench.text.chat_format import Message, encode_chat
 
     fetch_if(online, model)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     inputs: list[Prompt] = list(texts)
@@ -196,6 +208,7 @@ def capture(
     device: Device = "auto",
     dtype: Dtype = "auto",
     online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
@@ -208,7 +221,7 @@ def capture(
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
     position_numbers = numbers(positions, "--positions")
     fetch_if(online, model)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
@@ -232,13 +245,14 @@ def convert(
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
     online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
-    """Convert a checkpoint to another layout or number of shards, without loss."""
+    """Convert a checkpoint to another layout or number of shards, without loss; merge a LoRA adapter."""
     from workbench.checkpoint import convert as convert_checkpoint
     from workbench.checkpoint.sources.fetch import fetch_if
 
     fetch_if(online, source)
-    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
+    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container, adapter=adapter))
 
 
 def fetch(

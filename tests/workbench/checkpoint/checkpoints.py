@@ -152,3 +152,91 @@ def write_meta(
             torch.save(part, file)
         else:
             save_file(part, file)
+
+
+# Hugging Face's names of weights and GGUF's, stated again on their own.
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_name(name: str) -> str:
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    is_layer = name.startswith("model.layers.")
+    stem = (rest if is_layer else name).removesuffix(".weight")
+    return (f"blk.{layer}." if is_layer else "") + GGUF_NAMES[stem] + ".weight"
+
+
+def write_gguf(
+    theirs: Any,
+    path: Path,
+    *,
+    kind: str = "F32",
+    metadata: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    blocks: Mapping[str, Any] | None = None,
+) -> Path:
+    """A GGUF file of Hugging Face's model, as llama.cpp's converter writes it; matrices are of type `kind`.
+
+    `metadata` replaces keys below "llama." (None removes one), `extra` adds float32 tensors, and `blocks` replaces
+    matrices, by GGUF's name, with raw rows of `kind`.
+    """
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    config = theirs.config
+    writer = gguf.GGUFWriter(path, "llama")
+    keys: dict[str, Any] = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "rope.dimension_count": config.head_dim,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "vocab_size": config.vocab_size,
+    } | dict(metadata or {})
+    for key, value in keys.items():
+        if value is None:
+            continue
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add.get(type(value), writer.add_array)(f"llama.{key}", value)
+    state = theirs.state_dict()
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in state.items():
+        values = tensor.float()
+        for projection, count in heads.items():
+            if projection in name:  # the converter's rule: halves of each head's rows become adjacent
+                values = values.reshape(count, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        stored, rows = gguf_name(name), values.contiguous().numpy()
+        number = gguf.GGMLQuantizationType[kind]
+        if blocks and stored in blocks:
+            writer.add_tensor(stored, blocks[stored], raw_dtype=number)
+        elif values.dim() == 1 or kind == "F32":
+            writer.add_tensor(stored, rows)
+        elif kind == "F16":
+            writer.add_tensor(stored, rows.astype("float16"))
+        else:
+            writer.add_tensor(stored, gguf.quants.quantize(rows, number), raw_dtype=number)
+    for stored, tensor in (extra or {}).items():
+        writer.add_tensor(stored, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -18,6 +18,7 @@ from workbench.checkpoint import convert, fingerprint
 from workbench.checkpoint.adapter import with_adapter
 from workbench.checkpoint.assemble import MappedPages, Target, assemble
 from workbench.checkpoint.manifest import open_checkpoint
+from workbench.cli import main
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError, WorkbenchWarning
 
@@ -331,3 +332,74 @@ def test_an_adapter_alone_says_which_base_it_needs(adapted: tuple[Path, Path, An
     base, adapter, _ = adapted
     with pytest.raises(CheckpointError, match=f"LoRA adapter of the base .*{base.name}.*--adapter"):
         wb.load_model(adapter)
+
+
+@pytest.fixture(scope="module")
+def demo_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the embedded checkpoint that makes its first layers useless."""
+    folder, config = tmp_path_factory.mktemp("demo") / "worse", wb.load_model("demo").config
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 200, "target_modules": ["down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(config.n_layers):
+        name = f"base_model.model.model.layers.{layer}.mlp.down_proj."
+        tensors[name + "lora_A.weight"] = torch.randn(2, config.ffn_dim, generator=generator)
+        tensors[name + "lora_B.weight"] = torch.randn(config.dim, 2, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_the_option_of_the_core_commands(
+    demo_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = wb.load_model("demo", adapter=demo_adapter)
+    option = ("--adapter", demo_adapter)
+    generate = ("generate", "demo", "Question: Tom has 3 apples.", "--max-new-tokens", 12)
+    text = run(capsys, *generate, *option)
+    assert text.strip("\n") == wb.generate(merged, [generate[2]], max_new_tokens=12)[0].text.strip("\n")
+    assert text != run(capsys, *generate)
+    for name, words in (("plain", ()), ("merged", option)):
+        run(capsys, "capture", "demo", "a", "--hooks", "blocks.0.hook_mlp_out", "-o", tmp_path / name, *words)
+    plain, changed = (load_file(tmp_path / name) for name in ("plain", "merged"))
+    assert any(not torch.equal(plain[name], changed[name]) for name in plain)
+    run(capsys, "convert", "demo", tmp_path / "hf", "--layout", "hf", *option)
+    stored = wb.load_model(tmp_path / "hf").state_dict()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in merged.state_dict().items())
+    assert main(["generate", "demo", "a", "--adapter", str(tmp_path)]) == 2
+    assert "holds no adapter_config.json" in capsys.readouterr().err
+
+
+def test_the_option_of_the_probes(demo_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--prompt", "one two one two", "--output")
+    run(capsys, "probe", "heads", *words, tmp_path / "plain.csv")
+    run(capsys, "probe", "heads", *words, tmp_path / "merged.csv", "--adapter", demo_adapter)
+    assert (tmp_path / "plain.csv").read_text() != (tmp_path / "merged.csv").read_text()
+    about = [json.loads(next(tmp_path.glob(f"{name}*.json")).read_text()) for name in ("plain", "merged")]
+    assert about[0]["checkpoint_sha256"] != about[1]["checkpoint_sha256"] and about[1]["adapter"] == "worse"
+    run(capsys, "probe", "heads", *words, tmp_path / "again.csv")
+    assert (tmp_path / "plain.csv").read_text() == (tmp_path / "again.csv").read_text()
+    assert "mlp" in run(capsys, "probe", "compare", "--other-adapter", demo_adapter, "--prompt", "one two")
+
+
+def test_the_option_of_a_benchmark(demo_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from evals.explain.baseline_run import run_command
+    from evals.explain.replay import model_of
+    from evals.results import runs
+
+    words = ("eval", "run", "--tasks", "demo_gsm8k", "--limit", 2, "--dtype", "float32", "--output", tmp_path, "--json")
+    plain = json.loads(run(capsys, *words))
+    run(capsys, *words, "--adapter", demo_adapter)
+    both = sorted(runs.list_runs(tmp_path), key=lambda found: found.provenance.get("adapter", ""))
+    assert [found.provenance.get("adapter") for found in both] == [None, str(demo_adapter)] and plain
+    hashes = [found.provenance["checkpoint_sha256"] for found in both]
+    assert hashes == [fingerprint("demo"), fingerprint("demo", adapter=demo_adapter)]
+    loaded = model_of(both[1])
+    assert loaded.source is not None and loaded.source.adapter == demo_adapter
+    assert f"--adapter {demo_adapter}" in str(run_command(both[1]))
