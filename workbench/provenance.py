@@ -44,7 +44,21 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        return self.path.name if self.adapter is None else f"{self.path.name}+{self.adapter.name}"
+        name = display_name(self.path)
+        return name if self.adapter is None else f"{name}+{self.adapter.name}"
+
+
+def hub_repository(path: Path) -> str | None:
+    """The hub's name of a model, `org/name`, whose snapshot in a Hugging Face cache holds this path; else None."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return None
+
+
+def display_name(path: Path) -> str:
+    """The name of a checkpoint's folder; in a Hugging Face cache, where folders are called by commits, the model's."""
+    return (hub_repository(path) or path.name).rpartition("/")[2]
 
 
 def file_stats(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
