@@ -59,11 +59,12 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     ranks = vocabulary.ranks
     spelling = {b: c for c, b in byte_characters().items()}
     spelled = {token: "".join(spelling[b] for b in token) for token in sorted(ranks, key=ranks.__getitem__)}
-    merges = []
-    for token in spelled:
-        cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-        pairs = sorted((ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks)
-        merges += [[spelled[a], spelled[b]] for _, _, a, b in pairs]
+    vocab = {text: ranks[token] for token, text in spelled.items()}
+    merges: list[list[str]] = []
+    for text in vocab:  # a character is a byte
+        cuts = ((text[:i], text[i:]) for i in range(1, len(text)))
+        pairs = [[a, b] for a, b in cuts if a in vocab and b in vocab]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]])) if len(pairs) > 1 else pairs
     added = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}
@@ -88,7 +89,7 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "ignore_merges": True,
-            "vocab": {text: ranks[token] for token, text in spelled.items()},
+            "vocab": vocab,
             "merges": merges,
         },
     }
