@@ -61,8 +61,8 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     spelled = {token: "".join(spelling[b] for b in token) for token in sorted(ranks, key=ranks.__getitem__)}
     vocab = {text: ranks[token] for token, text in spelled.items()}
     merges: list[list[str]] = []
-    for text in vocab:  # a character is a byte
-        cuts = ((text[:i], text[i:]) for i in range(1, len(text)))
+    for token in vocab:  # a character is a byte
+        cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
         pairs = [[a, b] for a, b in cuts if a in vocab and b in vocab]
         merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]])) if len(pairs) > 1 else pairs
     added = [
