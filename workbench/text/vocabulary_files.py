@@ -72,19 +72,12 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     ]
     split = {"type": "Split", "pattern": {"Regex": vocabulary.pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    text = [{"Sequence": {"id": "A", "type_id": 0}}]
-    first = [{"SpecialToken": {"id": bos, "type_id": 0}}]
     return {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": first + text,
-            "pair": first + text + [{"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [vocabulary.special_tokens[bos]], "tokens": [bos]}},
-        },
+        "post_processor": begin_template(bos, vocabulary.special_tokens[bos]),
         "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -92,6 +85,17 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
             "vocab": vocab,
             "merges": merges,
         },
+    }
+
+
+def begin_template(name: str, token: int) -> dict[str, Any]:
+    """The post-processor of a `tokenizer.json` that puts a begin token before a text."""
+    single = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
 
 
