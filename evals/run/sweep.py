@@ -179,8 +179,11 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
 
 def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
-        sha256 = tokenizer_sha256(find_layout(planned.model).root)
-        return {"checkpoint_sha256": fingerprint(planned.model), "tokenizer_sha256": sha256, "engine": ENGINE}
+        return {
+            "checkpoint_sha256": fingerprint(planned.model, adapter=planned.settings.adapter),
+            "tokenizer_sha256": tokenizer_sha256(find_layout(planned.model).root),
+            "engine": ENGINE,
+        }
     from evals.models.lm_eval_backend import folder_sha256
 
     folder = Path(planned.model) if planned.model else None
