@@ -21,7 +21,7 @@ from workbench.text.engines.tiktoken_engine import TiktokenEngine
 from workbench.text.engines.tokenizers_engine import TokenizersEngine
 from workbench.text.roles import LLAMA3_SPECIALS, Roles, meta_names
 from workbench.text.tokenizer_files import find_tokenizer, read_tokenizer
-from workbench.text.vocabulary_files import Vocabulary, from_hf_json, to_hf_json, with_meta_specials
+from workbench.text.vocabulary_files import Vocabulary, begin_template, from_hf_json, to_hf_json, with_meta_specials
 
 __all__ = ["Tokenizer", "find_tokenizer"]
 
@@ -78,7 +78,11 @@ class Tokenizer:
         Raises: TokenizerError for a SentencePiece model.
         """
         if isinstance(self._engine, TokenizersEngine):
-            return self._engine.to_json()
+            content = self._engine.to_json()
+            if self.adds_bos and content.get("post_processor") is None:
+                bos = self._need("bos_id")
+                content["post_processor"] = begin_template(self.name(bos), bos)
+            return content
         return to_hf_json(self._vocabulary, bos=self.decode([self._need("bos_id")]))
 
     @property
@@ -90,6 +94,12 @@ class Tokenizer:
             return len(self._vocabulary.ranks) == self._alias[LLAMA3_SPECIALS[0]]
         except TokenizerError:
             return False
+
+    def to_sentencepiece(self) -> bytes:
+        """The content of a SentencePiece model's file. Raises: TokenizerError for any other tokenizer."""
+        if not isinstance(self._engine, SentencePieceEngine):
+            raise TokenizerError(f"{self.source}: not a SentencePiece model, and cannot be written as one.")
+        return self._engine.model
 
     @property
     def is_sentencepiece(self) -> bool:
@@ -223,17 +233,32 @@ class Tokenizer:
         ids = self._engine.encode(_without_surrogates(text), allow_special) if text else []
         return [*begin, *ids, *([self._need("eos_id")] if eos else [])]
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that follows other text: without the space that some vocabularies put before a text."""
+        if not text or not self._adds_space:
+            return self.encode(text)
+        for before in ("\n", ".", "0"):
+            start, whole = self.encode(before), self.encode(before + text)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return self.encode(text)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        return self.decode_bytes(self.encode("a")) == b" a"
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any bytes: valid UTF-8 as in `encode`, every other byte as a token of its own.
 
+        Like `encode_continuation`, it adds no space.
         Raises: TokenizerError if the vocabulary has no token for such a byte.
         """
         ids: list[int] = []
         while data:
             try:
-                return ids + self.encode(data.decode("utf-8"))
+                return ids + self.encode_continuation(data.decode("utf-8"))
             except UnicodeDecodeError as error:
-                ids += self.encode(data[: error.start].decode("utf-8"))
+                ids += self.encode_continuation(data[: error.start].decode("utf-8"))
                 for byte in data[error.start : error.end]:
                     token = self._engine.byte_id(byte)
                     if token is None:

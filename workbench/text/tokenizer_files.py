@@ -13,7 +13,7 @@ from pathlib import Path
 from workbench.errors import CheckpointError, TokenizerError
 from workbench.gguf_file import MAGIC, gguf_metadata
 from workbench.text.engines.engine import AddedToken, Engine
-from workbench.text.engines.gguf_vocabulary import read_gguf_vocabulary
+from workbench.text.engines.gguf_vocabulary import gguf_sha256, read_gguf_vocabulary
 from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
 from workbench.text.engines.tiktoken_engine import TiktokenEngine
 from workbench.text.engines.tokenizers_engine import TokenizersEngine
@@ -51,6 +51,17 @@ def find_tokenizer(path: str | Path) -> Path | None:
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
+def tokenizer_sha256(path: str | Path) -> str | None:
+    """The hash of the tokenizer at a path, without reading it; None if there is none.
+
+    Raises: TokenizerError if the path does not exist.
+    """
+    file = find_tokenizer(path)
+    if file is None:
+        return None
+    return gguf_sha256(gguf_metadata(file)) if _is_gguf(file) else hashlib.sha256(_read(file)).hexdigest()
+
+
 def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
     """Read a tokenizer file, and the files next to it in `folder` if there is one.
 
@@ -59,7 +70,9 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
     if _is_gguf(file):
         return _read_gguf(file)
     data = _read(file)
-    side = None if folder is None else SideFiles.read(folder)
+    # Meta's file has its roles by name; only in Hugging Face's layout do other files say more.
+    alone = folder is None or (_RANK.match(data) and not (folder / "config.json").is_file())
+    side = None if folder is None or alone else SideFiles.read(folder)
     engine = _engine(data, file, side.tokens() if side else ())
     try:
         roles = side.roles(engine) if side else engine.roles
