@@ -98,6 +98,8 @@ def samples(
         executions = [grader.runs.get((code, str(row["target"]))) for code in _programs(row)]
         if any(run is not None for run in executions):
             extra["execution"] = [asdict(run) for run in executions if run is not None]
+        if (task, row["doc_id"]) in lm.not_finite:
+            extra["not_finite"] = True
         yield {
             **row,
             "resps": as_texts(row["resps"]),
@@ -109,6 +111,14 @@ def samples(
             "target": str(row["target"]),
             **extra,
         }
+
+
+def not_finite_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """For each task that has some: how many questions are not scored because their logits were not finite."""
+    counts = {
+        task: len({row["doc_id"] for row in rows if row.get("not_finite")}) for task, rows in written.items()
+    }
+    return {task: count for task, count in counts.items() if count}
 
 
 def as_texts(value: Any) -> Any:
