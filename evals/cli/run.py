@@ -130,8 +130,9 @@ def run(
 
     Exit codes: 0 if all tasks were run and all questions scored, 1 after a failure or if the model's logits were not
     finite for all questions of a task, 2 for invalid options, 3 if some tasks could not be run here or the logits were
-    not finite for some questions, which are not scored, 130 if the run was interrupted. `workbench eval resume` continues a stopped run. Under torchrun the
-    questions are distributed over the processes.
+    not finite for some questions, which are not scored, 130 if the run was interrupted.
+
+    `workbench eval resume` continues a stopped run. Under torchrun the questions are distributed over the processes.
     """
     settings: dict[str, Any] = {
         "tasks": (

@@ -202,9 +202,7 @@ class WorkbenchLM(TemplateLM):
 
         def ask(indices: Sequence[int]) -> list[Any]:
             unit_texts = [texts[i] for i in indices]
-            totals = wb.score_rolling(
-                self.model, unit_texts, prefix=self.prefix_token_id, not_finite="keep", **limits
-            )
+            totals = wb.score_rolling(self.model, unit_texts, prefix=self.prefix_token_id, not_finite="keep", **limits)
             return [number_or_none(total) for total in totals]
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:

@@ -115,9 +115,7 @@ def samples(
 
 def not_finite_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
     """For each task that has some: how many questions are not scored because their logits were not finite."""
-    counts = {
-        task: len({row["doc_id"] for row in rows if row.get("not_finite")}) for task, rows in written.items()
-    }
+    counts = {task: len({row["doc_id"] for row in rows if row.get("not_finite")}) for task, rows in written.items()}
     return {task: count for task, count in counts.items() if count}
 
 

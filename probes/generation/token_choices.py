@@ -1,7 +1,8 @@
 """Sampling trace: each generated token with its probability, its rank and the likely alternatives.
 
 Every step has two distributions. The model's own distribution is the softmax of its logits, at temperature 1. The
-sampling distribution is what repetition penalty, temperature, top-k, top-p and min-p leave; the token was drawn from it.
+sampling distribution is what repetition penalty, temperature, top-k, top-p and min-p leave of it; the token was drawn
+from that.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -165,7 +165,8 @@ def candidate_logits(sampling: Sampling, sequences: Sequence[GenerationState], l
     Shapes: logits [batch, vocab] -> [batch, vocab]
     """
     tokenizer = sequences[0].tokenizer
-    if tokenizer is not None and (missing := _ids_without_token(tokenizer, logits.shape[-1], logits.device)) is not None:
+    missing = None if tokenizer is None else _ids_without_token(tokenizer, logits.shape[-1], logits.device)
+    if missing is not None:
         logits = logits.masked_fill(missing, -torch.inf)
     return sampling.penalised(logits, [sequence.ids for sequence in sequences])
 

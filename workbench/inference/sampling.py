@@ -114,8 +114,10 @@ class Sampling:
         return ids.gather(-1, index).squeeze(-1), ~kept[:, -1] | (near == logits.shape[1])
 
     def _noisy(self, relative: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
-        """Logits relative to the highest, plus noise times temperature: the same order as logits / temperature plus
-        noise, without an overflow. Shapes: relative [batch, n], keys [batch, 2], ids [batch, n] -> [batch, n] float64"""
+        """Logits relative to the highest, plus noise times temperature: ordered as logits / temperature plus noise.
+
+        Shapes: relative [batch, n], keys [batch, 2], ids [batch, n] -> [batch, n] float64
+        """
         return gumbel(keys, ids).mul_(self.temperature).add_(relative)
 
     def _scores(self, values: Tensor, top: Tensor) -> Tensor:

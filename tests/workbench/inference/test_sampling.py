@@ -1,4 +1,4 @@
-"""Sampling against transformers' logits processors, its noise against other code, its draws against the distribution."""
+"""Sampling against transformers' logits processors, its noise and draws against other code and the distribution."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_what_is_kept_is_what_transformers_keeps(settings: Sampling, vocab: int)
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_with_ties_only_tokens_as_likely_as_the_last_one_are_kept_in_addition(settings: Sampling) -> None:
-    """bfloat16's logits have many ties; transformers keeps of those at the end of top_p some that its sort puts first."""
+    """bfloat16's logits have many ties; of those at the end of top_p, transformers keeps some that its sort chooses."""
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(64, 300, generator=generator) * 2).bfloat16().double()
     ids = torch.randint(300, (64, 9), generator=generator)
@@ -163,7 +163,7 @@ def test_adjacent_draws_are_independent() -> None:
 
 
 def test_a_large_vocabulary_is_drawn_like_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shortcuts, likely tokens first and float32 first, choose what the whole vocabulary in float64 would choose."""
+    """The shortcuts, likely tokens first and float32 first, choose what all tokens in float64 would choose."""
     logits = torch.randn(40, 3_000, generator=torch.Generator().manual_seed(6))
     logits[:20] *= 4
     logits[10:30] = logits[10:30].bfloat16().float()
