@@ -151,7 +151,8 @@ def _finished(sequence: GenerationState) -> Generation:
 def draw(sampling: Sampling, sequences: Sequence[GenerationState], logits: Tensor) -> None:
     """Choose the next token of each sequence and append it. Shapes: logits [batch, vocab] float32"""
     candidates = candidate_logits(sampling, sequences, logits)
-    keys = torch.tensor([sequence.noise_key for sequence in sequences], dtype=torch.int32, device=logits.device)
+    noise_keys = [sequence.noise_key for sequence in sequences] if sampling.temperature else []
+    keys = torch.tensor(noise_keys, dtype=torch.int32, device=logits.device)
     chosen = tensor_parallel.broadcast(sampling.choose(candidates, keys))
     # NaN if any logit is NaN or +inf, or all are -inf.
     logprobs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
@@ -168,7 +169,9 @@ def candidate_logits(sampling: Sampling, sequences: Sequence[GenerationState], l
     missing = None if tokenizer is None else _ids_without_token(tokenizer, logits.shape[-1], logits.device)
     if missing is not None:
         logits = logits.masked_fill(missing, -torch.inf)
-    return sampling.penalised(logits, [sequence.ids for sequence in sequences])
+    if sampling.repetition_penalty != 1:
+        logits = sampling.penalised(logits, [sequence.ids for sequence in sequences])
+    return logits
 
 
 @lru_cache(maxsize=8)

@@ -70,7 +70,7 @@ class Sampling:
         return logits.index_put((rows, columns), values)
 
     def choose(self, logits: Tensor, keys: Tensor) -> Tensor:
-        """One token per sequence; `keys` are those of `noise_key`.
+        """One token per sequence; `keys` are those of `noise_key`, and not read at temperature 0.
 
         Shapes: logits [batch, vocab] float32, after the penalty; keys [batch, 2] int32 -> [batch] int64
         """
