@@ -90,7 +90,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "until": ("a string or a list of strings", _texts),
     **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),
     "do_sample": ("true or false", lambda value: isinstance(value, bool)),
-    "temperature": ("a number, at least 0 and below 1e300", lambda value: _number(value) and 0 <= value < 1e300),
+    "temperature": ("a number below 1e300, at least 0", lambda value: _number(value) and 0 <= value < 1e300),
     "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
     "top_k": ("an integer, at least 0 (0 means no limit)", lambda value: _whole(value) and value >= 0),
     "min_p": ("a number between 0 and 1", lambda value: _number(value) and 0 <= value <= 1),
