@@ -222,7 +222,7 @@ class WorkbenchLM(TemplateLM):
             by_arguments.setdefault(repr(request.args[1]), []).append(i)
         with self._bar(len(requests), "generating", disable_tqdm) as bar:
             for members in by_arguments.values():
-                args = _generation_args(requests[members[0]].args[1], self.max_length)
+                args = generation_args(requests[members[0]].args[1], self.max_length)
                 room = self.max_length - args.tokens
                 prompts = [self.tok_encode(requests[i].args[0]) for i in members]
                 seeds = self._seeds([requests[i] for i in members], args)
@@ -306,7 +306,8 @@ def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=special))
 
 
-def _generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
+def generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
+    """A task's generation arguments, normalized as lm-eval's models do. Raises: DataError as `GenerationArgs.check`."""
     GenerationArgs.check(arguments)
     return GenerationArgs.of(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS), max_length)
 

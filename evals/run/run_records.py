@@ -5,6 +5,7 @@ Does not know how questions are answered.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
 from evals.results import runs
+from evals.run.settings import OURS
 from workbench import provenance
+from workbench.inference.sampling import SAMPLER
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -70,6 +73,7 @@ def run_metadata(
             "chat": settings.chat,
             "samples": settings.samples,
             **data_hashes(loaded),
+            **sampler(loaded, settings),
             "sandbox": sandbox_info(grader, loaded),
         },
     }
@@ -79,6 +83,20 @@ def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:
     """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown."""
     kinds = ("data_sha256", "examples_sha256")
     return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+
+
+def sampler(loaded: LoadedTasks, settings: Settings) -> dict[str, int]:
+    """The version of the sampler, if an answer of these tasks is sampled by the workbench's model; else nothing."""
+    from evals.models.workbench_lm import generation_args
+
+    if settings.backend != OURS:
+        return {}
+    for task in loaded.tasks.values():
+        if task.OUTPUT_TYPE == "generate_until":
+            arguments = {**(task.get_config("generation_kwargs") or {}), **settings.gen_kwargs}
+            if generation_args(arguments, sys.maxsize).temperature:
+                return {"sampler": SAMPLER}
+    return {}
 
 
 def sandbox_info(grader: CodeGrader, loaded: LoadedTasks) -> dict[str, Any] | None:

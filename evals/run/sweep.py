@@ -187,7 +187,10 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
     task_names, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat))
     loaded = registry.load(task_names, root=settings.data, grader=CodeGrader(), **load_options)
     return basis(
-        _model_hashes(planned) | run_records.data_hashes(loaded) | {"versions": provenance.versions("lm-eval")}
+        _model_hashes(planned)
+        | run_records.data_hashes(loaded)
+        | run_records.sampler(loaded, settings)
+        | {"versions": provenance.versions("lm-eval")}
     )
 
 
