@@ -181,6 +181,31 @@ def test_a_large_vocabulary_is_drawn_like_all_of_it(monkeypatch: pytest.MonkeyPa
         assert torch.equal(settings.choose(penalised, noise), everything), settings
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}])
+@pytest.mark.parametrize("spread", [0.0, 0.2, 5.0])  # all equal, outside the most likely few, and well among them
+def test_sampling_from_the_most_likely_is_sampling_from_all(settings: dict[str, float], spread: float) -> None:
+    """Against the rules written for the whole vocabulary in float64; bfloat16 makes equal logits."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (spread * torch.randn(200, 4 * sampling.NEAR, generator=generator)).bfloat16().float()
+    probs = logits.double().softmax(-1)
+    if top_k := settings.get("top_k"):
+        probs *= probs >= probs.sort(-1, descending=True).values[:, int(top_k) - 1, None]
+        probs /= probs.sum(-1, keepdim=True)
+    values, inverse = zip(*(row.unique(return_inverse=True) for row in probs), strict=True)
+    more_likely = torch.stack(
+        [
+            (row.bincount(minlength=len(value)) * value).flip(0).cumsum(0).flip(0)[row]
+            - value[row] * row.bincount()[row]
+            for value, row in zip(values, inverse, strict=True)
+        ]
+    )
+    probs *= more_likely < settings.get("top_p", 2.0)
+    expected = (probs.log() + gumbel(keys(200), torch.arange(logits.shape[1]))).argmax(-1)
+    chosen = Sampling(temperature=1.0, **settings).choose(logits, keys(200))
+    # float32 sums differ only where top_p is on an edge.
+    assert (chosen == expected).sum() >= 199
+
+
 def test_a_draw_depends_neither_on_the_batch_nor_on_the_order() -> None:
     logits, noise = torch.randn(12, 900), keys(12)
     for settings in SETTINGS[:6]:
