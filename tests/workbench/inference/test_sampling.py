@@ -1,6 +1,7 @@
 """Sampling against transformers' logits processors, its noise and draws against other code and the distribution."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -259,10 +260,10 @@ def changed_draws(model: Transformer, prompts: list[list[int]], *, temperature: 
     longest = max(map(len, prompts))
     assert all(len(prompt) == longest for prompt in prompts)
     with torch.no_grad():
-        together = model(torch.tensor(prompts))[:, -1]
-        alone = torch.cat([model(torch.tensor([prompt]))[:, -1] for prompt in prompts])
+        together = model(torch.tensor(prompts))[:, 5::6].flatten(0, 1)
+        alone = torch.cat([model(torch.tensor([prompt]))[0, 5::6] for prompt in prompts])
     different = total = 0
-    for i in range(len(prompts)):
+    for i in range(len(together)):
         noise = keys(seeds, seed=i)
         first, second = (
             Sampling(temperature).choose(logits[i].expand(seeds, -1), noise) for logits in (together, alone)
@@ -278,6 +279,14 @@ def test_few_draws_change_with_the_batch_in_bfloat16() -> None:
     texts = ["The capital of France is the city", "Question: Tom has 3 apples and", "def add(a, b):\n    return a + b"]
     ids = [demo.tokenizer.encode(text, bos=True)[:7] for text in texts]
     assert changed_draws(demo, ids * 3, temperature=1.5, seeds=300) < 0.03
+
+
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2 does not name SmolLM2-135M-Instruct's folder")
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_few_draws_of_a_real_model_change_with_the_batch(temperature: float) -> None:
+    model = wb.load_model(os.environ["SMOLLM2"], device="cpu", dtype="bfloat16")
+    texts = wb.generate(model, [[1]] * 8, max_new_tokens=30, temperature=0.8, stop_tokens=())  # its own language
+    assert changed_draws(model, [list(text.tokens) for text in texts], temperature=temperature, seeds=60) < 0.03
 
 
 def test_noise_of_logits_changes_few_draws_of_a_flat_distribution() -> None:
