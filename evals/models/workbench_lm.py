@@ -30,7 +30,6 @@ from workbench.checkpoint import load_model
 from workbench.errors import DataError, TokenizerError
 from workbench.hooks.intervention import active_interventions
 from workbench.text.chat_format import encode_chat
-from workbench.text.vocabulary_files import LLAMA3_PATTERN
 
 if TYPE_CHECKING:
     from workbench import Transformer
@@ -46,7 +45,7 @@ _BATCHES_PER_UNIT = (
 )
 
 
-# Llama 3's pattern always splits after a line break and before a letter, so lines can be encoded separately. Prompts
+# Llama 3's vocabulary always splits after a line break and before a letter, so lines can be encoded separately. Prompts
 # share most of their lines: those of a task its examples, the four of a question all but one.
 _LINES = re.compile(r"(?<=\n)(?=[A-Za-z])")
 
@@ -67,12 +66,15 @@ class WorkbenchLM(TemplateLM):
         device: str | None = None,
         dtype: str = "auto",
         *,
+        adapter: str | Path | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str | Path):
-            pretrained = load_model(pretrained, device=device or "auto", dtype=dtype)
+            pretrained = load_model(pretrained, device=device or "auto", dtype=dtype, adapter=adapter)
+        elif adapter is not None:
+            raise DataError("an adapter is merged when a model is loaded; pass it to load_model.")
         self.model = pretrained
         if self.model.tokenizer is None:
             raise TokenizerError(
@@ -82,6 +84,8 @@ class WorkbenchLM(TemplateLM):
         # "auto": the model chooses the batch size.
         requested = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self.batch_size = min(filter(None, (requested, max_batch_size)), default=None)
+        begin = self._tokenizer.bos_id
+        self._begin = None if begin is None else self._tokenizer.name(begin)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
         self._device = self.model.device
         self._seed = seed
@@ -119,12 +123,12 @@ class WorkbenchLM(TemplateLM):
     # --- lm-eval's tokenizer interface
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self._tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        return self._tokenizer.bos_id
+        return self._tokenizer.prefix_id
 
     @property
     def max_length(self) -> int:
@@ -135,14 +139,15 @@ class WorkbenchLM(TemplateLM):
         return f"workbench-{self._tokenizer.sha256[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids after one begin token; a text that starts with its own, as chats do, gets no second one.
+        """Token ids after the begin token, if the checkpoint's files say that a text starts with it; a text that starts
+        with its own, as chats do, gets no second one.
 
         Special tokens are parsed only in a text that starts with the begin token; in other texts they are plain text.
         """
-        begins = string.startswith("<|begin_of_text|>")
+        begins = self._begin is not None and string.startswith(self._begin)
         bos = not begins if add_special_tokens is None else add_special_tokens
-        ids = [self._tokenizer.bos_id] if bos else []
-        for part in _LINES.split(string) if self._tokenizer.pattern == LLAMA3_PATTERN else (string,):
+        ids = self._tokenizer.encode("", bos=bos)
+        for part in _LINES.split(string) if self._tokenizer.splits_at_lines else (string,):
             ids += self._line(part, begins)
         return ids
 

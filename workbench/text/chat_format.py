@@ -100,7 +100,7 @@ def encode_chat(
     """
     if not messages:
         raise ChatError("a conversation needs at least one message.")
-    ids = [tokenizer.bos_id]
+    ids = [tokenizer.special("<|begin_of_text|>")]
     for message in messages:
         ids += encode_message(tokenizer, message if isinstance(message, Message) else Message.from_dict(message))
     return ids + (encode_header(tokenizer, "assistant") if add_generation_prompt else [])
@@ -123,8 +123,8 @@ def encode_message(tokenizer: Tokenizer, message: Message) -> list[int]:
     if reason is None:
         builtin = any(call.name in BUILTIN_TOOLS for call in message.tool_calls)
         reason = "end_of_message" if builtin else "end_of_turn"
-    ends = {"end_of_turn": [tokenizer.eot_id], "end_of_message": [tokenizer.eom_id], "out_of_tokens": []}
-    return ids + ends[reason]
+    ends = {"end_of_turn": ["<|eot_id|>"], "end_of_message": ["<|eom_id|>"], "out_of_tokens": []}
+    return ids + [tokenizer.special(name) for name in ends[reason]]
 
 
 def decode_message(tokenizer: Tokenizer, ids: Sequence[int]) -> Message:
@@ -137,9 +137,9 @@ def decode_message(tokenizer: Tokenizer, ids: Sequence[int]) -> Message:
     ids = list(ids)
     role, ids = _take_header(tokenizer, ids)
     reasons: dict[int, StopReason] = {
-        tokenizer.eos_id: "end_of_turn",
-        tokenizer.eot_id: "end_of_turn",
-        tokenizer.eom_id: "end_of_message",
+        tokenizer.special("<|end_of_text|>"): "end_of_turn",
+        tokenizer.special("<|eot_id|>"): "end_of_turn",
+        tokenizer.special("<|eom_id|>"): "end_of_message",
     }
     end = next((i for i, token in enumerate(ids) if token in reasons), None)
     stop_reason: StopReason = "out_of_tokens" if end is None else reasons[ids[end]]
