@@ -180,8 +180,7 @@ def _ids_without_token(tokenizer: Tokenizer, vocab_size: int, device: torch.devi
 
     Shapes: [vocab] bool
     """
-    has_token = getattr(tokenizer, "has_token", lambda id: id < tokenizer.vocab_size)
-    missing = [not has_token(id) for id in range(vocab_size)]
+    missing = [not tokenizer.has_token(token) for token in range(vocab_size)]
     return torch.tensor(missing, device=device) if any(missing) else None
 
 

@@ -1,7 +1,7 @@
 """Sampling against transformers' logits processors, its noise and draws against other code and the distribution."""
 
 import math
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,10 +281,11 @@ def test_few_draws_change_with_the_batch_in_bfloat16() -> None:
     assert changed_draws(demo, ids * 3, temperature=1.5, seeds=300) < 0.03
 
 
-@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2 does not name SmolLM2-135M-Instruct's folder")
+@pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_few_draws_of_a_real_model_change_with_the_batch(temperature: float) -> None:
-    model = wb.load_model(os.environ["SMOLLM2"], device="cpu", dtype="bfloat16")
+def test_few_draws_of_a_real_model_change_with_the_batch(smollm2: Path, temperature: float) -> None:
+    model = wb.load_model(smollm2, device="cpu", dtype="bfloat16")
     texts = wb.generate(model, [[1]] * 8, max_new_tokens=30, temperature=0.8, stop_tokens=())  # its own language
     assert changed_draws(model, [list(text.tokens) for text in texts], temperature=temperature, seeds=60) < 0.03
 
