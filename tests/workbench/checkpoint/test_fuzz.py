@@ -21,11 +21,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.workbench.checkpoint.checkpoints import hf_model, make_config
+from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_gguf
 from workbench.checkpoint import convert, load_model
 from workbench.errors import WorkbenchError, WorkbenchWarning
 from workbench.model import Transformer
 from workbench.text.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
 SECONDS, MEMORY = 5.0, 1 << 30  # most for one checkpoint
 Original = tuple[Path, dict[str, Tensor]]
@@ -43,7 +45,9 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Original]:
     (root / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer.to_hf_json()))
     convert(root / "hf", root / "meta", layout="meta", shards=2)
     convert(root / "hf", root / "pth", layout="meta", container="pth")
-    folders = [root / "hf", root / "meta", root / "pth"]
+    (root / "gguf").mkdir()
+    write_gguf(theirs, root / "gguf" / "model.gguf")
+    folders = [root / "hf", root / "meta", root / "pth", root / "gguf"]
     return [(folder, dict(load_model(folder, device="cpu").named_parameters())) for folder in folders]
 
 
@@ -93,6 +97,8 @@ def without_values(data: bytes, file: Path) -> list[int]:
     """Places of a file outside the values of weights."""
     if file.suffix == ".safetensors":
         return list(range(8 + int.from_bytes(data[:8], "little")))
+    if file.suffix == ".gguf":
+        return list(range(gguf.GGUFReader(file).data_offset))
     places = set(range(len(data)))
     if file.suffix == ".pth":
         with zipfile.ZipFile(file) as archive:
@@ -143,7 +149,10 @@ def replace_with_junk(rng: random.Random, folder: Path) -> None:
 
 
 def swap_files(rng: random.Random, folder: Path) -> None:
-    first, second = rng.sample(sorted(folder.iterdir()), 2)
+    files = sorted(folder.iterdir())
+    if len(files) < 2:
+        return
+    first, second = rng.sample(files, 2)
     if first.stem[:12] == second.stem[:12] == "consolidated":
         return  # Meta's shards do not say which one they are
     contents = first.read_bytes(), second.read_bytes()
