@@ -193,6 +193,7 @@ def _no_configuration(root: Path) -> str:
         return _adapter_alone(root)
     problem = f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory."
     inner = [path.parent for pattern in ("*/config.json", "*/params.json") for path in sorted(root.glob(pattern))]
+    inner += sorted(root.glob("models--*"))  # the root of the whole Hugging Face cache
     return f"{problem} Pass one of its directories: {_names(inner)}." if inner else problem
 
 
@@ -212,5 +213,5 @@ def _adapter_note(root: Path) -> tuple[str, ...]:
 
 
 def _names(paths: Iterable[Path]) -> str:
-    names = [path.name for path in paths]
+    names = [path.name[:80] for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -29,6 +29,7 @@ from workbench.checkpoint.tensors import (
     tensor_specs,
 )
 from workbench.config import ModelConfig
+from workbench.config.keys import short
 from workbench.errors import CheckpointError
 from workbench.layers import stored_frequencies
 from workbench.published import tied_as_published
@@ -188,13 +189,13 @@ def _check_index(layout: Layout, files: Files) -> None:
     for name, file in listed.items():
         if name not in files[layout.root / file]:
             raise CheckpointError(
-                f"{layout.root / file}: tensor {name!r} is missing; {layout.index.name} lists it in this file."
+                f"{layout.root / file}: tensor {short(name)} is missing; {layout.index.name} lists it in this file."
             )
     for path, tensors in files.items():
         for name in tensors:
             if listed.get(name, path.name) != path.name:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is stored here, but {layout.index.name} lists it in {listed[name]}."
+                    f"{path}: tensor {short(name)} is stored here, but {layout.index.name} lists it in {listed[name]}."
                 )
 
 
@@ -205,11 +206,11 @@ def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec
         for name in filter(FREQUENCIES.search, extra):
             problem = stored_frequencies.contradiction(all_values(tensors[name]), config)
             if problem:
-                raise CheckpointError(f"{path}: tensor {name!r}: {problem}.")
+                raise CheckpointError(f"{path}: tensor {short(name)}: {problem}.")
         extra = [name for name in extra if not FREQUENCIES.search(name)]
         if extra:
             raise CheckpointError(
-                f"{path}: tensor {extra[0]!r} {list(tensors[extra[0]].shape)} is not a weight of the Llama "
+                f"{path}: tensor {short(extra[0])} {list(tensors[extra[0]].shape)} is not a weight of the Llama "
                 f"with {config.n_layers} layers in {layout.config_file.name} ({len(extra)} such tensors)."
             )
 
@@ -227,9 +228,9 @@ def _find(layout: Layout, spec: TensorSpec, files: Files) -> Weight:
             location = layout.root
         expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
         hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
-        raise CheckpointError(f"{location}: tensor {name!r} is missing; {expected}, found none{hint}.")
+        raise CheckpointError(f"{location}: tensor {short(name)} is missing; {expected}, found none{hint}.")
     if layout.kind != "meta" and len(shards) > 1:
-        raise CheckpointError(f"{shards[1][0]}: tensor {name!r} is also in {shards[0][0].name}; expected it once.")
+        raise CheckpointError(f"{shards[1][0]}: tensor {short(name)} is also in {shards[0][0].name}; expected it once.")
     pieces = _pieces(layout, spec, name, shards)
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
 
@@ -243,25 +244,25 @@ def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path
     expected = list(spec.shape)
     if axis is not None:
         if spec.shape[axis] % n:
-            raise CheckpointError(f"{shards[0][0]}: {name!r} {expected} cannot be split into {n} equal shards.")
+            raise CheckpointError(f"{shards[0][0]}: {short(name)} {expected} cannot be split into {n} equal shards.")
         expected[axis] //= n
     pieces = []
     for number, (path, tensor) in enumerate(shards):
         if list(tensor.shape) != expected:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has the wrong shape; expected {expected} by {layout.config_file.name}"
+                f"{path}: tensor {short(name)} has the wrong shape; expected {expected} by {layout.config_file.name}"
                 f"{f' in {n} shards' if n > 1 else ''}, found {list(tensor.shape)}{_shard_hint(tensor, expected)}."
             )
         if tensor.dtype not in _FLOATS or tensor.dtype != shards[0][1].dtype:
             required = (
                 "a floating type" if tensor.dtype not in _FLOATS else f"{shards[0][1].dtype} as in the first shard"
             )
-            raise CheckpointError(f"{path}: tensor {name!r}: expected {required}, found {tensor.dtype}.")
+            raise CheckpointError(f"{path}: tensor {short(name)}: expected {required}, found {tensor.dtype}.")
         offset = [0] * tensor.dim()
         if axis is not None:
             offset[axis] = number * expected[axis]
         elif number and not torch.equal(all_values(tensor), all_values(shards[0][1])):
-            raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {shards[0][0].name}.")
+            raise CheckpointError(f"{path}: tensor {short(name)}: expected the same values as in {shards[0][0].name}.")
         pieces.append(Piece(path, tensor, tuple(offset)))
     return tuple(pieces[:1] if axis is None else pieces)
 
@@ -280,8 +281,8 @@ def _without_copies(
         if all(torch.equal(all_values(first), all_values(t)) for (_, first), *rest in groups for _, t in rest):
             return [group[0] for group in groups]
     raise CheckpointError(
-        f"{shards[1][0]}: tensor {name!r}: {n} shards hold {heads} key/value heads; expected each {copies} times with "
-        "the same values, found different ones."
+        f"{shards[1][0]}: tensor {short(name)}: {n} shards hold {heads} key/value heads; expected each {copies} times "
+        "with the same values, found different ones."
     )
 
 
@@ -321,6 +322,6 @@ def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: F
             all_values(table.tensor), all_values(copy.tensor)
         ):
             raise CheckpointError(
-                f"{copy.file}: tensor {name!r} differs from {embedding.stored_name!r}, but "
+                f"{copy.file}: tensor {short(name)} differs from {embedding.stored_name!r}, but "
                 f"{layout.config_file.name} says that they are tied; expected equal values."
             )

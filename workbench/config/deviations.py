@@ -38,7 +38,7 @@ _RULES = (
         ("full_attention", "attention", "full", "global"),
     ),
     _Rule("some layers have no RoPE", r"no_?rope_layers?|nope_layers?|rope_layers?", (True, 1)),
-    _Rule("some layers have no RoPE", r"(no_?rope|nope)_.*", _OFF),
+    _Rule("some layers have no RoPE", r"(no_?rope|nope)_.*|use_nope", _OFF),
     _Rule(
         "only a part of each head is rotated",
         r"partial_rot.*|rotary_(pct|percent|percentage)|rope_(pct|percent|percentage)|rotary_emb_fraction|rotary_fraction",
@@ -49,9 +49,7 @@ _RULES = (
     _Rule(
         "RoPE is computed in another way", r"(use_)?(rope|rotary|rotary_emb.*|rotary_pos.*|rotary_position.*)", (True,)
     ),
-    _Rule(
-        "RoPE is computed in another way", r".*(dynamic_?ntk|logn_?attn|mrope|xpos|rope_local|local_rope|global_rope).*"
-    ),
+    _Rule("RoPE is computed in another way", r".*(ntk|yarn|logn_?attn|mrope|xpos|rope_local|local_rope|global_rope).*"),
     _Rule(
         "positions are not RoPE's",
         r"(position(al)?_?(embedding|encoding)|pos_emb|pos_enc|pe)_?(type|mode|kind)",
@@ -61,7 +59,9 @@ _RULES = (
     _Rule("scores or logits are capped", r".*(soft_?cap|clip_qkv|qkv_clip|attn_clip|logits?_cap).*", _OFF),
     _Rule("queries and keys are normalised", r"(.*_)?((qk|q|k|query_key|query|key)_?(layer)?_?norm|norm_qk)(_.*)?"),
     _Rule("attention scores are scaled in another way", r"scale_attn_weights", (True,)),
-    _Rule("attention scores are scaled in another way", r"attn_temp.*|floor_scale|.*attn_scale|use_attn_sink.*", _OFF),
+    _Rule(
+        "attention scores are scaled in another way", r"attn_temp.*|floor_scale|scale_att.*|reorder_and_upcast.*", _OFF
+    ),
     _Rule("parts of the model are scaled", r"scale_depth|dim_model_base|scale_emb.*|.*_scale_emb.*|mup|use_mup|mup_.*"),
     _Rule("parts of the model are scaled", r".*(multiplier|scalar|scaling|scale)s?(_factor)?", (False, 1)),
     _Rule("the MLP has experts", r".*(expert|_moe|moe_).*|moe|first_k_dense_replace|decoder_sparse_step", _OFF),
@@ -70,9 +70,9 @@ _RULES = (
     _Rule("attention is not causal", r"is_causal|causal", (True,)),
     _Rule("attention is not causal", r".*bidirectional.*|.*prefix_lm|is_encoder_decoder|use_encoder.*"),
     _Rule("the model has cross-attention", r"add_cross_attention|cross_attention_(layers|freq.*|every.*)|num_cross_.*"),
-    _Rule("attention is cut into chunks", r".*(attention_chunk|chunked_att).*", _OFF),
+    _Rule("attention is cut into chunks", r".*(attention_chunk|chunked_att|sparse_att|block_sparse|local_att).*", _OFF),
     _Rule("attention has sinks", r".*attention_sink.*|attn_sink.*|use_sink.*|num_sink.*", _OFF),
-    _Rule("attention has low-rank projections", r"(q|kv|o)_lora_rank|qk_(nope|rope)_head_dim", _OFF),
+    _Rule("attention has low-rank projections", r"(q|kv|o)_lora_rank|qk_(nope|rope)_head_dim|(use_)?mla", _OFF),
     _Rule(
         "layers share parts",
         r"num_kv_shared_layers|(layer_shar|shar(ed?|ing)_layer|cross_layer).*|num_mem_blocks",
@@ -90,7 +90,8 @@ _RULES = (
     _Rule(
         "norms are placed in another way",
         r"(use_)?(post_?norm|sandwich_?norm|norm_head|norm_after|post_.*norm|.*_post_layernorm|pre_post.*norm).*"
-        r"|.*unit_offset|.*zero_centered.*|.*norm_embed.*|embed.*_norm|.*_residual_connection_.*",
+        r"|.*unit_offset|.*zero_centered.*|.*norm_emb.*|.*emb.*_norm|normali[sz]e_emb.*|use_stable_emb.*"
+        r"|.*_residual_connection_.*",
     ),
     _Rule("the model is not a plain transformer", r".*(mamba|altup|laurel|per_layer_input|rwkv|medusa|lambda_std).*"),
     _Rule(
@@ -115,6 +116,7 @@ _ALIASES = {
     "dim": "d_model n_embd dim embedding_size word_embed_proj_dim",
     "n_layers": "n_layer n_layers num_layers",
     "ffn_dim": "ffn_hidden_size ffn_dim n_inner d_ff intermediate_size_mlp",
+    "tied_output": "tie_embeddings tie_weights share_embeddings shared_input_output_embedding tie_lm_head",
     "rope_theta": "rotary_base rope_base rotary_emb_base rotary_theta base_theta rope_freq_base",
     "norm_eps": "norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon layernorm_eps norm_epsilon",
 }
@@ -133,7 +135,7 @@ _HARMLESS = re.compile(
     |temperature|top_k|top_p|min_p|typical_p|chat_template|max_sequence_length|model_max_length|seq_length|max_seq_len
     |neftune.*|is_llama_config|multiple_of|(block_)?ffn_dim_multiplier|router_.*|norm_topk_prob|use_return_dict
     |max_window_layers|sliding_window_pattern|attn_mask_type|vocab_size_.*|text_vocab_size|pad_vocab.*
-    |sampler_.*|generation_config|num_logits_to_keep|fused_.*|use_fused.*|use_liger.*""",
+    |sampler_.*|summary_.*|n_ctx|n_positions|generation_config|num_logits_to_keep|fused_.*|use_fused.*|use_liger.*""",
     re.VERBOSE,
 )
 

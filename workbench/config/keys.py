@@ -23,7 +23,7 @@ LARGEST = {
 }
 _LARGEST_NUMBER = 2**40  # much larger integers cannot be converted to a float
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxdict = _SHORT.maxlist = 3
 _SHORT.maxlevel = 2
 
@@ -32,7 +32,7 @@ def short(value: Any) -> str:
     """A value for an error message: its `repr`, of bounded length."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return _SHORT.repr(value)[:120]
+    return _SHORT.repr(value)[:140]
 
 
 @contextmanager

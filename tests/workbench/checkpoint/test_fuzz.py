@@ -127,6 +127,14 @@ def flip_bits_of_a_pth(rng: random.Random, folder: Path) -> None:
         file.write_bytes(data)
 
 
+def flip_bits_of_a_gguf(rng: random.Random, folder: Path) -> None:
+    file = a_file(rng, folder, ".gguf")
+    if file is not None:
+        data = bytearray(file.read_bytes())
+        data[rng.choice(without_values(bytes(data), file))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+
+
 def truncate(rng: random.Random, folder: Path) -> None:
     file = a_file(rng, folder)
     assert file is not None
@@ -263,10 +271,16 @@ def change_tensors_of_a_pth(rng: random.Random, folder: Path) -> None:
 
 CHANGES: list[Change] = [
     flip_bits, truncate, insert_bytes, replace_with_junk, swap_files, remove_a_file, add_a_stray_file, change_json,
-    change_tokenizer, change_configuration, flip_bits_of_a_pth, change_tensors_of_a_pth, change_safetensors_header,
+    change_tokenizer, change_configuration, flip_bits_of_a_pth, flip_bits_of_a_gguf, change_tensors_of_a_pth,
+    change_safetensors_header,
 ]  # fmt: skip
 # Changes that need one kind of checkpoint; the others are made to all kinds.
-ONLY = {flip_bits_of_a_pth: "pth", change_tensors_of_a_pth: "pth", change_safetensors_header: "hf"}
+ONLY = {
+    flip_bits_of_a_pth: "pth",
+    flip_bits_of_a_gguf: "gguf",
+    change_tensors_of_a_pth: "pth",
+    change_safetensors_header: "hf",
+}
 
 
 def too_slow(signum: int, frame: FrameType | None) -> None:

@@ -262,18 +262,9 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
     "sliding window, switched on (Qwen)": {"sliding_window": 128, "use_sliding_window": True},
     "mixed layers (Gemma 3)": {"layer_types": ["full_attention", "sliding_attention"]},
     "partial rotation (Phi)": {"partial_rotary_factor": 0.5},
-    "partial rotation in rope_parameters": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
-    },
     "partial rotation (GPT-NeoX)": {"rotary_pct": 0.25},
     "interleaved pairs (DeepSeek)": {"rope_interleaved": True},
     "layers without RoPE (SmolLM3)": {"no_rope_layers": [1, 0]},
-    "dynamic RoPE": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None},
-    "LongRoPE (Phi)": {
-        "rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]},
-        "rope_parameters": None,
-    },
-    "proportional RoPE": {"rope_scaling": {"rope_type": "proportional"}, "rope_parameters": None},
     "residual multiplier (Granite)": {"residual_multiplier": 0.22},
     "attention multiplier (Granite)": {"attention_multiplier": 0.5},
     "embedding multiplier (Granite)": {"embedding_multiplier": 12},
@@ -296,9 +287,35 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
     "low-rank attention (DeepSeek)": {"kv_lora_rank": 512},
     "chunked attention (Llama 4)": {"attention_chunk_size": 8192},
     "no causal mask": {"is_causal": False},
+    "dynamic NTK (Qwen)": {"use_dynamic_ntk": True},
+    "log-n attention (Qwen)": {"use_logn_attn": True},
+    "sandwich norms (GLM)": {"use_sandwich_norm": True},
+    "LayerNorm": {"norm_type": "layernorm"},
+    "hybrid (Jamba)": {"mamba_d_state": 16},
+    "multi-query (Falcon)": {"multi_query": True},
+    "learned positions": {"position_embedding_type": "learned"},
+    "another base of RoPE": {"rotary_base": 20_000},
+    "decoder with an encoder": {"is_encoder_decoder": True},
+    "cross-attention": {"add_cross_attention": True},
+    "attention sinks": {"use_attention_sinks": True},
+    "MuP (MiniCPM)": {"mup": True},
+    "tied under another name": {"tie_embeddings": True},
     "vision tower": {"vision_config": {"hidden_size": 64}},
     "another size": {"num_kv_heads": 8},
 }
+
+# RoPE of other types, in `rope_scaling` or `rope_parameters`, and what is said.
+OTHER_ROPE: dict[str, tuple[dict[str, Any], str]] = {
+    "dynamic RoPE": ({"type": "dynamic", "factor": 2.0}, "RoPE type 'dynamic' is not supported"),
+    "LongRoPE (Phi)": ({"type": "longrope", "short_factor": [1], "long_factor": [1]}, "RoPE type 'longrope' is not"),
+    "LongRoPE, early name": ({"type": "su", "short_factor": [1], "long_factor": [1]}, "RoPE type 'su' is not"),
+    "proportional RoPE": ({"rope_type": "proportional"}, "RoPE type 'proportional' is not supported"),
+    "multimodal RoPE (Qwen)": ({"rope_type": "default", "mrope_section": [1, 1, 2]}, "'mrope_section' is"),
+    "RoPE by layer type (Gemma 3)": (
+        {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}, "'full_attention' is"
+    ),
+    "partial rotation": ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+}  # fmt: skip
 
 
 KINDS = [
@@ -362,10 +379,11 @@ KINDS = [
     Kind("no q/k norm, Meta", "qk_norm false in params.json", "loads",
          lambda f: meta(f, LLAMA2_PARAMS | {"qk_norm": False}, num_key_value_heads=8)),
     *(Kind("another model relabelled llama", kind, "refused, naming the key",
-           lambda f, changes=changes: (hf(f, changes), None)[1],
-           says="RoPE type" if "dynamic" in kind or "Long" in kind or "prop" in kind else
-           "partial_rotary_factor" if "partial" in kind and "rope_p" in kind else next(iter(changes)))
+           lambda f, changes=changes: (hf(f, changes), None)[1], says=f"{next(iter(changes))} is")
       for kind, changes in OTHER_MODELS.items()),
+    *(Kind("RoPE of another type", kind, "refused by name", says=says,
+           build=lambda f, group=group: (hf(f, {"rope_scaling": group}, without=("rope_parameters",)), None)[1])
+      for kind, (group, says) in OTHER_ROPE.items()),
     Kind("reward model", "LlamaForSequenceClassification", "refused by name", reward_model,
          says="'LlamaForSequenceClassification' .a reward model or a classifier.: it has another output layer"),
     Kind("quantised", "GPTQ's quantization_config", "refused by name",
