@@ -21,7 +21,7 @@ from workbench.errors import CheckpointError
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # of the tensors' data, if general.alignment is absent
+ALIGNMENT = 32  # of the tensors' data, if general.alignment is absent
 
 _MOST_KEYS, _MOST_TENSORS = 1 << 16, 1 << 20
 _MOST_ELEMENTS = 1 << 22  # of all lists together; the largest vocabularies have fewer than 2^20 tokens and merges
@@ -135,7 +135,7 @@ class _Reader:
             if tensor.name in tensors:
                 raise self.damaged(f"the tensor {tensor.name[:80]!r} occurs twice")
             tensors[tensor.name] = tensor
-        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > _MOST_BYTES:
             raise self.damaged(f"general.alignment is {alignment!r}, not a power of two")
         start = -(-self.place // alignment) * alignment

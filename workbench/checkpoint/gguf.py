@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTensor
 from workbench.errors import CheckpointError, MissingExtraError
-from workbench.gguf_file import GgufTensor, read_header
+from workbench.gguf_file import ALIGNMENT, GgufTensor, read_header
 
 # The format's numbers of types that are plain numbers.
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
@@ -106,6 +106,8 @@ def open_gguf(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors: dict[str, StoredTensor] = {}
+    alignment = header.metadata.get("general.alignment", ALIGNMENT)
+    end: int | None = None
     for name, tensor in header.tensors.items():
         block, block_bytes = _block(path, tensor)
         columns = tensor.shape[-1]
@@ -116,6 +118,13 @@ def open_gguf(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{path}: truncated: tensor {name[:80]!r} ends at byte {tensor.offset + n_bytes:,} of {size:,}."
             )
+        # As llama.cpp requires. There are no checksums: a changed offset or type would give a weight other values.
+        if end is not None and tensor.offset != end:
+            raise CheckpointError(
+                f"{path}: damaged: tensor {name[:80]!r} begins at byte {tensor.offset:,}, expected {end:,}, the "
+                "end of the one before."
+            )
+        end = -(-(tensor.offset + n_bytes) // alignment) * alignment
         if (dtype := _PLAIN.get(tensor.type)) is None:
             shape = torch.Size(tensor.shape)
             tensors[name] = GgufBlocks(shape, torch.bfloat16, path, tensor.offset, tensor.type, block, block_bytes)
@@ -124,6 +133,8 @@ def open_gguf(path: Path) -> dict[str, StoredTensor]:
         else:
             values = torch.frombuffer(data, dtype=dtype, count=math.prod(tensor.shape), offset=tensor.offset)
             tensors[name] = values.reshape(tensor.shape)
+    if end is not None and size > end:
+        raise CheckpointError(f"{path}: damaged: {size - end:,} bytes at its end belong to no tensor.")
     return tensors
 
 

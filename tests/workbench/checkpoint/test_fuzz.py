@@ -21,11 +21,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.workbench.checkpoint.checkpoints import hf_model, make_config
+from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_gguf
 from workbench.checkpoint import convert, load_model
 from workbench.errors import WorkbenchError, WorkbenchWarning
 from workbench.model import Transformer
 from workbench.text.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
 SECONDS, MEMORY = 5.0, 1 << 30  # most for one checkpoint
 Original = tuple[Path, dict[str, Tensor]]
@@ -43,8 +45,12 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Original]:
     (root / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer.to_hf_json()))
     convert(root / "hf", root / "meta", layout="meta", shards=2)
     convert(root / "hf", root / "pth", layout="meta", container="pth")
-    folders = [root / "hf", root / "meta", root / "pth"]
-    return [(folder, dict(load_model(folder, device="cpu").named_parameters())) for folder in folders]
+    (root / "gguf").mkdir()
+    write_gguf(theirs, root / "gguf" / "model.gguf")
+    folders = [root / "hf", root / "meta", root / "pth", root / "gguf"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WorkbenchWarning)  # this GGUF file has no tokenizer
+        return [(folder, dict(load_model(folder, device="cpu").named_parameters())) for folder in folders]
 
 
 # A change of one folder; it may leave the folder as it was.
@@ -93,6 +99,8 @@ def without_values(data: bytes, file: Path) -> list[int]:
     """Places of a file outside the values of weights."""
     if file.suffix == ".safetensors":
         return list(range(8 + int.from_bytes(data[:8], "little")))
+    if file.suffix == ".gguf":
+        return list(range(gguf.GGUFReader(file).data_offset))
     places = set(range(len(data)))
     if file.suffix == ".pth":
         with zipfile.ZipFile(file) as archive:
@@ -121,6 +129,14 @@ def flip_bits_of_a_pth(rng: random.Random, folder: Path) -> None:
         file.write_bytes(data)
 
 
+def flip_bits_of_a_gguf(rng: random.Random, folder: Path) -> None:
+    file = a_file(rng, folder, ".gguf")
+    if file is not None:
+        data = bytearray(file.read_bytes())
+        data[rng.choice(without_values(bytes(data), file))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+
+
 def truncate(rng: random.Random, folder: Path) -> None:
     file = a_file(rng, folder)
     assert file is not None
@@ -143,7 +159,10 @@ def replace_with_junk(rng: random.Random, folder: Path) -> None:
 
 
 def swap_files(rng: random.Random, folder: Path) -> None:
-    first, second = rng.sample(sorted(folder.iterdir()), 2)
+    files = sorted(folder.iterdir())
+    if len(files) < 2:
+        return
+    first, second = rng.sample(files, 2)
     if first.stem[:12] == second.stem[:12] == "consolidated":
         return  # Meta's shards do not say which one they are
     contents = first.read_bytes(), second.read_bytes()
@@ -254,10 +273,16 @@ def change_tensors_of_a_pth(rng: random.Random, folder: Path) -> None:
 
 CHANGES: list[Change] = [
     flip_bits, truncate, insert_bytes, replace_with_junk, swap_files, remove_a_file, add_a_stray_file, change_json,
-    change_tokenizer, change_configuration, flip_bits_of_a_pth, change_tensors_of_a_pth, change_safetensors_header,
+    change_tokenizer, change_configuration, flip_bits_of_a_pth, flip_bits_of_a_gguf, change_tensors_of_a_pth,
+    change_safetensors_header,
 ]  # fmt: skip
 # Changes that need one kind of checkpoint; the others are made to all kinds.
-ONLY = {flip_bits_of_a_pth: "pth", change_tensors_of_a_pth: "pth", change_safetensors_header: "hf"}
+ONLY = {
+    flip_bits_of_a_pth: "pth",
+    flip_bits_of_a_gguf: "gguf",
+    change_tensors_of_a_pth: "pth",
+    change_safetensors_header: "hf",
+}
 
 
 def too_slow(signum: int, frame: FrameType | None) -> None:
