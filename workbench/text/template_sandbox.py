@@ -1,0 +1,360 @@
+"""Sandbox of chat templates: jinja2's immutable one, with bounds on the work and the text of one rendering.
+
+A checkpoint's template is a stranger's program. jinja2's sandbox keeps it from the interpreter's internals; the bounds
+keep it from running for ever and from filling the memory: every loop, call and printed value is counted.
+The settings, filters and functions are those that transformers gives a chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache, wraps
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from workbench.errors import ChatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jinja2.parser import Parser
+
+MAX_CHARACTERS = 16_000_000  # of one value or of the whole output; a context of a million tokens is about a quarter
+MAX_STEPS = 10_000_000  # rounds of loops, and calls
+MAX_SECONDS = 5.0
+_MAX_PADDING = 10_000
+_MAX_ITEMS = 1_000_000
+_MAX_BITS = 4_096
+_CONTAINER = 100  # counted for a list or dict: the same list may be in another a thousand times
+
+# Filters and string methods that take a number of characters or items to add.
+_PADDING = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "zfill"})
+# Filters that return items of their input, or a number, and so write no text.
+_NO_TEXT = frozenset(
+    {
+        "attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list",
+        "map", "max", "min", "random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort",
+        "sum", "unique",
+    }
+)  # fmt: skip
+_WIDE_FIELD = re.compile(r"%(\([^)]*\))?[-+ #0]*\d*\.?\d{5}|\{[^{}]*:[^{}]*\d{5}")
+
+
+class _Work:
+    """What one rendering may still do."""
+
+    def __init__(self) -> None:
+        self.steps, self.characters, self.deadline = MAX_STEPS, 4 * MAX_CHARACTERS, time.monotonic() + MAX_SECONDS
+
+    def step(self, count: int = 1) -> None:
+        self.steps -= count
+        if self.steps < 0 or time.monotonic() > self.deadline:
+            raise ChatError(
+                f"the chat template does too much work: more than {MAX_STEPS:,} steps or {MAX_SECONDS:g} seconds."
+            )
+
+    def write(self, count: int) -> None:
+        self.characters -= count
+        if count > MAX_CHARACTERS or self.characters < 0:
+            raise too_long()
+
+
+_work: ContextVar[_Work] = ContextVar("work")
+
+
+def too_long() -> ChatError:
+    return ChatError(f"the chat template writes too much text: more than {MAX_CHARACTERS:,} characters.")
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Count the work of what is rendered in this block from zero."""
+    token = _work.set(_Work())
+    try:
+        yield
+    finally:
+        _work.reset(token)
+
+
+def compiled(source: str) -> jinja2.Template:
+    """The template with bounds, compiled once.
+
+    Raises: ChatError if it is too long; jinja2's TemplateSyntaxError.
+    """
+    if len(source) > _MAX_ITEMS:
+        raise ChatError(f"the chat template is too long: {len(source):,} characters, at most {_MAX_ITEMS:,} are read.")
+    return _compiled(source)
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    environment = _Sandbox()
+    tree = environment.parse(source)
+    _add_bounds(tree)
+    with bounded():  # constant expressions are computed while compiling
+        return environment.from_string(tree)
+
+
+def _add_bounds(tree: nodes.Template) -> None:
+    """Count the rounds of loops, and the text of the template itself, which macros and blocks can repeat."""
+
+    def filtered(value: nodes.Node, name: str) -> Any:
+        return nodes.Filter(value, name, [], [], None, None).set_lineno(value.lineno)
+
+    loops, outputs = list(tree.find_all(nodes.For)), list(tree.find_all(nodes.Output))
+    for loop in loops:
+        loop.iter = filtered(loop.iter, "_rounds")
+    for output in outputs:
+        literal = sum(len(part.data) for part in output.nodes if isinstance(part, nodes.TemplateData))
+        if literal:
+            count = nodes.Const(literal).set_lineno(output.lineno)
+            output.nodes.insert(0, filtered(count, "_literal"))
+    _join_with_bounds(tree)
+
+
+def _join_with_bounds(node: nodes.Node) -> None:
+    """Replace `a ~ b` by a filter that looks at the length first."""
+    for name, value in node.iter_fields():
+        children = value if isinstance(value, list) else [value]
+        for child in children:
+            if isinstance(child, nodes.Node):
+                _join_with_bounds(child)
+        joined = [
+            nodes.Filter(child.nodes[0], "_joined", child.nodes[1:], [], None, None).set_lineno(child.lineno)
+            if isinstance(child, nodes.Concat)
+            else child
+            for child in children
+        ]
+        setattr(node, name, joined if isinstance(value, list) else joined[0])
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks the assistant's text for training; here its text alone counts."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def _text(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _TemplateNamespace(Namespace):
+    """`namespace()` without names that start with an underscore, which reach Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be the name of an attribute
+        self, values = args[0], dict(*args[1:], **kwargs)
+        for name in values:
+            _check_name(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}: names must not start with an underscore")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], finalize=_printed
+        )
+        self.filters["tojson"] = _to_json
+        self.filters |= {name: _bounded_filter(name, function) for name, function in self.filters.items()}
+        self.filters |= {"_rounds": _rounds, "_literal": _literal, "_joined": _joined}
+        del self.globals["lipsum"]  # random text of any length
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+            "namespace": _TemplateNamespace,
+            "dict": _new_dict,
+        }
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        work = _work.get()
+        work.step()
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    _check_length(value, len(value) * max(times, 0))
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _MAX_BITS:
+                raise ChatError("the chat template computes a number that is too large.")
+        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            _check_length(left, len(left) + len(right))
+        if operator == "%" and isinstance(left, str):
+            _check_format(left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805 - as in jinja2
+        work = _work.get()
+        work.step()
+        if isinstance(__obj, LoopContext) and args:  # a recursive loop
+            args = (_rounds(args[0]), *args[1:])
+        receiver = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # jinja2 wraps `format`
+        if isinstance(receiver, str):
+            _check_text_call(__obj.__name__, (receiver, *args, *kwargs.values()))
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # also jinja2's mark of what the first argument is
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        work = _work.get()
+        work.step()
+        values = (*args, *kwargs.values())
+        if name not in _NO_TEXT:
+            work.write(_size(values))
+            _check_text_call(name, values[1:] if hasattr(function, "jinja_pass_arg") else values)
+        elif name in _PADDING:
+            _check_padding(name, values)
+        result = function(*args, **kwargs)
+        if isinstance(result, str):
+            work.write(len(result))
+        return result
+
+    return filtered
+
+
+def _check_text_call(name: str, values: tuple[Any, ...]) -> None:
+    """Refuse a call whose text is much longer than what it is made of, before it is made."""
+    text, arguments = values[0], values[1:]
+    if name in _PADDING:
+        _check_padding(name, arguments)
+    elif name in ("format", "format_map"):
+        _check_format(str(text), arguments)
+    elif not arguments:
+        return
+    elif name == "replace" and isinstance(text, str) and len(arguments) > 1:
+        _check_length("", len(text) + text.count(str(arguments[0])) * _size(arguments[1]))
+    elif name == "translate":
+        _check_length("", len(text) * _size(arguments))
+    elif name == "join":
+        # The text is the separator of the method, and the items of the filter.
+        items, separator = (arguments[0], text) if isinstance(text, str) else (text, arguments[0])
+        count = len(items) if isinstance(items, Sized) else _MAX_ITEMS
+        _check_length("", _size(items) + count * _size(separator))
+    if name in ("indent", "wordwrap"):
+        longest = max((len(value) for value in arguments if isinstance(value, str)), default=0)
+        _check_length("", _size(text) * (1 + longest))
+
+
+def _check_padding(name: str, values: Iterable[Any]) -> None:
+    if any(isinstance(value, int) and value > _MAX_PADDING for value in values):
+        raise ChatError(f"the chat template calls {name!r} with a number over {_MAX_PADDING:,}.")
+
+
+def _check_format(pattern: str, values: Any) -> None:
+    width_is_a_value = "*" in pattern or re.search(r"\{[^{}]*:[^{}]*\{", pattern)
+    if _WIDE_FIELD.search(pattern) or (width_is_a_value and _has_wide_number(values)):
+        raise ChatError("the chat template formats a field that is too wide.")
+    _check_length("", len(pattern) + (pattern.count("%") + pattern.count("{")) * _size(values))
+
+
+def _has_wide_number(values: Any) -> bool:
+    if isinstance(values, Mapping | tuple | list):
+        return any(map(_has_wide_number, values.values() if isinstance(values, Mapping) else values))
+    return isinstance(values, int) and abs(values) > _MAX_PADDING
+
+
+def _check_length(value: Any, length: int) -> None:
+    if length > (MAX_CHARACTERS if isinstance(value, str) else _MAX_ITEMS):
+        raise too_long()
+    _work.get().write(length)
+
+
+def _size(value: Any) -> int:
+    """Characters of a value as text, roughly; counting ends at too many, so that it takes no time itself."""
+    size, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, Mapping):
+            size += _CONTAINER
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            size += _CONTAINER
+            waiting += part
+        else:
+            size += 8
+        if size + len(waiting) > MAX_CHARACTERS:
+            raise too_long()
+    return size
+
+
+# --- filters and functions
+
+
+def _rounds(items: Any) -> Any:
+    """What a loop goes over, counted."""
+    if not isinstance(items, Sized):
+        items = list(islice(items, _MAX_ITEMS + 1))
+        if len(items) > _MAX_ITEMS:
+            _work.get().step(MAX_STEPS + 1)
+    _work.get().step(1 + len(items))
+    return items
+
+
+@jinja2.pass_context  # so that it is not computed while compiling
+def _literal(context: Any, count: int) -> str:
+    _work.get().write(count)
+    return ""
+
+
+def _joined(*values: Any) -> str:
+    _check_length("", sum(map(_size, values)))
+    return "".join(map(str, values))
+
+
+def _printed(value: Any) -> Any:
+    _work.get().write(_size(value))
+    return value
+
+
+def _to_json(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes of HTML that jinja2's own filter makes; the parameters are those of transformers."""
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    _check_format(format, ())
+    return datetime.now().strftime(format)
+
+
+def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
