@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from workbench.errors import CaptureError, GenerationError, TokenizerError
+from workbench.errors import CaptureError, ChatError, GenerationError, TokenizerError, WorkbenchWarning
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -27,6 +28,10 @@ Shape = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+_EXAMPLES = {
+    "--messages": '[{"role": "user", "content": "Hi"}].',
+    "--tools": '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}].',
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -124,7 +129,9 @@ def info(
 
 def generate(
     model: Model,
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; '-' reads a prompt from stdin.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="One or more prompts; '-' reads a prompt from stdin.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens per prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding.")] = 0.0,
     top_p: Annotated[
@@ -134,8 +141,18 @@ def generate(
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Send each prompt as a user message in the chat format.")
+        bool, typer.Option("--chat", help="Send each prompt as a user message, with the checkpoint's chat template.")
     ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="With --chat: a JSON file with a list of the functions that may be called.")
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --chat: a JSON file with a list of messages, in the form of chat APIs; a prompt is added."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -145,14 +162,28 @@ def generate(
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
     from workbench.inference.generation_state import Prompt
-    from workbench.text.chat_format import Message, encode_chat
+    from workbench.text.chat import encode_chat, render_chat
 
+    if not chat and not (system is None and tools is None and messages is None):
+        raise ChatError("--system, --tools and --messages need --chat.")
+    if not prompts and messages is None:
+        raise GenerationError(
+            "a prompt is missing: give one or more, '-' for stdin, or --chat with --messages FILE.json."
+        )
+    conversation = _json_list(messages, "--messages") if messages else []
+    functions = _json_list(tools, "--tools") if tools else None
+    if system is not None:
+        conversation = [{"role": "system", "content": system}, *conversation]
     loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)
-    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or ()]
     inputs: list[Prompt] = list(texts)
     if chat:
-        inputs = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
+        turns = [[{"role": "user", "content": text}] for text in texts] or [[]]
+        chats = [[*conversation, *turn] for turn in turns]
+        inputs = [encode_chat(tokenizer, messages, tools=functions) for messages in chats]
+        texts = texts or [render_chat(tokenizer, conversation, tools=functions)]
+        _warn_of_builtin_format(loaded, tokenizer)
     settings = Settings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop or ()
     )
@@ -232,6 +263,29 @@ def train(
 
     device_name = str(resolve_device(device))
     print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=device_name))
+
+
+def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
+    """The objects in a JSON file. Raises: ChatError if it is no list of objects, naming the option."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ChatError(f"{option} {path}: no such file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ChatError(f"{option} {path}: not readable as JSON ({str(error)[:200]}).") from error
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        raise ChatError(f"{option} {path}: expected a JSON list of objects, for instance {_EXAMPLES[option]}")
+    return value
+
+
+def _warn_of_builtin_format(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Meta's own folders have no template; another folder without one may be of a model that knows no chats."""
+    from workbench.text.chat import format_of
+
+    is_metas = model.source is not None and (model.source.path / "params.json").is_file()
+    if format_of(tokenizer) == "llama3" and not is_metas:
+        text = "this checkpoint has no chat template; Llama 3's format is used, which it may not know."
+        warnings.warn(text, WorkbenchWarning, stacklevel=2)
 
 
 def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
