@@ -280,10 +280,10 @@ def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
 
 def _warn_of_builtin_format(model: Transformer, tokenizer: Tokenizer) -> None:
     """Meta's own folders have no template; another folder without one may be of a model that knows no chats."""
-    from workbench.text.chat import format_of
+    from workbench.text.chat import BUILTIN, format_of
 
     is_metas = model.source is not None and (model.source.path / "params.json").is_file()
-    if format_of(tokenizer) == "llama3" and not is_metas:
+    if format_of(tokenizer) == BUILTIN and not is_metas:
         text = "this checkpoint has no chat template; Llama 3's format is used, which it may not know."
         warnings.warn(text, WorkbenchWarning, stacklevel=2)
 

@@ -7,6 +7,7 @@ long, generated text ends before the first stop string. Knows nothing of tasks, 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -26,9 +27,9 @@ from evals.models.token_trace import TokenTraces
 from evals.runtime.progress import Bar, bar
 from workbench import provenance
 from workbench.checkpoint import load_model
-from workbench.errors import DataError, TokenizerError
+from workbench.errors import ChatError, DataError, TokenizerError, WorkbenchWarning
 from workbench.hooks.intervention import active_interventions
-from workbench.text.chat_format import encode_chat
+from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source
 from workbench.text.vocabulary_files import LLAMA3_PATTERN
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class WorkbenchLM(TemplateLM):
         requested = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self.batch_size = min(filter(None, (requested, max_batch_size)), default=None)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
+        self._chats: dict[str, ChatPrompt] = {}
+        self._without_system = False
         self._device = self.model.device
         self._seed = seed
         self._quiet = not progress
@@ -140,23 +143,57 @@ class WorkbenchLM(TemplateLM):
         begins = string.startswith("<|begin_of_text|>")
         bos = not begins if add_special_tokens is None else add_special_tokens
         ids = [self._tokenizer.bos_id] if bos else []
+        chat = self._chats.get(string)
+        if chat is not None and chat.quoted:
+            return ids + chat.ids(self._tokenizer)
         for part in _LINES.split(string) if self._tokenizer.pattern == LLAMA3_PATTERN else (string,):
-            ids += self._line(part, begins)
+            ids += self._line(part, begins or chat is not None)
         return ids
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text, with special tokens by name; without a generation prompt its last message is
-        left open.
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context and of its continuation; special tokens are parsed only where a chat's format wrote them."""
+        chat = self._chats.get(context)
+        if chat is not None:
+            self._remember(chat.followed_by(self._tokenizer, continuation))
+            self._remember(ChatPrompt(context.rstrip(), chat.quoted))  # lm-eval scores the white space at its end
+        return super()._encode_pair(context, continuation)
 
-        Raises: ChatError for a role that Llama 3 does not have.
+    # --- chats
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as text in the checkpoint's format; without a generation prompt its last message is left
+        open. A template that refuses a system message gets the conversation without it, as in lm-eval.
+
+        Raises: ChatError for a conversation that the template refuses.
         """
-        ids = encode_chat(self._tokenizer, chat_history, add_generation_prompt=add_generation_prompt)
-        if not add_generation_prompt:
-            ids = ids[:-1]
-        return self._tokenizer.decode(ids)
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            prompt = chat_prompt(self._tokenizer, chat_history, **options)
+        except ChatError as error:
+            without_system = [message for message in chat_history if message["role"] != "system"]
+            if len(without_system) == len(chat_history):
+                raise
+            prompt = chat_prompt(self._tokenizer, without_system, **options)
+            if not self._without_system:
+                self._without_system = True
+                text = f"system messages are left out of this run's chats: {error}"
+                warnings.warn(text, WorkbenchWarning, stacklevel=2)
+        self._remember(prompt)
+        return prompt.text
+
+    def _remember(self, prompt: ChatPrompt) -> None:
+        """lm-eval passes texts; a text alone does not say which special tokens are the format's own."""
+        self._chats[prompt.text] = prompt
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        return "llama3" if chat_template else ""
+        """The text of the chat template, "llama3" for the built-in format; empty without a template.
+
+        Raises: ChatError if the checkpoint has none.
+        """
+        if not chat_template:
+            return ""
+        name = None if chat_template is True else chat_template
+        return template_source(self._tokenizer, name=name) or BUILTIN
 
     # --- log-likelihoods
 

@@ -19,6 +19,7 @@ from workbench.text import chat_format, chat_template
 from workbench.text.chat_message import Message
 from workbench.text.tokenizer import Tokenizer
 
+BUILTIN: Literal["llama3"] = "llama3"
 Format = Literal["template", "llama3"]
 """The checkpoint's own template, or the built-in format."""
 
@@ -35,17 +36,21 @@ class ChatPrompt:
     text: str
     quoted: frozenset[int] = frozenset()
 
-    def ids(self, tokenizer: Tokenizer, continuation: str = "") -> list[int]:
-        """The token ids of the prompt and a text after it, whose special tokens are only text."""
-        text, pattern = self.text + continuation, _special_pattern(tuple(tokenizer.special_tokens))
-        places = {match.start() for match in pattern.finditer(continuation)} if continuation else set()
-        quoted = self.quoted | {len(self.text) + place for place in places}
-        if not quoted:
-            return tokenizer.encode(text, allow_special=True)
+    def ids(self, tokenizer: Tokenizer) -> list[int]:
+        """The token ids of the prompt."""
+        if not self.quoted:
+            return tokenizer.encode(self.text, allow_special=True)
         ids: list[int] = []
-        for is_quoted, piece in _pieces(text, quoted, pattern):
-            ids += _encode_inside(tokenizer, piece, first=not ids) if is_quoted else _encode(tokenizer, piece)
+        for is_quoted, piece in _pieces(self.text, self.quoted, _special_pattern(tuple(tokenizer.special_tokens))):
+            if is_quoted:
+                ids += _encode_inside(tokenizer, piece, first=not ids)
+            else:
+                ids += tokenizer.encode(piece, allow_special=True)
         return ids
+
+    def followed_by(self, tokenizer: Tokenizer, text: str) -> ChatPrompt:
+        """The prompt with a text after it, in which special tokens are only text too."""
+        return ChatPrompt(self.text + text, self.quoted | _places(tokenizer, text, after=len(self.text)))
 
 
 def format_of(tokenizer: Tokenizer) -> Format:
@@ -56,7 +61,7 @@ def format_of(tokenizer: Tokenizer) -> Format:
     if tokenizer.chat_templates:
         return "template"
     if chat_format.can_encode(tokenizer):
-        return "llama3"
+        return BUILTIN
     raise ChatError(
         "this checkpoint has no chat template, and its vocabulary does not have Llama 3's chat tokens. "
         "Use a checkpoint that was trained on chats, or put its chat_template.jinja into the folder."
@@ -69,7 +74,7 @@ def template_source(tokenizer: Tokenizer, *, tools: bool = False, name: str | No
     tools: whether the conversation has tools; some checkpoints have a template of their own for that.
     name: one of several named templates. Raises: ChatError if there is no template, or none of this name.
     """
-    if format_of(tokenizer) == "llama3":
+    if format_of(tokenizer) == BUILTIN:
         if name is not None:
             raise ChatError(f"this checkpoint has no chat template {name!r}: it has none of its own.")
         return None
@@ -89,7 +94,7 @@ def encode_chat(
     tools: JSON schemas of the functions that the model may call; a WorkbenchWarning says if the template ignores them.
     Raises: ChatError if the checkpoint has no chat format, or the messages cannot be written in it.
     """
-    if format_of(tokenizer) == "llama3":
+    if format_of(tokenizer) == BUILTIN:
         _warn_of_tools(tools)
         return chat_format.encode_messages(tokenizer, messages, add_generation_prompt=add_generation_prompt)
     prompt = chat_prompt(tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt)
@@ -155,10 +160,7 @@ def chat_prompt(
 def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
     """The texts of the special tokens that a template may read, by the names that templates use."""
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
-    names = {token: name for name, token in tokenizer.special_tokens.items()}
-    return {
-        f"{key}_token": names.get(token) or tokenizer.decode([token]) for key, token in ids.items() if token is not None
-    }
+    return {f"{role}_token": tokenizer.name(token) for role, token in ids.items() if token is not None}
 
 
 def _warn_of_tools(tools: Tools | None) -> None:
@@ -204,7 +206,13 @@ def _marked(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
     return value
 
 
-def _pieces(text: str, quoted: set[int] | frozenset[int], pattern: re.Pattern[str]) -> Iterator[tuple[bool, str]]:
+def _places(tokenizer: Tokenizer, text: str, *, after: int = 0) -> frozenset[int]:
+    """Where the texts of special tokens start in a text, counted from `after`."""
+    pattern = _special_pattern(tuple(tokenizer.special_tokens))
+    return frozenset(after + match.start() for match in pattern.finditer(text))
+
+
+def _pieces(text: str, quoted: frozenset[int], pattern: re.Pattern[str]) -> Iterator[tuple[bool, str]]:
     """The text in pieces: text that holds quoted special tokens and runs to the next special token on both sides, or
     anything else, with its special tokens."""
     parts: list[tuple[bool, str]] = []
@@ -221,31 +229,24 @@ def _pieces(text: str, quoted: set[int] | frozenset[int], pattern: re.Pattern[st
         yield is_quoted, "".join(piece for _, piece in group)
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, allow_special=True)
-
-
 def _encode_inside(tokenizer: Tokenizer, text: str, *, first: bool) -> list[int]:
     """Ids of a text without special tokens that stands after one. Some vocabularies add a space at the start of a text
     only: they encode it after a line break, whose ids are then removed."""
     ids = tokenizer.encode(text)
-    if first or _encode(tokenizer, _probe(tokenizer) + "a")[1:] == tokenizer.encode("a"):
+    special = next(iter(tokenizer.special_tokens))
+    if first or tokenizer.encode(special + "a", allow_special=True)[1:] == tokenizer.encode("a"):
         return ids
     line, after_line = tokenizer.encode("\n"), tokenizer.encode("\n" + text)
     return after_line[len(line) :] if after_line[: len(line)] == line else ids
 
 
-def _probe(tokenizer: Tokenizer) -> str:
-    return next(iter(tokenizer.special_tokens))
-
-
 def _from_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> ChatPrompt:
     """The prompt of ids that a format wrote, in which every special token is its own."""
-    special, pattern = set(tokenizer.special_tokens.values()), _special_pattern(tuple(tokenizer.special_tokens))
-    text, quoted = "", set()
+    special = set(tokenizer.special_tokens.values())
+    text, quoted = "", frozenset[int]()
     for is_special, group in groupby(ids, key=special.__contains__):
         piece = tokenizer.decode(group)
         if not is_special:
-            quoted |= {len(text) + match.start() for match in pattern.finditer(piece)}
+            quoted |= _places(tokenizer, piece, after=len(text))
         text += piece
-    return ChatPrompt(text, frozenset(quoted))
+    return ChatPrompt(text, quoted)

@@ -18,7 +18,8 @@ _MAX_DEPTH = 200
 
 
 def choose_template(templates: Mapping[str, str], *, tools: bool, name: str | None = None) -> str:
-    """The text of one of several named templates: `name`, else `tool_use` if there are tools, else `default`.
+    """The text of one of several named templates: `name`, else `tool_use` if there are tools, else `default`,
+    else the only one.
 
     Raises: ChatError if there is none of this name, or no default.
     """
@@ -29,6 +30,8 @@ def choose_template(templates: Mapping[str, str], *, tools: bool, name: str | No
         return templates[name]
     if tools and "tool_use" in templates:
         return templates["tool_use"]
+    if len(templates) == 1:
+        return next(iter(templates.values()))
     if "default" not in templates:
         raise ChatError(f"this checkpoint has several chat templates and no default: {names}.")
     return templates["default"]

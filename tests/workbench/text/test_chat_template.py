@@ -96,11 +96,11 @@ def test_named_templates_are_chosen_as_transformers_does(reference: PreTrainedTo
         expected = reference.apply_chat_template(USER, tools=tools, tokenize=False)
         assert choose_template(named, tools=tools is not None) == expected
     assert choose_template(named, tools=True, name="rag") == "r"
-    assert choose_template({"default": "d"}, tools=True) == "d"
+    assert choose_template({"default": "d"}, tools=True) == choose_template({"only": "d"}, tools=True) == "d"
     with pytest.raises(ChatError, match="no chat template 'x'; it has default, rag, tool_use"):
         choose_template(named, tools=False, name="x")
-    with pytest.raises(ChatError, match="no default: rag"):
-        choose_template({"rag": "r"}, tools=True)
+    with pytest.raises(ChatError, match="no default: a, rag"):
+        choose_template({"rag": "r", "a": "a"}, tools=True)
 
 
 DOUBLED = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x | tojson }}"
