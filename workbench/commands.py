@@ -202,7 +202,7 @@ def generate(
 
 def capture(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Prompt text; a begin-of-text token is added before it.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt text; the begin token is added if the model uses one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be repeated.")],
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,2,5-7.")] = None,

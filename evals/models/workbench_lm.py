@@ -30,7 +30,6 @@ from workbench.checkpoint import load_model
 from workbench.errors import ChatError, DataError, TokenizerError, WorkbenchWarning
 from workbench.hooks.intervention import active_interventions
 from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source
-from workbench.text.vocabulary_files import LLAMA3_PATTERN
 
 if TYPE_CHECKING:
     from workbench import Transformer
@@ -46,7 +45,7 @@ _BATCHES_PER_UNIT = (
 )
 
 
-# Llama 3's pattern always splits after a line break and before a letter, so lines can be encoded separately. Prompts
+# Llama 3's vocabulary always splits after a line break and before a letter, so lines can be encoded separately. Prompts
 # share most of their lines: those of a task its examples, the four of a question all but one.
 _LINES = re.compile(r"(?<=\n)(?=[A-Za-z])")
 
@@ -82,6 +81,8 @@ class WorkbenchLM(TemplateLM):
         # "auto": the model chooses the batch size.
         requested = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self.batch_size = min(filter(None, (requested, max_batch_size)), default=None)
+        begin = self._tokenizer.bos_id
+        self._begin = None if begin is None else self._tokenizer.name(begin)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
         self._chats: dict[str, ChatPrompt] = {}
         self._without_system = False
@@ -120,12 +121,12 @@ class WorkbenchLM(TemplateLM):
     # --- lm-eval's tokenizer interface
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self._tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        return self._tokenizer.bos_id
+        return self._tokenizer.prefix_id
 
     @property
     def max_length(self) -> int:
@@ -136,27 +137,42 @@ class WorkbenchLM(TemplateLM):
         return f"workbench-{self._tokenizer.sha256[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids after one begin token; a text that starts with its own, as chats do, gets no second one.
+        """Token ids after the begin token, if the checkpoint's files say that a text starts with it; a text that starts
+        with its own, as chats do, gets no second one.
 
-        Special tokens are parsed only in a text that starts with the begin token; in other texts they are plain text.
+        Special tokens are parsed where the format of a chat wrote them, and in a text that starts with the begin token;
+        in other texts they are plain text.
         """
-        begins = string.startswith("<|begin_of_text|>")
-        bos = not begins if add_special_tokens is None else add_special_tokens
-        ids = [self._tokenizer.bos_id] if bos else []
+        begin = (
+            self._begin_ids(string)
+            if add_special_tokens is None
+            else self._tokenizer.encode("", bos=add_special_tokens)
+        )
         chat = self._chats.get(string)
-        if chat is not None and chat.quoted:
-            return ids + chat.ids(self._tokenizer)
-        for part in _LINES.split(string) if self._tokenizer.pattern == LLAMA3_PATTERN else (string,):
-            ids += self._line(part, begins or chat is not None)
-        return ids
+        return begin + (self._lines(string, self._begins(string)) if chat is None else self._chat_ids(chat))
+
+    def _begins(self, text: str) -> bool:
+        return self._begin is not None and text.startswith(self._begin)
+
+    def _begin_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode("", bos=not self._begins(text))
+
+    def _lines(self, text: str, special: bool) -> list[int]:
+        lines = _LINES.split(text) if self._tokenizer.splits_at_lines else (text,)
+        return [token for line in lines for token in self._line(line, special)]
+
+    def _chat_ids(self, chat: ChatPrompt) -> list[int]:
+        return chat.ids(self._tokenizer) if chat.quoted else self._lines(chat.text, True)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context and of its continuation; special tokens are parsed only where a chat's format wrote them."""
+        """Ids of a context and its continuation; the white space at a context's end is scored, as in lm-eval."""
         chat = self._chats.get(context)
-        if chat is not None:
-            self._remember(chat.followed_by(self._tokenizer, continuation))
-            self._remember(ChatPrompt(context.rstrip(), chat.quoted))  # lm-eval scores the white space at its end
-        return super()._encode_pair(context, continuation)
+        if chat is None:
+            return super()._encode_pair(context, continuation)
+        begin = self._begin_ids(context)
+        whole = begin + self._chat_ids(chat.followed_by(self._tokenizer, continuation))
+        before = begin + self._chat_ids(ChatPrompt(context.rstrip(), chat.quoted))
+        return before, whole[len(before) :]
 
     # --- chats
 

@@ -85,7 +85,10 @@ def chat_template(lm: WorkbenchLM | Backend, settings: Settings) -> dict[str, st
     """The chat template of a run and its SHA-256, as lm-eval records them; the built-in format has a name only."""
     text = lm.chat_template(settings.chat) or None
     has_source = text is not None and text != BUILTIN
-    return {"chat_template": text, "chat_template_sha": sha256(text.encode()).hexdigest() if text and has_source else None}
+    return {
+        "chat_template": text,
+        "chat_template_sha": sha256(text.encode()).hexdigest() if text and has_source else None,
+    }
 
 
 def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:

@@ -18,6 +18,7 @@ from workbench.errors import HookError
 from workbench.hooks.capture import Capture
 from workbench.layers.attention_stats import STATS
 from workbench.model import Transformer
+from workbench.text.tokenizer import Tokenizer
 
 PATTERN = "attn.hook_pattern"
 HOOKS = (f"blocks.*.{PATTERN}",)
@@ -298,7 +299,7 @@ class InductionScores(Result):
 def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, seed: int = 0) -> InductionScores:
     """Attention of each head to the token that followed the previous occurrence of the current token.
 
-    The prompt is begin-of-text (if the model has a tokenizer), then `block` random ordinary tokens, then the same
+    The prompt is the begin token (if a text starts with it), then `block` random ordinary tokens, then the same
     tokens again. Tokens do not repeat within a block if the vocabulary is large enough, so the target is unique.
     Shapes: -> [layer, head]
     Units:  attention, between 0 and 1: the mean over the second copy and over prompts.
@@ -324,26 +325,33 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
 
 
 def repeated_blocks(model: Transformer, *, block: int, batch: int, seed: int) -> Tensor:
-    """Prompts with a repeated random block, after begin-of-text if the model has a tokenizer.
+    """Prompts with a repeated random block of ordinary tokens, after the begin token if a text starts with it.
 
     Shapes: -> [batch, 2 * block (+ 1)] int64, on the model's device
     Raises: HookError if they do not fit the model's context.
     """
     tokenizer, config = model.tokenizer, model.config
-    length = 2 * block + (tokenizer is not None)
+    begin = tokenizer.encode("", bos=True) if tokenizer else []
+    length = 2 * block + len(begin)
     if block < 1 or length > config.max_seq_len:
         raise HookError(
             f"two blocks of {block} tokens make a prompt of {length} tokens, but the model's context is "
             f"{config.max_seq_len}; choose a block between 1 and {(config.max_seq_len - 1) // 2}."
         )
     generator = torch.Generator().manual_seed(seed)
-    ordinary = config.vocab_size if tokenizer is None else min(tokenizer.bos_id, config.vocab_size)
-    if ordinary >= block:
-        rows = [torch.randperm(ordinary, generator=generator)[:block] for _ in range(batch)]
+    ordinary = torch.tensor(ordinary_ids(tokenizer, config.vocab_size))
+    if len(ordinary) >= block:
+        rows = [torch.randperm(len(ordinary), generator=generator)[:block] for _ in range(batch)]
         random = torch.stack(rows)
     else:
-        random = torch.randint(ordinary, (batch, block), generator=generator)
-    tokens = torch.cat([random, random], 1)
-    if tokenizer is not None:
-        tokens = torch.cat([torch.full((batch, 1), tokenizer.bos_id), tokens], 1)
+        random = torch.randint(len(ordinary), (batch, block), generator=generator)
+    tokens = torch.cat(
+        [torch.tensor(begin, dtype=torch.int64).expand(batch, -1), ordinary[random], ordinary[random]], 1
+    )
     return tokens.to(model.device)
+
+
+def ordinary_ids(tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+    """Ids that have a token which is not special; all ids without a tokenizer."""
+    special = set(tokenizer.special_tokens.values()) if tokenizer else set()
+    return [i for i in range(vocab_size) if tokenizer is None or (tokenizer.has_token(i) and i not in special)]

@@ -92,13 +92,19 @@ def load(model: str, device: str, dtype: str = "auto") -> Transformer:
 
 
 def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:
-    """The model and the text's tokens, begin-of-text first."""
+    """The model and the text's tokens, after the begin token if the checkpoint's files put one there."""
     from workbench.commands import tokenizer_of
 
     prompt_text = text(prompt, file)
     loaded = load(model, device)
     ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
     return loaded, ids, Origin(model, loaded, len(ids), ids=ids)
+
+
+def split_begin(model: Transformer, ids: Sequence[int]) -> tuple[int | None, Sequence[int]]:
+    """A text's begin token, None if it has none, and the tokens after it."""
+    begin = None if model.tokenizer is None else model.tokenizer.bos_id
+    return (begin, ids[1:]) if ids and ids[0] == begin else (None, ids)
 
 
 def capture(

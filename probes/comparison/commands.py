@@ -57,7 +57,8 @@ def compare(
     ids = tokenizer.encode(prompt_text, bos=True)
     tokens = torch.tensor([ids])
     if before:
-        longer = torch.tensor([ids[:1] + tokenizer.encode(before) + ids[1:]])
+        begin = len(tokenizer.encode("", bos=True))
+        longer = torch.tensor([ids[:begin] + tokenizer.encode(before) + ids[begin:]])
         with torch.no_grad():
             _, cap = a.run_with_capture(tokens.to(a.device), compare_models.HOOKS)
             with b.intervene(*changes):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.base.command import capture, check, deliver, tokens
+from probes.base.command import capture, check, deliver, split_begin, tokens
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def tuned_lens(
     from probes.rope import loss_by_position
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    windows = loss_by_position.windows(ids[1:], length, bos=ids[0])
+    begin, body = split_begin(loaded, ids)
+    windows = loss_by_position.windows(body, length, bos=begin)
     if use is not None:
         result = probe.lens_divergence(loaded, windows, probe.TunedLens.load(use, loaded))
         deliver(result, output, replace(origin, extra={"windows": list(windows.shape)}))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
 
-Clean = Annotated[str, typer.Option("--prompt", help="Clean prompt; begin-of-text is added before it.")]
+Clean = Annotated[str, typer.Option("--prompt", help="Clean prompt; the begin token is added if the model uses one.")]
 Corrupted = Annotated[str, typer.Option(help="Corrupted prompt, with the same number of tokens.")]
 Answer = Annotated[
     str, typer.Option(help="Correct token after the clean prompt: text (its first token), as ' Paris', or token id.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from probes.base.cli_options import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
-from probes.base.command import Origin, capture, check, config, deliver, tokens
+from probes.base.command import Origin, capture, check, config, deliver, split_begin, tokens
 
 
 def wavelengths(model: Model = "demo", output: Output = None) -> None:
@@ -48,12 +48,12 @@ def positions(
     from workbench.hooks.rope_scaling import scaling_of
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    bos, context = ids[0], loaded.config.max_seq_len
+    (bos, body), context = split_begin(loaded, ids), loaded.config.max_seq_len
     length = min(len(ids), 4 * context) if length is None else length
     factor = max(1.0, length / context)
     scalings = scaling or [f"{name}={factor:g}" for name in ("interpolation", "ntk", "yarn")]
     runs = {text: [scaling_of(text, loaded.config)] for text in scalings}
-    result = probe.loss_by_position(loaded, probe.windows(ids[1:], length, bos=bos), runs)
+    result = probe.loss_by_position(loaded, probe.windows(body, length, bos=bos), runs)
     deliver(result, output, origin)
 
 

@@ -95,7 +95,8 @@ def _config(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind) -
         return checkpoint.config.to_meta()
     config = checkpoint.config.to_hf() | {"torch_dtype": str(checkpoint.dtype).removeprefix("torch.")}
     if tokenizer:
-        config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
+        config |= {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+        config |= {"eos_token_id": sorted(tokenizer.stop_ids)} if tokenizer.stop_ids else {}
     return config
 
 
@@ -178,9 +179,19 @@ def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layou
     if layout == "meta" and not (target / "tokenizer.model").exists() and tokenizer.has_meta_specials:
         (target / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
     if layout == "hf" and not (target / "tokenizer.json").exists():
+        _write_hf_tokenizer(tokenizer, target)
+
+
+def _write_hf_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
+    """Write `tokenizer.json`, or for a SentencePiece model, whose own file is there already, only what it is."""
+    kind = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.adds_bos}
+    if not tokenizer.is_sentencepiece:
         _write_json(target / "tokenizer.json", tokenizer.to_hf_json())
-        names = {"bos_token": tokenizer.decode([tokenizer.bos_id]), "eos_token": tokenizer.decode([tokenizer.eos_id])}
-        _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | names)
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.unk_id}
+    names = {role: tokenizer.name(token) for role, token in ids.items() if token is not None}
+    if not (target / "tokenizer_config.json").exists():
+        _write_json(target / "tokenizer_config.json", kind | names)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

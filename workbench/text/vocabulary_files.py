@@ -1,44 +1,24 @@
-"""Vocabulary files: reads Meta's `tokenizer.model` and Hugging Face's `tokenizer.json` into one type.
+"""Llama 3's vocabulary as ranks: Meta's `tokenizer.model`, and conversion to and from a `tokenizer.json`.
 
-It knows the formats and their content for Llama 3; encoding is in `tokenizer.py`.
+Text is encoded in `tiktoken_engine.py` and `tokenizers_engine.py`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import TokenizerError
+from workbench.text.roles import LLAMA3_SPECIALS
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-NAMED_SPECIALS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|step_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    "<|image|>",
-)
-N_SPECIAL = 256
-LLAMA3_SPECIALS: tuple[str, ...] = NAMED_SPECIALS + tuple(
-    f"<|reserved_special_token_{i + 2}|>" for i in range(N_SPECIAL - len(NAMED_SPECIALS))
-)
-"""The 256 special tokens in Meta's order; the first has the id that follows the last rank."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +50,6 @@ def with_meta_specials(ranks: dict[bytes, int]) -> Vocabulary:
     return Vocabulary(ranks, {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIALS)})
 
 
-def read_vocabulary(data: bytes, source: Path) -> Vocabulary:
-    """The vocabulary in the content of a `tokenizer.model` or `tokenizer.json`.
-
-    Raises: TokenizerError if it is damaged or of another kind; `source` is used only in the message.
-    """
-    if data[:64].lstrip()[:1] == b"{":
-        return _read_hf_json(data, source).check(source)
-    return with_meta_specials(_read_tiktoken(data, source)).check(source)
-
-
 def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     """A vocabulary as the content of a `tokenizer.json`, which puts `bos` first as Llama 3's does.
 
@@ -87,7 +57,7 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     rank.
     """
     ranks = vocabulary.ranks
-    spelling = {b: c for c, b in _byte_characters().items()}
+    spelling = {b: c for c, b in byte_characters().items()}
     spelled = {token: "".join(spelling[b] for b in token) for token in sorted(ranks, key=ranks.__getitem__)}
     merges = []
     for token in spelled:
@@ -124,7 +94,11 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     }
 
 
-def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
+def read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
+    """The ranks in the content of Meta's `tokenizer.model`.
+
+    Raises: TokenizerError if it is damaged.
+    """
     ranks: dict[bytes, int] = {}
     lines = data.splitlines()
     for number, line in enumerate(lines, start=1):
@@ -134,11 +108,6 @@ def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
-            if number == 1 or b"<unk>" in data[:64]:
-                raise TokenizerError(
-                    f"{source}: not a tiktoken file (lines of base64 and rank). A SentencePiece file, "
-                    "as in Llama 1 and 2, is not supported; use the file that came with Llama 3."
-                ) from error
             raise TokenizerError(
                 f"{source}: line {number} is not 'base64 rank', found {line[:40]!r}; the file is damaged."
             ) from error
@@ -147,60 +116,77 @@ def _read_tiktoken(data: bytes, source: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """GPT-2's mapping of bytes to printable characters, which `tokenizer.json` uses."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _read_hf_json(data: bytes, source: Path) -> Vocabulary:
+def from_hf_json(spec: Mapping[str, Any], source: object) -> Vocabulary:
+    """Ranks that encode exactly as a `tokenizer.json` does, for a conversion to Meta's file.
+
+    Raises: TokenizerError if there are none: it splits, merges or normalises in a way that Meta's file cannot state.
+    """
     try:
-        spec = json.loads(data)
-        model: dict[str, Any] = spec["model"]
-        vocab: dict[str, int] = model["vocab"]
-        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        added = {str(entry["content"]): int(entry["id"]) for entry in spec.get("added_tokens") or []}
-    except (ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{source}: not a Hugging Face BPE tokenizer.json ({error!r}).") from error
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
+        return _from_hf_json(spec).check("its vocabulary")
+    except TokenizerError as error:
+        raise TokenizerError(f"{source}: cannot be written as Meta's tokenizer.model; {error}") from None
+
+
+def _from_hf_json(spec: Mapping[str, Any]) -> Vocabulary:
+    model = spec["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
-        raise TokenizerError(f"{source}: Llama 3 has a byte-level BPE vocabulary, found {kind}.")
+        raise TokenizerError(f"Llama 3 has a byte-level BPE vocabulary, found {kind}.")
     if spec.get("normalizer") is not None:
-        raise TokenizerError(f"{source}: it has a normalizer; Llama 3 does not normalise text.")
-    spelled = _byte_characters()
+        raise TokenizerError("it has a normalizer; Llama 3 does not normalise text.")
+    names = [entry["content"] for entry in spec["added_tokens"] if not entry["special"]]
+    if names:
+        raise TokenizerError(f"{len(names)} added tokens are not special (first: {names[0][:40]!r}).")
+    added = {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+    spelled = byte_characters()
     ranks: dict[bytes, int] = {}
-    for text, i in vocab.items():
+    for text, i in model["vocab"].items():
         if added.get(text) == i:  # some files also list the special tokens in the vocabulary
             continue
         try:
             ranks[bytes(spelled[c] for c in text)] = i
-        except KeyError as error:
-            raise TokenizerError(f"{source}: the token {text!r} (id {i}) is not in the byte-level alphabet.") from error
-    _check_merges(merges, vocab, source)
-    return Vocabulary(ranks, added, _hf_pattern(spec, source))
+        except KeyError:
+            raise TokenizerError(f"the token {text[:40]!r} (id {i}) is not in the byte-level alphabet.") from None
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    _check_merges(merges, model["vocab"])
+    if not model.get("ignore_merges"):
+        lonely = {text for text in model["vocab"] if len(text) > 1 and text not in added} - {a + b for a, b in merges}
+        if lonely:
+            raise TokenizerError(f"no merge makes the token {min(lonely)[:40]!r} ({len(lonely)} such tokens).")
+    return Vocabulary(ranks, added, _hf_pattern(spec))
 
 
-def _check_merges(merges: list[list[str]], vocab: dict[str, int], source: Path) -> None:
+def _check_merges(merges: list[list[str]], vocab: dict[str, int]) -> None:
     """tiktoken merges by the rank of the result, Hugging Face by the order of this list: they must agree."""
     previous = -1
     for left, right in merges:
         rank = vocab.get(left + right, -1)
         if rank < previous:
             raise TokenizerError(
-                f"{source}: the merge {left!r} + {right!r} gives token {rank}, but the one before it "
+                f"the merge {left[:40]!r} + {right[:40]!r} gives token {rank}, but the one before it "
                 f"gives {previous}; ranks and merges contradict each other."
             )
         previous = rank
 
 
-def _hf_pattern(spec: Mapping[str, Any], source: Path) -> str:
+def is_plain_byte_level(step: Mapping[str, Any]) -> bool:
+    """Whether a step of a pre-tokenizer writes bytes as characters and does nothing else."""
+    more = step.get("use_regex", True) or step.get("add_prefix_space", True)
+    return step.get("type") == "ByteLevel" and not more
+
+
+def _hf_pattern(spec: Mapping[str, Any]) -> str:
     pre = spec.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
-    patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
-    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
-    plain = len(byte_level) == 1 and not any(byte_level[0].get(k, True) for k in ("use_regex", "add_prefix_space"))
-    if len(patterns) != 1 or not patterns[0] or not plain:
-        kinds = ", ".join(str(step.get("type")) for step in steps)
-        raise TokenizerError(f"{source}: expected one Split by a regular expression, then ByteLevel; found {kinds}.")
-    return str(patterns[0])
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+    if len(steps) == 2 and steps[0] == split and is_plain_byte_level(steps[1]):
+        return LLAMA3_PATTERN
+    kinds = ", ".join(str(step.get("type")) for step in steps)
+    raise TokenizerError(f"Llama 3 splits a text by one pattern of its own, then bytes; found other steps ({kinds}).")

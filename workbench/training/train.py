@@ -164,7 +164,8 @@ class _Log:
 
 def _packer(tokenizer: Tokenizer, recipe: Recipe) -> Packer:
     ordinary = tokenizer.vocab_size - len(tokenizer.special_tokens)
-    return Packer(tokenizer.encode, tokenizer.bos_id, tokenizer.eos_id, ordinary, recipe.optimisation.length)
+    begin, end = tokenizer.special("<|begin_of_text|>"), tokenizer.special("<|end_of_text|>")
+    return Packer(tokenizer.encode, begin, end, ordinary, recipe.optimisation.length)
 
 
 def tokenizer_for(recipe: Recipe, folder: Path) -> Tokenizer:

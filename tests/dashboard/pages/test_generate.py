@@ -271,7 +271,9 @@ def test_turns_that_cannot_be_read_say_what_to_do(app: App, turns: str) -> None:
 def test_chat_is_refused_with_the_reason(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chat_turns.refusal(model.tokenizer) is None
     assert chat_turns.refusal(None) == "Chat needs a tokenizer, and this checkpoint has none."
-    bare = Tokenizer(Vocabulary({bytes([byte]): byte for byte in range(256)}, {"<|begin_of_text|>": 256}))
+    bare = Tokenizer.from_vocabulary(
+        Vocabulary({bytes([byte]): byte for byte in range(256)}, {"<|begin_of_text|>": 256})
+    )
     assert "`<|start_header_id|>`, which this checkpoint's tokenizer does not have" in str(chat_turns.refusal(bare))
 
 

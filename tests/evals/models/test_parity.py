@@ -33,7 +33,7 @@ def checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tokenizers.processors import TemplateProcessing
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    from workbench.text.vocabulary_files import LLAMA3_SPECIALS
+    from workbench.text.roles import LLAMA3_SPECIALS
 
     folder = tmp_path_factory.mktemp("checkpoint")
     converter = TikTokenConverter(

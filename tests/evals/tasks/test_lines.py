@@ -37,7 +37,7 @@ def test_real_prompts_are_the_same_and_cut_often(llama3: Tokenizer, shared_data:
 def test_another_pattern_is_not_cut(speaking_model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     ranks = {bytes([b]): b for b in range(256)} | {b"\n\n": 256}
-    other = Tokenizer(Vocabulary(ranks, {"<|begin_of_text|>": 257, "<|end_of_text|>": 258}, gpt2))
+    other = Tokenizer.from_vocabulary(Vocabulary(ranks, {"<|begin_of_text|>": 257, "<|end_of_text|>": 258}, gpt2))
     text = "one\n\ntwo"
     assert sum((other.encode(part) for part in _LINES.split(text)), []) != other.encode(text)
     monkeypatch.setattr(speaking_model, "tokenizer", other)

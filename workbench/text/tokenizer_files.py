@@ -1,0 +1,101 @@
+"""Finds a checkpoint's tokenizer file, tells its kind from its first bytes, and reads it with the files next to it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.errors import TokenizerError
+from workbench.text.engine import AddedToken, Engine
+from workbench.text.roles import Roles
+from workbench.text.sentencepiece_engine import SentencePieceEngine
+from workbench.text.side_files import SideFiles
+from workbench.text.tiktoken_engine import TiktokenEngine
+from workbench.text.tokenizers_engine import TokenizersEngine
+from workbench.text.vocabulary_files import read_tiktoken, with_meta_specials
+
+_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class ReadTokenizer:
+    """A tokenizer file's engine, the roles of its tokens, and its hash."""
+
+    engine: Engine
+    roles: Roles
+    sha256: str
+
+
+def find_tokenizer(path: str | Path) -> Path | None:
+    """The tokenizer file at a path: the file itself, or the one in a directory, preferring the directory's layout.
+
+    Raises: TokenizerError if the path does not exist.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise TokenizerError(f"{path}: no such file or directory.")
+    # A Hugging Face directory may also hold Meta's file, but only its own file has the added tokens.
+    names = ["tokenizer.model", "tokenizer.json", "original/tokenizer.model"]
+    if (path / "config.json").is_file():
+        names = ["tokenizer.json", "tokenizer.model", "original/tokenizer.model"]
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
+    """Read a tokenizer file, and the files next to it in `folder` if there is one.
+
+    Raises: TokenizerError if a file cannot be read; MissingExtraError if its library is not installed.
+    """
+    data = _read(file)
+    side = None if folder is None else SideFiles.read(folder)
+    engine = _engine(data, file, side.tokens() if side else ())
+    return ReadTokenizer(engine, side.roles(engine) if side else engine.roles, hashlib.sha256(data).hexdigest())
+
+
+def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
+    start = data[:512].lstrip()
+    problem = _other_kind(start)
+    if problem:
+        raise TokenizerError(f"{file}: {problem}")
+    if _RANK.match(start):
+        return TiktokenEngine(with_meta_specials(read_tiktoken(data, file)).check(file))
+    try:
+        if start[:1] == b"{":
+            return TokenizersEngine.from_json(_utf8(data), added)
+        return SentencePieceEngine(data, added)
+    except TokenizerError as error:
+        raise TokenizerError(f"{file}: {error}") from None
+
+
+def _other_kind(start: bytes) -> str | None:
+    """What a file is that is no tokenizer at all."""
+    if not start:
+        return "the file is empty; download it again."
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself; fetch it with: git lfs pull"
+    if start[:1] == b"<":
+        return "an HTML or XML page, not a tokenizer; download the file again, logged in if its page asks for it."
+    return None
+
+
+def _utf8(data: bytes) -> bytes:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"not UTF-8 at byte {error.start}; the file is damaged.") from None
+    return data
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise TokenizerError(f"{file}: larger than {_MOST_BYTES >> 20} MiB, which no tokenizer file is.")
+        return file.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{file}: not readable ({error.strerror}).") from error
