@@ -109,7 +109,7 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None 
     file = find_tokenizer(layout.root)
     if file is None:
         return None
-    tokenizer = Tokenizer.from_file(file)
+    tokenizer = Tokenizer.from_file(layout.root)
     padding = config.vocab_size - tokenizer.vocab_size
     if not 0 <= padding < (_PADDING if (kind or layout.kind) == "hf" else 1):
         raise CheckpointError(

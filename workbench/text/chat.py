@@ -63,8 +63,8 @@ def format_of(tokenizer: Tokenizer) -> Format:
     if chat_format.can_encode(tokenizer):
         return BUILTIN
     raise ChatError(
-        "this checkpoint has no chat template, and its vocabulary does not have Llama 3's chat tokens. "
-        "Use a checkpoint that was trained on chats, or put its chat_template.jinja into the folder."
+        "this checkpoint has no chat template, and its vocabulary does not have Llama 3's chat tokens; "
+        "use a checkpoint that was trained on chats, or put its chat_template.jinja into the folder."
     )
 
 
