@@ -116,6 +116,17 @@ def test_a_run_on_another_basis_is_another_run(
     assert [result.status for result in sweep.run([first])] == ["finished before"]
 
 
+def test_a_changed_chat_template_makes_another_run(file: Path, checkpoint: Path) -> None:
+    file.write_text(file.read_text().replace("seed: 3}", "seed: 3, apply_chat_template: true}"))
+    (first, *_) = sweep_config.read(file)
+    template = checkpoint / "chat_template.jinja"
+    for source in (None, "{{ bos_token }}{{ messages[-1].content }}", "{{ bos_token }}[{{ messages[-1].content }}]"):
+        if source:
+            template.write_text(source)
+        assert [result.status for result in sweep.run([first])] == ["finished"]
+        assert [result.status for result in sweep.run([first])] == ["finished before"]
+
+
 def test_a_run_of_another_machine_is_left_alone_and_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (first, *_) = sweep_config.read(file)
     assert [result.status for result in sweep.run([first])] == ["finished"]
