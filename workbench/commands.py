@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from workbench.errors import CaptureError, ChatError, GenerationError, TokenizerError, WorkbenchWarning
+from workbench.errors import CaptureError, ChatError, GenerationError, TokenizerError
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -162,7 +161,7 @@ def generate(
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
     from workbench.inference.generation_state import Prompt
-    from workbench.text.chat import encode_chat, render_chat
+    from workbench.text.chat import encode_chat, render_chat, warn_of_builtin_format
 
     if not chat and not (system is None and tools is None and messages is None):
         raise ChatError("--system, --tools and --messages need --chat.")
@@ -183,7 +182,7 @@ def generate(
         chats = [[*conversation, *turn] for turn in turns]
         inputs = [encode_chat(tokenizer, messages, tools=functions) for messages in chats]
         texts = texts or [render_chat(tokenizer, conversation, tools=functions)]
-        _warn_of_builtin_format(loaded, tokenizer)
+        warn_of_builtin_format(tokenizer, loaded.source.path if loaded.source else None)
     settings = Settings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop or ()
     )
@@ -276,16 +275,6 @@ def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise ChatError(f"{option} {path}: expected a JSON list of objects, for instance {_EXAMPLES[option]}")
     return value
-
-
-def _warn_of_builtin_format(model: Transformer, tokenizer: Tokenizer) -> None:
-    """Meta's own folders have no template; another folder without one may be of a model that knows no chats."""
-    from workbench.text.chat import BUILTIN, format_of
-
-    is_metas = model.source is not None and (model.source.path / "params.json").is_file()
-    if format_of(tokenizer) == BUILTIN and not is_metas:
-        text = "this checkpoint has no chat template; Llama 3's format is used, which it may not know."
-        warnings.warn(text, WorkbenchWarning, stacklevel=2)
 
 
 def tokenizer_of(model: Transformer, name: str) -> Tokenizer:

@@ -29,7 +29,7 @@ from workbench import provenance
 from workbench.checkpoint import load_model
 from workbench.errors import ChatError, DataError, TokenizerError, WorkbenchWarning
 from workbench.hooks.intervention import active_interventions
-from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source
+from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source, warn_of_builtin_format
 
 if TYPE_CHECKING:
     from workbench import Transformer
@@ -209,7 +209,11 @@ class WorkbenchLM(TemplateLM):
         if not chat_template:
             return ""
         name = None if chat_template is True else chat_template
-        return template_source(self._tokenizer, name=name) or BUILTIN
+        source = template_source(self._tokenizer, name=name)
+        if source is None:
+            origin = self.model.source
+            warn_of_builtin_format(self._tokenizer, origin.path if origin else None)
+        return source or BUILTIN
 
     # --- log-likelihoods
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import ChatError, WorkbenchWarning
@@ -161,6 +162,13 @@ def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
     """The texts of the special tokens that a template may read, by the names that templates use."""
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     return {f"{role}_token": tokenizer.name(token) for role, token in ids.items() if token is not None}
+
+
+def warn_of_builtin_format(tokenizer: Tokenizer, folder: Path | None) -> None:
+    """Warn if the built-in format is used for a folder that is not Meta's own, whose model may not know it."""
+    if folder is not None and format_of(tokenizer) == BUILTIN and not (folder / "params.json").is_file():
+        text = "this checkpoint has no chat template; Llama 3's format is used, which the model may not know."
+        warnings.warn(text, WorkbenchWarning, stacklevel=3)
 
 
 def _warn_of_tools(tools: Tools | None) -> None:
