@@ -7,13 +7,14 @@ RESULTS  := results
 SUITES   := demo_mmlu,demo_gsm8k,demo_humaneval
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo demo-check bench-demo test test-peers check docs constraints clean
+.PHONY: help setup demo demo-check bench-demo real test test-peers check docs constraints clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup       create .venv and install the pinned dependencies"
 	@echo "make demo        run the embedded benchmarks on the embedded checkpoint, then serve the dashboard on 127.0.0.1:8501"
 	@echo "make demo-check  the same, but stop the dashboard once it is healthy"
+	@echo "make real        fetch a real model of 135 million parameters (93 MB), look inside it, measure it, run its tests"
 	@echo "make test        run all tests (PYTEST_ARGS adds arguments for pytest)"
 	@echo "make test-peers  compare activations and probes with TransformerLens, installed into .venv-peers"
 	@echo "make check       run ruff and mypy, and check that the generated docs are up to date"
@@ -46,6 +47,13 @@ demo: bench-demo
 
 demo-check: bench-demo
 	$(BIN)/workbench app --results $(RESULTS) --check
+
+real: $(VENV)/.installed-dev
+	$(BIN)/workbench fetch smollm2
+	$(BIN)/workbench generate smollm2 "The capital of France is" --max-new-tokens 12
+	$(BIN)/workbench probe massive --model smollm2 --prompt "The capital of France is"
+	$(BIN)/workbench eval run --model smollm2 --tasks demo_mmlu --limit 40 --output $(RESULTS)/smollm2
+	$(BIN)/python -m pytest -m real $(PYTEST_ARGS)
 
 test: $(VENV)/.installed-dev
 	@tools/system-package.sh bubblewrap

@@ -18,7 +18,8 @@ from typing import Annotated
 import typer
 
 from dashboard.session.settings import ROOT, Settings
-from workbench.errors import CheckpointError, MissingExtraError, WorkbenchError
+from workbench.checkpoint.sources.names import resolve
+from workbench.errors import MissingExtraError, WorkbenchError
 
 APP = ROOT / "app.py"
 HOST = "127.0.0.1"  # as in .streamlit/config.toml, which Streamlit reads from the folder of app.py
@@ -31,7 +32,9 @@ class ServerError(WorkbenchError):
 def main(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A Meta or Hugging Face checkpoint folder, or 'demo' (default); repeat it for more models."),
+        typer.Option(
+            help="A checkpoint folder, 'demo' (default), 'smollm2' or a hub name in the cache; may be repeated."
+        ),
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder with benchmark runs.")] = Path("results"),
     captures: Annotated[
@@ -46,7 +49,7 @@ def main(
 
     Example: workbench app --model checkpoints/Llama-3.2-1B --results results --port 8501
     """
-    first, *more = model or ["demo"]
+    first, *more = (name if name == "demo" else str(resolve(name)) for name in model or ["demo"])
     settings = Settings(first, results, tuple(more), captures)
     _check_settings(settings)
     if check:
@@ -111,8 +114,7 @@ def _check_settings(settings: Settings) -> None:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "app")
     for path in (settings.model, *settings.more):
-        if path != "demo" and not Path(path).is_dir():
-            raise CheckpointError(f"No checkpoint folder at {path}. Give a checkpoint folder, or 'demo'.")
+        resolve(path)
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], *, timeout: float, log: Path) -> None:

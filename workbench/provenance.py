@@ -22,13 +22,15 @@ class ModelSource:
     """The directory that a model was loaded from; hashes are computed when they are first read.
 
     `hash_checkpoint` returns the SHA-256 of the directory's weights and configuration, hex. `files` are its weights and
-    configuration as they were before loading: path, size, modification time.
+    configuration as they were before loading: path, size, modification time. `adapter` is the folder of a LoRA adapter
+    that was merged into the weights; `hash_checkpoint` and `files` cover it.
     """
 
     path: Path
     hash_checkpoint: Callable[[Path], str]
     tokenizer_sha256: str | None = None
     files: tuple[tuple[Path, int, int], ...] = ()
+    adapter: Path | None = None
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -42,7 +44,21 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        name = display_name(self.path)
+        return name if self.adapter is None else f"{name}+{self.adapter.name}"
+
+
+def hub_repository(path: Path) -> str | None:
+    """The hub's name of a model, `org/name`, whose snapshot in a Hugging Face cache holds this path; else None."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return None
+
+
+def display_name(path: Path) -> str:
+    """The name of a checkpoint's folder; in a Hugging Face cache, where folders are called by commits, the model's."""
+    return (hub_repository(path) or path.name).rpartition("/")[2]
 
 
 def file_stats(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from evals.interventions import InterventionOptions, described
 from workbench.checkpoint import read_config
 from workbench.errors import DataError, MissingExtraError
+from workbench.provenance import display_name
 
 WORKBENCH = (sys.executable, "-P", "-m", "workbench")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -47,7 +48,7 @@ class EvalRequest:
         from evals import sandbox
         from evals.tasks import presets, registry
 
-        name = self.name.strip() or f"{Path(self.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = self.name.strip() or f"{display_name(Path(self.model))}-{time.strftime('%Y%m%d-%H%M%S')}"
         if not _NAME.fullmatch(name):
             raise DataError(
                 f"the name {name!r} is not a valid folder name: use at most 64 letters, digits and _.-, and start with "

@@ -19,10 +19,12 @@ from dashboard.session.settings import Settings
 from workbench import model_cost
 from workbench.checkpoint.load import resolve_device
 from workbench.checkpoint.manifest import open_checkpoint
+from workbench.checkpoint.sources.names import resolve
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError, DataError
 from workbench.hooks.capture import free_memory
 from workbench.model import Transformer
+from workbench.provenance import display_name
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,7 @@ def inspect_checkpoint(text: str) -> tuple[str, MemoryEstimate]:
     if text.strip() == "demo":
         return "demo", memory_estimate("demo")
     try:
-        path = Path(text.strip()).expanduser().resolve()
-        if not path.is_dir():
-            raise CheckpointError(f"There is no folder {path}. Give the folder of a Meta or Hugging Face checkpoint.")
+        path = resolve(text.strip()).resolve()
         return str(path), memory_estimate(str(path))
     except (OSError, RuntimeError, ValueError) as error:  # no permission, no such home folder, a zero byte
         raise CheckpointError(f"The folder cannot be read: {error}.") from error
@@ -144,5 +144,5 @@ def unload(path: str) -> None:
 def _id(path: str) -> str:
     if path == "demo":
         return path
-    name = re.sub(r"[^\w.-]+", "-", Path(path).name)[:40].strip("-") or "model"
+    name = re.sub(r"[^\w.-]+", "-", display_name(Path(path)))[:40].strip("-") or "model"
     return f"{name}-{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:6]}"

@@ -42,7 +42,8 @@ def run(
     online: Annotated[
         bool,
         typer.Option(
-            "--online/--offline", help="Download datasets from the Hugging Face hub if the data folder lacks them."
+            "--online/--offline",
+            help="Download datasets from the Hugging Face hub if the data folder lacks them, and the model by name.",
         ),
     ] = False,
     preset: Annotated[

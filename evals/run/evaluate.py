@@ -136,7 +136,10 @@ def _model(
         options = {"batch_size": settings.batch_size, "seed": settings.seed, "device": device, "dtype": dtype}
         return Backend.of(settings.backend, model, settings.model_args, **options)
     from evals.models.workbench_lm import WorkbenchLM
+    from workbench.checkpoint.sources.fetch import fetch_if
 
+    if isinstance(model, str):
+        fetch_if(settings.online, model)
     if settings.model_args:
         raise DataError(
             "--model_args needs a --backend other than workbench; for the workbench's model use --device and --dtype."

@@ -11,33 +11,16 @@ import gzip
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import DataError
+from workbench.user_data import home
 
 ASSETS = Path(__file__).parent.parent / "assets"
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]
-
-
-def home() -> Path:
-    """The default data folder: $WORKBENCH_DATA, else the platform's folder for user data.
-
-    That is ~/Library/Application Support/llama-workbench on macOS, %LOCALAPPDATA%\\llama-workbench on Windows, and
-    $XDG_DATA_HOME/llama-workbench (~/.local/share/llama-workbench) elsewhere.
-    """
-    if named := os.environ.get("WORKBENCH_DATA"):
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "llama-workbench"
 
 
 def folder(requested: Path | None) -> Path | None:

@@ -91,7 +91,7 @@ def test_a_sample_without_token_ids_says_so(results: Path) -> None:
 
 
 def test_a_wrong_model_path_is_refused_before_a_server_starts() -> None:
-    with pytest.raises(CheckpointError, match="No checkpoint folder at nowhere"):
+    with pytest.raises(CheckpointError, match="nowhere: no such file or directory"):
         cli.main(model=["nowhere"], check=True)
 
 

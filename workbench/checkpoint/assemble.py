@@ -126,13 +126,14 @@ def _copy(
 
     Encoded values are checked after the cast to the target's dtype, which may be narrower.
     """
+    is_cast = isinstance(source, EncodedTensor) or source.dtype.itemsize > target.dtype.itemsize
     rows = max(1, _BLOCK // (target[0].numel() * source.dtype.itemsize))
     first, *others = index or tuple(slice(0, size) for size in source.shape)
     for low in range(0, len(target), rows):
         high = min(low + rows, len(target))
         block = source[(slice(first.start + low, first.start + high), *others)]
         target[low:high].copy_(block)
-        if check and not is_finite(target[low:high] if isinstance(source, EncodedTensor) else block):
+        if check and not is_finite(target[low:high] if is_cast else block):
             return False
         if isinstance(source, Tensor):
             pages.release_pages(block)

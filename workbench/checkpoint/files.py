@@ -1,103 +1,60 @@
-"""Files of a checkpoint directory: its layout, its files in shard order, and the tensors in one file.
+"""Files of a checkpoint directory: its layout, and its files in shard order.
 
-It knows the file names of Meta and Hugging Face, and the two containers (safetensors and PyTorch's zip). Weight files
-are memory-mapped, and read only when used. It knows nothing of the meaning of the tensors.
+It knows the file names of Meta and Hugging Face. It knows nothing of the meaning of the tensors.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from workbench.checkpoint.tensors import Kind
+from workbench.checkpoint.float8 import QUANTISATION_KEYS, float8_scaling
+from workbench.checkpoint.gguf import gguf_files
+from workbench.checkpoint.gguf_config import gguf_config
+from workbench.checkpoint.read import read_json
+from workbench.checkpoint.sources.names import resolve
+from workbench.checkpoint.tensors import StoredKind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
+from workbench.provenance import hub_repository
 
-
-def open_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a `.safetensors` or `.pth` file, as views of the mapped file.
-
-    Writing to one changes this process's copy of the page, never the file.
-    Raises: CheckpointError if the file is missing, truncated, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{path}: cannot be read; it is truncated, damaged or not a weight file "
-            f"({path.stat().st_size:,} bytes; {reason[0] if reason else type(error).__name__})."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}.")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: expected tensors only, found {name!r} of {type(value).__name__}.")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises: CheckpointError if it is missing, damaged or not an object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
-    return value
-
-
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a checkpoint's configuration and weights; files in shard order."""
+    """Paths of a checkpoint's configuration and weights; files in shard order.
 
-    kind: Kind
+    `root` is the directory; of kind "gguf" it is the file, which holds the configuration and the tokenizer too.
+    """
+
+    kind: StoredKind
     root: Path
     config_file: Path
     weight_files: tuple[Path, ...]
 
 
-def resolve(path: str | Path) -> Path:
-    """The directory of a checkpoint; "demo" is the embedded checkpoint.
-
-    Raises: CheckpointError if it does not exist or is a file.
-    """
-    root = DEMO if str(path) == "demo" else Path(path).expanduser()
-    if root.is_file():
-        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such directory. Checkpoints are local; nothing is downloaded.")
-    return root
-
-
 def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
-    """The layout of a checkpoint directory; with `weights` false, of one whose weights may be absent.
+    """The layout of a checkpoint directory or GGUF file; with `weights` false, of one whose weights may be absent.
 
     Raises: CheckpointError if there is no configuration or no weight file of that layout, or a shard is missing.
     """
     root = resolve(path)
+    if files := gguf_files(root):
+        return Layout("gguf", files[0], files[0], files)
+    if root.is_file():
+        raise CheckpointError(f"{root}: is a file; pass the directory that holds it and its configuration.")
+    try:
+        return _layout_in(root, weights=weights)
+    except CheckpointError as error:
+        if repository := hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        raise
+
+
+def _layout_in(root: Path, *, weights: bool) -> Layout:
     meta, hf = root / "params.json", root / "config.json"
     shards = _meta_files(root)
     if meta.is_file() and (shards or not hf.is_file()):
@@ -110,12 +67,24 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
         return Layout("meta", root, meta, shards)
     if hf.is_file():
         return Layout("hf", root, hf, _hf_files(root, required=weights))
+    if (root / ADAPTER).is_file():
+        base = read_json(root / ADAPTER).get("base_model_name_or_path")
+        named = f" of the base {str(base)[:120]!r}" if base else ""
+        raise CheckpointError(
+            f"{root}: a LoRA adapter{named}, not a model; pass the base model, and the adapter with --adapter {root} "
+            "(or load_model(base, adapter=...))."
+        )
     raise CheckpointError(f"{root}: neither params.json (Meta) nor config.json (Hugging Face) is in this directory.")
 
 
 def stated_config(layout: Layout) -> ModelConfig:
     """The configuration in the file; for Meta's layout only the weights show whether the output is tied."""
+    if layout.kind == "gguf":
+        return gguf_config(layout.weight_files)
     values = read_json(layout.config_file)
+    if layout.kind == "hf":
+        float8_scaling(values, str(layout.config_file))  # refuses other quantisations
+        values = {key: value for key, value in values.items() if key not in QUANTISATION_KEYS}
     read = ModelConfig.from_meta if layout.kind == "meta" else ModelConfig.from_hf
     return read(values, source=str(layout.config_file))
 

@@ -7,17 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
+from workbench.checkpoint.adapter import adapter_files
 from workbench.checkpoint.files import find_layout
 
 
-def fingerprint(path: str | Path) -> str:
-    """SHA-256, hex, over the names and contents of a checkpoint's configuration and weight files.
+def fingerprint(path: str | Path, *, adapter: str | Path | None = None) -> str:
+    """SHA-256, hex, over the names and contents of a checkpoint's configuration and weight files, and an adapter's.
 
     A file is read again only if its path, size or modification time changed. The tokenizer is not included.
     Raises: CheckpointError if there is no checkpoint at the path.
     """
     layout = find_layout(path)
-    files = (layout.config_file, *layout.weight_files)
+    files = tuple(dict.fromkeys((layout.config_file, *layout.weight_files)))  # a GGUF file is both
+    if adapter is not None:
+        files += adapter_files(adapter)
     with ThreadPoolExecutor() as pool:  # hashing releases Python's lock, so shards are hashed in parallel
         digests = list(pool.map(_digest, files))
     combined = hashlib.sha256()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from workbench.checkpoint.adapter import adapter_files, with_adapter
 from workbench.checkpoint.assemble import MappedPages, Target, assemble, verify
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.fingerprint import fingerprint
@@ -40,11 +42,13 @@ def load_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    adapter: str | Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Transformer:
-    """A model from a Meta or Hugging Face directory, or from the embedded one ("demo"), ready for inference.
+    """A model from a Meta or Hugging Face directory, a GGUF file, or the embedded one ("demo"), ready for inference.
 
-    `dtype` "auto" is the dtype of the stored weights; `device` "auto" is CUDA if there is a device. In a
+    `adapter` is the folder of a LoRA adapter, which is merged into the weights. `dtype` "auto" is the dtype of the
+    stored weights, bfloat16 if they are quantised; `device` "auto" is CUDA if there is a device. In a
     tensor-parallel run (`tensor_parallel.init`) every process reads only its own shard. On the CPU, in the stored
     dtype, weights stay in the mapped file: do not change the file while the model is in use. `progress` is called with
     the fraction done, between 0 and 1: the first half is loading the weights, the second half is checking them.
@@ -55,7 +59,13 @@ def load_model(
     target = resolve_device(device)
     requested_dtype = _dtype(dtype)
     checkpoint = open_checkpoint(path)
-    files = file_stats((checkpoint.layout.config_file, *checkpoint.layout.weight_files))
+    files = (checkpoint.layout.config_file, *checkpoint.layout.weight_files)
+    if adapter is not None:
+        adapter = Path(adapter).expanduser()
+        files += adapter_files(adapter)
+    stats = file_stats(files)
+    if adapter is not None:
+        checkpoint = with_adapter(checkpoint, adapter)
     tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     # On the meta device, so that no memory is allocated before the weights are assigned.
     with torch.device("meta"):
@@ -65,7 +75,13 @@ def load_model(
     model.notes = checkpoint.notes
     for note in model.notes:
         warnings.warn(note, WorkbenchWarning, stacklevel=2)
-    model.source = ModelSource(checkpoint.layout.root, fingerprint, tokenizer.sha256 if tokenizer else None, files)
+    model.source = ModelSource(
+        checkpoint.layout.root,
+        partial(fingerprint, adapter=adapter),
+        tokenizer.sha256 if tokenizer else None,
+        stats,
+        adapter,
+    )
     return model.eval()
 
 
@@ -111,7 +127,7 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None 
         return None
     tokenizer = Tokenizer.from_file(layout.root)
     padding = config.vocab_size - tokenizer.vocab_size
-    if not 0 <= padding < (_PADDING if (kind or layout.kind) == "hf" else 1):
+    if not 0 <= padding < (1 if (kind or layout.kind) == "meta" else _PADDING):
         raise CheckpointError(
             f"{file}: this vocabulary has {tokenizer.vocab_size:,} tokens, but {layout.config_file.name} says "
             f"{config.vocab_size:,}; expected the tokenizer that this model was trained with."

@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.encoded_tensor import StoredTensor, all_values
-from workbench.checkpoint.files import INDEX, Layout, find_layout, open_tensors, stated_config, weight_map
+from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
+from workbench.checkpoint.files import INDEX, Layout, find_layout, stated_config, weight_map
+from workbench.checkpoint.float8 import Files, float8_scaling, scaled
+from workbench.checkpoint.gguf import open_gguf
+from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
@@ -55,8 +58,9 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding, which usually is that of all weights."""
-        return self.weights[0].pieces[0].tensor.dtype
+        """The dtype of encoded weights if there are any, else that of the embedding."""
+        stored = [piece.tensor for weight in self.weights for piece in weight.pieces]
+        return next((tensor for tensor in stored if isinstance(tensor, EncodedTensor)), stored[0]).dtype
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -66,7 +70,7 @@ def read_config(path: str | Path) -> ModelConfig:
     """
     layout = find_layout(path)
     config = stated_config(layout)
-    if layout.kind == "hf" or config.tied_output or len(layout.weight_files) > 1:
+    if layout.kind != "meta" or config.tied_output or len(layout.weight_files) > 1:
         return config
     return _infer_tied_output(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
 
@@ -90,17 +94,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     layout = find_layout(path)
     config = stated_config(layout)
-    files = {file: open_tensors(file) for file in layout.weight_files}
+    files: Files = _open_files(layout)
+    notes: tuple[str, ...] = ()
     if layout.kind == "hf":
         _check_index(layout, files)
-    else:
+        files, notes = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
+    elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
     specs = tensor_specs(config)
     _check_extra(layout, config, specs, files)
     weights = tuple(_find(layout, spec, files) for spec in specs)
     if config.tied_output:
         _check_tied(layout, config, weights[0], files)
-    return Checkpoint(layout, config, weights)
+    return Checkpoint(layout, config, weights, notes)
+
+
+def _open_files(layout: Layout) -> dict[Path, Mapping[str, StoredTensor]]:
+    """The tensors of each weight file, by their stored names."""
+    if layout.kind == "gguf":
+        return {file: open_gguf(file) for file in layout.weight_files}
+    return {file: open_tensors(file) for file in layout.weight_files}
 
 
 def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, StoredTensor]]) -> None:
@@ -141,12 +154,12 @@ def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, St
     shards = [(path, tensor) for path, tensor in stored if tensor is not None]
     if not shards or len(shards) < len(stored):
         location = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
-        if len(layout.weight_files) > 1 and layout.kind == "hf":
+        if len(layout.weight_files) > 1 and layout.kind != "meta":
             location = layout.root
         expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
         hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
         raise CheckpointError(f"{location}: tensor {name!r} is missing; {expected}, found none{hint}.")
-    if layout.kind == "hf" and len(shards) > 1:
+    if layout.kind != "meta" and len(shards) > 1:
         raise CheckpointError(f"{shards[1][0]}: tensor {name!r} is also in {shards[0][0].name}; expected it once.")
     pieces = _pieces(layout, spec, name, shards)
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)

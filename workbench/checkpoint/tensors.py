@@ -1,4 +1,4 @@
-"""Table of Llama 3's weights: names in both layouts, complete shapes, and the axis that is sharded.
+"""Table of Llama 3's weights: names in the three layouts, complete shapes, and the axis that is sharded.
 
 All code that reads or writes a checkpoint uses this table. It knows nothing of files.
 """
@@ -12,10 +12,11 @@ from typing import Literal
 
 from workbench.config import ModelConfig
 
-Kind = Literal["meta", "hf"]
+Kind = Literal["meta", "hf"]  # those that can be written
+StoredKind = Literal["meta", "hf", "gguf"]
 
 # Tensors in older files that follow from the configuration.
-HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
+HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq|rope_freqs\.weight|attn_rot_embd)$")
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 
@@ -64,6 +65,29 @@ def output_spec(config: ModelConfig) -> TensorSpec:
     return TensorSpec(OUTPUT, "lm_head.weight", (config.vocab_size, config.dim), 0)
 
 
-def stored_name(kind: Kind, spec: TensorSpec) -> str:
+def stored_name(kind: StoredKind, spec: TensorSpec) -> str:
     """Name of this weight in a layout."""
-    return spec.name if kind == "meta" else spec.hf_name
+    return spec.hf_name if kind == "hf" else spec.name if kind == "meta" else _gguf_name(spec)
+
+
+# Meta's names and GGUF's.
+_GGUF = {
+    "tok_embeddings": "token_embd",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    "norm": "output_norm",
+    "output": "output",
+}
+
+
+def _gguf_name(spec: TensorSpec) -> str:
+    layer = re.match(r"layers\.(\d+)\.", spec.name)
+    name = spec.name[layer.end() :] if layer else spec.name
+    return (f"blk.{layer[1]}." if layer else "") + _GGUF[name.removesuffix(".weight")] + ".weight"

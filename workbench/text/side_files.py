@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from workbench.errors import TokenizerError
-from workbench.text.engine import AddedToken, Engine
+from workbench.text.engines.engine import AddedToken, Engine
 from workbench.text.roles import Roles, with_templates
 
 _NAMED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import TokenizerError
-from workbench.text.engine import Engine
+from workbench.text.engines.engine import Engine
+from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
+from workbench.text.engines.tiktoken_engine import TiktokenEngine
+from workbench.text.engines.tokenizers_engine import TokenizersEngine
 from workbench.text.roles import LLAMA3_SPECIALS, Roles, meta_names
-from workbench.text.sentencepiece_engine import SentencePieceEngine
-from workbench.text.tiktoken_engine import TiktokenEngine
 from workbench.text.tokenizer_files import find_tokenizer, read_tokenizer
-from workbench.text.tokenizers_engine import TokenizersEngine
 from workbench.text.vocabulary_files import Vocabulary, from_hf_json, to_hf_json, with_meta_specials
 
 __all__ = ["Tokenizer", "find_tokenizer"]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import TokenizerError
-from workbench.text.engine import AddedToken, Engine
+from workbench.errors import CheckpointError, TokenizerError
+from workbench.gguf_file import MAGIC, gguf_metadata
+from workbench.text.engines.engine import AddedToken, Engine
+from workbench.text.engines.gguf_vocabulary import read_gguf_vocabulary
+from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
+from workbench.text.engines.tiktoken_engine import TiktokenEngine
+from workbench.text.engines.tokenizers_engine import TokenizersEngine
 from workbench.text.roles import Roles
-from workbench.text.sentencepiece_engine import SentencePieceEngine
 from workbench.text.side_files import SideFiles
-from workbench.text.tiktoken_engine import TiktokenEngine
-from workbench.text.tokenizers_engine import TokenizersEngine
 from workbench.text.vocabulary_files import read_tiktoken, with_meta_specials
 
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
@@ -52,13 +56,37 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
 
     Raises: TokenizerError if a file cannot be read; MissingExtraError if its library is not installed.
     """
+    if _is_gguf(file):
+        return _read_gguf(file)
     data = _read(file)
     side = None if folder is None else SideFiles.read(folder)
     engine = _engine(data, file, side.tokens() if side else ())
-    return ReadTokenizer(engine, side.roles(engine) if side else engine.roles, hashlib.sha256(data).hexdigest())
+    try:
+        roles = side.roles(engine) if side else engine.roles
+    except TokenizerError as error:
+        raise TokenizerError(_in(file, error)) from None
+    return ReadTokenizer(engine, roles, hashlib.sha256(data).hexdigest())
+
+
+def _in(file: Path, error: Exception) -> str:
+    """The message with the file's name first, if it names no file itself."""
+    return str(error) if str(error).startswith(str(file.parent)) else f"{file}: {error}"
+
+
+def _is_gguf(file: Path) -> bool:
+    with _readable(file), file.open("rb") as content:
+        return content.read(len(MAGIC)) == MAGIC
+
+
+def _read_gguf(file: Path) -> ReadTokenizer:
+    try:
+        return ReadTokenizer(*read_gguf_vocabulary(gguf_metadata(file)))
+    except (TokenizerError, CheckpointError) as error:
+        raise TokenizerError(_in(file, error)) from None
 
 
 def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
+    data = data.removeprefix(codecs.BOM_UTF8)
     start = data[:512].lstrip()
     problem = _other_kind(start)
     if problem:
@@ -66,11 +94,11 @@ def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
     if _RANK.match(start):
         return TiktokenEngine(with_meta_specials(read_tiktoken(data, file)).check(file))
     try:
-        if start[:1] == b"{":
+        if start[:1] == b"{" or file.suffix == ".json":
             return TokenizersEngine.from_json(_utf8(data), added)
         return SentencePieceEngine(data, added)
     except TokenizerError as error:
-        raise TokenizerError(f"{file}: {error}") from None
+        raise TokenizerError(_in(file, error)) from None
 
 
 def _other_kind(start: bytes) -> str | None:
@@ -93,9 +121,15 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _read(file: Path) -> bytes:
-    try:
+    with _readable(file):
         if file.stat().st_size > _MOST_BYTES:
             raise TokenizerError(f"{file}: larger than {_MOST_BYTES >> 20} MiB, which no tokenizer file is.")
         return file.read_bytes()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise TokenizerError(f"{file}: not readable ({error.strerror}).") from error

@@ -199,7 +199,7 @@ def test_configuration_against_weights(hf: Path, meta: Path) -> None:
 
 
 def test_paths_that_are_not_checkpoints(tmp_path: Path, hf: Path, meta: Path) -> None:
-    assert "no such directory" in complaint(tmp_path / "nowhere")
+    assert "no such file or directory" in complaint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "neither params.json (Meta) nor config.json" in complaint(tmp_path / "empty")
     assert "is a file; pass the directory" in complaint(hf / "model.safetensors")

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import TokenizerError
-from workbench.text.engine import AddedToken
+from workbench.text.engines.engine import AddedToken
 from workbench.text.roles import Roles, meta_names, meta_roles
 from workbench.text.vocabulary_files import LLAMA3_PATTERN, byte_characters, is_plain_byte_level
 
@@ -40,7 +40,7 @@ class TokenizersEngine:
         """
         from tokenizers import Tokenizer as Library
 
-        with _readable("the library tokenizers cannot read it"):
+        with library_errors("the library tokenizers cannot read it"):
             library = Library.from_buffer(data)
             _add(library, added)
             return cls(library)
@@ -77,10 +77,16 @@ class TokenizersEngine:
             if step.get("type") == "TemplateProcessing" and step.get("single"):
                 first = step["single"][0].get("SpecialToken")
                 if first is not None:
-                    return next(iter(step["special_tokens"][first["id"]]["ids"]), None)
+                    ids = step["special_tokens"].get(first["id"], {}).get("ids") or [-1]
+                    return self._existing(int(ids[0]))
             if step.get("type") in ("BertProcessing", "RobertaProcessing"):
-                return int(step["cls"][1])
+                return self._existing(int(step["cls"][1]))
         return None
+
+    def _existing(self, token: int) -> int:
+        if token not in self.ids:
+            raise TokenizerError("the post-processor puts a token before a text that the vocabulary does not have.")
+        return token
 
     @property
     def _unknown(self) -> int | None:
@@ -105,12 +111,12 @@ class TokenizersEngine:
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
         library = self._parsing if allow_special else self._plain
-        with _readable("the text cannot be encoded"):
+        with library_errors("the text cannot be encoded"):
             # The batch without offsets takes two thirds of the time of `encode`.
             return list(library.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        with _readable("the tokens cannot be decoded"):
+        with library_errors("the tokens cannot be decoded"):
             return str(self._plain.decode(ids, skip_special_tokens=False))
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +153,7 @@ class TokenizersEngine:
         decoder = self._plain.decoder
         if decoder is None:
             return f" {name}"
-        with _readable("the tokens cannot be decoded"):
+        with library_errors("the tokens cannot be decoded"):
             before, both = decoder.decode(["a"]), decoder.decode(["a", "a"])
             return str(decoder.decode(["a", name, "a"])[len(before) : len(before) - len(both) or None])
 
@@ -171,14 +177,15 @@ class TokenizersEngine:
 
 
 @contextmanager
-def _readable(problem: str) -> Iterator[None]:
+def library_errors(problem: str) -> Iterator[None]:
     """Raise a TokenizerError for whatever the library raises, its panics included, which are no `Exception`."""
     try:
         yield
     except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")[:160]
+        reason = reason or type(error).__name__
         raise TokenizerError(f"{problem} ({reason}).") from None
 
 

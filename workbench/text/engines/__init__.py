@@ -1,0 +1,1 @@
+"""The libraries behind `Tokenizer`, each with the same few methods."""
