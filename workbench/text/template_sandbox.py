@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 16_000_000  # of one value or of the whole output; a context of a million tokens is about a quarter
 MAX_STEPS = 10_000_000  # rounds of loops, and calls
 MAX_SECONDS = 5.0
+_MAX_SOURCE = 100_000  # published templates have at most a third
 _MAX_PADDING = 10_000
 _MAX_ITEMS = 1_000_000
 _MAX_BITS = 4_096
@@ -95,8 +96,8 @@ def compiled(source: str) -> jinja2.Template:
 
     Raises: ChatError if it is too long; jinja2's TemplateSyntaxError.
     """
-    if len(source) > _MAX_ITEMS:
-        raise ChatError(f"the chat template is too long: {len(source):,} characters, at most {_MAX_ITEMS:,} are read.")
+    if len(source) > _MAX_SOURCE:
+        raise ChatError(f"the chat template is too long: {len(source):,} characters, at most {_MAX_SOURCE:,} are read.")
     return _compiled(source)
 
 
@@ -123,23 +124,27 @@ def _add_bounds(tree: nodes.Template) -> None:
         if literal:
             count = nodes.Const(literal).set_lineno(output.lineno)
             output.nodes.insert(0, filtered(count, "_literal"))
-    _join_with_bounds(tree)
+    _bound_values(tree)
 
 
-def _join_with_bounds(node: nodes.Node) -> None:
-    """Replace `a ~ b` by a filter that looks at the length first."""
+def _bound_values(node: nodes.Node) -> None:
+    """Replace `a ~ b` by a filter that looks at the length first, and measure every list and dict that is made: one
+    that holds another twice, sixty times over, could never be compared or printed."""
     for name, value in node.iter_fields():
         children = value if isinstance(value, list) else [value]
+        bounded_children = []
         for child in children:
             if isinstance(child, nodes.Node):
-                _join_with_bounds(child)
-        joined = [
-            nodes.Filter(child.nodes[0], "_joined", child.nodes[1:], [], None, None).set_lineno(child.lineno)
-            if isinstance(child, nodes.Concat)
-            else child
-            for child in children
-        ]
-        setattr(node, name, joined if isinstance(value, list) else joined[0])
+                _bound_values(child)
+            is_made = isinstance(child, nodes.List | nodes.Dict) or (
+                isinstance(child, nodes.Tuple) and child.ctx == "load"
+            )
+            if isinstance(child, nodes.Concat):
+                child = nodes.Filter(child.nodes[0], "_joined", child.nodes[1:], [], None, None, lineno=child.lineno)
+            elif is_made:
+                child = nodes.Filter(child, "_measured", [], [], None, None, lineno=child.lineno)
+            bounded_children.append(child)
+        setattr(node, name, bounded_children if isinstance(value, list) else bounded_children[0])
 
 
 class _Generation(Extension):
@@ -184,7 +189,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _to_json
         self.filters |= {name: _bounded_filter(name, function) for name, function in self.filters.items()}
-        self.filters |= {"_rounds": _rounds, "_literal": _literal, "_joined": _joined}
+        self.filters |= {"_rounds": _Rounds.of, "_literal": _literal, "_joined": _joined, "_measured": _measured}
         del self.globals["lipsum"]  # random text of any length
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -214,7 +219,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         work = _work.get()
         work.step()
         if isinstance(__obj, LoopContext) and args:  # a recursive loop
-            args = (_rounds(args[0]), *args[1:])
+            args = (_Rounds.of(args[0]), *args[1:])
         receiver = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # jinja2 wraps `format`
         if isinstance(receiver, str):
             _check_text_call(__obj.__name__, (receiver, *args, *kwargs.values()))
@@ -310,14 +315,29 @@ def _size(value: Any) -> int:
 # --- filters and functions
 
 
-def _rounds(items: Any) -> Any:
-    """What a loop goes over, counted."""
-    if not isinstance(items, Sized):
-        items = list(islice(items, _MAX_ITEMS + 1))
-        if len(items) > _MAX_ITEMS:
-            _work.get().step(MAX_STEPS + 1)
-    _work.get().step(1 + len(items))
-    return items
+class _Rounds:
+    """What a loop goes over, counted; each round may take long, so the time is looked at again and again."""
+
+    def __init__(self, items: Collection[Any]) -> None:
+        self._items = items
+
+    @classmethod
+    def of(cls, items: Any) -> _Rounds:
+        if not isinstance(items, Sized):
+            items = list(islice(items, _MAX_ITEMS + 1))
+            if len(items) > _MAX_ITEMS:
+                _work.get().step(MAX_STEPS + 1)
+        _work.get().step(1 + len(items))
+        return cls(items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, item in enumerate(self._items):
+            if number % 64 == 63:
+                _work.get().step(0)
+            yield item
 
 
 @jinja2.pass_context  # so that it is not computed while compiling
@@ -329,6 +349,11 @@ def _literal(context: Any, count: int) -> str:
 def _joined(*values: Any) -> str:
     _check_length("", sum(map(_size, values)))
     return "".join(map(str, values))
+
+
+def _measured(value: Any) -> Any:
+    _size(value)
+    return value
 
 
 def _printed(value: Any) -> Any:
@@ -357,4 +382,6 @@ def _strftime_now(format: str) -> str:
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
+    values = dict(*args, **kwargs)
+    _size(values)
+    return values

@@ -208,3 +208,30 @@ def test_broken_conversations_are_one_chat_error(pairs: Any) -> None:
         for messages in ([], ["x"], [{"role": "user", "content": {1, 2}}]):
             with pytest.raises(ChatError):
                 wb.encode_chat(ours, messages)  # type: ignore[arg-type]
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore::workbench.errors.WorkbenchWarning")
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_a_real_models_chats_are_transformers(smollm2: Path, conversation: str) -> None:
+    ours, reference = Tokenizer.from_file(smollm2), AutoTokenizer.from_pretrained(smollm2)
+    messages, tools = CONVERSATIONS[conversation]
+    options: dict[str, Any] = {"tools": tools, "add_generation_prompt": True}
+    assert wb.render_chat(ours, messages, **options) == reference.apply_chat_template(
+        messages, tokenize=False, **options
+    )
+    ids = wb.encode_chat(ours, messages, **options)
+    if conversation != "special":
+        assert ids == reference.apply_chat_template(messages, return_dict=False, **options)
+    else:
+        assert ids.count(ours.special("<|im_start|>")) == 3 and ids.count(ours.special("<|im_end|>")) == 2
+
+
+@pytest.mark.real
+def test_a_real_model_answers_and_stops_at_its_end_of_turn(smollm2: Path) -> None:
+    model = wb.load_model(smollm2, device="cpu")
+    assert model.tokenizer is not None
+    question = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+    (answer,) = wb.generate(model, [wb.encode_chat(model.tokenizer, question)], max_new_tokens=40)
+    assert answer.text == "The capital of France is Paris." and answer.finish_reason == "stop"
+    assert wb.decode_message(model.tokenizer, answer.tokens).content == answer.text

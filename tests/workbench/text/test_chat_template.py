@@ -126,6 +126,10 @@ DOUBLED = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x =
                 "ns.x | replace('b', ns.x)", "{'a': ns.x, 'b': ns.x}", "[ns.x] + [ns.x]",
             )
         ),
+        DOUBLED.replace("STEP", "[ns.x, ns.x]").replace("{{ ns.x | tojson }}", "{{ ns.x == [ns.x] }}"),
+        DOUBLED.replace("STEP", "(ns.x, ns.x)").replace("{{ ns.x | tojson }}", "{{ ns.x in [ns.x, 1] }}"),
+        DOUBLED.replace("STEP", "dict(a=ns.x, b=ns.x)"),
+        "{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}",
         "{{ 'x' * 10**9 }}", "{{ 10**9 * 'x' }}", "{{ [0] * 10**9 }}", "{{ 9 ** (9 ** 9) }}",
         "{{ 'x' | center(10**9) }}",
         "{{ 'x'.center(10**9) }}", "{{ 'x'.zfill(10**9) }}", "{{ '%1000000000d' % 1 }}",
