@@ -73,7 +73,8 @@ def render(
 def _render(source: str, variables: Mapping[str, Any]) -> str:
     import jinja2
 
-    from workbench.text.template_sandbox import MAX_CHARACTERS, bounded, compiled, too_long
+    from workbench.text.template_bounds import MAX_CHARACTERS, bounded, too_long
+    from workbench.text.template_sandbox import compiled
 
     pieces, length = [], 0
     try:

@@ -8,14 +8,9 @@ The settings, filters and functions are those that transformers gives a chat tem
 from __future__ import annotations
 
 import json
-import re
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache, wraps
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -27,23 +22,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from workbench.errors import ChatError
+from workbench.text.template_bounds import (
+    MAX_BITS,
+    MAX_SOURCE,
+    PADDING,
+    Rounds,
+    bounded,
+    check_format,
+    check_length,
+    check_padding,
+    check_text_call,
+    listed,
+    size_of,
+    work,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from jinja2.parser import Parser
 
-MAX_CHARACTERS = 16_000_000  # of one value or of the whole output; a context of a million tokens is about a quarter
-MAX_STEPS = 10_000_000  # rounds of loops, and calls
-MAX_SECONDS = 5.0
-_MAX_SOURCE = 100_000  # published templates have at most a third
-_MAX_PADDING = 10_000
-_MAX_ITEMS = 1_000_000
-_MAX_BITS = 4_096
-_CONTAINER = 100  # counted for a list or dict: the same list may be in another a thousand times
-
-# Filters and string methods that take a number of characters or items to add.
-_PADDING = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "zfill"})
 # Filters that return items of their input, or a number, and so write no text.
 _NO_TEXT = frozenset(
     {
@@ -52,43 +48,6 @@ _NO_TEXT = frozenset(
         "sum", "unique",
     }
 )  # fmt: skip
-_WIDE_FIELD = re.compile(r"%(\([^)]*\))?[-+ #0]*\d*\.?\d{5}|\{[^{}]*:[^{}]*\d{5}")
-
-
-class _Work:
-    """What one rendering may still do."""
-
-    def __init__(self) -> None:
-        self.steps, self.characters, self.deadline = MAX_STEPS, 4 * MAX_CHARACTERS, time.monotonic() + MAX_SECONDS
-
-    def step(self, count: int = 1) -> None:
-        self.steps -= count
-        if self.steps < 0 or time.monotonic() > self.deadline:
-            raise ChatError(
-                f"the chat template does too much work: more than {MAX_STEPS:,} steps or {MAX_SECONDS:g} seconds."
-            )
-
-    def write(self, count: int) -> None:
-        self.characters -= count
-        if count > MAX_CHARACTERS or self.characters < 0:
-            raise too_long()
-
-
-_work: ContextVar[_Work] = ContextVar("work")
-
-
-def too_long() -> ChatError:
-    return ChatError(f"the chat template writes too much text: more than {MAX_CHARACTERS:,} characters.")
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Count the work of what is rendered in this block from zero."""
-    token = _work.set(_Work())
-    try:
-        yield
-    finally:
-        _work.reset(token)
 
 
 def compiled(source: str) -> jinja2.Template:
@@ -96,8 +55,8 @@ def compiled(source: str) -> jinja2.Template:
 
     Raises: ChatError if it is too long; jinja2's TemplateSyntaxError.
     """
-    if len(source) > _MAX_SOURCE:
-        raise ChatError(f"the chat template is too long: {len(source):,} characters, at most {_MAX_SOURCE:,} are read.")
+    if len(source) > MAX_SOURCE:
+        raise ChatError(f"the chat template is too long: {len(source):,} characters, at most {MAX_SOURCE:,} are read.")
     return _compiled(source)
 
 
@@ -189,7 +148,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _to_json
         self.filters |= {name: _bounded_filter(name, function) for name, function in self.filters.items()}
-        self.filters |= {"_rounds": _Rounds.of, "_literal": _literal, "_joined": _joined, "_measured": _measured}
+        self.filters |= {"_rounds": Rounds.of, "_literal": _literal, "_joined": _joined, "_measured": _measured}
         del self.globals["lipsum"]  # random text of any length
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -199,165 +158,73 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        work = _work.get()
-        work.step()
+        work().step()
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    _check_length(value, len(value) * max(times, 0))
+                    check_length(value, len(value) * max(times, 0))
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _MAX_BITS:
+            if bits > MAX_BITS:
                 raise ChatError("the chat template computes a number that is too large.")
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-            _check_length(left, len(left) + len(right))
+            check_length(left, len(left) + len(right))
         if operator == "%" and isinstance(left, str):
-            _check_format(left, right)
+            check_format(left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805 - as in jinja2
-        work = _work.get()
-        work.step()
+        work().step()
         if isinstance(__obj, LoopContext) and args:  # a recursive loop
-            args = (_Rounds.of(args[0]), *args[1:])
+            args = (Rounds.of(args[0]), *args[1:])
         receiver = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # jinja2 wraps `format`
         if isinstance(receiver, str):
-            _check_text_call(__obj.__name__, (receiver, *args, *kwargs.values()))
+            args = tuple(listed(args))
+            check_text_call(__obj.__name__, (receiver, *args, *kwargs.values()))
         return super().call(__context, __obj, *args, **kwargs)
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)  # also jinja2's mark of what the first argument is
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        work = _work.get()
-        work.step()
+        work().step()
         values = (*args, *kwargs.values())
         if name not in _NO_TEXT:
-            work.write(_size(values))
-            _check_text_call(name, values[1:] if hasattr(function, "jinja_pass_arg") else values)
-        elif name in _PADDING:
-            _check_padding(name, values)
+            args = tuple(listed(args))
+            values = (*args, *kwargs.values())
+            work().write(size_of(values))
+            check_text_call(name, values[1:] if hasattr(function, "jinja_pass_arg") else values)
+        elif name in PADDING:
+            check_padding(name, values)
         result = function(*args, **kwargs)
         if isinstance(result, str):
-            work.write(len(result))
+            work().write(len(result))
         return result
 
     return filtered
 
 
-def _check_text_call(name: str, values: tuple[Any, ...]) -> None:
-    """Refuse a call whose text is much longer than what it is made of, before it is made."""
-    text, arguments = values[0], values[1:]
-    if name in _PADDING:
-        _check_padding(name, arguments)
-    elif name in ("format", "format_map"):
-        _check_format(str(text), arguments)
-    elif not arguments:
-        return
-    elif name == "replace" and isinstance(text, str) and len(arguments) > 1:
-        _check_length("", len(text) + text.count(str(arguments[0])) * _size(arguments[1]))
-    elif name == "translate":
-        _check_length("", len(text) * _size(arguments))
-    elif name == "join":
-        # The text is the separator of the method, and the items of the filter.
-        items, separator = (arguments[0], text) if isinstance(text, str) else (text, arguments[0])
-        count = len(items) if isinstance(items, Sized) else _MAX_ITEMS
-        _check_length("", _size(items) + count * _size(separator))
-    if name in ("indent", "wordwrap"):
-        longest = max((len(value) for value in arguments if isinstance(value, str)), default=0)
-        _check_length("", _size(text) * (1 + longest))
-
-
-def _check_padding(name: str, values: Iterable[Any]) -> None:
-    if any(isinstance(value, int) and value > _MAX_PADDING for value in values):
-        raise ChatError(f"the chat template calls {name!r} with a number over {_MAX_PADDING:,}.")
-
-
-def _check_format(pattern: str, values: Any) -> None:
-    width_is_a_value = "*" in pattern or re.search(r"\{[^{}]*:[^{}]*\{", pattern)
-    if _WIDE_FIELD.search(pattern) or (width_is_a_value and _has_wide_number(values)):
-        raise ChatError("the chat template formats a field that is too wide.")
-    _check_length("", len(pattern) + (pattern.count("%") + pattern.count("{")) * _size(values))
-
-
-def _has_wide_number(values: Any) -> bool:
-    if isinstance(values, Mapping | tuple | list):
-        return any(map(_has_wide_number, values.values() if isinstance(values, Mapping) else values))
-    return isinstance(values, int) and abs(values) > _MAX_PADDING
-
-
-def _check_length(value: Any, length: int) -> None:
-    if length > (MAX_CHARACTERS if isinstance(value, str) else _MAX_ITEMS):
-        raise too_long()
-    _work.get().write(length)
-
-
-def _size(value: Any) -> int:
-    """Characters of a value as text, roughly; counting ends at too many, so that it takes no time itself."""
-    size, waiting = 0, [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, str):
-            size += len(part)
-        elif isinstance(part, Mapping):
-            size += _CONTAINER
-            waiting += [*part.keys(), *part.values()]
-        elif isinstance(part, list | tuple | set | frozenset):
-            size += _CONTAINER
-            waiting += part
-        else:
-            size += 8
-        if size + len(waiting) > MAX_CHARACTERS:
-            raise too_long()
-    return size
-
-
 # --- filters and functions
-
-
-class _Rounds:
-    """What a loop goes over, counted; each round may take long, so the time is looked at again and again."""
-
-    def __init__(self, items: Collection[Any]) -> None:
-        self._items = items
-
-    @classmethod
-    def of(cls, items: Any) -> _Rounds:
-        if not isinstance(items, Sized):
-            items = list(islice(items, _MAX_ITEMS + 1))
-            if len(items) > _MAX_ITEMS:
-                _work.get().step(MAX_STEPS + 1)
-        _work.get().step(1 + len(items))
-        return cls(items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, item in enumerate(self._items):
-            if number % 64 == 63:
-                _work.get().step(0)
-            yield item
 
 
 @jinja2.pass_context  # so that it is not computed while compiling
 def _literal(context: Any, count: int) -> str:
-    _work.get().write(count)
+    work().write(count)
     return ""
 
 
 def _joined(*values: Any) -> str:
-    _check_length("", sum(map(_size, values)))
+    check_length("", sum(map(size_of, values)))
     return "".join(map(str, values))
 
 
 def _measured(value: Any) -> Any:
-    _size(value)
+    size_of(value)
     return value
 
 
 def _printed(value: Any) -> Any:
-    _work.get().write(_size(value))
+    work().write(size_of(value))
     return value
 
 
@@ -377,11 +244,11 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    _check_format(format, ())
+    check_format(format, ())
     return datetime.now().strftime(format)
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     values = dict(*args, **kwargs)
-    _size(values)
+    size_of(values)
     return values

@@ -15,7 +15,7 @@ from evals.tasks import registry
 from evals.tasks.code_metrics import CodeGrader
 from tests.workbench.text.conversations import TEMPLATES
 from workbench.checkpoint import convert, load_model
-from workbench.errors import ChatError, WorkbenchWarning
+from workbench.errors import ChatError, DataError, WorkbenchWarning
 from workbench.model import Transformer
 from workbench.text.tokenizer import Tokenizer
 from workbench.text.vocabulary_files import Vocabulary
@@ -175,3 +175,12 @@ def test_prompts_of_a_real_model_are_lm_evals(smollm2: Path) -> None:
     theirs = HFLM(pretrained=str(smollm2), device="cpu", dtype="float32")
     assert ours.chat_template(True) == theirs.chat_template(True) == TEMPLATES["smollm2"]
     assert compare(ours, theirs, ("demo_mmlu", "demo_gsm8k"), OPTIONS[0], limit=1) == 4 + 2
+
+
+def test_another_backend_without_a_template_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        tasks=("demo_gsm8k",), output=tmp_path / "out", limit=1, chat=True, backend="hf", model_args={"device": "cpu"}
+    )
+    with pytest.raises(DataError, match="lm-eval's model 'hf' has no chat template"):
+        evaluate(folder, settings, device="cpu")
+    assert not list((tmp_path / "out").glob("*"))

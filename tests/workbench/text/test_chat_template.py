@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.workbench.text.conversations import CALL, CONVERSATIONS, TEMPLATES, TOOLS
 from workbench.errors import ChatError
-from workbench.text import template_sandbox
+from workbench.text import template_bounds
 from workbench.text.chat_template import choose_template, render
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -63,6 +63,8 @@ def test_the_text_is_transformers(
         "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}",
         "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ messages[0].reasoning_content }}",
         "{{ 'a\nb' | indent(2) }}{{ 'abc' | replace('b', 'xx') }}{{ 'x'.center(5, '-') }}{{ 'a,b'.replace(',', ';') }}",
+        "{% for i in range(99) %}{{ messages | map(attribute='role') | join(' a separator of some length ') }}"
+        "{{ ', '.join(messages | map(attribute='role')) }}{% endfor %}",
         "{{ cycler('a', 'b').next() }}{{ joiner(', ')() }}{{ 1.0 }}{{ true }}{{ 3 / 2 }}{{ [1, 'a', none] }}",
     ],
 )
@@ -141,7 +143,7 @@ DOUBLED = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x =
     ],
 )  # fmt: skip
 def test_a_template_cannot_run_for_ever_or_fill_the_memory(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 1)
+    monkeypatch.setattr(template_bounds, "MAX_SECONDS", 1)
     started = time.monotonic()
     with pytest.raises(ChatError) as error:
         render(source, USER)
