@@ -24,9 +24,10 @@ from evals.tasks import presets
 from workbench import provenance
 from workbench.checkpoint import fingerprint
 from workbench.checkpoint.files import find_layout
-from workbench.errors import ChatError, WorkbenchError
+from workbench.errors import ChatError, TokenizerError, WorkbenchError
 from workbench.text.chat import template_source
-from workbench.text.tokenizer import Tokenizer, find_tokenizer
+from workbench.text.tokenizer import Tokenizer
+from workbench.text.tokenizer_files import tokenizer_sha256
 
 
 @dataclass(frozen=True)
@@ -182,18 +183,16 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
 def _chat_template_sha256(planned: PlannedRun) -> str | None:
     try:
         source = template_source(Tokenizer.from_file(find_layout(planned.model).root))
-    except ChatError:  # the run itself will say so
+    except (ChatError, TokenizerError):  # the run itself will say so
         return None
     return source and hashlib.sha256(source.encode()).hexdigest()
 
 
 def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
-        tokenizer = find_tokenizer(find_layout(planned.model).root)
-        sha256 = tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest()
         return {
             "checkpoint_sha256": fingerprint(planned.model),
-            "tokenizer_sha256": sha256,
+            "tokenizer_sha256": tokenizer_sha256(find_layout(planned.model).root),
             "chat_template_sha256": _chat_template_sha256(planned) if planned.settings.chat else None,
             "engine": ENGINE,
         }

@@ -178,9 +178,7 @@ def test_prompts_of_a_real_model_are_lm_evals(smollm2: Path) -> None:
 
 
 def test_another_backend_without_a_template_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
-    settings = Settings(
-        tasks=("demo_gsm8k",), output=tmp_path / "out", limit=1, chat=True, backend="hf", model_args={"device": "cpu"}
-    )
+    settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "out", limit=1, chat=True, backend="hf")
     with pytest.raises(DataError, match="lm-eval's model 'hf' has no chat template"):
         evaluate(folder, settings, device="cpu")
     assert not list((tmp_path / "out").glob("*"))
