@@ -75,6 +75,7 @@ def run_metadata(
             # Another model's files are hashed as a whole.
             "chat_template_sha256": template["chat_template_sha"] if settings.backend == OURS else None,
             "samples": settings.samples,
+            **({} if settings.adapter is None else {"adapter": str(settings.adapter)}),
             **data_hashes(loaded),
             "sandbox": sandbox_info(grader, loaded),
         },

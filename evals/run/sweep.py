@@ -191,7 +191,7 @@ def _chat_template_sha256(planned: PlannedRun) -> str | None:
 def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
         return {
-            "checkpoint_sha256": fingerprint(planned.model),
+            "checkpoint_sha256": fingerprint(planned.model, adapter=planned.settings.adapter),
             "tokenizer_sha256": tokenizer_sha256(find_layout(planned.model).root),
             "chat_template_sha256": _chat_template_sha256(planned) if planned.settings.chat else None,
             "engine": ENGINE,
