@@ -15,6 +15,7 @@ from evals.results.runs import list_runs
 from evals.run import sweep, sweep_config
 from evals.store.store import Store
 from workbench import provenance
+from workbench.checkpoint import convert
 from workbench.cli import main
 from workbench.errors import DataError, WorkbenchError
 
@@ -116,13 +117,14 @@ def test_a_run_on_another_basis_is_another_run(
     assert [result.status for result in sweep.run([first])] == ["finished before"]
 
 
-def test_a_changed_chat_template_makes_another_run(file: Path, checkpoint: Path) -> None:
-    file.write_text(file.read_text().replace("seed: 3}", "seed: 3, apply_chat_template: true}"))
+def test_a_changed_chat_template_makes_another_run(file: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    convert(checkpoint, folder, layout="hf")
+    text = file.read_text().replace(f"path: {checkpoint}", f"path: {folder}")
+    file.write_text(text.replace("seed: 3}", "seed: 3, apply_chat_template: true}"))
     (first, *_) = sweep_config.read(file)
-    template = checkpoint / "chat_template.jinja"
-    for source in (None, "{{ bos_token }}{{ messages[-1].content }}", "{{ bos_token }}[{{ messages[-1].content }}]"):
-        if source:
-            template.write_text(source)
+    for source in ("{{ bos_token }}{{ messages[-1].content }}", "{{ bos_token }}[{{ messages[-1].content }}]"):
+        (folder / "chat_template.jinja").write_text(source)
         assert [result.status for result in sweep.run([first])] == ["finished"]
         assert [result.status for result in sweep.run([first])] == ["finished before"]
 
