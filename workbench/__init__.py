@@ -16,7 +16,9 @@ from workbench.inference.generate import Generation, generate, stream
 from workbench.inference.scoring import score, score_rolling
 from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
-from workbench.text.chat_format import Message, ToolCall, decode_message, encode_chat
+from workbench.text.chat import encode_chat, render_chat
+from workbench.text.chat_format import decode_message
+from workbench.text.chat_message import Message, ToolCall
 from workbench.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "generate",
     "hook_names",
     "load_model",
+    "render_chat",
     "score",
     "score_rolling",
     "stream",

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from workbench.errors import CaptureError, GenerationError, TokenizerError
+from workbench.errors import CaptureError, ChatError, GenerationError, TokenizerError
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -33,6 +33,10 @@ Shape = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+_EXAMPLES = {
+    "--messages": '[{"role": "user", "content": "Hi"}].',
+    "--tools": '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}].',
+}
 Adapter = Annotated[
     Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
 ]
@@ -150,7 +154,9 @@ def info(
 
 def generate(
     model: Model,
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; '-' reads a prompt from stdin.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="One or more prompts; '-' reads a prompt from stdin.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens per prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding.")] = 0.0,
     top_p: Annotated[
@@ -167,8 +173,18 @@ def generate(
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Send each prompt as a user message in the chat format.")
+        bool, typer.Option("--chat", help="Send each prompt as a user message, with the checkpoint's chat template.")
     ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="With --chat: a JSON file with a list of the functions that may be called.")
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --chat: a JSON file with a list of messages, in the form of chat APIs; a prompt is added."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     online: Online = False,
@@ -181,15 +197,29 @@ def generate(
     from workbench.inference.generate import generate as generate_all
     from workbench.inference.generate import stream
     from workbench.inference.generation_state import Prompt
-    from workbench.text.chat_format import Message, encode_chat
+    from workbench.text.chat import encode_chat, render_chat, warn_of_builtin_format
 
+    if not chat and not (system is None and tools is None and messages is None):
+        raise ChatError("--system, --tools and --messages need --chat.")
+    if not prompts and messages is None:
+        raise GenerationError(
+            "a prompt is missing: give one or more, '-' for stdin, or --chat with --messages FILE.json."
+        )
+    conversation = _json_list(messages, "--messages") if messages else []
+    functions = _json_list(tools, "--tools") if tools else None
+    if system is not None:
+        conversation = [{"role": "system", "content": system}, *conversation]
     fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     tokenizer = tokenizer_of(loaded, model)
-    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or ()]
     inputs: list[Prompt] = list(texts)
     if chat:
-        inputs = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
+        turns = [[{"role": "user", "content": text}] for text in texts] or [[]]
+        chats = [[*conversation, *turn] for turn in turns]
+        inputs = [encode_chat(tokenizer, messages, tools=functions) for messages in chats]
+        texts = texts or [render_chat(tokenizer, conversation, tools=functions)]
+        warn_of_builtin_format(tokenizer, loaded.source.path if loaded.source else None)
     settings = Settings(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -298,6 +328,19 @@ def train(
 
     device_name = str(resolve_device(device))
     print(run_training(Recipe.from_file(recipe), output, resume=not fresh, device=device_name))
+
+
+def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
+    """The objects in a JSON file. Raises: ChatError if it is no list of objects, naming the option."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ChatError(f"{option} {path}: no such file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ChatError(f"{option} {path}: not readable as JSON ({str(error)[:200]}).") from error
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        raise ChatError(f"{option} {path}: expected a JSON list of objects, for instance {_EXAMPLES[option]}")
+    return value
 
 
 def tokenizer_of(model: Transformer, name: str) -> Tokenizer:

@@ -34,8 +34,9 @@ ABOUT = Help(
         "**KV cache**: the keys and values of every token so far, which the next step reads.",
         "The same settings and seed give the same text. A link contains them; a small model generates the text when "
         "the link is opened.",
-        "**Chat** encodes the messages in Llama 3's chat format. A model that was not trained on it, such as the "
-        "demo checkpoint, has the special tokens but does not know their meaning.",
+        "**Chat** writes the messages with the checkpoint's own chat template, or in Llama 3's format if a checkpoint "
+        "of Llama 3's vocabulary has none. A model that was not trained on chats, such as the demo checkpoint, has "
+        "the special tokens but does not know their meaning.",
     ],
     {
         "top-p": "https://arxiv.org/abs/1904.09751",

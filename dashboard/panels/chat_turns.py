@@ -1,4 +1,4 @@
-"""Chat on the Generate page: system message, the turns so far, and their token ids in Llama 3's chat format."""
+"""Chat on the Generate page: system message, the turns so far, and their token ids by the checkpoint's template."""
 
 import json
 from dataclasses import dataclass
@@ -8,13 +8,11 @@ import streamlit as st
 from dashboard.layout.page import show_error
 from dashboard.session import url_state, url_values
 from dashboard.token_text import plain
-from workbench.errors import DataError, TokenizerError, WorkbenchError
+from workbench.errors import ChatError, DataError, WorkbenchError
 from workbench.model import Transformer
-from workbench.text.chat_format import Message, encode_chat
+from workbench.text.chat import encode_chat, format_of, template_source
+from workbench.text.chat_message import Message
 from workbench.text.tokenizer import Tokenizer
-
-MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-"""Special tokens that the chat format needs."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,27 @@ def refusal(tokenizer: Tokenizer | None) -> str | None:
     """Why this tokenizer cannot encode a chat, in one sentence; None if it can."""
     if tokenizer is None:
         return "Chat needs a tokenizer, and this checkpoint has none."
-    for mark in MARKS:
-        try:
-            tokenizer.special(mark)
-        except TokenizerError:
-            return f"Chat needs the special token `{mark}`, which this checkpoint's tokenizer does not have."
+    try:
+        format_of(tokenizer)
+    except ChatError as error:
+        return f"Chat is not available: {error}"
     return None
+
+
+def _show_template(tokenizer: Tokenizer) -> None:
+    """Draw which chat template is in use."""
+    try:
+        source = template_source(tokenizer)
+    except ChatError as error:
+        st.caption(f"Chat template: {error}")
+        return
+    if source is None:
+        st.caption("Chat template: none in this checkpoint; Llama 3's built-in format is used.")
+        return
+    with st.container(horizontal=True, vertical_alignment="center", key="chat_template"):
+        st.caption("Chat template: the checkpoint's own.")
+        with st.popover("Show", help="The template's text"):
+            st.code(plain(source), language="jinja2", wrap_lines=True)
 
 
 def choose(model: Transformer, message: str) -> tuple[tuple[int, ...], str] | None:
@@ -43,6 +56,7 @@ def choose(model: Transformer, message: str) -> tuple[tuple[int, ...], str] | No
     None if there is no message yet, or the conversation cannot be encoded; the page says which.
     """
     assert model.tokenizer is not None
+    _show_template(model.tokenizer)
     system = url_state.url_widget(
         st.text_input, "System message", "", key="system", max_chars=2000, placeholder="none",
         help="Instructions at the start of the conversation. The prompt below is the user's message.",
@@ -65,7 +79,7 @@ def choose(model: Transformer, message: str) -> tuple[tuple[int, ...], str] | No
     try:
         ids = encode_chat(model.tokenizer, [Message(turn.role, turn.content) for turn in turns])  # type: ignore[arg-type]
     except WorkbenchError as error:
-        show_error("This conversation cannot be encoded in the chat format.", str(error))
+        show_error("This conversation cannot be written with this chat template.", str(error))
         return None
     written = ", ".join(f"wb.Message({turn.role!r}, {turn.content!r})" for turn in turns)
     return tuple(ids), f"wb.encode_chat(model.tokenizer, [{written}])"

@@ -131,7 +131,19 @@ class Backend:
         return getattr(self.lm, "eot_token_id", None)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        return str(self.lm.chat_template(chat_template) or "") if chat_template else ""
+        """The text of the chat template; empty without one, and for a server, which has its own.
+
+        Raises: DataError if lm-eval finds no template where it must apply one itself.
+        """
+        if not chat_template:
+            return ""
+        try:
+            text = self.lm.chat_template(chat_template)
+        except ValueError as error:  # several templates, and no default
+            raise DataError(f"--apply_chat_template: {error}") from error
+        if text is None:
+            raise DataError(f"--apply_chat_template: lm-eval's model {self.name!r} has no chat template here.")
+        return str(text)
 
     def replay(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Nothing: the token ids that such a model saw are not known."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
@@ -27,9 +28,9 @@ from evals.models.token_trace import TokenTraces
 from evals.runtime.progress import Bar, bar
 from workbench import provenance
 from workbench.checkpoint import load_model
-from workbench.errors import DataError, TokenizerError
+from workbench.errors import ChatError, DataError, TokenizerError, WorkbenchWarning
 from workbench.hooks.intervention import active_interventions
-from workbench.text.chat_format import encode_chat
+from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source, warn_of_builtin_format
 
 if TYPE_CHECKING:
     from workbench import Transformer
@@ -87,6 +88,8 @@ class WorkbenchLM(TemplateLM):
         begin = self._tokenizer.bos_id
         self._begin = None if begin is None else self._tokenizer.name(begin)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
+        self._chats: dict[str, ChatPrompt] = {}
+        self._without_system = False
         self._device = self.model.device
         self._seed = seed
         self._quiet = not progress
@@ -142,28 +145,80 @@ class WorkbenchLM(TemplateLM):
         """Token ids after the begin token, if the checkpoint's files say that a text starts with it; a text that starts
         with its own, as chats do, gets no second one.
 
-        Special tokens are parsed only in a text that starts with the begin token; in other texts they are plain text.
+        Special tokens are parsed where the format of a chat wrote them, and in a text that starts with the begin token;
+        in other texts they are plain text.
         """
-        begins = self._begin is not None and string.startswith(self._begin)
-        bos = not begins if add_special_tokens is None else add_special_tokens
-        ids = self._tokenizer.encode("", bos=bos)
-        for part in _LINES.split(string) if self._tokenizer.splits_at_lines else (string,):
-            ids += self._line(part, begins)
-        return ids
+        begin = (
+            self._begin_ids(string)
+            if add_special_tokens is None
+            else self._tokenizer.encode("", bos=add_special_tokens)
+        )
+        chat = self._chats.get(string)
+        return begin + (self._lines(string, self._begins(string)) if chat is None else self._chat_ids(chat))
+
+    def _begins(self, text: str) -> bool:
+        return self._begin is not None and text.startswith(self._begin)
+
+    def _begin_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode("", bos=not self._begins(text))
+
+    def _lines(self, text: str, special: bool) -> list[int]:
+        lines = _LINES.split(text) if self._tokenizer.splits_at_lines else (text,)
+        return [token for line in lines for token in self._line(line, special)]
+
+    def _chat_ids(self, chat: ChatPrompt) -> list[int]:
+        return chat.ids(self._tokenizer) if chat.quoted else self._lines(chat.text, True)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context and its continuation; the white space at a context's end is scored, as in lm-eval."""
+        chat = self._chats.get(context)
+        if chat is None:
+            return super()._encode_pair(context, continuation)
+        begin = self._begin_ids(context)
+        whole = begin + self._chat_ids(chat.followed_by(self._tokenizer, continuation))
+        before = begin + self._chat_ids(ChatPrompt(context.rstrip(), chat.quoted))
+        return before, whole[len(before) :]
+
+    # --- chats
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text, with special tokens by name; without a generation prompt its last message is
-        left open.
+        """The conversation as text in the checkpoint's format; without a generation prompt its last message is left
+        open. A template that refuses a system message gets the conversation without it, as in lm-eval.
 
-        Raises: ChatError for a role that Llama 3 does not have.
+        Raises: ChatError for a conversation that the template refuses.
         """
-        ids = encode_chat(self._tokenizer, chat_history, add_generation_prompt=add_generation_prompt)
-        if not add_generation_prompt:
-            ids = ids[:-1]
-        return self._tokenizer.decode(ids)
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            prompt = chat_prompt(self._tokenizer, chat_history, **options)
+        except ChatError as error:
+            without_system = [message for message in chat_history if message["role"] != "system"]
+            if len(without_system) == len(chat_history):
+                raise
+            prompt = chat_prompt(self._tokenizer, without_system, **options)
+            if not self._without_system:
+                self._without_system = True
+                text = f"system messages are left out of this run's chats: {error}"
+                warnings.warn(text, WorkbenchWarning, stacklevel=2)
+        self._remember(prompt)
+        return prompt.text
+
+    def _remember(self, prompt: ChatPrompt) -> None:
+        """lm-eval passes texts; a text alone does not say which special tokens are the format's own."""
+        self._chats[prompt.text] = prompt
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        return "llama3" if chat_template else ""
+        """The text of the chat template, "llama3" for the built-in format; empty without a template.
+
+        Raises: ChatError if the checkpoint has none.
+        """
+        if not chat_template:
+            return ""
+        name = None if chat_template is True else chat_template
+        source = template_source(self._tokenizer, name=name)
+        if source is None:
+            origin = self.model.source
+            warn_of_builtin_format(self._tokenizer, origin.path if origin else None)
+        return source or BUILTIN
 
     # --- log-likelihoods
 

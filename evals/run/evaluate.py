@@ -95,6 +95,7 @@ def evaluate(
     loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
     lm_eval_runner.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
+    lm.chat_template(settings.chat)  # a checkpoint without one is refused before anything is asked
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_store_folder(settings.output, team)) as store, lm.apply_interventions(settings.interventions):
         name = team.broadcast(lambda: _register_run(store, request, resumed))

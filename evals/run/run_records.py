@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
@@ -17,6 +18,7 @@ from evals.results import runs
 from evals.run.settings import OURS
 from workbench import provenance
 from workbench.inference.sampling import SAMPLER
+from workbench.text.chat import BUILTIN
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -35,6 +37,7 @@ def run_metadata(
     origin = lm.provenance()
     name = str(origin["path"] or "unnamed")
     dtype, device, limit = lm.dtype_name, str(lm.device), settings.limit
+    template = chat_template(lm, settings)
     return {
         "config": {
             "model": settings.backend,
@@ -55,7 +58,7 @@ def run_metadata(
         "model_name_sanitized": "".join(c if c.isalnum() or c in "-_." else "_" for c in name),
         "max_length": lm.max_length,
         "eot_token_id": lm.eot_token_id,
-        "chat_template": lm.chat_template(settings.chat),
+        **template,
         "system_instruction": settings.system,
         "fewshot_as_multiturn": settings.chats_in_turns,
         "total_evaluation_time_seconds": str(time.time() - started),
@@ -71,12 +74,24 @@ def run_metadata(
             "gen_kwargs": dict(settings.gen_kwargs),
             "preset": settings.preset,
             "chat": settings.chat,
+            # Another model's files are hashed as a whole.
+            "chat_template_sha256": template["chat_template_sha"] if settings.backend == OURS else None,
             "samples": settings.samples,
             **({} if settings.adapter is None else {"adapter": str(settings.adapter)}),
             **data_hashes(loaded),
             **sampler(loaded, settings),
             "sandbox": sandbox_info(grader, loaded),
         },
+    }
+
+
+def chat_template(lm: WorkbenchLM | Backend, settings: Settings) -> dict[str, str | None]:
+    """The chat template of a run and its SHA-256, as lm-eval records them; the built-in format has a name only."""
+    text = lm.chat_template(settings.chat) or None
+    has_source = text is not None and text != BUILTIN
+    return {
+        "chat_template": text,
+        "chat_template_sha": sha256(text.encode()).hexdigest() if text and has_source else None,
     }
 
 

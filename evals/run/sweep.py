@@ -6,6 +6,7 @@ one evaluation works.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from evals.tasks import presets
 from workbench import provenance
 from workbench.checkpoint import fingerprint
 from workbench.checkpoint.files import find_layout
-from workbench.errors import WorkbenchError
+from workbench.errors import ChatError, TokenizerError, WorkbenchError
+from workbench.text.chat import template_source
+from workbench.text.tokenizer import Tokenizer
 from workbench.text.tokenizer_files import tokenizer_sha256
 
 
@@ -193,11 +196,20 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
     )
 
 
+def _chat_template_sha256(planned: PlannedRun) -> str | None:
+    try:
+        source = template_source(Tokenizer.from_file(find_layout(planned.model).root))
+    except (ChatError, TokenizerError):  # the run itself will say so
+        return None
+    return source and hashlib.sha256(source.encode()).hexdigest()
+
+
 def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
         return {
             "checkpoint_sha256": fingerprint(planned.model, adapter=planned.settings.adapter),
             "tokenizer_sha256": tokenizer_sha256(find_layout(planned.model).root),
+            "chat_template_sha256": _chat_template_sha256(planned) if planned.settings.chat else None,
             "engine": ENGINE,
         }
     from evals.models.lm_eval_backend import folder_sha256

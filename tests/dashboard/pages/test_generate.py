@@ -19,6 +19,7 @@ from probes.attention.head_metrics import HOOKS, head_metrics
 from probes.generation.token_choices import sampling_trace
 from tests.dashboard.page_text import WRITTEN_TO, figures, read_table, read_tables
 from tests.dashboard.world import NASTY, write_checkpoint
+from workbench.checkpoint import convert
 from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
 from workbench.text.tokenizer import Tokenizer
@@ -274,7 +275,34 @@ def test_chat_is_refused_with_the_reason(model: Transformer, monkeypatch: pytest
     bare = Tokenizer.from_vocabulary(
         Vocabulary({bytes([byte]): byte for byte in range(256)}, {"<|begin_of_text|>": 256})
     )
-    assert "`<|start_header_id|>`, which this checkpoint's tokenizer does not have" in str(chat_turns.refusal(bare))
+    assert str(chat_turns.refusal(bare)).startswith("Chat is not available: this checkpoint has no chat template")
+
+
+def test_chat_uses_the_checkpoints_own_template_and_shows_it(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    convert(checkpoint, folder, layout="hf")
+    source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    (folder / "chat_template.jinja").write_text(source)
+    serve(str(folder), results)
+    session = app("generate", prompt="the cat", mode="Chat", system="the sun", temperature=0, new=4)
+    assert "Chat template: the checkpoint's own." in [caption.value for caption in session.caption]
+    assert source in [code.value for code in session.code]
+    session.button(key="generate").click().run()
+    model = wb.load_model(folder)
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode("[system] the sun\n[user] the cat\n[assistant]")
+    (expected,) = wb.generate(model, [ids], max_new_tokens=4)
+    assert read_table(session, "probability")["token"].tolist() == list(expected.tokens)
+    scope: dict[str, object] = {}
+    exec(compile(notebook(session), "generate", "exec"), scope)
+    assert scope["prompt"] == ids and scope["trace"].tokens == expected.tokens  # type: ignore[attr-defined]
+
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('Only two roles!') }}")
+    serve(str(folder), results)
+    session = app("generate", prompt="the cat", mode="Chat")
+    assert session.error[0].value == "This conversation cannot be written with this chat template."
 
 
 # --- what can go wrong ----------------------------------------------------------------------------------------

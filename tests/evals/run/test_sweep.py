@@ -15,6 +15,7 @@ from evals.results.runs import list_runs
 from evals.run import run_records, sweep, sweep_config
 from evals.store.store import Store
 from workbench import provenance
+from workbench.checkpoint import convert
 from workbench.cli import main
 from workbench.errors import DataError, WorkbenchError
 from workbench.inference.sampling import SAMPLER
@@ -132,6 +133,18 @@ def test_another_sampler_makes_only_sampled_runs_new(
         monkeypatch.setattr(module, "SAMPLER", SAMPLER + 1)
     assert [result.status for result in sweep.run(plans)] == ["finished before", "finished"]
     assert [result.status for result in sweep.run(plans)] == ["finished before", "finished before"]
+
+
+def test_a_changed_chat_template_makes_another_run(file: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    convert(checkpoint, folder, layout="hf")
+    text = file.read_text().replace(f"path: {checkpoint}", f"path: {folder}")
+    file.write_text(text.replace("seed: 3}", "seed: 3, apply_chat_template: true}"))
+    (first, *_) = sweep_config.read(file)
+    for source in ("{{ bos_token }}{{ messages[-1].content }}", "{{ bos_token }}[{{ messages[-1].content }}]"):
+        (folder / "chat_template.jinja").write_text(source)
+        assert [result.status for result in sweep.run([first])] == ["finished"]
+        assert [result.status for result in sweep.run([first])] == ["finished before"]
 
 
 def test_a_run_of_another_machine_is_left_alone_and_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
