@@ -1,6 +1,7 @@
 """The model against itself without hook points, and against transformers: python -m benchmarks.bench_model
 
-Random weights, the same for all, Hugging Face's attention on its fused kernel (sdpa). Prints a Markdown table.
+The same weights for all, Hugging Face's attention on its fused kernel (sdpa). Prints a Markdown table. With
+`--model smollm2` the weights are those of a pretrained Llama, otherwise random ones.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ READ = 200 << 20  # bytes that no cache holds for long
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--decode", action="store_true", help="only decoding, of three shapes")
+    parser.add_argument("--model", help="a checkpoint that transformers reads too, such as smollm2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -41,10 +43,10 @@ def main() -> None:
     if options.decode:
         return _decode(rounds, device)
     shape = GPU_SHAPE if device.startswith("cuda") else SHAPE
-    print(f"Shape: {shape}\n\nMachine: {machine(device)}\n")
+    print(f"{options.model or f'Shape: {shape}'}\n\nMachine: {machine(device)}\n")
     print("| work | A | B | A, ms | B, ms | A / B (median, quartiles) |\n|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):
-        reference, model = _pair(shape, dtype, device)
+        reference, model = _both(options.model, dtype, device) if options.model else _pair(shape, dtype, device)
         with torch.no_grad():
             _hook_points(model, dtype, rounds, device)
             _against_transformers(reference, model, dtype, rounds, device)
@@ -142,6 +144,14 @@ def _decoding_reference(reference: LlamaForCausalLM, batch: int, steps: int = 16
         cache.crop(-steps)
 
     return run
+
+
+def _both(name: str, dtype: torch.dtype, device: str) -> tuple[LlamaForCausalLM, wb.Transformer]:
+    from workbench.checkpoint.files import resolve
+
+    model = wb.load_model(name, device=device, dtype=dtype)
+    reference = LlamaForCausalLM.from_pretrained(resolve(name), dtype=dtype, attn_implementation="sdpa").eval()
+    return reference.to(device), model
 
 
 def _pair(shape: dict[str, int], dtype: torch.dtype, device: str) -> tuple[LlamaForCausalLM, wb.Transformer]:

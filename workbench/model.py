@@ -264,9 +264,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, context: ForwardContext, tap: hook_points.Tap | None) -> Tensor:
         """Shapes: x [batch, pos, dim] -> [batch, pos, dim]"""
-        q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, head, head_dim]
-        k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # [batch, pos, kv_head, head_dim]
-        v = self.wv(x).unflatten(-1, (-1, self.head_dim))
+        by_head = (*x.shape[:2], -1, self.head_dim)
+        q = self.wq(x).view(by_head)  # [batch, pos, head, head_dim]
+        k = self.wk(x).view(by_head)  # [batch, pos, kv_head, head_dim]
+        v = self.wv(x).view(by_head)
         if tap:
             q, k, v = tap("attn.hook_q", q), tap("attn.hook_k", k), tap("attn.hook_v", v)
         q, k = rope.rotate(q, context.rotation), rope.rotate(k, context.rotation)

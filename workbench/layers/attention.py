@@ -24,7 +24,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """
     if q.shape[2] == 1:
         # One query sees every key, so its group's heads can be put in the query axis: half the time on a CPU.
-        grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [batch, kv_head, group, head_dim]
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # [batch, kv_head, group, head_dim]
         z: Tensor = F.scaled_dot_product_attention(grouped, k, v, attn_mask=allowed)
         return z.flatten(1, 2).unsqueeze(2)
     gqa = q.shape[1] != k.shape[1]

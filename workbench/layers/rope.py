@@ -137,7 +137,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     Shapes: x [batch, pos, head, head_dim], rotation [pos | batch, pos, head_dim / 2] -> as x
     """
     real = torch.float64 if rotation.dtype == torch.complex128 else torch.float32
-    pairs = torch.view_as_complex(x.to(real).unflatten(-1, (-1, 2)))  # [batch, pos, head, head_dim / 2]
+    pairs = torch.view_as_complex(x.to(real).reshape(*x.shape[:-1], -1, 2))  # [batch, pos, head, head_dim / 2]
     rotated = pairs * rotation.unsqueeze(-2)
     return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
