@@ -17,6 +17,7 @@ from evals.models.response_cache import Compute, ResponseCache
 from evals.runtime.progress import bar
 from evals.store.store import cache_key
 from workbench import provenance
+from workbench.checkpoint.sources.names import REAL_MODEL, resolve
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Backend:
         if model is not None and not isinstance(model, str | Path):
             raise DataError(f"the backend {name!r} loads its own model; give a path or --model_args.")
         if model and not {"pretrained", "model"} & set(arguments):
-            arguments["pretrained"] = str(model)
+            arguments["pretrained"] = str(resolve(model) if str(model) == REAL_MODEL else model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
         where = None if device == "auto" else device
