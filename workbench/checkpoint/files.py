@@ -13,7 +13,7 @@ from workbench.checkpoint.float8 import QUANTISATION_KEYS, float8_scaling
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.gguf_config import gguf_config
 from workbench.checkpoint.read import read_json
-from workbench.checkpoint.sources.names import resolve
+from workbench.checkpoint.sources.names import is_fetchable, resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError
@@ -49,8 +49,8 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     try:
         return _layout_in(root, weights=weights)
     except CheckpointError as error:
-        if repository := hub_repository(root):
-            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        if name := str(path) if is_fetchable(str(path)) else hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {name}`.") from error
         raise
 
 

@@ -31,8 +31,8 @@ def resolve(path: str | Path) -> Path:
     name = str(path)
     if name == "demo":
         return DEMO
-    root = Path(path).expanduser()
-    if root.exists():
+    root = Path(os.path.expanduser(name))
+    if os.path.exists(root):
         return _inside(root)
     if name == REAL_MODEL:
         folder = model_folder(REAL_MODEL)
@@ -44,7 +44,7 @@ def resolve(path: str | Path) -> Path:
         )
     model = hub.HubName.parse(name)
     if model is None:
-        raise CheckpointError(f"{root}: no such file or directory.")
+        raise CheckpointError(f"{name[:200]}: no such file or directory.")
     snapshot = hub.cached(model)
     if snapshot is None:
         raise CheckpointError(

