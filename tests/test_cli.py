@@ -1,7 +1,9 @@
 """The program: its output and error messages, and commands of the other packages."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ from workbench.commands import numbers
 from workbench.errors import WorkbenchError
 from workbench.published import PUBLISHED
 
-RECIPE = Path(wb.__file__).parent / "assets" / "demo" / "recipe.toml"
+DEMO = Path(wb.__file__).parent / "assets" / "demo"
+RECIPE = DEMO / "recipe.toml"
 
 
 @pytest.fixture
@@ -129,10 +132,46 @@ def test_info_states_the_size_of_the_weights_themselves(run) -> None:
     facts = json.loads(out)
     assert (code, err) == (0, "")
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert facts["checkpoint_sha256"] == model.source.checkpoint_sha256
+    assert facts["weight_bytes_by_dtype"] == {"bfloat16": 2 * facts["parameters"]}
+    assert facts["checkpoint_sha256"] is None
+    assert json.loads(run("info", "demo", "--hash", "--json")[1])["checkpoint_sha256"] == model.source.checkpoint_sha256
     code, out, _ = run("info", "demo")
     assert code == 0
-    assert f"{facts['parameters']:,}" in out
+    assert f"{facts['parameters']:,}" in out and "of bfloat16" in out and "SHA-256" not in out
+    assert model.source.checkpoint_sha256 in run("info", "demo", "--hash")[1]
+
+
+def test_info_checks_the_files_but_reads_no_values(run, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(DEMO, folder)
+    weights = next(folder.glob("*.safetensors"))
+    with weights.open("r+b") as stream:
+        stream.seek(-2, 2)
+        stream.write(b"\xff\xff")  # NaN, which loading finds
+    assert run("info", str(folder))[0] == 0
+    assert "expected finite values" in run("generate", str(folder), "x")[2]
+    weights.write_bytes(weights.read_bytes()[:-2])
+    code, out, err = run("info", str(folder))
+    assert (code, out) == (2, "") and "truncated" in err and err.count("\n") == 1
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(project_root: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(project_root), "PYTHONIOENCODING": "ascii"}
+    command = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "generate",
+        "demo",
+        "é",
+        "--temperature",
+        "5",
+        "--max-new-tokens",
+        "30",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii() and b"\\u" in done.stdout
 
 
 def test_info_of_a_published_name_and_of_a_folder_without_weights(run, tmp_path: Path, monkeypatch) -> None:

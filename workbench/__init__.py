@@ -6,7 +6,7 @@ logits, cap = model.run_with_capture(tokens, ["blocks.*.attn.hook_pattern"])
 """
 
 from workbench.checkpoint import load_model
-from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from workbench.errors import WorkbenchError
 from workbench.hooks.capture import Capture
 from workbench.hooks.hook_points import HOOKS, hook_names
@@ -26,6 +26,7 @@ __all__ = [
     "Generation",
     "HOOKS",
     "KVCache",
+    "LinearScaling",
     "Llama3Scaling",
     "Message",
     "ModelConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "ToolCall",
     "Transformer",
     "WorkbenchError",
+    "YarnScaling",
     "decode_message",
     "encode_chat",
     "generate",

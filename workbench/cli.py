@@ -7,6 +7,7 @@ nothing of what the commands do and never names an upper package: these register
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -118,6 +119,10 @@ def show_warning(message: Warning | str, category: type[Warning], *place: Any, *
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code: 0, 1 for a command's own failure, 2 for a user error."""
+    for stream in (sys.stdout, sys.stderr):
+        # Generated text may hold characters that the terminal's encoding does not have: they are escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", WorkbenchWarning)

@@ -32,6 +32,9 @@ Shape = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -68,28 +71,32 @@ def info(
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of the key/value cache.")
     ] = "bfloat16",
+    with_hash: Annotated[
+        bool, typer.Option("--hash", help="Compute the SHA-256 of the checkpoint, which reads all of its weights.")
+    ] = False,
     online: Online = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a model's shape, parameters, FLOPs and cache size by part, without loading weights."""
+    """Print a model's shape, parameters, FLOPs and cache size by part, and check its files without reading weights."""
     from workbench import model_cost
-    from workbench.checkpoint import fingerprint, read_shape
+    from workbench.checkpoint import fingerprint, open_checkpoint, quantisation_of, read_shape
     from workbench.checkpoint.sources.fetch import fetch_if
-    from workbench.published import PUBLISHED
+    from workbench.published import published
 
     fetch_if(online, model)
-    if model in PUBLISHED and not Path(model).exists():
-        config, weights = PUBLISHED[model], False
-    else:
-        config, weights = read_shape(model)
+    shape_by_name = None if Path(model).exists() else published(model)
+    config, weights = read_shape(model) if shape_by_name is None else (shape_by_name, False)
     length = config.max_seq_len if context is None else context
     itemsize = 4 if dtype == "float32" else 2
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
-    digest = fingerprint(model) if weights else None
+    checkpoint = open_checkpoint(model) if weights else None
+    stored = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    digest = fingerprint(model) if weights and with_hash else None
+    quantised = quantisation_of(model) if weights else None
     if as_json:
         facts = {
-            "config": config.to_meta(),
+            "config": config.to_meta() if config.in_meta_format else config.to_hf(),
             "parameters": config.n_params,
             "parameters_by_part": parameters,
             "context": length,
@@ -98,8 +105,11 @@ def info(
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
+            "weight_bytes_by_dtype": stored,
             "checkpoint_sha256": digest,
         }
+        if quantised:
+            facts["quantisation"] = asdict(quantised)
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -113,8 +123,11 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
-        "SHA-256": digest or "no weights",
+        "weights": ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in stored.items()) or "none",
+        **({"stored as": str(quantised)} if quantised else {}),
     }
+    if digest:
+        shape["SHA-256"] = digest
     for name, value in shape.items():
         print(f"{name:<12}{value}")
     print(f"\n{'part':<20}{'parameters':>18}{'FLOPs per token*':>20}")
@@ -147,6 +160,7 @@ def generate(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     online: Online = False,
     as_json: AsJson = False,
 ) -> None:
@@ -159,7 +173,7 @@ def generate(
     from workbench.text.chat_format import Message, encode_chat
 
     fetch_if(online, model)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     inputs: list[Prompt] = list(texts)
@@ -191,6 +205,7 @@ def capture(
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     online: Online = False,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
@@ -204,7 +219,7 @@ def capture(
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
     position_numbers = numbers(positions, "--positions")
     fetch_if(online, model)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=loaded.device)
@@ -227,14 +242,15 @@ def convert(
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
+    adapter: Adapter = None,
     online: Online = False,
 ) -> None:
-    """Convert a checkpoint to another layout or number of shards, without loss."""
+    """Convert a checkpoint to another layout or number of shards, without loss; merge a LoRA adapter."""
     from workbench.checkpoint import convert as convert_checkpoint
     from workbench.checkpoint.sources.fetch import fetch_if
 
     fetch_if(online, source)
-    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container))
+    print(convert_checkpoint(source, target, layout=layout, shards=shards, container=container, adapter=adapter))
 
 
 def fetch(
@@ -270,7 +286,7 @@ def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
     """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
     if model.tokenizer is None:
         raise TokenizerError(
-            f"{name} has no tokenizer.model or tokenizer.json, which text needs. Copy one into its folder."
+            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json."
         )
     return model.tokenizer
 

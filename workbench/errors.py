@@ -20,14 +20,31 @@
 
 `WorkbenchWarning` is for what a user should know of a run that goes on, for instance that a file was not used.
 
-Each message says what is wrong, what was found and what to do, in one or two lines.
+Each message says what is wrong, what was found and what to do, in one or two lines. What it quotes of a file is cut
+and escaped, so that a file can neither flood nor command a terminal.
 """
 
 from __future__ import annotations
 
+MESSAGE_LIMIT = 590  # characters
+_TAIL = 190  # of them, those kept from the end, where a message says what to do
+
+
+def readable(text: str) -> str:
+    """A message with control characters and other invisible ones escaped, and its middle cut if it is too long."""
+    if len(text) > 2 * MESSAGE_LIMIT:
+        text = text[:MESSAGE_LIMIT] + text[-MESSAGE_LIMIT:]
+    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    if len(text) <= MESSAGE_LIMIT:
+        return text
+    return f"{text[: MESSAGE_LIMIT - _TAIL - 5]} ... {text[-_TAIL:]}"
+
 
 class WorkbenchError(Exception):
     """Base class of all exceptions for user errors."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
 
 
 class ConfigError(WorkbenchError):
@@ -101,3 +118,6 @@ class MissingExtraError(WorkbenchError):
 
 class WorkbenchWarning(UserWarning):
     """Something that a user should know of a run that goes on; the command line prints it in one line."""
+
+    def __str__(self) -> str:
+        return readable(super().__str__())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config import ModelConfig, Scaling
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.hooks import hook_points
 from workbench.layers import attention, rope, tensor_parallel
@@ -213,7 +213,7 @@ class Transformer(nn.Module):
         rope_positions = rope_positions if depth is None else depth
         plain = pad is None and tree is None and depth is None and (past == 0 or seqlen == 1)
         allowed = None if plain else mask.allowed(past + seqlen)
-        rotation = rope.rotations(rope_positions, _frequencies(self.config, tokens.device))
+        rotation = _rotary(self.config, tokens.device).rotations(rope_positions)
         return ForwardContext(rotation, rope_positions, mask, allowed, cache)
 
     def _with_rope_override(self, context: ForwardContext, tap: hook_points.Tap) -> ForwardContext:
@@ -358,11 +358,11 @@ class RMSNorm(nn.Module):
         return tap("hook_out", out) if tap else out
 
 
-def _frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    return _frequencies_on(config.head_dim, config.rope_theta, config.rope_scaling, device)
+def _rotary(config: ModelConfig, device: torch.device) -> rope.Rotary:
+    return _rotary_on(config.head_dim, config.rope_theta, config.rope_scaling, device)
 
 
 @lru_cache(maxsize=32)
-def _frequencies_on(head_dim: int, theta: float, scaling: Llama3Scaling | None, device: torch.device) -> Tensor:
+def _rotary_on(head_dim: int, theta: float, scaling: Scaling | None, device: torch.device) -> rope.Rotary:
     with torch.inference_mode(False):  # cached between runs, so it must work under autograd too
-        return rope.frequencies(head_dim, theta, scaling).to(device)
+        return rope.Rotary(rope.frequencies(head_dim, theta, scaling).to(device), rope.temperature(scaling))

@@ -29,6 +29,11 @@ PUBLISHED: dict[str, ModelConfig] = {
 }
 
 
+def published(name: str) -> ModelConfig | None:
+    """The shape of a published model: "llama-3.1-8b", or "Meta-Llama-3.1-8B-Instruct" as on the hub; else None."""
+    return PUBLISHED.get(name.lower().removeprefix("meta-llama/").removeprefix("meta-").removesuffix("-instruct"))
+
+
 def tied_as_published(config: ModelConfig) -> ModelConfig:
     """The configuration, with a tied output if a published model of this shape has one.
 

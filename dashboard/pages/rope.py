@@ -15,8 +15,8 @@ from dashboard.session import computed, url_state
 from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.rope import head_scores
-from probes.rope.formulas import decay, model_frequencies, wavelengths
-from workbench.config import Llama3Scaling, ModelConfig
+from probes.rope.formulas import decay, model_frequencies, model_temperature, wavelengths
+from workbench.config import Llama3Scaling, ModelConfig, Scaling
 from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
@@ -102,7 +102,7 @@ def _or_all(label: str, key: str, most: int | None, what: str) -> int | None:
 def _changed(config: ModelConfig, theta: float, scaling: str) -> ModelConfig:
     own = config.rope_scaling
     # A model that was trained without scaling is scaled from its own context length.
-    context = own.original_context if own else config.max_seq_len
+    context = config.original_context
     scalings = {
         TRAINED: own,
         UNSCALED: None,
@@ -239,9 +239,9 @@ def _what_if(head: Head, capture_ref: CaptureRef, prompt: Input, view: View) -> 
     head.data({"what_if": rescored.frame})
 
 
-def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Llama3Scaling | None) -> head_scores.WhatIf:
+def _rescored(cap: Capture, layer: int, head: int, theta: float, scaling: Scaling | None) -> head_scores.WhatIf:
     config = replace(cap.config, rope_theta=theta, rope_scaling=scaling)
-    return head_scores.what_if(cap, layer, head, model_frequencies(config))
+    return head_scores.what_if(cap, layer, head, model_frequencies(config), temperature=model_temperature(config))
 
 
 def _numbers(values: dict[str, str]) -> None:

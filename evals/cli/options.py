@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
     from evals.runtime.distributed import Team
 
+Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to merge into the model's weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder to search for runs, including its subfolders.")]
 Model = Annotated[

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.cli.find_run import find
-from evals.cli.options import AsJson, Data, Device, Dtype, Model, TensorParallel, need_lm_eval, print_run, team_of
+from evals.cli.options import (
+    Adapter,
+    AsJson,
+    Data,
+    Device,
+    Dtype,
+    Model,
+    TensorParallel,
+    need_lm_eval,
+    print_run,
+    team_of,
+)
 from evals.cli.samples import print_difference
 
 if TYPE_CHECKING:
@@ -75,6 +86,7 @@ def run(
     ] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     seed: Annotated[
         str,
         typer.Option(
@@ -151,6 +163,7 @@ def run(
         "gen_kwargs": key_values(gen_kwargs, "--gen_kwargs"),
         "backend": backend,
         "model_args": key_values(model_args, "--model_args"),
+        "adapter": adapter,
     }
     need_lm_eval()
     from evals.run.evaluate import evaluate

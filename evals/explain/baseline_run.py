@@ -70,7 +70,7 @@ def run_command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
     words = ["--model", request["model"], "--tasks", ",".join(settings["tasks"]), "--output", str(run.path.parent)]
     for name in ("device", "dtype"):
         words += [f"--{name}", request[name]] if request[name] != "auto" else []
-    for name in ("data", "limit", "num_fewshot", "batch_size", "seed", "preset", "samples"):
+    for name in ("adapter", "data", "limit", "num_fewshot", "batch_size", "seed", "preset", "samples"):
         value = settings.get(name)
         words += [f"--{name}", f"{value}"] if value is not None and value != _DEFAULTS.get(name) else []
     words += ["--online"] if settings.get("online") else []

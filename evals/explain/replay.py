@@ -214,4 +214,4 @@ def model_of(run: Run, *, path: str | None = None, device: str = "auto") -> Tran
     if path is None:
         raise DataError("this run used a model in memory; pass its checkpoint with --model.")
     dtype: Any = run.provenance.get("dtype", "auto")
-    return load_model(path, device=device, dtype=dtype).eval()
+    return load_model(path, device=device, dtype=dtype, adapter=run.provenance.get("adapter")).eval()

@@ -65,12 +65,15 @@ class WorkbenchLM(TemplateLM):
         device: str | None = None,
         dtype: str = "auto",
         *,
+        adapter: str | Path | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str | Path):
-            pretrained = load_model(pretrained, device=device or "auto", dtype=dtype)
+            pretrained = load_model(pretrained, device=device or "auto", dtype=dtype, adapter=adapter)
+        elif adapter is not None:
+            raise DataError("an adapter is merged when a model is loaded; pass it to load_model.")
         self.model = pretrained
         if self.model.tokenizer is None:
             raise TokenizerError(

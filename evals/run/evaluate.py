@@ -144,7 +144,13 @@ def _model(
             "--model_args needs a --backend other than workbench; for the workbench's model use --device and --dtype."
         )
     return WorkbenchLM(
-        model, batch_size=settings.batch_size, device=device, dtype=dtype, seed=settings.seed, progress=team.is_main
+        model,
+        batch_size=settings.batch_size,
+        device=device,
+        dtype=dtype,
+        adapter=settings.adapter,
+        seed=settings.seed,
+        progress=team.is_main,
     )
 
 

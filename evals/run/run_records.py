@@ -69,6 +69,7 @@ def run_metadata(
             "preset": settings.preset,
             "chat": settings.chat,
             "samples": settings.samples,
+            **({} if settings.adapter is None else {"adapter": str(settings.adapter)}),
             **data_hashes(loaded),
             "sandbox": sandbox_info(grader, loaded),
         },

@@ -31,7 +31,7 @@ class Settings:
     see `presets`; `samples` is the number of programs per problem, `limits` the limits of each program, by the field
     names of `evals.sandbox.Limits`; `online` allows downloads from the hub for data that the data folder does not
     have. `interventions` change the model for the whole run. `backend` selects one of lm-eval's models instead of the
-    workbench's, created with `model_args`.
+    workbench's, created with `model_args`. `adapter` is the folder of a LoRA adapter, merged into the model's weights.
     """
 
     tasks: tuple[str, ...]
@@ -52,6 +52,7 @@ class Settings:
     interventions: tuple[Intervention, ...] = ()
     backend: str = OURS
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (0 < self.limit <= 1 or (self.limit > 1 and float(self.limit).is_integer())):
@@ -60,6 +61,8 @@ class Settings:
             raise DataError(
                 f"interventions work with the workbench's own model only, not with the backend {self.backend!r}."
             )
+        if self.backend != OURS and self.adapter is not None:
+            raise DataError(f"--adapter works with the workbench's own model only, not with {self.backend!r}.")
         if self.multiturn and not self.chat:
             raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
         if self.backend == OURS:
@@ -67,6 +70,8 @@ class Settings:
         # Absolute paths: a run may be resumed from a different working directory.
         tasks = (str(Path(name).expanduser().absolute()) if custom.is_path(name) else name for name in self.tasks)
         object.__setattr__(self, "tasks", tuple(tasks))
+        if self.adapter is not None:
+            object.__setattr__(self, "adapter", Path(self.adapter).expanduser().absolute())
 
     @property
     def chats_in_turns(self) -> bool:
@@ -76,6 +81,10 @@ class Settings:
         """The settings as JSON values; `from_dict` reads them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {"output": str(self.output), "data": None if self.data is None else str(self.data.absolute())}
+        if self.adapter is None:
+            del values["adapter"]  # as in the runs that were stored before there were adapters
+        else:
+            paths["adapter"] = str(self.adapter)
         return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
 
     @classmethod

@@ -182,7 +182,11 @@ def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
         tokenizer = find_tokenizer(find_layout(planned.model).root)
         sha256 = tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-        return {"checkpoint_sha256": fingerprint(planned.model), "tokenizer_sha256": sha256, "engine": ENGINE}
+        return {
+            "checkpoint_sha256": fingerprint(planned.model, adapter=planned.settings.adapter),
+            "tokenizer_sha256": sha256,
+            "engine": ENGINE,
+        }
     from evals.models.lm_eval_backend import folder_sha256
 
     folder = Path(planned.model) if planned.model else None

@@ -50,6 +50,7 @@ _MODEL: dict[str, tuple[type, ...]] = {
     "path": (str,),
     "device": (str,),
     "dtype": (str,),
+    "adapter": (str,),
     "backend": (str,),
     "model_args": (dict,),
 }
@@ -126,7 +127,7 @@ def expand(content: Any) -> list[PlannedRun]:
                         model_name=model.get("name") or Path(model.get("path") or model["backend"]).name,
                         change_name=change_name or (described(interventions) if interventions else ""),
                         model=model.get("path", ""),
-                        settings=replace(settings, interventions=interventions),
+                        settings=replace(settings, interventions=interventions, adapter=model.get("adapter")),
                         device=model.get("device", "auto"),
                         dtype=model.get("dtype", "auto"),
                     )

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,11 @@ class Origin:
         from workbench.checkpoint import fingerprint
 
         about: dict[str, Any] = {"result": result, "model": Path(self.model).name}
-        about["checkpoint_sha256"] = fingerprint(self.model)
+        source = None if self.loaded is None else self.loaded.source
+        about["checkpoint_sha256"] = fingerprint(self.model) if source is None else source.checkpoint_sha256
+        if source is not None and source.adapter is not None:
+            about["adapter"] = source.adapter.name
         if self.loaded is not None:
-            source = self.loaded.source
             about["tokenizer_sha256"] = None if source is None else source.tokenizer_sha256
             about["dtype"] = str(self.loaded.dtype).removeprefix("torch.")
             about["device"] = str(self.loaded.device)
@@ -85,10 +88,14 @@ def config(model: str) -> ModelConfig:
     return read_config(model)
 
 
-def load(model: str, device: str, dtype: str = "auto") -> Transformer:
+# The LoRA adapter of the command that runs, which `cli_options.with_adapter` sets.
+ADAPTER: ContextVar[Path | None] = ContextVar("adapter", default=None)
+
+
+def load(model: str, device: str, dtype: str = "auto", *, adapter: Path | None = None) -> Transformer:
     import workbench as wb
 
-    return wb.load_model(model, device=device, dtype=dtype).eval()
+    return wb.load_model(model, device=device, dtype=dtype, adapter=adapter or ADAPTER.get()).eval()
 
 
 def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.base.cli_options import ON_A_PROMPT, Adapter, Device, File, Model, Output, Prompt
 from probes.base.command import Origin, check, deliver, load, text
 
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
@@ -20,6 +21,8 @@ def compare(
     file: File = None,
     dtype: Dtype = "auto",
     other_dtype: Annotated[str, typer.Option(help="Dtype of the second model.")] = "auto",
+    adapter: Adapter = None,
+    other_adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the second model.")] = None,
     ablate: Annotated[str, typer.Option(help="Heads to ablate in the second run, for example L2H3,L5H1.")] = "",
     scaling: Annotated[
         str, typer.Option(help="RoPE scaling of the second run, for example yarn=4 (see the command positions).")
@@ -44,11 +47,13 @@ def compare(
 
     prompt_text = text(prompt, file)
     heads = head_names.parse(ablate) if ablate else []
-    a = load(model, device, dtype)
-    same = (other or model, other_dtype) == (model, dtype)
+    a = load(model, device, dtype, adapter=adapter)
+    same = (other or model, other_dtype, other_adapter) == (model, dtype, adapter)
     if same and not (heads or scaling or before):
-        raise DataError("both runs are the same; give --other, --other-dtype, --ablate, --scaling or --before.")
-    b = a if same else load(other or model, device, other_dtype)
+        raise DataError(
+            "both runs are the same; give --other, --other-dtype, --other-adapter, --ablate, --scaling or --before."
+        )
+    b = a if same else load(other or model, device, other_dtype, adapter=other_adapter)
     changes: list[Intervention] = [Ablate(f"L{layer}H{head}") for layer, head in heads]
     changes += [scaling_of(scaling, b.config)] if scaling else []
     tokenizer = tokenizer_of(a, model)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen
 from workbench.config import ModelConfig
+from workbench.layers import rope
 from workbench.layers.rope import frequencies, what_if_frequencies, yarn_temperature
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "decay",
     "evenly_spaced",
     "model_frequencies",
+    "model_temperature",
     "rotated_scores",
     "log_spaced",
     "wavelengths",
@@ -43,6 +45,11 @@ def model_frequencies(config: ModelConfig, *, dtype: torch.dtype = torch.float64
     Shapes: -> [pair], radians per token
     """
     return frequencies(config.head_dim, config.rope_theta, config.rope_scaling, dtype=dtype)
+
+
+def model_temperature(config: ModelConfig) -> float:
+    """Factor by which the model multiplies rotated q and k, each: 1, except for a model that was trained with YaRN."""
+    return rope.temperature(config.rope_scaling)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from probes.rope.formulas import (
     decay,
     evenly_spaced,
     model_frequencies,
+    model_temperature,
     rotated_scores,
     wavelengths,
     what_if_frequencies,
@@ -176,6 +177,7 @@ def band_contribution(
     """
     vectors = head_vectors(cap, layer, head, row=row)
     freqs = model_frequencies(cap.config, dtype=torch.float32).double()  # the precision that the model uses
+    gain = model_temperature(cap.config) ** 2
     pairs = cap.config.head_dim // 2
     signed, absolute = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
     count, total, error = 0, 0.0, 0.0
@@ -188,7 +190,7 @@ def band_contribution(
         )
     for query in (queries[i] for i in evenly_spaced(len(queries), max_queries)):
         keys = used[query]
-        parts = band_scores(vectors.q[query], vectors.k[keys], distances[query, keys], freqs)  # [key_pos, pair]
+        parts = gain * band_scores(vectors.q[query], vectors.k[keys], distances[query, keys], freqs)  # [key_pos, pair]
         expected = scores[query, keys]
         signed += parts.sum(0)
         absolute += parts.abs().sum(0)
@@ -265,6 +267,7 @@ def invariance_of(
     Shapes: q, k [pos, head_dim], positions [pos] -> [arithmetic, shift]
     """
     causal = positions.unsqueeze(-1) >= positions
+    gain = model_temperature(config) ** 2
     largest, mean = np.zeros((len(ARITHMETICS), len(shifts))), np.zeros((len(ARITHMETICS), len(shifts)))
     size = 0.0
     for a, (dtype, angles) in enumerate(ARITHMETICS.values()):
@@ -272,7 +275,7 @@ def invariance_of(
 
         def scores(shift: int, dtype: torch.dtype = dtype, angles: torch.dtype = angles, f: Tensor = freqs) -> Tensor:
             shifted = positions + shift
-            return rotated_scores(q, k, shifted, shifted, f, dtype=dtype, angles=angles)[causal].double()
+            return gain * rotated_scores(q, k, shifted, shifted, f, dtype=dtype, angles=angles)[causal].double()
 
         unshifted = scores(0)
         size = max(size, float(unshifted.abs().max())) if a == 0 else size
@@ -341,7 +344,8 @@ def score_by_distance(
     content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
     distances = torch.arange(n, dtype=torch.float64)
     angles = distances.unsqueeze(-1) * freqs
-    expected = (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1) / math.sqrt(cap.config.head_dim)
+    gain = model_temperature(cap.config) ** 2 / math.sqrt(cap.config.head_dim)
+    expected = gain * (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1)
     return ScoreByDistance(
         layer,
         head,
@@ -382,11 +386,14 @@ class WhatIf(Result):
         return pd.DataFrame({"layer": self.layer, "head": self.head, "query": np.arange(len(moved)), "moved": moved})
 
 
-def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: float = 1.0, row: int = 0) -> WhatIf:
+def what_if(
+    cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: float | None = None, row: int = 0
+) -> WhatIf:
     """Recompute one head's pattern from captured un-rotated q and k with other frequencies (`what_if_frequencies`).
 
-    `temperature` multiplies q and k each (YaRN). Only this head's rotation changes: q and k are still the result of
-    the model's own rotation in earlier layers. `workbench.RopeScaling` changes all layers of the running model.
+    `temperature` multiplies q and k each (YaRN); default: the model's own, usually 1. Only this head's rotation
+    changes: q and k are still the result of the model's own rotation in earlier layers. `workbench.RopeScaling` changes
+    all layers of the running model.
     Shapes: hook_q, hook_k [batch, pos, head, head_dim], freqs [pair] -> patterns [query_pos, key_pos]
     Units:  probability; `moved` is a share of attention, between 0 and 1.
     Raises: MissingHookError as `band_contribution`; ConfigError if freqs is not one per pair.
@@ -402,11 +409,14 @@ def what_if(cap: Capture, layer: int, head: int, freqs: Tensor, *, temperature: 
     vectors = head_vectors(cap, layer, head, row=row)
     future = vectors.distance < 0
 
-    def pattern(f: Tensor, scale: float = 1.0) -> np.ndarray:
+    own = model_temperature(cap.config)
+
+    def pattern(f: Tensor, scale: float) -> np.ndarray:
         positions = vectors.positions
         scores = rotated_scores(
             vectors.q, vectors.k, positions, positions, f, dtype=torch.float64, angles=torch.float64
         )
         return frozen((scale * scores).masked_fill(future, -torch.inf).softmax(-1).float())
 
-    return WhatIf(layer, head, pattern(model_frequencies(cap.config)), pattern(freqs.double(), temperature**2))
+    after = pattern(freqs.double(), (own if temperature is None else temperature) ** 2)
+    return WhatIf(layer, head, pattern(model_frequencies(cap.config), own**2), after)

@@ -42,7 +42,7 @@ class RotationSensitivity(Result):
         return tidy(axes, {name: getattr(self, name) for name in ("moved", "low", "high")})
 
 
-def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float = 1.0) -> RotationSensitivity:
+def what_if_heads(cap: Capture, freqs: Tensor, *, temperature: float | None = None) -> RotationSensitivity:
     """`what_if` of each captured head: how much another theta or scaling would change its pattern.
 
     Each head uses the q and k that the model's own rotation produced in earlier layers.

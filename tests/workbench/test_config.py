@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from workbench.config.hf_config import unknown_keys
 from workbench.errors import ConfigError
 
 # Meta's params.json as published.
@@ -103,7 +104,7 @@ def test_any_scaling_is_stated_in_both_layouts() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dimension": 3}, "unknown key dimension"),
+        ({"dimension": 3}, "unknown key 'dimension'"),
         ({"n_kv_heads": 5}, "n_heads 32 is not a multiple of n_kv_heads 5"),
         ({"n_heads": 33, "n_kv_heads": 33}, "not divisible by n_heads"),
         ({"dim": "4096"}, "dim must be a whole number, found '4096'"),
@@ -131,11 +132,10 @@ def test_wrong_params(changes: dict[str, Any], message: str) -> None:
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
-        ({"sliding_window": 4096}, "unknown key sliding_window"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "RoPE type 'yarn'"),
+        ({"sliding_window": 4096}, "sliding_window is 4096, shorter than the context"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor must be a number"),
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
-        ({"rope_scaling": HF_8B["rope_scaling"] | {"mscale": 1.0}}, "rope_scaling: unknown key mscale"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, "rope_theta is 500000.0 but"),
         ({"rope_parameters": {"rope_type": "default"}}, "contradict each other"),
         ({"hidden_size": 4096.0}, "hidden_size must be a whole number"),
@@ -146,3 +146,134 @@ def test_wrong_params(changes: dict[str, Any], message: str) -> None:
 def test_wrong_hugging_face_config(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_hf(HF_8B | changes)
+
+
+ODD: dict[str, Any] = {
+    "huge": 10**400,
+    "huge and negative": -(10**400),
+    "past a float": 10**309,
+    "large": 2**62,
+    "NaN": float("nan"),
+    "infinite": float("inf"),
+    "true": True,
+    "false": False,
+    "negative": -1,
+    "zero": 0,
+    "fraction": 1.5,
+    "text": "x" * 5_000,
+    "list": [10**400] * 5_000,
+    "object": {"a" * 5_000: {"b": [1] * 5_000}},
+    "nested": [[[[[[1]]]]]],
+}
+ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "rope_type")
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+def test_an_odd_value_gives_a_short_error_or_none(value: Any) -> None:
+    """No key of either file makes anything but a configuration or a short ConfigError."""
+    readers = [
+        (ModelConfig.from_hf, HF_8B, [{key: value} for key in HF_8B]),
+        (ModelConfig.from_hf, HF_8B, [{"rope_scaling": HF_8B["rope_scaling"] | {key: value}} for key in ROPE_KEYS]),
+        (ModelConfig.from_hf, HF_8B, [{key: value} for key in ("head_dim", "own_key", "sliding_window", "n_layers")]),
+        (ModelConfig.from_meta, META_8B, [{key: value} for key in META_8B]),
+        (ModelConfig.from_meta, META_8B | {"use_scaled_rope": True}, [{"rope_scaling_factor": value}]),
+        (ModelConfig.from_meta, META_8B, [{key: value} for key in ("head_dim", "ffn_dim", "max_seq_len", "own_key")]),
+    ]
+    refused = 0
+    for read, values, changes in readers:
+        for change in changes:
+            try:
+                assert isinstance(read(values | change), ModelConfig)
+            except ConfigError as error:
+                refused += 1
+                assert len(str(error)) < 350 and str(error).startswith(("config.json", "params.json"))
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "limit"),
+    [
+        ("num_hidden_layers", 1_025, "1,024"),
+        ("num_attention_heads", 8_192, "4,096"),
+        ("hidden_size", 2**20, "131,072"),
+        ("vocab_size", 2**30, "8,388,608"),
+        ("intermediate_size", 2**30, "1,048,576"),
+        ("max_position_embeddings", 2**30, "134,217,728"),
+    ],
+)
+def test_sizes_are_bounded(key: str, value: int, limit: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is {value}; the largest supported is {limit}"):
+        ModelConfig.from_hf(HF_8B | {key: value})
+
+
+def test_multiple_of_zero() -> None:
+    with pytest.raises(ConfigError, match="multiple_of and ffn_dim_multiplier must be positive, found 0"):
+        ModelConfig.from_meta(META_8B | {"multiple_of": 0})
+
+
+def test_unknown_keys_are_listed() -> None:
+    config = HF_8B | {"own_key": 1, "rope_scaling": HF_8B["rope_scaling"] | {"odd": 2}, "bos_token_id": 1, "_x": 3}
+    assert ModelConfig.from_hf(config) == ModelConfig.from_hf(HF_8B)
+    assert unknown_keys(config, "config.json") == ("rope_scaling.odd", "own_key")
+    assert unknown_keys(HF_8B, "config.json") == ()
+
+
+def test_everything_that_transformers_writes_is_known() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import json
+
+    config = json.loads(transformers.LlamaConfig(num_labels=3).to_json_string(use_diff=False))
+    assert len(config) > 30 and unknown_keys(config, "config.json") == ()
+
+
+def test_windows_that_are_not_in_use() -> None:
+    for harmless in (
+        {"sliding_window": None},
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"sliding_window": HF_8B["max_position_embeddings"]},
+        {"use_sliding_window": True, "sliding_window": None},
+    ):
+        assert ModelConfig.from_hf(HF_8B | harmless) == ModelConfig.from_hf(HF_8B)
+
+
+def test_rope_types() -> None:
+    def scaling(**group: Any) -> Any:
+        return ModelConfig.from_hf(HF_8B | {"rope_scaling": group, "max_position_embeddings": 32_768}).rope_scaling
+
+    assert scaling(type="linear", factor=1.0) is None and scaling(rope_type="default", factor=4.0) is None
+    assert scaling(type="linear", factor=2) == LinearScaling(2.0)
+    yarn = scaling(type="yarn", factor=4.0, original_max_position_embeddings=8192.0)
+    assert yarn == YarnScaling(4.0, 8192) and round(yarn.attention_factor, 6) == 1.138629  # 0.1 ln 4 + 1
+    # Without a factor, the ratio of the contexts; without the original context, the context itself.
+    assert scaling(type="yarn", original_max_position_embeddings=8192) == yarn
+    assert scaling(type="yarn", factor=4.0).original_context == 32_768
+    outside = HF_8B | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1}}
+    assert ModelConfig.from_hf(outside | {"original_max_position_embeddings": 8192}).rope_scaling == yarn
+    for config in (
+        ModelConfig.from_hf(outside),
+        ModelConfig.from_hf(HF_8B | {"rope_scaling": {"type": "linear", "factor": 2}}),
+    ):
+        assert ModelConfig.from_hf(config.to_hf()) == config
+        with pytest.raises(ConfigError, match="params.json cannot state RoPE of type (yarn|linear)"):
+            config.to_meta()
+
+
+@pytest.mark.parametrize(
+    ("params", "theta", "context"),
+    [
+        ({}, 10_000.0, 4096),
+        ({"norm_eps": 1e-6}, 10_000.0, 2048),
+        ({"rope_theta": 1e6}, 1e6, 16_384),
+        ({"rope_theta": 500_000.0}, 500_000.0, 8192),
+        ({"vocab_size": 128_256}, 500_000.0, 8192),
+        ({"use_scaled_rope": True}, 500_000.0, 131_072),
+        ({"max_seq_len": 123, "rope_theta": 77.0}, 77.0, 123),
+    ],
+)
+def test_what_metas_files_leave_to_the_code(params: dict[str, Any], theta: float, context: int) -> None:
+    """Llama 1, Llama 2, Code Llama and Llama 3, by the rules of their files."""
+    llama2 = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-5, "vocab_size": 32_000}
+    config = ModelConfig.from_meta(llama2 | params)
+    assert (config.rope_theta, config.max_seq_len, config.ffn_dim) == (theta, context, 11_008)
+    assert ModelConfig.from_meta(llama2 | {"vocab_size": -1}, vocab_size=32_016).vocab_size == 32_016
+    assert ModelConfig.from_meta(llama2, llama3=True).rope_theta == 500_000.0

@@ -27,7 +27,7 @@ from workbench.layers import rope
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-_KEY = regex.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.[^.]+)?(\.weight)?")
+_KEY = regex.compile(r"(?P<module>.+)\.((?P<part>lora_[AB])(\.[^.]+)?\.weight|(?P<part>lora_embedding_[AB])(\.[^.]+)?)")
 _SAVED = regex.compile(r"(?P<module>.+?)(\.(?P<kind>modules_to_save|base_layer|original_module)(\.default)?)?\.weight")
 
 _EMBEDDING_MODULE, _OUTPUT_MODULE = "model.embed_tokens", "lm_head"
@@ -124,7 +124,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     if adapter.unties and adapter.low_rank.keys() & _TABLES:
         notes = (
             *notes,
-            f"{config_file.parent}: the adapter changes one of the embedding and the output, which the base ties; they "
+            f"{config_file.parent}: the adapter changes the embedding or the output, which the base ties; they "
             "are separate here, as the adapter was trained. peft's merge_and_unload would change both.",
         )
     return replace(checkpoint, config=config, weights=tuple(map(adapter.merged, weights)), notes=notes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.checkpoint.adapter import with_adapter
 from workbench.checkpoint.assemble import MappedPages, Target, assemble
 from workbench.checkpoint.files import INDEX
 from workbench.checkpoint.load import fitting_tokenizer
-from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
-from workbench.checkpoint.tensors import Kind, stored_name
+from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint, read_config
+from workbench.checkpoint.tensors import OUTPUT, Kind, stored_name
 from workbench.checkpoint.write import Entry, write_pth, write_safetensors
 from workbench.config import ModelConfig
-from workbench.errors import CheckpointError
+from workbench.config.meta_code import params_for_meta
+from workbench.errors import CheckpointError, WorkbenchWarning
 from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
 
@@ -46,14 +50,18 @@ def convert(
     layout: Kind,
     shards: int = 1,
     container: Literal["safetensors", "pth"] = "safetensors",
+    adapter: str | Path | None = None,
 ) -> Path:
     """Write a checkpoint in another layout, and return its directory.
 
-    `shards` is Meta's tensor-parallel size, or the number of files in Hugging Face's layout; `container` "pth" is for
-    Meta's own code. Values and dtypes are not changed, and the tokenizer is copied. Files get their final names when
-    all of them are complete.
+    `adapter` is the folder of a LoRA adapter, which is merged into the weights. `shards` is Meta's tensor-parallel
+    size, or the number of files in Hugging Face's layout. `container` "pth" is for Meta's own code: its params.json has
+    only Meta's keys, and a tied output is written too. Values and dtypes are not changed, except that quantised and
+    merged weights are rounded to the dtype in which they load. The tokenizer is copied. Files get their final names
+    when all of them are complete.
 
-    Raises: CheckpointError if the source does not load, the target holds a checkpoint, or `shards` does not fit.
+    Raises: CheckpointError if the source does not load, the target holds a checkpoint or cannot be written, `shards`
+        does not fit, or Meta's code cannot compute the model.
     """
     if layout not in ("meta", "hf"):
         raise CheckpointError(f"unknown layout {layout!r}; use 'meta' or 'hf'.")
@@ -62,37 +70,46 @@ def convert(
     if shards < 1:
         raise CheckpointError(f"shards must be at least 1, found {shards}.")
     checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = with_adapter(checkpoint, adapter)
     target = Path(target).expanduser()
     existing = [name for name in ("params.json", "config.json") if (target / name).exists()]
     if existing or (target.exists() and not target.is_dir()):
         raise CheckpointError(
             f"{target}: holds {existing[0] if existing else 'a file'} already; choose an empty directory."
         )
-    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config, kind=layout)
+    tokenizer, _ = fitting_tokenizer(checkpoint.layout, checkpoint.config)
+    config = _config(checkpoint, tokenizer, layout, container)
     if layout == "meta":
         _check_divides(checkpoint.config, shards)
     partial_target = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial_target.mkdir(parents=True)
     try:
+        partial_target.mkdir(parents=True)
         write = _write_meta if layout == "meta" else _write_hf
         write(checkpoint, partial_target, shards, container)
         _write_companions(checkpoint, tokenizer, layout, partial_target)
         # The configuration is last: a directory without it is not a checkpoint.
-        _write_json(
-            partial_target / ("params.json" if layout == "meta" else "config.json"),
-            _config(checkpoint, tokenizer, layout),
-        )
+        _write_json(partial_target / ("params.json" if layout == "meta" else "config.json"), config)
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(partial_target.iterdir(), key=lambda file: file.stat().st_mtime_ns):
             os.replace(file, target / file.name)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(partial_target, ignore_errors=True)
+    context = read_config(target).max_seq_len
+    if context != checkpoint.config.max_seq_len:
+        text = (
+            f"{target}: Meta's params.json has no key for the context of {checkpoint.config.max_seq_len:,} tokens; "
+            f"loaded from there, the model has {context:,}."
+        )
+        warnings.warn(text, WorkbenchWarning, stacklevel=2)
     return target
 
 
-def _config(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind, container: str) -> dict[str, Any]:
     if layout == "meta":
-        return checkpoint.config.to_meta()
+        return params_for_meta(checkpoint.config) if container == "pth" else checkpoint.config.to_meta()
     config = checkpoint.config.to_hf() | {"torch_dtype": str(checkpoint.dtype).removeprefix("torch.")}
     if tokenizer:
         config |= {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
@@ -118,6 +135,8 @@ def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: st
                 shape[weight.spec.split] //= shards
             make = partial(_shard, weight, pages, rank=rank, size=shards)
             entries.append(Entry(weight.spec.name, _dtype(weight), tuple(shape), make))
+        if container == "pth" and checkpoint.config.tied_output:
+            entries.append(replace(entries[0], name=OUTPUT))  # the embedding is the first weight
         write(target / f"consolidated.{rank:02d}.{container}", entries)
 
 

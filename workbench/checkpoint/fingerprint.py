@@ -9,13 +9,14 @@ from pathlib import Path
 
 from workbench.checkpoint.adapter import adapter_files
 from workbench.checkpoint.files import find_layout
+from workbench.errors import CheckpointError
 
 
 def fingerprint(path: str | Path, *, adapter: str | Path | None = None) -> str:
     """SHA-256, hex, over the names and contents of a checkpoint's configuration and weight files, and an adapter's.
 
     A file is read again only if its path, size or modification time changed. The tokenizer is not included.
-    Raises: CheckpointError if there is no checkpoint at the path.
+    Raises: CheckpointError if there is no checkpoint at the path, or a file cannot be read.
     """
     layout = find_layout(path)
     files = tuple(dict.fromkeys((layout.config_file, *layout.weight_files)))  # a GGUF file is both
@@ -30,8 +31,11 @@ def fingerprint(path: str | Path, *, adapter: str | Path | None = None) -> str:
 
 
 def _digest(file: Path) -> str:
-    stat = file.stat()
-    return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = file.stat()
+        return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 @lru_cache(maxsize=4096)

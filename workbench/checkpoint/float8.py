@@ -184,8 +184,8 @@ def scaled(files: Files, scaling: Float8 | None) -> tuple[Files, tuple[str, ...]
         for path, tensors in files.items()
     }
     note = (
-        f"the weights are float8 with scales ({scaling.method if scaling else ''}) and are dequantised; activations are "
-        "not quantised, so that results may differ slightly from those of a float8 runtime."
+        f"the weights are float8 with scales ({scaling.method if scaling else ''}) and are dequantised; activations "
+        "are not quantised, so that results may differ slightly from those of a float8 runtime."
     )
     return result, (note,)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTensor
 from workbench.errors import CheckpointError, MissingExtraError
-from workbench.gguf_file import MAGIC, GgufTensor, read_header
+from workbench.gguf_file import GgufTensor, read_header
 
 # The format's numbers of types that are plain numbers.
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
@@ -69,9 +69,7 @@ def gguf_files(path: Path) -> tuple[Path, ...]:
     Raises: CheckpointError if the folder holds several, or a part of a split file is missing.
     """
     if path.is_file():
-        if path.suffix.lower() == ".gguf" or _begins_with_magic(path):
-            return _parts(path)
-        return ()
+        return _parts(path) if path.suffix.lower() == ".gguf" else ()
     if not path.is_dir() or (path / "config.json").is_file() or (path / "params.json").is_file():
         return ()
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
@@ -80,11 +78,6 @@ def gguf_files(path: Path) -> tuple[Path, ...]:
         names = ", ".join(file.name for file in whole[:5]) + (", ..." if len(whole) > 5 else "")
         raise CheckpointError(f"{path}: holds {len(whole)} GGUF files; name one of them: {names}.")
     return _parts((whole or files)[0]) if files else ()
-
-
-def _begins_with_magic(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def _parts(path: Path) -> tuple[Path, ...]:
@@ -142,7 +135,7 @@ class Quantisation:
     bits_per_weight: float
 
     def __str__(self) -> str:
-        types = ", ".join(f"{name} ({count} tensors)" for name, count in self.types.items())
+        types = ", ".join(f"{name} ({count} tensor{'s' if count > 1 else ''})" for name, count in self.types.items())
         return f"{types}; {self.bits_per_weight:.2f} bits a weight"
 
 

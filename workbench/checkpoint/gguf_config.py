@@ -85,6 +85,10 @@ def gguf_config(files: tuple[Path, ...]) -> ModelConfig:
         "max_position_embeddings": keys.whole("context_length", _CONTEXT),
         "tie_word_embeddings": OUTPUT not in tensors,
     }
+    if values["num_hidden_layers"] > len(tensors):  # before a table of all weights is made
+        raise keys.error(
+            f"block_count is {values['num_hidden_layers']:,}, but there are {len(tensors)} tensors: missing"
+        )
     window = keys.whole("attention.sliding_window", 0)
     if 0 < window < values["max_position_embeddings"]:
         raise keys.error(f"attention.sliding_window is {window}; only full attention can be computed")

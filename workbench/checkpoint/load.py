@@ -16,9 +16,8 @@ from workbench.checkpoint.assemble import MappedPages, Target, assemble, verify
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.fingerprint import fingerprint
 from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
-from workbench.checkpoint.tensors import Kind
 from workbench.config import ModelConfig
-from workbench.errors import CheckpointError, ConfigError, WorkbenchWarning
+from workbench.errors import ConfigError, WorkbenchError, WorkbenchWarning
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 from workbench.provenance import ModelSource, file_stats
@@ -32,8 +31,9 @@ _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
-# Hugging Face checkpoints may pad the embedding to a multiple of at most this many rows; Meta's do not.
-_PADDING = 128
+# Rows and tokens may differ: rows are padded to a round number, and added tokens may have no row. A tokenizer is
+# probably another model's if it has many tokens without a row, or leaves most rows without a token.
+_MOST_WITHOUT_ROW, _LEAST_SHARE = 64, 0.5
 STEPS = 20  # progress reports in each half
 
 
@@ -53,8 +53,10 @@ def load_model(
     dtype, weights stay in the mapped file: do not change the file while the model is in use. `progress` is called with
     the fraction done, between 0 and 1: the first half is loading the weights, the second half is checking them.
 
-    Raises: CheckpointError, ConfigError or TokenizerError if anything in the directory does not fit; ConfigError for a
-        device or dtype that is not available.
+    A tokenizer that cannot be read leaves the model without text. `model.notes`, each also a WorkbenchWarning, say
+    what a user should know of the directory.
+    Raises: CheckpointError or ConfigError if anything in the directory does not fit; ConfigError for a device or dtype
+        that is not available.
     """
     target = resolve_device(device)
     requested_dtype = _dtype(dtype)
@@ -66,13 +68,13 @@ def load_model(
     stats = file_stats(files)
     if adapter is not None:
         checkpoint = with_adapter(checkpoint, adapter)
-    tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
+    tokenizer, about_tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
     # On the meta device, so that no memory is allocated before the weights are assigned.
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
     _fill(model, checkpoint, requested_dtype or checkpoint.dtype, target, progress)
     model.tokenizer = tokenizer
-    model.notes = checkpoint.notes
+    model.notes = (*checkpoint.notes, *about_tokenizer)
     for note in model.notes:
         warnings.warn(note, WorkbenchWarning, stacklevel=2)
     model.source = ModelSource(
@@ -116,23 +118,30 @@ def _parts(weights: Sequence[Weight], count: int) -> Iterator[slice]:
     return (slice(first, min(first + step, len(weights))) for first in range(0, len(weights), step))
 
 
-def fitting_tokenizer(layout: Layout, config: ModelConfig, *, kind: Kind | None = None) -> Tokenizer | None:
-    """The tokenizer in a checkpoint's directory, or None.
+def fitting_tokenizer(layout: Layout, config: ModelConfig) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """The tokenizer in a checkpoint's directory, or None, and notes on it for the user.
 
-    `kind` is the layout that it must fit, by default the directory's own.
-    Raises: CheckpointError if its vocabulary is not the configuration's; TokenizerError if it cannot be read.
+    A model works with token ids without one, so a tokenizer that cannot be read is a note, not an error.
     """
     file = find_tokenizer(layout.root)
     if file is None:
-        return None
-    tokenizer = Tokenizer.from_file(layout.root)
-    padding = config.vocab_size - tokenizer.vocab_size
-    if not 0 <= padding < (1 if (kind or layout.kind) == "meta" else _PADDING):
-        raise CheckpointError(
-            f"{file}: this vocabulary has {tokenizer.vocab_size:,} tokens, but {layout.config_file.name} says "
-            f"{config.vocab_size:,}; expected the tokenizer that this model was trained with."
+        return None, ()
+    try:
+        tokenizer = Tokenizer.from_file(layout.root)
+        tokens, rows = tokenizer.vocab_size, config.vocab_size
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # A damaged file can make a library raise anything; a panic of the Rust ones is not even an Exception.
+    except BaseException as error:
+        reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.removeprefix(f"{file}: ").split())[:200].rstrip(".")
+        return None, (f"{file}: the tokenizer is not used ({reason}). The model works with token ids, without text.",)
+    if tokens - rows > _MOST_WITHOUT_ROW or tokens < _LEAST_SHARE * rows:
+        return tokenizer, (
+            f"{file}: this vocabulary has {tokens:,} tokens, but the model has {rows:,} embedding rows; it may be "
+            "another model's tokenizer.",
         )
-    return tokenizer
+    return tokenizer, ()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -143,10 +152,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {resolved} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {resolved}; {torch.cuda.device_count()} CUDA devices were found.")
+        count = torch.cuda.device_count()
+        reason = f"{count} CUDA devices were found" if torch.version.cuda else "this torch is built without CUDA"
+        raise ConfigError(f"there is no device {resolved}; {reason}. Use 'cpu' or 'auto'.")
     return resolved
 
 

@@ -5,7 +5,7 @@ It opens files and compares names, dtypes and shapes; it reads no weights (`asse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,25 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
-from workbench.checkpoint.files import INDEX, Layout, find_layout, stated_config, weight_map
+from workbench.checkpoint.files import Layout, find_layout, weight_map
 from workbench.checkpoint.float8 import Files, float8_scaling, scaled
-from workbench.checkpoint.gguf import open_gguf
+from workbench.checkpoint.gguf import Quantisation, open_gguf, quantisation
 from workbench.checkpoint.read import open_tensors, read_json
-from workbench.checkpoint.tensors import EMBEDDING, HARMLESS, OUTPUT, TensorSpec, output_spec, stored_name, tensor_specs
+from workbench.checkpoint.stated_config import stated_config
+from workbench.checkpoint.tensors import (
+    EMBEDDING,
+    FREQUENCIES,
+    HARMLESS,
+    OUTPUT,
+    TensorSpec,
+    output_spec,
+    stored_name,
+    tensor_specs,
+)
 from workbench.config import ModelConfig
+from workbench.config.keys import short
 from workbench.errors import CheckpointError
+from workbench.layers import stored_frequencies
 from workbench.published import tied_as_published
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -62,6 +74,16 @@ class Checkpoint:
         stored = [piece.tensor for weight in self.weights for piece in weight.pieces]
         return next((tensor for tensor in stored if isinstance(tensor, EncodedTensor)), stored[0]).dtype
 
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of the stored weights by the name of their dtype, without reading them."""
+        sizes: dict[str, int] = {}
+        for weight in self.weights:
+            for piece in weight.pieces:
+                name = str(piece.tensor.dtype).removeprefix("torch.")
+                sizes[name] = sizes.get(name, 0) + piece.tensor.numel() * piece.tensor.dtype.itemsize
+        return sizes
+
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration of a checkpoint directory; none of its weights are read.
@@ -69,10 +91,10 @@ def read_config(path: str | Path) -> ModelConfig:
     Raises: CheckpointError, or ConfigError for errors in the configuration file.
     """
     layout = find_layout(path)
-    config = stated_config(layout)
-    if layout.kind != "meta" or config.tied_output or len(layout.weight_files) > 1:
-        return config
-    return _infer_tied_output(config, {layout.weight_files[0]: open_tensors(layout.weight_files[0])})
+    if layout.kind != "meta":
+        return stated_config(layout)[0]
+    files = _open(layout)
+    return _infer_tied_output(stated_config(layout, files)[0], files)
 
 
 def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
@@ -83,8 +105,17 @@ def read_shape(path: str | Path) -> tuple[ModelConfig, bool]:
     layout = find_layout(path, weights=False)
     if any(file.is_file() for file in layout.weight_files):
         return read_config(path), True
-    config = stated_config(layout)
+    config, _ = stated_config(layout)
     return tied_as_published(config) if layout.kind == "meta" else config, False
+
+
+def quantisation_of(path: str | Path) -> Quantisation | None:
+    """How the weights of a GGUF checkpoint are stored; None for another layout.
+
+    Raises: CheckpointError as `open_checkpoint`.
+    """
+    layout = find_layout(path)
+    return quantisation(layout.weight_files) if layout.kind == "gguf" else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -93,59 +124,97 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises: CheckpointError naming file, tensor, expected and found; ConfigError for errors in the configuration.
     """
     layout = find_layout(path)
-    config = stated_config(layout)
-    files: Files = _open_files(layout)
-    notes: tuple[str, ...] = ()
+    files = _open(layout)
+    config, notes = stated_config(layout, files)
     if layout.kind == "hf":
         _check_index(layout, files)
-        files, notes = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
+        files, about_scaling = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
+        notes += about_scaling
+        files = _published_names(files)
     elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
+    if config.tied_output:
+        files = _with_embedding(layout, config, files)
     specs = tensor_specs(config)
     _check_extra(layout, config, specs, files)
     weights = tuple(_find(layout, spec, files) for spec in specs)
     if config.tied_output:
         _check_tied(layout, config, weights[0], files)
-    return Checkpoint(layout, config, weights, notes)
+    return Checkpoint(layout, config, weights, (*layout.notes, *notes))
 
 
-def _open_files(layout: Layout) -> dict[Path, Mapping[str, StoredTensor]]:
+def _open(layout: Layout) -> Files:
     """The tensors of each weight file, by their stored names."""
-    if layout.kind == "gguf":
-        return {file: open_gguf(file) for file in layout.weight_files}
-    return {file: open_tensors(file) for file in layout.weight_files}
+    read = open_gguf if layout.kind == "gguf" else open_tensors
+    return {file: read(file) for file in layout.weight_files}
 
 
-def _check_index(layout: Layout, files: Mapping[Path, Mapping[str, StoredTensor]]) -> None:
-    index = layout.root / INDEX
-    if not index.is_file():
+def _published_names(files: Files) -> Files:
+    """Hugging Face's tensors under their published names: `model.layers.0...` and `lm_head.weight`.
+
+    A base model that was saved alone has no `model.` before its names; wrappers put `module.` or `_orig_mod.` there.
+    """
+    landmark = "layers.0.self_attn.q_proj.weight"
+    names = (name for tensors in files.values() for name in tensors)
+    prefix = next((name.removesuffix(landmark) for name in names if name.endswith(landmark)), "model.")
+    if prefix == "model.":
+        return files
+    outer = prefix.removesuffix("model.")
+
+    def published(name: str) -> str:
+        if name.startswith(prefix) and not name.startswith(f"{prefix}lm_head."):
+            return f"model.{name.removeprefix(prefix)}"
+        return name.removeprefix(outer)
+
+    return {path: {published(name): tensor for name, tensor in tensors.items()} for path, tensors in files.items()}
+
+
+def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:
+    """The tensors with the table of a tied model under the embedding's name, if it is stored as the output alone."""
+    output = stored_name(layout.kind, output_spec(config))
+    embedding = stored_name(layout.kind, tensor_specs(config)[0])
+    if any(embedding in tensors for tensors in files.values()):
+        return files
+    return {
+        path: {embedding if name == output else name: tensor for name, tensor in tensors.items()}
+        for path, tensors in files.items()
+    }
+
+
+def _check_index(layout: Layout, files: Files) -> None:
+    if layout.index is None:
         return
-    listed = weight_map(index)
+    listed = weight_map(layout.index)
     for name, file in listed.items():
         if name not in files[layout.root / file]:
-            raise CheckpointError(f"{layout.root / file}: tensor {name!r} is missing; {INDEX} lists it in this file.")
+            raise CheckpointError(
+                f"{layout.root / file}: tensor {short(name)} is missing; {layout.index.name} lists it in this file."
+            )
     for path, tensors in files.items():
         for name in tensors:
             if listed.get(name, path.name) != path.name:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is stored here, but {INDEX} lists it in {listed[name]}."
+                    f"{path}: tensor {short(name)} is stored here, but {layout.index.name} lists it in {listed[name]}."
                 )
 
 
-def _check_extra(
-    layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Mapping[Path, Mapping[str, StoredTensor]]
-) -> None:
+def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Files) -> None:
     known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
     for path, tensors in files.items():
         extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
+        for name in filter(FREQUENCIES.search, extra):
+            problem = stored_frequencies.contradiction(all_values(tensors[name]), config)
+            if problem:
+                raise CheckpointError(f"{path}: tensor {short(name)}: {problem}.")
+        extra = [name for name in extra if not FREQUENCIES.search(name)]
         if extra:
             raise CheckpointError(
-                f"{path}: tensor {extra[0]!r} {list(tensors[extra[0]].shape)} is not a weight of the Llama "
+                f"{path}: tensor {short(extra[0])} {list(tensors[extra[0]].shape)} is not a weight of the Llama "
                 f"with {config.n_layers} layers in {layout.config_file.name} ({len(extra)} such tensors)."
             )
 
 
-def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, StoredTensor]]) -> Weight:
+def _find(layout: Layout, spec: TensorSpec, files: Files) -> Weight:
     name = stored_name(layout.kind, spec)
     if layout.kind == "meta":
         stored = [(path, tensors.get(name)) for path, tensors in files.items()]
@@ -158,14 +227,15 @@ def _find(layout: Layout, spec: TensorSpec, files: Mapping[Path, Mapping[str, St
             location = layout.root
         expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
         hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
-        raise CheckpointError(f"{location}: tensor {name!r} is missing; {expected}, found none{hint}.")
+        raise CheckpointError(f"{location}: tensor {short(name)} is missing; {expected}, found none{hint}.")
     if layout.kind != "meta" and len(shards) > 1:
-        raise CheckpointError(f"{shards[1][0]}: tensor {name!r} is also in {shards[0][0].name}; expected it once.")
+        raise CheckpointError(f"{shards[1][0]}: tensor {short(name)} is also in {shards[0][0].name}; expected it once.")
     pieces = _pieces(layout, spec, name, shards)
     return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
 
 
 def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path, StoredTensor]]) -> tuple[Piece, ...]:
+    shards = _without_copies(spec, name, shards)
     n = len(shards)
     axis = spec.split
     if spec.name == EMBEDDING and n > 1 and shards[0][1].shape[:1] == spec.shape[:1]:
@@ -173,27 +243,46 @@ def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path
     expected = list(spec.shape)
     if axis is not None:
         if spec.shape[axis] % n:
-            raise CheckpointError(f"{shards[0][0]}: {name!r} {expected} cannot be split into {n} equal shards.")
+            raise CheckpointError(f"{shards[0][0]}: {short(name)} {expected} cannot be split into {n} equal shards.")
         expected[axis] //= n
     pieces = []
     for number, (path, tensor) in enumerate(shards):
         if list(tensor.shape) != expected:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has the wrong shape; expected {expected} by {layout.config_file.name}"
+                f"{path}: tensor {short(name)} has the wrong shape; expected {expected} by {layout.config_file.name}"
                 f"{f' in {n} shards' if n > 1 else ''}, found {list(tensor.shape)}{_shard_hint(tensor, expected)}."
             )
         if tensor.dtype not in _FLOATS or tensor.dtype != shards[0][1].dtype:
             required = (
                 "a floating type" if tensor.dtype not in _FLOATS else f"{shards[0][1].dtype} as in the first shard"
             )
-            raise CheckpointError(f"{path}: tensor {name!r}: expected {required}, found {tensor.dtype}.")
+            raise CheckpointError(f"{path}: tensor {short(name)}: expected {required}, found {tensor.dtype}.")
         offset = [0] * tensor.dim()
         if axis is not None:
             offset[axis] = number * expected[axis]
         elif number and not torch.equal(all_values(tensor), all_values(shards[0][1])):
-            raise CheckpointError(f"{path}: tensor {name!r}: expected the same values as in {shards[0][0].name}.")
+            raise CheckpointError(f"{path}: tensor {short(name)}: expected the same values as in {shards[0][0].name}.")
         pieces.append(Piece(path, tensor, tuple(offset)))
     return tuple(pieces[:1] if axis is None else pieces)
+
+
+def _without_copies(
+    spec: TensorSpec, name: str, shards: list[tuple[Path, StoredTensor]]
+) -> list[tuple[Path, StoredTensor]]:
+    """The shards that hold different key/value heads: more shards than heads repeat them, as in Meta's 405B in 16."""
+    n, heads = len(shards), spec.kv_heads
+    if not heads or n <= heads or n % heads or any(t.shape[0] != spec.shape[0] // heads for _, t in shards):
+        return shards
+    copies = n // heads
+    neighbours = [shards[head * copies : (head + 1) * copies] for head in range(heads)]
+    in_turn = [shards[head::heads] for head in range(heads)]
+    for groups in (neighbours, in_turn):
+        if all(torch.equal(all_values(first), all_values(t)) for (_, first), *rest in groups for _, t in rest):
+            return [group[0] for group in groups]
+    raise CheckpointError(
+        f"{shards[1][0]}: tensor {short(name)}: {n} shards hold {heads} key/value heads; expected each {copies} times "
+        "with the same values, found different ones."
+    )
 
 
 def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
@@ -205,21 +294,22 @@ def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
     return ""
 
 
-def _infer_tied_output(config: ModelConfig, files: Mapping[Path, Mapping[str, StoredTensor]]) -> ModelConfig:
+def _infer_tied_output(config: ModelConfig, files: Files) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
-    tensors = next(iter(files.values()))
-    if config.tied_output or len(files) != 1 or EMBEDDING not in tensors or OUTPUT not in tensors:
-        return config
-    first, second = tensors[EMBEDDING], tensors[OUTPUT]
+    pairs = [(tensors.get(EMBEDDING), tensors.get(OUTPUT)) for tensors in files.values()]
+    return replace(config, tied_output=True) if all(_same_values(*pair) for pair in pairs) else config
+
+
+def _same_values(first: StoredTensor | None, second: StoredTensor | None) -> bool:
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return config
-    is_same = first.data_ptr() == second.data_ptr() and first.shape == second.shape
-    return replace(config, tied_output=True) if is_same else config
+        return False
+    if first.shape != second.shape or first.dtype != second.dtype or not first.dim():
+        return False
+    # The first row is enough to tell two tables apart, so that untied ones are not read.
+    return first.data_ptr() == second.data_ptr() or (torch.equal(first[:1], second[:1]) and torch.equal(first, second))
 
 
-def _check_tied(
-    layout: Layout, config: ModelConfig, embedding: Weight, files: Mapping[Path, Mapping[str, StoredTensor]]
-) -> None:
+def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: Files) -> None:
     """A tied checkpoint may also store its output, with the same values."""
     spec = output_spec(config)
     name = stored_name(layout.kind, spec)
@@ -231,6 +321,6 @@ def _check_tied(
             all_values(table.tensor), all_values(copy.tensor)
         ):
             raise CheckpointError(
-                f"{copy.file}: tensor {name!r} differs from {embedding.stored_name!r}, but "
+                f"{copy.file}: tensor {short(name)} differs from {embedding.stored_name!r}, but "
                 f"{layout.config_file.name} says that they are tied; expected equal values."
             )

@@ -1,61 +1,70 @@
 """Reads one file of a checkpoint: the tensors of a weight file, or a JSON object.
 
-It knows the two containers (safetensors and PyTorch's zip). Weight files are memory-mapped, and read only when used.
-It knows nothing of the meaning of the tensors.
+It knows the two containers, safetensors and PyTorch's zip (`torch_file.py`). Weight files are memory-mapped, and read
+only when used. It knows nothing of the meaning of the tensors.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from workbench.checkpoint.torch_file import first_line, load_torch_file
 from workbench.errors import CheckpointError
+from workbench.file_problem import file_problem
+
+# Real configurations and indexes have at most a few megabytes; Python needs up to 20 times the size of a JSON file.
+JSON_LIMIT = 32 << 20
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a `.safetensors` or `.pth` file, as views of the mapped file.
+    """Every tensor in a `.safetensors` file, or in a `.pth` or `.bin` file of PyTorch, as views of the mapped file.
 
     Writing to one changes this process's copy of the page, never the file.
-    Raises: CheckpointError if the file is missing, truncated, or holds anything but tensors.
+    Raises: CheckpointError if the file is missing, truncated or damaged, or holds code or tensors of another kind.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
+    if problem := file_problem(path):
+        raise CheckpointError(f"{path}: {problem}.")
+    if path.suffix != ".safetensors":
+        return load_torch_file(path)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # SafetensorError, and what torch says of a dtype that it does not have
         raise CheckpointError(
             f"{path}: cannot be read; it is truncated, damaged or not a weight file "
-            f"({path.stat().st_size:,} bytes; {reason[0] if reason else type(error).__name__})."
+            f"({path.stat().st_size:,} bytes; {first_line(error)})."
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}.")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: expected tensors only, found {name!r} of {type(value).__name__}.")
-    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
-    Raises: CheckpointError if it is missing, damaged or not an object.
+    Raises: CheckpointError if it is missing, too large, damaged or not an object.
     """
+    if problem := file_problem(path):
+        raise CheckpointError(f"{path}: {problem}.")
+    size = path.stat().st_size
+    if size > JSON_LIMIT:
+        raise CheckpointError(f"{path}: has {size:,} bytes; a file of this kind has at most {JSON_LIMIT:,}.")
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({_json_problem(error)}).") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8 text"
+    if isinstance(error, (json.JSONDecodeError, OSError)):
+        return str(error)
+    return "a number has too many digits"

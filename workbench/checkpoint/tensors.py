@@ -1,4 +1,4 @@
-"""Table of Llama 3's weights: names in the three layouts, complete shapes, and the axis that is sharded.
+"""Table of a Llama's weights: names in the three layouts, complete shapes, and the axis that is sharded.
 
 All code that reads or writes a checkpoint uses this table. It knows nothing of files.
 """
@@ -15,8 +15,10 @@ from workbench.config import ModelConfig
 Kind = Literal["meta", "hf"]  # those that can be written
 StoredKind = Literal["meta", "hf", "gguf"]
 
-# Tensors in older files that follow from the configuration.
-HARMLESS = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq|rope_freqs\.weight|attn_rot_embd)$")
+# Frequencies in older files, which follow from the configuration.
+FREQUENCIES = re.compile(r"(^|\.)(rope\.freqs|rotary_emb\.inv_freq)$")
+# Cosines and sines, which follow from the frequencies; GGUF's tables, which its configuration reads.
+HARMLESS = re.compile(r"(^|\.)(rotary_emb\.(cos|sin)_cached|rope_freqs\.weight|attn_rot_embd)$")
 
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 
@@ -27,6 +29,7 @@ class TensorSpec:
 
     `shape` is that of the complete tensor. `split` is the axis that tensor-parallel shards divide; None if each shard
     has a copy. `rotary_heads` is the number of heads for wq and wk, whose rows the two layouts order differently.
+    `kv_heads` is the number of heads for wk and wv, which more shards than heads repeat.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     split: int | None
     rotary_heads: int = 0
+    kv_heads: int = 0
 
 
 def tensor_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -47,8 +51,12 @@ def _specs(c: ModelConfig) -> Iterator[TensorSpec]:
     for layer in range(c.n_layers):
         meta, hf = f"layers.{layer}.", f"model.layers.{layer}."
         yield TensorSpec(meta + "attention.wq.weight", hf + "self_attn.q_proj.weight", (q, c.dim), 0, c.n_heads)
-        yield TensorSpec(meta + "attention.wk.weight", hf + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads)
-        yield TensorSpec(meta + "attention.wv.weight", hf + "self_attn.v_proj.weight", (kv, c.dim), 0)
+        yield TensorSpec(
+            meta + "attention.wk.weight", hf + "self_attn.k_proj.weight", (kv, c.dim), 0, c.n_kv_heads, c.n_kv_heads
+        )
+        yield TensorSpec(
+            meta + "attention.wv.weight", hf + "self_attn.v_proj.weight", (kv, c.dim), 0, kv_heads=c.n_kv_heads
+        )
         yield TensorSpec(meta + "attention.wo.weight", hf + "self_attn.o_proj.weight", (c.dim, q), 1)
         yield TensorSpec(meta + "feed_forward.w1.weight", hf + "mlp.gate_proj.weight", (c.ffn_dim, c.dim), 0)
         yield TensorSpec(meta + "feed_forward.w2.weight", hf + "mlp.down_proj.weight", (c.dim, c.ffn_dim), 1)

@@ -55,6 +55,8 @@ def write_safetensors(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def write_pth(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a PyTorch file of these tensors; it needs the memory of all of them."""
+    """Write a PyTorch file of these tensors; it needs the memory of all of them. One `make` is stored once."""
+    entries = list(entries)
     # A clone, because torch saves the whole storage of a view.
-    torch.save({entry.name: entry.make().detach().clone() for entry in entries}, path)
+    made = {make: make().detach().clone() for make in dict.fromkeys(entry.make for entry in entries)}
+    torch.save({entry.name: made[entry.make] for entry in entries}, path)

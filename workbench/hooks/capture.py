@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench import provenance
-from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config import ModelConfig, scaling_from_fields
 from workbench.errors import CaptureBudgetError, CaptureError, MissingHookError
 from workbench.hooks import hook_points
 from workbench.hooks.hook_points import (
@@ -264,7 +264,7 @@ class Capture:
         about = json.loads(metadata["about"])
         config = dict(about["config"])
         if config["rope_scaling"]:
-            config["rope_scaling"] = Llama3Scaling(**config["rope_scaling"])
+            config["rope_scaling"] = scaling_from_fields(config["rope_scaling"])
         stored = about["request"]
         narrowed = {key: None if stored[key] is None else tuple(stored[key]) for key in ("heads", "positions")}
         request = Request(tuple(stored["names"]), **narrowed)

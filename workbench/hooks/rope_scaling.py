@@ -79,8 +79,7 @@ def scaling_of(text: str, config: ModelConfig) -> RopeScaling:
     except ValueError:
         name = ""
     if name == "llama3":
-        context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
-        return RopeScaling(llama3=Llama3Scaling(value, original_context=context))
+        return RopeScaling(llama3=Llama3Scaling(value, original_context=config.original_context))
     if name not in ("theta", "interpolation", "ntk", "yarn"):
         raise DataError(
             f"a scaling is theta, interpolation, ntk, yarn or llama3 with a number, such as yarn=4; found {text!r}."
@@ -103,5 +102,8 @@ def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
         )
     temperature = scaling.temperature
     if temperature is None:
-        temperature = 1.0 if scaling.yarn is None else rope.yarn_temperature(scaling.yarn)
+        replaced = any(method is not None for method in (scaling.llama3, scaling.interpolation, scaling.ntk))
+        temperature = 1.0 if replaced else rope.temperature(config.rope_scaling)
+        if scaling.yarn is not None:
+            temperature = rope.yarn_temperature(scaling.yarn)
     return rope.Rotary(freqs, temperature)

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, Scaling, YarnScaling
+from workbench.config.rope_scaling import yarn_attention_factor
 from workbench.errors import ConfigError
 
 
 def frequencies(
     head_dim: int,
     theta: float,
-    scaling: Llama3Scaling | None = None,
+    scaling: Scaling | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -34,7 +35,19 @@ def frequencies(
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).to(dtype) / head_dim
     freqs = 1.0 / theta**exponents
     # Blending a frequency with itself would round it; factor 1 changes nothing.
-    return freqs if scaling is None or scaling.factor == 1 else scale_llama3(freqs, scaling)
+    if scaling is None or scaling.factor == 1:
+        return freqs
+    if isinstance(scaling, LinearScaling):
+        return freqs / scaling.factor
+    return scale_yarn(freqs, theta, scaling) if isinstance(scaling, YarnScaling) else scale_llama3(freqs, scaling)
+
+
+def temperature(scaling: Scaling | None) -> float:
+    """Factor by which a model with this scaling multiplies rotated q and k, each; 1 except for YaRN."""
+    if not isinstance(scaling, YarnScaling):
+        return 1.0
+    assert scaling.attention_factor is not None
+    return scaling.attention_factor
 
 
 def scale_llama3(freqs: Tensor, scaling: Llama3Scaling) -> Tensor:
@@ -48,6 +61,26 @@ def scale_llama3(freqs: Tensor, scaling: Llama3Scaling) -> Tensor:
     blended = (1 - smooth) * freqs / scaling.factor + smooth * freqs
     slowed = torch.where(wavelengths > scaling.original_context / low, freqs / scaling.factor, blended)
     return torch.where(wavelengths < scaling.original_context / high, freqs, slowed)
+
+
+def scale_yarn(freqs: Tensor, theta: float, scaling: YarnScaling) -> Tensor:
+    """YaRN's scaling: slow pairs are divided by the factor, fast ones kept, with a ramp over pair indices between.
+
+    Shapes: [head_dim / 2] -> [head_dim / 2], radians per token.
+    Source: arXiv 2309.00071; ends and rounding of the ramp as in transformers.
+    """
+    dim = 2 * len(freqs)
+
+    def pair_with(turns: float) -> float:
+        """The index of the pair that makes this many turns in the original context."""
+        return dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, dim - 1.0)
+    ramp = (torch.arange(dim // 2, dtype=torch.float64, device=freqs.device) - low) / ((high - low) or 1e-3)
+    return torch.lerp(freqs, freqs / scaling.factor, ramp.clamp(0, 1).to(freqs.dtype))
 
 
 def what_if_frequencies(
@@ -91,19 +124,13 @@ def what_if_frequencies(
     assert yarn is not None
     if theta <= 1:
         raise ConfigError(f"YaRN needs theta > 1, found {theta}.")
-    context = config.rope_scaling.original_context if config.rope_scaling else config.max_seq_len
-
-    def pair_with(rotations: float) -> float:
-        return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = max(pair_with(32), 0.0), min(pair_with(1), dim - 1.0)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    return torch.lerp(plain, plain / yarn, ramp.to(dtype))
+    scaling = YarnScaling(yarn, config.original_context, truncate=False)
+    return scale_yarn(plain, theta, scaling)
 
 
 def yarn_temperature(factor: float) -> float:
     """Factor by which YaRN multiplies rotated q and k, each: 0.1 ln s + 1 (arXiv 2309.00071)."""
-    return 0.1 * math.log(factor) + 1
+    return yarn_attention_factor(factor)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,16 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
     data = _read(file)
     side = None if folder is None else SideFiles.read(folder)
     engine = _engine(data, file, side.tokens() if side else ())
-    return ReadTokenizer(engine, side.roles(engine) if side else engine.roles, hashlib.sha256(data).hexdigest())
+    try:
+        roles = side.roles(engine) if side else engine.roles
+    except TokenizerError as error:
+        raise TokenizerError(_in(file, error)) from None
+    return ReadTokenizer(engine, roles, hashlib.sha256(data).hexdigest())
+
+
+def _in(file: Path, error: Exception) -> str:
+    """The message with the file's name first, if it names no file itself."""
+    return str(error) if str(error).startswith(str(file.parent)) else f"{file}: {error}"
 
 
 def _is_gguf(file: Path) -> bool:
@@ -72,10 +82,11 @@ def _read_gguf(file: Path) -> ReadTokenizer:
     try:
         return ReadTokenizer(*read_gguf_vocabulary(gguf_metadata(file)))
     except (TokenizerError, CheckpointError) as error:
-        raise TokenizerError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        raise TokenizerError(_in(file, error)) from None
 
 
 def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
+    data = data.removeprefix(codecs.BOM_UTF8)
     start = data[:512].lstrip()
     problem = _other_kind(start)
     if problem:
@@ -83,11 +94,11 @@ def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
     if _RANK.match(start):
         return TiktokenEngine(with_meta_specials(read_tiktoken(data, file)).check(file))
     try:
-        if start[:1] == b"{":
+        if start[:1] == b"{" or file.suffix == ".json":
             return TokenizersEngine.from_json(_utf8(data), added)
         return SentencePieceEngine(data, added)
     except TokenizerError as error:
-        raise TokenizerError(f"{file}: {error}") from None
+        raise TokenizerError(_in(file, error)) from None
 
 
 def _other_kind(start: bytes) -> str | None:

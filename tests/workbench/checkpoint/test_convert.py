@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_
 from workbench.checkpoint import convert, fingerprint, load_model
 from workbench.checkpoint.write import Entry, write_safetensors
 from workbench.config import Llama3Scaling, ModelConfig
-from workbench.errors import CheckpointError
+from workbench.config.meta_code import mlp_keys
+from workbench.errors import CheckpointError, WorkbenchWarning
 from workbench.text.tokenizer import Tokenizer
 
 
@@ -29,7 +31,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def config() -> ModelConfig:
-    return make_config(n_kv_heads=4, vocab_size=128, rope_scaling=Llama3Scaling())
+    # The context is the one that Meta's params.json implies.
+    return make_config(n_kv_heads=4, vocab_size=128, rope_scaling=Llama3Scaling(), max_seq_len=131_072)
 
 
 @pytest.fixture
@@ -111,6 +114,7 @@ def test_the_tokenizer_is_copied(tmp_path: Path) -> None:
     config = make_config(vocab_size=tokenizer.vocab_size)
     hf_model(config).save_pretrained(tmp_path / "bare")
     meta = convert(tmp_path / "bare", tmp_path / "meta", layout="meta")
+    (meta / "generation_config.json").unlink(missing_ok=True)  # its end token is that of transformers' defaults
     assert load_model(meta, device="cpu").tokenizer is None
     (meta / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
     (meta / "LICENSE").write_text("terms")
@@ -140,7 +144,7 @@ def test_no_partial_output(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     (hf / "LICENSE").write_text("terms")
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match=r"meta: cannot be written \(no space left on device\)"):
         convert(hf, tmp_path / "meta", layout="meta")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
@@ -167,3 +171,114 @@ def test_a_checkpoint_is_not_written_over(hf: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="a file already"):
         convert(hf, tmp_path / "file", layout="meta")
+
+
+@dataclass
+class ModelArgs:
+    """The arguments of Meta's model, stated again: a key that is not here is an error in the first Llama 3's code."""
+
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    vocab_size: int = -1
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000
+    max_batch_size: int = 32
+    max_seq_len: int = 2048
+
+    def shapes(self, shards: int) -> dict[str, list[int]]:
+        """Name and shape of each tensor that Meta's model has in one of its shards."""
+        hidden = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        hidden = self.multiple_of * ((hidden + self.multiple_of - 1) // self.multiple_of) // shards
+        head_dim = self.dim // self.n_heads
+        q, kv = self.n_heads * head_dim // shards, (self.n_kv_heads or self.n_heads) * head_dim // shards
+        table = [self.vocab_size // shards, self.dim]
+        shapes = {"tok_embeddings.weight": table, "norm.weight": [self.dim], "output.weight": table}
+        for layer in range(self.n_layers):
+            shapes |= {
+                f"layers.{layer}.attention.wq.weight": [q, self.dim],
+                f"layers.{layer}.attention.wk.weight": [kv, self.dim],
+                f"layers.{layer}.attention.wv.weight": [kv, self.dim],
+                f"layers.{layer}.attention.wo.weight": [self.dim, q],
+                f"layers.{layer}.feed_forward.w1.weight": [hidden, self.dim],
+                f"layers.{layer}.feed_forward.w2.weight": [self.dim, hidden],
+                f"layers.{layer}.feed_forward.w3.weight": [hidden, self.dim],
+                f"layers.{layer}.attention_norm.weight": [self.dim],
+                f"layers.{layer}.ffn_norm.weight": [self.dim],
+            }
+        return shapes
+
+
+@dataclass
+class NewerModelArgs(ModelArgs):
+    """That of Llama 3.1 and later."""
+
+    use_scaled_rope: bool = False
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied_output": True},
+        {"ffn_dim": 98, "norm_eps": 1e-6},
+        {"rope_scaling": Llama3Scaling(), "max_seq_len": 131_072},
+    ],
+)
+def test_metas_own_code_reads_pth(tmp_path: Path, changes: dict[str, Any], shards: int) -> None:
+    config = make_config(**{"rope_theta": 500_000.0, "max_seq_len": 8_192} | changes)
+    hf_model(config).save_pretrained(tmp_path / "hf")
+    meta = convert(tmp_path / "hf", tmp_path / "meta", layout="meta", shards=shards, container="pth")
+    params = json.loads((meta / "params.json").read_text())
+    args = (NewerModelArgs if config.rope_scaling else ModelArgs)(max_seq_len=64, max_batch_size=1, **params)
+    assert (args.norm_eps, args.rope_theta) == (config.norm_eps, config.rope_theta)
+    for number in range(shards):
+        state = torch.load(meta / f"consolidated.{number:02d}.pth", weights_only=True)
+        assert {name: list(tensor.shape) for name, tensor in state.items()} == args.shapes(shards)
+        if config.tied_output:
+            assert torch.equal(state["output.weight"], state["tok_embeddings.weight"])
+    first, second = load_model(tmp_path / "hf", device="cpu"), load_model(meta, device="cpu")
+    assert second.config == first.config
+    for name, weight in first.named_parameters():
+        assert torch.equal(weight, second.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    ("dim", "ffn_dim"),
+    [(4096, 14336), (8192, 28672), (16384, 53248), (2048, 8192), (3072, 8192), (4096, 11008), (576, 1536), (7, 1)],
+)
+def test_mlp_keys_give_the_size(dim: int, ffn_dim: int) -> None:
+    for size in range(ffn_dim, ffn_dim + 40):
+        multiple_of, multiplier = mlp_keys(dim, size)
+        args = ModelArgs(dim=dim, n_layers=1, n_heads=1, multiple_of=multiple_of, ffn_dim_multiplier=multiplier)
+        assert args.shapes(1)["layers.0.feed_forward.w1.weight"] == [size, dim]
+    assert mlp_keys(4096, 14336) == (256, 1.3) and mlp_keys(4096, 11008) == (256, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_dim": 16}, "computes head_dim as dim / n_heads, 64 / 8, but this model has 16"),
+        ({"rope_scaling": Llama3Scaling(factor=32.0)}, "knows only the RoPE scaling .*factor=8.0.*has .*factor=32.0"),
+        ({"rope_scaling": Llama3Scaling(original_context=128)}, "original_context=128"),
+    ],
+)
+def test_what_metas_code_cannot_compute_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    hf_model(make_config(**changes)).save_pretrained(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "hf", tmp_path / "meta", layout="meta", container="pth")
+    assert not (tmp_path / "meta").exists()
+    convert(tmp_path / "hf", tmp_path / "meta", layout="meta")  # what the message says
+    assert load_model(tmp_path / "meta", device="cpu").config == make_config(**changes)
+
+
+def test_lost_context_is_told(tmp_path: Path) -> None:
+    hf_model(make_config(rope_theta=500_000.0)).save_pretrained(tmp_path / "hf")
+    with pytest.warns(WorkbenchWarning, match="no key for the context of 256 tokens; .* the model has 8,192"):
+        convert(tmp_path / "hf", tmp_path / "meta", layout="meta", container="pth")

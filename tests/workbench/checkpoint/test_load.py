@@ -115,7 +115,7 @@ def test_a_tied_copy_and_old_tables_are_accepted(tmp_path: Path) -> None:
     model = load_saved(tmp_path / "hf", tied_output=True)
     state = dict(model.state_dict())
     state["output.weight"] = state["tok_embeddings.weight"].clone()
-    state["rope.freqs"] = torch.ones(4)
+    state["rope.freqs"] = 10_000.0 ** -(torch.arange(0, 8, 2) / 8)
     write_meta(model, tmp_path / "meta", state=state)
     assert load_model(tmp_path / "meta", device="cpu").config == model.config
 
@@ -125,6 +125,13 @@ def test_a_tied_copy_and_old_tables_are_accepted(tmp_path: Path) -> None:
     [
         ({"device": "quantum"}, "unknown device 'quantum'"),
         ({"device": "cuda:99"}, "there is no device cuda:99"),
+        ({"device": "cuda:99999999999"}, "unknown device"),
+        ({"device": "mps"}, "device mps is not supported; use 'auto', 'cpu', 'cuda'"),
+        ({"device": "xpu:1"}, "device xpu:1 is not supported"),
+        ({"device": torch.device("meta")}, "device meta is not supported"),
+        ({"device": None}, "unknown device None"),
+        ({"device": ""}, "unknown device ''"),
+        ({"dtype": None}, "unknown dtype None"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"dtype": torch.int64}, "unknown dtype"),
     ],
@@ -133,6 +140,13 @@ def test_unavailable_device_and_dtype(tmp_path: Path, how: dict[str, Any], messa
     load_saved(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_model(tmp_path, **how)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built with CUDA")
+def test_cuda_without_cuda(tmp_path: Path) -> None:
+    load_saved(tmp_path)
+    with pytest.raises(ConfigError, match=r"no device cuda; this torch is built without CUDA\. Use 'cpu' or 'auto'"):
+        load_model(tmp_path, device="cuda")
 
 
 @pytest.mark.gpu

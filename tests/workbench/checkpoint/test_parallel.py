@@ -15,7 +15,9 @@ from workbench.checkpoint import convert, load_model
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_two_processes_load_their_parts(tmp_path: Path, project_root: Path, tied: bool) -> None:
-    hf_model(make_config(n_kv_heads=4, tied_output=tied)).save_pretrained(tmp_path / "hf")
+    # Theta and context are those of the first Llama 3, because Meta's params.json has no key for the context.
+    config = make_config(n_kv_heads=4, tied_output=tied, rope_theta=500_000.0, max_seq_len=8_192)
+    hf_model(config).save_pretrained(tmp_path / "hf")
     sources = [tmp_path / "hf"]
     for shards, container in ((1, "pth"), (2, "safetensors"), (4, "pth")):
         sources.append(

@@ -9,6 +9,7 @@ import torch
 import workbench as wb
 from workbench.errors import ConfigError, InterventionError
 from workbench.hooks.interventions import from_json, to_json
+from workbench.hooks.rope_scaling import scaling_of
 from workbench.layers import rope
 
 TOKENS = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -53,6 +54,37 @@ def test_it_is_the_model_that_was_loaded_with_the_scaling(tiny_model) -> None:
         assert torch.equal(scaled(TOKENS), plain)
     with scaled.intervene(wb.RopeScaling(theta=200.0)):  # theta alone keeps it
         assert torch.equal(scaled(TOKENS), remade(tiny_model, rope_scaling=LLAMA3, rope_theta=200.0)(TOKENS))
+
+
+def test_models_that_were_trained_with_another_scaling(tiny_model) -> None:
+    """YaRN and linear scaling of a configuration, against the interventions; and what replaces them."""
+    plain = tiny_model(TOKENS)
+    linear = remade(tiny_model, rope_scaling=wb.LinearScaling(4.0))
+    yarn = remade(tiny_model, rope_scaling=wb.YarnScaling(4.0, original_context=128, truncate=False))
+    for model, same in ((linear, {"interpolation": 4.0}), (yarn, {"yarn": 4.0})):
+        own = model(TOKENS)
+        assert not torch.allclose(own, plain, atol=1e-3)
+        with tiny_model.intervene(wb.RopeScaling(**same)):
+            assert torch.allclose(tiny_model(TOKENS), own, atol=1e-6)
+        with model.intervene(wb.RopeScaling(ntk=1.0)):  # a scaling replaces the model's own, its temperature too
+            assert torch.equal(model(TOKENS), plain)
+        with model.intervene(wb.RopeScaling(theta=10_000.0)):  # theta alone keeps both
+            assert torch.equal(model(TOKENS), own)
+        assert scaling_of("llama3=8", model.config).llama3.original_context == 128
+
+
+@pytest.mark.parametrize("scaling", [wb.LinearScaling(4.0), wb.YarnScaling(4.0, original_context=16), LLAMA3])
+def test_a_cache_and_a_saved_capture_of_a_scaled_model(tiny_model, tmp_path, scaling) -> None:
+    model = remade(tiny_model, rope_scaling=scaling)
+    logits, cap = model.run_with_capture(TOKENS, ["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_rot_q"])
+    cache = model.empty_cache(2, 24)
+    steps = [model(part, cache) for part in TOKENS.split([9, 1, 1, 13], dim=1)]
+    assert torch.allclose(torch.cat(steps, 1), logits, atol=1e-5)
+    cap.save(tmp_path / "run.safetensors")
+    again = wb.Capture.load(tmp_path / "run.safetensors")
+    assert again.config == model.config and again.config.rope_scaling == scaling
+    name = "blocks.1.attn.hook_pattern"
+    assert torch.equal(again[name], cap[name])
 
 
 def test_positions_twice_as_far_apart_interpolated_are_the_positions_themselves(tiny_model) -> None:

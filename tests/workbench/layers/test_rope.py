@@ -1,12 +1,13 @@
 """RoPE: golden numbers of Llama 3.1's scaling, the two pair orders, and relative positions."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from workbench.config import Llama3Scaling
-from workbench.layers.rope import frequencies, rotate, rotations, to_adjacent, to_half_split
+from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from workbench.layers.rope import frequencies, rotate, rotations, temperature, to_adjacent, to_half_split
 
 
 def test_llama_3_wavelengths() -> None:
@@ -43,6 +44,53 @@ def test_scaling_equals_hugging_face(factor: float) -> None:
     )  # fmt: skip
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     assert torch.allclose(frequencies(64, 500_000.0, Llama3Scaling(factor)), theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"factor": 4.0, "original_max_position_embeddings": 4096},
+        {"factor": 32.0, "original_max_position_embeddings": 8192, "truncate": False},
+        {"factor": 16.0, "original_max_position_embeddings": 2048, "beta_fast": 8.0, "beta_slow": 2.0},
+        {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 0.707, "mscale_all_dim": 1.0},
+        {"factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 0.9},
+        {"factor": 2.0, "original_max_position_embeddings": 16},
+    ],
+)
+def test_yarn_equals_hugging_face(head_dim: int, theta: float, changes: dict[str, Any]) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    group = {"rope_type": "yarn", "rope_theta": theta, **changes}
+    shape = {"hidden_size": 2048, "num_attention_heads": 16, "head_dim": head_dim, "max_position_embeddings": 65_536}
+    config = LlamaConfig(**shape, rope_parameters=dict(group))
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    read = ModelConfig.from_hf(
+        {**shape, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 8, "rope_parameters": group}
+    )
+    assert isinstance(read.rope_scaling, YarnScaling)
+    assert torch.allclose(frequencies(head_dim, theta, read.rope_scaling), theirs, rtol=1e-6)
+    assert temperature(read.rope_scaling) == pytest.approx(factor, rel=1e-12)
+
+
+def test_yarn_by_hand() -> None:
+    """head_dim 4, theta 100: pairs of 1 and 0.1 radians; 32 and 1 turns in 1,000 tokens are at pairs 0.70 and 2.20."""
+    scaling = YarnScaling(2.0, 1_000)
+    # Rounded to 0 and 3: the second pair is a third of the way to half its frequency.
+    assert frequencies(4, 100.0, scaling).tolist() == pytest.approx([1.0, 0.1 * (1 - 1 / 6)], rel=1e-6)
+    exact = YarnScaling(2.0, 1_000, truncate=False)
+    low, high = (4 * math.log(1_000 / (turns * 2 * math.pi)) / (2 * math.log(100)) for turns in (32, 1))
+    assert (round(low, 2), round(high, 2)) == (0.7, 2.2)
+    assert frequencies(4, 100.0, exact)[1].item() == pytest.approx(0.1 * (1 - (1 - low) / (high - low) / 2), rel=1e-6)
+    assert temperature(scaling) == pytest.approx(1 + 0.1 * math.log(2))
+
+
+def test_linear_scaling_divides_every_frequency() -> None:
+    plain = frequencies(64, 10_000.0)
+    assert torch.equal(frequencies(64, 10_000.0, LinearScaling(4.0)), plain / 4)
+    assert temperature(LinearScaling(4.0)) == temperature(None) == temperature(Llama3Scaling()) == 1.0
 
 
 def test_the_two_orders_are_permutations_of_each_other() -> None:

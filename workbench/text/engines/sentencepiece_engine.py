@@ -38,6 +38,7 @@ class SentencePieceEngine:
         try:
             self._library: SentencePieceProcessor = SentencePieceProcessor(model_proto=data)
             self._size = int(self._library.vocab_size())
+            self._pieces = [str(self._library.id_to_piece(token)) for token in range(self._size)]
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             raise TokenizerError(_UNREADABLE) from error
         if not self._size:
@@ -49,7 +50,7 @@ class SentencePieceEngine:
         self.special_tokens: Mapping[str, int] = control | special
 
     def name(self, token: int) -> str:
-        return self._added[token].content if token in self._added else str(self._library.id_to_piece(token))
+        return self._added[token].content if token in self._added else self._pieces[token]
 
     def _piece(self, name: str) -> int | None:
         token = int(self._library.piece_to_id(name))  # the unknown piece's if there is no such piece

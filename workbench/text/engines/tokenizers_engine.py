@@ -77,10 +77,16 @@ class TokenizersEngine:
             if step.get("type") == "TemplateProcessing" and step.get("single"):
                 first = step["single"][0].get("SpecialToken")
                 if first is not None:
-                    return next(iter(step["special_tokens"][first["id"]]["ids"]), None)
+                    ids = step["special_tokens"].get(first["id"], {}).get("ids") or [-1]
+                    return self._existing(int(ids[0]))
             if step.get("type") in ("BertProcessing", "RobertaProcessing"):
-                return int(step["cls"][1])
+                return self._existing(int(step["cls"][1]))
         return None
+
+    def _existing(self, token: int) -> int:
+        if token not in self.ids:
+            raise TokenizerError("the post-processor puts a token before a text that the vocabulary does not have.")
+        return token
 
     @property
     def _unknown(self) -> int | None:
@@ -178,7 +184,8 @@ def library_errors(problem: str) -> Iterator[None]:
     except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")[:160]
+        reason = reason or type(error).__name__
         raise TokenizerError(f"{problem} ({reason}).") from None
 
 

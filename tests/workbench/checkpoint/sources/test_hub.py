@@ -314,12 +314,8 @@ def test_folders_of_a_cache(tmp_path: Path, repository: Path) -> None:
 
 
 def test_weights_only_in_the_folder_original(tmp_path: Path) -> None:
-    shutil.copytree(DEMO, tmp_path / "original")
-    (tmp_path / "config.json").write_text("{}")
-    assert resolve(tmp_path) == tmp_path / "original"
-    assert torch.equal(load_model(tmp_path)(TOKENS), load_model(DEMO)(TOKENS))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert resolve(tmp_path) == tmp_path
+    shutil.copytree(DEMO, tmp_path / "models--a--b" / "snapshots" / COMMIT / "original")
+    assert torch.equal(load_model(tmp_path / "models--a--b")(TOKENS), load_model(DEMO)(TOKENS))
 
 
 def test_a_cache_made_by_the_library_alone(server: HubServer) -> None:
