@@ -84,7 +84,7 @@ def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
         elif model.tokenizer is None:
             raise DataError("This checkpoint has no tokenizer; enter token ids, such as #12.")
         else:
-            ids = model.tokenizer.encode(word.replace("·", " ").replace("↵", "\n"))
+            ids = model.tokenizer.encode_continuation(word.replace("·", " ").replace("↵", "\n"))
             if len(ids) > 1:
                 notes.append(f"A target has {len(ids)} tokens; only the first, #{ids[0]}, is used.")
         if ids[0] >= model.config.vocab_size:
@@ -132,7 +132,7 @@ def letters(model: Transformer, prompt: Input) -> tuple[int, ...]:
     assert model.tokenizer is not None
     ends_open = not b"".join(prompt.tokens[: prompt.prompt_length][-1:]).endswith((b" ", b"\n"))
     for space in ([" "] if ends_open else []) + [""]:
-        ids = [model.tokenizer.encode(space + letter) for letter in LETTERS]
+        ids = [model.tokenizer.encode_continuation(space + letter) for letter in LETTERS]
         if all(len(tokens) == 1 for tokens in ids):
             return tuple(tokens[0] for tokens in ids)
     return tuple(tokens[0] for tokens in ids)
@@ -141,7 +141,7 @@ def letters(model: Transformer, prompt: Input) -> tuple[int, ...]:
 def token_bytes(model: Transformer, token: int) -> bytes:
     """A token's bytes; its id if the model has no tokenizer, or if the id is padding of the vocabulary."""
     tokenizer = model.tokenizer
-    if tokenizer is None or token >= tokenizer.vocab_size:
+    if tokenizer is None or not tokenizer.has_token(token):
         return f"#{token}".encode()
     return tokenizer.tokens([token])[0]
 

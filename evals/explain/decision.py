@@ -110,6 +110,10 @@ def _of_number(model: Transformer, tokenizer: Tokenizer, replayed: ReplayedSampl
     target = _target(str(row["target"]))
     plain = {token for token in generated if token not in set(tokenizer.special_tokens.values())}
     pieces = [tokenizer.token_bytes(token) if token in plain else b"" for token in generated]
+    # A response is decoded alone, and then some vocabularies drop the space before its first word.
+    spaced = next((i for i, piece in enumerate(pieces) if piece[:1] == b" " and not response.startswith(" ")), None)
+    if spaced is not None and not any(pieces[:spaced]):
+        pieces[spaced] = pieces[spaced][1:]
     if not b"".join(pieces).startswith(response.encode()):
         raise DataError(
             f"question {row['doc_id']}: its tokens do not match the stored response text; was the file changed?"
@@ -125,7 +129,7 @@ def _of_number(model: Transformer, tokenizer: Tokenizer, replayed: ReplayedSampl
         )
     # The same text with the target's number instead of the given one, from the token that contains its start.
     before = b"".join(pieces[:index])
-    middle = response[:start].encode()[len(before) :]
+    middle = (b" " if index == spaced else b"") + response[:start].encode()[len(before) :]
     target_tokens = tokenizer.encode_bytes(middle + target.encode() + response[start + len(answer) :].encode())
     at = _first_difference(target_tokens, generated[index:])
     if at is None or at >= min(len(target_tokens), len(generated) - index):

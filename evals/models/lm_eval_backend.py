@@ -29,6 +29,11 @@ _SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
 PACKAGES = ("transformers", "vllm", "accelerate")
 
 
+def pretrained(model: str | Path) -> str:
+    """A model as other libraries know it: "smollm2" is our own name for a folder."""
+    return str(resolve(model) if str(model) == REAL_MODEL else model)
+
+
 class Backend:
     """One of lm-eval's models behind the response cache.
 
@@ -66,7 +71,7 @@ class Backend:
         if model is not None and not isinstance(model, str | Path):
             raise DataError(f"the backend {name!r} loads its own model; give a path or --model_args.")
         if model and not {"pretrained", "model"} & set(arguments):
-            arguments["pretrained"] = str(resolve(model) if str(model) == REAL_MODEL else model)
+            arguments["pretrained"] = pretrained(model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
         where = None if device == "auto" else device

@@ -19,6 +19,7 @@ from evals.runtime.distributed import ALONE, Team
 from evals.store.store import Store, Writer, cache_key
 from workbench.hooks.intervention import active_interventions
 from workbench.model import Transformer
+from workbench.text.roles import meta_roles
 
 # Increase this when the same weights would answer the same question differently, such as after a fix in scoring.
 ENGINE = 2
@@ -34,9 +35,9 @@ def sha256_of_ids(ids: Sequence[int]) -> str:
 def model_identity(model: Transformer) -> tuple[Any, ...] | None:
     """Everything about a model that its answers depend on; None if that cannot be described.
 
-    That is: checkpoint, tokenizer, dtype, device type, context length, active interventions. There is no identity, and
-    so no caching, for weights that were not loaded from a file or were changed since, and for hooks that are not
-    interventions.
+    That is: checkpoint, tokenizer and its stop tokens, dtype, device type, context length, active interventions. There
+    is no identity, and so no caching, for weights that were not loaded from a file or were changed since, and for hooks
+    that are not interventions.
     """
     changes, source, tokenizer = active_interventions(model), model.source, model.tokenizer
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -44,7 +45,10 @@ def model_identity(model: Transformer) -> tuple[Any, ...] | None:
         return None
     about = (str(model.dtype), model.device.type, model.config.max_seq_len)
     interventions = [change.to_dict() for change in changes if change is not None]
-    return (ENGINE, source.checkpoint_sha256, tokenizer.sha256, *about, interventions)
+    # Answers that were cached before the files of a checkpoint could name other stop tokens keep their keys.
+    usual = tokenizer.stop_ids == meta_roles(tokenizer.special_tokens).stop_ids
+    stops = () if usual else (sorted(tokenizer.stop_ids),)
+    return (ENGINE, source.checkpoint_sha256, tokenizer.sha256, *about, interventions, *stops)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ one evaluation works.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from workbench import provenance
 from workbench.checkpoint import fingerprint
 from workbench.checkpoint.files import find_layout
 from workbench.errors import WorkbenchError
-from workbench.text.tokenizer import find_tokenizer
+from workbench.text.tokenizer_files import tokenizer_sha256
 
 
 @dataclass(frozen=True)
@@ -180,14 +179,12 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
 
 def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
     if planned.settings.backend == OURS:
-        tokenizer = find_tokenizer(find_layout(planned.model).root)
-        sha256 = tokenizer and hashlib.sha256(tokenizer.read_bytes()).hexdigest()
         return {
             "checkpoint_sha256": fingerprint(planned.model, adapter=planned.settings.adapter),
-            "tokenizer_sha256": sha256,
+            "tokenizer_sha256": tokenizer_sha256(find_layout(planned.model).root),
             "engine": ENGINE,
         }
-    from evals.models.lm_eval_backend import folder_sha256
+    from evals.models.lm_eval_backend import folder_sha256, pretrained
 
-    folder = Path(planned.model) if planned.model else None
+    folder = Path(pretrained(planned.model)) if planned.model else None
     return {"checkpoint_sha256": folder_sha256(folder) if folder and folder.is_dir() else None}

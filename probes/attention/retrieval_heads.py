@@ -85,8 +85,9 @@ def haystack(tokenizer: Tokenizer, text: str, needle: str, question: str, *, dep
     ends = [0, *(match.start() for match in re.finditer(r"(?<=[.!?])\s|\n", text)), len(text)]
     cut = min(ends, key=lambda end: abs(end - depth * len(text)))
     before = tokenizer.encode(text[:cut], bos=True)
-    hidden = tokenizer.encode(f" {needle.strip()}")
-    after = tokenizer.encode(text[cut:] if cut else f" {text}") + tokenizer.encode(f" {question.strip()}")
+    hidden = tokenizer.encode_continuation(f" {needle.strip()}")
+    after = tokenizer.encode_continuation(text[cut:] if cut else f" {text}")
+    after += tokenizer.encode_continuation(f" {question.strip()}")
     return Haystack([*before, *hidden, *after], len(before), len(before) + len(hidden))
 
 

@@ -160,7 +160,7 @@ def _target_ids(model: Transformer, texts: list[str] | None, ids: list[int] | No
     assert model.tokenizer is not None
     token_ids = []
     for text in texts or ():
-        pieces = model.tokenizer.encode(text)
+        pieces = model.tokenizer.encode_continuation(text)
         if len(pieces) != 1:
             raise DataError(f"--token {text!r} is {len(pieces)} tokens, {pieces[:8]}; give one of them with --id.")
         token_ids += pieces

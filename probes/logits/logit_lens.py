@@ -190,5 +190,5 @@ def token_text(model: Transformer, tokens: Iterable[int]) -> dict[int, str]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return {}
-    known = sorted({token for token in tokens if token < tokenizer.vocab_size})  # some vocabularies are padded
+    known = sorted({token for token in tokens if tokenizer.has_token(token)})  # some vocabularies are padded
     return {token: repr(tokenizer.token_bytes(token))[2:-1] for token in known}

@@ -177,7 +177,7 @@ def _pair(
 
 def _token(tokenizer: Tokenizer, option: str, text: str) -> int:
     """The first token of an option's text, or the token id that it gives."""
-    pieces = [int(text)] if text.isdecimal() else tokenizer.encode(text)
+    pieces = [int(text)] if text.isdecimal() else tokenizer.encode_continuation(text)
     if not pieces:
         raise DataError(f"{option} is empty; give the text of a token, as ' Paris', or a token id.")
     if len(pieces) > 1:

@@ -16,7 +16,7 @@ from workbench.errors import TokenizerError
 from workbench.text.engines.engine import AddedToken, Engine
 from workbench.text.roles import Roles, with_templates
 
-_NAMED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # the order in which transformers adds their tokens
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MOST_BYTES = 64 << 20
 
@@ -52,11 +52,16 @@ class SideFiles:
 
     def named(self, role: str) -> str | None:
         """The name of a role's token, such as "bos"."""
-        for content in (self.tokenizer_config, self.special_tokens_map):
-            token = _added(content.get(f"{role}_token"), self.folder)
-            if token is not None:
-                return token.content
-        return None
+        token = self._named(role)
+        return None if token is None else token.content
+
+    def _named(self, role: str) -> AddedToken | None:
+        tokens = (_added(file.get(f"{role}_token"), self.folder) for file in self._files)
+        return next((token for token in tokens if token is not None), None)
+
+    @property
+    def _files(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return self.tokenizer_config, self.special_tokens_map
 
     def tokens(self) -> list[AddedToken]:
         """Added tokens in the order of transformers: by id where the files give one, then those with a role."""
@@ -73,21 +78,17 @@ class SideFiles:
         for name, number in self.added_tokens.items():
             if isinstance(number, int) and not isinstance(number, bool):
                 tokens.setdefault(name, AddedToken(name, id=number))
-        named = [token for content in (self.tokenizer_config, self.special_tokens_map) for token in self._of(content)]
-        for token in named:
-            known = tokens.get(token.content, token)
-            tokens[token.content] = replace(known, special=True)
+        for token in (*map(self._named, _ROLES), *self._more()):
+            if token is not None:
+                tokens[token.content] = replace(tokens.get(token.content, token), special=True)
         return sorted(tokens.values(), key=lambda token: (token.id is None, token.id or 0))
 
-    def _of(self, content: Mapping[str, Any]) -> Iterator[AddedToken]:
-        values = [content.get(name) for name in _NAMED]
-        for name in _LISTS:
-            entries = content.get(name) or []
-            values += entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else []
-        for value in values:
-            token = _added(value, self.folder)
-            if token is not None:
-                yield replace(token, special=True)
+    def _more(self) -> Iterator[AddedToken | None]:
+        for file in self._files:
+            for name in _LISTS:
+                entries = file.get(name) or []
+                values = entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else ()
+                yield from (_added(value, self.folder) for value in values)
 
     def roles(self, engine: Engine) -> Roles:
         """An engine's roles, with what these files say of them.

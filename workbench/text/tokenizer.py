@@ -223,17 +223,32 @@ class Tokenizer:
         ids = self._engine.encode(_without_surrogates(text), allow_special) if text else []
         return [*begin, *ids, *([self._need("eos_id")] if eos else [])]
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that follows other text: without the space that some vocabularies put before a text."""
+        if not text or not self._adds_space:
+            return self.encode(text)
+        for before in ("\n", ".", "0"):
+            start, whole = self.encode(before), self.encode(before + text)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return self.encode(text)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        return self.decode_bytes(self.encode("a")) == b" a"
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any bytes: valid UTF-8 as in `encode`, every other byte as a token of its own.
 
+        Like `encode_continuation`, it adds no space.
         Raises: TokenizerError if the vocabulary has no token for such a byte.
         """
         ids: list[int] = []
         while data:
             try:
-                return ids + self.encode(data.decode("utf-8"))
+                return ids + self.encode_continuation(data.decode("utf-8"))
             except UnicodeDecodeError as error:
-                ids += self.encode(data[: error.start].decode("utf-8"))
+                ids += self.encode_continuation(data[: error.start].decode("utf-8"))
                 for byte in data[error.start : error.end]:
                     token = self._engine.byte_id(byte)
                     if token is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from workbench.errors import CheckpointError, TokenizerError
 from workbench.gguf_file import MAGIC, gguf_metadata
 from workbench.text.engines.engine import AddedToken, Engine
-from workbench.text.engines.gguf_vocabulary import read_gguf_vocabulary
+from workbench.text.engines.gguf_vocabulary import gguf_sha256, read_gguf_vocabulary
 from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
 from workbench.text.engines.tiktoken_engine import TiktokenEngine
 from workbench.text.engines.tokenizers_engine import TokenizersEngine
@@ -49,6 +49,17 @@ def find_tokenizer(path: str | Path) -> Path | None:
     if (path / "config.json").is_file():
         names = ["tokenizer.json", "tokenizer.model", "original/tokenizer.model"]
     return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def tokenizer_sha256(path: str | Path) -> str | None:
+    """The hash of the tokenizer at a path, without reading it; None if there is none.
+
+    Raises: TokenizerError if the path does not exist.
+    """
+    file = find_tokenizer(path)
+    if file is None:
+        return None
+    return gguf_sha256(gguf_metadata(file)) if _is_gguf(file) else hashlib.sha256(_read(file)).hexdigest()
 
 
 def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:

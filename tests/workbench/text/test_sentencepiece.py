@@ -168,3 +168,11 @@ def test_llama_2s_own_file(shared_data: Path) -> None:
     for text in texts(1_000, seed=4):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+def test_a_continuation_has_no_space_of_its_own(ours: Tokenizer, theirs: Any) -> None:
+    """A text in two parts has the ids of the whole, where a word ends between them."""
+    for first, second in [("To be", " or not"), ("A 12", ", B"), ("line\n", "next"), ("", "")]:
+        assert ours.encode(first) + ours.encode_continuation(second) == theirs.encode(first + second)
+    assert ours.decode_bytes(ours.encode_continuation("or")) == b"or"
+    assert ours.decode_bytes(ours.encode_bytes(b"or\xff not")) == b"or\xff not"

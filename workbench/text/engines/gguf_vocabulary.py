@@ -43,7 +43,11 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any]) -> tuple[Engine, Roles, st
         adds_bos = splits.adds_bos
     else:
         engine, notes, adds_bos = _sentencepiece(metadata, tokens, types), (), True
-    return engine, _roles(metadata, replace(engine.roles, adds_bos=adds_bos, notes=notes), engine), _sha256(metadata)
+    return (
+        engine,
+        _roles(metadata, replace(engine.roles, adds_bos=adds_bos, notes=notes), engine),
+        gguf_sha256(metadata),
+    )
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -137,7 +141,7 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _sha256(metadata: Mapping[str, Any]) -> str:
+def gguf_sha256(metadata: Mapping[str, Any]) -> str:
     """A hash of the tokenizer alone, not of the file with its weights."""
     own = {name: value for name, value in sorted(metadata.items()) if name.startswith("tokenizer.")}
     return hashlib.sha256(json.dumps(own).encode()).hexdigest()

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 _BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_ADDED_TOKENS = re.compile(rb'"added_tokens"\s*:\s*\[')
 _MAX_ID = (1 << 32) - 1  # the library's ids have 32 bits
 
 
 class TokenizersEngine:
     """A `tokenizers.Tokenizer` behind the interface of an engine."""
 
-    def __init__(self, library: Library) -> None:
-        self._plain = library
+    def __init__(self, library: Library, notes: tuple[str, ...] = ()) -> None:
+        self._plain, self._notes = library, notes
         library.no_truncation()
         library.no_padding()
         library.encode_special_tokens = True
@@ -42,8 +43,9 @@ class TokenizersEngine:
 
         with library_errors("the library tokenizers cannot read it"):
             library = Library.from_buffer(data)
+            notes = _other_ids(library, data)
             _add(library, added)
-            return cls(library)
+            return cls(library, notes)
 
     # The switch is part of the library's object: two objects, so that threads do not see each other's.
     @cached_property
@@ -67,6 +69,7 @@ class TokenizersEngine:
             meta.eom_id,
             begin is not None,
             meta.stop_ids,
+            notes=self._notes,
         )
 
     @cached_property
@@ -187,6 +190,25 @@ def library_errors(problem: str) -> Iterator[None]:
         reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")[:160]
         reason = reason or type(error).__name__
         raise TokenizerError(f"{problem} ({reason}).") from None
+
+
+def _other_ids(library: Library, data: bytes) -> tuple[str, ...]:
+    """A note on added tokens that the library numbers otherwise than the file: it leaves no holes."""
+    start = _ADDED_TOKENS.search(data)
+    if start is None:
+        return ()
+    entries, _ = json.JSONDecoder().raw_decode(data[start.end() - 1 :].decode())
+    others = [
+        f"{entry['content'][:40]!r}, {token} for {entry['id']}"
+        for entry in entries
+        if (token := library.token_to_id(entry["content"])) != entry["id"]
+    ]
+    if not others:
+        return ()
+    return (
+        f"{len(others)} added tokens have another id than the file says (first: {others[0]}); the library tokenizers, "
+        "and with it transformers, numbers them so.",
+    )
 
 
 def _add(library: Library, tokens: Sequence[AddedToken]) -> None:
