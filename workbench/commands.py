@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(help="A checkpoint folder or GGUF file, 'demo', 'smollm2', or ORG/NAME in the Hugging Face cache."),
+    typer.Argument(
+        help="A checkpoint folder, a GGUF file, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache."
+    ),
 ]
 Online = Annotated[bool, typer.Option("--online", help="Download the model if it is a name that is not on this disk.")]
 Shape = Annotated[
@@ -91,9 +93,9 @@ def info(
     parameters, flops = config.parameters_by_part, model_cost.flops(config, context=length)
     kinds = model_cost.variants(config, context=length, itemsize=itemsize)
     checkpoint = open_checkpoint(model) if weights else None
-    stored = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    sizes = {} if checkpoint is None else checkpoint.bytes_by_dtype
+    stored = quantisation_of(model) if weights else None
     digest = fingerprint(model) if weights and with_hash else None
-    quantised = quantisation_of(model) if weights else None
     if as_json:
         facts = {
             "config": config.to_meta() if config.in_meta_format else config.to_hf(),
@@ -105,11 +107,11 @@ def info(
             "kv_cache_dtype": dtype,
             "kv_cache_bytes_per_token": model_cost.cache_bytes_per_token(config, itemsize=itemsize),
             "attention": [asdict(kind) | {"cache_bytes": kind.cache_bytes} for kind in kinds],
-            "weight_bytes_by_dtype": stored,
+            "weight_bytes_by_dtype": sizes,
             "checkpoint_sha256": digest,
         }
-        if quantised:
-            facts["quantisation"] = asdict(quantised)
+        if stored:
+            facts["quantisation"] = asdict(stored)
         print(json.dumps(facts, indent=2))
         return
     tied = ", output tied to the embedding" if config.tied_output else ""
@@ -123,8 +125,9 @@ def info(
         "context": f"{config.max_seq_len:,} tokens",
         "RoPE": f"theta {config.rope_theta:,.0f}, {scaling}",
         "parameters": f"{config.n_params:,}",
-        "weights": ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in stored.items()) or "none",
-        **({"stored as": str(quantised)} if quantised else {}),
+        "weights": str(stored or "")
+        or ", ".join(f"{model_cost.readable_bytes(n)} of {name}" for name, n in sizes.items())
+        or "none",
     }
     if digest:
         shape["SHA-256"] = digest
@@ -160,8 +163,8 @@ def generate(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    adapter: Adapter = None,
     online: Online = False,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
@@ -205,8 +208,8 @@ def capture(
     positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    adapter: Adapter = None,
     online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
@@ -242,8 +245,8 @@ def convert(
     container: Annotated[
         Literal["safetensors", "pth"], typer.Option(help="File format; pth is for Meta's own code.")
     ] = "safetensors",
-    adapter: Adapter = None,
     online: Online = False,
+    adapter: Adapter = None,
 ) -> None:
     """Convert a checkpoint to another layout or number of shards, without loss; merge a LoRA adapter."""
     from workbench.checkpoint import convert as convert_checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
 from workbench.checkpoint.files import Layout, find_layout, weight_map
-from workbench.checkpoint.float8 import Files, float8_scaling, scaled
+from workbench.checkpoint.float8 import Files, ScaledFloat8, float8_scaling, scaled
 from workbench.checkpoint.gguf import Quantisation, open_gguf, quantisation
 from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.stated_config import stated_config
@@ -76,12 +76,13 @@ class Checkpoint:
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
-        """Bytes of the stored weights by the name of their dtype, without reading them."""
+        """Bytes of the stored weights by the name of their dtype, without reading them; GGUF's blocks are left out."""
         sizes: dict[str, int] = {}
-        for weight in self.weights:
-            for piece in weight.pieces:
-                name = str(piece.tensor.dtype).removeprefix("torch.")
-                sizes[name] = sizes.get(name, 0) + piece.tensor.numel() * piece.tensor.dtype.itemsize
+        for piece in (piece for weight in self.weights for piece in weight.pieces):
+            stored = piece.tensor.values if isinstance(piece.tensor, ScaledFloat8) else piece.tensor
+            if not isinstance(stored, EncodedTensor):
+                name = str(stored.dtype).removeprefix("torch.")
+                sizes[name] = sizes.get(name, 0) + stored.nbytes
         return sizes
 
 
