@@ -47,6 +47,8 @@ class Settings(TypedDict):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
     seed: int
     stop: Sequence[str]
 
@@ -156,6 +158,13 @@ def generate(
         float, typer.Option(min=0, max=1, help="Nucleus sampling: keep this much probability; 1 keeps all.")
     ] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 keeps all.")] = 0,
+    min_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Keep tokens at least this times as likely as the most likely; 0 keeps all."),
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divide the logits of tokens that occurred before; 1 changes nothing.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     chat: Annotated[
@@ -183,7 +192,14 @@ def generate(
     if chat:
         inputs = [encode_chat(tokenizer, [Message("user", text)]) for text in texts]
     settings = Settings(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop or ()
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop or (),
     )
     if len(inputs) == 1 and not as_json:
         for piece in stream(loaded, inputs[0], **settings):

@@ -12,6 +12,7 @@
     │   └── CaptureBudgetError a capture is over its memory budget
     ├── InterventionError      an intervention that does not fit the model
     ├── GenerationError        a prompt or a sampling setting that cannot be used
+    ├── NotFiniteError         logits that are NaN or infinite
     ├── ParallelError          a model cannot be split over the available processes
     ├── TrainingError          a recipe or a training folder that cannot be used
     ├── DataError              benchmark data that is missing or malformed
@@ -89,6 +90,15 @@ class InterventionError(WorkbenchError):
 
 class GenerationError(WorkbenchError):
     """A prompt or a sampling setting that cannot be used."""
+
+
+class NotFiniteError(WorkbenchError):
+    """Logits that are NaN or infinite. `hook` and `layer` are where that begins; None if not known, or no layer."""
+
+    def __init__(self, message: str, *, hook: str | None = None, layer: int | None = None) -> None:
+        super().__init__(message)
+        self.hook = hook
+        self.layer = layer
 
 
 class ParallelError(WorkbenchError):

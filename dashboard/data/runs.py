@@ -18,6 +18,7 @@ from evals.results.runs import Run, question_counts, scan
 from workbench.errors import DataError
 
 NO_BASELINE = "none"
+NOT_FINITE = "not finite"  # shown for the answer to a question whose logits were not finite
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
         picked = int(row["answer"])
         output, answer = choices[picked], choices[picked].strip()
         target = _target(row["target"], choices)
+        if row.get("not_finite") is True:
+            answer = NOT_FINITE
         choice_ids = _as_list(row.get("choice_ids"))
         output_ids = choice_ids[picked] if choice_ids else None
     else:
@@ -155,7 +158,7 @@ def as_sample(run: Run, task: str, row: Mapping[str, Any] | pd.Series) -> Sample
         prompt_ids=tuple(int(token) for token in prompt_ids),
         choice_ids=tuple(tuple(int(token) for token in ids) for ids in _as_list(row.get("choice_ids"))),
         gold=names.index(target) if target in names else None,
-        picked=int(row["answer"]) if choices else None,
+        picked=int(row["answer"]) if choices and row.get("not_finite") is not True else None,
         changes=json.dumps(run.provenance.get("interventions") or []),
     )
 

@@ -154,7 +154,10 @@ def _start(text: str) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Right, wrong, unparsed (wrong, because no answer was found in the generated text) or unscored."""
+    """Right, wrong, unparsed (wrong, because no answer was found in the generated text), unscored, or not finite (not
+    scored, because the logits were not finite)."""
+    if row.get("not_finite") is True:
+        return runs.NOT_FINITE
     correct = row["correct"]
     if correct is None or pd.isna(correct):
         return UNSCORED
@@ -169,6 +172,8 @@ def confidence(row: dict[str, Any]) -> float | None:
 
     Exact:  softmax over the choices' log-probabilities; for a generated answer, exp of the mean over its tokens.
     """
+    if row.get("not_finite") is True:
+        return None
     if isinstance(row.get("choices"), list):
         logprobs = [float(value) for value in row["logprobs"]]
         highest = max(logprobs)

@@ -97,7 +97,10 @@ class Job:
             }
             return active[self.status]
         if self.code == EXIT_PARTIAL:
-            return "The job finished without the tasks that cannot run here (exit code 3); the log names them."
+            return (
+                "The job finished without the tasks that cannot run here, or without a score for some questions "
+                "(exit code 3); the log names them."
+            )
         if self.code == 0:
             return "The job finished (exit code 0)."
         outcome = "The job was cancelled" if self.status == CANCELLED else "The job failed"

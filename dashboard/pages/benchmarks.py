@@ -58,7 +58,7 @@ def show() -> None:
             return
         run, baseline = runs.select_runs(finished, _filter)
         table = run.frame()[[_matches_filter(score) for score in run.scores]]
-        if table.empty:
+        if table.empty and run.scores:
             st.info("No score of this run matches all words of the filter. Shorten the filter.")
         left, right = st.columns([1.35, 1])
         with left, card("Scores", key="scores", height="stretch"):
@@ -116,6 +116,8 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
             "partial": Column("Partial", help="Only some of the task's questions were asked."),
         },
     )
+    for task in run.not_finite:
+        st.warning(plain(run.not_finite_note(task)))
     for task, reason in run.not_run.items():
         st.text(f"{plain(task)} was not run: {plain(reason)}")
     about = run.provenance

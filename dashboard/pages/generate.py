@@ -1,6 +1,5 @@
 """Generate page: generated text, the distribution of each token, and the attention of each step."""
 
-import numpy as np
 import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
@@ -14,7 +13,7 @@ from dashboard.session import computed, url_state
 from dashboard.token_text import plain, plotly_labels
 from probes.generation.token_choices import SamplingTrace
 from workbench import model_cost
-from workbench.errors import CaptureBudgetError, GenerationError
+from workbench.errors import CaptureBudgetError, GenerationError, NotFiniteError
 from workbench.inference.sampling import Sampling
 from workbench.model import Transformer
 
@@ -24,7 +23,8 @@ ABOUT = Help(
     "arrow keys, to see the alternatives; click or press Enter to open the attention of that step.",
     [
         "**Model** is the softmax of the logits at temperature 1. **Drawn from** is the distribution after "
-        "temperature, top-k and top-p, from which the token was sampled. Both are from the step that chose the token.",
+        "repetition penalty, temperature, top-k, top-p and min-p, from which the token was sampled. Both are from the "
+        "step that chose the token.",
         "**Rank** 1 is the model's most likely token. **Entropy** is in nats: 0 means certain, ln(vocabulary size) "
         "means that all tokens are equally likely.",
         "**Surprise** is -log p of the token. At temperature 1 it equals the entropy on average; tokens far above "
@@ -40,6 +40,7 @@ ABOUT = Help(
     {
         "top-p": "https://arxiv.org/abs/1904.09751",
         "top-k": "https://arxiv.org/abs/1805.04833",
+        "min-p": "https://arxiv.org/abs/2407.01082",
         "chat format": "https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/",
     },
 )
@@ -67,6 +68,10 @@ def show() -> None:
             except GenerationError as error:
                 show_error("Nothing can be generated with these settings.", str(error))
                 return
+            except NotFiniteError as error:
+                show_error("The model's output is NaN or infinite, so no token can be chosen.", str(error))
+                if text_generation.last_text(model) is None:
+                    return
         written = text_generation.last_text(model)
         if written is None:
             if request is not None:
@@ -150,6 +155,14 @@ def _settings(model: Transformer, prompt: GenerationPrompt | None) -> tuple[Gene
             st.number_input, "Top-p", 0.01, 1.0, 1.0, step=0.05, key="topp", width=120,
             help="Samples from the most likely tokens that together have this probability; 1 means all.",
         )  # fmt: skip
+        min_p = url_state.url_widget(
+            st.number_input, "Min-p", 0.0, 1.0, 0.0, step=0.05, key="minp", width=120,
+            help="Leaves out tokens less likely than this share of the most likely one; 0 means none.",
+        )  # fmt: skip
+        penalty = url_state.url_widget(
+            st.number_input, "Repetition penalty", 0.1, 5.0, 1.0, step=0.05, key="penalty", width=150,
+            help="Above 1, tokens that occur in the prompt or the text become less likely.",
+        )  # fmt: skip
         seed = url_state.url_widget(
             st.number_input, "Seed", 0, 2**31 - 1, 0, key="seed", width=140, help="The same seed gives the same text."
         )
@@ -160,7 +173,7 @@ def _settings(model: Transformer, prompt: GenerationPrompt | None) -> tuple[Gene
         buttons = st.container(horizontal=True, key="buttons", width="content")
     if prompt is None:
         return None, buttons
-    sampling = Sampling(temperature, top_p, top_k)
+    sampling = Sampling(temperature, top_p, top_k, min_p, penalty)
     return text_generation.request(model, prompt, sampling, seed, limit), buttons
 
 
@@ -193,8 +206,6 @@ def _write(model: Transformer, request: GenerationRequest, buttons: DeltaGenerat
 
 def _text(model: Transformer, written: GeneratedText, trace: SamplingTrace) -> int:
     """Draw the tokens and the slider; return the open step, counted from 0."""
-    if not np.isfinite(trace.logprobs).all():
-        st.error("The model's output contains NaN or infinite values: the residual stream overflowed. Try float32.")
     above = st.container()
     count = len(trace.tokens)
     for key in ("step", "_last_step"):  # of a longer text before this one

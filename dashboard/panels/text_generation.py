@@ -61,7 +61,7 @@ from workbench.inference.sampling import Sampling
 
 model = wb.load_model({self.path!r}).eval().requires_grad_(False)
 prompt = {self.prompt.code}
-sampling = Sampling(temperature={sampling.temperature!r}, top_p={sampling.top_p!r}, top_k={sampling.top_k!r})
+sampling = {sampling!r}
 {running(self.prompt.changes)}
     trace = sampling_trace(model, prompt, sampling, seed={self.seed}, max_new_tokens={n_tokens},
                            alternatives={ALTERNATIVES})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +46,7 @@ def need_lm_eval() -> None:
 
 def print_run(run: Run, *, as_json: bool) -> None:
     from evals.report import headlines, terminal_table
+    from evals.results import json_text
 
     if not as_json:
         source = run.provenance
@@ -64,9 +64,10 @@ def print_run(run: Run, *, as_json: bool) -> None:
         "scores": [vars(score) for score in run.scores],
         "headlines": {score.task: vars(score) for score, _ in headlines.headlines(run)},
         "not_run": run.not_run,
+        "not_finite": run.not_finite,
         "provenance": run.provenance,
     }
-    typer.echo(json.dumps(report, indent=2, default=str))
+    typer.echo(json_text.dumps(report, indent=2, default=str))
 
 
 def team_of(tensor_parallel: int) -> Team:

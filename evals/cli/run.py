@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
 
 EXIT_PARTIAL = 3
-"""Exit code of a run if some of its tasks could not be run here."""
+"""Exit code of a run if some tasks could not be run here, or some questions could not be scored."""
+EXIT_NO_SCORE = 1
+"""Exit code of a run if no question of a task could be scored, because the logits were not finite."""
 
 
 def run(
@@ -138,9 +141,11 @@ def run(
 ) -> None:
     """Run benchmarks, print their scores, and write results and samples in lm-eval's format.
 
-    Exit codes: 0 if all tasks were run, 1 after a failure, 2 for invalid options, 3 if some tasks could not be run
-    here, 130 if the run was interrupted. `workbench eval resume` continues a stopped run. Under torchrun the
-    questions are distributed over the processes.
+    Exit codes: 0 if all tasks were run and all questions scored, 1 after a failure or if the model's logits were not
+    finite for all questions of a task, 2 for invalid options, 3 if some tasks could not be run here or the logits were
+    not finite for some questions, which are not scored, 130 if the run was interrupted.
+
+    `workbench eval resume` continues a stopped run. Under torchrun the questions are distributed over the processes.
     """
     settings: dict[str, Any] = {
         "tasks": (
@@ -212,25 +217,33 @@ def batch(
     those of `run`.
 
     Finished runs are skipped, stopped runs are continued, and a failed run does not stop the others. Exit codes: 1 if a
-    run failed; 3 if some tasks could not be run here or a run is in progress in another process.
+    run failed or has a task without a score; 3 if some tasks could not be run here, some questions were not scored
+    because the model's logits were not finite, or a run is in progress in another process.
     """
     need_lm_eval()
+    from evals.results import json_text
     from evals.run import sweep, sweep_config
 
     team = team_of(1)
     results = sweep.run(sweep_config.read(file), dry_run=dry_run)
     failed = [result for result in results if result.error]
     if team.is_main:
-        typer.echo(json.dumps([result.to_dict() for result in results], indent=2) if as_json else sweep.table(results))
+        rows = [result.to_dict() for result in results]
+        typer.echo(json_text.dumps(rows, indent=2) if as_json else sweep.table(results))
         for result in failed:
             typer.echo(f"{result.name} failed: {result.error}", err=True)
         for result in filter(lambda result: result.note, results):
             typer.echo(f"{result.name}: {result.note}", err=True)
+        for result in results:
+            for name in result.not_finite:
+                assert result.run is not None
+                typer.echo(f"{result.name}: {result.run.not_finite_note(name)}", err=True)
     team.close()
     if failed:
         raise typer.Exit(1)
-    if any(result.not_run or result.note for result in results):
-        raise typer.Exit(EXIT_PARTIAL)
+    code = _exit_code([result.run for result in results if result.run])
+    if code or any(result.note for result in results):
+        raise typer.Exit(code or EXIT_PARTIAL)
 
 
 def report_finished(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
@@ -240,8 +253,14 @@ def report_finished(finished: Run, team: Any, *, as_json: bool, against: Run | N
         print_run(finished, as_json=as_json)
         print_difference(finished, against, err=as_json)
     team.close()
-    if finished.not_run:
-        raise typer.Exit(EXIT_PARTIAL)
+    if code := _exit_code([finished]):
+        raise typer.Exit(code)
+
+
+def _exit_code(finished: Sequence[Run]) -> int:
+    if any(run.without_score for run in finished):
+        return EXIT_NO_SCORE
+    return EXIT_PARTIAL if any(run.not_run or run.not_finite for run in finished) else 0
 
 
 def key_values(text: str, option: str) -> dict[str, Any]:

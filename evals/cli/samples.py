@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.cli.options import AsJson, Device, Results
+from evals.results import json_text
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def show_sample(
     row = sample(run, task, doc_id)
     if not explained:
         typer.echo(
-            json.dumps(_sample_json(task, row), indent=2, default=str)
+            json_text.dumps(_sample_json(task, row), indent=2, default=str)
             if as_json
             else "\n".join(_sample_lines(task, row))
         )
@@ -64,7 +64,7 @@ def show_sample(
     explanation = explain.explain(model_of(run, path=model, device=device), run, task, doc_id, position=position)
     if as_json:
         output = {**_sample_json(task, explanation.replayed.row), "explanation": _explanation_json(explanation, run)}
-        typer.echo(json.dumps(output, indent=2, default=str))
+        typer.echo(json_text.dumps(output, indent=2, default=str))
         return
     typer.echo("\n".join(_sample_lines(task, explanation.replayed.row)))
     if not explanation.replayed.agrees:
@@ -115,7 +115,7 @@ def heads(
             "interventions": [change.to_dict() for change in interventions_of(found_run)],
             "parts": ranking.table.to_dict("records"), "left_out": ranking.left_out, "check": check,
         }  # fmt: skip
-        typer.echo(json.dumps(output, indent=2))
+        typer.echo(json_text.dumps(output, indent=2))
         return
     typer.echo(f"{task}: {len(ranking.doc_ids)} of {len(wrong_rows)} wrong answers{_under_interventions(found_run)};")
     typer.echo(f"the right token's logit is on average {-ranking.difference:.3f} below the given token's.")
@@ -177,9 +177,11 @@ def _sample_lines(task: str, row: Row) -> list[str]:
     from evals.explain import explain
 
     verdict = {1.0: "right", 0.0: "wrong", None: "not judged"}.get(row["correct"], f"{row['metric']} {row['correct']}")
+    if spoilt := row.get("not_finite") is True:
+        verdict = "not scored, because the model's logits were not finite"
     lines = [f"{task}/{row['doc_id']}: {verdict}", "", str(row["prompt"]), ""]
     if isinstance(row.get("choices"), list):
-        best = row["answer"]
+        best = None if spoilt else row["answer"]
         for i, (choice, value) in enumerate(zip(row["choices"], row["logprobs"], strict=True)):
             lines.append(f"  {str(choice).strip():<12} {value:9.4f} nats{'  chosen' if i == best else ''}")
         return [*lines, f"right: {explain.right_answer(row)}"]

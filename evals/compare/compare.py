@@ -208,6 +208,8 @@ def _target(row: Mapping[str, Any]) -> str:
 
 def _answer(row: Mapping[str, Any]) -> Any:
     """The answer given: the text of a choice, or the answer after the filter."""
+    if row.get("not_finite") is True:
+        return None
     choices = row.get("choices")
     return choices[row["answer"]].strip() if isinstance(choices, list) else row["answer"]
 

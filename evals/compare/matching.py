@@ -77,6 +77,8 @@ def match_samples(a: Run, b: Run, task: str) -> MatchedSamples:
         shots = " and ".join(_shots(run, task) for run in (a, b))
         total = len({doc for doc, _ in same})
         notes.append(f"{task}: {len(changed)} of {total} questions have different prompts ({shots} shots)")
+    if spoilt := {doc for doc, name in same if _not_finite(first[doc, name]) or _not_finite(second[doc, name])}:
+        notes.append(f"{task}: {len(spoilt)} questions are left out, because logits were not finite in A or B")
     means = _means(first.values()), _means(second.values())
     return MatchedSamples(
         task, tuple(first[key] for key in same), tuple(second[key] for key in same), means, tuple(notes)
@@ -104,7 +106,7 @@ def gold(row: Row) -> int | None:
 def margin(row: Row) -> float | None:
     """Log-probability of the right choice minus that of the best other choice, in nats."""
     right = gold(row)
-    if right is None or len(row["logprobs"]) < 2:
+    if right is None or len(row["logprobs"]) < 2 or _not_finite(row):
         return None
     others = [value for i, value in enumerate(row["logprobs"]) if i != right]
     return float(row["logprobs"][right] - max(others))
@@ -112,6 +114,10 @@ def margin(row: Row) -> float | None:
 
 def _read(run: Run, task: str) -> dict[Key, Row]:
     return {(int(row["doc_id"]), str(row["filter"])): row for row in run.samples(task).to_dict("records")}
+
+
+def _not_finite(row: Row) -> bool:
+    return row.get("not_finite") is True  # a table of other questions has NaN here
 
 
 def _means(rows: Iterable[Row]) -> dict[tuple[str, str], float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import DataError
+from workbench.inference.sampling import SAMPLER
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class GenerationArgs:
     top_p: float
     top_k: int
     stop: tuple[str, ...]
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], max_length: int) -> GenerationArgs:
@@ -42,7 +45,17 @@ class GenerationArgs:
             top_p=float(arguments.get("top_p", 1.0)),
             top_k=int(arguments.get("top_k", 0)),
             stop=tuple(stop for stop in arguments["until"] if stop),
+            min_p=float(arguments.get("min_p", 0.0)),
+            repetition_penalty=float(arguments.get("repetition_penalty", 1.0)),
         )
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the answer to a prompt and seed depends on. Greedy answers do not depend on the sampler's version."""
+        names = ["tokens", "temperature", "top_p", "top_k", "stop"]
+        names += [name for name, off in (("min_p", 0.0), ("repetition_penalty", 1.0)) if getattr(self, name) != off]
+        sampler = {"sampler": SAMPLER} if self.temperature else {}
+        return {name: getattr(self, name) for name in names} | sampler
 
     @staticmethod
     def check(arguments: Mapping[str, Any]) -> None:
@@ -77,9 +90,11 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "until": ("a string or a list of strings", _texts),
     **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),
     "do_sample": ("true or false", lambda value: isinstance(value, bool)),
-    "temperature": ("a number, at least 0", lambda value: _number(value) and value >= 0),
+    "temperature": ("a number below 1e300, at least 0", lambda value: _number(value) and 0 <= value < 1e300),
     "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
     "top_k": ("an integer, at least 0 (0 means no limit)", lambda value: _whole(value) and value >= 0),
+    "min_p": ("a number between 0 and 1", lambda value: _number(value) and 0 <= value <= 1),
+    "repetition_penalty": ("a number above 0", lambda value: _number(value) and value > 0),
 }
 
 

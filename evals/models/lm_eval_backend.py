@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +47,7 @@ class Backend:
         self.lm, self.name, self.arguments, self._seed = lm, name, dict(arguments), seed
         self.response_cache = ResponseCache()
         self.packages = PACKAGES
+        self.not_finite: set[tuple[str, int]] = set()  # (task, doc_id) of questions with NaN as a log-likelihood
         # lm-eval sees one process: with several it would sample different few-shot examples in each.
         self.rank, self.world_size = 0, 1
 
@@ -146,17 +148,20 @@ class Backend:
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         def ask(places: Sequence[int]) -> list[Any]:
             scores = self.lm.loglikelihood([requests[i] for i in places], disable_tqdm=True)
-            return [[float(value), bool(greedy)] for value, greedy in scores]
+            return [[_number_or_none(value), bool(greedy)] for value, greedy in scores]
 
         questions = [("loglikelihood", *request.args) for request in requests]
         scores = self._answers(questions, ask, _SCORES_PER_UNIT, "scoring")
-        return [(value, greedy) for value, greedy in scores]
+        values = self._with_nan(requests, [value for value, _ in scores])
+        return [(value, greedy) for value, (_, greedy) in zip(values, scores, strict=True)]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         def ask(places: Sequence[int]) -> list[Any]:
-            return [float(v) for v in self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)]
+            totals = self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)
+            return [_number_or_none(total) for total in totals]
 
-        return self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_PER_UNIT, "scoring")
+        totals = self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_PER_UNIT, "scoring")
+        return self._with_nan(requests, totals)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         import torch
@@ -175,9 +180,22 @@ class Backend:
             seen[text] += 1
         return self._answers(questions, ask, _GENERATIONS_PER_UNIT, "generating")
 
+    def _with_nan(self, requests: Sequence[Any], stored: Sequence[float | None]) -> list[float]:
+        """Stored values with NaN for None; notes the questions that have it."""
+        values = [math.nan if value is None else value for value in stored]
+        self.not_finite |= {
+            (str(r.task_name), int(r.doc_id or 0)) for r, v in zip(requests, values, strict=True) if math.isnan(v)
+        }
+        return values
+
     def _answers(self, questions: Sequence[Sequence[Any]], ask: Compute, unit: int, what: str) -> list[Any]:
         with bar(len(questions), what, not self.response_cache.team.is_main) as progress:
             return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=progress.update)
+
+
+def _number_or_none(value: Any) -> float | None:
+    """None for NaN: stored answers are JSON, which has no NaN."""
+    return None if math.isnan(number := float(value)) else number
 
 
 def folder_sha256(folder: Path) -> str:

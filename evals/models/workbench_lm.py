@@ -6,6 +6,7 @@ long, generated text ends before the first stop string. Knows nothing of tasks, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -92,6 +93,7 @@ class WorkbenchLM(TemplateLM):
         self.token_traces = TokenTraces()
         self.response_cache = ResponseCache()
         self.packages: tuple[str, ...] = ()
+        self.not_finite: set[tuple[str, int]] = set()  # (task, doc_id) of questions whose logits were not finite
 
     # --- identity of the model
 
@@ -165,6 +167,11 @@ class WorkbenchLM(TemplateLM):
 
     # --- log-likelihoods
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self.not_finite |= without_number(requests, [value for value, _ in scores])
+        return scores
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
@@ -181,11 +188,12 @@ class WorkbenchLM(TemplateLM):
 
         def ask(indices: Sequence[int]) -> list[Any]:
             pairs = [requests[i][1:] for i in indices]
-            return [[value, greedy] for value, greedy in wb.score(self.model, pairs, **self._score_arguments(pairs))]
+            scores = wb.score(self.model, pairs, not_finite="keep", **self._score_arguments(pairs))
+            return [[number_or_none(value), greedy] for value, greedy in scores]
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
             scores = self.response_cache.get_or_compute(questions, ask, unit=_SCORES_PER_UNIT, on_progress=bar.update)
-        return [(value, greedy) for value, greedy in scores]
+        return [(math.nan if value is None else value, greedy) for value, greedy in scores]
 
     def _score_arguments(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, int]:
         if self.batch_size is None:
@@ -199,12 +207,16 @@ class WorkbenchLM(TemplateLM):
 
         def ask(indices: Sequence[int]) -> list[Any]:
             unit_texts = [texts[i] for i in indices]
-            return list(wb.score_rolling(self.model, unit_texts, prefix=self.prefix_token_id, **limits))
+            totals = wb.score_rolling(self.model, unit_texts, prefix=self.prefix_token_id, not_finite="keep", **limits)
+            return [number_or_none(total) for total in totals]
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
-            return self.response_cache.get_or_compute(
+            stored = self.response_cache.get_or_compute(
                 [("rolling", sha256_of_ids(text)) for text in texts], ask, unit=_TEXTS_PER_UNIT, on_progress=bar.update
             )
+        totals = [math.nan if total is None else total for total in stored]
+        self.not_finite |= without_number(requests, totals)
+        return totals
 
     # --- generation
 
@@ -215,7 +227,7 @@ class WorkbenchLM(TemplateLM):
             by_arguments.setdefault(repr(request.args[1]), []).append(i)
         with self._bar(len(requests), "generating", disable_tqdm) as bar:
             for members in by_arguments.values():
-                args = _generation_args(requests[members[0]].args[1], self.max_length)
+                args = generation_args(requests[members[0]].args[1], self.max_length)
                 room = self.max_length - args.tokens
                 prompts = [self.tok_encode(requests[i].args[0]) for i in members]
                 seeds = self._seeds([requests[i] for i in members], args)
@@ -224,6 +236,8 @@ class WorkbenchLM(TemplateLM):
                     texts[i] = self._text(answer["tokens"], args.stop)
                     key = (str(requests[i].task_name), int(requests[i].doc_id or 0))
                     self.token_traces.add_generated(key, prompt, answer, room=room)
+                    if not _finite(answer):
+                        self.not_finite.add(key)
         return [texts[i] for i in range(len(requests))]
 
     def _seeds(self, requests: Sequence[Instance], args: GenerationArgs) -> list[int]:
@@ -246,9 +260,12 @@ class WorkbenchLM(TemplateLM):
                 temperature=args.temperature,
                 top_p=args.top_p,
                 top_k=args.top_k,
+                min_p=args.min_p,
+                repetition_penalty=args.repetition_penalty,
                 seeds=[seeds[i] for i in indices],
                 stop=args.stop,
                 batch_size=rows,
+                not_finite="keep",
             )
             return [
                 {
@@ -260,7 +277,7 @@ class WorkbenchLM(TemplateLM):
             ]
 
         pairs = zip(prompts, seeds, strict=True)
-        questions = [("generate", sha256_of_ids(prompt), vars(args), seed) for prompt, seed in pairs]
+        questions = [("generate", sha256_of_ids(prompt), args.key, seed) for prompt, seed in pairs]
         unit = max(_GENERATIONS_PER_UNIT, _BATCHES_PER_UNIT * rows)
         return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=bar.update)
 
@@ -274,11 +291,28 @@ class WorkbenchLM(TemplateLM):
         return bar(total, what, disable or self._quiet)
 
 
+def number_or_none(value: float) -> float | None:
+    """None for NaN: stored answers are JSON, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def without_number(requests: Sequence[Instance], values: Sequence[float]) -> set[tuple[str, int]]:
+    """The (task, doc_id) of the requests whose value is NaN."""
+    pairs = zip(requests, values, strict=True)
+    return {(str(request.task_name), int(request.doc_id or 0)) for request, value in pairs if math.isnan(value)}
+
+
+def _finite(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer's logits were finite. Answers of earlier versions have NaN as log-probabilities instead."""
+    return answer["finish_reason"] != "not_finite" and all(map(math.isfinite, answer["logprobs"]))
+
+
 def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, allow_special=special))
 
 
-def _generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
+def generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
+    """A task's generation arguments, normalized as lm-eval's models do. Raises: DataError as `GenerationArgs.check`."""
     GenerationArgs.check(arguments)
     return GenerationArgs.of(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS), max_length)
 

@@ -15,7 +15,7 @@ from evals.report.document import Document
 from evals.report.markup import Report, Table
 from evals.report.terminal_table import interval, number
 from evals.results.provenance import origin
-from evals.results.runs import Run, Score, question_counts
+from evals.results.runs import Run, Score, not_finite_count, question_counts
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
         shared = {"run": run.name, "model": run.model} | {key: about.get(key) for key in _KEYS}
         for score in run.scores:
             answered, total = question_counts(run, score.task)
-            rows.append(
-                {**shared, **vars(score), "questions": total, "partial": answered < total, "source": run.path.name}
-            )
+            row = {**shared, **vars(score), "questions": total, "partial": answered < total, "source": run.path.name}
+            rows.append(row | ({"not_finite": not_finite_count(run, score.task)} if run.not_finite else {}))
     score_of = {
         comparison.published: comparison.score for run in runs for comparison in compare_with_published(run, figures)
     }
@@ -109,6 +108,9 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
         rows.append({"run": "published", "model": figure.name, **row, "shots": shots, "source": figure.source})
     columns = ["run", "model", *Score.__dataclass_fields__, "questions", "partial", "source", *_KEYS]
     integers = dict.fromkeys(("shots", "n", "questions", "seed"), "Int64")
+    if any(run.not_finite for run in runs):
+        columns.append("not_finite")
+        integers["not_finite"] = "Int64"
     return pd.DataFrame(rows, columns=columns).astype({**integers, "partial": "boolean"})
 
 
@@ -188,8 +190,10 @@ def badges(run: Run, prefix: str = "") -> Iterable[str]:
     """Warnings about a run's scores, each with `prefix` in front."""
     for task in run.tasks:
         answered, total = question_counts(run, task)
-        if answered < total:
+        if answered + not_finite_count(run, task) < total:
             yield f"{prefix}partial: {answered} of {total} questions of {task}"
+    for task in run.not_finite:
+        yield f"{prefix}{run.not_finite_note(task)}"
     for task, reason in run.not_run.items():
         yield f"{prefix}partial: {task} was not run: {reason}"
     if changes := run.provenance.get("interventions"):

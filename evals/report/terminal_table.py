@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.interventions import described
 from evals.report.markup import line
-from evals.results.runs import Run, Score
+from evals.results.runs import Run, Score, not_finite_count
 from workbench.errors import WorkbenchError
 from workbench.hooks.interventions import from_json
 
@@ -23,7 +23,7 @@ COMPARED_NOTES = (
     "MDE: the smallest difference detectable with 80% power.",
 )
 _SHOWN = 300  # characters shown of a question or an answer
-_RIGHT = {"shots", "n", "score", "95% interval"}
+_RIGHT = {"shots", "n", "score", "95% interval", "not finite"}
 
 
 def render(run: Run, *, tasks: bool = True) -> str:
@@ -32,10 +32,18 @@ def render(run: Run, *, tasks: bool = True) -> str:
     Units: proportions in per cent, other metrics in their own unit; the interval is that of `Score`.
     """
     members = {name for names in (run.data.get("group_subtasks") or {}).values() for name in names}
-    rows = [_row(score) for score in run.scores if tasks or score.task not in members]
+    shown = [score for score in run.scores if tasks or score.task not in members]
+    rows = [_row(score) for score in shown]
+    rows += [(task, "", "no score", "0", "", "") for task in run.without_score]
     rows += [(task, "", "not run", "", "", "") for task in run.not_run]
-    lines = _grid(_HEAD, rows, _RIGHT)
+    head = _HEAD
+    if run.not_finite:
+        head = (*head, "not finite")
+        names = [*(score.task for score in shown), *run.without_score, *run.not_run]
+        rows = [(*row, str(not_finite_count(run, name))) for row, name in zip(rows, names, strict=True)]
+    lines = _grid(head, rows, _RIGHT)
     lines += [f"{task} was not run: {reason}" for task, reason in run.not_run.items()]
+    lines += [run.not_finite_note(task) for task in run.not_finite]
     return "\n".join(lines)
 
 

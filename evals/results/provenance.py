@@ -54,7 +54,7 @@ def basis(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Two runs with the same settings, basis, device and dtype have the same scores.
     """
-    names = ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine")
+    names = ("checkpoint_sha256", "tokenizer_sha256", "data_sha256", "examples_sha256", "engine", "sampler")
     return {name: record.get(name) for name in names} | {"lm-eval": (record.get("versions") or {}).get("lm-eval")}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import stats
-from evals.results import sample_rows
+from evals.results import json_text, sample_rows
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -104,6 +104,28 @@ class Run:
     def not_run(self) -> dict[str, str]:
         """Requested tasks that were not run, each with the reason."""
         return dict(self.provenance.get("not_run", {}))
+
+    @property
+    def not_finite(self) -> dict[str, int]:
+        """Tasks with questions that are not scored because the logits were not finite, and how many; empty if none."""
+        counts = self.provenance.get("not_finite") or {}
+        return {str(task): int(count) for task, count in counts.items()}
+
+    @property
+    def without_score(self) -> list[str]:
+        """The tasks of which no question is scored because of that."""
+        return [task for task in self.not_finite if question_counts(self, task)[0] == 0]
+
+    def not_finite_note(self, task: str) -> str:
+        """How many questions of a task with such questions are not scored, and what to do, in one sentence."""
+        scored, dtype = question_counts(self, task)[0], self.provenance.get("dtype")
+        wider = "bfloat16 or float32" if dtype == "float16" else "float32"
+        advice = f"use --dtype {wider}" if dtype != "float32" else "check the weights and the interventions"
+        count = self.not_finite[task]
+        return (
+            f"{task}: {count} of {count + scored} questions are not scored, because the model's logits were not finite "
+            f"in {dtype}; {advice}."
+        )
 
     @property
     def tasks(self) -> list[str]:
@@ -205,6 +227,11 @@ def question_counts(run: Run, name: str) -> tuple[int, int]:
     return sum(int(count["effective"]) for count in leaf_counts), sum(int(count["original"]) for count in leaf_counts)
 
 
+def not_finite_count(run: Run, name: str) -> int:
+    """How many questions of a task or group are not scored because the logits were not finite."""
+    return sum(run.not_finite.get(leaf, 0) for leaf in leaves_of(name, run.data.get("group_subtasks") or {}))
+
+
 def write(
     folder: Path,
     data: Mapping[str, Any],
@@ -220,10 +247,10 @@ def write(
     moment = datetime.fromtimestamp(time.time() if at is None else at)
     stamp = moment.isoformat(timespec="microseconds").replace(":", "-")
     for task, rows in samples.items():
-        lines = (json.dumps(row, ensure_ascii=False, default=_json_default) + "\n" for row in rows)
+        lines = (json_text.dumps(row, ensure_ascii=False, default=_json_default) + "\n" for row in rows)
         _write(folder / f"samples_{task}_{stamp}.jsonl", lines)
     path = folder / f"results_{stamp}.json"
-    _write(path, [json.dumps(data, indent=2, ensure_ascii=False, default=_json_default)])
+    _write(path, [json_text.dumps(data, indent=2, ensure_ascii=False, default=_json_default)])
     return read_run(path)
 
 

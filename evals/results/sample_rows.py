@@ -24,11 +24,15 @@ def row(sample: dict[str, Any]) -> dict[str, Any]:
         "correct": None if metric is None else scores[metric],
         "scores": scores,
     }
+    if sample.get("not_finite"):
+        columns["not_finite"] = True
     replay = sample.get("replay") or {}
     columns |= {key: replay.get(key) for key in ("prompt_ids", "cut")}
     responses = sample["filtered_resps"]
     if isinstance(arguments[0].get("arg_1"), str):
-        logprobs = [float(pair[0]) for pair in responses]
+        # The filtered responses of a question that is not scored are no numbers; its `answer` means nothing.
+        pairs = [response[0] for response in sample["resps"]] if sample.get("not_finite") else responses
+        logprobs = [float(pair[0]) for pair in pairs]
         columns |= {"choices": [part["arg_1"] for part in arguments], "logprobs": logprobs}
         columns |= {"answer": max(range(len(logprobs)), key=logprobs.__getitem__)}
         columns |= {"choice_ids": replay.get("choice_ids")}

@@ -117,6 +117,8 @@ def evaluate(
                 metadata = run_records.run_metadata(lm, loaded, settings, grader, started=started)
                 metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": truncated}
                 metadata[runs.PROVENANCE] |= {"programs": run_records.program_counts(sample_rows)}
+                if not_finite := run_records.not_finite_counts(sample_rows):
+                    metadata[runs.PROVENANCE] |= {"not_finite": not_finite}
                 # The start time names the files: a run that was killed while writing overwrites its own files.
                 run = runs.write(settings.output, results | metadata, sample_rows, at=store.run(name).started)
                 metrics, verdicts = run_records.metrics(run), run_records.verdicts(sample_rows)

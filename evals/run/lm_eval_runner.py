@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from evals.run import not_finite
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def ask(
         for task in loaded.tasks.values():
             # Only the main process needs filters: they would run the generated programs in every process.
             task.apply_filters = lambda: None
+    lm.not_finite.clear()
+    for name, task in loaded.tasks.items():
+        not_finite.leave_out(name, task, lm.not_finite)
     # lm-eval sees one process: with several it would sample different few-shot examples in each.
     results = lm_eval_evaluate(
         lm=lm,

@@ -5,6 +5,7 @@ Does not know how questions are answered.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
 from evals.results import runs
+from evals.run.settings import OURS
 from workbench import provenance
+from workbench.inference.sampling import SAMPLER
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -71,6 +74,7 @@ def run_metadata(
             "samples": settings.samples,
             **({} if settings.adapter is None else {"adapter": str(settings.adapter)}),
             **data_hashes(loaded),
+            **sampler(loaded, settings),
             "sandbox": sandbox_info(grader, loaded),
         },
     }
@@ -80,6 +84,20 @@ def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:
     """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown."""
     kinds = ("data_sha256", "examples_sha256")
     return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+
+
+def sampler(loaded: LoadedTasks, settings: Settings) -> dict[str, int]:
+    """The version of the sampler, if an answer of these tasks is sampled by the workbench's model; else nothing."""
+    from evals.models.workbench_lm import generation_args
+
+    if settings.backend != OURS:
+        return {}
+    for task in loaded.tasks.values():
+        if task.OUTPUT_TYPE == "generate_until":
+            arguments = {**(task.get_config("generation_kwargs") or {}), **settings.gen_kwargs}
+            if generation_args(arguments, sys.maxsize).temperature:
+                return {"sampler": SAMPLER}
+    return {}
 
 
 def sandbox_info(grader: CodeGrader, loaded: LoadedTasks) -> dict[str, Any] | None:
@@ -99,6 +117,8 @@ def samples(
         executions = [grader.runs.get((code, str(row["target"]))) for code in _programs(row)]
         if any(run is not None for run in executions):
             extra["execution"] = [asdict(run) for run in executions if run is not None]
+        if (task, row["doc_id"]) in lm.not_finite:
+            extra["not_finite"] = True
         yield {
             **row,
             "resps": as_texts(row["resps"]),
@@ -110,6 +130,12 @@ def samples(
             "target": str(row["target"]),
             **extra,
         }
+
+
+def not_finite_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """For each task that has some: how many questions are not scored because their logits were not finite."""
+    counts = {task: len({row["doc_id"] for row in rows if row.get("not_finite")}) for task, rows in written.items()}
+    return {task: count for task, count in counts.items() if count}
 
 
 def as_texts(value: Any) -> Any:

@@ -153,6 +153,7 @@ class ExternalAnswersModel:
         self, answers: Answers, loaded: LoadedTasks, scored: set[QuestionKey], *, samples_per_question: int
     ) -> None:
         self.answers, self.loaded, self.samples_per_question = answers, loaded, samples_per_question
+        self.not_finite: set[tuple[str, int]] = set()  # NaN in a file of answers is refused
         self.questions: dict[str, list[int]] = {name: [] for name in loaded.tasks}
         for name, number in sorted(scored):
             self.questions[name].append(number)

@@ -13,7 +13,7 @@ from typing import Any
 
 from evals.models.response_cache import ENGINE
 from evals.results.provenance import basis
-from evals.results.runs import Run, read_run
+from evals.results.runs import Run, not_finite_count, read_run
 from evals.run.evaluate import evaluate, request_of, resume, runnable
 from evals.run.settings import OURS, Settings
 from evals.run.sweep_config import PlannedRun
@@ -46,6 +46,10 @@ class SweepResult:
     def not_run(self) -> dict[str, str]:
         return self.run.not_run if self.run else {}
 
+    @property
+    def not_finite(self) -> dict[str, int]:
+        return self.run.not_finite if self.run else {}
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.planned.model_name,
@@ -55,6 +59,7 @@ class SweepResult:
             "error": self.error or None,
             "note": self.note or None,
             "path": str(self.run.path) if self.run else None,
+            **({"not_finite": self.not_finite} if self.not_finite else {}),
             "scores": [vars(score) for score in self.run.scores] if self.run else [],
         }
 
@@ -97,14 +102,22 @@ def table(results: Sequence[SweepResult]) -> str:
                     str(score.n),
                     f"{100 * score.value:.1f}",
                     interval,
-                    result.status,
+                    _status(result, score.task),
                 )
             )
+        if result.run:
+            without = [task for task in result.run.without_score if task not in members]
+            rows += [(*first_cells, task, "no score", "0", "", "", _status(result, task)) for task in without]
         left = list(result.not_run) if result.run else [",".join(result.planned.settings.tasks)]
         rows += [(*first_cells, task, "", "", "", "", "not run" if result.run else result.status) for task in left]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _status(result: SweepResult, task: str) -> str:
+    count = not_finite_count(result.run, task) if result.run else 0
+    return f"{result.status}, {count} not finite" if count else result.status
 
 
 def _run_one(planned: PlannedRun, dry_run: bool) -> SweepResult:
@@ -173,7 +186,10 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
     task_names, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat))
     loaded = registry.load(task_names, root=settings.data, grader=CodeGrader(), **load_options)
     return basis(
-        _model_hashes(planned) | run_records.data_hashes(loaded) | {"versions": provenance.versions("lm-eval")}
+        _model_hashes(planned)
+        | run_records.data_hashes(loaded)
+        | run_records.sampler(loaded, settings)
+        | {"versions": provenance.versions("lm-eval")}
     )
 
 

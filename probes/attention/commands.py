@@ -46,7 +46,7 @@ def catalogue(
     prompts = [tokenizer.encode(line, bos=True) for line in lines]
     result = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
     extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.threshold for kind, rule in rules.items()}}
-    origin = Origin(model, loaded, sum(map(len, prompts)), extra)
+    origin = Origin(model, loaded, sum(map(len, prompts)), extra, prompts[0])
     deliver(result, output, origin)
 
 
@@ -85,7 +85,8 @@ def induction(
 
     loaded = load(model, device)
     result = head_metrics.induction_scores(loaded, block=block, seed=seed)
-    deliver(result, output, Origin(model, loaded, extra={"block": block, "seed": seed}))
+    ids = head_metrics.repeated_blocks(loaded, block=block, batch=1, seed=seed)[0].tolist()
+    deliver(result, output, Origin(model, loaded, extra={"block": block, "seed": seed}, ids=ids))
 
 
 def retrieval(
@@ -114,7 +115,8 @@ def retrieval(
     haystacks = [probe.haystack(tokenizer, haystack_text, needle, question, depth=at) for at in depths]
     result = probe.retrieval_scores(loaded, haystacks, least_recall=least_recall)
     extra = {"depths": depths, "least_recall": least_recall, "recall": result.recall.tolist()}
-    deliver(result, output, Origin(model, loaded, sum(len(hay.tokens) for hay in haystacks), extra))
+    n_tokens = sum(len(hay.tokens) for hay in haystacks)
+    deliver(result, output, Origin(model, loaded, n_tokens, extra, haystacks[0].tokens))
 
 
 head_map_command = of_head("map", "probes.attention.head_map.head_map", "Heads: the attention pattern of one head.")

@@ -76,7 +76,7 @@ def compare(
     print(f"relative difference: {summary}", file=sys.stderr)
     extra = {"other": other or model, "other_dtype": str(b.dtype).removeprefix("torch.")}
     extra |= {"interventions": [change.to_dict() for change in changes], "before": before}
-    origin = Origin(model, a, len(ids), extra)
+    origin = Origin(model, a, len(ids), extra, ids)
     if by == "hook":
         deliver(result, output, origin, threshold=threshold)
     else:

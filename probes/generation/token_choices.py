@@ -1,7 +1,8 @@
 """Sampling trace: each generated token with its probability, its rank and the likely alternatives.
 
 Every step has two distributions. The model's own distribution is the softmax of its logits, at temperature 1. The
-sampling distribution is what remains after temperature, top-k and top-p; the token was drawn from it.
+sampling distribution is what repetition penalty, temperature, top-k, top-p and min-p leave of it; the token was drawn
+from that.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from probes.base.result import Result, frozen
 from workbench.errors import DataError
+from workbench.inference.generate import candidate_logits, draw
 from workbench.inference.generation_state import FinishReason, GenerationState
+from workbench.inference.not_finite import not_finite_error
 from workbench.inference.sampling import Sampling
-from workbench.layers import tensor_parallel
 from workbench.model import Transformer
 
 
@@ -105,20 +107,11 @@ class SamplingTrace(Result):
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution that `sampling` draws from: 0 for excluded tokens, all on one token at temperature 0.
 
-    Shapes: logits [vocab] -> [vocab]
-    Source: arXiv 1904.09751 (top-p), 1805.04833 (top-k).
-    Exact:  as `workbench.inference.sampling.Sampling.choose` draws: top-p looks at the mass before top-k is taken away.
+    Shapes: logits [vocab], after the repetition penalty -> [vocab]
+    Source: arXiv 1904.09751 (top-p), 1805.04833 (top-k), 2407.01082 (min-p).
+    Exact:  `workbench.inference.sampling.Sampling.choose` keeps the same tokens.
     """
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).index_fill(0, logits.argmax(), 1.0)
-    shares = (logits / sampling.temperature).softmax(-1)
-    if not sampling.top_k and sampling.top_p == 1:
-        return shares
-    values, order = shares.sort(descending=True, stable=True)
-    if sampling.top_k:
-        values[sampling.top_k :] = 0
-    values = values.masked_fill(values.cumsum(-1) - values >= sampling.top_p, 0)
-    return torch.zeros_like(shares).scatter(0, order, values / values.sum())
+    return sampling.probabilities(logits.unsqueeze(0))[0].to(logits.dtype)
 
 
 def choices(
@@ -134,7 +127,7 @@ def choices(
 
     The tokens are those of `workbench.inference.generate.stream` with the same settings, from the logits of each step.
     Shapes: prompt [pos]
-    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
+    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used; NotFiniteError.
     """
     row = GenerationState.start(model, list(prompt), max_new_tokens, seed=seed, stop=(), stop_tokens=None)
     return _steps(model, row, sampling, min(alternatives, model.config.vocab_size))
@@ -190,24 +183,23 @@ def _steps(model: Transformer, row: GenerationState, sampling: Sampling, alterna
         with torch.no_grad():
             hidden = model.hidden(torch.tensor([next_tokens], device=model.device), cache)
             logits = model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0]  # [1, vocab]
-            choice = _choice(row, logits, sampling, alternatives)
+            share = distribution(candidate_logits(sampling, [row], logits)[0], sampling)
+            draw(sampling, [row], logits)
+            if row.finish_reason == "not_finite":
+                raise not_finite_error(model, row.ids)
+            choice = _choice(row, logits[0], share, alternatives)
         yield choice
         next_tokens = [choice.token]
 
 
-def _choice(row: GenerationState, logits: Tensor, sampling: Sampling, alternatives: int) -> Choice:
-    """Draw the next token as `generate` does, with its distribution. Shapes: logits [1, vocab]"""
-    uniform = torch.zeros(1)
-    if sampling.temperature > 0:
-        uniform = torch.rand((), generator=row.generator).unsqueeze(0)
-    token = int(tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device))))
-    logprobs = (logits - logits.logsumexp(-1, keepdim=True))[0]  # [vocab]
-    share = distribution(logits[0], sampling)
+def _choice(row: GenerationState, logits: Tensor, share: Tensor, alternatives: int) -> Choice:
+    """The token that was just drawn, in both distributions. Shapes: logits, share [vocab]"""
+    token = row.tokens[-1]
+    logprobs = logits - logits.logsumexp(-1)
     top = logprobs.topk(alternatives)
-    row.take(token, float(logprobs[token]))
     return Choice(
         token,
-        float(logprobs[token]),
+        row.logprobs[-1],
         int((logprobs > logprobs[token]).sum()) + 1,
         float(torch.special.entr(logprobs.exp()).sum()),
         float(share[token]),

@@ -29,6 +29,7 @@ def ablation(
 ) -> None:
     """Heads: loss without some heads, against random others."""
     check(output)
+    from probes.attention.head_metrics import repeated_blocks
     from probes.patching import ablation as probe
 
     heads = head_names.parse(chosen) if chosen else None
@@ -39,7 +40,8 @@ def ablation(
         loaded, heads, block=block, n_draws=n_draws, seed=seed, replacement=replacement, apart_from=excluded
     )
     extra = {"block": block, "draws": n_draws, "seed": seed, "replacement": replacement, "apart_from": apart_from}
-    deliver(result, output, Origin(model, loaded, extra=extra))
+    ids = repeated_blocks(loaded, block=block, batch=1, seed=seed)[0].tolist()
+    deliver(result, output, Origin(model, loaded, extra=extra, ids=ids))
 
 
 COMMANDS = ((ablation, " --heads L2H3,L5H0"),)

@@ -172,7 +172,7 @@ def _pair(
         raise DataError(f"--answer {answer!r} and --wrong {wrong!r} begin with the same token; use different ones.")
     pair = Pair(torch.tensor([sequences[0]]), torch.tensor([sequences[1]]), target)
     extra = {"corrupted_tokens": len(sequences[1]), "answer": target.answer, "wrong": target.wrong}
-    return loaded, pair, Origin(model, loaded, len(sequences[0]), extra)
+    return loaded, pair, Origin(model, loaded, len(sequences[0]), extra, sequences[0])
 
 
 def _token(tokenizer: Tokenizer, option: str, text: str) -> int:

@@ -193,6 +193,9 @@ def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layou
             shutil.copyfile(root / name, target / name)
     if tokenizer is None or tokenizer.source is None:
         return
+    if checkpoint.layout.kind == "gguf":  # the tokenizer is in the file of the weights
+        _write_hf_tokenizer(tokenizer, target)
+        return
     if not (target / tokenizer.source.name).exists():  # it was in a subfolder
         shutil.copyfile(tokenizer.source, target / tokenizer.source.name)
     if layout == "meta" and not (target / "tokenizer.model").exists() and tokenizer.has_meta_specials:
@@ -202,15 +205,23 @@ def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layou
 
 
 def _write_hf_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
-    """Write `tokenizer.json`, or for a SentencePiece model, whose own file is there already, only what it is."""
-    kind = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": tokenizer.adds_bos}
-    if not tokenizer.is_sentencepiece:
+    """Write the tokenizer, and `tokenizer_config.json` with what its tokens are for."""
+    if tokenizer.is_sentencepiece:
+        (target / "tokenizer.model").write_bytes(tokenizer.to_sentencepiece())
+        kind = "LlamaTokenizer"
+    else:
         _write_json(target / "tokenizer.json", tokenizer.to_hf_json())
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.unk_id}
-    names = {role: tokenizer.name(token) for role, token in ids.items() if token is not None}
+        kind = "PreTrainedTokenizerFast"
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    ids |= {"unk_token": tokenizer.unk_id, "pad_token": tokenizer.pad_id}
+    config: dict[str, Any] = {"tokenizer_class": kind, "add_bos_token": tokenizer.adds_bos}
+    config |= {role: tokenizer.name(token) for role, token in ids.items() if token is not None}
+    templates = tokenizer.chat_templates
+    if templates:
+        named = [{"name": name, "template": template} for name, template in templates.items()]
+        config["chat_template"] = templates["default"] if set(templates) == {"default"} else named
     if not (target / "tokenizer_config.json").exists():
-        _write_json(target / "tokenizer_config.json", kind | names)
+        _write_json(target / "tokenizer_config.json", config)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ def _hf_layout(root: Path) -> Layout:
     layout = Layout("hf", root, root / "config.json", ())
     for single, index in ((root / "model.safetensors", root / INDEX), (root / "pytorch_model.bin", root / _BIN_INDEX)):
         if single.is_file():
-            if index.is_file() and set(weight_map(index).values()) != {single.name}:
+            if index.is_file() and _lists_others(index, single.name):
                 note = f"{single}: is loaded; {index.name} next to it lists other files and is not used."
                 return replace(layout, weight_files=(single,), notes=(note,))
             return replace(layout, weight_files=(single,))
@@ -138,6 +138,13 @@ def _hf_layout(root: Path) -> Layout:
             names = sorted(set(weight_map(index).values()))
             return replace(layout, weight_files=tuple(root / name for name in names), index=index)
     return replace(layout, weight_files=_other_files(root))
+
+
+def _lists_others(index: Path, single: str) -> bool:
+    try:
+        return set(weight_map(index).values()) != {single}
+    except CheckpointError:  # nobody needs it
+        return True
 
 
 def _other_files(root: Path) -> tuple[Path, ...]:

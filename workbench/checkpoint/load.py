@@ -136,12 +136,14 @@ def fitting_tokenizer(layout: Layout, config: ModelConfig) -> tuple[Tokenizer | 
         reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
         reason = " ".join(reason.removeprefix(f"{file}: ").split())[:200].rstrip(".")
         return None, (f"{file}: the tokenizer is not used ({reason}). The model works with token ids, without text.",)
+    notes = tuple(f"{file}: {note}" for note in tokenizer.notes)
     if tokens - rows > _MOST_WITHOUT_ROW or tokens < _LEAST_SHARE * rows:
         return tokenizer, (
+            *notes,
             f"{file}: this vocabulary has {tokens:,} tokens, but the model has {rows:,} embedding rows; it may be "
             "another model's tokenizer.",
         )
-    return tokenizer, ()
+    return tokenizer, notes
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -25,6 +25,7 @@ from workbench.checkpoint.tensors import (
     OUTPUT,
     TensorSpec,
     output_spec,
+    published_names,
     stored_name,
     tensor_specs,
 )
@@ -131,7 +132,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         _check_index(layout, files)
         files, about_scaling = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
         notes += about_scaling
-        files = _published_names(files)
+        names = published_names(name for tensors in files.values() for name in tensors)
+        files = {path: {names[name]: tensor for name, tensor in tensors.items()} for path, tensors in files.items()}
     elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
     if config.tied_output:
@@ -148,26 +150,6 @@ def _open(layout: Layout) -> Files:
     """The tensors of each weight file, by their stored names."""
     read = open_gguf if layout.kind == "gguf" else open_tensors
     return {file: read(file) for file in layout.weight_files}
-
-
-def _published_names(files: Files) -> Files:
-    """Hugging Face's tensors under their published names: `model.layers.0...` and `lm_head.weight`.
-
-    A base model that was saved alone has no `model.` before its names; wrappers put `module.` or `_orig_mod.` there.
-    """
-    landmark = "layers.0.self_attn.q_proj.weight"
-    names = (name for tensors in files.values() for name in tensors)
-    prefix = next((name.removesuffix(landmark) for name in names if name.endswith(landmark)), "model.")
-    if prefix == "model.":
-        return files
-    outer = prefix.removesuffix("model.")
-
-    def published(name: str) -> str:
-        if name.startswith(prefix) and not name.startswith(f"{prefix}lm_head."):
-            return f"model.{name.removeprefix(prefix)}"
-        return name.removeprefix(outer)
-
-    return {path: {published(name): tensor for name, tensor in tensors.items()} for path, tensors in files.items()}
 
 
 def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:

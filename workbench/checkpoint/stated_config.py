@@ -15,7 +15,7 @@ from workbench.checkpoint.tensors import EMBEDDING
 from workbench.config import ModelConfig
 from workbench.config.hf_config import unknown_keys
 from workbench.config.meta_params import LLAMA1_CONTEXT, is_llama1_65b
-from workbench.errors import TokenizerError
+from workbench.errors import WorkbenchError
 from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=*[ \t]\d+\r?\n")
@@ -68,7 +68,7 @@ def _embedding_rows(files: Files, dim: object) -> int | None:
 def _tokenizer_size(layout: Layout) -> int | None:
     try:
         return Tokenizer.from_file(layout.root).vocab_size
-    except TokenizerError:
+    except (WorkbenchError, OSError):
         return None
 
 
@@ -77,5 +77,8 @@ def _has_tiktoken_file(layout: Layout) -> bool:
     file = find_tokenizer(layout.root)
     if file is None:
         return False
-    with file.open("rb") as stream:
-        return _TIKTOKEN_LINE.match(stream.read(200)) is not None
+    try:
+        with file.open("rb") as stream:
+            return _TIKTOKEN_LINE.match(stream.read(200)) is not None
+    except OSError:  # the tokenizer's own reading says so
+        return False

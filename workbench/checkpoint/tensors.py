@@ -6,7 +6,7 @@ All code that reads or writes a checkpoint uses this table. It knows nothing of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +71,23 @@ def _specs(c: ModelConfig) -> Iterator[TensorSpec]:
 def output_spec(config: ModelConfig) -> TensorSpec:
     """The unembedding, which a tied checkpoint may also store."""
     return TensorSpec(OUTPUT, "lm_head.weight", (config.vocab_size, config.dim), 0)
+
+
+def published_names(stored: Iterable[str]) -> dict[str, str]:
+    """Hugging Face's published name, `model.layers.0...` or `lm_head.weight`, of each stored one.
+
+    A base model that was saved alone has no `model.` before its names; wrappers put `module.` or `_orig_mod.` there.
+    """
+    names, landmark = list(stored), "layers.0.self_attn.q_proj.weight"
+    prefix = next((name.removesuffix(landmark) for name in names if name.endswith(landmark)), "model.")
+    outer = prefix.removesuffix("model.")
+
+    def published(name: str) -> str:
+        if name.startswith(prefix) and not name.startswith(f"{prefix}lm_head."):
+            return f"model.{name.removeprefix(prefix)}"
+        return name.removeprefix(outer)
+
+    return {name: published(name) for name in names}
 
 
 def stored_name(kind: StoredKind, spec: TensorSpec) -> str:

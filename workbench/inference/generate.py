@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,12 +19,14 @@ from workbench.hooks.capture import Capture, Request
 from workbench.hooks.capture import run as run_capture
 from workbench.inference import continuous_batching
 from workbench.inference.generation_state import FinishReason, GenerationState, Prompt
+from workbench.inference.not_finite import Handling, not_finite_error
 from workbench.inference.sampling import Sampling
 from workbench.layers import tensor_parallel
 from workbench.layers.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
+    from workbench.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Piece:
 class Generation:
     """A finished continuation. `text` ends before the stop string or stop token; it is None without a tokenizer.
 
-    `tokens` and `logprobs` (nats, before temperature) hold every token that was generated, the stopping one included.
+    `tokens` and `logprobs` (nats, before penalty and temperature) hold every token that was generated, the stopping one
+    included. `finish_reason` is "not_finite" if the logits after the last token were NaN or infinite.
     """
 
     prompt: tuple[int, ...]
@@ -65,30 +68,43 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     stop: Sequence[str] = (),
     stop_tokens: Iterable[int] | None = None,
     batch_size: int = 16,
+    not_finite: Handling = "raise",
 ) -> list[Generation]:
     """Continue each prompt: text (a begin token is added) or token ids (used as they are).
 
     seed: prompt i uses seed + i, so it can be repeated alone; or pass one seed per prompt in `seeds`.
+    Ids for which the tokenizer has no token are never chosen. min_p, repetition_penalty and the others: `Sampling`.
     stop_tokens: default: the tokenizer's.
-    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used.
+    not_finite: "keep" ends a sequence with this finish reason where "raise" raises an error.
+    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used; NotFiniteError.
     """
     if isinstance(prompts, str):
         raise GenerationError("prompts must be a list; put a single prompt in brackets.")
-    sampling = Sampling(temperature, top_p, top_k)
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     prompt_seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     if len(prompt_seeds) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(prompt_seeds)}.")
-    sequences = [
-        GenerationState.start(model, prompt, max_new_tokens, seed=prompt_seed, stop=stop, stop_tokens=stop_tokens)
-        for prompt, prompt_seed in zip(prompts, prompt_seeds, strict=True)
-    ]
+    start = partial(GenerationState.start, model, max_new_tokens=max_new_tokens, stop=stop, stop_tokens=stop_tokens)
+    sequences = [start(prompt, seed=prompt_seed) for prompt, prompt_seed in zip(prompts, prompt_seeds, strict=True)]
+    sampler = partial(draw, sampling)
     if sequences:
-        continuous_batching.run(model, sequences, partial(_draw, sampling), batch_size=batch_size)
+        continuous_batching.run(model, sequences, sampler, batch_size=batch_size)
+    for i, sequence in enumerate(sequences):
+        if sequence.finish_reason != "not_finite":
+            continue
+        if len(sequences) > 1:
+            # A masked NaN times its weight of 0 is NaN: it may have come from the padding.
+            sequence = sequences[i] = start(sequence.prompt, seed=sequence.seed)
+            continuous_batching.run(model, [sequence], sampler, batch_size=1)
+        if sequence.finish_reason == "not_finite" and not_finite == "raise":
+            raise not_finite_error(model, sequence.ids)
     return [_finished(sequence) for sequence in sequences]
 
 
@@ -100,6 +116,8 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
     stop_tokens: Iterable[int] | None = None,
@@ -110,7 +128,7 @@ def stream(
     capture: hook names to capture at each step; the first capture covers the prompt, each later one a single token.
     Raises: as `generate`; UnknownHookError.
     """
-    sampling = Sampling(temperature, top_p, top_k)
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     sequence = GenerationState.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
     request = Request.of(model.config, capture) if capture else None
     return _pieces(model, sequence, sampling, request)
@@ -130,15 +148,40 @@ def _finished(sequence: GenerationState) -> Generation:
     )
 
 
-def _draw(sampling: Sampling, sequences: Sequence[GenerationState], logits: Tensor) -> None:
-    """Sample the next token of each sequence and append it. Shapes: logits [batch, vocab] float32"""
-    uniform = torch.zeros(len(sequences))
-    if sampling.temperature > 0:
-        uniform = torch.stack([torch.rand((), generator=sequence.generator) for sequence in sequences])
-    chosen = tensor_parallel.broadcast(sampling.choose(logits, uniform.to(logits.device)))
+def draw(sampling: Sampling, sequences: Sequence[GenerationState], logits: Tensor) -> None:
+    """Choose the next token of each sequence and append it. Shapes: logits [batch, vocab] float32"""
+    candidates = candidate_logits(sampling, sequences, logits)
+    noise_keys = [sequence.noise_key for sequence in sequences] if sampling.temperature else []
+    keys = torch.tensor(noise_keys, dtype=torch.int32, device=logits.device)
+    chosen = tensor_parallel.broadcast(sampling.choose(candidates, keys))
+    # NaN if any logit is NaN or +inf, or all are -inf.
     logprobs = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
     for sequence, token, logprob in zip(sequences, chosen.tolist(), logprobs.tolist(), strict=True):
         sequence.take(token, logprob)
+
+
+def candidate_logits(sampling: Sampling, sequences: Sequence[GenerationState], logits: Tensor) -> Tensor:
+    """The logits that tokens are chosen from: -inf for ids without a token, and after the repetition penalty.
+
+    Shapes: logits [batch, vocab] -> [batch, vocab]
+    """
+    tokenizer = sequences[0].tokenizer
+    missing = None if tokenizer is None else _ids_without_token(tokenizer, logits.shape[-1], logits.device)
+    if missing is not None:
+        logits = logits.masked_fill(missing, -torch.inf)
+    if sampling.repetition_penalty != 1:
+        logits = sampling.penalised(logits, [sequence.ids for sequence in sequences])
+    return logits
+
+
+@lru_cache(maxsize=8)
+def _ids_without_token(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Tensor | None:
+    """A mask of the output's rows for which there is no token, as in padded embeddings; None if there are none.
+
+    Shapes: [vocab] bool
+    """
+    missing = [not tokenizer.has_token(token) for token in range(vocab_size)]
+    return torch.tensor(missing, device=device) if any(missing) else None
 
 
 def _decode(
@@ -150,7 +193,9 @@ def _decode(
     while sequence.finish_reason is None:
         with torch.no_grad():
             logits, captured = _last_logits(model, tokens, cache, request)
-            _draw(sampling, [sequence], logits)
+            draw(sampling, [sequence], logits)
+        if sequence.finish_reason == "not_finite":
+            raise not_finite_error(model, sequence.ids)
         yield captured
         tokens = torch.tensor([[sequence.tokens[-1]]], device=model.device)
 

@@ -7,19 +7,19 @@ knows nothing of forwards or batches.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from workbench.errors import GenerationError
+from workbench.inference.sampling import noise_key
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length", "context"]
+FinishReason = Literal["stop", "length", "context", "not_finite"]
 Prompt = str | Sequence[int]
 
 
@@ -30,7 +30,7 @@ class GenerationState:
     prompt: tuple[int, ...]
     limit: int
     context: int
-    generator: torch.Generator
+    seed: int
     tokenizer: Tokenizer | None
     stops: tuple[bytes, ...]
     stop_tokens: frozenset[int]
@@ -70,14 +70,19 @@ class GenerationState:
             )
         if stop_tokens is None:
             stop_tokens = () if tokenizer is None else tokenizer.stop_ids
-        generator = torch.Generator().manual_seed(seed)
         return cls(
-            tuple(prompt), max_new_tokens, config.max_seq_len, generator, tokenizer,
+            tuple(prompt), max_new_tokens, config.max_seq_len, seed, tokenizer,
             tuple(s.encode() for s in stop), frozenset(stop_tokens),
         )  # fmt: skip
 
     def take(self, token: int, logprob: float) -> None:
-        """Append a token, and set `finish_reason` if the sequence ends with it."""
+        """Append a token, and set `finish_reason` if the sequence ends with it.
+
+        A log-probability that is not finite means that no token could be chosen: the sequence ends without it.
+        """
+        if not math.isfinite(logprob):
+            self.finish_reason = "not_finite"
+            return
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token in self.stop_tokens:
@@ -101,6 +106,11 @@ class GenerationState:
     def ids(self) -> tuple[int, ...]:
         """The prompt and the generated tokens."""
         return (*self.prompt, *self.tokens)
+
+    @property
+    def noise_key(self) -> tuple[int, int]:
+        """The key of the noise for the next token."""
+        return noise_key(self.seed, len(self.tokens))
 
     @property
     def room(self) -> int:

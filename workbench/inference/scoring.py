@@ -17,6 +17,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.hooks import hook_points
 from workbench.inference import prefix_tree
+from workbench.inference.not_finite import Handling, not_finite_error
 from workbench.inference.scoring_batches import BatchScores, ScoringTargets, TreeScorer, forward_cost
 
 if TYPE_CHECKING:
@@ -42,8 +43,13 @@ class Scored:
         return float(self.logprobs.double().sum())
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the logits were finite; a token of probability 0 has -inf and counts as finite."""
+        return not bool(self.logprobs.isnan().any())
+
+    @property
     def is_greedy(self) -> bool:
-        return bool(self.greedy.all())
+        return self.is_finite and bool(self.greedy.all())
 
 
 @dataclass(frozen=True)
@@ -72,29 +78,49 @@ class Counted:
 
 
 def score(
-    model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
+    model: Transformer,
+    requests: Sequence[tuple[Ids, Ids]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    not_finite: Handling = "raise",
 ) -> list[tuple[float, bool]]:
     """For each (context ids, continuation ids): the sum of log-probabilities in nats, and whether it is greedy.
 
     The order of the requests is kept. A longer input than the context is truncated at its left, as in lm-eval.
     batch_tokens: tokens of one forward, padding included; halved when memory runs out. It changes a float32 sum by at
     most 1e-4. In bfloat16 it changes the rounding of the logits: some hundredths for logits between one and ten.
-    Raises: WorkbenchError for an empty context or continuation, or a continuation longer than the context window.
+    not_finite: "keep" gives NaN for a request whose logits are not finite, where "raise" raises an error.
+    Raises: WorkbenchError for an empty context or continuation, or a continuation longer than the context window;
+            NotFiniteError.
     """
-    return [(s.total, s.is_greedy) for s in score_tokens(model, requests, batch_tokens=batch_tokens)]
+    scored = score_tokens(model, requests, batch_tokens=batch_tokens, not_finite=not_finite)
+    return [(s.total, s.is_greedy) for s in scored]
 
 
 def score_tokens(
-    model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
+    model: Transformer,
+    requests: Sequence[tuple[Ids, Ids]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    not_finite: Handling = "raise",
 ) -> list[Scored]:
     """As `score`, with the log-probability of every token of the continuations."""
-    return score_counted(model, requests, batch_tokens=batch_tokens)[0]
+    scored = score_counted(model, requests, batch_tokens=batch_tokens)[0]
+    for i, request in enumerate(requests):
+        if scored[i].is_finite:
+            continue
+        if len(requests) > 1:
+            # A masked NaN times its weight of 0 is NaN: it may have come from another request, or from the padding.
+            scored[i] = score_counted(model, [request], batch_tokens=batch_tokens)[0][0]
+        if not scored[i].is_finite and not_finite == "raise":
+            raise not_finite_error(model, _input_ids(*request, model.config.max_seq_len))
+    return scored
 
 
 def score_counted(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> tuple[list[Scored], Counted]:
-    """As `score_tokens`, with the number of tokens and forwards."""
+    """As `score_tokens`, with the number of tokens and forwards; log-probabilities may be NaN."""
     targets, batch_iterator = _batches(model, requests, batch_tokens)
     batches = list(batch_iterator)
     results = dict(pair for batch in batches for pair in batch.finished)
@@ -105,7 +131,7 @@ def score_counted(
 def score_steps(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], *, batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[ScoredBatch]:
-    """As `score_tokens`, forward by forward: results come in the order in which they are finished."""
+    """As `score_counted`, forward by forward: results come in the order in which they are finished."""
     return _batches(model, requests, batch_tokens)[1]
 
 
@@ -116,12 +142,14 @@ def score_rolling(
     prefix: int,
     stride: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    not_finite: Handling = "raise",
 ) -> list[float]:
     """Log-probability in nats of whole texts, in rolling windows as long as the context.
 
     The first window follows the token `prefix`. Each later one scores `stride` new tokens (default: the context
     length) after as many earlier ones as fit. With the default these are lm-eval's rolling windows.
-    Raises: WorkbenchError if stride is not between 1 and the context length.
+    not_finite: as in `score`; a text is NaN if one of its windows is.
+    Raises: WorkbenchError if stride is not between 1 and the context length; NotFiniteError.
     """
     size = model.config.max_seq_len
     stride = size if stride is None else stride
@@ -138,7 +166,8 @@ def score_rolling(
             owner.append(i)
             start = end
     totals = [0.0] * len(texts)
-    for i, (total, _) in zip(owner, score(model, requests, batch_tokens=batch_tokens), strict=True):
+    scores = score(model, requests, batch_tokens=batch_tokens, not_finite=not_finite)
+    for i, (total, _) in zip(owner, scores, strict=True):
         totals[i] += total
     return totals
 

@@ -176,6 +176,7 @@ def forward_cost(device: torch.device) -> int:
 def target_logprobs(model: Transformer, hidden: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability (nats) of each target at its position, and whether it is the most likely token there.
 
+    The log-probability is NaN if the logits there are not finite; a logit of -inf alone gives -inf.
     A repeated position is computed once. Logits are computed in blocks of at most LOGIT_BYTES.
     Shapes: hidden [n, dim], positions, targets [target] int64 -> [target] float32, [target] bool
     """
@@ -189,7 +190,8 @@ def target_logprobs(model: Transformer, hidden: Tensor, positions: Tensor, targe
         logits = model.unembed(hidden[distinct[begin : begin + block]].unsqueeze(0))[0]  # [position, vocab] float32
         in_block = ((inverse >= begin) & (inverse < begin + block)).nonzero().squeeze(-1)
         row = inverse[in_block] - begin
-        logprobs[in_block] = logits[row, targets[in_block]] - logits.logsumexp(-1)[row]
+        normalizer = logits.logsumexp(-1)[row]  # not finite if a logit is NaN or +inf, or all are -inf
+        logprobs[in_block] = (logits[row, targets[in_block]] - normalizer).where(normalizer.isfinite(), torch.nan)
         greedy[in_block] = logits.argmax(-1)[row] == targets[in_block]
     return logprobs, greedy
 

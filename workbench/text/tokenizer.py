@@ -21,7 +21,7 @@ from workbench.text.engines.tiktoken_engine import TiktokenEngine
 from workbench.text.engines.tokenizers_engine import TokenizersEngine
 from workbench.text.roles import LLAMA3_SPECIALS, Roles, meta_names
 from workbench.text.tokenizer_files import find_tokenizer, read_tokenizer
-from workbench.text.vocabulary_files import Vocabulary, from_hf_json, to_hf_json, with_meta_specials
+from workbench.text.vocabulary_files import Vocabulary, begin_template, from_hf_json, to_hf_json, with_meta_specials
 
 __all__ = ["Tokenizer", "find_tokenizer"]
 
@@ -78,7 +78,11 @@ class Tokenizer:
         Raises: TokenizerError for a SentencePiece model.
         """
         if isinstance(self._engine, TokenizersEngine):
-            return self._engine.to_json()
+            content = self._engine.to_json()
+            if self.adds_bos and content.get("post_processor") is None:
+                bos = self._need("bos_id")
+                content["post_processor"] = begin_template(self.name(bos), bos)
+            return content
         return to_hf_json(self._vocabulary, bos=self.decode([self._need("bos_id")]))
 
     @property
@@ -90,6 +94,12 @@ class Tokenizer:
             return len(self._vocabulary.ranks) == self._alias[LLAMA3_SPECIALS[0]]
         except TokenizerError:
             return False
+
+    def to_sentencepiece(self) -> bytes:
+        """The content of a SentencePiece model's file. Raises: TokenizerError for any other tokenizer."""
+        if not isinstance(self._engine, SentencePieceEngine):
+            raise TokenizerError(f"{self.source}: not a SentencePiece model, and cannot be written as one.")
+        return self._engine.model
 
     @property
     def is_sentencepiece(self) -> bool:

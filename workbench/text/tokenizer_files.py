@@ -70,7 +70,9 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
     if _is_gguf(file):
         return _read_gguf(file)
     data = _read(file)
-    side = None if folder is None else SideFiles.read(folder)
+    # Meta's file has its roles by name; only in Hugging Face's layout do other files say more.
+    alone = folder is None or (_RANK.match(data) and not (folder / "config.json").is_file())
+    side = None if folder is None or alone else SideFiles.read(folder)
     engine = _engine(data, file, side.tokens() if side else ())
     try:
         roles = side.roles(engine) if side else engine.roles

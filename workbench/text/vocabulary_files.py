@@ -59,11 +59,12 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     ranks = vocabulary.ranks
     spelling = {b: c for c, b in byte_characters().items()}
     spelled = {token: "".join(spelling[b] for b in token) for token in sorted(ranks, key=ranks.__getitem__)}
-    merges = []
-    for token in spelled:
+    vocab = {text: ranks[token] for token, text in spelled.items()}
+    merges: list[list[str]] = []
+    for token in vocab:  # a character is a byte
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-        pairs = sorted((ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks)
-        merges += [[spelled[a], spelled[b]] for _, _, a, b in pairs]
+        pairs = [[a, b] for a, b in cuts if a in vocab and b in vocab]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]])) if len(pairs) > 1 else pairs
     added = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}
@@ -71,26 +72,30 @@ def to_hf_json(vocabulary: Vocabulary, *, bos: str) -> dict[str, Any]:
     ]
     split = {"type": "Split", "pattern": {"Regex": vocabulary.pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    text = [{"Sequence": {"id": "A", "type_id": 0}}]
-    first = [{"SpecialToken": {"id": bos, "type_id": 0}}]
     return {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": first + text,
-            "pair": first + text + [{"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [vocabulary.special_tokens[bos]], "tokens": [bos]}},
-        },
+        "post_processor": begin_template(bos, vocabulary.special_tokens[bos]),
         "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
         "model": {
             "type": "BPE",
             "ignore_merges": True,
-            "vocab": {text: ranks[token] for token, text in spelled.items()},
+            "vocab": vocab,
             "merges": merges,
         },
+    }
+
+
+def begin_template(name: str, token: int) -> dict[str, Any]:
+    """The post-processor of a `tokenizer.json` that puts a begin token before a text."""
+    single = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
     }
 
 

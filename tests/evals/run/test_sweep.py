@@ -10,13 +10,14 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
-from evals.models import response_cache, workbench_lm
+from evals.models import generation_args, response_cache, workbench_lm
 from evals.results.runs import list_runs
-from evals.run import sweep, sweep_config
+from evals.run import run_records, sweep, sweep_config
 from evals.store.store import Store
 from workbench import provenance
 from workbench.cli import main
 from workbench.errors import DataError, WorkbenchError
+from workbench.inference.sampling import SAMPLER
 
 
 @pytest.fixture
@@ -114,6 +115,23 @@ def test_a_run_on_another_basis_is_another_run(
         monkeypatch.setattr(provenance, "versions", lambda *names: versions(*names) | {"lm-eval": "9.9"})
     assert [result.status for result in sweep.run([first])] == ["finished"]
     assert [result.status for result in sweep.run([first])] == ["finished before"]
+
+
+def test_another_sampler_makes_only_sampled_runs_new(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = file.read_text().replace("  - demo_mmlu\n", "").replace("interventions:", "interventions: [none]\nold:")
+    greedy = text.partition("old:")[0]
+    file.write_text(greedy)
+    sampled = tmp_path / "sampled.yaml"
+    sampled.write_text(greedy.replace("max_gen_toks: 4", "max_gen_toks: 4, do_sample: true, temperature: 0.8"))
+    plans = [*sweep_config.read(file), *sweep_config.read(sampled)]
+    assert [result.status for result in sweep.run(plans)] == ["finished", "finished"]
+    assert [result.status for result in sweep.run(plans)] == ["finished before", "finished before"]
+    for module in (generation_args, run_records):
+        monkeypatch.setattr(module, "SAMPLER", SAMPLER + 1)
+    assert [result.status for result in sweep.run(plans)] == ["finished before", "finished"]
+    assert [result.status for result in sweep.run(plans)] == ["finished before", "finished before"]
 
 
 def test_a_run_of_another_machine_is_left_alone_and_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

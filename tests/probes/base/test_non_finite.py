@@ -225,3 +225,21 @@ def test_commands_on_a_finite_run_raise_no_alarm(capsys: pytest.CaptureFixture[s
     code, out, err = call(capsys, "positions")
     assert code == 0 and "NaN" in out and err == []  # one window has no interval
     assert call(capsys, "heads")[2] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("induction", "--block", "8"),
+        ("ablation", "--block", "8", "--draws", "2", "--heads", "L2H3"),
+        ("catalogue", "--prompt", "one two one two"),
+        ("patch", "--prompt", "a b c", "--corrupted", "a d c", "--answer", "1", "--wrong", "2"),
+        ("compare", "--prompt", "one two", "--ablate", "L2H3"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_that_capture_nothing_themselves_say_it_too(
+    capsys: pytest.CaptureFixture[str], spoilt: wb.Transformer, words: tuple[str, ...]
+) -> None:
+    assert main(["probe", *words, "--device", "cpu"]) == 0
+    assert "note: NaN or infinity begins at blocks.4." in capsys.readouterr().err

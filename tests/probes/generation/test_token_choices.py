@@ -10,10 +10,17 @@ import workbench as wb
 from probes.attention.head_metrics import HOOKS, LONG_HOOKS, head_metrics, query_metrics
 from probes.generation.token_choices import SamplingTrace, choices, distribution, gathered, sampling_trace
 from workbench.errors import DataError, GenerationError
-from workbench.inference.sampling import Sampling
+from workbench.inference.sampling import Sampling, noise_key
 from workbench.model import Transformer
 
-SETTINGS = [Sampling(), Sampling(1.0), Sampling(0.7, 0.9, 0), Sampling(1.3, 1.0, 5), Sampling(0.9, 0.8, 6)]
+SETTINGS = [
+    Sampling(),
+    Sampling(1.0),
+    Sampling(0.7, 0.9, 0),
+    Sampling(1.3, 1.0, 5),
+    Sampling(0.9, 0.8, 6),
+    Sampling(0.9, 0.9, 20, 0.1, 1.5),
+]
 
 
 def test_a_distribution_by_hand() -> None:
@@ -27,8 +34,13 @@ def test_a_distribution_by_hand() -> None:
         Sampling(1.0, top_k=2): [0, 1 / 3, 2 / 3, 0],
         Sampling(1.0, top_p=0.5): [0, 0, 1, 0],  # the first alone has the mass
         Sampling(1.0, top_p=0.6): [0, 1 / 3, 2 / 3, 0],
-        Sampling(1.0, top_k=3): [1 / 7, 2 / 7, 4 / 7, 0],  # of equal ones the lower id stays
+        Sampling(1.0, top_k=3): whole,  # equal ones stay together
+        Sampling(1.0, top_p=0.8): whole,
         Sampling(1.0, top_p=0.6, top_k=1): [0, 0, 1, 0],
+        Sampling(1.0, top_p=0.65, top_k=2): [0, 0, 1, 0],  # of the two, the first has a mass of 2/3
+        Sampling(1.0, top_p=0.7, top_k=2): [0, 1 / 3, 2 / 3, 0],
+        Sampling(1.0, min_p=0.4): [0, 1 / 3, 2 / 3, 0],
+        Sampling(1.0, min_p=0.6): [0, 0, 1, 0],
     }
     for sampling, expected in by_hand.items():
         assert distribution(logits, sampling).tolist() == pytest.approx(expected, abs=1e-6), sampling
@@ -36,13 +48,14 @@ def test_a_distribution_by_hand() -> None:
 
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_what_is_drawn_follows_the_distribution(sampling: Sampling) -> None:
-    """Evenly spaced numbers in place of random ones: each token's count is its share of them, give or take one."""
+    """Each token's count is its share of the draws, within five standard deviations."""
     logits = torch.randn(40, generator=torch.Generator().manual_seed(2))
     count = 4000
-    uniform = (torch.arange(count) + 0.5) / count
-    drawn = sampling.choose(logits.expand(count, -1), uniform)
-    counts = torch.bincount(drawn, minlength=40)
-    assert (counts - count * distribution(logits, sampling)).abs().max() <= 1.01
+    keys = torch.tensor([noise_key(seed, 0) for seed in range(count)], dtype=torch.int32)
+    counts = torch.bincount(sampling.choose(logits.expand(count, -1), keys), minlength=40)
+    share = distribution(logits, sampling)
+    assert ((counts - count * share).abs() <= 5 * (count * share * (1 - share)).sqrt()).all()
+    assert (counts[share == 0] == 0).all()
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
@@ -52,7 +65,7 @@ def test_tokens_and_probabilities_are_those_of_generation(tiny_model: Transforme
     pieces = list(
         wb.stream(
             tiny_model, prompt, seed=7, max_new_tokens=12, temperature=sampling.temperature, top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            top_k=sampling.top_k, min_p=sampling.min_p, repetition_penalty=sampling.repetition_penalty,
         )
     )  # fmt: skip
     assert list(trace.tokens) == [piece.token for piece in pieces] and trace.finish_reason == "length"

@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 import workbench as wb
-from tests.workbench.checkpoint.checkpoints import gguf_name, hf_model, make_config, write_gguf
+from tests.workbench.checkpoint.checkpoints import gguf_name, hf_llama, hf_model, make_config, write_gguf
 from tests.workbench.checkpoint.test_gguf_blocks import TYPES, decoded, random_rows
 from workbench.checkpoint import convert, fingerprint, read_config
 from workbench.checkpoint.encoded_tensor import EncodedTensor
 from workbench.checkpoint.gguf import quantisation
 from workbench.checkpoint.manifest import open_checkpoint
 from workbench.cli import main
-from workbench.config import Llama3Scaling
+from workbench.config import LinearScaling, Llama3Scaling, YarnScaling
 from workbench.errors import CheckpointError, ConfigError, WorkbenchError
 from workbench.gguf_file import gguf_metadata, read_header
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*this GGUF file has no tokenizer")
 IDS = torch.arange(40).view(1, -1) * 7 % 128
 
 
@@ -214,6 +215,41 @@ def test_the_scaling_of_llama_3_is_read_from_the_divisors(tmp_path: Path, factor
     assert read_config(file) == config
     ids = torch.arange(600).view(1, -1) % 128
     assert_equal_logits(wb.load_model(file), theirs, ids, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "metadata"),
+    [
+        (LinearScaling(4.0), {"type": "linear", "factor": 4.0}),
+        (YarnScaling(4.0, 64), {"type": "yarn", "factor": 4.0, "original_context_length": 64}),
+        (
+            YarnScaling(8.0, 32, beta_fast=24.0, beta_slow=2.0),
+            {
+                "type": "yarn",
+                "factor": 8.0,
+                "original_context_length": 32,
+                "yarn_beta_fast": 24.0,
+                "yarn_beta_slow": 2.0,
+            },
+        ),
+    ],
+)
+def test_linear_and_yarn_scaling_are_read_from_the_metadata(
+    tmp_path: Path, scaling: Any, metadata: dict[str, Any]
+) -> None:
+    config = make_config(n_heads=2, n_kv_heads=1, rope_scaling=scaling)
+    rope: dict[str, Any] = {"rope_type": metadata["type"], "rope_theta": config.rope_theta, "factor": scaling.factor}
+    if isinstance(scaling, YarnScaling):
+        rope |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        rope["original_max_position_embeddings"] = scaling.original_context
+    theirs = hf_llama(num_attention_heads=2, num_key_value_heads=1, head_dim=32, rope_parameters=rope)
+    keys = {f"rope.scaling.{name}": value for name, value in metadata.items()}
+    file = write_gguf(theirs, tmp_path / "model.gguf", metadata=keys)
+    assert read_config(file) == config
+    assert_equal_logits(wb.load_model(file), theirs, torch.arange(200).view(1, -1) % 128)
+    attention = {"rope.scaling.yarn_attn_factor": 0.5, **keys}
+    with pytest.raises(ConfigError, match="yarn_attn_factor"):
+        read_config(write_gguf(theirs, tmp_path / "other.gguf", metadata=attention))
 
 
 def test_divisors_without_a_ramp(tmp_path: Path) -> None:
@@ -432,15 +468,6 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # A real model
-
-
-@pytest.fixture(scope="module")
-def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct, Q4_1."""
-    path = Path(os.environ.get("SMOLLM2", "")).parent / "smollm2.gguf"
-    if not path.is_file():
-        pytest.skip("SMOLLM2 does not name the folder beside smollm2.gguf")
-    return path
 
 
 @pytest.mark.real

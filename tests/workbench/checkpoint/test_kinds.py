@@ -139,6 +139,12 @@ def old_index_left(folder: Path) -> Any:
     return theirs
 
 
+def damaged_index(folder: Path) -> Any:
+    theirs = hf(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    return theirs
+
+
 def pytorch_bin(folder: Path, *, shards: int = 1, nested: bool = False) -> Any:
     theirs = hf(folder)
     (folder / "model.safetensors").unlink()
@@ -312,7 +318,7 @@ OTHER_ROPE: dict[str, tuple[dict[str, Any], str]] = {
     "proportional RoPE": ({"rope_type": "proportional"}, "RoPE type 'proportional' is not supported"),
     "multimodal RoPE (Qwen)": ({"rope_type": "default", "mrope_section": [1, 1, 2]}, "'mrope_section' is"),
     "RoPE by layer type (Gemma 3)": (
-        {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}, "'full_attention' is"
+        {"full_attention": {"type": "default"}, "sliding_attention": {"type": "default"}}, "'full_attention' is"
     ),
     "partial rotation": ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
 }  # fmt: skip
@@ -394,6 +400,8 @@ KINDS = [
          says="model.safetensors: is loaded; model.safetensors.index.json next to it"),
     Kind("an index whose shards are gone", "save_pretrained into the same folder", "loads the single file",
          old_index_left, says="index.json next to it lists other files and is not used"),
+    Kind("a damaged index", "an empty weight_map next to model.safetensors", "loads the single file", damaged_index,
+         says="index.json next to it lists other files and is not used"),
     Kind("pytorch_model.bin", "Vicuna 1.5", "loads", pytorch_bin),
     Kind("pytorch_model.bin, sharded", "pytorch_model.bin.index.json", "loads", lambda f: pytorch_bin(f, shards=3)),
     Kind("nested weights", '{"model": {...}, "step": 3}', "loads", lambda f: pytorch_bin(f, nested=True)),

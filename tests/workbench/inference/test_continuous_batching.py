@@ -11,7 +11,6 @@ from workbench.errors import WorkbenchError
 from workbench.hooks import hook_points
 from workbench.inference import continuous_batching
 from workbench.inference.batch_kv_cache import BatchKVCache
-from workbench.inference.sampling import NEAR, Sampling
 from workbench.layers import attention
 
 SHOTS = list(range(20, 60))
@@ -183,24 +182,3 @@ def test_attention_after_shared_keys_is_attention_over_all_keys(dtype) -> None:
         with torch.set_grad_enabled(grad):
             z = attention.shared_prefix_attention(shared, q, k, v, mask)
         assert torch.allclose(z, attention.sdpa(q, *whole, mask), atol=tolerance)
-
-
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}])
-@pytest.mark.parametrize("spread", [0.0, 0.2, 5.0])  # all equal, outside the most likely few, and well among them
-def test_sampling_from_the_most_likely_is_sampling_from_all(settings, spread) -> None:
-    generator = torch.Generator().manual_seed(1)
-    # Half precision makes equal logits: the lower token id comes first, wherever the list is cut.
-    logits = (spread * torch.randn(200, 4 * NEAR, generator=generator)).bfloat16().float()
-    uniform = torch.rand(200, generator=generator)
-    probs, order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
-    probabilities = probs[:, : settings.get("top_k") or None]
-    probabilities = probabilities.masked_fill(
-        probabilities.cumsum(-1) - probabilities >= settings.get("top_p", 1.0), 0.0
-    )
-    cumulative = probabilities.cumsum(-1) / probabilities.sum(-1, keepdim=True)
-    index = (cumulative <= uniform.double()[:, None]).sum(-1, keepdim=True)
-    chosen = Sampling(temperature=1.0, **settings).choose(logits, uniform)
-    # float32 sums differ only where the uniform number is on an edge.
-    assert (chosen == order.gather(-1, index).squeeze(-1)).sum() >= 199
-    if spread == 5.0:
-        assert torch.equal(chosen[:3], Sampling(temperature=1.0, **settings).choose(logits[:3], uniform[:3]))

@@ -176,3 +176,14 @@ def test_tokenizers_that_cannot_be_read(trained: Any, tmp_path: Path, changes: d
     with pytest.raises(TokenizerError, match=message) as caught:
         Tokenizer.from_file(path)
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) - len(str(path)) < 300
+
+
+def test_it_becomes_a_tokenizer_json(trained: Any, tmp_path: Path) -> None:
+    ours = Tokenizer.from_file(write_gguf(tmp_path / "a.gguf", spec_of(trained), adds_bos=True))
+    path = write_json(tmp_path / "tokenizer.json", ours.to_hf_json())
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert theirs.encode("To be").ids == ours.encode("To be", bos=True) == [0, *ours.encode("To be")]
+    again = Tokenizer.from_file(path)
+    assert again.adds_bos and again.bos_id == 0
+    for text in texts(100, 6, ("<think>", "<|im_end|>")):
+        assert again.encode(text) == ours.encode(text)

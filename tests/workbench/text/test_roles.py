@@ -217,6 +217,7 @@ def test_metas_folder_is_as_before(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_ranks({bytes([b]): b for b in range(256)})
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.to_tiktoken())
     (tmp_path / "params.json").write_text(json.dumps({"dim": 8}))
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": 2})  # of another layout, copied by a conversion
     ours = Tokenizer.from_file(tmp_path)
     assert (ours.bos_id, ours.eos_id, ours.eot_id, ours.eom_id) == (256, 257, 265, 264)
     assert ours.stop_ids == {257, 264, 265} and ours.adds_bos and ours.chat_template is None

@@ -208,6 +208,7 @@ def test_half_characters_are_replaced(small_json: Spec, tmp_path: Path) -> None:
     assert ours.decode(ours.encode("a\ud800b")) == "a\ufffdb"
 
 
+@pytest.mark.slow
 def test_a_vocabulary_like_llama_3s(shared_data: Path, tmp_path: Path) -> None:
     """The same ids from the library and, by another way, from tiktoken on Meta's own file."""
     meta = Tokenizer.from_file(shared_data / "tokenizers" / "llama3")
@@ -221,6 +222,7 @@ def test_a_vocabulary_like_llama_3s(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_and_its_gguf(smollm2: Path, smollm2_gguf: Path) -> None:
     theirs = tokenizers.Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     folder, gguf = Tokenizer.from_file(smollm2), Tokenizer.from_file(smollm2_gguf)

@@ -35,6 +35,7 @@ class SentencePieceEngine:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             raise MissingExtraError("sentencepiece", "formats") from error
+        self.model = data
         try:
             self._library: SentencePieceProcessor = SentencePieceProcessor(model_proto=data)
             self._size = int(self._library.vocab_size())

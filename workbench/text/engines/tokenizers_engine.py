@@ -87,7 +87,7 @@ class TokenizersEngine:
         return None
 
     def _existing(self, token: int) -> int:
-        if token not in self.ids:
+        if self.token_bytes(token) is None:
             raise TokenizerError("the post-processor puts a token before a text that the vocabulary does not have.")
         return token
 
