@@ -32,9 +32,7 @@ class ServerError(WorkbenchError):
 def main(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A checkpoint folder, 'demo' (default), 'smollm2' or a hub name in the cache; may be repeated."
-        ),
+        typer.Option(help="A model, as for `workbench generate`; default: 'demo'. Repeat it for more models."),
     ] = None,
     results: Annotated[Path, typer.Option(help="Folder with benchmark runs.")] = Path("results"),
     captures: Annotated[

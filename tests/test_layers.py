@@ -44,8 +44,8 @@ ALLOWED = {
 
 # The whole of what the core may import; anything else is a new dependency and a decision.
 CORE = {
-    "fairscale", "huggingface_hub", "jinja2", "numpy", "regex", "rich", "safetensors", "tiktoken", "tokenizers", "torch",
-    "typer",
+    "fairscale", "huggingface_hub", "jinja2", "numpy", "regex", "rich", "safetensors", "tiktoken", "tokenizers",
+    "torch", "typer",
 }  # fmt: skip
 # Of the extra `formats`: imported where a file needs them, with a hint what to install.
 FORMATS = {"gguf", "sentencepiece"}

@@ -1,7 +1,8 @@
 """Screenshots of the dashboard's pages for the docs: python tools/screenshots.py [PAGE ...]
 
-Runs two embedded suites on the embedded checkpoint, once unchanged and once without its previous-token head, serves the
-dashboard, and writes docs/images/PAGE.png, 1,280 pixels wide, for all pages or the named ones.
+Pages about the inside of a model show SmolLM2 (`workbench fetch smollm2`). For the others it runs two embedded suites
+on the embedded checkpoint, once unchanged and once without its previous-token head. Writes docs/images/PAGE.png, 1,280
+pixels wide, for all pages or the named ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -22,16 +24,21 @@ sys.path.insert(0, str(ROOT))
 from dashboard.cli import serve  # noqa: E402
 from dashboard.session.settings import Settings  # noqa: E402
 from evals.results.runs import list_runs  # noqa: E402
+from workbench.checkpoint.sources.names import resolve  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 ABLATED = json.dumps([{"kind": "ablate", "target": "L4H0"}])
+REPEATED = "The river Rhine flows through Basel, Cologne and Rotterdam. The river Rhine flows through"
+CAPITAL = "The capital of France is Paris. The capital of Italy is"
+INSIDE: dict[str, dict[str, object]] = {
+    "attention": {"prompt": REPEATED, "layer": 18, "head": 6, "colour": "Induction"},
+    "rope": {"prompt": REPEATED, "view": "This head", "layer": 16, "head": 0},
+    "norms": {"prompt": CAPITAL},
+    "lens": {"prompt": CAPITAL},
+    "neurons": {"prompt": CAPITAL, "layer": 20},
+}
 PAGES: dict[str, dict[str, object]] = {
     "overview": {},
-    "attention": {"layer": 5, "head": 3, "colour": "Induction"},
-    "rope": {"view": "This head", "layer": 4, "head": 0},
-    "norms": {},
-    "lens": {},
-    "neurons": {"layer": 3},
     "intervene": {"changes": ABLATED},
     "generate": {"new": 40},
     "compare": {"changes": ABLATED},
@@ -50,32 +57,42 @@ def settle(page: Page) -> None:
         page.wait_for_timeout(600)
 
 
+def take(pages: Mapping[str, Mapping[str, object]], settings: Settings, log: Path) -> None:
+    """Serve the dashboard, and write one picture for each page."""
+    with serve(settings, log=log) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, parameters in pages.items():
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(f"{url}/{'' if name == 'overview' else name}?{urlencode(parameters)}")
+            settle(page)
+            if name == "generate":
+                page.get_by_role("button", name="Generate").click()
+                settle(page)
+            height = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollHeight")
+            page.set_viewport_size({"width": 1280, "height": min(1700, int(height) + 60)})
+            settle(page)
+            page.screenshot(path=IMAGES / f"{name}.png")
+            page.close()
+        browser.close()
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or list(PAGES)
+    wanted = sys.argv[1:] or [*PAGES, *INSIDE]
+    inside, pages = ({name: table[name] for name in wanted if name in table} for table in (INSIDE, PAGES))
     with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder, "results")
+        results, log = Path(folder, "results"), Path(folder, "log")
+        if inside:
+            take(inside, Settings(str(resolve("smollm2")), results), log)
+        if not pages:
+            return
         run = [sys.executable, "-m", "workbench", "eval", "run", "--model", "demo", "--tasks", "demo_mmlu,demo_gsm8k"]
         subprocess.run([*run, "--output", str(results / "without-L4H0"), "--ablate", "L4H0"], check=True)
         subprocess.run([*run, "--output", str(results / "demo")], check=True)
         newest, other = (entry.name for entry in list_runs(results))
         (results / "captures").mkdir()  # otherwise the page shows a command with a folder of this machine
         runs: dict[str, object] = {"run": newest, "baseline": other}
-        with serve(Settings("demo", results), log=Path(folder, "log")) as url, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            for name in wanted:
-                page = browser.new_page(viewport={"width": 1280, "height": 900})
-                parameters = PAGES[name] | (runs if name in ("benchmarks", "samples") else {})
-                page.goto(f"{url}/{'' if name == 'overview' else name}?{urlencode(parameters)}")
-                settle(page)
-                if name == "generate":
-                    page.get_by_role("button", name="Generate").click()
-                    settle(page)
-                height = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollHeight")
-                page.set_viewport_size({"width": 1280, "height": min(1700, int(height) + 60)})
-                settle(page)
-                page.screenshot(path=IMAGES / f"{name}.png")
-                page.close()
-            browser.close()
+        pages |= {name: pages[name] | runs for name in ("benchmarks", "samples") if name in pages}
+        take(pages, Settings("demo", results), log)
 
 
 if __name__ == "__main__":

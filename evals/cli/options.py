@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to merge into the model's weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder to search for runs, including its subfolders.")]
-Model = Annotated[str, typer.Option(help="Checkpoint folder in Meta's or Hugging Face's format, or 'demo'.")]
+Model = Annotated[
+    str,
+    typer.Option(help="A checkpoint folder or GGUF file, 'demo', 'smollm2', or ORG/NAME in the Hugging Face cache."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(

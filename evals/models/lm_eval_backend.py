@@ -18,6 +18,7 @@ from evals.models.response_cache import Compute, ResponseCache
 from evals.runtime.progress import bar
 from evals.store.store import cache_key
 from workbench import provenance
+from workbench.checkpoint.sources.names import REAL_MODEL, resolve
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
 # The versions of these packages also affect the answers.
 PACKAGES = ("transformers", "vllm", "accelerate")
+
+
+def pretrained(model: str | Path) -> str:
+    """A model as other libraries know it: "smollm2" is our own name for a folder."""
+    return str(resolve(model) if str(model) == REAL_MODEL else model)
 
 
 class Backend:
@@ -67,7 +73,7 @@ class Backend:
         if model is not None and not isinstance(model, str | Path):
             raise DataError(f"the backend {name!r} loads its own model; give a path or --model_args.")
         if model and not {"pretrained", "model"} & set(arguments):
-            arguments["pretrained"] = str(model)
+            arguments["pretrained"] = pretrained(model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
         where = None if device == "auto" else device

@@ -212,7 +212,7 @@ def _model_hashes(planned: PlannedRun) -> dict[str, Any]:
             "chat_template_sha256": _chat_template_sha256(planned) if planned.settings.chat else None,
             "engine": ENGINE,
         }
-    from evals.models.lm_eval_backend import folder_sha256
+    from evals.models.lm_eval_backend import folder_sha256, pretrained
 
-    folder = Path(planned.model) if planned.model else None
+    folder = Path(pretrained(planned.model)) if planned.model else None
     return {"checkpoint_sha256": folder_sha256(folder) if folder and folder.is_dir() else None}

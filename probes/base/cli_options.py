@@ -13,7 +13,10 @@ import typer
 
 from probes.base.command import ADAPTER, capture, check, deliver, labels
 
-Model = Annotated[str, typer.Option(help="Checkpoint folder (Meta or Hugging Face format), or 'demo'.")]
+Model = Annotated[
+    str,
+    typer.Option(help="A checkpoint folder or GGUF file, 'demo', 'smollm2', or ORG/NAME in the Hugging Face cache."),
+]
 Prompt = Annotated[str | None, typer.Option(help="Text to run; the begin token is added if the model uses one.")]
 File = Annotated[Path | None, typer.Option(help="Read the text from this UTF-8 file.")]
 Layer = Annotated[int, typer.Option(min=0, help="Layer of the head.")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workbench.checkpoint.gguf import gguf_files
 from workbench.checkpoint.read import read_json
-from workbench.checkpoint.sources.names import resolve
+from workbench.checkpoint.sources.names import is_fetchable, resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.errors import CheckpointError
 from workbench.file_problem import file_problem
@@ -59,8 +59,8 @@ def find_layout(path: str | Path, *, weights: bool = True) -> Layout:
     try:
         return _layout_in(root, weights=weights)
     except CheckpointError as error:
-        if repository := hub_repository(root):
-            raise CheckpointError(f"{error} The rest of it: `workbench fetch {repository}`.") from error
+        if name := str(path) if is_fetchable(str(path)) else hub_repository(root):
+            raise CheckpointError(f"{error} The rest of it: `workbench fetch {name}`.") from error
         raise
 
 

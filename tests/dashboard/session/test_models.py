@@ -1,5 +1,6 @@
 """Several models on one server: listing, memory estimates, parallel loading, switching, unloading."""
 
+import shutil
 import threading
 import weakref
 from collections.abc import Callable
@@ -62,12 +63,9 @@ def test_the_cost_is_that_of_the_weights_and_of_a_full_cache(checkpoint: Path) -
     assert estimate.free > 0 and "are free" in str(estimate)
 
 
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [("/nowhere/at/all", "no folder /nowhere"), ("\0", "cannot be read"), ("~nobody-of-this-name/x", "folder")],
-)
-def test_what_is_no_checkpoint_is_not_added(two: tuple[Path, Path], typed: str, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+@pytest.mark.parametrize("typed", ["/nowhere/at/all", "\0", "~nobody-of-this-name/x"])
+def test_what_is_no_checkpoint_is_not_added(two: tuple[Path, Path], typed: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file or directory"):
         models.add(typed)
     assert len(models.served()) == 2
 
@@ -200,3 +198,17 @@ def test_a_view_that_takes_too_much_memory_says_so(
     monkeypatch.setattr(Transformer, "run_with_capture", full)
     page = app("norms", prompt="the cat sat on")
     assert not page.exception and "not enough memory" in page.error[0].value
+
+
+def test_a_name_is_added_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the Hugging Face cache is called by its name, though its folder is called by a commit."""
+    snapshot = tmp_path / "models--some-org--Small-Llama" / "snapshots" / ("0" * 40)
+    shutil.copytree(ROOT / "workbench" / "assets" / "demo", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    path, _ = models.inspect_checkpoint("some-org/Small-Llama")
+    assert path == str(snapshot)
+    assert models._id(path).startswith("Small-Llama-")
+    with pytest.raises(CheckpointError, match="workbench fetch some-org/Other"):
+        models.inspect_checkpoint("some-org/Other")

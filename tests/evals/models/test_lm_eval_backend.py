@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 import transformers
 
+from evals.models.lm_eval_backend import pretrained
 from evals.results.runs import Run
 from evals.run.evaluate import evaluate, resume
 from evals.run.settings import Settings
@@ -182,3 +183,11 @@ def test_what_only_our_model_can_do_is_refused(tmp_path: Path, speaking_model: A
         main(["eval", "run", "--tasks", "demo_mmlu", "--backend", "dummy", "--limit", "1", "--output", str(tmp_path)])
         == 0
     )
+
+
+def test_our_own_name_of_a_fetched_model_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    assert pretrained("smollm2") == str(tmp_path / "models" / "smollm2")
+    assert pretrained("org/name") == "org/name"

