@@ -199,4 +199,7 @@ def _reason(error: Any, endpoint: str) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{cache_folder()} is not writable; set HF_HOME to another folder."
     reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return f"the connection to {endpoint} failed ({reason}). Run the command again; complete files are kept."
+    return (
+        f"the connection to {endpoint} failed ({reason}). "
+        "Check the network, then run the command again; complete files are kept."
+    )
