@@ -20,10 +20,11 @@ from torch import Tensor
 from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTensor
 from workbench.checkpoint.files import ADAPTER
 from workbench.checkpoint.manifest import Checkpoint, Piece, Weight
-from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.tensors import EMBEDDING, output_spec
+from workbench.checkpoint.weight_file import open_tensors
 from workbench.errors import CheckpointError
 from workbench.layers import rope
+from workbench.small_files import read_json
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 

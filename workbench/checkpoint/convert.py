@@ -56,9 +56,9 @@ def convert(
 
     `adapter` is the folder of a LoRA adapter, which is merged into the weights. `shards` is Meta's tensor-parallel
     size, or the number of files in Hugging Face's layout. `container` "pth" is for Meta's own code: its params.json has
-    only Meta's keys, and a tied output is written too. Values and dtypes are not changed, except that quantised and
-    merged weights are rounded to the dtype in which they load. The tokenizer is copied. Files get their final names
-    when all of them are complete.
+    only Meta's keys, and a tied output is written too. A WorkbenchWarning names what that code would take otherwise.
+    Values and dtypes are not changed, except that quantised and merged weights are rounded to the dtype in which they
+    load. The tokenizer is copied. Files get their final names when all of them are complete.
 
     Raises: CheckpointError if the source does not load, the target holds a checkpoint or cannot be written, `shards`
         does not fit, or Meta's code cannot compute the model.
@@ -97,11 +97,17 @@ def convert(
         raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(partial_target, ignore_errors=True)
-    context = read_config(target).max_seq_len
+    context, rows = read_config(target).max_seq_len, checkpoint.config.vocab_size
     if context != checkpoint.config.max_seq_len:
         text = (
             f"{target}: Meta's params.json has no key for the context of {checkpoint.config.max_seq_len:,} tokens; "
             f"loaded from there, the model has {context:,}."
+        )
+        warnings.warn(text, WorkbenchWarning, stacklevel=2)
+    if container == "pth" and tokenizer and tokenizer.vocab_size != rows:
+        text = (
+            f"{target}: Meta's code needs a tokenizer of exactly vocab_size tokens; this one has "
+            f"{tokenizer.vocab_size:,}, but the model has {rows:,} rows."
         )
         warnings.warn(text, WorkbenchWarning, stacklevel=2)
     return target

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
+from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, TensorsByFile, all_values
 from workbench.checkpoint.files import Layout, find_layout, weight_map
-from workbench.checkpoint.float8 import Files, ScaledFloat8, float8_scaling, scaled
+from workbench.checkpoint.float8 import ScaledFloat8, float8_scaling, scaled
 from workbench.checkpoint.gguf import Quantisation, open_gguf, quantisation
-from workbench.checkpoint.read import open_tensors, read_json
 from workbench.checkpoint.stated_config import stated_config
 from workbench.checkpoint.tensors import (
     EMBEDDING,
@@ -29,11 +28,13 @@ from workbench.checkpoint.tensors import (
     stored_name,
     tensor_specs,
 )
+from workbench.checkpoint.weight_file import open_tensors
 from workbench.config import ModelConfig
 from workbench.config.keys import short
 from workbench.errors import CheckpointError
 from workbench.layers import stored_frequencies
 from workbench.published import tied_as_published
+from workbench.small_files import read_json
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -146,13 +147,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(layout, config, weights, (*layout.notes, *notes))
 
 
-def _open(layout: Layout) -> Files:
+def _open(layout: Layout) -> TensorsByFile:
     """The tensors of each weight file, by their stored names."""
     read = open_gguf if layout.kind == "gguf" else open_tensors
     return {file: read(file) for file in layout.weight_files}
 
 
-def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:
+def _with_embedding(layout: Layout, config: ModelConfig, files: TensorsByFile) -> TensorsByFile:
     """The tensors with the table of a tied model under the embedding's name, if it is stored as the output alone."""
     output = stored_name(layout.kind, output_spec(config))
     embedding = stored_name(layout.kind, tensor_specs(config)[0])
@@ -164,7 +165,7 @@ def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:
     }
 
 
-def _check_index(layout: Layout, files: Files) -> None:
+def _check_index(layout: Layout, files: TensorsByFile) -> None:
     if layout.index is None:
         return
     listed = weight_map(layout.index)
@@ -181,7 +182,7 @@ def _check_index(layout: Layout, files: Files) -> None:
                 )
 
 
-def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Files) -> None:
+def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: TensorsByFile) -> None:
     known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
     for path, tensors in files.items():
         extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
@@ -197,7 +198,7 @@ def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec
             )
 
 
-def _find(layout: Layout, spec: TensorSpec, files: Files) -> Weight:
+def _find(layout: Layout, spec: TensorSpec, files: TensorsByFile) -> Weight:
     name = stored_name(layout.kind, spec)
     if layout.kind == "meta":
         stored = [(path, tensors.get(name)) for path, tensors in files.items()]
@@ -239,7 +240,9 @@ def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path
             required = (
                 "a floating type" if tensor.dtype not in _FLOATS else f"{shards[0][1].dtype} as in the first shard"
             )
-            raise CheckpointError(f"{path}: tensor {short(name)}: expected {required}, found {tensor.dtype}.")
+            is_float8 = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
+            hint = "; float8 weights load only from Hugging Face's layout, with their scales" if is_float8 else ""
+            raise CheckpointError(f"{path}: tensor {short(name)}: expected {required}, found {tensor.dtype}{hint}.")
         offset = [0] * tensor.dim()
         if axis is not None:
             offset[axis] = number * expected[axis]
@@ -277,7 +280,7 @@ def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
     return ""
 
 
-def _infer_tied_output(config: ModelConfig, files: Files) -> ModelConfig:
+def _infer_tied_output(config: ModelConfig, files: TensorsByFile) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
     pairs = [(tensors.get(EMBEDDING), tensors.get(OUTPUT)) for tensors in files.values()]
     return replace(config, tied_output=True) if all(_same_values(*pair) for pair in pairs) else config
@@ -292,7 +295,7 @@ def _same_values(first: StoredTensor | None, second: StoredTensor | None) -> boo
     return first.data_ptr() == second.data_ptr() or (torch.equal(first[:1], second[:1]) and torch.equal(first, second))
 
 
-def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: Files) -> None:
+def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: TensorsByFile) -> None:
     """A tied checkpoint may also store its output, with the same values."""
     spec = output_spec(config)
     name = stored_name(layout.kind, spec)

@@ -178,6 +178,12 @@ def cached(folder: Path, *, snapshots: int = 1, main: bool = False) -> Any:
     return theirs
 
 
+def damaged_branch(folder: Path) -> None:
+    cached(folder, snapshots=2)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_bytes(b"\xff" * 5000)
+
+
 def in_original(folder: Path, *, config: bool = False) -> Any:
     theirs = meta(folder / "original", LLAMA2_PARAMS | {"n_kv_heads": 2}, **LLAMA2)
     if config:
@@ -202,12 +208,19 @@ def rows_and_tokens(folder: Path, rows: int) -> Any:
     return theirs
 
 
-def stray_shard(folder: Path) -> Any:
+def float8_of_meta(folder: Path) -> None:
+    meta(folder, LLAMA2_PARAMS | {"n_kv_heads": 2}, **LLAMA2)
+    state = torch.load(folder / "consolidated.00.pth", weights_only=True)
+    state["layers.0.feed_forward.w1.weight"] = state["layers.0.feed_forward.w1.weight"].to(torch.float8_e4m3fn)
+    torch.save(state, folder / "consolidated.00.pth")
+
+
+def stray_shard(folder: Path) -> None:
     meta(folder, LLAMA2_PARAMS, **LLAMA2)
     shutil.copy(folder / "consolidated.00.pth", folder / "consolidated.99999999.pth")
 
 
-def reward_model(folder: Path) -> Any:
+def reward_model(folder: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SMALL, num_labels=1)).save_pretrained(folder)
 

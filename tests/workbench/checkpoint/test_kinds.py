@@ -14,7 +14,7 @@ from tests.workbench.checkpoint.kinds import KINDS, Kind
 from workbench.checkpoint import convert, load_model, read_config, read_shape
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.stated_config import stated_config
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, WorkbenchError, WorkbenchWarning
 
 ROWS = [row for rows in KINDS.values() for row in rows]
 
@@ -121,3 +121,6 @@ def test_converting_padded_rows(tmp_path: Path) -> None:
     meta_folder = convert(tmp_path / "hf", tmp_path / "meta", layout="meta")
     model = load_model(meta_folder, device="cpu")
     assert model.config.vocab_size == 640 and model.tokenizer and model.tokenizer.vocab_size == 512
+    padded = "a tokenizer of exactly vocab_size tokens; this one has 512, but the model has 640 rows"
+    with pytest.warns(WorkbenchWarning, match=padded), pytest.warns(WorkbenchWarning, match="no key for the context"):
+        convert(tmp_path / "hf", tmp_path / "pth", layout="meta", container="pth")

