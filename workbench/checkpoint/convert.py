@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.adapter import with_adapter
-from workbench.checkpoint.assemble import MappedPages, Target, assemble
+from workbench.checkpoint.assemble import MappedPages, Target, assemble, assemble_half_split
 from workbench.checkpoint.files import INDEX
 from workbench.checkpoint.load import fitting_tokenizer
-from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint, read_config
+from workbench.checkpoint.manifest import Checkpoint, open_checkpoint, read_config
+from workbench.checkpoint.pieces import Weight
 from workbench.checkpoint.tensors import OUTPUT, Kind, stored_name
 from workbench.checkpoint.write import Entry, write_pth, write_safetensors
 from workbench.config import ModelConfig
 from workbench.config.meta_code import params_for_meta
 from workbench.errors import CheckpointError, WorkbenchWarning
-from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
 
 # Files that are copied unchanged.
@@ -85,8 +85,10 @@ def convert(
     partial_target = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial_target.mkdir(parents=True)
-        write = _write_meta if layout == "meta" else _write_hf
-        write(checkpoint, partial_target, shards, container)
+        if layout == "meta":
+            _write_meta(checkpoint, partial_target, shards, container)
+        else:
+            _write_hf(checkpoint, partial_target, shards)
         _write_companions(checkpoint, tokenizer, layout, partial_target)
         # The configuration is last: a directory without it is not a checkpoint.
         _write_json(partial_target / ("params.json" if layout == "meta" else "config.json"), config)
@@ -146,10 +148,10 @@ def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: st
         write(target / f"consolidated.{rank:02d}.{container}", entries)
 
 
-def _write_hf(checkpoint: Checkpoint, target: Path, shards: int, container: str) -> None:
+def _write_hf(checkpoint: Checkpoint, target: Path, shards: int) -> None:
     pages = MappedPages(checkpoint.layout.weight_files)
     entries = [
-        Entry(stored_name("hf", w.spec), _dtype(w), w.spec.shape, partial(_half_split, w, pages))
+        Entry(stored_name("hf", w.spec), _dtype(w), w.spec.shape, partial(assemble_half_split, w, pages, _dtype(w)))
         for w in checkpoint.weights
     ]
     total = sum(entry.nbytes for entry in entries)
@@ -183,13 +185,8 @@ def _dtype(weight: Weight) -> torch.dtype:
     return weight.pieces[0].tensor.dtype
 
 
-def _shard(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
+def _shard(weight: Weight, pages: MappedPages, *, rank: int, size: int) -> Tensor:
     return assemble(weight, pages, Target(_dtype(weight), torch.device("cpu"), rank, size))
-
-
-def _half_split(weight: Weight, pages: MappedPages) -> Tensor:
-    tensor = _shard(weight, pages)
-    return rope.to_half_split(tensor, weight.spec.rotary_heads) if weight.spec.rotary_heads else tensor
 
 
 def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind, target: Path) -> None:
