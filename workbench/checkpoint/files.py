@@ -234,5 +234,5 @@ def _adapter_note(root: Path) -> tuple[str, ...]:
 
 
 def _names(paths: Iterable[Path]) -> str:
-    names = [path.name[:80] for path in paths]
+    names = [path.name[:80].replace("\n", "\\n") for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

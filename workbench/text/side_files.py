@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from workbench.errors import TokenizerError
+from workbench.file_problem import file_problem
 from workbench.text.engines.engine import AddedToken, Engine
 from workbench.text.roles import Roles, with_templates
 
@@ -136,6 +137,7 @@ class SideFiles:
 
 def _ids(value: object, where: Path) -> list[int]:
     values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    values = [int(token) if isinstance(token, float) and token.is_integer() else token for token in values]
     for token in values:
         if isinstance(token, bool) or not isinstance(token, int):
             raise TokenizerError(f"{where}: a token id must be a number, found {_short(token)}.")
@@ -200,6 +202,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
+        if problem := file_problem(path):
+            raise TokenizerError(f"{path}: {problem}.") from None
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
         raise TokenizerError(f"{path}: not JSON ({reason}); repair or remove this file.") from None
     if not isinstance(content, dict):
