@@ -138,7 +138,7 @@ def test_wrong_params(changes: dict[str, Any], message: str) -> None:
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, "rope_theta is 500000.0 but"),
         ({"rope_parameters": {"rope_type": "default"}}, "contradict each other"),
-        ({"hidden_size": 4096.0}, "hidden_size must be a whole number"),
+        ({"hidden_size": 4096.5}, "hidden_size must be a whole number"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
         ({"tie_word_embeddings": 1}, "must be true or false"),
     ],

@@ -81,7 +81,7 @@ def _layout_in(root: Path, *, weights: bool) -> Layout:
     if meta_config.is_file() and (shards or not hf):
         if weights and not shards:
             raise CheckpointError(f"{folder}: holds params.json, but no consolidated.NN.pth or .safetensors.")
-        return Layout("meta", root, meta_config, shards, notes=_adapter_note(root))
+        return Layout("meta", root, meta_config, shards, notes=(*_meta_note(shards), *_adapter_note(root)))
     if hf:
         if weights:
             raise CheckpointError(_no_weights(root))
@@ -101,28 +101,42 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _meta_files(folder: Path) -> tuple[Path, ...]:
-    for suffix in ("safetensors", "pth"):
-        shards: dict[int, Path] = {}
-        for path in sorted(folder.glob(f"consolidated*.{suffix}")):
-            if match := _META_NAME.fullmatch(path.stem):
-                number = int(match[2]) - 1 if match[2] else int(match[1] or 0)
-                if number in shards:
-                    raise CheckpointError(
-                        f"{folder}: {shards[number].name} and {path.name} are the same shard; remove one."
-                    )
-                shards[number] = path
-        absent = next((number for number in range(len(shards)) if number not in shards), None)
-        if absent is not None:
-            raise CheckpointError(
-                f"{folder}: consolidated.{absent:02d}.{suffix} is missing; found {_names(shards.values())}."
-            )
-        if shards:
-            files = tuple(path for _, path in sorted(shards.items()))
-            counts = {int(match[3]) for path in files if (match := _META_NAME.fullmatch(path.stem)) and match[3]}
-            if counts - {len(files)}:
-                raise CheckpointError(f"{folder}: holds {len(files)} of {max(counts)} shards, {_names(files)}.")
-            return files
-    return ()
+    """Meta's weight files of one format, safetensors first."""
+    return _meta_shards(folder, "safetensors") or _meta_shards(folder, "pth")
+
+
+def _meta_note(files: tuple[Path, ...]) -> tuple[str, ...]:
+    """A note if the same directory holds weights in the other format, which may be older or newer ones."""
+    first = files[0] if files else None
+    if first is None or first.suffix != ".safetensors" or not any(_is_meta(p) for p in first.parent.glob("*.pth")):
+        return ()
+    return (f"{first}: is loaded; the consolidated.*.pth files next to it are not used.",)
+
+
+def _is_meta(path: Path) -> bool:
+    return _META_NAME.fullmatch(path.stem) is not None
+
+
+def _meta_shards(folder: Path, suffix: str) -> tuple[Path, ...]:
+    shards: dict[int, Path] = {}
+    for path in sorted(folder.glob(f"consolidated*.{suffix}")):
+        if match := _META_NAME.fullmatch(path.stem):
+            number = int(match[2]) - 1 if match[2] else int(match[1] or 0)
+            if number in shards:
+                raise CheckpointError(
+                    f"{folder}: {shards[number].name} and {path.name} are the same shard; remove one."
+                )
+            shards[number] = path
+    absent = next((number for number in range(len(shards)) if number not in shards), None)
+    if absent is not None:
+        raise CheckpointError(
+            f"{folder}: consolidated.{absent:02d}.{suffix} is missing; found {_names(shards.values())}."
+        )
+    files = tuple(path for _, path in sorted(shards.items()))
+    counts = {int(match[3]) for path in files if (match := _META_NAME.fullmatch(path.stem)) and match[3]}
+    if counts - {len(files)}:
+        raise CheckpointError(f"{folder}: holds {len(files)} of {max(counts)} shards, {_names(files)}.")
+    return files
 
 
 def _hf_layout(root: Path) -> Layout:
@@ -220,5 +234,5 @@ def _adapter_note(root: Path) -> tuple[str, ...]:
 
 
 def _names(paths: Iterable[Path]) -> str:
-    names = [path.name[:80] for path in paths]
+    names = [path.name[:80].replace("\n", "\\n") for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

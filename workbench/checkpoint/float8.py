@@ -20,6 +20,7 @@ from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTens
 from workbench.errors import CheckpointError, ConfigError
 
 QUANTISATION_KEYS = ("quantization_config", "compression_config")
+_BITS = ("load_in_8bit", "load_in_4bit")  # of bitsandbytes
 _FLOAT8 = tuple(
     getattr(torch, name)
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
@@ -74,11 +75,13 @@ def float8_scaling(config: Mapping[str, Any], source: str) -> Float8 | None:
     Raises: ConfigError for a quantisation other than float8, by name, with what to do.
     """
     settings = next((config[key] for key in QUANTISATION_KEYS if config.get(key) is not None), None)
-    if settings is None:
+    if settings is None or settings is False:
         return None
     if not isinstance(settings, dict):
         raise ConfigError(f"{source}: quantization_config must be an object, found {type(settings).__name__}.")
     method = settings.get("quant_method") or _method_of_old_files(settings)
+    if not settings or (method == "bitsandbytes" and all(settings.get(name) is False for name in _BITS)):
+        return None
     if method == "fbgemm_fp8":
         return Float8(method, (1, 0))
     if method == "fp8":
@@ -89,7 +92,7 @@ def float8_scaling(config: Mapping[str, Any], source: str) -> Float8 | None:
 
 
 def _method_of_old_files(settings: Mapping[str, Any]) -> str:
-    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
+    if any(isinstance(settings.get(name), bool) for name in _BITS):
         return "bitsandbytes"
     return "compressed-tensors" if "config_groups" in settings else "unknown"
 

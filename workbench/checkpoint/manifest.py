@@ -5,7 +5,7 @@ It opens files and compares names; `pieces.py` compares dtypes and shapes, `asse
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from workbench.checkpoint.tensors import (
     HARMLESS,
     OUTPUT,
     TensorSpec,
+    meta_names,
     output_spec,
     published_names,
     stored_name,
@@ -113,8 +114,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         _check_index(layout, files)
         files, about_scaling = scaled(files, float8_scaling(read_json(layout.config_file), str(layout.config_file)))
         notes += about_scaling
-        names = published_names(name for tensors in files.values() for name in tensors)
-        files = {path: {names[name]: tensor for name, tensor in tensors.items()} for path, tensors in files.items()}
+        files = _renamed(files, published_names)
     elif layout.kind == "meta":
         config = _infer_tied_output(config, files)
     if config.tied_output:
@@ -129,8 +129,21 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _open(layout: Layout) -> TensorsByFile:
     """The tensors of each weight file, by their stored names."""
-    read = open_gguf if layout.kind == "gguf" else open_tensors
-    return {file: read(file) for file in layout.weight_files}
+    if layout.kind == "gguf":
+        return {file: open_gguf(file) for file in layout.weight_files}
+    files: Files = {file: open_tensors(file) for file in layout.weight_files}
+    return _renamed(files, meta_names) if layout.kind == "meta" else files
+
+
+def _renamed(files: Files, published: Callable[[Iterable[str]], dict[str, str]]) -> Files:
+    """The tensors under the names that `published` gives for those of all files."""
+    names = published(name for tensors in files.values() for name in tensors)
+    stored = {name: old for old, name in names.items()}
+    for old, name in names.items():
+        if stored[name] != old:
+            both = f"{short(old)} and {short(stored[name])}"
+            raise CheckpointError(f"{next(iter(files))}: tensors {both} are both {short(name)}; expected one.")
+    return {path: {names[name]: tensor for name, tensor in tensors.items()} for path, tensors in files.items()}
 
 
 def _with_embedding(layout: Layout, config: ModelConfig, files: TensorsByFile) -> TensorsByFile:
@@ -165,7 +178,8 @@ def _check_index(layout: Layout, files: TensorsByFile) -> None:
 def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: TensorsByFile) -> None:
     known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
     for path, tensors in files.items():
-        extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
+        # A tensor without an axis is a count of a training program, no weight.
+        extra = [n for n, tensor in tensors.items() if n not in known and tensor.shape and not HARMLESS.search(n)]
         for name in filter(FREQUENCIES.search, extra):
             problem = stored_frequencies.contradiction(all_values(tensors[name]), config)
             if problem:
@@ -206,5 +220,6 @@ def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: T
         ):
             raise CheckpointError(
                 f"{copy.file}: tensor {short(name)} differs from {embedding.stored_name!r}, but "
-                f"{layout.config_file.name} says that they are tied; expected equal values."
+                f"{layout.config_file.name} says that they are tied; expected equal values. If the output is "
+                "a table of its own, set that in the configuration."
             )

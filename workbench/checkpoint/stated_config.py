@@ -38,7 +38,7 @@ def stated_config(layout: Layout, files: TensorsByFile | None = None) -> tuple[M
         unknown = ignored_keys(values, source)
         return config, (_ignored(source, unknown),) if unknown else ()
     vocab_size = None
-    if values.get("vocab_size", -1) == -1:
+    if values.get("vocab_size") in (None, -1):
         vocab_size = _embedding_rows(files, values.get("dim")) if files else _tokenizer_size(layout)
     llama3 = _has_tiktoken_file(layout)
     config = ModelConfig.from_meta(values, source=source, vocab_size=vocab_size, llama3=llama3)

@@ -90,6 +90,13 @@ def published_names(stored: Iterable[str]) -> dict[str, str]:
     return {name: published(name) for name in names}
 
 
+def meta_names(stored: Iterable[str]) -> dict[str, str]:
+    """Meta's published name of each stored one, without a wrapper's `module.` or `_orig_mod.`."""
+    names = list(stored)
+    prefix = next((name.removesuffix(EMBEDDING) for name in names if name.endswith(EMBEDDING)), "")
+    return {name: name.removeprefix(prefix) for name in names}
+
+
 def stored_name(kind: StoredKind, spec: TensorSpec) -> str:
     """Name of this weight in a layout."""
     return spec.hf_name if kind == "hf" else spec.name if kind == "meta" else _gguf_name(spec)

@@ -22,7 +22,8 @@ PICKLE_LIMIT = 16 << 20  # bytes; that of a model of 126 layers has 0.2 MB
 _LOCAL = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, CRC, two sizes, two lengths
 _HAS_DESCRIPTOR = 1 << 3
 # Names under which training programs store a model's weights next to other state.
-_NESTED = ("model", "state_dict", "model_state_dict", "module")
+_NESTED = ("model", "state_dict", "model_state_dict", "module", "weights", "params", "net")
+_DEEPEST = 4
 
 
 class _DamagedZipError(Exception):
@@ -123,7 +124,9 @@ def _check_member(stream: BinaryIO, member: zipfile.ZipInfo, start: int, end: in
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
+            break
         content = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}.")

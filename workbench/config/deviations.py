@@ -29,7 +29,7 @@ _OFF = (False, 0)
 # The first rule whose pattern matches decides.
 _RULES = (
     _Rule("the model has biases", r"no_bias|bias_free", (True,)),
-    _Rule("the model has biases", r"(.*_)?bias(es)?(_.*)?|add_bias.*"),
+    _Rule("the model has biases", r"(.*_)?bias(es)?(_.*)?|add_bias.*", _OFF),
     _Rule(
         "the MLP has another activation",
         r"hidden_act(ivation)?|act(ivation)?(_fn|_func|_function|_type)?|(mlp|ffn)_act.*",

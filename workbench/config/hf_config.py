@@ -59,7 +59,7 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
     _check_head(keys)
     context = 0
     if keys.take("max_position_embeddings") is not None:
-        context = keys.size("max_seq_len", "max_position_embeddings", integral_float=True)
+        context = keys.size("max_seq_len", "max_position_embeddings")
     theta, scaling, unknown = _rope(keys, context)
     context = context or (SCALED_CONTEXT if isinstance(scaling, Llama3Scaling) else PLAIN_CONTEXT)
     n_heads = keys.size("n_heads", "num_attention_heads")
@@ -115,7 +115,7 @@ def _rope(keys: Keys, context: int) -> tuple[float, Scaling | None, list[str]]:
     stated = keys.take("rope_theta")
     original = keys.take("original_max_position_embeddings")
     if original is not None:
-        original = keys.size("max_seq_len", "original_max_position_embeddings", integral_float=True)
+        original = keys.size("max_seq_len", "original_max_position_embeddings")
     settings, unknown = [], []
     for name in ("rope_scaling", "rope_parameters"):
         group = keys.group(name)
@@ -152,7 +152,7 @@ def _scaling(keys: Keys, context: int, original: int | None) -> Scaling | None:
         raise ConfigError(f"{keys.source}: {short(per_layer)} is {short(keys.values[per_layer])}: not supported.")
 
     def original_context() -> int:
-        value = keys.size("max_seq_len", "original_max_position_embeddings", context, integral_float=True)
+        value = keys.size("max_seq_len", "original_max_position_embeddings", context)
         return value if original is None else original
 
     scaling: Scaling | None = None

@@ -58,12 +58,12 @@ class Keys:
         value = self.values.get(name)
         return default if value is None else value
 
-    def whole(self, name: str, default: int | None = None, *, integral_float: bool = False) -> int:
-        """A whole number; with `integral_float`, 8192.0 is one too."""
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number; 8192.0 is one too."""
         value = self.take(name, default)
         if value is None:
             raise ConfigError(f"{self.source}: {name} is missing.")
-        if integral_float and isinstance(value, float) and value.is_integer():
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{self.source}: {name} must be a whole number, found {short(value)}.")
@@ -71,9 +71,9 @@ class Keys:
             raise ConfigError(f"{self.source}: {name} is {short(value)}, which no model has.")
         return value
 
-    def size(self, field: str, name: str, default: int | None = None, *, integral_float: bool = False) -> int:
+    def size(self, field: str, name: str, default: int | None = None) -> int:
         """A whole number that a model can have for this field of ModelConfig."""
-        value = self.whole(name, default, integral_float=integral_float)
+        value = self.whole(name, default)
         if value > LARGEST[field]:
             raise ConfigError(f"{self.source}: {name} is {short(value)}; the largest supported is {LARGEST[field]:,}.")
         if value < (0 if default == 0 else 1):
@@ -90,6 +90,8 @@ class Keys:
 
     def group(self, name: str) -> dict[str, Any] | None:
         value = self.take(name)
+        if value is False or value == []:  # some programs write these for "none"
+            return None
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{self.source}: {name} must be an object, found {short(value)}.")
         return value

@@ -11,7 +11,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), int if field.name == "top_k" else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = "a whole number" if kind is int else "a number"
+                raise GenerationError(f"{field.name} must be {what}; found {value!r:.80}.")
         allowed = {
             "temperature": (0 <= self.temperature < 1e300, "at least 0 and below 1e300"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -141,7 +141,7 @@ def chat_prompt(
     )
     dicts = [message.to_dict() if isinstance(message, Message) else message for message in messages]
     text = render(dicts, tools=tools)
-    if tools and text == render(dicts):
+    if tools and _ignores_tools(render, dicts, text):
         _warn_of_tools(tools)
     pattern = _special_pattern(tuple(tokenizer.special_tokens))
     mark = _unused_character(source, dicts, tools)
@@ -169,6 +169,14 @@ def warn_of_builtin_format(tokenizer: Tokenizer, folder: Path | None) -> None:
     if folder is not None and format_of(tokenizer) == BUILTIN and not (folder / "params.json").is_file():
         text = "this checkpoint has no chat template; Llama 3's format is used, which the model may not know."
         warnings.warn(text, WorkbenchWarning, stacklevel=3)
+
+
+def _ignores_tools(render: Callable[..., str], dicts: Sequence[Any], text: str) -> bool:
+    """Whether a text is the same without tools; a template that cannot do without them uses them."""
+    try:
+        return text == render(dicts)
+    except ChatError:
+        return False
 
 
 def _warn_of_tools(tools: Tools | None) -> None:

@@ -135,6 +135,7 @@ class SideFiles:
 
 def _ids(value: object, where: Path) -> list[int]:
     values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    values = [int(token) if isinstance(token, float) and token.is_integer() else token for token in values]
     for token in values:
         if isinstance(token, bool) or not isinstance(token, int):
             raise TokenizerError(f"{where}: a token id must be a number, found {_short(token)}.")

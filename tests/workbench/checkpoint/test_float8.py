@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(
         ({"quant_method": "torchao"}, "torchao"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "x" * 5000}, "xxx"),
-        ({}, "unknown"),
+        ({"bits": 4}, "unknown"),
         ("fp8", "must be an object"),
         (compressed("group", num_bits=4, type="int"), r"4-bit int.*dequantize=True"),
         (compressed("channel", type="int"), "8-bit int"),

@@ -169,6 +169,14 @@ def test_named_templates_of_a_folder(tmp_path: Path) -> None:
         chat_prompt(ours, messages, template="x")
 
 
+def test_a_template_that_cannot_do_without_tools(tmp_path: Path) -> None:
+    templates = {"default": TEMPLATES["smollm2"], "tool_use": "{{ tools | length }} tools: {{ messages[0].content }}"}
+    reference = save(byte_level([*CHATML, *LLAMA3]), tmp_path, templates, "<|im_start|>")
+    messages, tools = CONVERSATIONS["tools"]
+    expected = reference.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert wb.render_chat(Tokenizer.from_file(tmp_path), messages, tools=tools) == expected
+
+
 def test_without_a_template_llama_3_has_its_own_and_others_are_refused(tmp_path: Path) -> None:
     builtin = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
     assert format_of(builtin) == "llama3" and template_source(builtin) is None

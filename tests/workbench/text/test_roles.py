@@ -160,6 +160,28 @@ def test_no_roles_at_all(folder: Folder) -> None:
     assert folder.read(config={"bos_token_id": 65, "eos_token_id": 66}).bos_id == 65
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer, not the file itself"),
+        ("<!DOCTYPE html><html>", "is a web page"),
+        ("", "is empty"),
+        ("{", "not JSON"),
+    ],
+)
+def test_files_next_to_a_tokenizer_that_are_others(folder: Folder, file: str, content: str, problem: str) -> None:
+    (folder.path / file).write_text(content)
+    with pytest.raises(TokenizerError, match=f"{file}: {problem}"):
+        folder.read()
+
+
+def test_ids_that_are_written_as_floats(folder: Folder) -> None:
+    assert folder.read(config={"eos_token_id": [257.0, 265]}).stop_ids >= {257, 265}
+    with pytest.raises(TokenizerError, match="must be a number, found '257.5'"):
+        folder.read(config={"eos_token_id": 257.5})
+
+
 def test_templates_by_name(folder: Folder) -> None:
     named = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
     ours = folder.read(tokenizer_config={"chat_template": named})
