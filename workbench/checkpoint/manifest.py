@@ -131,11 +131,11 @@ def _open(layout: Layout) -> TensorsByFile:
     """The tensors of each weight file, by their stored names."""
     if layout.kind == "gguf":
         return {file: open_gguf(file) for file in layout.weight_files}
-    files: Files = {file: open_tensors(file) for file in layout.weight_files}
+    files: TensorsByFile = {file: open_tensors(file) for file in layout.weight_files}
     return _renamed(files, meta_names) if layout.kind == "meta" else files
 
 
-def _renamed(files: Files, published: Callable[[Iterable[str]], dict[str, str]]) -> Files:
+def _renamed(files: TensorsByFile, published: Callable[[Iterable[str]], dict[str, str]]) -> TensorsByFile:
     """The tensors under the names that `published` gives for those of all files."""
     names = published(name for tensors in files.values() for name in tensors)
     stored = {name: old for old, name in names.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.workbench.checkpoint.checkpoints import meta_state
-from tests.workbench.checkpoint.test_kinds import LLAMA2, LLAMA2_PARAMS, hf, meta
+from tests.workbench.checkpoint.kind_builders import LLAMA2, LLAMA2_PARAMS, hf, meta
 from workbench.checkpoint import load_model
 from workbench.errors import ConfigError, WorkbenchError, WorkbenchWarning
 
