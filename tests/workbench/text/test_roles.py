@@ -167,7 +167,7 @@ def test_no_roles_at_all(folder: Folder) -> None:
         ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer, not the file itself"),
         ("<!DOCTYPE html><html>", "is a web page"),
         ("", "is empty"),
-        ("{", "not JSON"),
+        ("{", "not readable as JSON"),
     ],
 )
 def test_files_next_to_a_tokenizer_that_are_others(folder: Folder, file: str, content: str, problem: str) -> None:
