@@ -144,7 +144,8 @@ def _note(result: Patching, loaded: Transformer, pair: Pair) -> None:
 
     with torch.no_grad():
         largest = float(loaded(pair.clean.to(loaded.device))[:, -1].abs().max())
-    difference, rounding = abs(float(result.clean.mean() - result.corrupted.mean())), largest * torch.finfo(loaded.dtype).eps
+    difference = abs(float(result.clean.mean() - result.corrupted.mean()))
+    rounding = largest * torch.finfo(loaded.dtype).eps
     if difference < 100 * rounding:
         name = str(loaded.dtype).removeprefix("torch.")
         print(f"note: clean and corrupted differ by {difference:.3g}, and {name} rounds logits here by {rounding:.2g};"
