@@ -1,7 +1,7 @@
 """`evaluate` on the real model equals lm-eval's own Hugging Face backend on the same folder, in float32.
 
-A few questions of each task by default. REAL_MODEL_WHOLE=1 takes two MMLU subjects whole and 50 GSM8K questions with
-answers of the task's own length, which takes about half an hour of one core.
+Two questions of each task by default. REAL_MODEL_WHOLE=1 takes two MMLU subjects whole and 50 GSM8K questions with the
+task's own examples and length of answers, which takes about half an hour of one core.
 """
 
 import os
@@ -21,7 +21,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 WHOLE = os.environ.get("REAL_MODEL_WHOLE") == "1"
-SUBJECTS = ("mmlu_global_facts", "mmlu_abstract_algebra")
+SUBJECTS = ("mmlu_global_facts", "mmlu_abstract_algebra") if WHOLE else ("mmlu_global_facts",)
 TOLERANCE = 1e-4
 
 
@@ -67,14 +67,21 @@ def test_log_probabilities(smollm2: Path, hf_backend: Any, shared_data: Path, tm
             assert mine.prompt.count("Answer:") == 6
             assert mine.logprobs == pytest.approx([pair[0] for pair in other["filtered_resps"]], abs=TOLERANCE)
             compared += len(mine.logprobs)
-    assert compared == (2 * 100 if WHOLE else 2 * 2) * 4
+    assert compared == len(SUBJECTS) * (100 if WHOLE else 2) * 4
     assert_equal_scores(run, theirs)
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
 def test_generated_texts(smollm2: Path, hf_backend: Any, shared_data: Path, tmp_path: Path, chat: bool) -> None:
-    limit, tokens = (50, {}) if WHOLE else (2, {"max_gen_toks": 24})
-    settings = Settings(tasks=("gsm8k",), output=tmp_path, data=shared_data, limit=limit, gen_kwargs=tokens, chat=chat)
+    settings = Settings(
+        tasks=("gsm8k",),
+        output=tmp_path,
+        data=shared_data,
+        limit=50 if WHOLE else 2,
+        num_fewshot=None if WHOLE else 1,
+        gen_kwargs={} if WHOLE else {"max_gen_toks": 24},
+        chat=chat,
+    )
     run = evaluate(str(smollm2), settings, device="cpu", dtype="float32")
     theirs = expected(hf_backend, shared_data, settings)
     texts = run.samples("gsm8k").drop_duplicates("doc_id").set_index("doc_id")
@@ -83,5 +90,5 @@ def test_generated_texts(smollm2: Path, hf_backend: Any, shared_data: Path, tmp_
         assert mine.prompt == sample["arguments"][0][0]
         assert mine.response == sample["resps"][0][0], sample["doc_id"]
         assert len(mine.response) > 20
-    assert len(texts) == limit
+    assert len(texts) == settings.limit
     assert_equal_scores(run, theirs)
