@@ -18,7 +18,7 @@ help:
 	@echo "make test        run all tests (PYTEST_ARGS adds arguments for pytest)"
 	@echo "make test-peers  compare activations and probes with TransformerLens, installed into .venv-peers"
 	@echo "make check       run ruff and mypy, and check that the generated docs are up to date"
-	@echo "make docs        write docs/hooks.md, docs/cli.md and docs/probes.md from the code"
+	@echo "make docs        write docs/hooks.md, cli.md, probes.md and checkpoints.md from the code"
 	@echo "make constraints write constraints.txt from the versions in .venv"
 	@echo "make clean       remove caches and results, but not .venv"
 

@@ -47,6 +47,7 @@ def show() -> None:
     with page("Overview", "Model size, memory and provenance, and its predictions for a prompt.", ABOUT) as head:
         model = computed.model()
         _shape(model)
+        _notes(model)
         tour.show_examples(model)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
@@ -86,6 +87,14 @@ def _shape(model: Transformer) -> None:
     }
     with st.container(border=True, key="shape"):
         metric_row(values)
+
+
+def _notes(model: Transformer) -> None:
+    """What a user should know about the checkpoint's files, for example why its tokenizer is not used."""
+    if model.notes:
+        with card("Notes about this checkpoint", key="notes"):
+            for note in model.notes:
+                st.text(plain(note))
 
 
 def _parts(model: Transformer) -> None:

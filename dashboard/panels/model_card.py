@@ -22,7 +22,7 @@ def show() -> None:
         with st.container(horizontal=True, vertical_alignment="bottom", key="add_model_row"):
             text = st.text_input(
                 "Checkpoint folder", key="add_model", max_chars=1000, placeholder="/checkpoints/Llama-3.2-1B",
-                help="A folder on this server with a Meta or Hugging Face checkpoint.",
+                help="On this server: a folder with Meta's or Hugging Face's files, or a GGUF file.",
             )  # fmt: skip
             st.button("Add", key="add_model_button", on_click=_add, disabled=not text.strip())
         refused = st.session_state.pop("_model_refused", None)

@@ -52,6 +52,23 @@ def find_unfinished(name: str, results: Path) -> UnfinishedRun | None:
     return matches[0] if len(matches) == 1 else None
 
 
+def stopped_run(run: str, results: Path) -> tuple[str, Path]:
+    """The name and the folder of a stopped run, given its name, or a folder with exactly one stopped run.
+
+    Raises: DataError if `run` is a folder with none, or with several.
+    """
+    from evals.store.store import unfinished
+
+    if not Path(run).is_dir():
+        return run, results
+    stopped = [candidate for candidate in unfinished(Path(run))[0] if candidate.run.status != "running"]
+    if len(stopped) == 1:
+        return stopped[0].run.id, stopped[0].root
+    if not stopped:
+        raise DataError(f"there is no stopped run in {run}; `workbench eval list --results {run}` shows its runs.")
+    raise DataError(f"{len(stopped)} runs in {run} are stopped; name one: {resume_command(stopped[0])}.")
+
+
 def unfinished_error(run: UnfinishedRun) -> DataError:
     advice = "wait until it ends" if run.run.status == "running" else f"continue it with {resume_command(run)}"
     return DataError(f"run {run.run.id} is {run.run.status}: it has no complete results yet; {advice}.")

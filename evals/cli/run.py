@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.find_run import find
+from evals.cli.find_run import find, stopped_run
 from evals.cli.options import (
     Adapter,
     AsJson,
@@ -190,7 +190,10 @@ def run(
 
 def resume(
     run: Annotated[
-        str, typer.Argument(help="Name of the run or the start of it; `workbench eval list` shows the names.")
+        str,
+        typer.Argument(
+            help="Name of the run, or its start, as `workbench eval list` shows it; or the folder of a stopped run."
+        ),
     ],
     results: Annotated[Path, typer.Option("--results", help="Results folder of the run.")] = Path("results"),
     tensor_parallel: TensorParallel = 1,
@@ -201,7 +204,8 @@ def resume(
     from evals.run.evaluate import resume as go_on
 
     team = team_of(tensor_parallel)
-    report_finished(go_on(results, run, team=team), team, as_json=as_json)
+    name, folder = team.broadcast(lambda: stopped_run(run, results))
+    report_finished(go_on(folder, name, team=team), team, as_json=as_json)
 
 
 def batch(

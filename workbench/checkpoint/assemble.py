@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
-from workbench.checkpoint.manifest import Piece, Weight
+from workbench.checkpoint.pieces import Piece, Weight
 from workbench.errors import CheckpointError
 from workbench.layers import rope
 
@@ -70,6 +70,12 @@ def assemble(weight: Weight, pages: MappedPages, target: Target) -> Tensor:
         if isinstance(piece.tensor, Tensor):
             pages.release_pages(piece.tensor[source])
     return out
+
+
+def assemble_half_split(weight: Weight, pages: MappedPages, dtype: torch.dtype) -> Tensor:
+    """The complete weight on the CPU, with the rows of wq and wk in Hugging Face's order. Raises: as `assemble`."""
+    values = assemble(weight, pages, Target(dtype, torch.device("cpu")))
+    return rope.to_half_split(values, weight.spec.rotary_heads) if weight.spec.rotary_heads else values
 
 
 def verify(weights: Sequence[Weight], tensors: Sequence[Tensor], target: Target) -> None:

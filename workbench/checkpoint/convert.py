@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoint.adapter import with_adapter
-from workbench.checkpoint.assemble import MappedPages, Target, assemble
+from workbench.checkpoint.assemble import MappedPages, Target, assemble, assemble_half_split
 from workbench.checkpoint.files import INDEX
 from workbench.checkpoint.load import fitting_tokenizer
-from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint, read_config
+from workbench.checkpoint.manifest import Checkpoint, open_checkpoint, read_config
+from workbench.checkpoint.pieces import Weight
 from workbench.checkpoint.tensors import OUTPUT, Kind, stored_name
 from workbench.checkpoint.write import Entry, write_pth, write_safetensors
 from workbench.config import ModelConfig
 from workbench.config.meta_code import params_for_meta
 from workbench.errors import CheckpointError, WorkbenchWarning
-from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
 
 # Files that are copied unchanged.
@@ -56,9 +56,9 @@ def convert(
 
     `adapter` is the folder of a LoRA adapter, which is merged into the weights. `shards` is Meta's tensor-parallel
     size, or the number of files in Hugging Face's layout. `container` "pth" is for Meta's own code: its params.json has
-    only Meta's keys, and a tied output is written too. Values and dtypes are not changed, except that quantised and
-    merged weights are rounded to the dtype in which they load. The tokenizer is copied. Files get their final names
-    when all of them are complete.
+    only Meta's keys, and a tied output is written too. A WorkbenchWarning names what that code would take otherwise.
+    Values and dtypes are not changed, except that quantised and merged weights are rounded to the dtype in which they
+    load. The tokenizer is copied. Files get their final names when all of them are complete.
 
     Raises: CheckpointError if the source does not load, the target holds a checkpoint or cannot be written, `shards`
         does not fit, or Meta's code cannot compute the model.
@@ -85,8 +85,10 @@ def convert(
     partial_target = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial_target.mkdir(parents=True)
-        write = _write_meta if layout == "meta" else _write_hf
-        write(checkpoint, partial_target, shards, container)
+        if layout == "meta":
+            _write_meta(checkpoint, partial_target, shards, container)
+        else:
+            _write_hf(checkpoint, partial_target, shards)
         _write_companions(checkpoint, tokenizer, layout, partial_target)
         # The configuration is last: a directory without it is not a checkpoint.
         _write_json(partial_target / ("params.json" if layout == "meta" else "config.json"), config)
@@ -97,11 +99,17 @@ def convert(
         raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(partial_target, ignore_errors=True)
-    context = read_config(target).max_seq_len
+    context, rows = read_config(target).max_seq_len, checkpoint.config.vocab_size
     if context != checkpoint.config.max_seq_len:
         text = (
             f"{target}: Meta's params.json has no key for the context of {checkpoint.config.max_seq_len:,} tokens; "
             f"loaded from there, the model has {context:,}."
+        )
+        warnings.warn(text, WorkbenchWarning, stacklevel=2)
+    if container == "pth" and tokenizer and tokenizer.vocab_size != rows:
+        text = (
+            f"{target}: Meta's code needs a tokenizer of exactly vocab_size tokens; this one has "
+            f"{tokenizer.vocab_size:,}, but the model has {rows:,} rows."
         )
         warnings.warn(text, WorkbenchWarning, stacklevel=2)
     return target
@@ -140,10 +148,10 @@ def _write_meta(checkpoint: Checkpoint, target: Path, shards: int, container: st
         write(target / f"consolidated.{rank:02d}.{container}", entries)
 
 
-def _write_hf(checkpoint: Checkpoint, target: Path, shards: int, container: str) -> None:
+def _write_hf(checkpoint: Checkpoint, target: Path, shards: int) -> None:
     pages = MappedPages(checkpoint.layout.weight_files)
     entries = [
-        Entry(stored_name("hf", w.spec), _dtype(w), w.spec.shape, partial(_half_split, w, pages))
+        Entry(stored_name("hf", w.spec), _dtype(w), w.spec.shape, partial(assemble_half_split, w, pages, _dtype(w)))
         for w in checkpoint.weights
     ]
     total = sum(entry.nbytes for entry in entries)
@@ -177,13 +185,8 @@ def _dtype(weight: Weight) -> torch.dtype:
     return weight.pieces[0].tensor.dtype
 
 
-def _shard(weight: Weight, pages: MappedPages, *, rank: int = 0, size: int = 1) -> Tensor:
+def _shard(weight: Weight, pages: MappedPages, *, rank: int, size: int) -> Tensor:
     return assemble(weight, pages, Target(_dtype(weight), torch.device("cpu"), rank, size))
-
-
-def _half_split(weight: Weight, pages: MappedPages) -> Tensor:
-    tensor = _shard(weight, pages)
-    return rope.to_half_split(tensor, weight.spec.rotary_heads) if weight.spec.rotary_heads else tensor
 
 
 def _write_companions(checkpoint: Checkpoint, tokenizer: Tokenizer | None, layout: Kind, target: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,6 +39,9 @@ class EncodedTensor(ABC):
 
 StoredTensor = Tensor | EncodedTensor
 """A tensor of a weight file: a view of the mapped file, or an encoded tensor. Both take an `Index` in brackets."""
+
+TensorsByFile = Mapping[Path, Mapping[str, StoredTensor]]
+"""The tensors of each weight file, by their names there."""
 
 
 def all_values(tensor: StoredTensor) -> Tensor:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.checkpoint.gguf import gguf_files
-from workbench.checkpoint.read import read_json
 from workbench.checkpoint.sources.names import is_fetchable, resolve
 from workbench.checkpoint.tensors import StoredKind
 from workbench.errors import CheckpointError
 from workbench.file_problem import file_problem
 from workbench.provenance import hub_repository
+from workbench.small_files import read_json
 
 INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
@@ -24,7 +24,7 @@ ADAPTER = "adapter_config.json"
 _LONGEST_NAME = 200  # characters of a file's name; most systems have a limit of 255 bytes
 _META_NAME = re.compile(r"consolidated(?:\.(\d+)|-(\d+)-of-(\d+))?")
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})")
-# Weight files that are no model: they belong to an adapter, an optimiser, or another program's format.
+# Weight files that are not a model: they belong to an adapter, an optimiser, or another program's format.
 _NOT_A_MODEL = re.compile(r"adapter|optimizer|scheduler|training_args|rng_state|consolidated|lora|projector")
 
 
@@ -188,8 +188,8 @@ def _no_weights(root: Path) -> str:
     if any(_META_NAME.fullmatch(path.stem) for path in files):
         return f"{root}: holds Meta's weights, {_names(files)}, but Meta's params.json is missing."
     others = [path for pattern in ("*.gguf", "*.h5", "*.msgpack", "*.onnx") for path in root.glob(pattern)]
-    found = f"; found {_names(others)}" if others else ""
-    return f"{root}: holds config.json, but neither model.safetensors nor pytorch_model.bin nor an index{found}."
+    other_files = f"; found {_names(others)}" if others else ""
+    return f"{root}: holds config.json, but neither model.safetensors nor pytorch_model.bin nor an index{other_files}."
 
 
 def _no_configuration(root: Path) -> str:

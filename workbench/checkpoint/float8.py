@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTensor
+from workbench.checkpoint.encoded_tensor import EncodedTensor, Index, StoredTensor, TensorsByFile
 from workbench.errors import CheckpointError, ConfigError
 
 QUANTISATION_KEYS = ("quantization_config", "compression_config")
@@ -138,10 +138,7 @@ def _block_shape(stated: Any, source: str) -> tuple[int, int]:
     return stated[0], stated[1]
 
 
-Files = Mapping[Path, Mapping[str, StoredTensor]]
-
-
-def scaled(files: Files, scaling: Float8 | None) -> tuple[Files, tuple[str, ...]]:
+def scaled(files: TensorsByFile, scaling: Float8 | None) -> tuple[TensorsByFile, tuple[str, ...]]:
     """The tensors of all files with float8 weights scaled and without the scales, and notes for the user.
 
     A weight and its scale may be in different files.

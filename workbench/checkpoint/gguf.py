@@ -147,7 +147,7 @@ class Quantisation:
 
     def __str__(self) -> str:
         types = ", ".join(f"{name} ({count} tensor{'s' if count > 1 else ''})" for name, count in self.types.items())
-        return f"{types}; {self.bits_per_weight:.2f} bits a weight"
+        return f"{types}; {self.bits_per_weight:.2f} bits per weight"
 
 
 def quantisation(files: tuple[Path, ...]) -> Quantisation:

@@ -18,6 +18,8 @@ from torch import Tensor
 from workbench.checkpoint.encoded_tensor import StoredTensor, all_values
 from workbench.checkpoint.gguf import open_gguf
 from workbench.config import Llama3Scaling, ModelConfig
+from workbench.config.hf_config import hf_scaling
+from workbench.config.keys import short
 from workbench.errors import ConfigError
 from workbench.gguf_file import GgufHeader, read_header
 from workbench.layers import rope
@@ -102,27 +104,27 @@ class _Metadata:
         self.header = header
         kind = header.metadata.get("general.type", "model")
         if kind != "model":
-            raise self.error(f"general.type is {_short(kind)}; expected a complete model")
+            raise self.error(f"general.type is {short(kind)}; expected a complete model")
         architecture = header.metadata.get("general.architecture")
         if architecture != "llama":
-            raise self.error(f"the architecture is {_short(architecture)}; only 'llama' can be loaded")
+            raise self.error(f"the architecture is {short(architecture)}; only 'llama' can be loaded")
 
     def refuse_other_computations(self) -> None:
         for name, neutral in _NEUTRAL.items():
             value = self.header.metadata.get(f"llama.{name}")
             if value is not None and value not in neutral:
-                raise self.error(f"{name} is {_short(value)}, which this model does not compute")
+                raise self.error(f"{name} is {short(value)}, which this model does not compute")
 
     def whole(self, name: str, default: int | None = None) -> int:
         value = self._value(name, default)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self.error(f"{name} must be a whole number, found {_short(value)}")
+            raise self.error(f"{name} must be a whole number, found {short(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._value(name, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self.error(f"{name} must be a number, found {_short(value)}")
+            raise self.error(f"{name} must be a number, found {short(value)}")
         return _decimal(float(value))
 
     def _value(self, name: str, default: Any) -> Any:
@@ -144,11 +146,6 @@ def _decimal(value: float) -> float:
     return short if torch.tensor(short, dtype=torch.float32) == single else value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
 def _rope_scaling(keys: _Metadata, head_dim: int, theta: float, divisors: StoredTensor | None) -> dict[str, Any] | None:
     """RoPE scaling in Hugging Face's terms, from the metadata or from the divisors."""
     metadata = keys.header.metadata
@@ -160,14 +157,8 @@ def _rope_scaling(keys: _Metadata, head_dim: int, theta: float, divisors: Stored
         factor = keys.number("rope.scaling.factor", 1.0)
     if divisors is not None and (scaling := _from_divisors(keys, head_dim, theta, divisors)):
         if kind != "none" and factor != 1:
-            raise keys.error(f"rope.scaling.type is {_short(kind)}, and {DIVISORS} scales too")
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
+            raise keys.error(f"rope.scaling.type is {short(kind)}, and {DIVISORS} scales too")
+        return hf_scaling(scaling)
     if kind == "none" or (kind == "linear" and factor == 1):
         return None
     group: dict[str, Any] = {"rope_type": kind, "factor": factor}

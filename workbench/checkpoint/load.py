@@ -15,7 +15,8 @@ from workbench.checkpoint.adapter import adapter_files, with_adapter
 from workbench.checkpoint.assemble import MappedPages, Target, assemble, verify
 from workbench.checkpoint.files import Layout
 from workbench.checkpoint.fingerprint import fingerprint
-from workbench.checkpoint.manifest import Checkpoint, Weight, open_checkpoint
+from workbench.checkpoint.manifest import Checkpoint, open_checkpoint
+from workbench.checkpoint.pieces import Weight
 from workbench.config import ModelConfig
 from workbench.errors import ConfigError, WorkbenchError, WorkbenchWarning
 from workbench.layers import tensor_parallel

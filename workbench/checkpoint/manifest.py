@@ -1,6 +1,6 @@
 """Checkpoint manifest: the stored pieces of every weight, verified against the configuration.
 
-It opens files and compares names, dtypes and shapes; it reads no weights (`assemble.py` does).
+It opens files and compares names; `pieces.py` compares dtypes and shapes, `assemble.py` reads the weights.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, all_values
+from workbench.checkpoint.encoded_tensor import EncodedTensor, StoredTensor, TensorsByFile, all_values
 from workbench.checkpoint.files import Layout, find_layout, weight_map
-from workbench.checkpoint.float8 import Files, ScaledFloat8, float8_scaling, scaled
+from workbench.checkpoint.float8 import ScaledFloat8, float8_scaling, scaled
 from workbench.checkpoint.gguf import Quantisation, open_gguf, quantisation
-from workbench.checkpoint.read import open_tensors, read_json
+from workbench.checkpoint.pieces import Weight, find_weight
 from workbench.checkpoint.stated_config import stated_config
 from workbench.checkpoint.tensors import (
     EMBEDDING,
@@ -29,32 +29,13 @@ from workbench.checkpoint.tensors import (
     stored_name,
     tensor_specs,
 )
+from workbench.checkpoint.weight_file import open_tensors
 from workbench.config import ModelConfig
 from workbench.config.keys import short
 from workbench.errors import CheckpointError
 from workbench.layers import stored_frequencies
 from workbench.published import tied_as_published
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stored part of one weight, and its offset in the complete tensor."""
-
-    file: Path
-    tensor: StoredTensor
-    offset: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One weight as stored: its pieces cover it completely; wq and wk of kind "hf" have rows in half-split order."""
-
-    spec: TensorSpec
-    stored_name: str
-    pieces: tuple[Piece, ...]
-    half_split: bool
+from workbench.small_files import read_json
 
 
 @dataclass(frozen=True)
@@ -140,19 +121,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         files = _with_embedding(layout, config, files)
     specs = tensor_specs(config)
     _check_extra(layout, config, specs, files)
-    weights = tuple(_find(layout, spec, files) for spec in specs)
+    weights = tuple(find_weight(layout, spec, files) for spec in specs)
     if config.tied_output:
         _check_tied(layout, config, weights[0], files)
     return Checkpoint(layout, config, weights, (*layout.notes, *notes))
 
 
-def _open(layout: Layout) -> Files:
+def _open(layout: Layout) -> TensorsByFile:
     """The tensors of each weight file, by their stored names."""
     read = open_gguf if layout.kind == "gguf" else open_tensors
     return {file: read(file) for file in layout.weight_files}
 
 
-def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:
+def _with_embedding(layout: Layout, config: ModelConfig, files: TensorsByFile) -> TensorsByFile:
     """The tensors with the table of a tied model under the embedding's name, if it is stored as the output alone."""
     output = stored_name(layout.kind, output_spec(config))
     embedding = stored_name(layout.kind, tensor_specs(config)[0])
@@ -164,7 +145,7 @@ def _with_embedding(layout: Layout, config: ModelConfig, files: Files) -> Files:
     }
 
 
-def _check_index(layout: Layout, files: Files) -> None:
+def _check_index(layout: Layout, files: TensorsByFile) -> None:
     if layout.index is None:
         return
     listed = weight_map(layout.index)
@@ -181,7 +162,7 @@ def _check_index(layout: Layout, files: Files) -> None:
                 )
 
 
-def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: Files) -> None:
+def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec], files: TensorsByFile) -> None:
     known = {stored_name(layout.kind, spec) for spec in (*specs, output_spec(config))}
     for path, tensors in files.items():
         extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
@@ -197,87 +178,7 @@ def _check_extra(layout: Layout, config: ModelConfig, specs: Iterable[TensorSpec
             )
 
 
-def _find(layout: Layout, spec: TensorSpec, files: Files) -> Weight:
-    name = stored_name(layout.kind, spec)
-    if layout.kind == "meta":
-        stored = [(path, tensors.get(name)) for path, tensors in files.items()]
-    else:
-        stored = [(path, tensors[name]) for path, tensors in files.items() if name in tensors]
-    shards = [(path, tensor) for path, tensor in stored if tensor is not None]
-    if not shards or len(shards) < len(stored):
-        location = next((path for path, tensor in stored if tensor is None), layout.weight_files[0])
-        if len(layout.weight_files) > 1 and layout.kind != "meta":
-            location = layout.root
-        expected = f"expected {list(spec.shape)} by {layout.config_file.name}"
-        hint = "; if the output is tied to the embedding, set that in the configuration" if spec.name == OUTPUT else ""
-        raise CheckpointError(f"{location}: tensor {short(name)} is missing; {expected}, found none{hint}.")
-    if layout.kind != "meta" and len(shards) > 1:
-        raise CheckpointError(f"{shards[1][0]}: tensor {short(name)} is also in {shards[0][0].name}; expected it once.")
-    pieces = _pieces(layout, spec, name, shards)
-    return Weight(spec, name, pieces, half_split=layout.kind == "hf" and spec.rotary_heads > 0)
-
-
-def _pieces(layout: Layout, spec: TensorSpec, name: str, shards: list[tuple[Path, StoredTensor]]) -> tuple[Piece, ...]:
-    shards = _without_copies(spec, name, shards)
-    n = len(shards)
-    axis = spec.split
-    if spec.name == EMBEDDING and n > 1 and shards[0][1].shape[:1] == spec.shape[:1]:
-        axis = 1  # Llama 2's shards divide the embedding's columns, Llama 3's its rows
-    expected = list(spec.shape)
-    if axis is not None:
-        if spec.shape[axis] % n:
-            raise CheckpointError(f"{shards[0][0]}: {short(name)} {expected} cannot be split into {n} equal shards.")
-        expected[axis] //= n
-    pieces = []
-    for number, (path, tensor) in enumerate(shards):
-        if list(tensor.shape) != expected:
-            raise CheckpointError(
-                f"{path}: tensor {short(name)} has the wrong shape; expected {expected} by {layout.config_file.name}"
-                f"{f' in {n} shards' if n > 1 else ''}, found {list(tensor.shape)}{_shard_hint(tensor, expected)}."
-            )
-        if tensor.dtype not in _FLOATS or tensor.dtype != shards[0][1].dtype:
-            required = (
-                "a floating type" if tensor.dtype not in _FLOATS else f"{shards[0][1].dtype} as in the first shard"
-            )
-            raise CheckpointError(f"{path}: tensor {short(name)}: expected {required}, found {tensor.dtype}.")
-        offset = [0] * tensor.dim()
-        if axis is not None:
-            offset[axis] = number * expected[axis]
-        elif number and not torch.equal(all_values(tensor), all_values(shards[0][1])):
-            raise CheckpointError(f"{path}: tensor {short(name)}: expected the same values as in {shards[0][0].name}.")
-        pieces.append(Piece(path, tensor, tuple(offset)))
-    return tuple(pieces[:1] if axis is None else pieces)
-
-
-def _without_copies(
-    spec: TensorSpec, name: str, shards: list[tuple[Path, StoredTensor]]
-) -> list[tuple[Path, StoredTensor]]:
-    """The shards that hold different key/value heads: more shards than heads repeat them, as in Meta's 405B in 16."""
-    n, heads = len(shards), spec.kv_heads
-    if not heads or n <= heads or n % heads or any(t.shape[0] != spec.shape[0] // heads for _, t in shards):
-        return shards
-    copies = n // heads
-    neighbours = [shards[head * copies : (head + 1) * copies] for head in range(heads)]
-    in_turn = [shards[head::heads] for head in range(heads)]
-    for groups in (neighbours, in_turn):
-        if all(torch.equal(all_values(first), all_values(t)) for (_, first), *rest in groups for _, t in rest):
-            return [group[0] for group in groups]
-    raise CheckpointError(
-        f"{shards[1][0]}: tensor {short(name)}: {n} shards hold {heads} key/value heads; expected each {copies} times "
-        "with the same values, found different ones."
-    )
-
-
-def _shard_hint(tensor: StoredTensor, expected: list[int]) -> str:
-    if tensor.dim() != len(expected):
-        return ""
-    ratios = {want / actual for want, actual in zip(expected, tensor.shape, strict=True) if actual} - {1.0}
-    if len(ratios) == 1 and (ratio := ratios.pop()) > 1 and ratio.is_integer():
-        return f": this may be one of {int(ratio)} shards, with the others missing"
-    return ""
-
-
-def _infer_tied_output(config: ModelConfig, files: Files) -> ModelConfig:
+def _infer_tied_output(config: ModelConfig, files: TensorsByFile) -> ModelConfig:
     """Meta's params.json has no key for a tied output: its small 3.2 models store one table under two names."""
     pairs = [(tensors.get(EMBEDDING), tensors.get(OUTPUT)) for tensors in files.values()]
     return replace(config, tied_output=True) if all(_same_values(*pair) for pair in pairs) else config
@@ -292,13 +193,13 @@ def _same_values(first: StoredTensor | None, second: StoredTensor | None) -> boo
     return first.data_ptr() == second.data_ptr() or (torch.equal(first[:1], second[:1]) and torch.equal(first, second))
 
 
-def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: Files) -> None:
+def _check_tied(layout: Layout, config: ModelConfig, embedding: Weight, files: TensorsByFile) -> None:
     """A tied checkpoint may also store its output, with the same values."""
     spec = output_spec(config)
     name = stored_name(layout.kind, spec)
     if not any(name in tensors for tensors in files.values()):
         return
-    output = _find(layout, spec, files)
+    output = find_weight(layout, spec, files)
     for table, copy in zip(embedding.pieces, output.pieces, strict=True):
         if table.tensor.shape != copy.tensor.shape or not torch.equal(
             all_values(table.tensor), all_values(copy.tensor)

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import re
 
+from workbench.checkpoint.encoded_tensor import TensorsByFile
 from workbench.checkpoint.files import Layout
-from workbench.checkpoint.float8 import QUANTISATION_KEYS, Files, float8_scaling
+from workbench.checkpoint.float8 import QUANTISATION_KEYS, float8_scaling
 from workbench.checkpoint.gguf_config import gguf_config
-from workbench.checkpoint.read import read_json
 from workbench.checkpoint.tensors import EMBEDDING
 from workbench.config import ModelConfig
-from workbench.config.hf_config import unknown_keys
+from workbench.config.hf_config import ignored_keys
 from workbench.config.meta_params import LLAMA1_CONTEXT, is_llama1_65b
 from workbench.errors import WorkbenchError
+from workbench.small_files import read_json
 from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=*[ \t]\d+\r?\n")
 
 
-def stated_config(layout: Layout, files: Files | None = None) -> tuple[ModelConfig, tuple[str, ...]]:
+def stated_config(layout: Layout, files: TensorsByFile | None = None) -> tuple[ModelConfig, tuple[str, ...]]:
     """The configuration, and notes on it for the user; for Meta's layout only the weights show a tied output.
 
     `files` are the tensors by file, None if the weights were not opened.
@@ -34,7 +35,7 @@ def stated_config(layout: Layout, files: Files | None = None) -> tuple[ModelConf
         float8_scaling(values, source)  # refuses other quantisations
         values = {key: value for key, value in values.items() if key not in QUANTISATION_KEYS}
         config = ModelConfig.from_hf(values, source=source)
-        unknown = unknown_keys(values, source)
+        unknown = ignored_keys(values, source)
         return config, (_ignored(source, unknown),) if unknown else ()
     vocab_size = None
     if values.get("vocab_size", -1) == -1:
@@ -56,7 +57,7 @@ def _ignored(source: str, unknown: tuple[str, ...]) -> str:
     return f"{source}: unknown keys are ignored: {names}{more}. If one changes the computation, results are wrong."
 
 
-def _embedding_rows(files: Files, dim: object) -> int | None:
+def _embedding_rows(files: TensorsByFile, dim: object) -> int | None:
     shapes = [tensors[EMBEDDING].shape for tensors in files.values() if EMBEDDING in tensors]
     if not shapes or len(shapes[0]) != 2:
         return None

@@ -57,14 +57,19 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
                 f"{path}: holds code or objects other than tensors ({code[1][:80]}), refused. "
                 "Save its state_dict again, or use a safetensors file."
             ) from None
-        raise CheckpointError(
-            f"{path}: cannot be read; it is truncated, damaged or not a weight file "
-            f"({path.stat().st_size:,} bytes; {first_line(error)})."
-        ) from error
+        raise unreadable(path, error) from error
     return _tensors(path, content)
 
 
-def first_line(error: Exception) -> str:
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error for a weight file that a library cannot read, with the library's reason."""
+    return CheckpointError(
+        f"{path}: cannot be read; it is truncated, damaged or not a weight file "
+        f"({path.stat().st_size:,} bytes; {_first_line(error)})."
+    )
+
+
+def _first_line(error: Exception) -> str:
     """The first line of an exception's text, cut, or the name of its type."""
     text = str(error).strip()
     return text.splitlines()[0][:160].rstrip(".") if text and "orch.load" not in text else type(error).__name__

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.config.keys import short
+from workbench.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -145,11 +148,27 @@ def is_harmless(name: str) -> bool:
     return bool(_HARMLESS.fullmatch(name))
 
 
-def deviation(name: str, value: Any, fields: Mapping[str, Any]) -> str | None:
-    """What a key changes in a Llama, in a few words; "" if this value changes nothing; None for an unknown key.
+def unknown_keys(values: Mapping[str, Any], fields: Mapping[str, Any], source: str) -> list[str]:
+    """Those of the keys of which nobody knows whether they change the computation.
 
-    `fields` are the model's sizes under ModelConfig's names, which some files state a second time.
+    `fields` are the model's fields under ModelConfig's names, which some files state a second time.
+    Raises: ConfigError for a key that makes the model something else than a Llama.
     """
+    fields = {**fields, "head_dim": fields["head_dim"] or max(1, fields["dim"] // max(fields["n_heads"], 1))}
+    unknown = []
+    for name, value in values.items():
+        change = _deviation(name, value, fields)
+        if change:
+            raise ConfigError(
+                f"{source}: {name} is {short(value)}: {change}. Only Llama's own computation is supported."
+            )
+        if change is None:
+            unknown.append(name)
+    return unknown
+
+
+def _deviation(name: str, value: Any, fields: Mapping[str, Any]) -> str | None:
+    """What a key changes in a Llama, in a few words; "" if this value changes nothing; None for an unknown key."""
     if value is None or (isinstance(value, (str, list, dict)) and not value):
         return ""
     lower = name.lower()

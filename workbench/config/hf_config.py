@@ -1,6 +1,6 @@
 """Reads Hugging Face's `config.json` (transformers 4 and 5) as the fields of a `ModelConfig`.
 
-What would change the computation is refused by name; keys that nobody knows are ignored, and `unknown_keys` lists them.
+What would change the computation is refused by name; keys that nobody knows are ignored, and `ignored_keys` lists them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from workbench.config.deviations import deviation, is_harmless
+from workbench.config.deviations import is_harmless, unknown_keys
 from workbench.config.keys import Keys, short
 from workbench.config.rope_scaling import (
     PLAIN_CONTEXT,
@@ -39,8 +39,11 @@ def read_hf(config: dict[str, Any], source: str) -> dict[str, Any]:
     return _read(config, source)[0]
 
 
-def unknown_keys(config: dict[str, Any], source: str) -> tuple[str, ...]:
-    """Keys of a readable `config.json` of which nobody knows whether they change the computation; they are ignored."""
+def ignored_keys(config: dict[str, Any], source: str) -> tuple[str, ...]:
+    """Keys of a `config.json` that are ignored: nobody knows whether they change the computation.
+
+    Raises: ConfigError.
+    """
     return _read(config, source)[1]
 
 
@@ -59,14 +62,13 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
         context = keys.size("max_seq_len", "max_position_embeddings", integral_float=True)
     theta, scaling, unknown = _rope(keys, context)
     context = context or (SCALED_CONTEXT if isinstance(scaling, Llama3Scaling) else PLAIN_CONTEXT)
-    n_heads, dim = keys.size("n_heads", "num_attention_heads"), keys.size("dim", "hidden_size")
-    head_dim = keys.size("head_dim", "head_dim", 0)
+    n_heads = keys.size("n_heads", "num_attention_heads")
     fields = {
-        "dim": dim,
+        "dim": keys.size("dim", "hidden_size"),
         "n_layers": keys.size("n_layers", "num_hidden_layers"),
         "n_heads": n_heads,
         "n_kv_heads": keys.size("n_kv_heads", "num_key_value_heads", n_heads),
-        "head_dim": head_dim,
+        "head_dim": keys.size("head_dim", "head_dim", 0),
         "ffn_dim": keys.size("ffn_dim", "intermediate_size"),
         "vocab_size": keys.size("vocab_size", "vocab_size"),
         "norm_eps": keys.number("rms_norm_eps", 1e-6),
@@ -76,17 +78,8 @@ def _read(config: dict[str, Any], source: str) -> tuple[dict[str, Any], tuple[st
         "tied_output": keys.flag("tie_word_embeddings", False),
     }
     _check_window(keys, context)
-    sizes = {**fields, "head_dim": head_dim or max(1, dim // max(n_heads, 1))}
-    for name, value in keys.unread().items():
-        if is_harmless(name):
-            continue
-        change = deviation(name, value, sizes)
-        if change:
-            raise ConfigError(
-                f"{source}: {name} is {short(value)}: {change}. Only Llama's own computation is supported."
-            )
-        if change is None:
-            unknown.append(name)
+    stated = {name: value for name, value in keys.unread().items() if not is_harmless(name)}
+    unknown += unknown_keys(stated, fields, source)
     return fields, tuple(unknown)
 
 

@@ -82,6 +82,8 @@ class Keys:
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.take(name, default)
+        if value is None:
+            raise ConfigError(f"{self.source}: {name} is missing.")
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30:  # NaN is not
             return float(value)
         raise ConfigError(f"{self.source}: {name} must be a number below 1e30, found {short(value)}.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.config.deviations import deviation
+from workbench.config.deviations import unknown_keys
 from workbench.config.keys import Keys, short
 from workbench.config.rope_scaling import PLAIN_CONTEXT, SCALED_CONTEXT, Llama3Scaling
 from workbench.errors import ConfigError
@@ -56,15 +56,8 @@ def read_meta(params: dict[str, Any], source: str, *, vocab_size: int | None, ll
         "tied_output": keys.flag("tied_output", False),
     }
     keys.ignore("max_batch_size", "model_parallel_size")
-    sizes = {**fields, "head_dim": fields["head_dim"] or max(1, dim // max(n_heads, 1))}
-    for name, value in keys.unread().items():
-        change = deviation(name, value, sizes)
-        if change:
-            raise ConfigError(
-                f"{source}: {name} is {short(value)}: {change}. Only Llama's own computation is supported."
-            )
-        if change is None:
-            raise ConfigError(f"{source}: unknown key {short(name)}; ignoring it could give a wrong model.")
+    if unknown := unknown_keys(keys.unread(), fields, source):
+        raise ConfigError(f"{source}: unknown key {short(unknown[0])}; ignoring it could give a wrong model.")
     return fields
 
 

@@ -6,19 +6,18 @@ added_tokens.json, generation_config.json, config.json, chat_template.jinja and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from workbench.errors import TokenizerError
+from workbench.small_files import read_json, read_text
 from workbench.text.engines.engine import AddedToken, Engine
 from workbench.text.roles import Roles, with_templates
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # the order in which transformers adds their tokens
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -179,29 +178,9 @@ def _templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, s
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     if files:  # transformers then ignores the templates of tokenizer_config.json
-        return {name: _text(path) for name, path in sorted(files.items())}
+        return {name: read_text(path, TokenizerError) for name, path in sorted(files.items())}
     return templates
 
 
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise TokenizerError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, which no such file is.")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}; repair or remove this file.") from None
-    except OSError as error:
-        raise TokenizerError(f"{path}: not readable ({error.strerror}).") from error
-
-
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
-        raise TokenizerError(f"{path}: not JSON ({reason}); repair or remove this file.") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(content).__name__}.")
-    return cast(dict[str, Any], content)
+    return read_json(path, TokenizerError) if path.exists() else {}

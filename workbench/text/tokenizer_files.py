@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import CheckpointError, TokenizerError
+from workbench.file_problem import file_problem
 from workbench.gguf_file import MAGIC, gguf_metadata
+from workbench.small_files import read_bytes
 from workbench.text.engines.engine import AddedToken, Engine
 from workbench.text.engines.gguf_vocabulary import gguf_sha256, read_gguf_vocabulary
 from workbench.text.engines.sentencepiece_engine import SentencePieceEngine
@@ -22,7 +23,7 @@ from workbench.text.side_files import SideFiles
 from workbench.text.vocabulary_files import read_tiktoken, with_meta_specials
 
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
-_MOST_BYTES = 1 << 28
+_LARGEST = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def tokenizer_sha256(path: str | Path) -> str | None:
     file = find_tokenizer(path)
     if file is None:
         return None
-    return gguf_sha256(gguf_metadata(file)) if _is_gguf(file) else hashlib.sha256(_read(file)).hexdigest()
+    return gguf_sha256(gguf_metadata(file)) if _is_gguf(file) else hashlib.sha256(_content(file)).hexdigest()
 
 
 def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
@@ -69,7 +70,7 @@ def read_tokenizer(file: Path, folder: Path | None) -> ReadTokenizer:
     """
     if _is_gguf(file):
         return _read_gguf(file)
-    data = _read(file)
+    data = _content(file)
     # Meta's file has its roles by name; only in Hugging Face's layout do other files say more.
     alone = folder is None or (_RANK.match(data) and not (folder / "config.json").is_file())
     side = None if folder is None or alone else SideFiles.read(folder)
@@ -87,7 +88,9 @@ def _in(file: Path, error: Exception) -> str:
 
 
 def _is_gguf(file: Path) -> bool:
-    with _readable(file), file.open("rb") as content:
+    if problem := file_problem(file):
+        raise TokenizerError(f"{file}: {problem}.")
+    with file.open("rb") as content:
         return content.read(len(MAGIC)) == MAGIC
 
 
@@ -101,9 +104,6 @@ def _read_gguf(file: Path) -> ReadTokenizer:
 def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
     data = data.removeprefix(codecs.BOM_UTF8)
     start = data[:512].lstrip()
-    problem = _other_kind(start)
-    if problem:
-        raise TokenizerError(f"{file}: {problem}")
     if _RANK.match(start):
         return TiktokenEngine(with_meta_specials(read_tiktoken(data, file)).check(file))
     try:
@@ -114,17 +114,6 @@ def _engine(data: bytes, file: Path, added: Sequence[AddedToken]) -> Engine:
         raise TokenizerError(_in(file, error)) from None
 
 
-def _other_kind(start: bytes) -> str | None:
-    """What a file is that is no tokenizer at all."""
-    if not start:
-        return "the file is empty; download it again."
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself; fetch it with: git lfs pull"
-    if start[:1] == b"<":
-        return "an HTML or XML page, not a tokenizer; download the file again, logged in if its page asks for it."
-    return None
-
-
 def _utf8(data: bytes) -> bytes:
     try:
         data.decode("utf-8")
@@ -133,16 +122,5 @@ def _utf8(data: bytes) -> bytes:
     return data
 
 
-def _read(file: Path) -> bytes:
-    with _readable(file):
-        if file.stat().st_size > _MOST_BYTES:
-            raise TokenizerError(f"{file}: larger than {_MOST_BYTES >> 20} MiB, which no tokenizer file is.")
-        return file.read_bytes()
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TokenizerError(f"{file}: not readable ({error.strerror}).") from error
+def _content(file: Path) -> bytes:
+    return read_bytes(file, TokenizerError, largest=_LARGEST)

@@ -15,6 +15,7 @@ from dashboard.session.settings import ROOT
 from evals.results.runs import list_runs
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
+from workbench.errors import WorkbenchWarning
 from workbench.hooks.interventions import Scale
 
 App = Callable[..., AppTest]
@@ -70,6 +71,19 @@ def wordless(checkpoint: Path, tmp_path: Path) -> Path:
     shutil.copytree(checkpoint, folder)
     (folder / "tokenizer.model").unlink()
     return folder
+
+
+def test_overview_gives_the_reason_why_a_tokenizer_is_not_used(
+    serve: Callable[[str, Path], None], app: App, checkpoint: Path, results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(checkpoint, folder)
+    (folder / "tokenizer.model").write_bytes(b"not a tokenizer")
+    serve(str(folder), results)
+    with pytest.warns(WorkbenchWarning, match="tokenizer"):
+        session = app()
+    assert not session.exception
+    assert any("tokenizer.model" in text.value for text in session.text)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -150,6 +150,16 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert "[" not in capsys.readouterr().out
 
 
+def test_a_stopped_run_is_resumed_by_its_folder(
+    interrupted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = interrupted
+    assert main(["eval", "resume", str(folder)]) == 0
+    assert "demo_gsm8k" in capsys.readouterr().out
+    assert main(["eval", "resume", str(folder)]) == 2
+    assert f"there is no stopped run in {folder}; `workbench eval list" in capsys.readouterr().err
+
+
 def test_gc_frees_what_dropped_runs_left(interrupted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = interrupted
     with Store.open(folder) as store:

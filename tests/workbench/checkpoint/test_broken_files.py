@@ -14,9 +14,10 @@ import torch
 
 from tests.workbench.checkpoint.checkpoints import hf_model, make_config, write_meta
 from workbench.checkpoint import load_model
-from workbench.checkpoint.read import JSON_LIMIT, open_tensors, read_json
 from workbench.checkpoint.torch_file import PICKLE_LIMIT
+from workbench.checkpoint.weight_file import open_tensors
 from workbench.errors import CheckpointError
+from workbench.small_files import LARGEST, read_json
 
 STATE = {f"layers.{i}.weight": torch.arange(96.0).view(12, 8) + i for i in range(3)} | {"norm.weight": torch.ones(16)}
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a2146' * 8}\nsize 16060522497\n"
@@ -102,7 +103,7 @@ def test_json_that_is_read(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"a": 1, "a": 2, "b": ' + b"1" * 400 + b"}")
     assert read_json(path) == {"a": 2, "b": int("1" * 400)}
     with path.open("wb") as stream:
-        stream.truncate(JSON_LIMIT + 1)  # zeros that take no space on the disk
+        stream.truncate(LARGEST + 1)  # zeros that take no space on the disk
     path.write_bytes(b"{" + path.read_bytes()[1:])
     assert "a file of this kind has at most" in refusal(read_json, path)
 

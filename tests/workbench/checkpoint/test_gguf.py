@@ -481,7 +481,7 @@ def test_a_real_model_equals_transformers(smollm2_gguf: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-5)
     stored = quantisation((smollm2_gguf,))
-    assert str(stored).startswith("Q4_1 (210 tensors), F32 (61 tensors), Q8_0 (1 tensor); 5.74 bits a weight")
+    assert str(stored).startswith("Q4_1 (210 tensors), F32 (61 tensors), Q8_0 (1 tensor); 5.74 bits per weight")
 
 
 def test_types_cover_the_library() -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 from workbench import model_cost
 from workbench.errors import CheckpointError
+from workbench.file_problem import file_problem
 
 _NAME = re.compile(r"([a-z0-9][\w.-]*/[a-z0-9][\w.-]*)(?:@([a-z0-9][\w./-]*))?", re.IGNORECASE | re.ASCII)
-# Files that a checkpoint may need beside its weights; other JSON files are few and small.
+# Files that a checkpoint may need next to its weights; other JSON files are few and small.
 _COMPANIONS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.*", "LICENSE*", "USE_POLICY*")
 # The weights are the first row of which a repository has files: one copy of them, safetensors rather than pickles.
 _WEIGHTS: tuple[tuple[str, ...], ...] = (
@@ -81,25 +82,33 @@ def snapshot_in(folder: Path) -> Path | None:
     That is the one of the branch main, else the only one.
     Raises: CheckpointError if several snapshots are there, or several models.
     """
-    snapshots = folder / "snapshots"
-    if snapshots.is_dir():
-        main = folder / "refs" / "main"
-        if main.is_file() and (snapshot := snapshots / main.read_text(encoding="utf-8").strip()).is_dir():
-            return snapshot
-        candidates = sorted(path for path in snapshots.iterdir() if path.is_dir())
-        if len(candidates) == 1:
-            return candidates[0]
+    if (folder / "snapshots").is_dir():
+        snapshots = {path.name: path for path in (folder / "snapshots").iterdir() if path.is_dir()}
+        if main := snapshots.get(_commit(folder / "refs" / "main")):
+            return main
+        if len(snapshots) == 1:
+            return next(iter(snapshots.values()))
         raise CheckpointError(
-            f"{folder}: holds {len(candidates)} snapshots and no branch main; pass the path of one of them."
+            f"{folder}: holds {len(snapshots)} snapshots and no branch main; pass the path of one of them."
         )
-    models = sorted(path.name.removeprefix("models--").replace("--", "/", 1) for path in folder.glob("models--*"))
-    if models:
-        raise CheckpointError(f"{folder}: is a cache of {len(models)} models; pass a name, for example {models[0]}.")
+    for cache in (folder, folder / "hub"):  # the folder itself may be HF_HOME
+        models = sorted(path.name.removeprefix("models--").replace("--", "/", 1) for path in cache.glob("models--*"))
+        if models:
+            count = f"{len(models)} models" if len(models) > 1 else "one model"
+            raise CheckpointError(f"{folder}: is a cache of {count}; pass a name, for example {models[0]}.")
     return None
 
 
+def _commit(branch: Path) -> str:
+    """The commit that a branch's file names; empty if there is no readable file."""
+    if file_problem(branch):
+        return ""
+    with branch.open("rb") as stream:
+        return stream.read(100).decode("ascii", "replace").strip()
+
+
 def needed_files(files: Iterable[str]) -> list[str]:
-    """The files of a repository that a checkpoint is read from: one copy of its weights, and what is beside them.
+    """The files of a repository that a checkpoint is read from: one copy of its weights, and what is next to them.
 
     Raises: CheckpointError if the repository holds no weights, or several GGUF files.
     """
@@ -199,4 +208,7 @@ def _reason(error: Any, endpoint: str) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{cache_folder()} is not writable; set HF_HOME to another folder."
     reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return f"the connection to {endpoint} failed ({reason}). Run the command again; complete files are kept."
+    return (
+        f"the connection to {endpoint} failed ({reason}). "
+        "Check the network, then run the command again; complete files are kept."
+    )

@@ -5,6 +5,7 @@ A path that exists wins over a name. Resolving uses no network.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def resolve(path: str | Path) -> Path:
         )
     model = hub.HubName.parse(name)
     if model is None:
-        raise CheckpointError(f"{name[:200]}: no such file or directory.")
+        near = difflib.get_close_matches(name.lower(), ("demo", REAL_MODEL), n=1, cutoff=0.75)
+        hint = f" Did you mean the model {near[0]}?" if near else ""
+        raise CheckpointError(f"{name[:200]}: no such file or directory.{hint}")
     snapshot = hub.cached(model)
     if snapshot is None:
         raise CheckpointError(

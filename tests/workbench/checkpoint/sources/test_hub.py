@@ -307,7 +307,7 @@ def test_folders_of_a_cache(tmp_path: Path, repository: Path) -> None:
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("2" * 40)
     assert resolve(model) == model / "snapshots" / ("2" * 40)
-    with pytest.raises(CheckpointError, match="a cache of 1 models; pass a name, for example a/b"):
+    with pytest.raises(CheckpointError, match="a cache of one model; pass a name, for example a/b"):
         resolve(tmp_path)
     shutil.rmtree(model / "snapshots" / ("2" * 40))
     assert resolve(model) == model / "snapshots" / ("1" * 40)
