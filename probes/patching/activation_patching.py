@@ -130,7 +130,7 @@ def patching(
     sufficient. Noising runs the clean prompts with one activation of the corrupted run, and shows which are necessary.
     `budget` is the maximum number of tokens per forward pass; each pass has at least one complete set of prompts.
     Half precision rounds logits, which makes shares of a small difference inaccurate: if clean and corrupted differ
-    by less than 100 eps of the model's dtype, use `model.float()`.
+    by less than 100 eps of the model's dtype times the largest logit, use `model.float()`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
     Raises: HookError for a layer that the model does not have, or a target that does not return one number per prompt.

@@ -55,7 +55,7 @@ def patch(
     loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
     direction: activation_patching.Direction = "noise" if noise else "denoise"
     result = activation_patching.patching(loaded, pair, what, direction=direction)
-    _note(result, loaded)
+    _note(result, loaded, pair)
     origin = replace(origin, extra={**(origin.extra or {}), "what": result.what, "direction": direction})
     if gradient:
         estimate = attribution_patching.attribution_patching(loaded, pair, what, direction=direction)
@@ -88,7 +88,7 @@ def path(
     result = path_patching.path_patching(
         loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
     )
-    _note(result, loaded)
+    _note(result, loaded, pair)
     extra = {"to": to or "logits", "through": through, "direction": result.direction, "mlps_frozen": freeze_mlps}
     deliver(result, output, replace(origin, extra={**(origin.extra or {}), **extra}))
 
@@ -138,14 +138,17 @@ def composition(
     deliver(path_patching.composition(loaded), output, Origin(model, loaded), through=through)
 
 
-def _note(result: Patching, loaded: Transformer) -> None:
+def _note(result: Patching, loaded: Transformer, pair: Pair) -> None:
     """Warn on stderr if the model's dtype is too coarse for the difference between clean and corrupted."""
     import torch
 
-    difference, eps = abs(float(result.clean.mean() - result.corrupted.mean())), torch.finfo(loaded.dtype).eps
-    if difference < 100 * eps:
+    with torch.no_grad():
+        largest = float(loaded(pair.clean.to(loaded.device))[:, -1].abs().max())
+    difference = abs(float(result.clean.mean() - result.corrupted.mean()))
+    rounding = largest * torch.finfo(loaded.dtype).eps
+    if difference < 100 * rounding:
         name = str(loaded.dtype).removeprefix("torch.")
-        print(f"note: clean and corrupted differ by only {difference:.3g}, and {name} rounds a logit of 1 by {eps:.2g};"
+        print(f"note: clean and corrupted differ by {difference:.3g}, and {name} rounds logits here by {rounding:.2g};"
               " use --dtype float32, or answers that differ more", file=sys.stderr)  # fmt: skip
 
 

@@ -348,12 +348,14 @@ def test_the_logit_paths_command(tmp_path: Path) -> None:
 def test_a_difference_that_the_dtype_rounds_away_is_noted(
     tiny_model: Transformer, pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """bfloat16 has 8 bits: eps 2^-7, and a hundred of them are 0.78."""
+    """bfloat16 has 8 bits: eps 2^-7, and a hundred of them are 0.78 of the largest logit."""
     result = activation_patching.patching(tiny_model, pair, "attn_out")
     noted = []
     for dtype in (torch.float32, torch.bfloat16):
-        for apart in (0.77, 0.79):
-            commands._note(replace(result, clean=result.corrupted + apart), tiny_model.to(dtype))
+        with torch.no_grad():
+            largest = float(tiny_model.to(dtype)(pair.clean)[:, -1].abs().max())
+        for apart in (0.77 * largest, 0.79 * largest):
+            commands._note(replace(result, clean=result.corrupted + apart), tiny_model, pair)
             noted.append("bfloat16 rounds" in capsys.readouterr().err)
     assert noted == [False, False, True, False]
 

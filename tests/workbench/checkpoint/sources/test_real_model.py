@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 import workbench as wb
+from tests.workbench.text.texts import texts
 from workbench.checkpoint.sources import real_model
 from workbench.checkpoint.sources.fetch import fetch
 from workbench.checkpoint.sources.names import resolve
@@ -240,6 +241,7 @@ def test_the_real_model_is_that_of_transformers(smollm2: Path, smollm2_gguf: Pat
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_its_token_ids_are_those_of_digits_and_byte_level(smollm2: Path, smollm2_gguf: Path) -> None:
     """A tokenizer built with the `tokenizers` library from the GGUF file's lists, as SmolLM2's authors split text."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -252,7 +254,7 @@ def test_its_token_ids_are_those_of_digits_and_byte_level(smollm2: Path, smollm2
     ours = wb.Tokenizer.from_file(smollm2)
     questions = [json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     odd = ["It's 12,345.67% of  4²½ Ⅷ ٣٤\n\n\tif x:\r\n", "naïve café 東京 🙂‍↔️\x00", " don't  \u00a0we'll ", ""]
-    for text in [*questions, *odd]:
+    for text in [*questions, *odd, *texts(10_000, 9)]:
         ids = expected.encode(text).ids
         assert written.encode(text).ids == ids, text
         assert ours.encode(text, bos=True) == ids, text
