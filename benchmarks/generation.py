@@ -132,7 +132,7 @@ def compare(
 def ending(lengths: dict[Ids, int], end: int, made: dict[Ids, int]) -> Iterator[None]:
     """Our engine draws the end token when an answer has its length; `made` records the length of each answer."""
     module = importlib.import_module("workbench.inference.generate")  # the package's name for it is the function's
-    draw = module._draw
+    draw = module.draw
 
     def drawn(sampling: Any, rows: Sequence[Any], logits: Tensor) -> None:
         for i, row in enumerate(rows):
@@ -141,7 +141,7 @@ def ending(lengths: dict[Ids, int], end: int, made: dict[Ids, int]) -> Iterator[
         draw(sampling, rows, logits)
         made.update((row.prompt, len(row.tokens)) for row in rows if row.finish_reason is not None)
 
-    with mock.patch.object(module, "_draw", drawn):
+    with mock.patch.object(module, "draw", drawn):
         yield
 
 
