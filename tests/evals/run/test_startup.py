@@ -37,8 +37,8 @@ def test_a_run_on_an_embedded_suite_begins_at_once(checkpoint: Path, tmp_path: P
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, [False], []]
-    # Of processor time, which other processes hardly change: 2.8 s, the run included.
-    assert seconds < 8
+    # Of processor time, the run included: 2.8 s on a fast machine, 5 to 8.6 s on a slow one.
+    assert seconds < 15
 
 
 def test_a_template_is_compiled_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
