@@ -218,7 +218,7 @@ def generate(
     if chat:
         turns = [[{"role": "user", "content": text}] for text in texts] or [[]]
         chats = [[*conversation, *turn] for turn in turns]
-        inputs = [encode_chat(tokenizer, messages, tools=functions) for messages in chats]
+        inputs = [encode_chat(tokenizer, dialogue, tools=functions) for dialogue in chats]
         texts = texts or [render_chat(tokenizer, conversation, tools=functions)]
         warn_of_builtin_format(tokenizer, loaded.source.path if loaded.source else None)
     settings = Settings(
@@ -332,7 +332,7 @@ def train(
 
 
 def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
-    """The objects in a JSON file. Raises: ChatError if it is no list of objects, naming the option."""
+    """The objects in a JSON file. Raises: ChatError, naming the option, if it is not a list of objects."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:

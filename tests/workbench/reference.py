@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
+from tests.workbench.checkpoint.checkpoints import META_NAMES
 from workbench.layers.rope import to_adjacent
 
 LLAMA3_ROPE = {
@@ -16,21 +17,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-_NAMES = {
-    "model.embed_tokens": "tok_embeddings",
-    "model.layers": "layers",
-    "model.norm": "norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+_NAMES = {"model.layers": "layers", **META_NAMES}
 
 
 def hugging_face(

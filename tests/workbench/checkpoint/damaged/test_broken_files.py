@@ -249,7 +249,7 @@ def test_torchscript(pth: Path) -> None:
 
 
 def test_one_changed_bit_never_loads_other_weights(pth: Path) -> None:
-    """Outside the values of the weights, which have no checksum that is looked at."""
+    """Outside the values of the weights, which have no checksum to verify."""
     data = pth.read_bytes()
     values = set()
     with zipfile.ZipFile(pth) as archive:

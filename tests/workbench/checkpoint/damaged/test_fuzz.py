@@ -1,6 +1,6 @@
 """A thousand randomly broken checkpoints: one short error at once, or the weights that were saved.
 
-Values of weights are not changed: there is no checksum that is looked at. A broken tokenizer may leave a model without
+Values of weights are not changed: they have no checksum to verify. A broken tokenizer may leave a model without
 text, with a warning. To cover another kind of checkpoint, add it to `originals`.
 """
 
@@ -121,20 +121,21 @@ def flip_bits(rng: random.Random, folder: Path) -> None:
     file.write_bytes(data)
 
 
-def flip_bits_of_a_pth(rng: random.Random, folder: Path) -> None:
-    file = a_file(rng, folder, ".pth")
+def flip_a_bit(rng: random.Random, folder: Path, suffix: str) -> None:
+    """Flip one bit of a file with this suffix, outside the values of the weights."""
+    file = a_file(rng, folder, suffix)
     if file is not None:
         data = bytearray(file.read_bytes())
         data[rng.choice(without_values(bytes(data), file))] ^= 1 << rng.randrange(8)
         file.write_bytes(data)
+
+
+def flip_bits_of_a_pth(rng: random.Random, folder: Path) -> None:
+    flip_a_bit(rng, folder, ".pth")
 
 
 def flip_bits_of_a_gguf(rng: random.Random, folder: Path) -> None:
-    file = a_file(rng, folder, ".gguf")
-    if file is not None:
-        data = bytearray(file.read_bytes())
-        data[rng.choice(without_values(bytes(data), file))] ^= 1 << rng.randrange(8)
-        file.write_bytes(data)
+    flip_a_bit(rng, folder, ".gguf")
 
 
 def truncate(rng: random.Random, folder: Path) -> None:
