@@ -182,8 +182,9 @@ class Transformer(nn.Module):
         budget: int | None = None,
         materialize: bool = False,
     ) -> tuple[Tensor, Capture]:
-        """Logits, and a capture of the hooks with these names or patterns; see `workbench.hooks.capture.run`."""
-        from workbench.hooks.capture import Request, run
+        """Logits, and a capture of the hooks with these names or patterns; see `workbench.hooks.capture_run.run`."""
+        from workbench.hooks.capture_request import Request
+        from workbench.hooks.capture_run import run
 
         request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions)
         return run(self, tokens, request, cache=cache, budget=budget, materialize=materialize)

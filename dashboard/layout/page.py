@@ -17,7 +17,7 @@ from dashboard.session import computed, gc_freeze, models, shared_cache, url_sta
 from dashboard.session.settings import ROOT
 from dashboard.token_text import plain
 from workbench.errors import CaptureBudgetError, WorkbenchError
-from workbench.inference.scoring_batches import out_of_memory
+from workbench.layers.memory import out_of_memory
 
 HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
 STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")

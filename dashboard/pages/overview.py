@@ -20,7 +20,7 @@ from probes.rope import head_scores
 from probes.rope.formulas import wavelengths
 from workbench import model_cost, provenance
 from workbench.errors import WorkbenchError
-from workbench.hooks.capture import Request
+from workbench.hooks.capture_request import Request
 from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 

@@ -11,7 +11,7 @@ from dashboard.session.captures import StoredCapture
 from dashboard.token_text import plain, printable
 from workbench import model_cost
 from workbench.errors import WorkbenchError
-from workbench.hooks.capture import Request
+from workbench.hooks.capture_request import Request
 from workbench.model import Transformer
 
 

@@ -22,7 +22,7 @@ from workbench.checkpoint.manifest import open_checkpoint
 from workbench.checkpoint.sources.names import resolve
 from workbench.config import ModelConfig
 from workbench.errors import CheckpointError, DataError
-from workbench.hooks.capture import free_memory
+from workbench.layers.memory import free_memory
 from workbench.model import Transformer
 from workbench.provenance import display_name
 

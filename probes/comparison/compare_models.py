@@ -13,10 +13,11 @@ from probes.base import capture_access
 from probes.base.result import frozen
 from probes.comparison.compare_runs import MEASURES, Comparison, HeadDifferences, compare
 from workbench.errors import HookError
-from workbench.hooks.capture import Request, free_memory
+from workbench.hooks.capture_request import Request
 from workbench.hooks.hook_points import HOOKS as HOOK_TABLE
 from workbench.hooks.hook_points import SCORES, expand, hook_names, layer_of, point_of
 from workbench.hooks.intervention import Intervention
+from workbench.layers.memory import free_memory
 from workbench.model import Transformer
 
 HOOKS = tuple(

@@ -22,8 +22,9 @@ from workbench.hooks import hook_points
 from workbench.inference import prefix_tree
 from workbench.inference.batch_kv_cache import BatchKVCache
 from workbench.inference.prefix_tree import Node
-from workbench.inference.scoring_batches import forward_cost, out_of_memory
+from workbench.inference.scoring_batches import forward_cost
 from workbench.layers import tensor_parallel
+from workbench.layers.memory import out_of_memory
 
 if TYPE_CHECKING:
     from workbench.inference.generation_state import GenerationState

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from workbench.errors import GenerationError
-from workbench.hooks.capture import Capture, Request
-from workbench.hooks.capture import run as run_capture
+from workbench.hooks.capture import Capture
+from workbench.hooks.capture_request import Request
+from workbench.hooks.capture_run import run as run_capture
 from workbench.inference import continuous_batching
 from workbench.inference.generation_state import FinishReason, GenerationState, Prompt
 from workbench.inference.not_finite import Handling, not_finite_error

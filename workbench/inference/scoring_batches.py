@@ -20,6 +20,7 @@ from workbench.inference.prefix_tree import Node, PackedSequence, Tree
 from workbench.layers import tensor_parallel
 from workbench.layers.attention_mask import TreeMask
 from workbench.layers.kv_cache import KVCache, SharedPrefixCache
+from workbench.layers.memory import out_of_memory
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
@@ -230,9 +231,3 @@ def _suffix_batch(suffixes: Sequence[PackedSequence], cache: KVCache, device: to
         tree = TreeMask(torch.from_numpy(depth).to(device), torch.from_numpy(sees).to(device))
     prefix_cache = SharedPrefixCache.of(cache, len(suffixes), tree) if cache.length or branched else None
     return Batch(torch.from_numpy(tokens).to(device), tuple(segments), prefix_cache)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error means that a device, or the machine, ran out of memory."""
-    cpu_messages = ("not enough memory", "can't allocate memory")  # the CPU's allocator has no exception of its own
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in cpu_messages)
