@@ -21,13 +21,13 @@ PAGES = {
 
 _here = Path(__file__).resolve().parent / "dashboard"
 
-# A local file, because a `:material/` icon would be loaded from another host.
-st.set_page_config("Llama workbench", page_icon=str(_here / "assets" / "icon.png"), layout="wide")
-
-st.navigation(
+page = st.navigation(
     [
         st.Page(_here / "pages" / f"{name}.py", title=title, url_path=name, default=name == "overview")
         for name, title in PAGES.items()
     ],
     position="top",
-).run()
+)
+# A local file, because a `:material/` icon would be loaded from another host.
+st.set_page_config(f"{page.title} · Llama workbench", page_icon=str(_here / "assets" / "icon.png"), layout="wide")
+page.run()

@@ -5,6 +5,7 @@ Does not use tasks; needs only the model's config.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,16 @@ def read(path: Path) -> tuple[Intervention, ...]:
 def described(changes: Iterable[Intervention]) -> str:
     """Interventions as short text, for example "ablate L5H3, yarn=4"."""
     return ", ".join(map(_words, changes)) or "none"
+
+
+def described_record(record: object) -> str:
+    """The interventions in a run's record (`provenance["interventions"]`) as short text; "" for a plain run."""
+    if not record:
+        return ""
+    try:
+        return described(interventions.from_json(json.dumps(record)))
+    except (WorkbenchError, TypeError, ValueError):
+        return "interventions that this version cannot read"
 
 
 def _words(change: Intervention) -> str:

@@ -14,6 +14,7 @@ from dashboard.session.settings import Settings
 from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison, compare
+from evals.interventions import described_record
 from evals.results.runs import Run, question_counts, scan
 from workbench.errors import DataError
 
@@ -79,14 +80,39 @@ def select_runs(available: list[Run], draw_more: Callable[[], object] = lambda: 
 
     draw_more: draws further controls of the page next to them.
     """
-    names = [run.name for run in available]
-    with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
-        name = url_state.url_selectbox("Run", names, key="run", width=420)
-        others = [NO_BASELINE, *(other for other in names if other != name)]
-        against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", width=420)
-        draw_more()
+    names = plain_first(available)
     by_name = {run.name: run for run in available}
+    labels = {"format_func": lambda name: label(by_name[name]) if name in by_name else name, "width": 420}
+    with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
+        name = url_state.url_selectbox("Run", names, key="run", **labels)
+        others = [NO_BASELINE, *(other for other in names if other != name)]
+        against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", **labels)
+        draw_more()
+    changed_badge(by_name[name])
     return by_name[name], by_name.get(against)
+
+
+def change(run: Run) -> str:
+    """The interventions of a run as short text; "" for a run of the plain model."""
+    return described_record(run.provenance.get("interventions"))
+
+
+def plain_first(available: Sequence[Run]) -> list[str]:
+    """The names of runs, those of the plain model first: the first one is a page's default."""
+    return [run.name for run in sorted(available, key=lambda run: bool(change(run)))]
+
+
+def label(run: Run) -> str:
+    """The name of a run in a list, with its change of the model."""
+    return plain(f"{run.name} · {change(run)}" if change(run) else run.name)
+
+
+def changed_badge(run: Run) -> None:
+    """Say that a run's model was changed, and how; nothing for a plain run."""
+    if change(run):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.badge("Changed model", color="orange")
+            st.text(plain(change(run)))
 
 
 def run_badge(side: str, run: Run) -> None:
@@ -94,8 +120,14 @@ def run_badge(side: str, run: Run) -> None:
     counts = [(task, *question_counts(run, task)) for task in run.tasks]
     partial = [f"{task}: {answered} of {total} questions" for task, answered, total in counts if answered < total]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(f"{side}: partial" if partial else side, color="orange" if partial else "blue")
-        about = [run.model, str(run.provenance.get("dtype") or ""), f"{run.date:%Y-%m-%d %H:%M}" if run.date else ""]
+        unlike = [*(["changed model"] if change(run) else []), *(["partial"] if partial else [])]
+        st.badge(f"{side}: {', '.join(unlike)}" if unlike else side, color="orange" if unlike else "blue")
+        about = [
+            run.model,
+            change(run),
+            str(run.provenance.get("dtype") or ""),
+            f"{run.date:%Y-%m-%d %H:%M}" if run.date else "",
+        ]
         st.text(plain(" · ".join([*filter(None, about), *partial])))
 
 

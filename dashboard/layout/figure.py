@@ -16,11 +16,11 @@ import streamlit as st
 
 from dashboard.layout import figure_margins
 from dashboard.layout.theme import template
-from probes.base.drawing import Theme
+from probes.base.drawing import HTML_CONFIG, Theme
 
 CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # relative to the URL of the dashboard
 HEIGHT = 450  # default height in pixels
-_CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+_CONFIG = {**HTML_CONFIG, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
 # Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(

@@ -16,6 +16,7 @@ from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.session import computed, gc_freeze, models, shared_cache, url_state
 from dashboard.session.settings import ROOT
 from dashboard.token_text import plain
+from probes.base.drawing import html_page
 from workbench.errors import CaptureBudgetError, WorkbenchError
 from workbench.layers.memory import out_of_memory
 
@@ -222,4 +223,4 @@ def add_download(name: str, title: str, make: Callable[[], go.Figure]) -> None:
 
 def _figure_html(title: str, fig: go.Figure) -> str:
     """The figure with its title as an HTML file that works without a network."""
-    return str(go.Figure(fig).update_layout(title=title, margin={"t": 80}).to_html(include_plotlyjs=True))
+    return html_page(go.Figure(fig).update_layout(title=title, margin={"t": 80}))

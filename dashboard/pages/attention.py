@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.components.head_grid import head_grid
+from dashboard.components.head_inputs import head_inputs
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import Head, Help, card, draw_figure, page
@@ -100,8 +101,7 @@ def _controls(model: Transformer) -> View:
         colour = url_state.url_widget(
             st.segmented_control, "Colour heads by", list(COLOURS), key="colour", default="Entropy", required=True
         )
-        layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, layer, key="layer", width=140)
-        head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, head, key="head", width=140)
+        layer, head = head_inputs(config, (layer, head))
         log = url_state.url_widget(st.toggle, "Log scale", key="log")
         hide = url_state.url_widget(
             st.toggle, "Hide first", key="nosink", help="Leaves the first token blank; it is often a sink."

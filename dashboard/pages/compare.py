@@ -5,6 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.components.head_grid import head_grid
+from dashboard.components.head_inputs import head_inputs
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import Head, Help, card, chart, draw_figure, heading, page
 from dashboard.layout.tables import Column, metric_row, plain_table
@@ -134,12 +135,8 @@ def _heads(a: Side, comparison: Comparison, before: CaptureRef, after: CaptureRe
     values = by_head(heads, measure, point)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         worst = np.unravel_index(int(np.nanargmax(_apart(values, measure))), values.shape)
-        layer = url_state.url_widget(
-            st.number_input, "Layer", 0, config.n_layers - 1, int(worst[0]), key="at_layer", width=130
-        )
-        number = url_state.url_widget(
-            st.number_input, "Head", 0, config.n_heads - 1, int(worst[1]), key="at_head", width=130
-        )
+        default = int(worst[0]), int(worst[1])
+        layer, number = head_inputs(config, default, keys=("at_layer", "at_head"), width=130)
     st.caption(f"{unit}, over the shared tokens. Click a square to open the head.")
     id = f"{before.id}/{after.id}/{measure}"
     head_grid(values, id=id, unit=unit, config=config, selected=(layer, number), on_choose=_choose_head)

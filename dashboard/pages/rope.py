@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
+from dashboard.components.head_inputs import head_inputs
 from dashboard.layout.page import Head, Help, card, chart, page
 from dashboard.layout.tables import Column, metric_row, plain_table
 from dashboard.panels import prompt_input, tour
@@ -78,8 +79,7 @@ def _controls(model: Transformer) -> View:
         name = url_state.url_widget(st.segmented_control, "View", list(VIEWS), key="view", default=WAVES, required=True)
         layer = head = 0
         if name != WAVES:
-            layer = url_state.url_widget(st.number_input, "Layer", 0, config.n_layers - 1, 0, key="layer", width=150)
-            head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=150)
+            layer, head = head_inputs(config, width=150)
         pair = distance = None
         if name == OWN:
             pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "Shows what this pair adds, by distance.")

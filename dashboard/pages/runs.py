@@ -110,7 +110,9 @@ def _form(results: Path) -> None:
         (benchmark.name for benchmark in available if benchmark.missing is None), key=lambda name: name != FIRST_CHOICE
     )
     model = computed.model_path()
-    with st.form("start_form", border=False):
+    if st.session_state.pop("_started", False):
+        st.session_state["run_name"] = ""  # a second run needs another name
+    with st.form("start_form", border=False, enter_to_submit=False):
         st.text(f"Model: {plain(model)}")
         tasks = url_state.url_widget(
             st.multiselect, "Benchmarks", ready, key="tasks", default=ready[:1], max_selections=20,
@@ -170,6 +172,7 @@ def _form(results: Path) -> None:
             checked, notes = request.checked()
             job = jobs.start(results, checked)
             st.session_state["_notes"] = {job.id: notes}
+            st.session_state["_started"] = True
             _open(job)
     missing = pd.DataFrame(
         [(benchmark.name, benchmark.missing) for benchmark in available if benchmark.missing],

@@ -66,14 +66,15 @@ comparison.samples_frame()
 
 def _choose(finished: list[Run]) -> tuple[Run, Run | None]:
     """Runs B and A. No other page uses their keys: a widget with another default would drop the value of a link."""
-    names = [run.name for run in finished]
+    names = runs.plain_first(finished)
+    by_name = {run.name: run for run in finished}
+    labels = {"format_func": lambda name: runs.label(by_name[name]) if name in by_name else name, "width": 420}
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         place = st.container(width=420)
-        name = url_state.url_selectbox("Run B", names, key="b_run", width=420)
+        name = url_state.url_selectbox("Run B", names, key="b_run", **labels)
         others = [*(other for other in names if other != name), runs.NO_BASELINE]
         with place:
-            against = url_state.url_selectbox("Run A", others, key="a_run", follows="b_run", width=420)
-    by_name = {run.name: run for run in finished}
+            against = url_state.url_selectbox("Run A", others, key="a_run", follows="b_run", **labels)
     return by_name[name], by_name.get(against)
 
 

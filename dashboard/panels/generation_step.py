@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.components.head_grid import head_grid
+from dashboard.components.head_inputs import head_inputs
 from dashboard.components.token_strip import Strip, token_strip
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.layout.page import card, table_height
@@ -64,10 +65,7 @@ def attention(model: Transformer, trace: SamplingTrace, step: int, changes: str)
             colour = url_state.url_widget(
                 st.segmented_control, "Colour heads by", list(COLOURS), key="by", default="Entropy", required=True
             )
-            layer = url_state.url_widget(
-                st.number_input, "Layer", 0, config.n_layers - 1, config.n_layers - 1, key="layer", width=140
-            )
-            head = url_state.url_widget(st.number_input, "Head", 0, config.n_heads - 1, 0, key="head", width=140)
+            layer, head = head_inputs(config, (config.n_layers - 1, 0))
         left, right = st.columns([0.41, 0.59], gap="medium")
         with left:
             name = COLOURS[colour]

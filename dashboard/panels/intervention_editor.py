@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from dashboard.components.head_inputs import head_inputs
 from dashboard.layout.page import card, show_error
 from dashboard.session import url_state
 from dashboard.session.computed import NO_CHANGES
@@ -77,10 +78,10 @@ def _builder(model: Transformer) -> None:
 def _target(model: Transformer, place: str) -> str:
     if place == "Hook":
         return st.text_input("Hook name or pattern", HOOK, key="hook", width=260, max_chars=200).strip()
-    layer = url_state.url_widget(st.number_input, "Layer", 0, model.config.n_layers - 1, 0, key="layer", width=130)
     if place == "Head":
-        head = url_state.url_widget(st.number_input, "Head", 0, model.config.n_heads - 1, 0, key="head", width=130)
+        layer, head = head_inputs(model.config, width=130)
         return f"L{layer}H{head}"
+    layer = url_state.url_widget(st.number_input, "Layer", 0, model.config.n_layers - 1, 0, key="layer", width=130)
     return f"L{layer}.{st.selectbox('Sublayer', ('attn', 'mlp'), key='sublayer', width=110)}"
 
 

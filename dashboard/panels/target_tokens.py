@@ -4,15 +4,18 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import streamlit as st
+import torch
 
 from dashboard.layout.page import show_error
 from dashboard.panels.prompt_input import Input
 from dashboard.session import computed, url_state
 from dashboard.session.computed import CaptureRef
-from dashboard.token_text import plotly_text
+from dashboard.token_text import plain, plotly_text, short
 from probes.logits.logit_attribution import likeliest
 from workbench.errors import DataError
+from workbench.hooks.capture import Capture
 from workbench.model import Transformer
 
 MOST = 6
@@ -52,13 +55,18 @@ def choose(
     end = of_choices.position if of_choices else (prompt.prompt_length or len(prompt)) - 1
     position = end if requested < 0 else min(requested, len(prompt) - 1)
     url_state.note_shown("position", requested if requested >= 0 else None, position)
+
+    def probability(token: int) -> float:
+        shares: np.ndarray = computed.cached_probe(probabilities, model=model, capture=capture_ref, position=position)
+        return float(shares[token])
+
     try:
-        tokens, notes = parse(text, model)
+        tokens, notes = parse(text, model, probability)
     except DataError as error:
         show_error("The target tokens cannot be read.", str(error))
         return None
     for note in notes:
-        st.text(note)
+        st.warning(plain(note))
     if not tokens and of_choices and position == of_choices.position:
         return of_choices
     tokens = tokens or _likeliest(model, capture_ref, position)
@@ -70,9 +78,19 @@ def _likeliest(model: Transformer, capture_ref: CaptureRef, position: int) -> tu
     return tuple(token for token in tokens if isinstance(token, int))
 
 
-def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
-    """Token ids of the typed words, and a note for each word with more than one token.
+def probabilities(model: Transformer, cap: Capture, *, position: int) -> np.ndarray:
+    """Probability of every token after a position. Shapes: -> float32 [vocab]"""
+    out = cap["ln_final.hook_out"][0, position]
+    with torch.no_grad():
+        return model.unembed(out[None])[0].softmax(-1).cpu().numpy()
 
+
+def parse(
+    text: str, model: Transformer, probability: Callable[[int], float] | None = None
+) -> tuple[tuple[int, ...], list[str]]:
+    """Token ids of the typed words, and notes: words of several tokens, and words that are likelier after a space.
+
+    probability: that of a token at the page's position.
     Raises: DataError for too many, an id outside the vocabulary, or text if the model has no tokenizer.
     """
     first_tokens: list[int] = []
@@ -85,8 +103,7 @@ def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
             raise DataError("This checkpoint has no tokenizer; enter token ids, such as #12.")
         else:
             ids = model.tokenizer.encode_continuation(word.replace("·", " ").replace("↵", "\n"))
-            if len(ids) > 1:
-                notes.append(f"A target has {len(ids)} tokens; only the first, #{ids[0]}, is used.")
+            notes += _notes(word, ids, model, probability)
         if ids[0] >= model.config.vocab_size:
             raise DataError(f"Token ids are 0 to {model.config.vocab_size - 1}, found {ids[0]}.")
         first_tokens.append(ids[0])
@@ -94,6 +111,26 @@ def parse(text: str, model: Transformer) -> tuple[tuple[int, ...], list[str]]:
     if len(tokens) > MOST:
         raise DataError(f"There are {len(tokens)} targets, but at most {MOST} can be shown. Remove some.")
     return tokens, notes
+
+
+def _notes(word: str, ids: list[int], model: Transformer, probability: Callable[[int], float] | None) -> list[str]:
+    """What a reader must know of a typed word: it is cut to its first token, or it is likelier after a space."""
+    notes, spaced_word = [], f"·{word}"
+    name = lambda token: short(token_bytes(model, token), 24)  # noqa: E731
+    spaced = [] if word[0] in "·↵" else model.tokenizer.encode_continuation(" " + word)  # type: ignore[union-attr]
+    if len(ids) > 1:
+        note = f"{word} is {len(ids)} tokens; only the first, {name(ids[0])} (#{ids[0]}), is used."
+        if 0 < len(spaced) < len(ids):
+            note += f" With a space, {spaced_word} is {len(spaced)} token{'s' if len(spaced) > 1 else ''}."
+        notes.append(note)
+    if probability and spaced and spaced[0] != ids[0] and max(spaced[0], ids[0]) < model.config.vocab_size:
+        before, after = probability(ids[0]), probability(spaced[0])
+        if after > before:
+            notes.append(
+                f"{spaced_word}, with a space, is likelier here: its first token, {name(spaced[0])}, has "
+                f"{after:.3g}, and {name(ids[0])} has {before:.3g}."
+            )
+    return notes
 
 
 def of_sample(prompt: Input) -> TargetTokens | None:

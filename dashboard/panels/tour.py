@@ -134,11 +134,10 @@ def wrong_answer(model: Transformer) -> tuple[Run, int]:
 
 
 def run_of(model: Transformer) -> Run | None:
-    """The newest run of this checkpoint with the embedded quiz."""
+    """The newest run of this checkpoint, without interventions, on the embedded quiz."""
     own = computed.fingerprint(model)
-    return next(
-        (run for run in runs.runs()[0] if TASK in run.tasks and run.provenance.get("checkpoint_sha256") == own), None
-    )
+    plain = (run for run in runs.runs()[0] if TASK in run.tasks and not runs.change(run))
+    return next((run for run in plain if run.provenance.get("checkpoint_sha256") == own), None)
 
 
 def _top_head_of_answer(model: Transformer) -> tuple[runs.Sample, Head, int]:

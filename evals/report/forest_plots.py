@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from evals.compare.compare import Comparison
 from evals.compare.published import Published, compare_with_published
+from evals.interventions import described_record
 from evals.report.document import write
 from evals.report.markup import line
 from evals.results.runs import Run, Score, question_counts
@@ -108,7 +109,8 @@ def save(fig: go.Figure, path: Path) -> None:
 
     Raises: DataError if the file cannot be written.
     """
-    page = fig.to_html(include_plotlyjs=True)
+    # Without plotly's button that uploads the figure.
+    page = fig.to_html(include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False})
     write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
@@ -161,9 +163,11 @@ def _row_label(score: Score) -> str:
 
 
 def _run_label(run: Run) -> str:
-    """The name of a run, with "(partial)" if any of its scores is over a part of the questions."""
+    """The name of a run, with its change of the model, and "(partial)" if a score is over a part of the questions."""
     counts = (question_counts(run, task) for task in {score.task for score in run.scores})
-    return f"{_escaped(run.name)}{' (partial)' if any(answered < total for answered, total in counts) else ''}"
+    change = described_record(run.provenance.get("interventions"))
+    notes = ([change] if change else []) + (["partial"] if any(done < total for done, total in counts) else [])
+    return _escaped(run.name) + (f" ({_escaped(', '.join(notes))})" if notes else "")
 
 
 def _escaped(text: str) -> str:

@@ -202,7 +202,9 @@ def deliver(result: Result, output: Path | None, origin: Origin, **figure_option
         return
     about = origin.metadata(type(result).__name__)
     if output.suffix in FIGURES:
-        page = result.figure(stamp=about, **figure_options).to_html(include_plotlyjs=True)
+        from probes.base.drawing import html_page
+
+        page = html_page(result.figure(stamp=about, **figure_options))
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv

@@ -22,6 +22,9 @@ RING = "#E8384F"
 HEIGHT = 440
 MOST_BARS = 40  # the largest number of labelled bars in one column
 
+# plotly.js has a button that uploads the figure, with the prompt's tokens, to a service; it is on by default.
+HTML_CONFIG = {"displaylogo": False, "showSendToCloud": False}
+
 # Plotly copies a template at each update. The most expensive parts are the defaults of forty trace types and of maps,
 # which no figure here uses, and the colour scales, which each figure sets itself.
 _UNUSED = {"polar", "ternary", "scene", "geo", "colorscale"}
@@ -49,6 +52,11 @@ def finish(fig: go.Figure, kind: str, title: str, theme: Theme, stamp: Stamp | N
     for name, value in parts.items():  # three times as fast as `update_layout`
         fig.layout[name] = value
     return fig
+
+
+def html_page(fig: go.Figure) -> str:
+    """The figure as an HTML page that works without a network and uploads nothing."""
+    return str(fig.to_html(include_plotlyjs=True, config=HTML_CONFIG))
 
 
 def colour_bar(title: str) -> dict[str, Any]:

@@ -2,11 +2,22 @@
 
 from contextlib import suppress
 
+from playwright.sync_api import Page
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.conftest import Tab
 
 ATLAS = "[...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas')"
+
+
+HARMLESS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Autoscale", "Reset axes", "Fullscreen"}
+"""What the buttons over a figure may do: nothing that leaves this machine."""
+
+
+def toolbar(page: Page) -> set[str]:
+    """The titles of all buttons over the figures of a page."""
+    titles = page.eval_on_selector_all(".modebar-btn", "buttons => buttons.map(b => b.dataset.title)")
+    return set(titles)
 
 
 def square(tab: Tab, layer: int, head: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from evals.explain.explain import explain
 from evals.results.runs import list_runs
 from probes.attention.head_map import MAX_CELLS
 from tests.browser.conftest import Tab, World
-from tests.browser.drawn import click_square, map_values, ring
+from tests.browser.drawn import HARMLESS, click_square, map_values, ring, toolbar
 from tests.browser.fitting import cut_off
 from tests.dashboard.world import NASTY
 from workbench.checkpoint import load_model
@@ -61,6 +61,9 @@ def test_a_page_loads_with_its_figures_and_without_a_complaint(tab: Tab, path: s
     for figure in figures:
         tab.chart(figure)
     assert tab.page.locator(".js-plotly-plot").count() <= 3
+    expect(tab.page).to_have_title(f"{title} · Llama workbench")
+    assert toolbar(tab.page) <= HARMLESS
+    assert not figures or "Download plot as a PNG" in toolbar(tab.page)
     expect(tab.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
     assert cut_off(tab) == []
 
@@ -331,6 +334,7 @@ def test_a_table_as_parquet_and_a_figure_as_html_that_needs_no_other_host(tab: T
     alone.on("request", lambda request: requests.append(request.url))
     alone.goto((tmp_path / "map.html").as_uri())
     alone.wait_for_selector(".js-plotly-plot .heatmaplayer", state="attached")
+    assert toolbar(alone) <= HARMLESS | {"Box Select", "Lasso Select"} and "Zoom" in toolbar(alone)
     alone.close()
     assert [address for address in requests if not address.startswith(("file:", "data:", "blob:"))] == []
 

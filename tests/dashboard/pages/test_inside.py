@@ -96,7 +96,8 @@ def test_targets_are_the_likeliest_two_until_they_are_given(app: App, model: Tra
     session.text_input(key="targets").set_value("#1 #2 #3 #4 #5 #6 #7").run()
     assert "There are 7 targets, but at most 6" in session.code[0].value
     session.text_input(key="targets").set_value("zzz").run()
-    assert not session.error and "only the first, #" in session.text[0].value
+    assert not session.error
+    assert session.warning[0].value.startswith("zzz is 3 tokens; only the first, z (#122), is used.")
 
 
 @pytest.mark.parametrize("page", ["lens", "intervene"])
@@ -354,6 +355,28 @@ def test_words_are_read_as_the_pages_write_them(model: Transformer) -> None:
     assert len(the) == 1  # the vocabulary was learned from a text that has it
     assert target_tokens.parse("·the #5 ·the", model) == ((the[0], 5), [])
     assert target_tokens.parse("", model) == ((), [])
+
+
+def test_a_word_that_is_likelier_after_a_space_is_said_to_be(app: App, model: Transformer) -> None:
+    ids = {"plain": encode_word(model, "the"), "spaced": encode_word(model, " the")}
+    probability = {ids["plain"][0]: 0.25, ids["spaced"][0]: 0.5}
+    _, notes = target_tokens.parse("the", model, lambda token: probability[token])
+    assert notes[-1].startswith("·the, with a space, is likelier here: its first token, ·the, has 0.5")
+    assert "is 2 tokens; only the first, t" in notes[0] and "With a space, ·the is 1 token." in notes[0]
+    _, notes = target_tokens.parse("the", model, lambda token: 1 - probability[token])
+    assert not any("likelier" in note for note in notes)
+    assert target_tokens.parse("·the", model, lambda token: 0.0)[1] == []
+    # The page reads the probabilities from its capture: they are the model's.
+    with torch.no_grad():
+        shares = model(encode(model, PROMPT))[0, -1].softmax(-1)
+    notes = [warning.value for warning in app("lens", prompt=PROMPT, targets="the").warning]
+    likelier = bool(shares[ids["spaced"][0]] > shares[ids["plain"][0]])
+    assert any("likelier here" in note for note in notes) == likelier
+
+
+def encode_word(model: Transformer, word: str) -> list[int]:
+    assert model.tokenizer is not None
+    return model.tokenizer.encode_continuation(word)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,14 @@ def parameters() -> set[str]:
                 keys = [keyword.value for keyword in call.keywords if keyword.arg == "key"]
             elif ast.unparse(call.func) in ("url_state.url_param", "url_param"):
                 keys = call.args[:1]
+            elif ast.unparse(call.func) == "head_inputs":
+                names |= {"layer", "head"}
+                keys = [name for keyword in call.keywords if keyword.arg == "keys" for name in keyword.value.elts]
             else:
                 continue
             for key in keys:
+                if isinstance(key, ast.Subscript):  # in `head_inputs` itself
+                    continue
                 names |= {key.value} if isinstance(key, ast.Constant) else {"a_dtype", "b_dtype"}
     return names
 

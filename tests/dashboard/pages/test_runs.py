@@ -260,6 +260,18 @@ def test_without_a_run_of_the_quiz_the_third_example_starts_one(
     assert "--tasks=demo_mmlu" in job.command and "--model=demo" in job.command
 
 
+def test_the_name_is_cleared_after_a_start(
+    opened: Callable[..., AppTest], world: Path, stand_in: None, checkpoint: Path
+) -> None:
+    session = opened()
+    session.text_input(key="run_name").set_value("mine")
+    session.number_input(key="run_seed").set_value(FOREVER)
+    next(button for button in session.button if button.label == "Start").click().run()
+    assert not session.exception and not session.error
+    assert [job.id for job in jobs.jobs(world)[0]] == ["mine"]
+    assert session.text_input(key="run_name").value == ""
+
+
 def test_the_third_example_does_not_start_a_quiz_twice(
     world: Path, serve: Callable[[str, Path], None], stand_in: None
 ) -> None:

@@ -1,6 +1,7 @@
 """Pages that show a changed model: interventions of a sample's run, or of the URL."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +204,54 @@ def test_a_prompts_text_is_written_by_the_changed_model(app: App, model: Transfo
     shown = read_table(session, "logprob")
     assert shown["token"].tolist() == list(changed.tokens)
     np.testing.assert_allclose(shown["logprob"], changed.logprobs, atol=1e-5)
+
+
+# --- runs of a changed model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed_run(serve: Callable[[str, Path], None], checkpoint: Path, results: Path, tmp_path: Path) -> str:
+    """The name of a run with an ablated head, newer than the plain runs next to it."""
+    root = shutil.copytree(results, tmp_path / "results")
+    shutil.copytree(root / "second", root / "third")
+    path = next((root / "third").rglob("results_*.json"))
+    data = json.loads(path.read_text())
+    data["workbench"]["interventions"] = json.loads(to_json([CHANGE]))
+    data["date"] += 1_000
+    path.write_text(json.dumps(data))
+    os.utime(path)
+    serve(str(checkpoint), root)
+    return f"third/{path.stem.removeprefix('results_')}"
+
+
+def opened(page: str, **params: str) -> AppTest:
+    session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    session.switch_page(f"dashboard/pages/{page}.py")
+    session.query_params.clear()
+    session.query_params.update(params)
+    session.run()
+    assert not session.exception
+    return session
+
+
+@pytest.mark.parametrize("page", ["benchmarks", "samples"])
+def test_a_plain_run_is_the_default_and_a_changed_one_wears_its_change(changed_run: str, page: str) -> None:
+    session = opened(page)
+    selector = session.selectbox(key="run")
+    assert selector.value != changed_run
+    assert [option for option in selector.options if option.endswith(" · ablate L1H2")] == [
+        f"{changed_run} · ablate L1H2"
+    ]
+    assert not any("Changed model" in element.value for element in session.markdown)
+    session = opened(page, run=changed_run)
+    assert session.selectbox(key="run").value == changed_run
+    assert any("Changed model" in element.value for element in session.markdown)
+    assert "ablate L1H2" in [text.value for text in session.text]
+
+
+def test_the_sides_of_a_comparison_of_runs_wear_their_change(changed_run: str) -> None:
+    session = opened("compare", compare="Runs")
+    assert changed_run not in (session.selectbox(key="a_run").value, session.selectbox(key="b_run").value)
+    session = opened("compare", compare="Runs", b_run=changed_run)
+    assert any("B: changed model" in element.value for element in session.markdown)
+    assert any("ablate L1H2" in text.value for text in session.text)
