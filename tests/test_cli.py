@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.main import get_command
 
 import workbench as wb
 from workbench import cli
-from workbench.commands import numbers
+from workbench.command_options import numbers
 from workbench.errors import WorkbenchError
+from workbench.hooks.interventions import to_json
 from workbench.published import PUBLISHED
 
 DEMO = Path(wb.__file__).parent / "assets" / "demo"
@@ -90,6 +92,12 @@ MISTAKES = {
     "no such layout": (["convert", "a", "b", "--layout", "gguf"], "gguf"),
     "no such checkpoint to convert": (["convert", "nowhere", "b", "--layout", "hf"], "nowhere"),
     "no such recipe": (["train", "nowhere.toml", "-o", "out"], "nowhere.toml"),
+    "ids and a prompt": (["generate", "demo", "x", "--ids", "1"], "--ids"),
+    "ids of no token": (["generate", "demo", "--ids", "1,999999"], "999999"),
+    "ids that are no numbers": (["capture", "demo", "--ids", "a", "-o", "x", "--hooks", "hook_embed"], "--ids"),
+    "neither prompt nor ids": (["capture", "demo", "-o", "x", "--hooks", "hook_embed"], "--ids"),
+    "no such head to ablate": (["generate", "demo", "x", "--ablate", "L99H0"], "--ablate L99H0"),
+    "no such interventions": (["generate", "demo", "x", "--intervene", "nowhere.json"], "--intervene nowhere.json"),
     "unknown benchmark": (["eval", "run", "--tasks", "no_such_task", "--output", "o"], "no_such_task"),
     "no such model to measure": (["eval", "run", "--model", "nowhere", "--tasks", "demo_mmlu"], "nowhere"),
     "no such model to show": (["app", "--model", "nowhere"], "nowhere"),
@@ -229,6 +237,49 @@ def test_capture_writes_what_a_reader_gets_back(run, tmp_path: Path) -> None:
     assert captured[name].shape == (1, len(ids), model.config.dim)
 
 
+def test_generate_and_capture_take_ids_and_interventions(run, tmp_path: Path) -> None:
+    model = wb.load_model("demo")
+    ids = model.tokenizer.encode("one two one two", bos=True)
+    options = ["--ids", ",".join(map(str, ids)), "--ablate", "L2H1"]
+    changes = tmp_path / "changes.json"
+    changes.write_text(to_json([wb.Scale("L0.mlp", 0.5)]))
+    with model.intervene(wb.Scale("L0.mlp", 0.5), wb.Ablate("L2H1")):
+        expected = wb.generate(model, [ids], max_new_tokens=6)[0]
+        logits = model(torch.tensor([ids]))
+    options += ["--intervene", str(changes)]
+    code, out, err = run("generate", "demo", *options, "--max-new-tokens", "6", "--json")
+    row = json.loads(out)
+    assert (code, row["tokens"], row["prompt"]) == (0, list(expected.tokens), ids)
+    assert [change["kind"] for change in row["interventions"]] == ["scale", "ablate"]
+    assert "ablate L2H1" in err and "scale L0.mlp x 0.5" in err
+    code, out, _ = run("generate", "demo", *options, "--max-new-tokens", "6")
+    assert (code, out) == (0, expected.text + "\n")
+    path = tmp_path / "run.safetensors"
+    code, _, err = run("capture", "demo", *options, "--hooks", "hook_logits", "-o", str(path))
+    captured = wb.Capture.load(path)
+    assert code == 0 and "ablate L2H1" in err
+    assert captured.tokens.tolist() == [ids] and torch.allclose(captured["hook_logits"], logits, atol=1e-5)
+    assert [change["kind"] for change in captured.provenance["interventions"]] == ["scale", "ablate"]
+
+
+def test_generate_without_a_tokenizer_prints_ids(run, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    model = wb.load_model("demo")
+    code, out, _ = run("generate", str(folder), "--ids", "1,2,5-7", "--max-new-tokens", "4")
+    expected = wb.generate(model, [[1, 2, 5, 6, 7]], max_new_tokens=4, stop_tokens=())[0]
+    assert (code, out.strip()) == (0, ",".join(map(str, expected.tokens)))
+
+
+def test_a_special_token_in_a_typed_prompt_is_remarked_once(run, tmp_path: Path) -> None:
+    argv = ["--hooks", "hook_embed", "-o", str(tmp_path / "x.safetensors")]
+    for command in (["generate", "demo", "--max-new-tokens", "1"], ["capture", "demo", *argv]):
+        code, _, err = run(*command, "<|begin_of_text|>one <|begin_of_text|>two")
+        assert code == 0 and len(err.strip().splitlines()) == 1, err
+        assert "<|begin_of_text|>" in err and "plain text" in err
+        assert run(*command, "one two")[2] == ""
+
+
 def test_convert_there_and_back(run, tmp_path: Path) -> None:
     there, back = tmp_path / "hf", tmp_path / "meta"
     source = Path(wb.__file__).parent / "assets" / "demo"
@@ -244,7 +295,20 @@ def test_numbers(text: str | None, expected: list[int] | None) -> None:
     assert numbers(text, "--layers") == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2"])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("-1", [-1]), ("0,-2", [0, -2]), ("-3--1", [-3, -2, -1]), ("5-7,-1", [5, 6, 7, -1])]
+)
+def test_signed_numbers(text: str, expected: list[int]) -> None:
+    assert numbers(text, "--positions", signed=True) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-", "--1", "-1-2", "-1--3", "7-5", "1.5", "0-9999999999", "9" * 50])
+def test_not_signed_numbers(text: str) -> None:
+    with pytest.raises(WorkbenchError, match="--positions"):
+        numbers(text, "--positions", signed=True)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "7-5", "0-99999999999", "²"])
 def test_not_numbers(text: str) -> None:
     with pytest.raises(WorkbenchError, match="--layers"):
         numbers(text, "--layers")

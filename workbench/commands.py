@@ -11,37 +11,37 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import typer
 
-from workbench.errors import CaptureError, ChatError, GenerationError, TokenizerError
+from workbench.command_options import (
+    Ablate,
+    Adapter,
+    AsJson,
+    Device,
+    Dtype,
+    Ids,
+    Intervene,
+    Model,
+    Online,
+    encode_text,
+    interventions_of,
+    numbers,
+    token_ids,
+    tokenizer_of,
+    warn_of_special_text,
+)
+from workbench.errors import CaptureError, ChatError, GenerationError
 
-if TYPE_CHECKING:
-    from workbench.model import Transformer
-    from workbench.text.tokenizer import Tokenizer
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A checkpoint folder, a GGUF file, 'demo', 'smollm2', or a hub name (ORG/NAME) in the local cache."
-    ),
-]
-Online = Annotated[bool, typer.Option("--online", help="Download the model if it is a name that is not on this disk.")]
 Shape = Annotated[
     str,
     typer.Argument(help="A checkpoint, as for generate, with or without weights; or a published model (llama-3.1-8b)."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto: as stored in the checkpoint.")]
 _EXAMPLES = {
     "--messages": '[{"role": "user", "content": "Hi"}].',
     "--tools": '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}].',
 }
-Adapter = Annotated[
-    Path | None, typer.Option(help="Folder of a LoRA adapter, as peft writes it, to merge into the weights.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Settings(TypedDict):
@@ -190,6 +190,9 @@ def generate(
     dtype: Dtype = "auto",
     online: Online = False,
     adapter: Adapter = None,
+    ids: Ids = None,
+    intervene: Intervene = None,
+    ablate: Ablate = "",
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts; the text goes to stdout, and for a single prompt it is streamed."""
@@ -202,9 +205,11 @@ def generate(
 
     if not chat and not (system is None and tools is None and messages is None):
         raise ChatError("--system, --tools and --messages need --chat.")
-    if not prompts and messages is None:
+    if ids is not None and (prompts or chat):
+        raise GenerationError("--ids is a prompt of its own; leave out the other prompts and --chat.")
+    if not prompts and messages is None and ids is None:
         raise GenerationError(
-            "a prompt is missing: give one or more, '-' for stdin, or --chat with --messages FILE.json."
+            "a prompt is missing: give one or more, '-' for stdin, --ids, or --chat with --messages FILE.json."
         )
     conversation = _json_list(messages, "--messages") if messages else []
     functions = _json_list(tools, "--tools") if tools else None
@@ -212,9 +217,13 @@ def generate(
         conversation = [{"role": "system", "content": system}, *conversation]
     fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
-    tokenizer = tokenizer_of(loaded, model)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or ()]
     inputs: list[Prompt] = list(texts)
+    if ids is not None:
+        inputs = [token_ids(ids, loaded)]
+    else:
+        tokenizer = tokenizer_of(loaded, model)
+        warn_of_special_text(tokenizer, texts)
     if chat:
         turns = [[{"role": "user", "content": text}] for text in texts] or [[]]
         chats = [[*conversation, *turn] for turn in turns]
@@ -231,31 +240,42 @@ def generate(
         seed=seed,
         stop=stop or (),
     )
-    if len(inputs) == 1 and not as_json:
-        for piece in stream(loaded, inputs[0], **settings):
-            print(piece.text, end="", flush=True)
-        print()
-        return
-    for text, result in zip(texts, generate_all(loaded, inputs, **settings), strict=True):
+    changes = interventions_of(loaded, intervene, ablate)
+    with loaded.intervene(*changes):
+        if len(inputs) == 1 and not as_json and loaded.tokenizer is not None:
+            for piece in stream(loaded, inputs[0], **settings):
+                print(piece.text, end="", flush=True)
+            print()
+            return
+        results = generate_all(loaded, inputs, **settings)
+    for prompt, result in zip(texts or inputs, results, strict=True):
         if as_json:
-            row = {"prompt": text, "text": result.text, "tokens": result.tokens}
-            print(json.dumps({**row, "logprobs": result.logprobs, "finish_reason": result.finish_reason}))
+            row = {"prompt": prompt, "text": result.text, "tokens": result.tokens}
+            row |= {"logprobs": result.logprobs, "finish_reason": result.finish_reason}
+            print(json.dumps(row | ({"interventions": [change.to_dict() for change in changes]} if changes else {})))
         else:
-            print(result.text)
+            print(",".join(map(str, result.tokens)) if result.text is None else result.text)
 
 
 def capture(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Prompt text; the begin token is added if the model uses one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     hooks: Annotated[list[str], typer.Option(help="Hook name or pattern; may be repeated.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Prompt text; the begin token is added if the model uses one.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,2,5-7.")] = None,
     heads: Annotated[str | None, typer.Option(help="Only these heads: 0,2,5-7.")] = None,
-    positions: Annotated[str | None, typer.Option(help="Only these positions: 0,2,5-7.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Only these positions: 0,2,5-7; --positions=-1 is the last one.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     online: Online = False,
     adapter: Adapter = None,
+    ids: Ids = None,
+    intervene: Intervene = None,
+    ablate: Ablate = "",
 ) -> None:
     """Run a prompt, and save the activations at these hooks with their provenance."""
     import torch
@@ -263,22 +283,24 @@ def capture(
     from workbench.checkpoint import load_model
     from workbench.checkpoint.sources.fetch import fetch_if
 
+    if (prompt is None) == (ids is None):
+        raise CaptureError("give a prompt or --ids, one of the two.")
     if not output.parent.is_dir():
         raise CaptureError(f"--output {output}: there is no folder {output.parent}; create it first.")
     layer_numbers, head_numbers = numbers(layers, "--layers"), numbers(heads, "--heads")
-    position_numbers = numbers(positions, "--positions")
+    position_numbers = numbers(positions, "--positions", signed=True)
     fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
-    ids = tokenizer_of(loaded, model).encode(prompt, bos=True)
-    with torch.no_grad():
-        tokens = torch.tensor([ids], device=loaded.device)
+    prompt_ids = token_ids(ids, loaded) if ids is not None else encode_text(loaded, model, prompt or "")
+    with loaded.intervene(*interventions_of(loaded, intervene, ablate)), torch.no_grad():
+        tokens = torch.tensor([prompt_ids], device=loaded.device)
         _, captured = loaded.run_with_capture(
             tokens, hooks, layers=layer_numbers, heads=head_numbers, positions=position_numbers
         )
     source = loaded.source
     checkpoint_hash = {} if source is None else {"checkpoint_sha256": source.checkpoint_sha256}
     replace(captured, provenance={**captured.provenance, **checkpoint_hash}).save(output)
-    print(f"{output}: {len(captured.names)} hook points over {len(ids)} tokens")
+    print(f"{output}: {len(captured.names)} hook points over {len(prompt_ids)} tokens")
 
 
 def convert(
@@ -342,25 +364,3 @@ def _json_list(path: Path, option: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise ChatError(f"{option} {path}: expected a JSON list of objects, for instance {_EXAMPLES[option]}")
     return value
-
-
-def tokenizer_of(model: Transformer, name: str) -> Tokenizer:
-    """The model's tokenizer. Raises: TokenizerError if its folder holds none."""
-    if model.tokenizer is None:
-        raise TokenizerError(
-            f"{name} has no tokenizer that can be read, which text needs. Copy its tokenizer.model or tokenizer.json."
-        )
-    return model.tokenizer
-
-
-def numbers(text: str | None, option: str) -> list[int] | None:
-    """`0,2,5-7` as [0, 2, 5, 6, 7]; None stays None."""
-    if text is None:
-        return None
-    values: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise GenerationError(f"{option} takes numbers and ranges such as 0,2,5-7; found {text!r}.")
-        values += range(int(first), int(last or first) + 1)
-    return values

@@ -37,7 +37,7 @@ def catalogue(
     """
     check(output)
     from probes.attention import head_types as probe
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     rules = probe.with_thresholds(threshold or ())
     lines = [line for line in text(prompt, file).splitlines() if line.strip()]
@@ -107,7 +107,7 @@ def retrieval(
     """Heads: attention to a needle while the model copies it."""
     check(output)
     from probes.attention import retrieval_heads as probe
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     haystack_text = text(prompt, file)
     loaded = load(model, device)

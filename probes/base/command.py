@@ -100,7 +100,7 @@ def load(model: str, device: str, dtype: str = "auto", *, adapter: Path | None =
 
 def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:
     """The model and the text's tokens, after the begin token if the checkpoint's files put one there."""
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     prompt_text = text(prompt, file)
     loaded = load(model, device)

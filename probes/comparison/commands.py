@@ -39,7 +39,7 @@ def compare(
 
     from probes.base import head_names
     from probes.comparison import compare_models, compare_runs
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
     from workbench.errors import DataError
     from workbench.hooks.intervention import Intervention
     from workbench.hooks.interventions import Ablate
@@ -98,7 +98,7 @@ def finite(
     import torch
 
     from probes.base import non_finite as probe
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     prompt_text = text(prompt, file)
     loaded = load(model, device, dtype)

@@ -107,7 +107,7 @@ def logit_paths(
     check(output)
     from probes.logits import component_attribution, logit_attribution
     from probes.patching import path_patching
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     if wrong and not answer:
         raise DataError("--wrong needs --answer; give both.")
@@ -159,7 +159,7 @@ def _pair(
     import torch
 
     from probes.patching.prompt_pairs import LogitDifference, Pair
-    from workbench.commands import tokenizer_of
+    from workbench.command_options import tokenizer_of
 
     loaded = load(model, device, dtype)
     tokenizer = tokenizer_of(loaded, model)
