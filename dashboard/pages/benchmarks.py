@@ -20,6 +20,7 @@ from evals.compare.compare import Comparison
 from evals.compare.published import compare_with_published, published, scores_of_model
 from evals.report import forest_plots
 from evals.report.terminal_table import other_differences
+from evals.results import answer_counts
 from evals.results.runs import Run, Score, question_counts
 from workbench.errors import DataError
 
@@ -118,6 +119,8 @@ def _scores(run: Run, table: pd.DataFrame) -> None:
     )
     for task in run.not_finite:
         st.warning(plain(run.not_finite_note(task)))
+    for note in answer_counts.notes(run):
+        st.caption(plain(note))
     for task, reason in run.not_run.items():
         st.text(f"{plain(task)} was not run: {plain(reason)}")
     about = run.provenance

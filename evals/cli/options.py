@@ -46,7 +46,7 @@ def need_lm_eval() -> None:
 
 def print_run(run: Run, *, as_json: bool) -> None:
     from evals.report import headlines, terminal_table
-    from evals.results import json_text
+    from evals.results import answer_counts, json_text
 
     if not as_json:
         source = run.provenance
@@ -65,6 +65,8 @@ def print_run(run: Run, *, as_json: bool) -> None:
         "headlines": {score.task: vars(score) for score, _ in headlines.headlines(run)},
         "not_run": run.not_run,
         "not_finite": run.not_finite,
+        **{kind: run.provenance.get(kind) or {} for kind in answer_counts.COLUMNS},
+        "notes": answer_counts.notes(run),
         "provenance": run.provenance,
     }
     typer.echo(json_text.dumps(report, indent=2, default=str))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evals.cli import option_values
 from evals.cli.find_run import find, stopped_run
 from evals.cli.options import (
     Adapter,
@@ -109,7 +109,11 @@ def run(
     system: Annotated[str | None, typer.Option("--system_instruction", help="The system prompt.")] = None,
     gen_kwargs: Annotated[
         str,
-        typer.Option("--gen_kwargs", help="Generation arguments: temperature=0.6,top_p=0.9,max_gen_toks=512, or JSON."),
+        typer.Option(
+            "--gen_kwargs",
+            help="Generation arguments: do_sample=true,temperature=0.6,max_gen_toks=512, or "
+            "JSON. Most tasks are greedy until do_sample is true.",
+        ),
     ] = "",
     backend: Annotated[
         str,
@@ -154,20 +158,20 @@ def run(
         ),
         "preset": preset,
         "samples": samples,
-        "limits": key_values(limits, "--limits"),
+        "limits": option_values.key_values(limits, "--limits"),
         "online": online,
         "output": output,
         "data": data,
         "limit": limit if limit is None or limit < 1 else _whole(limit),
         "num_fewshot": num_fewshot,
-        "batch_size": _batch_size(batch_size),
-        "seed": _seed(seed),
+        "batch_size": option_values.batch_size(batch_size),
+        "seed": option_values.seed(seed),
         "chat": chat,
         "multiturn": multiturn,
         "system": system,
-        "gen_kwargs": key_values(gen_kwargs, "--gen_kwargs"),
+        "gen_kwargs": option_values.key_values(gen_kwargs, "--gen_kwargs"),
         "backend": backend,
-        "model_args": key_values(model_args, "--model_args"),
+        "model_args": option_values.key_values(model_args, "--model_args"),
         "adapter": adapter,
     }
     need_lm_eval()
@@ -267,50 +271,8 @@ def _exit_code(finished: Sequence[Run]) -> int:
     return EXIT_PARTIAL if any(run.not_run or run.not_finite for run in finished) else 0
 
 
-def key_values(text: str, option: str) -> dict[str, Any]:
-    """Parse `key=value,key=value` or a JSON object. Values that are not JSON are text.
-
-    Raises: BadParameter for anything else.
-    """
-    if text.lstrip().startswith("{"):
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise typer.BadParameter(f"is not JSON: {error}", param_hint=option) from error
-        return dict(values)
-    values = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise typer.BadParameter(f"expected key=value, found {part!r}", param_hint=option)
-        values[key.strip()] = _value(value.strip())
-    return values
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
-        return text
-
-
 def _whole(limit: float) -> float:
     return int(limit) if limit.is_integer() else limit  # `Settings` rejects other values
-
-
-def _batch_size(text: str) -> int | None:
-    if text.startswith("auto"):
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f'expected a number of sequences or "auto", found {text!r}', param_hint="--batch_size")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    last = text.split(",")[-1].strip()
-    if not last.isdecimal() or text.count(",") not in (0, 3):
-        raise typer.BadParameter(f"expected one seed, or four as in lm-eval; found {text!r}", param_hint="--seed")
-    return int(last)
 
 
 COMMANDS = (

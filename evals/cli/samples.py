@@ -180,12 +180,19 @@ def _sample_lines(task: str, row: Row) -> list[str]:
     if spoilt := row.get("not_finite") is True:
         verdict = "not scored, because the model's logits were not finite"
     lines = [f"{task}/{row['doc_id']}: {verdict}", "", str(row["prompt"]), ""]
+    if row.get("cut"):
+        lines += [
+            f"The model saw only the end of this prompt: {int(row['cut'])} tokens were truncated on the left.",
+            "",
+        ]
     if isinstance(row.get("choices"), list):
         best = None if spoilt else row["answer"]
         for i, (choice, value) in enumerate(zip(row["choices"], row["logprobs"], strict=True)):
             lines.append(f"  {str(choice).strip():<12} {value:9.4f} nats{'  chosen' if i == best else ''}")
         return [*lines, f"right: {explain.right_answer(row)}"]
     lines += [f"response: {row['response']}", f"answer: {row['answer']} ({row['filter']})", f"target: {row['target']}"]
+    if row.get("finish_reason") == "length":
+        lines.append(f"finish reason: length (cut after {len(row['generated_ids'])} tokens; raise max_gen_toks)")
     return lines + [f"{key}: {row[key]}" for key in ("verdict", "message") if isinstance(row.get(key), str)]
 
 

@@ -85,10 +85,14 @@ def _texts(value: Any) -> bool:
     )
 
 
+DEFAULT_TOKENS = 256  # if a task sets no limit; lm-eval's default
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_STOPS = ("until", "stop")
+_SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # each with the value that turns it off
 _TOKENS = ("a number of tokens, at least 1", lambda value: _whole(value) and value > 0)
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "until": ("a string or a list of strings", _texts),
-    **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),
+    **dict.fromkeys(_STOPS, ("a string or a list of strings", _texts)),
+    **dict.fromkeys(_LENGTHS, _TOKENS),
     "do_sample": ("true or false", lambda value: isinstance(value, bool)),
     "temperature": ("a number below 1e300, at least 0", lambda value: _number(value) and 0 <= value < 1e300),
     "top_p": ("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1),
@@ -96,6 +100,71 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "min_p": ("a number between 0 and 1", lambda value: _number(value) and 0 <= value <= 1),
     "repetition_penalty": ("a number above 0", lambda value: _number(value) and value > 0),
 }
+
+
+def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with one name for each: `max_gen_toks` for the answer's length, `until` for stop strings.
+
+    lm-eval reads `max_gen_toks` before its other names, so that `max_new_tokens` has no effect on a task that sets
+    `max_gen_toks`, and has `stop` in its help text only.
+    Raises: DataError if two names of one argument have different values.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in arguments.items():
+        main = next((names[0] for names in (_LENGTHS, _STOPS) if name in names), name)
+        if main in renamed and renamed[main] != value:
+            raise DataError(f"{name}={value!r} contradicts {main}={renamed[main]!r} in the generation arguments.")
+        renamed[main] = value
+    return renamed
+
+
+def override(task: Mapping[str, Any], requested: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's generation arguments with `requested`, which `canonical` has made, in place of the task's own."""
+    names = {other for main, *others in (_LENGTHS, _STOPS) if main in requested for other in others}
+    return {name: value for name, value in task.items() if name not in names} | dict(requested)
+
+
+def samples(arguments: Mapping[str, Any]) -> bool:
+    """Whether answers are sampled. lm-eval's rule: if `do_sample` is not set, the temperature decides."""
+    return arguments.get("do_sample") is not False and float(arguments.get("temperature") or 0) > 0
+
+
+def notes(
+    requested: Mapping[str, Any], arguments: Mapping[str, Any], *, context: int | None = None, repeats: int = 1
+) -> list[str]:
+    """What a task's answers do not do although the user may expect it, one sentence each.
+
+    requested: the user's arguments. arguments: the task's, with the user's in their place. context: the context of a
+    model that shortens answers which do not fit, in tokens. repeats: answers per question.
+    """
+    found = []
+    if not samples(arguments):
+        fixed = arguments.get("do_sample") is False
+        unused = [n for n, off in _SAMPLING.items() if n in requested and requested[n] not in (off, None)]
+        unused += ["do_sample"] if requested.get("do_sample") is True else []
+        values = ", ".join(f"{name}={_shown(requested[name])}" for name in unused)
+        reason = "do_sample is false" if fixed else "the temperature is 0"
+        advice = "do_sample=true" if fixed and arguments.get("temperature") else "do_sample=true and a temperature"
+        if unused:
+            found.append(
+                f"{values} {'has' if len(unused) == 1 else 'have'} no effect, because {reason}: the answers are "
+                f"greedy. Add {advice if fixed else 'a temperature above 0'} to --gen_kwargs to sample."
+            )
+        if repeats > 1:
+            found.append(
+                f"the {repeats} answers to a question are the same, because {reason}; pass@k above 1 means nothing."
+            )
+    tokens = next((arguments[name] for name in _LENGTHS if arguments.get(name) is not None), DEFAULT_TOKENS)
+    if context is not None and tokens >= context:
+        found.append(
+            f"max_gen_toks={tokens} does not fit into the context of {context} tokens: an answer has at most "
+            f"{math.ceil(context / 2)}, the other half is for the prompt."
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def sample_seeds(questions: Sequence[tuple[Any, Any, Any]], seed: int) -> list[int]:

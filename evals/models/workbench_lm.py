@@ -22,7 +22,7 @@ from lm_eval.api.registry import get_model, model_registry, register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 import workbench as wb
-from evals.models.generation_args import GenerationArgs, sample_seeds
+from evals.models.generation_args import DEFAULT_TOKENS, GenerationArgs, sample_seeds
 from evals.models.response_cache import ENGINE, ResponseCache, model_identity, sha256_of_ids
 from evals.models.token_trace import TokenTraces
 from evals.runtime.progress import Bar, bar
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from workbench.hooks.intervention import Intervention
     from workbench.text.tokenizer import Tokenizer
 
-_DEFAULT_MAX_TOKENS = 256  # if a task sets no limit; lm-eval's default
+
 _DEFAULT_BATCH_SIZE = 32
 # Requests per unit (computed and saved together): enough for full batches, few enough to lose little if killed.
 _SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
@@ -369,7 +369,7 @@ def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[int, ...]:
 def generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArgs:
     """A task's generation arguments, normalized as lm-eval's models do. Raises: DataError as `GenerationArgs.check`."""
     GenerationArgs.check(arguments)
-    return GenerationArgs.of(normalize_gen_kwargs(arguments, _DEFAULT_MAX_TOKENS), max_length)
+    return GenerationArgs.of(normalize_gen_kwargs(arguments, DEFAULT_TOKENS), max_length)
 
 
 def create_model(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any:

@@ -14,6 +14,7 @@ from evals.compare.published import Published, PublishedComparison, compare_with
 from evals.report.document import Document
 from evals.report.markup import Report, Table
 from evals.report.terminal_table import interval, number
+from evals.results import answer_counts
 from evals.results.provenance import origin
 from evals.results.runs import Run, Score, not_finite_count, question_counts
 from workbench.errors import DataError
@@ -98,7 +99,9 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
         for score in run.scores:
             answered, total = question_counts(run, score.task)
             row = {**shared, **vars(score), "questions": total, "partial": answered < total, "source": run.path.name}
-            rows.append(row | ({"not_finite": not_finite_count(run, score.task)} if run.not_finite else {}))
+            row |= {"not_finite": not_finite_count(run, score.task)} if run.not_finite else {}
+            kinds = answer_counts.shown(run)
+            rows.append(row | {kind: answer_counts.count(run, kind, score.task, score.filter) for kind in kinds})
     score_of = {
         comparison.published: comparison.score for run in runs for comparison in compare_with_published(run, figures)
     }
@@ -111,7 +114,9 @@ def frame(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> pd.DataF
     if any(run.not_finite for run in runs):
         columns.append("not_finite")
         integers["not_finite"] = "Int64"
-    return pd.DataFrame(rows, columns=columns).astype({**integers, "partial": "boolean"})
+    counted = _counted(runs)
+    integers |= dict.fromkeys(counted, "Int64")
+    return pd.DataFrame(rows, columns=[*columns, *counted]).astype({**integers, "partial": "boolean"})
 
 
 def values(runs: Sequence[Run], *, figures: Sequence[Published] = ()) -> list[dict[str, Any]]:
@@ -138,11 +143,15 @@ def _roots(runs: Iterable[Run]) -> dict[str, str]:
 def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Sequence[_Column]) -> Table:
     """One row per score. Shots and n have one column for all runs if they are the same in all runs."""
     score_rows = [[column.scores.get(key) for column in columns] for key in keys]
+    kinds = _counted([column.run for column in columns])
     cells = [
-        [_cells(column.run, cell_score) for column, cell_score in zip(columns, row, strict=True)] for row in score_rows
+        [_cells(column.run, cell_score, kinds) for column, cell_score in zip(columns, row, strict=True)]
+        for row in score_rows
     ]
     same = all(len({cell[:2] for cell in row if cell is not None}) == 1 for row in cells)
-    head, per_run = ["task", "metric"], ("shots", "n", "score", "95% interval")
+    head = ["task", "metric"]
+    per_run = ("shots", "n", "score", "95% interval", *(answer_counts.COLUMNS[kind] for kind in kinds))
+    width = len(per_run)
     if same:
         head, per_run = [*head, *per_run[:2]], per_run[2:]
     head += [part if len(columns) == 1 else f"{column.letter}: {part}" for column in columns for part in per_run]
@@ -150,18 +159,25 @@ def _table(title: str, keys: Sequence[tuple[str, str, str, str]], columns: Seque
     for scores, row in zip(score_rows, cells, strict=True):
         first = next(score for score in scores if score is not None)
         shared = next(cell for cell in row if cell is not None)[: 2 if same else 0]
-        each = [part for cell in row for part in (cell or ("",) * 4)[4 - len(per_run) :]]
+        each = [part for cell in row for part in (cell or ("",) * width)[width - len(per_run) :]]
         rows.append((first.task, first.label, *shared, *each))
     return Table(title, tuple(head), tuple(rows), left=2)
 
 
-def _cells(run: Run, score: Score | None) -> tuple[str, str, str, str] | None:
+def _counted(runs: Sequence[Run]) -> list[str]:
+    """The counts of answers and prompts that are not zero in every run."""
+    kinds = {kind for run in runs for kind in answer_counts.shown(run)}
+    return [kind for kind in answer_counts.COLUMNS if kind in kinds]
+
+
+def _cells(run: Run, score: Score | None, kinds: Sequence[str]) -> tuple[str, ...] | None:
     if score is None:
         return None
     answered, total = question_counts(run, score.task)
     n = f"{score.n} of {total}" if answered < total else str(score.n)
     shots = "" if score.shots is None else str(score.shots)
-    return shots, n, number(score, score.value), interval(score)
+    counts = (str(answer_counts.count(run, kind, score.task, score.filter)) for kind in kinds)
+    return shots, n, number(score, score.value), interval(score), *counts
 
 
 def _published(comparisons: Sequence[tuple[_Column, PublishedComparison]], *, alone: bool) -> Table:
@@ -194,6 +210,8 @@ def badges(run: Run, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}partial: {answered} of {total} questions of {task}"
     for task in run.not_finite:
         yield f"{prefix}{run.not_finite_note(task)}"
+    for note in answer_counts.notes(run):
+        yield f"{prefix}{note}"
     for task, reason in run.not_run.items():
         yield f"{prefix}partial: {task} was not run: {reason}"
     if changes := run.provenance.get("interventions"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.interventions import described
 from evals.report.markup import line
+from evals.results import answer_counts
 from evals.results.runs import Run, Score, not_finite_count
 from workbench.errors import WorkbenchError
 from workbench.hooks.interventions import from_json
@@ -23,7 +24,7 @@ COMPARED_NOTES = (
     "MDE: the smallest difference detectable with 80% power.",
 )
 _SHOWN = 300  # characters shown of a question or an answer
-_RIGHT = {"shots", "n", "score", "95% interval", "not finite"}
+_RIGHT = {"shots", "n", "score", "95% interval", "not finite", *answer_counts.COLUMNS.values()}
 
 
 def render(run: Run, *, tasks: bool = True) -> str:
@@ -41,9 +42,14 @@ def render(run: Run, *, tasks: bool = True) -> str:
         head = (*head, "not finite")
         names = [*(score.task for score in shown), *run.without_score, *run.not_run]
         rows = [(*row, str(not_finite_count(run, name))) for row, name in zip(rows, names, strict=True)]
+    for kind in answer_counts.shown(run):
+        head = (*head, answer_counts.COLUMNS[kind])
+        cells = [str(answer_counts.count(run, kind, score.task, score.filter)) for score in shown]
+        rows = [(*row, cell) for row, cell in zip(rows, [*cells, *[""] * (len(rows) - len(cells))], strict=True)]
     lines = _grid(head, rows, _RIGHT)
     lines += [f"{task} was not run: {reason}" for task, reason in run.not_run.items()]
     lines += [run.not_finite_note(task) for task in run.not_finite]
+    lines += answer_counts.notes(run)
     return "\n".join(lines)
 
 

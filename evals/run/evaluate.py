@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
-from evals.results import runs
-from evals.run import lm_eval_runner, run_records
+from evals.results import answer_counts, runs
+from evals.run import lm_eval_runner, run_records, task_notes
 from evals.run.settings import OURS, Settings
 from evals.runtime import distributed
 from evals.runtime.distributed import Team
@@ -95,6 +95,8 @@ def evaluate(
     loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
     lm_eval_runner.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
+    if team.is_main:
+        task_notes.warn(loaded, settings, lm)
     lm.chat_template(settings.chat)  # a checkpoint without one is refused before anything is asked
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_store_folder(settings.output, team)) as store, lm.apply_interventions(settings.interventions):
@@ -110,13 +112,11 @@ def evaluate(
                 sample_rows = {
                     task: list(run_records.samples(task, task_rows, lm, grader)) for task, task_rows in rows.items()
                 }
-                truncated = {
-                    task: sum(bool(row["replay"].get("cut")) for row in task_rows)
-                    for task, task_rows in sample_rows.items()
-                }
-                _warn_truncated(truncated, lm.max_length)
+                counts = answer_counts.of_samples(sample_rows)
+                _warn_truncated(counts["cut_prompts"], lm.max_length)
                 metadata = run_records.run_metadata(lm, loaded, settings, grader, started=started)
-                metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run, "cut_prompts": truncated}
+                metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run, **counts}
+                metadata[runs.PROVENANCE] |= task_notes.record(loaded, settings, lm)
                 metadata[runs.PROVENANCE] |= {"programs": run_records.program_counts(sample_rows)}
                 if not_finite := run_records.not_finite_counts(sample_rows):
                     metadata[runs.PROVENANCE] |= {"not_finite": not_finite}

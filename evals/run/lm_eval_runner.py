@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from evals.models.generation_args import override
 from evals.run import not_finite
 from workbench.errors import DataError
 
@@ -42,7 +43,8 @@ def prepare(loaded: LoadedTasks, settings: Settings) -> None:
             raise DataError(f"{name} has only {available} examples for a prompt; --num_fewshot {shots} is too many.")
         task.set_fewshot_seed(settings.seed)
         if settings.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
-            task.set_config("generation_kwargs", dict(settings.gen_kwargs), update=True)
+            arguments = override(task.get_config("generation_kwargs") or {}, settings.gen_kwargs)
+            task.set_config("generation_kwargs", arguments)
 
 
 def _examples(task: Any) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
-from evals.results import runs
+from evals.results import answer_counts, runs
 from evals.results.runs import Run
 from evals.run import evaluate, external_answers, lm_eval_runner, run_records
 from evals.run.external_answers import Answers, QuestionKey
@@ -249,6 +249,7 @@ def _score_and_write(
                     "run": run_id,
                     "not_run": {},
                     "programs": run_records.program_counts(rows),
+                    **answer_counts.of_samples(rows),
                 },
             }
             run = runs.write(settings.output, results, rows, at=started)

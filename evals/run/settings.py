@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.models.generation_args import GenerationArgs
+from evals.models.generation_args import GenerationArgs, canonical
 from evals.tasks import custom
 from workbench.errors import DataError
 from workbench.hooks import interventions
@@ -67,6 +67,7 @@ class Settings:
             raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
         if self.backend == OURS:
             GenerationArgs.check(self.gen_kwargs)
+        object.__setattr__(self, "gen_kwargs", canonical(self.gen_kwargs))
         # Absolute paths: a run may be resumed from a different working directory.
         tasks = (str(Path(name).expanduser().absolute()) if custom.is_path(name) else name for name in self.tasks)
         object.__setattr__(self, "tasks", tuple(tasks))

@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
 import workbench as wb
 from evals import sandbox
-from evals.cli.run import key_values
+from evals.cli.option_values import key_values
 from evals.results.runs import list_runs, read_run
 from evals.run.evaluate import evaluate
 from evals.run.settings import Settings
@@ -50,6 +50,9 @@ def test_lm_evals_flags_reach_the_run(checkpoint: Path, tmp_path: Path, capsys: 
         ("", {}),
         ("temperature=0.6,until=stop,do_sample=True", {"temperature": 0.6, "until": "stop", "do_sample": True}),
         ('{"until": ["a,b"], "top_k": 3}', {"until": ["a,b"], "top_k": 3}),
+        ('until=["Question:","\\n"],top_k=3', {"until": ["Question:", "\n"], "top_k": 3}),
+        ("stop=['a,b'],TEMPERATURE=1e-1", {"stop": ["a,b"], "TEMPERATURE": 0.1}),
+        ("until=don't,top_k=3", {"until": "don't", "top_k": 3}),
         ("base_url=http://x/v1?a=b", {"base_url": "http://x/v1?a=b"}),
     ],
 )
@@ -71,6 +74,8 @@ def test_pairs(text: str, expected: dict[str, Any]) -> None:
         (["--gen_kwargs", "{"], "not JSON"),
         (["--gen_kwargs", "num_beams=4"], "num_beams"),
         (["--gen_kwargs", "max_gen_toks=abc"], "max_gen_toks must be a number of tokens"),
+        (["--gen_kwargs", "max_gen_toks=4,max_new_tokens=5"], "max_new_tokens=5 contradicts max_gen_toks=4"),
+        (["--gen_kwargs", "top_k=4,top_k=5"], "two values for top_k"),
         (["--gen_kwargs", "max_gen_toks=0"], "at least 1; found 0"),
         (["--gen_kwargs", "temperature=warm"], "temperature must be a number"),
         (["--gen_kwargs", "temperature=-1"], "at least 0; found -1"),

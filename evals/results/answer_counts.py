@@ -1,0 +1,130 @@
+"""Questions whose score may not be the model's: cut prompts, cut answers, and answers in which a filter finds nothing.
+
+Counts questions, each once whatever the number of filters. Reads sample rows and runs; does not use models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from evals.results.runs import Run, leaves_of, question_counts
+
+Rows = Sequence[Mapping[str, Any]]
+COLUMNS = {"cut_answers": "cut answers", "unreadable": "unreadable", "cut_prompts": "cut prompts"}
+"""The counts with their titles in tables."""
+_INVALID = "[invalid]"  # what lm-eval's filters return if they find nothing
+_LETTER = re.compile(r"\W*[A-Ja-j]\W*")
+_NOT_PYTHON = ("SyntaxError", "IndentationError", "TabError")
+
+
+def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
+    """The counts of a run, from its sample rows by task, for its provenance record.
+
+    cut_prompts: questions that lost the beginning of their prompt. cut_answers: questions with an answer that ended at
+    the limit of tokens. unreadable: for each filter, questions in whose answers it found nothing; a program that is
+    not Python is unreadable. Tasks without any are left out, except of cut_prompts.
+    """
+    ended = {
+        task: _questions(row for row in rows if "length" in _replay(row, "finish_reason"))
+        for task, rows in samples.items()
+    }
+    found_nothing = {task: _unreadable(rows) for task, rows in samples.items()}
+    return {
+        "cut_prompts": {
+            task: _questions(row for row in rows if (row.get("replay") or {}).get("cut"))
+            for task, rows in samples.items()
+        },
+        "cut_answers": {task: count for task, count in ended.items() if count},
+        "unreadable": {task: counts for task, counts in found_nothing.items() if counts},
+    }
+
+
+def _questions(rows: Iterator[Mapping[str, Any]]) -> int:
+    return len({row["doc_id"] for row in rows})
+
+
+def _replay(row: Mapping[str, Any], key: str) -> Sequence[Any]:
+    return (row.get("replay") or {}).get(key) or ()
+
+
+def _unreadable(rows: Rows) -> dict[str, int]:
+    letters = all(re.fullmatch(r"\s*\(?[A-J]\)?\s*", str(row.get("target"))) for row in rows)
+    docs: dict[str, set[int]] = {}
+    for row in rows:
+        if row.get("missing") or row.get("not_finite"):
+            continue
+        if _finds_nothing(row, letters=letters):
+            docs.setdefault(str(row.get("filter", "none")), set()).add(row["doc_id"])
+    return {name: len(found) for name, found in docs.items()}
+
+
+def _finds_nothing(row: Mapping[str, Any], *, letters: bool) -> bool:
+    if "execution" in row:
+        return all(
+            run["verdict"] == "no code" or str(run["message"]).startswith(_NOT_PYTHON) for run in row["execution"]
+        )
+    arguments = next(iter((row.get("arguments") or {}).values()), {})
+    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("arg_1"), Mapping):
+        return False  # not generated
+    answer: Any = row["filtered_resps"]
+    while isinstance(answer, list | tuple):
+        if not answer:
+            return True
+        answer = answer[0]
+    text = str(answer).strip()
+    return text in ("", _INVALID) or (letters and not _LETTER.fullmatch(text))
+
+
+def count(run: Run, kind: str, name: str, filter: str = "") -> int:
+    """How many questions of a task or group a count has; of one filter if the count is by filter."""
+    counts = run.provenance.get(kind) or {}
+    values = (counts.get(leaf, 0) for leaf in leaves_of(name, run.data.get("group_subtasks") or {}))
+    return sum(int(value.get(filter, 0) if isinstance(value, Mapping) else value) for value in values)
+
+
+def shown(run: Run) -> list[str]:
+    """The counts of a run that are not zero everywhere."""
+    tasks = list(run.data.get("configs") or {})
+    return [
+        kind
+        for kind in COLUMNS
+        if any(
+            count(run, kind, task, filter)
+            for task in tasks
+            for filter in ("", *((run.provenance.get("unreadable") or {}).get(task) or ()))
+        )
+    ]
+
+
+def notes(run: Run) -> list[str]:
+    """What was different from what was asked, and each count that is not zero, one sentence each."""
+    lines = [str(note) for note in run.provenance.get("notes") or ()]
+    for task, number in (run.provenance.get("cut_answers") or {}).items():
+        tokens = ((run.provenance.get("generation") or {}).get(task) or {}).get("tokens")
+        limit = f" of {tokens} tokens" if tokens else ""
+        lines.append(
+            f"{task}: {number} of {_total(run, task)} questions have an answer that was cut at the limit{limit}; "
+            "raise it with --gen_kwargs max_gen_toks=N."
+        )
+    for task, counts in (run.provenance.get("unreadable") or {}).items():
+        for name, number in counts.items():
+            lines.append(f"{task}: {_reason(run, task, name)} {number} of {_total(run, task)} answers; they are wrong.")
+    for task, number in (run.provenance.get("cut_prompts") or {}).items():
+        if number:
+            lines.append(
+                f"{task}: {number} of {_total(run, task)} prompts were longer than the context and "
+                "lost their beginning."
+            )
+    return lines
+
+
+def _reason(run: Run, task: str, filter: str) -> str:
+    if task in (run.provenance.get("programs") or {}):
+        return "no Python program was found in"
+    return "no text is in" if filter == "none" else f"the filter {filter} found nothing in"
+
+
+def _total(run: Run, task: str) -> int:
+    return question_counts(run, task)[0] + run.not_finite.get(task, 0)
