@@ -79,7 +79,7 @@ def show() -> None:
 
 def _rms(head: Head, rms: rms_norms.InputRms, prompt: Input, norm: str, skip: int) -> None:
     start, stop = _window(len(prompt), skip)
-    shown = replace(rms, rms=rms.rms[:, :, start:stop])
+    shown = replace(rms, rms=rms.rms[:, :, start:stop], positions=rms.positions[start:stop])
     left, right = st.columns([1.7, 1])
     with left, st.container(border=True, height="stretch"):
         labels = plotly_labels(prompt.tokens[start:stop], start=start)
@@ -209,7 +209,9 @@ def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
 
 def _contributions(head: Head, capture_ref: CaptureRef, prompt: Input, skip: int) -> None:
     whole = computed.cached_probe(rms_norms.contribution_ratios, capture=capture_ref)
-    shown = replace(whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:])
+    shown = replace(
+        whole, ratio=whole.ratio[..., skip:], cosine=whole.cosine[..., skip:], positions=whole.positions[skip:]
+    )
     ratio, cosine = (np.nanmedian(values, axis=(2, 3)) for values in (shown.ratio, shown.cosine))  # [layer, sublayer]
     left, right = st.columns([1.2, 1])
     with left, st.container(border=True, height="stretch"):

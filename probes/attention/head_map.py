@@ -98,9 +98,10 @@ def head_map(
     Computed in blocks of queries, so memory does not grow with the square of the prompt length.
     Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [query_tile, key_tile]
     Units:  probability; rows of an unpooled map over the whole prompt sum to 1.
-    Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window or a capture
-            that does not have all positions.
+    Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window, left-padded rows
+            or a capture that does not have all positions.
     """
+    capture_access.unpadded(cap)
     capture_access.whole(cap, "A head's map")
     length = cap.tokens.shape[1]
     start, stop = (0, length) if window is None else window
@@ -149,8 +150,9 @@ def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int 
 
     Shapes: hook_pattern [batch, head, query_pos, key_pos] -> [rank], at most k
     Units:  probability.
-    Raises: MissingHookError for a layer, head or query that was not captured.
+    Raises: MissingHookError for a layer, head or query that was not captured; HookError for left-padded rows.
     """
+    capture_access.unpadded(cap)
     weights = cap.pattern(layer, heads=[head], queries=[query])[capture_access.row_of(cap, row), 0, 0].detach().cpu()
     weights = weights[: query + 1]
     top = weights.topk(min(k, len(weights)))

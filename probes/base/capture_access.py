@@ -47,11 +47,11 @@ def whole(cap: Capture, what: str) -> None:
 
 
 def unpadded(cap: Capture) -> None:
-    """Refuse a capture of left-padded rows, whose first real token is not at position 0.
+    """Refuse a capture of left-padded rows: a padding token's numbers are not the prompt's, and positions are shifted.
 
     Raises: HookError
     """
-    if any(inputs.mask.pad is not None for inputs in cap.inputs.values()):
+    if cap.pad is not None and bool(cap.pad.any()):
         raise HookError("this capture has left-padded rows; capture prompts of different lengths one at a time.")
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,15 +179,25 @@ def text(prompt: str | None, file: Path | None) -> str:
 
 
 def labels(model: Transformer, cap: Capture) -> list[str]:
-    """A label such as `12 cat` for every position of a capture."""
-    return labels_of(model, cap.tokens[0].tolist())
+    """A label such as `12 cat` for every captured position."""
+    from probes.base import capture_access
+
+    positions = capture_access.positions(cap)
+    return labels_of(model, cap.tokens[0].cpu()[positions - cap.start].tolist(), positions.tolist())
 
 
-def labels_of(model: Transformer, ids: Sequence[int]) -> list[str]:
-    """A label such as `12 cat` for every token: ASCII, with plotly's markup characters escaped."""
-    assert model.tokenizer is not None
-    plain = [repr(model.tokenizer.token_bytes(token))[2:-1] for token in ids]
-    return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in enumerate(plain)]
+def labels_of(model: Transformer, ids: Sequence[int], positions: Iterable[int] | None = None) -> list[str]:
+    """A label such as `12 cat` for every token: ASCII, with plotly's markup characters escaped; its id without a text.
+
+    `positions` are the tokens' positions; default: from 0.
+    """
+    tokenizer = model.tokenizer
+    plain = [
+        repr(tokenizer.token_bytes(token))[2:-1] if tokenizer and tokenizer.has_token(token) else f"id {token}"
+        for token in ids
+    ]
+    numbers = range(len(plain)) if positions is None else positions
+    return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in zip(numbers, plain, strict=True)]
 
 
 def deliver(result: Result, output: Path | None, origin: Origin, **figure_options: Any) -> None:

@@ -174,7 +174,12 @@ def attention_contributions(
 
 @torch.no_grad()
 def mlp_shares(cap: Capture, layer: int, *, row: int = 0) -> Tensor:
-    """The MLP's share of the stream after a layer; the stream before it has the rest. Shapes: -> [pos] float32"""
+    """The MLP's share of the stream after a layer; the stream before it has the rest.
+
+    Shapes: -> [pos] float32, the captured positions
+    Raises: HookError for left-padded rows.
+    """
+    capture_access.unpadded(cap)
     row = capture_access.row_of(cap, row)
     names = ("hook_mlp_out", "hook_resid_mid", "hook_resid_post")
     added, before, total = (cap[f"blocks.{layer}.{name}"][row].float() for name in names)

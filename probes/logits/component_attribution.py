@@ -88,11 +88,12 @@ def neuron_attribution(
 
     Shapes: mlp.hook_post [batch, pos, ffn] per layer -> [token, layer, k]
     Units:  logits, computed in float32.
-    Raises: MissingHookError if one of `NEURON_HOOKS` was not captured; HookError for an unknown token or position, or
-            a model that is split over processes.
+    Raises: MissingHookError if one of `NEURON_HOOKS` was not captured; HookError for left-padded rows, an unknown token
+            or position, or a model that is split over processes.
     Source: arXiv 2203.14680, 2211.00593.
     Exact:  a layer's k values and `rest` sum to its MLP's contribution, up to `error`.
     """
+    capture_access.unpadded(cap)
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     readout = unembedding_directions(model, tokens)
     direction = readout / cap["ln_final.hook_scale"][row, at].float()
@@ -167,11 +168,12 @@ def source_attribution(
     Shapes: head (layer, head) -> [token, key_pos]
     Units:  logits, computed in float32.
     Raises: MissingHookError if one of `SOURCE_HOOKS` was not captured for the layer; HookError for a capture of some
-            positions or after a cache, an unknown token or position, or a model that is split over processes.
+            positions, after a cache or of left-padded rows, an unknown token or position, or a split model.
     Source: arXiv 2211.00593, 2004.10102.
     Exact:  the keys sum to the head's contribution, up to `error`.
     """
     capture_access.whole(cap, "attribution by key")
+    capture_access.unpadded(cap)
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     layer, number = head
     head_at, kv_at = capture_access.head_index(cap, number)

@@ -93,11 +93,12 @@ def logit_attribution(
     A pair of tokens gives the difference of their logits, along W_U[first] - W_U[second].
     Shapes: tokens [token] -> [token, part]; position is absolute, or negative from the last captured one
     Units:  logits, computed in float32; `removed` and `frozen_error` in float64.
-    Raises: MissingHookError if one of `HOOKS` was not captured; HookError for some heads only, an unknown token or
-            position, or a model that is split over processes.
+    Raises: MissingHookError if one of `HOOKS` was not captured; HookError for some heads only, left-padded rows, an
+            unknown token or position, or a model that is split over processes.
     Source: arXiv 2211.00593; 2507.02559 for the error of the frozen scale.
     Exact:  the parts sum to the logit, up to `error` (bfloat16 streams round at every addition).
     """
+    capture_access.unpadded(cap)
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     config = cap.config
     if cap.heads is not None:

@@ -106,7 +106,7 @@ def logit_lens(
     Shapes: hook_resid_post [layer, batch, pos, dim] -> [layer, pos, k]; `curves` [layer, pos, target]
     Units:  natural log (nats), computed in float32 from the model's own logits.
     Raises: MissingHookError if `hook_resid_post` was captured for no layer, or `ln_final.hook_out` was not; HookError
-            for a target outside the vocabulary, or a position that was not captured.
+            for a target outside the vocabulary, a position that was not captured, or left-padded rows.
     Source: nostalgebraist 2020; the final norm is applied first.
     Exact:  the last layer equals the model's own output.
     """
@@ -128,6 +128,7 @@ def decode_streams(
 
     Shapes: translate's stream [pos, dim] -> [pos, dim]
     """
+    capture_access.unpadded(cap)
     row = capture_access.row_of(cap, row)
     check_token_ids(model, targets)
     streams = residual_streams(cap)

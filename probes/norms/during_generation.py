@@ -113,11 +113,17 @@ def generated_norms(model: Transformer, prompt: Sequence[int], *, steps: int = 3
     return GeneratedNorms(
         tuple(tokens),
         len(prompt),
-        InputRms(rms[0].norms, _concatenated([part.rms for part in rms]), sum(part.nonfinite for part in rms)),
+        InputRms(
+            rms[0].norms,
+            _concatenated([part.rms for part in rms]),
+            sum(part.nonfinite for part in rms),
+            _concatenated([part.positions for part in rms]),
+        ),
         ContributionRatios(
             ratios[0].layers,
             _concatenated([part.ratio for part in ratios]),
             _concatenated([part.cosine for part in ratios]),
+            _concatenated([part.positions for part in ratios]),
         ),
     )
 

@@ -38,15 +38,16 @@ def input_rms(
 ) -> go.Figure:
     """Input RMS of one kind of norm by layer and token; colours are logarithmic.
 
-    Shapes: labels [pos], unique and escaped; default: the positions
+    Shapes: labels [pos], one for each of the result's positions, unique and escaped; default: the positions
     """
     rows = [i for i, (_, name) in enumerate(result.norms) if name == norm]
     layers = [result.norms[i][0] for i in rows]
     values = result.rms[rows, row].astype(np.float32)  # [layer, pos]
     positive = np.where(values > 0, values, np.nan)
+    names = [str(position) for position in result.positions] if labels is None else labels
     fig = go.Figure(
         go.Heatmap(
-            x=position_names(labels, values.shape[1]), y=layers, z=np.log10(positive), customdata=values,
+            x=position_names(names, values.shape[1]), y=layers, z=np.log10(positive), customdata=values,
             colorscale=SEQUENTIAL, colorbar=colour_bar("log10 RMS"),
             hovertemplate="layer %{y}<br>%{x}<br>RMS %{customdata:.4g}<extra></extra>",
         )

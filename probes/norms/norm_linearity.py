@@ -65,10 +65,14 @@ class LinearisedNorm(Result):
     """Errors of linear approximations of a norm when a part of the stream is removed. Arrays are [part, batch, pos].
 
     `parts` names the rows: (layer, part), with "embed" at layer -1; `norms` is the norm that reads them: (layer, norm),
-    the final norm at n_layers. `size` is norm(part) / norm(stream): larger steps are harder to predict.
+    the final norm at n_layers. `size` is norm(part) / norm(stream): larger steps are harder to predict. `positions`
+    [pos] are absolute.
     """
 
-    AXES = {**dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos"))}
+    AXES = {
+        **dict.fromkeys(("derivative", "frozen_scale", "size"), ("part", "batch", "pos")),
+        "positions": ("pos",),
+    }
     FIGURE = "probes.norms.linearity_figures.linearised_norm"
     UNITS = "errors as shares of the true change, 0 is exact; size is norm(part) / norm(stream)"
 
@@ -77,12 +81,13 @@ class LinearisedNorm(Result):
     derivative: np.ndarray
     frozen_scale: np.ndarray
     size: np.ndarray
+    positions: np.ndarray
 
     def frame(self) -> pd.DataFrame:
         """One row per part, batch row and position: layer, part, norm_layer, norm, batch, pos, both errors, size."""
-        count, batch, pos = self.size.shape
+        count, batch, _ = self.size.shape
         columns = {"derivative": self.derivative, "frozen_scale": self.frozen_scale, "size": self.size}
-        table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, columns)
+        table = tidy({"row": range(count), "batch": range(batch), "pos": self.positions}, columns)
         row = table.pop("row").to_numpy()
         labels = {"layer": self.parts, "part": self.parts, "norm_layer": self.norms, "norm": self.norms}
         for at, (name, source) in enumerate(labels.items()):
@@ -99,9 +104,10 @@ def linearised_norm(model: Transformer, cap: Capture, *, final: bool = False) ->
     Shapes: hook_embed, hook_attn_out, hook_mlp_out, hook_resid_mid, hook_resid_post [batch, pos, dim]
             -> [part, batch, pos]
     Units:  a share of the true change: 0 is exact. Computed in float64.
-    Raises: MissingHookError if one of them was not captured for a layer.
+    Raises: MissingHookError if one of them was not captured for a layer; HookError for left-padded rows.
     Source: arXiv 2507.02559; 2211.00593 for the attribution.
     """
+    capture_access.unpadded(cap)
     n_layers = model.config.n_layers
     rows = []
     for layer in range(n_layers):
@@ -119,7 +125,8 @@ def linearised_norm(model: Transformer, cap: Capture, *, final: bool = False) ->
         errors = linearisation(x, d, _gain(model, norm).double().to(x.device), cap.config.norm_eps)
         measures.append(torch.stack([*errors, d.norm(dim=-1) / x.norm(dim=-1)]))
     derivative, frozen_scale, size = (frozen(part) for part in torch.stack(measures, 1))
-    return LinearisedNorm(tuple(row[0] for row in rows), tuple(row[1] for row in rows), derivative, frozen_scale, size)
+    parts, norms = (tuple(row[i] for row in rows) for i in (0, 1))
+    return LinearisedNorm(parts, norms, derivative, frozen_scale, size, frozen(capture_access.positions(cap)))
 
 
 def _next_norm(layer: int, part: str, n_layers: int) -> tuple[int, str]:
@@ -147,20 +154,22 @@ class Recentring(Result):
 
     `share` is |mean| / rms of the norm's input, between 0 and 1; `change` is norm(LayerNorm - RMSNorm) over
     norm(RMSNorm), both without gain and bias. `norms` names the rows: (layer, norm), the final norm at n_layers.
+    `positions` [pos] are absolute.
     """
 
-    AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos")}
+    AXES = {"share": ("norm", "batch", "pos"), "change": ("norm", "batch", "pos"), "positions": ("pos",)}
     FIGURE = "probes.norms.linearity_figures.recentring"
     UNITS = "shares; 0 changes nothing"
 
     norms: tuple[tuple[int, str], ...]
     share: np.ndarray
     change: np.ndarray
+    positions: np.ndarray
 
     def frame(self) -> pd.DataFrame:
         """One row per norm, batch row and position: layer, norm, batch, pos, share, change."""
-        count, batch, pos = self.share.shape
-        axes = {"row": range(count), "batch": range(batch), "pos": range(pos)}
+        count, batch, _ = self.share.shape
+        axes = {"row": range(count), "batch": range(batch), "pos": self.positions}
         table = tidy(axes, {"share": self.share, "change": self.change})
         row = table.pop("row").to_numpy()
         for at, name in enumerate(("layer", "norm")):
@@ -194,15 +203,17 @@ def recentring(cap: Capture) -> Recentring:
     Shapes: hook_resid_pre, hook_resid_mid [batch, pos, dim] per layer, and hook_resid_post of the last layer, if it was
             captured, for the final norm -> [norm, batch, pos]
     Units:  shares: 0 changes nothing. Computed in float64.
-    Raises: MissingHookError if hook_resid_pre or hook_resid_mid was captured for no layer.
+    Raises: MissingHookError if hook_resid_pre or hook_resid_mid was captured for no layer; HookError for left-padded
+            rows.
     Source: arXiv 1910.07467, whose claim is that re-centring is not needed.
     """
+    capture_access.unpadded(cap)
     norms, measures = [], []
     for norm, x in _norm_inputs(cap):
         norms.append(norm)
         measures.append(torch.stack(recentred(x.double(), cap.config.norm_eps)))
     share, change = (frozen(part) for part in torch.stack(measures, 1))
-    return Recentring(tuple(norms), share, change)
+    return Recentring(tuple(norms), share, change, frozen(capture_access.positions(cap)))
 
 
 def _norm_inputs(cap: Capture) -> Iterator[tuple[tuple[int, str], Tensor]]:

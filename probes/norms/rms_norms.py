@@ -41,21 +41,22 @@ FINAL = "ln_final"
 class InputRms(Result):
     """The divisor of each norm at each token. `rms` is [norm, batch, pos]; `norms` names its rows (layer, norm).
 
-    The final norm has layer n_layers. `nonfinite` counts NaN and infinite entries.
+    The final norm has layer n_layers. `nonfinite` counts NaN and infinite entries. `positions` [pos] are absolute.
     """
 
-    AXES = {"rms": ("norm", "batch", "pos")}
+    AXES = {"rms": ("norm", "batch", "pos"), "positions": ("pos",)}
     FIGURE = "probes.norms.figures.input_rms"
     UNITS = "rms as the stream's entries"
 
     norms: tuple[tuple[int, str], ...]
     rms: np.ndarray
     nonfinite: int
+    positions: np.ndarray
 
     def frame(self) -> pd.DataFrame:
         """One row per norm, batch row and position: layer, norm, batch, pos, rms."""
-        count, batch, pos = self.rms.shape
-        table = tidy({"row": range(count), "batch": range(batch), "pos": range(pos)}, {"rms": self.rms})
+        count, batch, _ = self.rms.shape
+        table = tidy({"row": range(count), "batch": range(batch), "pos": self.positions}, {"rms": self.rms})
         row = table.pop("row").to_numpy()
         table.insert(0, "layer", np.array([layer for layer, _ in self.norms])[row])
         table.insert(1, "norm", np.array([norm for _, norm in self.norms])[row])
@@ -77,15 +78,16 @@ def input_rms(cap: Capture) -> InputRms:
 
     Shapes: hook_scale [batch, pos, 1] of each norm -> [norm, batch, pos]
     Units:  those of the stream: sqrt(mean x^2 + eps).
-    Raises: MissingHookError if no `hook_scale` was captured.
+    Raises: MissingHookError if no `hook_scale` was captured; HookError for left-padded rows.
     Source: arXiv 1910.07467.
     """
+    capture_access.unpadded(cap)
     names = [name for name in cap.names if name.endswith(".hook_scale")]
     if not names:
         raise MissingHookError("this capture has no hook_scale; add '*.hook_scale' to the names of run_with_capture.")
     norms = tuple(_norm_of(name, cap.config.n_layers) for name in names)
     scale = frozen(torch.stack([cap[name].squeeze(-1).float() for name in names]))
-    return InputRms(norms, scale, int((~np.isfinite(scale)).sum()))
+    return InputRms(norms, scale, int((~np.isfinite(scale)).sum()), frozen(capture_access.positions(cap)))
 
 
 # --- gains ----------------------------------------------------------------------------------------------------
@@ -219,9 +221,11 @@ def massive_activations(cap: Capture, *, threshold: float = 100.0, ratio: float 
 
     Shapes: hook_resid_post [batch, pos, dim] per layer -> a table of entries, and [layer, 3], [layer]
     Units:  those of the stream.
-    Raises: MissingHookError if `hook_resid_post` was captured for no layer.
+    Raises: MissingHookError if `hook_resid_post` was captured for no layer; HookError for left-padded rows.
     Source: arXiv 2402.17762, whose thresholds are the defaults.
     """
+    capture_access.unpadded(cap)
+    positions = capture_access.positions(cap).numpy()
     layers, tables, top, medians, nonfinite = [], [], [], [], 0
     for layer, x in _streams(cap, "hook_resid_post"):
         size = x.abs()
@@ -230,6 +234,7 @@ def massive_activations(cap: Capture, *, threshold: float = 100.0, ratio: float 
         indices = massive_entries(x, threshold=threshold, ratio=ratio).nonzero().cpu()  # [entry, 3]
         values = x.cpu()[tuple(indices.T)]
         table = pd.DataFrame(indices.numpy(), columns=["batch", "pos", "dim"])
+        table["pos"] = positions[table["pos"]]
         table.insert(0, "layer", layer)
         table["value"] = values.numpy()
         table["ratio"] = (values.abs() / layer_median.cpu()).numpy()
@@ -278,9 +283,10 @@ def outlier_dimensions(
 
     Shapes: hook_resid_post [batch, pos, dim] per layer -> [dim]
     Units:  shares between 0 and 1; magnitudes those of the stream.
-    Raises: MissingHookError if `hook_resid_post` was captured for no layer.
+    Raises: MissingHookError if `hook_resid_post` was captured for no layer; HookError for left-padded rows.
     Source: arXiv 2208.07339, whose thresholds are the defaults.
     """
+    capture_access.unpadded(cap)
     hits, any_hit, largest = [], [], []
     for _, x in _streams(cap, "hook_resid_post"):
         flat = x.abs().flatten(0, 1)  # [batch * pos, dim]
@@ -295,21 +301,28 @@ def outlier_dimensions(
 
 @dataclass(frozen=True)
 class ContributionRatios(Result):
-    """Size of each sublayer's output relative to the stream before it. Arrays are [layer, sublayer, batch, pos]."""
+    """Size of each sublayer's output relative to the stream before it. Arrays are [layer, sublayer, batch, pos].
 
-    AXES = {"ratio": ("layer", "sublayer", "batch", "pos"), "cosine": ("layer", "sublayer", "batch", "pos")}
+    `positions` [pos] are absolute.
+    """
+
+    AXES = {
+        **dict.fromkeys(("ratio", "cosine"), ("layer", "sublayer", "batch", "pos")),
+        "positions": ("pos",),
+    }
     FIGURE = "probes.norms.figures.contribution_ratios"
     UNITS = "norm(added) / norm(stream), and the cosine between them"
 
     layers: tuple[int, ...]
     ratio: np.ndarray
     cosine: np.ndarray
+    positions: np.ndarray
     sublayers: tuple[str, ...] = ("attn", "mlp")
 
     def frame(self) -> pd.DataFrame:
         """One row per layer, sublayer, batch row and position: ..., ratio, cosine."""
-        _, _, batch, pos = self.ratio.shape
-        axes = {"layer": self.layers, "sublayer": self.sublayers, "batch": range(batch), "pos": range(pos)}
+        batch = range(self.ratio.shape[2])
+        axes = {"layer": self.layers, "sublayer": self.sublayers, "batch": batch, "pos": self.positions}
         return tidy(axes, {"ratio": self.ratio, "cosine": self.cosine})
 
 
@@ -330,9 +343,10 @@ def contribution_ratios(cap: Capture) -> ContributionRatios:
     Shapes: hook_attn_out, hook_mlp_out, hook_resid_pre, hook_resid_mid [batch, pos, dim]
             -> [layer, sublayer, batch, pos]
     Units:  ratios of lengths, and cosines; computed in float32.
-    Raises: MissingHookError if one of the four was not captured for a layer.
+    Raises: MissingHookError if one of the four was not captured for a layer; HookError for left-padded rows.
     Source: arXiv 2004.10102.
     """
+    capture_access.unpadded(cap)
     layers = capture_access.layers(cap, "hook_attn_out")
     pairs = [
         [
@@ -342,7 +356,7 @@ def contribution_ratios(cap: Capture) -> ContributionRatios:
         for layer in layers
     ]
     ratio, cosine = (frozen(torch.stack([torch.stack([pair[i] for pair in row]) for row in pairs])) for i in (0, 1))
-    return ContributionRatios(layers, ratio, cosine)
+    return ContributionRatios(layers, ratio, cosine, frozen(capture_access.positions(cap)))
 
 
 # --- reading captures and models ------------------------------------------------------------------------------

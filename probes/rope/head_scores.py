@@ -319,9 +319,9 @@ def score_by_distance(
 ) -> ScoreByDistance:  # fmt: skip
     """The head's own scores by distance, and the score expected from position alone.
 
-    The first `skip` keys are left out, because the score of a sink does not depend on distance. Only the last
-    `max_positions` positions are used. pair: use only the contribution of this frequency pair; all pairs sum to the
-    score.
+    Positions below `skip` are left out, because the score of a sink does not depend on distance. Only the last
+    `max_positions` captured positions are used. pair: use only the contribution of this frequency pair; all pairs sum
+    to the score.
     Shapes: hook_rot_q, hook_rot_k [batch, pos, head, head_dim] -> [distance]
     Units:  score (the softmax's input); distance in tokens.
     Raises: MissingHookError as `band_contribution`; HookError if no key is left, or the pair does not exist.
@@ -331,26 +331,29 @@ def score_by_distance(
     n_pairs = cap.config.head_dim // 2
     if pair is not None and not 0 <= pair < n_pairs:
         raise HookError(f"there is no frequency pair {pair}; the head has pairs 0 to {n_pairs - 1}.")
-    start = max(skip, len(vectors.positions) - max_positions)
-    if start >= len(vectors.positions):
-        raise HookError(f"no key is left: the capture has {len(vectors.positions)} positions and {skip} are skipped.")
-    scores = (vectors.score if pair is None else vectors.score_of(pair))[start:, start:]
-    n = len(scores)
-    by_distance = [scores.diagonal(-distances) for distances in range(n)]
+    used = (vectors.positions >= skip).nonzero().flatten()[-max_positions:]
+    if not len(used):
+        raise HookError(
+            f"no key is left: the last captured position is {int(vectors.positions[-1])}, and {skip} are skipped."
+        )
+    scores = (vectors.score if pair is None else vectors.score_of(pair))[used][:, used]
+    apart = vectors.distance[used][:, used]
+    apart, scores = apart[apart >= 0], scores[apart >= 0]  # the causal pairs
+    distances, counts = apart.unique(return_counts=True)
+    by_distance = scores[apart.argsort(stable=True)].split(counts.tolist())
     bounds = torch.stack([torch.quantile(row, torch.tensor([0.1, 0.9], dtype=torch.float64)) for row in by_distance])
     pairs = slice(None) if pair is None else slice(pair, pair + 1)
     freqs = model_frequencies(cap.config)[pairs]
-    q, k = as_pairs(vectors.q[start:])[:, pairs], as_pairs(vectors.k[start:])[:, pairs]
+    q, k = as_pairs(vectors.q[used])[:, pairs], as_pairs(vectors.k[used])[:, pairs]
     content = q.mean(0) * k.mean(0).conj()  # [pair]: the mean over all pairs factorises
-    distances = torch.arange(n, dtype=torch.float64)
-    angles = distances.unsqueeze(-1) * freqs
+    angles = distances.to(torch.float64).unsqueeze(-1) * freqs
     gain = model_temperature(cap.config) ** 2 / math.sqrt(cap.config.head_dim)
     expected = gain * (content * torch.polar(torch.ones_like(angles), angles)).real.sum(-1)
     return ScoreByDistance(
         layer,
         head,
         frozen(distances, np.int64),
-        frozen(np.array([len(row) for row in by_distance])),
+        frozen(counts),
         frozen(torch.stack([row.mean() for row in by_distance])),
         frozen(bounds[:, 0]),
         frozen(bounds[:, 1]),

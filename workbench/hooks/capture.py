@@ -33,7 +33,8 @@ class Capture:
 
     Shapes: tokens [batch, pos] int64; the others as the hook table's axes, with `heads` and `positions` narrowed.
     heads, positions: the captured head numbers and absolute positions; None for all. At the key and value points, the
-    key/value heads of `heads` are captured.
+    key/value heads of `heads` are captured. pad [batch]: how many positions at the left of each row are padding, None
+    for none.
     """
 
     config: ModelConfig
@@ -43,6 +44,7 @@ class Capture:
     tensors: Mapping[str, Tensor]
     inputs: Mapping[int, AttentionInputs]
     provenance: Mapping[str, Any]
+    pad: Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,6 +142,8 @@ class Capture:
             entries[f"inputs/{layer}/positions"] = inputs.mask.positions
             if inputs.mask.pad is not None:
                 entries[f"inputs/{layer}/pad"] = inputs.mask.pad
+        if self.pad is not None:
+            entries["pad"] = self.pad
         about = {
             "config": asdict(self.config),
             "request": asdict(self.request),
@@ -184,7 +188,9 @@ class Capture:
                     entries[name], entries[prefix + "k"], mask, entries[prefix + "kv_of"]
                 )
         tensors = {name[len("tensor/") :]: t for name, t in entries.items() if name.startswith("tensor/")}
+        pads = [inputs_of_layer.mask.pad for inputs_of_layer in inputs.values()]  # an older file has it only there
         return cls(
             ModelConfig(**config), entries["tokens"], request, about["start"],
             MappingProxyType(tensors), MappingProxyType(inputs), MappingProxyType(about["provenance"]),
+            entries.get("pad", pads[0] if pads else None),
         )  # fmt: skip

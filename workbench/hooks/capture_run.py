@@ -130,7 +130,7 @@ def run(
     capture = Capture(
         model.config, tokens, request, past,
         MappingProxyType(recorder.tensors), MappingProxyType(recorder.inputs),
-        MappingProxyType(_provenance(model)),
+        MappingProxyType(_provenance(model)), None if cache is None or cache.pad is None else cache.pad.clone(),
     )  # fmt: skip
     return logits, capture
 
