@@ -10,6 +10,7 @@ from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScal
 from workbench.errors import WorkbenchError
 from workbench.hooks.capture import Capture
 from workbench.hooks.hook_points import HOOKS, hook_names
+from workbench.hooks.intervention import active_interventions, clear_interventions
 from workbench.hooks.interventions import Ablate, Add, Patch, Scale
 from workbench.hooks.rope_scaling import RopeScaling
 from workbench.inference.generate import Generation, generate, stream
@@ -40,6 +41,8 @@ __all__ = [
     "Transformer",
     "WorkbenchError",
     "YarnScaling",
+    "active_interventions",
+    "clear_interventions",
     "decode_message",
     "encode_chat",
     "generate",

@@ -2,24 +2,27 @@
 
 The table is the single source for the documentation page, the error for an unknown name and the dashboard's list. A
 `Subscription` belongs to one model and to the current context (thread or task), so two users of one model do not see
-each other's. The context manager `subscribe` also removes it after an exception.
+each other's. A `Scope` removes its own subscriptions, whatever the order in which scopes are left.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from workbench.config import ModelConfig
-from workbench.errors import InterventionError, UnknownHookError
+from workbench.errors import InterventionError, UnknownHookError, WorkbenchWarning
 from workbench.layers import tensor_parallel
 from workbench.layers.attention import AttentionInputs, EditedPattern
 from workbench.layers.attention_stats import STATS
@@ -179,6 +182,7 @@ class Site:
 
 Observe = Callable[[Site, "Tensor | AttentionInputs"], None]
 Edit = Callable[[Site, Tensor], Tensor]
+Restore = Callable[[Tensor], Tensor]
 RotaryOverride = Callable[[ModelConfig], Rotary]
 
 
@@ -186,10 +190,12 @@ RotaryOverride = Callable[[ModelConfig], Rotary]
 class Subscription:
     """A subscription to some hook points: `observe` reads the activation, `edit` returns its replacement.
 
+    An edit must not change its argument in place: an earlier capture may hold the same tensor.
     `rotary_override` belongs to no hook point: it replaces the rotary embedding of the whole run.
     `position_independent` means that `edit` depends neither on positions nor on the other sequences of the batch, so
     that sequences at different positions may run together. With `inputs`, an observer gets `AttentionInputs` instead of
-    scores, pattern and summaries that nothing edits, and computes what it needs later.
+    scores, pattern and summaries that nothing edits, and computes what it needs later. `positions` are the only ones
+    that it changes; a scope warns of those that no run reached.
     """
 
     names: frozenset[str]
@@ -198,24 +204,104 @@ class Subscription:
     inputs: bool = False
     rotary_override: RotaryOverride | None = None
     position_independent: bool = False
+    positions: frozenset[int] | None = None
+
+    @property
+    def changes_the_run(self) -> bool:
+        return self.edit is not None or self.rotary_override is not None
 
 
-_ACTIVE: ContextVar[tuple[tuple[object, Subscription], ...]] = ContextVar("workbench_subscriptions", default=())
+class _Entry:
+    """A subscription of a scope. `close` ends it in every context that knows it."""
+
+    def __init__(self, model: object, subscription: Subscription) -> None:
+        self.model: object = model
+        self.subscription: Subscription | None = subscription
+        self.missed = subscription.positions  # those that no run has reached so far
+        self._ran = False
+
+    def close(self) -> None:
+        self.model = self.subscription = None
+
+    def run_at(self, positions: Tensor) -> None:
+        """Note the positions of a run, which are consecutive."""
+        if not self.missed or not len(positions):
+            return
+        self._ran, first, last = True, int(positions[0]), int(positions[-1])
+        self.missed = frozenset(p for p in self.missed if not first <= p <= last)
+
+    @property
+    def warning(self) -> str | None:
+        """What to warn of at the end: positions that no run reached, if there were runs."""
+        if self.subscription is None or not self._ran or not self.missed:
+            return None
+        names, missed = sorted(self.subscription.names), sorted(self.missed)
+        more = f" and {len(names) - 1} more hooks" if len(names) > 1 else ""
+        shown = ", ".join(map(str, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        return f"{names[0]}{more}: no run reached position {shown}, so nothing was changed there."
 
 
-@contextmanager
-def subscribe(model: object, *subscriptions: Subscription) -> Iterator[None]:
+_ACTIVE: ContextVar[tuple[_Entry, ...]] = ContextVar("workbench_subscriptions", default=())
+
+
+class Scope(AbstractContextManager[None]):
+    """Subscriptions to a model's runs inside a `with` block, in the context that enters it.
+
+    Scopes may be left in any order, and in another thread or context than the one that entered them.
+    """
+
+    def __init__(self, model: object, subscriptions: Sequence[Subscription]) -> None:
+        self._model, self._subscriptions = model, tuple(subscriptions)
+        self._entries: tuple[_Entry, ...] = ()
+
+    def __enter__(self) -> None:
+        if self._entries:
+            raise InterventionError("this scope is already entered; make a second one to nest them.")
+        self._entries = tuple(_Entry(self._model, s) for s in self._subscriptions)
+        _ACTIVE.set((*_open_entries(), *self._entries))
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        entries, self._entries = self._entries, ()
+        remarks = [entry.warning for entry in entries if kind is None]
+        _close(entries)
+        for remark in remarks:
+            if remark is not None:
+                warnings.warn(remark, WorkbenchWarning, stacklevel=2)
+
+
+def _open_entries() -> tuple[_Entry, ...]:
+    return tuple(entry for entry in _ACTIVE.get() if entry.subscription is not None)
+
+
+def _close(entries: Iterable[_Entry]) -> None:
+    for entry in entries:
+        entry.close()
+    _ACTIVE.set(_open_entries())
+
+
+def subscribe(model: object, *subscriptions: Subscription) -> Scope:
     """Subscribe to a model's runs inside the `with` block, in this context only."""
-    token = _ACTIVE.set(_ACTIVE.get() + tuple((model, s) for s in subscriptions))
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
+    return Scope(model, subscriptions)
 
 
-def active(model: object) -> tuple[Subscription, ...]:
-    """The subscriptions to `model` in this context, the outermost first."""
-    return tuple(s for owner, s in _ACTIVE.get() if owner is model)
+def active(model: object = None) -> tuple[Subscription, ...]:
+    """The subscriptions to `model` (None: to any model) in this context, the outermost first."""
+    return tuple(
+        entry.subscription
+        for entry in _ACTIVE.get()
+        if entry.subscription is not None and (model is None or entry.model is model)
+    )
+
+
+def clear(model: object = None) -> None:
+    """End the changes of `model`'s runs (None: of any model's) in this context; observers stay."""
+    _close(
+        entry
+        for entry in _open_entries()
+        if entry.subscription is not None
+        and entry.subscription.changes_the_run
+        and (model is None or entry.model is model)
+    )
 
 
 def position_independent(model: object) -> bool:
@@ -261,8 +347,11 @@ class Tap:
         full = {self._prefix + name for name in names}
         return any(s.edit is not None and not full.isdisjoint(s.names) for s in self._subscriptions)
 
-    def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Apply the edits to x, outermost first, then pass it to the observers."""
+    def __call__(self, name: str, x: Tensor, restore: Restore | None = None) -> Tensor:
+        """Apply the edits to x, outermost first, then pass it to the observers.
+
+        restore: puts back, after each edit, what no edit may change (the mask of scores and pattern).
+        """
         full = self._prefix + name
         if full not in self._names:
             return x
@@ -270,10 +359,10 @@ class Tap:
         site = Site(full, point, layer_of(full), self._positions)
         axis = self._split_axis(point, x)
         whole = x if axis is None else tensor_parallel.gather(x, axis)
-        edited = self._edit(site, whole)
+        edited = self._edit(site, whole, restore)
         for s in self._subscriptions:
             if s.observe is not None and full in s.names:
-                _notify(s.observe, site, edited)
+                _notify(s, site, edited)
         if edited is whole:
             return x
         return edited if axis is None else tensor_parallel.scatter(edited, axis)
@@ -293,16 +382,14 @@ class Tap:
             assert s.observe is not None
             s.observe(site, whole if s.inputs else compute(name, whole))
 
-    def _edit(self, site: Site, x: Tensor) -> Tensor:
+    def _edit(self, site: Site, x: Tensor, restore: Restore | None) -> Tensor:
         for s in self._subscriptions:
             if s.edit is None or site.name not in s.names:
                 continue
-            y = s.edit(site, x)
-            if y.shape != x.shape:
-                raise InterventionError(
-                    f"an intervention on {site.name} returned shape {tuple(y.shape)}, expected {tuple(x.shape)}."
-                )
-            x = y.to(x.dtype)
+            y = checked_edit(site, x, s.edit(site, x))
+            if y is not x and restore is not None:
+                y = restore(y)
+            x = y
         return x
 
     def _split_axis(self, point: HookPoint, x: Tensor) -> int | None:
@@ -327,14 +414,35 @@ def summarise(name: str, pattern: AttentionInputs | EditedPattern) -> Tensor:
     return pattern.pooled_map() if name.endswith(MAP) else pattern.key_mass()
 
 
-def _notify(observe: Observe, site: Site, x: Tensor) -> None:
+def checked_edit(site: Site, x: Tensor, y: Any) -> Tensor:
+    """What an edit of x returned, in x's dtype.
+
+    Raises: InterventionError if it is not a tensor of real numbers with x's shape and device.
+    """
+    if not isinstance(y, Tensor):
+        raise InterventionError(f"an intervention on {site.name} returned {type(y).__name__}; expected a tensor.")
+    if y.shape != x.shape:
+        raise InterventionError(
+            f"an intervention on {site.name} returned shape {tuple(y.shape)}, expected {tuple(x.shape)}."
+        )
+    if not y.is_floating_point() or y.is_sparse:
+        raise InterventionError(f"an intervention on {site.name} returned {y.dtype}; expected {x.dtype}.")
+    if y.device != x.device:
+        raise InterventionError(f"an intervention on {site.name} returned a tensor on {y.device}, expected {x.device}.")
+    return y.to(x.dtype)
+
+
+def _notify(s: Subscription, site: Site, x: Tensor) -> None:
     """Call an observer, and check that it did not modify the tensor."""
+    assert s.observe is not None
     if x.is_inference():  # no version counter: pass a copy
-        observe(site, x.clone())
+        s.observe(site, x.clone())
         return
-    version = x._version
-    observe(site, x)
-    if x._version != version:
+    before, version = None if s.inputs else x.detach().clone(), x._version
+    s.observe(site, x)
+    # `.data` has no version counter; the observers with `inputs`, which only store or count, do not write.
+    changed = x._version != version or (before is not None and not torch.equal(before.isnan(), x.isnan()))
+    if changed or (before is not None and not torch.equal(before.nan_to_num(), x.detach().nan_to_num())):
         raise InterventionError(
             f"an observer changed {site.name} in place. Copy it first, or use an intervention to change a run."
         )
@@ -342,11 +450,15 @@ def _notify(observe: Observe, site: Site, x: Tensor) -> None:
 
 def tap_for(model: object, config: ModelConfig, positions: Tensor) -> Tap | None:
     """The Tap of one run; None, at the cost of one look-up, if there are no subscriptions."""
-    subscriptions = active(model)
-    return Tap(subscriptions, config, positions) if subscriptions else None
+    entries = [entry for entry in _ACTIVE.get() if entry.model is model]
+    if not entries:
+        return None
+    for entry in entries:
+        entry.run_at(positions)
+    return Tap([entry.subscription for entry in entries if entry.subscription is not None], config, positions)
 
 
 __all__ = [
-    "HOOKS", "HookPoint", "Site", "Subscription", "Tap", "active", "expand", "hook_names", "layer_of", "point_of",
-    "subscribe", "tap_for",
+    "HOOKS", "HookPoint", "Scope", "Site", "Subscription", "Tap", "active", "clear", "expand", "hook_names",
+    "layer_of", "point_of", "subscribe", "tap_for",
 ]  # fmt: skip
