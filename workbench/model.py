@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.config import ModelConfig, Scaling
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, InterventionError, WorkbenchError
 from workbench.hooks import hook_points
 from workbench.layers import attention, rope, tensor_parallel
 from workbench.layers.attention_mask import Mask
@@ -164,10 +164,19 @@ class Transformer(nn.Module):
         return KVCache.empty(self.config, batch, capacity, dtype=self.dtype, device=self.device, pad=pad)
 
     def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
-        """Run with interventions inside the `with` block; blocks nest, and the outer interventions apply first.
+        """Run with interventions inside the `with` block; blocks nest, and those entered first apply first.
 
-        Raises: InterventionError or UnknownHookError for a target that the model does not have.
+        Blocks may be left in any order. They act in the context (thread or task) that enters them: a thread that is
+        started inside the block runs the plain model, unless it gets the context with `contextvars.copy_context().run`
+        (`asyncio.to_thread` does so). `workbench.active_interventions` lists what acts,
+        `workbench.clear_interventions` ends it. On leaving, a WorkbenchWarning names positions that no run reached.
+        Raises: InterventionError or UnknownHookError for what does not fit the model.
         """
+        for i in interventions:
+            if not hasattr(i, "subscription"):
+                raise InterventionError(
+                    f'expected interventions such as Ablate("L5H3"), one argument each; found {type(i).__name__}.'
+                )
         return hook_points.subscribe(self, *(i.subscription(self.config) for i in interventions))
 
     def run_with_capture(
@@ -302,9 +311,12 @@ class Attention(nn.Module):
     def _eager_attention(
         self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, tap: hook_points.Tap
     ) -> Tensor:
-        """Attention with explicit scores and pattern, for interventions that edit them."""
-        scores = tap(hook_points.SCORES, attention.scores(q, k, context.mask.allowed(k.shape[2])))
-        pattern = tap(hook_points.PATTERN, scores.softmax(-1))
+        """Attention with explicit scores and pattern, for interventions that edit them; the mask stays in force."""
+        allowed = context.mask.allowed(k.shape[2])
+        scores = attention.scores(q, k, allowed)
+        scores = tap(hook_points.SCORES, scores, lambda x: x.masked_fill(~allowed, float("-inf")))
+        pattern = attention.weights(scores)
+        pattern = tap(hook_points.PATTERN, pattern, lambda x: x.masked_fill(~allowed, 0.0))
         for name in hook_points.SUMMARIES:
             if tap.wants(name):
                 tap(name, hook_points.summarise(name, attention.EditedPattern(pattern, context.mask)))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.config import ModelConfig
 from workbench.errors import InterventionError
-from workbench.hooks.hook_points import SUMMARIES, HookPoint, Site, Subscription, expand, point_of
+from workbench.hooks.hook_points import SCORES, SUMMARIES, HookPoint, Site, Subscription, expand, point_of
 from workbench.hooks.intervention import Intervention
 
 _HEAD = re.compile(r"^L(\d+)H(\d+)$")
@@ -87,7 +87,13 @@ class Targeted(Intervention):
         names = expand(self.hook, config)
         for name in names:
             self._check(name, point_of(name), config)
-        return Subscription(frozenset(names), edit=self._edit, position_independent=self._position_independent)
+        positions = None if self.positions is None else frozenset(self.positions)
+        return Subscription(
+            frozenset(names),
+            edit=self._edit,
+            position_independent=self._position_independent,
+            positions=positions,
+        )
 
     @property
     def _position_independent(self) -> bool:
@@ -144,13 +150,14 @@ class Ablate(Targeted):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Targeted):
-    """Multiply the target by a number."""
+    """Multiply the target by a number. Scores of -inf (keys that are not attended to) stay as they are."""
 
     factor: float
     kind: ClassVar[str] = "scale"
 
     def change(self, site: Site, x: Tensor) -> Tensor:
-        return x * self.factor
+        scaled = x * self.factor
+        return torch.where(x == float("-inf"), x, scaled) if site.name.endswith(SCORES) else scaled
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "factor": self.factor}

@@ -90,6 +90,15 @@ def scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
     return raw.masked_fill(~allowed, float("-inf"))
 
 
+def weights(scores: Tensor) -> Tensor:
+    """Softmax over the keys; a query whose every score is -inf has weight 0 on every key.
+
+    Shapes: [batch, head, query_pos, key_pos] -> the same
+    """
+    sees_none = (scores == float("-inf")).all(-1, keepdim=True)
+    return scores.masked_fill(sees_none, 0.0).softmax(-1).masked_fill(sees_none, 0.0)
+
+
 def weighted_values(pattern: Tensor, v: Tensor) -> Tensor:
     """Values averaged by a pattern.
 
