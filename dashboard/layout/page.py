@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.layout import preload
+from dashboard.layout import history, preload
 from dashboard.layout.figure import figure
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.session import computed, gc_freeze, models, shared_cache, url_state
@@ -47,6 +47,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.header(title, anchor=False)
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
+    history.mount()
     shared_cache.mount_spinner()
     st.html(f"<style>{_style()}</style>")
     _pick_model(tools)
