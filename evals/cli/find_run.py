@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,4 +76,9 @@ def unfinished_error(run: UnfinishedRun) -> DataError:
 
 
 def resume_command(run: UnfinishedRun) -> str:
+    """The command that continues a run; answers of a file are scored again, because there is nothing to continue."""
+    if answers := run.run.settings.get("answers"):
+        task = ",".join(run.run.settings.get("settings", {}).get("tasks", []))
+        command = ("workbench", "eval", "score", "--task", task, "--samples", str(answers.get("file")))
+        return f"`{shlex.join([*command, '--output', str(run.root)])}`"
     return f"`workbench eval resume {run.run.id} --results {run.root}`"

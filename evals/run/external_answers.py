@@ -15,23 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evals.results import json_text
 from workbench.errors import DataError
 
 QuestionKey = tuple[str, int]  # a task's name and a question's number in it
 Choices = tuple[tuple[float, bool], ...]  # for each choice: nats, and whether it was the greedy answer
 _SAMPLE_LOG = re.compile(r"samples_(?P<task>.+)_\d{4}-\d\d-\d\dT[^/]*\.jsonl(\.gz)?$")
+_NAMES = ("doc_id", "task_id", "question")  # a line names its question by the first of these that it has
 _CHECKED_FIELDS = ("task_id", "question", "prompt")  # if a line has one of these, it must equal the question's
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of a file: an answer, or several, as text or as a log-probability for each choice."""
+    """One line of a file: an answer, or several, as text or as a log-probability for each choice; neither for a line
+    without one, such as null. `repaired` if it held characters that are none, such as half an emoji.
+    """
 
     where: str
     record: Mapping[str, Any]
     task: str | None
     texts: tuple[str, ...] = ()
     choices: Choices = ()
+    repaired: bool = False
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Answers:
     choices: dict[QuestionKey, Choices] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    empty: dict[QuestionKey, str] = field(default_factory=dict)
     lines: int = 0
 
     @property
@@ -72,22 +79,25 @@ def read(path: Path) -> Iterator[Answer]:
     log = _SAMPLE_LOG.match(path.name)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        # Bytes that are not UTF-8 become lone surrogates, which are replaced: one of them does not cost the file.
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _answer(line, f"{path.name}: line {number}", log["task"] if log else None)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error}); is it complete, and a text file?") from error
 
 
 def _answer(line: str, where: str, task: str | None) -> Answer:
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}).") from error
+        raw = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        encoding = "; the file must be UTF-8 text" if "\0" in line else ""
+        raise DataError(f"{where} is not JSON ({error}){encoding}.") from error
+    record = json_text.with_valid_text(raw)
     if not isinstance(record, dict):
         raise DataError(f"{where} is not a JSON object, but {type(record).__name__}.")
-    if not any(key in record for key in ("doc_id", "task_id", "question")):
+    if all(record.get(key) is None for key in _NAMES):
         raise DataError(f"{where} does not say which question it answers; expected doc_id, task_id or question.")
     answer_key = next((key for key in ("resps", "completion", "response", "logprobs") if key in record), None)
     if answer_key is None:
@@ -96,23 +106,22 @@ def _answer(line: str, where: str, task: str | None) -> Answer:
     texts, choices = (
         _from_lm_eval_log(record[answer_key]) if answer_key == "resps" else _from_plain_value(record[answer_key])
     )
-    if not texts and not choices:
-        raise DataError(
-            f"{where}: {answer_key} is neither text nor a number for each choice; "
-            f"found {str(record[answer_key])[:60]!r}."
-        )
     if any(math.isnan(nats) for nats, _ in choices):
-        raise DataError(f"{where}: {answer_key} has a choice whose log-probability is not a number (NaN).")
-    return Answer(where, record, task, texts, choices)
+        choices = ()
+    return Answer(where, record, task, texts, choices, repaired=record is not raw)
 
 
 def _from_plain_value(value: Any) -> tuple[tuple[str, ...], Choices]:
-    if isinstance(value, Mapping):
-        value = [value[name] for name in sorted(value)]
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        value = value["content"]  # a message of a chat
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return (str(value),), ()
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return tuple(value), ()
+    if isinstance(value, Mapping):
+        value = [value[name] for name in sorted(value)]
+        if any(isinstance(item, str) for item in value):
+            return (), ()
+    if isinstance(value, list) and all(isinstance(item, str | None) for item in value):
+        return tuple(item for item in value if item is not None), ()
     if isinstance(value, list) and len(value) > 1 and all(type(item) in (int, float) for item in value):
         best = max(value)
         return (), tuple((float(item), item == best) for item in value)
@@ -125,8 +134,8 @@ def _from_lm_eval_log(value: Any) -> tuple[tuple[str, ...], Choices]:
         firsts = [request[0] for request in value]
         if all(isinstance(first, list) and len(first) == 2 for first in firsts):
             return (), tuple((float(nats), str(greedy) == "True") for nats, greedy in firsts)
-        if len(value) == 1 and all(isinstance(text, str) for text in value[0]):
-            return tuple(value[0]), ()
+        if len(value) == 1 and all(isinstance(text, str | None) for text in value[0]):
+            return tuple(text for text in value[0] if text is not None), ()
     except (TypeError, KeyError, IndexError, ValueError):
         pass
     return (), ()
@@ -157,6 +166,11 @@ def match(
             matched.unknown.append(answer.where)
             continue
         questions.check_fields(answer, question)
+        if answer.repaired:
+            matched.repaired.append(answer.where)
+        if not answer.texts and not answer.choices:
+            matched.empty.setdefault(question, answer.where)
+            continue
         expected = choices(question[0], docs[question[0]][question[1]])
         if answer.choices and len(answer.choices) != expected:
             expectation = f"{expected} choices" if expected else "a text answer"
@@ -177,10 +191,26 @@ def match(
                 f"{answer.where} has {'numbers' if answer.choices else 'text'}, "
                 f"but the lines before it have {'text' if answer.choices else 'numbers'}."
             )
+    matched.empty = {question: where for question, where in matched.empty.items() if question not in filters}
     if not matched.answered:
+        names = ", ".join(list(docs)[:5])
+        if matched.empty:
+            raise DataError(
+                f"no line has an answer to a question of {names}: {next(iter(matched.empty.values()))} has neither "
+                "text nor a number for each choice."
+            )
         expectation = f"the first is {matched.unknown[0]}" if matched.unknown else "the file has no lines"
-        raise DataError(f"no line answers a question of {', '.join(list(docs)[:5])}; {expectation}.")
+        raise DataError(f"no line answers a question of {names}; {expectation}.")
     return matched
+
+
+def _number(doc_id: Any) -> int:
+    """A question's number, which programs also write as "3" or 3.0; -1 if it is none."""
+    if isinstance(doc_id, float) and doc_id.is_integer():
+        return int(doc_id)
+    if isinstance(doc_id, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", doc_id):
+        return int(doc_id)
+    return doc_id if isinstance(doc_id, int) and not isinstance(doc_id, bool) else -1
 
 
 class _Questions:
@@ -197,13 +227,11 @@ class _Questions:
 
     def find(self, answer: Answer) -> QuestionKey | None:
         tasks = self._tasks(answer)
-        if "doc_id" in answer.record:
-            number = answer.record["doc_id"]
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise DataError(f"{answer.where}: doc_id is not an integer, but {number!r}.")
+        key = next(name for name in _NAMES if answer.record.get(name) is not None)
+        if key == "doc_id":
+            number = _number(answer.record["doc_id"])
             candidates = [(task, number) for task in tasks if 0 <= number < len(self.docs[task])]
         else:
-            key = "task_id" if "task_id" in answer.record else "question"
             same_text = self.named.get((key, str(answer.record[key]).strip()), [])
             candidates = [candidate for candidate in same_text if candidate[0] in tasks]
         if len(candidates) > 1:
@@ -225,7 +253,7 @@ class _Questions:
         logged_doc = answer.record.get("doc")
         for fields in (answer.record, logged_doc if isinstance(logged_doc, Mapping) else {}):
             for key in _CHECKED_FIELDS:
-                if key in fields and key in doc and str(fields[key]).strip() != str(doc[key]).strip():
+                if fields.get(key) is not None and key in doc and str(fields[key]).strip() != str(doc[key]).strip():
                     raise DataError(
                         f"{answer.where}: its {key} does not match question {number} of {task}. "
                         "Is this a different version of the data?"

@@ -101,6 +101,8 @@ def score(
         "missing_counted": "as wrong" if missing_wrong else "not at all",
         "unknown": len(answers.unknown),
         "duplicates": len(answers.duplicates),
+        "empty": len(answers.empty),
+        "repaired": len(answers.repaired),
         "partial": bool(unanswered) and not missing_wrong,
     }
     _print_summary(about, answers)
@@ -279,7 +281,13 @@ def _print_summary(about: Mapping[str, Any], answers: Answers) -> None:
     if about["missing"]:
         effect = "count as wrong" if about["missing_counted"] == "as wrong" else "are not counted"
         parts.append(f"{about['missing']} without an answer {effect}")
-    for kind, where in (("unknown questions", answers.unknown), ("duplicate answers, not used", answers.duplicates)):
+    kinds = (
+        ("unknown questions", answers.unknown),
+        ("duplicate answers, not used", answers.duplicates),
+        ("lines with neither text nor numbers, taken as no answer", list(answers.empty.values())),
+        ("lines with broken characters, replaced by U+FFFD", answers.repaired),
+    )
+    for kind, where in kinds:
         if where:
             more = f" and {len(where) - 3} more" if len(where) > 3 else ""
             parts.append(f"{len(where)} {kind} ({', '.join(where[:3])}{more})")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from evals.results import json_text
 from workbench.errors import DataError
 from workbench.user_data import home
 
@@ -170,7 +171,7 @@ def objects(path: Path) -> Iterator[tuple[int, Row]]:
         with _opened(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = json_text.with_valid_text(json.loads(line))
                     if not isinstance(row, dict):
                         raise DataError(f"{path}: line {number} is not a JSON object.")
                     any_row = True
