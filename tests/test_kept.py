@@ -373,11 +373,18 @@ def intervention(entry: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+def with_yarn(entries: list[dict[str, Any]], *, truncate: bool) -> list[dict[str, Any]]:
+    """The entries of the file, which does not say how YaRN rounds: the first version did not, now it does."""
+    return [entry | ({"truncate": truncate} if "yarn" in entry else {}) for entry in entries]
+
+
 def test_interventions_are_written_as_they_were(first: Path, model: wb.Transformer) -> None:
     entries = json.loads((first / "interventions.json").read_text())
     assert {entry["kind"] for entry in entries} == {"ablate", "scale", "add", "patch", "rope_scaling"}
-    changes = [intervention(entry) for entry in entries]
-    assert [change.to_dict() for change in changes] == entries
+    assert [intervention(entry).to_dict() for entry in entries] == with_yarn(entries, truncate=True)
+    as_then = with_yarn(entries, truncate=False)
+    changes = [intervention(entry) for entry in as_then]
+    assert [change.to_dict() for change in changes] == as_then
     assert model.tokenizer is not None
     tokens = torch.tensor([model.tokenizer.encode("one two one two", bos=True)])
     with torch.no_grad(), model.intervene(*changes):
@@ -388,9 +395,13 @@ def test_interventions_are_written_as_they_were(first: Path, model: wb.Transform
 
 def test_a_file_of_interventions_applies(first: Path, tmp_path: Path, command: Callable[..., str]) -> None:
     words = ["--model", "demo", "--tasks", "demo_mmlu", "--limit", "1", "--device", "cpu", "--dtype", "float32"]
-    file, output = first / "interventions.json", tmp_path / "changed"
-    printed = command("eval", "run", *words, "--intervene", file, "--output", output, "--json")
-    assert json.loads(printed)["provenance"]["interventions"] == json.loads(file.read_text())
+    file, as_then, output = first / "interventions.json", tmp_path / "then.json", tmp_path / "changed"
+    entries = json.loads(file.read_text())
+    printed = command("eval", "run", *words, "--intervene", file, "--output", tmp_path / "now", "--json")
+    assert json.loads(printed)["provenance"]["interventions"] == with_yarn(entries, truncate=True)
+    as_then.write_text(json.dumps(with_yarn(entries, truncate=False)))
+    printed = command("eval", "run", *words, "--intervene", as_then, "--output", output, "--json")
+    assert json.loads(printed)["provenance"]["interventions"] == with_yarn(entries, truncate=False)
     sample = json.loads(command("eval", "show", output, "--sample", "demo_mmlu/0", "--json"))
     assert sample["logprobs"] == pytest.approx([-2.5229, -7.9627, -0.0889, -5.4949], abs=2e-3)
 

@@ -85,6 +85,8 @@ def described_record(record: object) -> str:
 def _words(change: Intervention) -> str:
     if not isinstance(change, Targeted):
         fields = {key: value for key, value in change.to_dict().items() if key != "kind"}
+        if fields.get("truncate") is True:  # YaRN's own way
+            del fields["truncate"]
         return ", ".join(f"{key}={value}" for key, value in fields.items())
     where = f" heads {','.join(map(str, change.heads))}" if change.heads is not None else ""
     where += f" positions {','.join(map(str, change.positions))}" if change.positions is not None else ""

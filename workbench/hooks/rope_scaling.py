@@ -23,12 +23,14 @@ class RopeScaling(Intervention):
     """Rotate q and k of every layer by other frequencies: at most one scaling, which replaces the model's own.
 
     `theta` alone keeps the model's own scaling. `interpolation`, `ntk` and `yarn` are context-extension factors. YaRN
-    also multiplies rotated q and k by its temperature, 0.1 ln(factor) + 1, unless `temperature` is set.
+    also multiplies rotated q and k by its temperature, 0.1 ln(factor) + 1, unless `temperature` is set; `truncate`
+    rounds the ends of its ramp to whole pairs, as in its published code and in `YarnScaling`.
     If several are active, the innermost one applies. A key/value cache holds rotated keys, so the whole sequence must
     run under the same scaling: start with an empty cache inside the block, and do not use that cache outside it.
     Raises: ConfigError for more than one scaling, or a factor below 1.
     Source: arXiv 2306.15595 (interpolation), 2309.00071 (NTK-aware theta, YaRN); Llama 3.1.
-    Exact:  a factor of 1 is the unscaled model to the last bit; `llama3` is a model loaded with that scaling.
+    Exact:  a factor of 1 is the unscaled model to the last bit; `llama3` and `yarn` are a model loaded with that
+            scaling.
     """
 
     theta: float | None = None
@@ -37,6 +39,7 @@ class RopeScaling(Intervention):
     ntk: float | None = None
     yarn: float | None = None
     temperature: float | None = None
+    truncate: bool = True
     kind: ClassVar[str] = "rope_scaling"
 
     def __post_init__(self) -> None:
@@ -48,6 +51,10 @@ class RopeScaling(Intervention):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise InterventionError(f"{name} must be a number, found {value!r}.")
+        if not isinstance(self.truncate, bool):
+            raise InterventionError(f"truncate must be true or false, found {self.truncate!r}.")
+        if self.yarn is None and not self.truncate:
+            raise ConfigError("truncate=False is a choice of YaRN; set yarn=FACTOR too.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature must be positive, found {self.temperature}.")
 
@@ -61,8 +68,10 @@ class RopeScaling(Intervention):
         return Subscription(frozenset(), rotary_override=self.rotary)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind, and the parameters that are set."""
+        """The kind, and the parameters that are set; with YaRN always how the ends of its ramp are rounded."""
         parameters = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.yarn is None:
+            del parameters["truncate"]
         if self.llama3 is not None:
             parameters["llama3"] = asdict(self.llama3)
         return {"kind": self.kind, **parameters}
@@ -98,6 +107,7 @@ def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
             interpolation=scaling.interpolation,
             ntk=scaling.ntk,
             yarn=scaling.yarn,
+            truncate=scaling.truncate,
             dtype=torch.float32,  # as in the model
         )
     temperature = scaling.temperature

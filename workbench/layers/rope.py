@@ -91,16 +91,18 @@ def what_if_frequencies(
     interpolation: float | None = None,
     ntk: float | None = None,
     yarn: float | None = None,
+    truncate: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """The frequencies of a model with another theta, or another context-extension method.
 
     At most one scaling, which replaces the model's own; `theta` alone keeps the model's own scaling. `interpolation`,
-    `ntk` and `yarn` are context-extension factors. YaRN also needs `yarn_temperature`.
+    `ntk` and `yarn` are context-extension factors. YaRN also needs `yarn_temperature`; `truncate` rounds the ends of
+    its ramp to whole pairs, as its published code and transformers do unless a configuration says otherwise.
     Shapes: -> [pair], radians per token
     Raises: ConfigError for more than one scaling, or a factor below 1.
     Source: position interpolation arXiv 2306.15595; NTK-aware theta s^(d / (d - 2)) and YaRN arXiv 2309.00071, whose
-            ramp is over pair indices between 32 and 1 rotations, as in its published code; Llama 3.1.
+            ramp is over pair indices between 32 and 1 rotations: `scale_yarn`; Llama 3.1.
     Exact:  in float32, a factor of 1 gives the frequencies of an unscaled model, bit for bit.
     """
     factors = {"interpolation": interpolation, "ntk": ntk, "yarn": yarn}
@@ -124,8 +126,7 @@ def what_if_frequencies(
     assert yarn is not None
     if theta <= 1:
         raise ConfigError(f"YaRN needs theta > 1, found {theta}.")
-    scaling = YarnScaling(yarn, config.original_context, truncate=False)
-    return scale_yarn(plain, theta, scaling)
+    return scale_yarn(plain, theta, YarnScaling(yarn, config.original_context, truncate=truncate))
 
 
 def yarn_temperature(factor: float) -> float:

@@ -219,24 +219,6 @@ def test_what_if_frequencies_match_the_published_rules() -> None:
         of(config, ntk=0.5)
 
 
-def test_yarn_agrees_with_transformers() -> None:
-    """YaRN's ramp and temperature against Hugging Face's independent implementation."""
-    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = llama(10_000.0, context=4096)
-    theirs = transformers.LlamaConfig(
-        hidden_size=4096, num_attention_heads=32, max_position_embeddings=4096 * 8,
-        rope_parameters={
-            "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 4096,
-            "truncate": False,
-        },
-    )  # fmt: skip
-    freqs, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
-    assert torch.allclose(formulas.what_if_frequencies(config, yarn=8.0).float(), freqs, rtol=1e-5)
-    assert formulas.yarn_temperature(8.0) == pytest.approx(attention_factor)
-
-
 def test_narrowed_captures_find_the_right_head(
     tiny_model: Transformer, tokens: torch.Tensor, captured: Capture
 ) -> None:

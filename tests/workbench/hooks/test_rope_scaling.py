@@ -16,7 +16,7 @@ TOKENS = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(0
 LLAMA3 = wb.Llama3Scaling(factor=4, original_context=64)
 EACH: list[dict[str, Any]] = [
     {"theta": 200.0}, {"llama3": LLAMA3}, {"interpolation": 3.0}, {"ntk": 4.0}, {"yarn": 4.0},
-    {"yarn": 4.0, "temperature": 1.0}, {"theta": 200.0, "interpolation": 2.0},
+    {"yarn": 4.0, "temperature": 1.0}, {"yarn": 4.0, "truncate": False}, {"theta": 200.0, "interpolation": 2.0},
 ]  # fmt: skip
 
 
@@ -60,8 +60,11 @@ def test_models_that_were_trained_with_another_scaling(tiny_model) -> None:
     """YaRN and linear scaling of a configuration, against the interventions; and what replaces them."""
     plain = tiny_model(TOKENS)
     linear = remade(tiny_model, rope_scaling=wb.LinearScaling(4.0))
-    yarn = remade(tiny_model, rope_scaling=wb.YarnScaling(4.0, original_context=128, truncate=False))
-    for model, same in ((linear, {"interpolation": 4.0}), (yarn, {"yarn": 4.0})):
+    yarn = remade(tiny_model, rope_scaling=wb.YarnScaling(4.0, original_context=128))
+    exact = remade(tiny_model, rope_scaling=wb.YarnScaling(4.0, original_context=128, truncate=False))
+    assert not torch.allclose(yarn(TOKENS), exact(TOKENS), atol=1e-4)
+    pairs: Any = ((linear, {"interpolation": 4.0}), (yarn, {"yarn": 4.0}), (exact, {"yarn": 4.0, "truncate": False}))
+    for model, same in pairs:
         own = model(TOKENS)
         assert not torch.allclose(own, plain, atol=1e-3)
         with tiny_model.intervene(wb.RopeScaling(**same)):
@@ -97,13 +100,16 @@ def test_positions_twice_as_far_apart_interpolated_are_the_positions_themselves(
     assert torch.allclose(warm.abs(), torch.full_like(warm.real, 1.5)) and torch.allclose(warm, 1.5 * plain)
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear"])
+@pytest.mark.parametrize("kind", ["yarn", "yarn, not rounded", "linear"])
 def test_a_whole_model_agrees_with_hugging_face(tiny_model, kind: str) -> None:
     """Logits of transformers' Llama with the same weights under its own implementation of the scaling."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
-    parameters = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 4.0}
-    if kind == "yarn":
-        parameters |= {"original_max_position_embeddings": 128, "truncate": False}
+    parameters: dict[str, Any] = {"rope_type": kind.split(",")[0], "rope_theta": 10_000.0, "factor": 4.0}
+    scaling: dict[str, Any] = {"interpolation": 4.0} if kind == "linear" else {"yarn": 4.0}
+    if kind != "linear":
+        parameters["original_max_position_embeddings"] = 128
+    if kind == "yarn, not rounded":
+        parameters["truncate"] = scaling["truncate"] = False
     described = tiny_model.config.to_hf() | {"max_position_embeddings": 128, "rope_parameters": parameters}
     described.pop("rope_theta", None), described.pop("rope_scaling", None)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**described)).eval()
@@ -122,7 +128,6 @@ def test_a_whole_model_agrees_with_hugging_face(tiny_model, kind: str) -> None:
                 break
         weights[name.replace("output.", "lm_head.") if "output" in name else f"model.{name}"] = weight
     theirs.load_state_dict(weights)
-    scaling = {"yarn": 4.0} if kind == "yarn" else {"interpolation": 4.0}
     with tiny_model.intervene(wb.RopeScaling(**scaling)):
         ours = tiny_model(TOKENS)
     assert torch.allclose(ours, theirs(TOKENS).logits, atol=1e-4)  # float32, three layers
@@ -145,7 +150,7 @@ def test_the_whole_sequence_under_one_scaling_may_use_a_cache(tiny_model) -> Non
 def test_a_capture_says_that_it_acted_and_holds_no_more(tiny_model) -> None:
     with tiny_model.intervene(wb.RopeScaling(yarn=4.0)):
         _, cap = tiny_model.run_with_capture(TOKENS, ["blocks.1.attn.hook_rot_q", "blocks.1.attn.hook_q"])
-    assert cap.provenance["interventions"] == [{"kind": "rope_scaling", "yarn": 4.0}]
+    assert cap.provenance["interventions"] == [{"kind": "rope_scaling", "yarn": 4.0, "truncate": True}]
     assert len(cap.names) == 2
     norms = [cap[f"blocks.1.attn.hook_{name}"].norm(dim=-1) for name in ("rot_q", "q")]
     assert torch.allclose(norms[0], norms[1] * rope.yarn_temperature(4.0), rtol=1e-4)
@@ -197,6 +202,10 @@ def test_what_does_not_fit_is_an_error_before_the_run(tiny_model) -> None:
         wb.RopeScaling(yarn=2.0, temperature=0)
     with pytest.raises(InterventionError, match="a number"):
         wb.RopeScaling(theta="big")  # type: ignore[arg-type]
+    with pytest.raises(InterventionError, match="true or false"):
+        wb.RopeScaling(yarn=4.0, truncate=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="set yarn"):
+        wb.RopeScaling(ntk=4.0, truncate=False)
     with pytest.raises(InterventionError, match="not a list of interventions"):
         from_json('[{"kind": "rope_scaling", "factor": 8}]')
     with pytest.raises(InterventionError, match="not a list of interventions"):

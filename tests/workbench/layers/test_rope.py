@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from workbench.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
-from workbench.layers.rope import frequencies, rotate, rotations, temperature, to_adjacent, to_half_split
+from workbench.hooks.rope_scaling import RopeScaling
+from workbench.layers.rope import (
+    frequencies,
+    rotate,
+    rotations,
+    temperature,
+    to_adjacent,
+    to_half_split,
+    what_if_frequencies,
+)
 
 
 def test_llama_3_wavelengths() -> None:
@@ -73,6 +82,44 @@ def test_yarn_equals_hugging_face(head_dim: int, theta: float, changes: dict[str
     assert isinstance(read.rope_scaling, YarnScaling)
     assert torch.allclose(frequencies(head_dim, theta, read.rope_scaling), theirs, rtol=1e-6)
     assert temperature(read.rope_scaling) == pytest.approx(factor, rel=1e-12)
+
+
+LLAMA3 = {"head_dim": 128, "theta": 500_000.0, "context": 8192}
+SMOLLM2 = {"head_dim": 64, "theta": 100_000.0, "context": 8192}
+LLAMA2 = {"head_dim": 128, "theta": 10_000.0, "context": 4096}
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("shape", [LLAMA3, SMOLLM2, LLAMA2], ids=["Llama 3", "SmolLM2", "Llama 2"])
+def test_yarn_what_if_is_hugging_faces_default(shape: dict[str, Any], factor: float) -> None:
+    """The what-if, the intervention and a configuration's own scaling are transformers' YaRN, rounded ends included."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    head_dim, theta, context = shape["head_dim"], shape["theta"], shape["context"]
+    config = ModelConfig(
+        dim=head_dim, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8, vocab_size=8, head_dim=head_dim,
+        max_seq_len=context, rope_theta=theta,
+    )  # fmt: skip
+    group = {"rope_type": "yarn", "rope_theta": theta, "factor": factor, "original_max_position_embeddings": context}
+    for truncate in (True, False):
+        parameters = group if truncate else group | {"truncate": False}
+        theirs, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](
+            LlamaConfig(
+                hidden_size=head_dim, num_attention_heads=1, head_dim=head_dim, rope_parameters=dict(parameters),
+                max_position_embeddings=int(factor) * context,
+            ),
+            "cpu",
+        )  # fmt: skip
+        changed = RopeScaling(yarn=factor, truncate=truncate).rotary(config)
+        own = frequencies(head_dim, theta, YarnScaling(factor, context, truncate=truncate))
+        exact = what_if_frequencies(config, yarn=factor, truncate=truncate)
+        assert torch.equal(changed.frequencies, own)
+        assert torch.allclose(own, theirs, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(exact.float(), theirs, rtol=1e-6, atol=1e-9)
+        assert changed.temperature == pytest.approx(attention_factor, rel=1e-12)
+    rounded, whole = (what_if_frequencies(config, yarn=factor, truncate=truncate) for truncate in (True, False))
+    assert not torch.allclose(rounded, whole, rtol=1e-3)
 
 
 def test_yarn_by_hand() -> None:
