@@ -259,10 +259,13 @@ def _take_away(
         "",
         f"HOOKS = {list(compare_sides.HOOKS)!r}",
         "caps = []",
-        "for dtype, prompt, changes in (",
-        *(f"    ({side.model.dtype}, lambda model: {side.given.code}, {side.changes!r})," for side in (a, b)),
+        "for path, dtype, prompt, changes in (",
+        *(
+            f"    ({side.path!r}, {side.model.dtype}, lambda model: {side.given.code}, {side.changes!r}),"
+            for side in (a, b)
+        ),
         "):",
-        f"    model = wb.load_model({computed.model_path()!r}, dtype=dtype)",
+        "    model = wb.load_model(path, dtype=dtype)",
         "    with torch.no_grad(), model.intervene(*from_json(changes)):",
         "        caps.append(model.run_with_capture(prompt(model), HOOKS)[1])",
         f"comparison = compare(*caps, align={common.align!r})",

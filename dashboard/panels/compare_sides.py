@@ -10,8 +10,9 @@ from dashboard.data.samples import SMALL
 from dashboard.layout.page import card, show_error
 from dashboard.panels import capture_card, intervention_editor, prompt_input
 from dashboard.panels.prompt_input import MAX_CHARS, Input
-from dashboard.session import captures, computed, url_state
+from dashboard.session import captures, computed, models, url_state
 from dashboard.session.computed import NO_CHANGES, CaptureRef
+from dashboard.session.models import ServedModel
 from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from probes.attention.head_map import HOOKS as MAP_HOOKS
@@ -23,6 +24,7 @@ from workbench.hooks.interventions import from_json, to_json
 from workbench.model import Transformer
 
 SAME, OTHER, KEPT = "The same prompt", "Another prompt", "A kept capture"
+SHAPE = ("n_layers", "n_heads", "n_kv_heads", "dim", "head_dim", "ffn_dim", "vocab_size")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HOOKS = (
     *MAP_HOOKS,
@@ -36,11 +38,15 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Side:
-    """Model, tokens and interventions of one side; `changes` is the JSON of `interventions.to_json`."""
+    """Model, tokens and interventions of one side; `changes` is the JSON of `interventions.to_json`.
+
+    path: where the model was loaded from, as `workbench.load_model` takes it.
+    """
 
     model: Transformer
     given: Input
     changes: str
+    path: str
 
     def capture(self) -> CaptureRef:
         """Its capture, cached. Raises: WorkbenchError as `computed.capture`."""
@@ -77,10 +83,19 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
             which = url_state.url_widget(
                 st.segmented_control, "B runs on", [SAME, OTHER, KEPT], key="b_of", default=SAME, required=True
             )
-            models = _models(model)
+            b_served = _b_model()
+            b_model = computed.load(b_served)
+            if problem := _unlike_shape(model, b_model):
+                show_error("B cannot be compared with A. Choose another model.", problem)
+                return None
+            in_dtypes = _in_dtype(model, "A"), _in_dtype(b_model, "B")
             # The button comes before the text area whose value it sets.
             st.button("Swap interventions", on_click=_swap, help="Exchanges the interventions of A and B.")
-        b_prompt = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](model) if which in (OTHER, KEPT) else a_prompt
+        if _unlike_tokenizer(model, b_model):
+            st.warning("A and B have different tokenizers. B runs on A's token ids, which may stand for another text.")
+        b_prompt = a_prompt
+        if which in (OTHER, KEPT):
+            b_prompt = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](b_model)
         a_changes = url_state.url_widget(
             st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
             max_chars=intervention_editor.MOST_CHARS,
@@ -95,11 +110,11 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
             return None
     st.caption("Interventions and RoPE scalings of B:")
     b_interventions = intervention_editor.choose(model)
-    if b_prompt is None or b_interventions is None or models is None:
+    if b_prompt is None or b_interventions is None:
         return None
     return (
-        Side(models[0], a_prompt, a_prompt.with_also(to_json(a_interventions))),
-        Side(models[1], b_prompt, b_prompt.with_also(to_json(b_interventions))),
+        Side(in_dtypes[0], a_prompt, a_prompt.with_also(to_json(a_interventions)), computed.model_path()),
+        Side(in_dtypes[1], b_prompt, b_prompt.with_also(to_json(b_interventions)), b_served.path),
     )
 
 
@@ -153,17 +168,40 @@ def _capture_prompt(model: Transformer) -> Input | None:
         return None
 
 
-def _models(model: Transformer) -> tuple[Transformer, Transformer] | None:
-    """The model of each side in its chosen dtype; large models have only their own dtype."""
+def _b_model() -> ServedModel:
+    """The model of side B: the page's own, or another one of this server."""
+    own = computed.selected_model()
+    others = {served.id: served for served in models.served()}
+    if len(others) == 1:
+        return own
+    ids = [own.id, *(name for name in others if name != own.id)]
+    return others[
+        url_state.url_widget(
+            st.selectbox, "B is", ids, key="b_model", width=220, help="The models of this server; Overview adds more."
+        )
+    ]
+
+
+def _unlike_shape(a: Transformer, b: Transformer) -> str:
+    """Why heads and hooks of two models do not correspond; empty if they do."""
+    pairs = {name: (getattr(a.config, name), getattr(b.config, name)) for name in SHAPE}
+    unlike = [f"{name} is {x} in A and {y} in B" for name, (x, y) in pairs.items() if x != y]
+    return f"The models have different shapes: {', '.join(unlike)}." if unlike else ""
+
+
+def _unlike_tokenizer(a: Transformer, b: Transformer) -> bool:
+    hashes = {model.tokenizer.sha256 if model.tokenizer else None for model in (a, b)}
+    return len(hashes) > 1
+
+
+def _in_dtype(model: Transformer, side: str) -> Transformer:
+    """The model of a side in its chosen dtype; large models have only their own dtype."""
     if computed.model_source(model) is None or sum(p.numel() for p in model.parameters()) > SMALL:
-        return model, model
+        return model
     own = str(model.dtype).removeprefix("torch.")
     options = [own, *(name for name in DTYPES if name != own)]
-    chosen = []
-    for side in "AB":
-        name = url_state.url_widget(st.selectbox, f"{side}'s dtype", options, key=f"{side.lower()}_dtype", width=130)
-        chosen.append(model if name == own else _load_in_dtype(f"{computed.fingerprint(model)}/{name}", model, name))
-    return chosen[0], chosen[1]
+    name = url_state.url_widget(st.selectbox, f"{side}'s dtype", options, key=f"{side.lower()}_dtype", width=130)
+    return model if name == own else _load_in_dtype(f"{computed.fingerprint(model)}/{name}", model, name)
 
 
 # Arguments that begin with an underscore are not part of the cache key.

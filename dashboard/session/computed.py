@@ -55,7 +55,12 @@ def selected_model() -> ServedModel:
 
 def model() -> Transformer:
     """The session's model, loaded once for all sessions."""
-    path, pool = selected_model().path, models.pool()
+    return load(selected_model())
+
+
+def load(served: ServedModel) -> Transformer:
+    """A model of this server, loaded once for all sessions."""
+    path, pool = served.path, models.pool()
     if path in pool.loaded_bytes():
         return pool.get(path)
     with shared_cache.spinner_place():

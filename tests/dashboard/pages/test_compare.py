@@ -13,11 +13,13 @@ from streamlit.testing.v1 import AppTest
 import workbench as wb
 from dashboard.panels import compare_runs, compare_sides
 from dashboard.panels.prompt_input import Input
+from dashboard.session import models
 from dashboard.session.settings import ROOT
 from evals.compare.compare import compare as compare_evaluations
 from evals.results.runs import list_runs
 from probes.comparison.compare_runs import compare
 from tests.dashboard.page_text import numbers, read_table
+from tests.dashboard.world import write_checkpoint
 from workbench.hooks.interventions import Ablate, to_json
 
 App = Callable[..., AppTest]
@@ -67,6 +69,52 @@ def test_an_intervention_on_b_shows_what_the_probe_finds(app: App, checkpoint: P
     assert values[1, 2] == 1 and not values[0].any()  # an ablated head is 1 away; before it, nothing is
     assert read_table(z, "Relative difference")["head"].iloc[0] == f"L{most[0]}H{most[1]}"
     assert [z.number_input(key=key).value for key in ("at_layer", "at_head")] == list(most)
+
+
+@pytest.fixture
+def tuned(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint after a small change of one layer, as a fine-tune has it."""
+    folder = shutil.copytree(checkpoint, tmp_path / "tuned")
+    weights = torch.load(folder / "consolidated.00.pth")
+    noise = torch.randn(weights["layers.2.attention.wv.weight"].shape, generator=torch.Generator().manual_seed(1))
+    weights["layers.2.attention.wv.weight"] += 0.05 * noise
+    torch.save(weights, folder / "consolidated.00.pth")
+    return folder
+
+
+def two_models(app: App, monkeypatch: pytest.MonkeyPatch, other: Path) -> str:
+    """Serve another model too; its id."""
+    monkeypatch.setenv("WORKBENCH_APP_MORE_MODELS", json.dumps([str(other)]))
+    assert len(models.served()) == 2
+    return models.served()[1].id
+
+
+def test_two_models_are_compared_on_one_prompt(
+    app: App, checkpoint: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "b_model" not in [box.key for box in app("compare", prompt=PROMPT).selectbox]  # there is one model
+    session = app("compare", prompt=PROMPT, b_model=two_models(app, monkeypatch, tuned))
+    assert not session.exception and not session.error and not session.warning
+    first, second = wb.load_model(checkpoint), wb.load_model(tuned)
+    assert first.tokenizer is not None
+    tokens = torch.tensor([first.tokenizer.encode(PROMPT, bos=True)])
+    with torch.no_grad():
+        before, after = (model(tokens)[0].double().log_softmax(-1) for model in (first, second))
+    kl = (before.exp() * (before - after)).sum(-1)
+    shown = numbers(session)
+    assert float(shown["Mean KL (nats)"]) == pytest.approx(float(kl.mean()), rel=1e-2)
+    assert shown["The runs diverge at"].startswith("blocks.2.attn.")
+    scope: dict[str, object] = {}
+    exec(next(code.value for code in session.code if code.language == "python"), scope)
+    assert scope["comparison"].logits.kl.mean() == pytest.approx(float(kl.mean()), rel=1e-5)  # type: ignore[attr-defined]
+
+
+def test_a_model_of_another_shape_is_refused(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deeper = write_checkpoint(tmp_path / "deeper", layers=5)
+    session = app("compare", prompt=PROMPT, b_model=two_models(app, monkeypatch, deeper))
+    assert not session.exception
+    assert session.error[0].value == "B cannot be compared with A. Choose another model."
+    assert "n_layers is 4 in A and 5 in B" in session.code[0].value
 
 
 def test_sides_can_be_swapped_and_kl_is_from_a(app: App) -> None:
