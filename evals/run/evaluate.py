@@ -92,7 +92,10 @@ def evaluate(
     grader = CodeGrader(limits=Limits.of(settings.limits, seconds=BENCHMARK_SECONDS))
     runnable_tasks, not_run = runnable(tasks)
     load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
-    loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
+    loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, partial=True, **load_options)
+    not_run |= loaded.not_run
+    for name, why in not_run.items() if team.is_main else ():
+        print(f"{name} is not run: {why}", file=sys.stderr)
     lm_eval_runner.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     if team.is_main:
@@ -108,14 +111,14 @@ def evaluate(
             results = lm_eval_runner.ask(lm, loaded, settings, team)
 
             def write() -> Run:
-                rows = results.pop("samples")
+                rows, failed = results.pop("samples"), results.pop("failed")
                 sample_rows = {
                     task: list(run_records.samples(task, task_rows, lm, grader)) for task, task_rows in rows.items()
                 }
                 counts = answer_counts.of_samples(sample_rows)
                 _warn_truncated(counts["cut_prompts"], lm.max_length)
                 metadata = run_records.run_metadata(lm, loaded, settings, grader, started=started)
-                metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run, **counts}
+                metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run | failed, **counts}
                 metadata[runs.PROVENANCE] |= task_notes.record(loaded, settings, lm)
                 metadata[runs.PROVENANCE] |= {"programs": run_records.program_counts(sample_rows)}
                 if not_finite := run_records.not_finite_counts(sample_rows):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from evals.models.generation_args import override
-from evals.run import not_finite
+from evals.run import failures, not_finite
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ def ask(
     *,
     questions: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's results for these tasks; call `prepare` first. questions: evaluate only these, by task."""
+    """lm-eval's results for these tasks; call `prepare` first. questions: evaluate only these, by task.
+
+    A task whose answers cannot be scored does not stop the others: it has no results, and `failed` has the reason.
+    Raises: DataError if that is so for all of them.
+    """
+    from lm_eval import evaluator_utils
     from lm_eval import utils as lm_eval_utils
     from lm_eval.api import task as lm_eval_task
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
@@ -78,20 +83,23 @@ def ask(
     lm.not_finite.clear()
     for name, task in loaded.tasks.items():
         not_finite.leave_out(name, task, lm.not_finite)
-    # lm-eval sees one process: with several it would sample different few-shot examples in each.
-    results = lm_eval_evaluate(
-        lm=lm,
-        task_dict=loaded.as_dict(),
-        limit=settings.limit,
-        samples=None if questions is None else dict(questions),
-        log_samples=True,
-        apply_chat_template=settings.chat,
-        fewshot_as_multiturn=settings.chats_in_turns,
-        system_instruction=settings.system,
-        confirm_run_unsafe_code=True,
-    )
+    with failures.collected(loaded.tasks, evaluator_utils) as failed:
+        # lm-eval sees one process: with several it would sample different few-shot examples in each.
+        results = lm_eval_evaluate(
+            lm=lm,
+            task_dict=loaded.as_dict(),
+            limit=settings.limit,
+            samples=None if questions is None else dict(questions),
+            log_samples=True,
+            apply_chat_template=settings.chat,
+            fewshot_as_multiturn=settings.chats_in_turns,
+            system_instruction=settings.system,
+            confirm_run_unsafe_code=True,
+        )
     assert results is not None, "lm-eval returns None only for rank > 0"
-    return dict(results)
+    if failed.keys() >= loaded.tasks.keys():
+        raise DataError(" ".join(f"{name}: {why}" for name, why in failed.items()))
+    return {**failures.without(dict(results), failed), "failed": failed}
 
 
 def _compile_once(env: Any) -> None:

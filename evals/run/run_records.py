@@ -182,7 +182,8 @@ def verdicts(written: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Any,
     for task, rows in written.items():
         for row in rows:
             metric = row["metrics"][0] if row.get("metrics") else None
-            correct = None if metric is None else float(row[metric])
+            # A metric that is not a mean over questions, as F1, has a pair here.
+            correct = float(row[metric]) if metric and isinstance(row[metric], int | float) else None
             yield task, row["doc_id"], row.get("filter", "none"), metric, correct
 
 

@@ -234,6 +234,7 @@ def _score_and_write(
             lm: Any = model
             lm_eval_runner.prepare(model.loaded, settings)
             results = lm_eval_runner.ask(lm, model.loaded, settings, ALONE, questions=model.questions)
+            results.pop("failed")  # there is one task: if it fails, `ask` raises
             logged = results.pop("samples")
             rows = {task: list(_samples(task, task_rows, model, grader)) for task, task_rows in logged.items()}
             for task, numbers in model.questions.items():

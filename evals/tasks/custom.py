@@ -21,12 +21,14 @@ from evals.tasks.local_data import Row, Splits, objects
 from workbench.errors import DataError
 
 _DEV = "_dev.jsonl"
+YAML = (".yaml", ".yml")
+"""Ends of the names of task definitions, which `index` reads."""
 _NUMBER = re.compile(r"-?\$?[\d.,]*\d\.?%?")
 
 
 def is_path(name: str) -> bool:
     """Whether a name is the path of a file or folder, not the name of a task."""
-    return "/" in name or "\\" in name or name.endswith(".jsonl") or name in (".", "..")
+    return "/" in name or "\\" in name or name.endswith((".jsonl", *YAML)) or name in (".", "..")
 
 
 def files(path: str | Path) -> list[Path]:

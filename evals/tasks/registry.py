@@ -6,39 +6,41 @@ run generated code are replaced. Knows nothing of models.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
-import lm_eval.tasks
 from lm_eval.api.group import Group
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.utils import apply_template
 
-from evals.tasks import code_metrics, custom, hub, local_data, presets
+from evals.tasks import (
+    code_metrics,
+    custom,
+    hub,
+    index,
+    local_data,
+    missing,
+    presets,
+    requirements,
+    squad_v2,
+)
 from evals.tasks.code_metrics import CodeGrader
+from evals.tasks.index import LM_EVAL_TASKS, manager, names
 from workbench.errors import DataError
 
-WORKBENCH_TASKS = Path(__file__).parent
-LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
-# Indexing all of lm-eval's tasks takes seconds; these are the ones with local data.
-_LLAMA = ("gsm8k", "mmlu", "mmlu_cot", "arc_challenge")
-_FOLDERS = ("mmlu/default", "gsm8k", "humaneval", *(f"llama3/instruct/{name}" for name in _LLAMA))
-# Tags over many benchmarks: the few folders above do not have all of their tasks.
-_EXCLUDED = {"chain_of_thought", "self_consistency", "math_word_problems"}
+__all__ = ["LM_EVAL_TASKS", "DataSource", "LoadedTasks", "check", "load", "manager", "names", "runs_code"]
+
 _PASS_AT_K = {"pass_at_k", "pass_at_1"}  # lm-eval's functions that call `code_eval`; both are pass@k here
-_FORMATS = {"json", "csv", "parquet", "text"}
+_FORMATS = {"json", "csv", "parquet", "arrow", "text"}
 _SAMPLING_ARGS = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}  # as in lm-eval's humaneval_64
 
 
@@ -69,11 +71,7 @@ class LocalData:
         elif local_data.readable(name):
             local_data.load(name, part, root)  # raises an error that names the missing file
         else:
-            where = (root or local_data.home()) / "hub" / name
-            raise DataError(
-                f"the dataset {name or 'of this task'!r} is not in {where}: add a copy with `workbench eval "
-                f"prepare {name or 'ORG/NAME'}=FOLDER`, or allow the download with --online."
-            )
+            raise missing.MissingDatasetError(name)
         config = self.config  # type: ignore[attr-defined]
         test_split = config.test_split or config.validation_split
         self.data_sha256, self.examples_sha256 = (
@@ -83,7 +81,8 @@ class LocalData:
 
     def _needs_no_hub(self, name: str) -> bool:
         """Whether a task generates its questions, or reads local files named in its definition."""
-        return name in _FORMATS or callable(self.config.custom_dataset)  # type: ignore[attr-defined]
+        local = name in _FORMATS or (bool(name) and Path(name).is_dir())
+        return local or callable(self.config.custom_dataset)  # type: ignore[attr-defined]
 
 
 def _as_datasets(rows: local_data.Splits) -> dict[str, datasets.Dataset]:
@@ -99,11 +98,12 @@ class LocalTask(LocalData, ConfigurableTask):
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """Loaded tasks and groups by name, as lm-eval's evaluator expects them."""
+    """Loaded tasks and groups by name, as lm-eval's evaluator expects them, and why the others are not loaded."""
 
     tasks: dict[str, Task]
     groups: dict[str, Group]
     group_map: dict[str, list[str]]
+    not_run: dict[str, str] = field(default_factory=dict)
 
     def runs_code(self) -> list[str]:
         return [name for name, task in self.tasks.items() if getattr(task, "UNSAFE_CODE", False)]
@@ -112,59 +112,40 @@ class LoadedTasks:
         return {"tasks": self.tasks, "groups": self.groups, "group_map": self.group_map}
 
 
-@cache
-def manager() -> TaskManager:
-    """lm-eval's task manager for the few folders of `names`."""
-    with _quiet():
-        return TaskManager(
-            include_defaults=False, include_path=[*(LM_EVAL_TASKS / name for name in _FOLDERS), WORKBENCH_TASKS]
-        )
+def check(task_names: Sequence[str], include: Sequence[Path] = ()) -> None:
+    """Return if each name is a task, or the path of a task definition or of a custom suite.
 
-
-@cache
-def _full_manager() -> TaskManager:
-    """lm-eval's task manager for all of its tasks; takes seconds."""
-    with _quiet():
-        return TaskManager(include_path=[WORKBENCH_TASKS])
-
-
-def _index(name: str) -> dict[str, Entry]:
-    """The index that has a name: the small one, else lm-eval's full one; the small one if neither has it."""
-    ours = manager().task_index
-    if name in ours and name not in _EXCLUDED:
-        return ours
-    # Searching the files for the name takes a tenth of the time of indexing them, and is enough for a typo.
-    if not any(name.encode() in path.read_bytes() for path in LM_EVAL_TASKS.rglob("*.yaml")):
-        return ours
-    return _full_manager().task_index
-
-
-def names() -> list[str]:
-    """Every benchmark with local data: tasks, groups and tags."""
-    return [name for name in manager().all_tasks if name not in _EXCLUDED]
-
-
-def check(task_names: Sequence[str]) -> None:
-    """Return if each name is a benchmark or the path of a custom suite.
-
+    include: the user's folders of task definitions.
     Raises: DataError with near matches.
     """
     for name in task_names:
         if custom.is_path(name):
-            custom.files(name)
-        elif not name or name not in _index(name):
-            near = difflib.get_close_matches(name, names(), n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "see `workbench eval tasks`."
+            _at_path(name)
+        elif not name or name not in index.entries(name, include):
+            near = index.near(name)
+            hint = f"did you mean {', '.join(near)}?" if near else "see `workbench eval tasks --all`."
             raise DataError(f"unknown task {name!r}; {hint}")
     if not task_names:
         raise DataError("no task given; use --tasks or --suite, see `workbench eval tasks`.")
 
 
-def runs_code(name: str) -> bool:
+def runs_code(name: str, include: Sequence[Path] = ()) -> bool:
     """Whether a task runs generated programs; read from its definition, without its data."""
     if custom.is_path(name):
-        return any(custom.form_of(file) == "demo_humaneval" for file in custom.files(name))
-    return bool((_index(name)[name].cfg or {}).get("unsafe_code"))
+        suites, own, known = _at_path(name)
+        programs = any(custom.form_of(file) == "demo_humaneval" for file in suites)
+        return programs or any(bool((known[task].cfg or {}).get("unsafe_code")) for task in own)
+    return bool((index.entries(name, include)[name].cfg or {}).get("unsafe_code"))
+
+
+def _at_path(name: str) -> tuple[list[Path], list[str], index.Index]:
+    """The JSON Lines suites of a path, and the names of its task definitions with their index."""
+    path = Path(name).expanduser()
+    if not index.is_yaml(path):
+        return custom.files(path), [], {}
+    own, known = index.at_path(path)
+    suites = custom.files(path) if path.is_dir() and any(path.glob("*.jsonl")) else []
+    return suites, own, known
 
 
 def load(
@@ -176,25 +157,33 @@ def load(
     chat: bool = False,
     samples: int | None = None,
     online: bool = False,
+    include: Sequence[Path] = (),
+    partial: bool = False,
 ) -> LoadedTasks:
     """Task objects for these names, with their questions.
 
     root: the data folder; None uses `local_data.folder`. preset, chat: the preset of few-shot examples and answer
     lengths, see `presets`. samples: the number of generated programs per problem. online: missing data may be
-    downloaded.
-    Raises: DataError for an unknown name, missing data, or a task that is requested twice.
+    downloaded. include: the user's folders of task definitions. partial: names that cannot be loaded do not stop the
+    others, unless all of them cannot; they are in `not_run`.
+    Raises: DataError for an unknown name, missing data, a missing package or metric, or a task that is requested twice.
     """
-    check(task_names)
+    check(task_names, include)
     factory = _Factory(DataSource(local_data.folder(root), online), grader, samples)
     built: list[Task | Group] = []
+    not_run: dict[str, str] = {}
     for name in dict.fromkeys(task_names):
-        new = factory.make(name)
-        built += new if isinstance(new, list) else [new]
+        try:
+            built += factory.make(name, include)
+        except DataError as error:
+            not_run[name] = str(error)
+    if not_run and not (partial and built):
+        raise DataError(" ".join(dict.fromkeys(not_run.values())))
     try:
         loaded = manager().load(built)
     except ValueError as error:
         raise DataError(f"the tasks overlap: {error}") from error
-    result = LoadedTasks(loaded["tasks"], loaded.get("groups", {}), loaded.get("group_map", {}))
+    result = LoadedTasks(loaded["tasks"], loaded.get("groups", {}), loaded.get("group_map", {}), not_run)
     if samples is not None and not result.runs_code():
         raise DataError(f"--samples is for tasks whose answers are programs; none of {', '.join(task_names)} is one.")
     for name, task in result.tasks.items():
@@ -216,21 +205,63 @@ class _Factory(TaskFactory):
     def __init__(self, data_source: DataSource, grader: CodeGrader, samples: int | None) -> None:
         super().__init__()
         self.data_source, self.grader, self.samples = data_source, grader, samples
+        self.problems: list[missing.Problem] = []
+        self.registry: index.Index = {}
 
-    def make(self, name: str) -> Task | Group | list[Task]:
-        if custom.is_path(name):
-            return [self._custom(file) for file in custom.files(name)]
-        index = dict(_index(name))
+    def make(self, name: str, include: Sequence[Path] = ()) -> list[Task | Group]:
+        """The tasks and groups of a name.
+
+        Raises: DataError with everything that is missing for it.
+        """
+        if not custom.is_path(name):
+            return self._from_index(name, index.entries(name, include))
+        suites, own, known = _at_path(name)
+        tasks: list[Task | Group] = [self._custom(file) for file in suites]
+        for task in own:
+            tasks += self._from_index(task, index.own_index(known, task))
+        return tasks
+
+    def _from_index(self, name: str, entries: index.Index) -> list[Task | Group]:
+        self.problems, self.registry = [], dict(entries)
         try:
-            with _quiet():
-                task: Task | Group | list[Task] = self.build(index[name], registry=index)
-        except ImportError as error:
-            raise DataError(f"{name} needs a package that is not installed: {str(error).rstrip('.')}.") from error
-        except OSError as error:
-            raise DataError(f"the dataset for {name} could not be loaded: {' '.join(str(error).split())}") from error
-        return task
+            with index.quiet():
+                built = self.build(self.registry[name], registry=self.registry)
+        except DataError:
+            raise
+        except Exception as error:  # a group's definition can be wrong in many ways
+            raise DataError(f"{name} cannot be loaded: {type(error).__name__}: {missing.one_line(error)}") from error
+        if self.problems:
+            raise DataError(missing.sentence(name, self.problems, self.data_source.root or local_data.home()))
+        return list(built) if isinstance(built, list) else [built]
+
+    def _build_group(
+        self, group_name: str, raw_cfg: dict[str, Any], overrides: dict[str, Any] | None, registry: index.Index
+    ) -> Group:
+        """lm-eval's group. Tasks that are defined inside it are built as all others, and not by lm-eval itself."""
+        members: list[Any] = []
+        for member in raw_cfg["task"] if isinstance(raw_cfg.get("task"), list) else ():
+            child = member if isinstance(member, str) else member.get("task")
+            if child is not None and child not in registry:
+                if isinstance(member, str):
+                    raise DataError(f"the group {group_name} has the task {child!r}, which is not defined.")
+                inline = f"{group_name}::{child}"  # lm-eval's name
+                registry[inline] = Entry(name=inline, kind=Kind.TASK, yaml_path=None, cfg={**member, "task": inline})
+                member = {**member, "task": inline}
+            members.append(member)
+        return super()._build_group(group_name, {**raw_cfg, "task": members}, overrides, registry)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
+        """A task, or a placeholder if it cannot be built; then `problems` says why, and the others are still tried."""
+        try:
+            task = self._task(entry, overrides)
+            if (problem := requirements.problem(task, LM_EVAL_TASKS)) is not None:
+                raise DataError(f"{entry.name} {problem}.")
+            return task
+        except (Exception, SystemExit) as error:  # code and templates of many authors raise many types
+            self.problems.append(missing.Problem.of(entry.name, error))
+            return missing.Placeholder((overrides or {}).get("task") or entry.name)
+
+    def _task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
         if (entry.cfg or {}).get("unsafe_code"):
             # Not with lm-eval's factory: it would import lm-eval's own metric, which calls the hub.
             config = code_metrics.resolve_functions({**deepcopy(entry.cfg or {}), **(overrides or {})})
@@ -241,8 +272,11 @@ class _Factory(TaskFactory):
         base = full_config.get("class", LocalTask)
         if issubclass(base, LocalTask):
             return self._local(full_config)
-        # A task with a Python class of its own: only the source of its questions is replaced.
-        task_class = type(base.__name__, (LocalData, base), {"data_source": self.data_source})
+        # A task with a Python class of its own: only the source of its questions, and SQuAD's metric, are replaced.
+        changes: dict[str, Any] = {"data_source": self.data_source}
+        if base.__module__ == "lm_eval.tasks.squadv2.task":
+            changes |= squad_v2.task_methods(mean)
+        task_class = type(base.__name__, (LocalData, base), changes)
         task: Task = (
             task_class(config=full_config) if "config" in inspect.signature(base.__init__).parameters else task_class()
         )
@@ -289,15 +323,3 @@ class _Factory(TaskFactory):
         }
         name = filters[0]["name"] if filters else "none"
         return changes | {"metric_list": [metric], "filter_list": [{"name": name, "filter": [run_step]}]}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide lm-eval's warnings about names that several of its files have."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
