@@ -24,8 +24,8 @@ ABOUT = Help(
         "**Input RMS**: what each token's vector is divided by, for each layer; colours are logarithmic.",
         "**Gains**: the distribution of the learned gains over dimensions.",
         "**Activations**: the largest values in the residual stream. *Massive* means over 100 and over 1000 times "
-        "the median; an *outlier* dimension reaches 6 in a quarter of the layers and at 6% of the positions. The "
-        "thresholds come from models with billions of parameters.",
+        "the median; an *outlier* dimension reaches 6 standard deviations of its layer and position in a quarter of "
+        "the layers and at 6% of the positions. The thresholds come from models with billions of parameters.",
         "**Contributions**: how much attention and MLP add, relative to the residual stream.",
     ],
     {
@@ -192,7 +192,12 @@ def _activations(head: Head, capture_ref: CaptureRef, prompt: Input) -> None:
 
 def _dimensions(outliers: rms_norms.OutlierDimensions) -> None:
     count = len(outliers.dims)
-    with card("Largest dimensions", help="Shares of layers and positions with a value of 6 or more.", height="stretch"):
+    with card(
+        "Largest dimensions",
+        help="Shares of layers and positions where the value is at least 6 standard deviations "
+        "of that layer and position.",
+        height="stretch",
+    ):
         st.caption(f"{count} of {len(outliers.outlier)} are outlier dimensions.")
         plain_table(
             outliers.frame().head(50),

@@ -59,7 +59,7 @@ class GeneratedStream(Result):
 
     All arrays except `outliers` are [layer, pos]. `largest` and `median`: magnitude of a position's entries. `massive`:
     number of entries above the threshold and at least `ratio` times that median. `large`: number of entries with at
-    least the magnitude of an outlier dimension. `attn`, `mlp`: norm of the contribution over the norm of the stream.
+    least the size of an outlier dimension. `attn`, `mlp`: norm of the contribution over the norm of the stream.
     `outliers` [pos] counts the outlier dimensions of the text up to each position; `dimensions` are those of the whole
     text. `tokens` and `n_prompt` as in `GeneratedNorms`.
     """
@@ -141,8 +141,8 @@ def generated_stream(
     """Massive activations, outlier dimensions and contribution ratios while `steps` tokens are generated greedily.
 
     Shapes: prompt [pos] -> [layer, pos + steps - 1]
-    Units:  magnitudes as the stream's, computed in float32. Each position is compared with its own median, so that
-            later steps do not change its result.
+    Units:  magnitudes as the stream's, computed in float32; `magnitude` in standard deviations, as in
+            `outlier_dimensions`. Each position is compared with its own median, so that later steps do not change it.
     Raises: DataError for an empty prompt or no steps.
     Source: arXiv 2402.17762 (threshold, ratio), 2208.07339 (magnitude, in a quarter of the layers and at 6% of the
             positions), 2004.10102 (ratios).
@@ -158,7 +158,7 @@ def generated_stream(
         dim = size.shape[-1]
         median = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
         massive = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
-        large = size >= magnitude
+        large = size >= magnitude * rms_norms.typical_size(size)
         tally.add(size.cpu(), large.cpu())
         part = {"largest": ordered[..., -1], "median": median, "massive": massive.sum(-1), "large": large.sum(-1)}
         parts.append({name: values.cpu() for name, values in part.items()})

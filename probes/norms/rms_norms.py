@@ -276,13 +276,30 @@ class OutlierDimensions(Result):
         return table.sort_values(["outlier", "largest"], ascending=False, ignore_index=True)
 
 
-def outlier_dimensions(
-    cap: Capture, *, magnitude: float = 6.0, layer_share: float = 0.25, position_share: float = 0.06
-) -> OutlierDimensions:
-    """Dimensions with |x| >= `magnitude` in enough layers and at enough positions of the stream after each block.
+def typical_size(size: Tensor) -> Tensor:
+    """The standard deviation of normal entries with the same median magnitude, which outliers do not change.
 
+    Shapes: magnitudes [..., dim] -> [..., 1]
+    """
+    ordered, dim = size.sort(-1).values, size.shape[-1]
+    middle = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
+    return middle.unsqueeze(-1) / 0.6744897501960817  # the median of |x| for a normal x of deviation 1
+
+
+def outlier_dimensions(
+    cap: Capture,
+    *,
+    magnitude: float = 6.0,
+    layer_share: float = 0.25,
+    position_share: float = 0.06,
+    absolute: bool = False,
+) -> OutlierDimensions:
+    """Dimensions that are large in enough layers and at enough positions of the stream after each block.
+
+    An entry is large if |x| >= `magnitude` standard deviations of its layer and position (`typical_size`), because the
+    stream grows from layer to layer. `absolute` compares |x| itself, as the paper does for the inputs of its products.
     Shapes: hook_resid_post [batch, pos, dim] per layer -> [dim]
-    Units:  shares between 0 and 1; magnitudes those of the stream.
+    Units:  shares between 0 and 1; `largest` as the stream's entries.
     Raises: MissingHookError if `hook_resid_post` was captured for no layer; HookError for left-padded rows.
     Source: arXiv 2208.07339, whose thresholds are the defaults.
     """
@@ -290,7 +307,7 @@ def outlier_dimensions(
     hits, any_hit, largest = [], [], []
     for _, x in _streams(cap, "hook_resid_post"):
         flat = x.abs().flatten(0, 1)  # [batch * pos, dim]
-        large = flat >= magnitude
+        large = flat >= (magnitude if absolute else magnitude * typical_size(flat))
         hits.append(large.float().mean(0))
         any_hit.append(large.any(0))
         largest.append(flat.amax(0))

@@ -43,7 +43,8 @@ def outliers(
     model: Model = "demo",
     prompt: Prompt = None,
     file: File = None,
-    magnitude: Annotated[float, typer.Option(help="Minimum magnitude of a large entry.")] = 6.0,
+    magnitude: Annotated[float, typer.Option(help="Minimum size of a large entry, in standard deviations.")] = 6.0,
+    absolute: Annotated[bool, typer.Option("--absolute", help="Compare magnitudes themselves.")] = False,
     output: Output = None,
     device: Device = "auto",
 ) -> None:
@@ -52,7 +53,7 @@ def outliers(
     from probes.norms import rms_norms
 
     _, cap, origin = capture(model, prompt, file, ["blocks.*.hook_resid_post"], device)
-    deliver(rms_norms.outlier_dimensions(cap, magnitude=magnitude), output, origin)
+    deliver(rms_norms.outlier_dimensions(cap, magnitude=magnitude, absolute=absolute), output, origin)
 
 
 def generated_stream(
@@ -66,7 +67,9 @@ def generated_stream(
     ] = "largest",
     threshold: Annotated[float, typer.Option(help="Minimum magnitude of a massive activation.")] = 100.0,
     ratio: Annotated[float, typer.Option(help="Minimum ratio to the position's median magnitude.")] = 1000.0,
-    magnitude: Annotated[float, typer.Option(help="Minimum magnitude in an outlier dimension.")] = 6.0,
+    magnitude: Annotated[
+        float, typer.Option(help="Minimum size in an outlier dimension, in standard deviations.")
+    ] = 6.0,
     output: Output = None,
     device: Device = "auto",
 ) -> None:

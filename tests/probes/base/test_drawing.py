@@ -130,7 +130,7 @@ def test_medians_come_with_quartiles(captured: Capture) -> None:
 
 
 def test_what_stands_out_is_drawn_apart(captured: Capture) -> None:
-    result = rms_norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1)
+    result = rms_norms.outlier_dimensions(captured, magnitude=3.0, position_share=0.1, absolute=True)
     others, outliers = result.figure().data
     assert 0 < len(result.dims) < 32 and tuple(outliers.x) == result.dims
     assert outliers.y == pytest.approx(result.largest[list(result.dims)]) and len(others.x) == 32 - len(result.dims)

@@ -1,6 +1,7 @@
 """Norms and the stream: hand-worked entries, the residual's arithmetic, and Hugging Face's hidden states."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,13 +120,34 @@ def test_largest_activations_agree_with_hugging_face(captured: Capture, referenc
 def test_outlier_dimensions(captured: Capture) -> None:
     x = np.abs(captured.stack("hook_resid_post").numpy())  # [layer, batch, pos, dim]
     magnitude = float(np.quantile(x, 0.93))
-    result = probe.outlier_dimensions(captured, magnitude=magnitude, layer_share=0.5, position_share=0.1)
+    result = probe.outlier_dimensions(captured, magnitude=magnitude, layer_share=0.5, position_share=0.1, absolute=True)
     large = x >= magnitude
     expected = (large.any((1, 2)).mean(0) >= 0.5) & (large.mean((0, 1, 2)) >= 0.1)
     assert 0 < expected.sum() < 32
     assert result.dims == tuple(np.flatnonzero(expected))
     assert set(result.frame()["dim"][: len(result.dims)]) == set(result.dims)  # outliers come first
     assert probe.outlier_dimensions(captured, magnitude=1e6).dims == ()
+
+
+def test_outlier_dimensions_do_not_depend_on_the_scale_of_the_stream(captured: Capture) -> None:
+    def scaled(*factors: float) -> Capture:
+        new = {name: captured[name] * factors[i] for i in range(2) for name in [f"blocks.{i}.hook_resid_post"]}
+        return replace(captured, tensors={**captured.tensors, **new})
+
+    options = {"magnitude": 2.0, "layer_share": 0.5, "position_share": 0.1}
+    plain = probe.outlier_dimensions(captured, **options)
+    large = probe.outlier_dimensions(scaled(10.0, 1000.0), **options)
+    assert 0 < len(plain.dims) < 16 and plain.dims == large.dims
+    assert (plain.position_share == large.position_share).all()
+    x = np.abs(captured.stack("hook_resid_post").numpy())
+    limit = 2.0 * np.median(x, -1, keepdims=True) / 0.67448975
+    expected = ((x >= limit).any((1, 2)).mean(0) >= 0.5) & ((x >= limit).mean((0, 1, 2)) >= 0.1)
+    assert plain.dims == tuple(np.flatnonzero(expected))
+
+
+def test_normal_entries_have_no_outliers_and_their_deviation_is_found() -> None:
+    x = torch.randn(4, 4096, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [1.0], [7.0], [300.0]])
+    assert probe.typical_size(x.abs()).flatten().tolist() == pytest.approx([0.1, 1.0, 7.0, 300.0], rel=0.05)
 
 
 def test_contribution_by_hand() -> None:
