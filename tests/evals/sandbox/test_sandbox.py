@@ -225,7 +225,8 @@ def test_no_program_can_answer_for_its_tests(name: str) -> None:
 @needs_sandbox
 def test_early_end_is_said_to_be_one() -> None:
     for source in ("import sys\nsys.exit(0)", "import os\nos._exit(0)"):
-        assert "before the tests had finished" in run_program(source).message
+        assert "before the tests had finished" in run_tests(source, TESTS, entry_point="add").message
+        assert run_program(source).message.endswith("before it had run to its end"), "it has no tests"
 
 
 @needs_sandbox
@@ -427,8 +428,8 @@ def test_call_numbers_are_those_of_the_kernel_headers() -> None:
     if not header.is_file() or os.uname().machine != "x86_64":
         pytest.skip("the kernel's headers for x86-64 are not installed")
     numbers = dict(line.split()[1:3] for line in header.read_text().splitlines() if "__NR_" in line[:16])
-    for name, (number, _) in seccomp._REFUSED.items():
-        assert numbers[f"__NR_{name}"] == str(number)
+    for name, (number, _) in seccomp._ALLOWED.items():
+        assert numbers.get(f"__NR_{name}", str(number)) == str(number), name  # older headers lack the newest calls
 
 
 @needs_sandbox
