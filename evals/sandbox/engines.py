@@ -13,33 +13,36 @@ import marshal
 import math
 import os
 import platform
-import select
 import shutil
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from evals.sandbox import seccomp
+from evals.sandbox import packages, seccomp
 from evals.sandbox.limits import Limits
+from evals.sandbox.processes import SCRATCH, Process, adopting, kill_and_close, popen
 
 START_SECONDS = 60.0
 IMAGE = "python:3-slim"
 IMAGE_VARIABLE = "WORKBENCH_SANDBOX_IMAGE"
-_INSIDE = Path(__file__).with_name("inside.py")
+_SCRIPTS = tuple(
+    Path(__file__).with_name(f"{name}.py") for name in ("inside", "inside_errors", "inside_source", "inside_values")
+)
 _PYTHON = ("-s", "-S", "-P", "-B")  # no site packages, no user or script folder on the path, no bytecode written
 _NOBODY = "65534"
+# A pool of threads for each core would reserve more address space than a program may have.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Job = dict[str, Any]
-Pair = tuple["subprocess.Popen[bytes]", "subprocess.Popen[bytes]"]
+Pair = tuple["Process", "Process"]
 
 
 class Engine(Protocol):
@@ -74,14 +77,22 @@ class Bubblewrap:
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        restrictions = {"limits": limits.rlimits(shared_user=False)}
-        with contextlib.ExitStack() as stack, _channel() as ends:
+        found = packages.available()
+        imports: Job = {"packages": ["/packages"] if found else [], "modules": packages.in_words()}
+        python = [os.path.realpath(sys.executable), *_PYTHON, "/inside.pyc"]
+        with adopting(), contextlib.ExitStack() as stack, _channel() as ends:
             pair = []
-            for job, end in zip((program, judge), ends, strict=True):
-                # Separate descriptors for each process: a shared one would share its read position.
-                with _file(seccomp.program_filter()) as bpf, _file(_bytecode()) as inside:
-                    command = [*_bwrap(bpf, inside, limits), os.path.realpath(sys.executable), *_PYTHON, "/inside.pyc"]
-                    pair.append(stack.enter_context(_local(command, job | restrictions, end, bpf, inside)))
+            for job, end, of in zip((program, judge), ends, (limits, limits.of_judge()), strict=True):
+                with contextlib.ExitStack() as files:
+                    # Separate descriptors for each process: a shared one would share its read position.
+                    bpf = files.enter_context(_file(seccomp.program_filter()))
+                    scripts = {path.stem: files.enter_context(_file(_bytecode(path))) for path in _SCRIPTS}
+                    info, written = os.pipe()
+                    files.callback(os.close, written)
+                    command = [*_bwrap(bpf, scripts, of), "--info-fd", str(written), *python]
+                    job = job | imports | {"limits": of.rlimits(shared_user=False)}
+                    inherited = (bpf, written, *scripts.values())
+                    pair.append(stack.enter_context(_local(command, job, end, *inherited, info=info)))
             for end in ends:
                 end.close()
             yield pair[0], pair[1]
@@ -92,7 +103,8 @@ class Docker:
     """The same limits with docker, for machines where bubblewrap may not create namespaces.
 
     A container has three streams, and two of them carry the tests' channel, so a program's stdout goes to its stderr.
-    The image (any with Python 3.10 or later) must be present; nothing is pulled.
+    The image (any with Python 3.10 or later) must be present; nothing is pulled. Programs can import the packages that
+    the image has: the default image has none.
     """
 
     image: str = ""
@@ -115,25 +127,27 @@ class Docker:
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        restrictions = {"limits": limits.rlimits(shared_user=True), "filter": seccomp.program_filter().hex()}
+        restrictions: Job = {"filter": seccomp.program_filter().hex(), "packages": None}
+        restrictions["modules"] = "the standard library and the packages of the docker image"
+        own = [{"limits": of.rlimits(shared_user=True)} for of in (limits, limits.of_judge())]
         names = [f"workbench-{uuid.uuid4().hex}" for _ in range(2)]
-        started: list[subprocess.Popen[bytes]] = []
+        started: list[Process] = []
         with _channel() as ends:
             try:
                 for name, end in zip(names, ends, strict=True):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_SECONDS), 0))
                     command = self.command(name, limits)
-                    started.append(_popen(command, stdin=end, stdout=end, stderr=subprocess.PIPE))
+                    started.append(popen(command, stdin=end, stdout=end, stderr=subprocess.PIPE))
                 # Each reads its job from the other's end of the channel; the judge's job before the program writes.
                 with contextlib.suppress(OSError):  # a process that did not start reports the reason on its stderr
-                    ends[0].sendall(json.dumps(judge | restrictions).encode() + b"\n")
-                    ends[1].sendall(json.dumps(program | restrictions).encode() + b"\n")
+                    ends[0].sendall(json.dumps(judge | restrictions | own[1]).encode() + b"\n")
+                    ends[1].sendall(json.dumps(program | restrictions | own[0]).encode() + b"\n")
                 for end in ends:
                     end.close()
                 yield started[0], started[1]
             finally:
                 for process in started:
-                    _kill_and_close(process)
+                    kill_and_close(process)
                 with contextlib.suppress(subprocess.TimeoutExpired):  # killing the client does not stop a container
                     command = ["docker", "rm", "--force", "--volumes", *names]
                     subprocess.run(command, capture_output=True, timeout=START_SECONDS)
@@ -145,9 +159,13 @@ class Docker:
         command += ["--network", "none", "--read-only", "--cap-drop", "ALL", "--user", f"{_NOBODY}:{_NOBODY}"]
         command += ["--security-opt", "no-new-privileges", "--pids-limit", str(limits.processes + 8)]
         command += ["--memory", memory, "--memory-swap", memory, "--ulimit", "core=0", "--hostname", "sandbox"]
-        command += ["--tmpfs", f"/scratch:rw,noexec,nosuid,nodev,mode=1777,size={limits.file_bytes}"]
-        command += ["--workdir", "/scratch", "--env", "HOME=/scratch", "--env", "PYTHONHASHSEED=0"]
-        command += ["--mount", f"type=bind,src={_INSIDE},dst=/inside.py,readonly", "--entrypoint", "timeout"]
+        scratch = f"size={limits.file_bytes},nr_inodes={limits.files + 1}"
+        command += ["--tmpfs", f"/scratch:rw,noexec,nosuid,nodev,mode=1777,{scratch}"]
+        command += ["--workdir", "/scratch", "--env", "HOME=/scratch"]
+        command += [part for name, value in _ENVIRONMENT.items() for part in ("--env", f"{name}={value}")]
+        for path in _SCRIPTS:
+            command += ["--mount", f"type=bind,src={path},dst=/{path.name},readonly"]
+        command += ["--entrypoint", "timeout"]
         # If this process is killed, the container still ends after a timeout.
         longest = str(math.ceil(limits.seconds + START_SECONDS))
         return [*command, self._image(), "-s", "KILL", longest, "python3", *_PYTHON, "/inside.py", "stdio"]
@@ -170,16 +188,21 @@ class Unsafe:
 
     @contextlib.contextmanager
     def start(self, program: Job, judge: Job, limits: Limits) -> Iterator[Pair]:
-        restrictions: Job = {"limits": limits.rlimits(shared_user=True)}
+        restrictions: Job = {"modules": packages.in_words()}
         if sys.platform.startswith("linux") and seccomp.supported():
             restrictions["filter"] = seccomp.program_filter().hex()
-        command = [os.path.realpath(sys.executable), *_PYTHON, str(_INSIDE)]
+        command = [os.path.realpath(sys.executable), *_PYTHON, str(_SCRIPTS[0])]
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, _channel() as ends:
-            environment: Job = {"cwd": folder, "env": {"PATH": "/usr/bin:/bin", "HOME": folder, "PYTHONHASHSEED": "0"}}
-            pair = [
-                stack.enter_context(_local(command, job | restrictions, end, **environment))
-                for job, end in zip((program, judge), ends, strict=True)
-            ]
+            scratch, restrictions["packages"] = f"{folder}/scratch", [f"{folder}/packages"]
+            for name in ("scratch", "packages"):
+                os.mkdir(f"{folder}/{name}")
+            for path in (path for package in packages.available() for path in package.folders):
+                os.symlink(path, f"{folder}/packages/{path.name}")
+            environment: Job = {"cwd": scratch, "env": {"PATH": "/usr/bin:/bin", "HOME": scratch} | _ENVIRONMENT}
+            pair = []
+            for job, end, of in zip((program, judge), ends, (limits, limits.of_judge()), strict=True):
+                job = job | restrictions | {"limits": of.rlimits(shared_user=True)}
+                pair.append(stack.enter_context(_local(command, job, end, **environment)))
             for end in ends:
                 end.close()
             yield pair[0], pair[1]
@@ -207,78 +230,53 @@ def _file(data: bytes) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _local(
-    command: list[str], job: Job, channel: socket.socket, *files: int, **place: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that reads its job from stdin and has one end of the channel."""
-    with _file(json.dumps({**job, "channel": channel.fileno()}).encode()) as stdin:
-        inherited = (channel.fileno(), *files)
-        process = _popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=inherited, **place
-        )
-    try:
+    command: list[str], job: Job, channel: socket.socket, *files: int, info: int | None = None, **place: Any
+) -> Iterator[Process]:
+    """A process that reads its job from stdin and has one end of the channel.
+
+    info: a pipe to read what bubblewrap says of its sandbox from; closed at the end.
+    """
+    with contextlib.ExitStack() as stack:
+        if info is not None:
+            stack.callback(os.close, info)
+        with _file(json.dumps({**job, "channel": channel.fileno()}).encode()) as stdin:
+            inherited = (channel.fileno(), *files)
+            process = popen(
+                command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=inherited, **place
+            )
+        process.info = info
+        stack.callback(kill_and_close, process)
         yield process
-    finally:
-        _kill_and_close(process)
-
-
-def _popen(command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    # In a new session, so that the whole group can be killed, and a terminal's Ctrl-C does not reach it.
-    return subprocess.Popen(command, start_new_session=True, **streams)
-
-
-def _kill_and_close(process: subprocess.Popen[bytes]) -> None:
-    kill(process)
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group, and wait for it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until a process has ended, at most this long."""
-    try:
-        ended = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # not Linux, or an old kernel: Python polls
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        return
-    try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        poll.poll(1000 * seconds)
-    finally:
-        os.close(ended)
 
 
 @cache
-def _bytecode() -> bytes:
-    """`inside` compiled once for this interpreter, instead of again in every sandbox."""
-    code = compile(_INSIDE.read_bytes(), "/inside.pyc", "exec", dont_inherit=True)
+def _bytecode(path: Path) -> bytes:
+    """A script compiled once for this interpreter, instead of again in every sandbox."""
+    code = compile(path.read_bytes(), f"/{path.stem}.pyc", "exec", dont_inherit=True)
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
-def _bwrap(bpf: int, inside: int, limits: Limits) -> list[str]:
+def _bwrap(bpf: int, scripts: Mapping[str, int], limits: Limits) -> list[str]:
     command = ["bwrap", "--unshare-all", "--unshare-user", "--uid", _NOBODY, "--gid", _NOBODY]
     command += ["--die-with-parent", "--cap-drop", "ALL", "--hostname", "sandbox"]
-    command += ["--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/scratch"]
-    command += ["--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONHASHSEED", "0"]
+    command += ["--clearenv"]
+    environment = {"PATH": "/usr/bin", "HOME": SCRATCH, "LANG": "C.UTF-8"} | _ENVIRONMENT
+    command += [part for setting in environment.items() for part in ("--setenv", *setting)]
     command += ["--ro-bind", "/usr", "/usr"]
     for name in ("/bin", "/lib", "/lib64"):
         if os.path.islink(name):
             command += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             command += ["--ro-bind", name, name]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for name in ("/etc/ld.so.cache", "/etc/alternatives"):  # libraries of a numpy from the distribution
+        command += ["--ro-bind-try", name, name]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         command += ["--dev-bind", device, device]
-    command += ["--ro-bind-data", str(inside), "/inside.pyc"]
-    command += ["--size", str(limits.file_bytes), "--tmpfs", "/scratch", "--chdir", "/scratch"]
+    for name, script in scripts.items():
+        command += ["--ro-bind-data", str(script), f"/{name}.pyc"]
+    for folder in (folder for package in packages.available() for folder in package.folders):
+        command += ["--ro-bind", str(folder), f"/packages/{folder.name}"]
+    command += ["--size", str(limits.file_bytes), "--tmpfs", SCRATCH, "--chdir", SCRATCH]
     return [*command, "--remount-ro", "/", "--seccomp", str(bpf)]

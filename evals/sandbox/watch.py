@@ -10,17 +10,18 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from evals.sandbox.engines import START_SECONDS, kill, wait
+from evals.sandbox.engines import START_SECONDS
 from evals.sandbox.limits import Limits
+from evals.sandbox.processes import Process, kill, wait
 from workbench.errors import SandboxError
 
-Verdict = Literal["passed", "failed", "timeout", "memory", "killed", "forbidden", "no code"]
+Verdict = Literal["passed", "failed", "timeout", "memory", "killed", "forbidden", "no code", "not judged"]
 
+_LOOK_SECONDS = 0.2  # how often the files of a running program are counted
 _VERDICT_BYTES = 1 << 20  # the judge's own lines are much shorter
 
 
@@ -67,9 +68,7 @@ class CappedOutput:
         return bytes(self._head + mark + self._tail).decode(errors="replace")
 
 
-def watch(
-    program: subprocess.Popen[bytes], judge: subprocess.Popen[bytes], limits: Limits, *, cancel: int | None = None
-) -> ProgramRun:
+def watch(program: Process, judge: Process, limits: Limits, *, cancel: int | None = None) -> ProgramRun:
     """Wait for the result of the program; both processes are dead afterwards.
 
     cancel: a descriptor that becomes readable when the result is not needed any more.
@@ -82,7 +81,7 @@ def watch(
     output = {name: CappedOutput(_VERDICT_BYTES if name == "verdict" else limits.output_bytes) for name in streams}
     started = time.monotonic()
     ready: float | None = None
-    speaking = True
+    speaking, too_many, look = True, False, started + _LOOK_SECONDS
     with selectors.DefaultSelector() as selector:
         for name, pipe in pipes.items():
             selector.register(pipe, selectors.EVENT_READ, name)
@@ -93,7 +92,7 @@ def watch(
             left = end - time.monotonic()
             if left <= 0:
                 break
-            for key, _ in selector.select(left):
+            for key, _ in selector.select(min(left, _LOOK_SECONDS)):
                 if key.data == "cancel":
                     raise Cancelled
                 if not _read_some(key.fileobj, output[key.data]):
@@ -101,6 +100,12 @@ def watch(
                     speaking = speaking and key.data != "verdict"
             if ready is None and _judge_messages(output["verdict"])[0]:
                 ready = time.monotonic()
+                for process in (program, judge):
+                    process.find_child()
+            if time.monotonic() > look:
+                look = time.monotonic() + _LOOK_SECONDS
+                if too_many := program.files() > limits.files:
+                    break
     seconds = time.monotonic() - (ready or started)
     if not speaking:
         # Its own exit code is more informative than that of our kill.
@@ -116,7 +121,10 @@ def watch(
         texts = [output[name].text() for name in ("stderr", "judge") if name in output]
         reason = "".join([*texts, *noise]).strip()[-500:]
         raise SandboxError(f"the sandbox did not start: {reason or 'no reason given'}")
-    verdict, message = _conclude(messages[-1], exit_code, limits, timed_out=speaking)
+    if too_many:
+        verdict, message = "forbidden", f"the program made more than {limits.files} files"
+    else:
+        verdict, message = _conclude(messages[-1], exit_code, limits, timed_out=speaking)
     output["stderr"].add(str(messages[-1].get("trace", "")).encode(errors="replace"))
     return ProgramRun(verdict, message, output["stdout"].text(), output["stderr"].text(), seconds, exit_code)
 
@@ -152,8 +160,9 @@ def _conclude(
         return message["verdict"], message["message"]
     if "ended" not in message:
         return "failed", f"the tests could not be run: {message.get('broken', 'the judge was stopped')}"
-    if message["ended"] == "exited":
-        return "failed", "the program called exit before the tests had finished"
+    early = "before the tests had finished" if message.get("tests") else "before it had run to its end"
+    if message["ended"].startswith("exit("):
+        return "failed", f"the program called {message['ended']} {early}"
     if message["ended"] != "ended":
         return "failed", f"the program sent {message['ended']}"
     # Bubblewrap and docker report a signal as 128 + n, a plain process as -n.
@@ -165,5 +174,5 @@ def _conclude(
                 return "timeout", f"used more than {limits.cpu} s of processor time"
             return "killed", f"the program was killed by {name}"
     if exit_code is None:
-        return "failed", "the program left its tests before they had finished"
-    return "failed", f"the program's process ended (exit code {exit_code}) before the tests had finished"
+        return "failed", f"the program left {early}"
+    return "failed", f"the program's process ended (exit code {exit_code}) {early}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from evals import sandbox, stats
 from evals.runtime.progress import bar
-from evals.sandbox import Engine, Limits, Program, ProgramRun, source
+from evals.sandbox import Engine, Limits, Program, ProgramRun
 from evals.sandbox.limits import BENCHMARK_SECONDS
 from evals.store.store import Store, Writer, cache_key
 
@@ -52,7 +52,7 @@ def resolve_functions(config: Any) -> Any:
     return config
 
 
-RULES = 1
+RULES = 2
 """Increased whenever the sandbox would give the same program a different verdict."""
 
 # Verdicts that do not depend on the load of the machine; only these are stored.
@@ -130,6 +130,7 @@ class CodeGrader:
                     self.verdict_cache.add(new)
                     new = {}
                 progress.update()
+        self.runs |= {key: self.runs.pop(key) for key in to_run}  # in their order, not as they finished
         if self.verdict_cache:
             self.verdict_cache.add(new)
 
@@ -146,4 +147,4 @@ def _program(code: str, tests: str, doc: dict[str, Any]) -> Program:
     """A program and its tests. The tests run with the problem's prompt (HumanEval) or the program's imports (MBPP)."""
     if "entry_point" in doc:
         return Program(code, tests, entry_point=doc["entry_point"], context=doc.get("prompt", ""))
-    return Program(code, tests, context=source.imports(code))
+    return Program(code, tests, share_imports=True)
