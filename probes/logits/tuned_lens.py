@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probes.base import gradients
 from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.result import Result, frozen
 from probes.logits import logit_lens as plain
@@ -148,6 +149,7 @@ def train_tuned_lens(
     4 * dim * vocab FLOPs for the unembedding and its gradient. `seed` shuffles the windows; the same seed gives the
     same lens on the same machine.
     Shapes: windows [window, pos] int64
+    Works under `no_grad` and `inference_mode` too.
     Raises: HookError for no steps, an empty batch, or no windows.
     Source: arXiv 2303.08112 (there with SGD; Adam needs no warm-up at this size).
     """
@@ -156,21 +158,22 @@ def train_tuned_lens(
             f"training needs at least 1 step, 1 window and a batch of 1; found {steps} steps, {len(windows)} windows "
             f"and a batch of {batch}."
         )
-    lens = TunedLens.zero(model)
-    pairs = zip(lens.weight, lens.bias, strict=True)
-    parameters = [view.requires_grad_() for pair in pairs for view in pair]  # trained in the lens's own memory
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    generator = torch.Generator().manual_seed(seed)
-    rounds = -(-steps * batch // len(windows))
-    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(rounds)])
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * (1 - step / steps)
-        optimiser.zero_grad()
-        chosen = windows[order[step * batch : (step + 1) * batch]].to(model.device)
-        for parameter, gradient in zip(parameters, _gradients(model, chosen, parameters), strict=True):
-            parameter.grad = gradient
-        optimiser.step()
+    with gradients.enabled(model):
+        lens = TunedLens.zero(model)
+        pairs = zip(lens.weight, lens.bias, strict=True)
+        parameters = [view.requires_grad_() for pair in pairs for view in pair]  # trained in the lens's own memory
+        optimiser = torch.optim.Adam(parameters, lr=lr)
+        generator = torch.Generator().manual_seed(seed)
+        rounds = -(-steps * batch // len(windows))
+        order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(rounds)])
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * (1 - step / steps)
+            optimiser.zero_grad()
+            chosen = windows[order[step * batch : (step + 1) * batch]].to(model.device)
+            for parameter, gradient in zip(parameters, _gradients(model, chosen, parameters), strict=True):
+                parameter.grad = gradient
+            optimiser.step()
     about = {"windows": list(windows.shape), "steps": steps, "batch": batch, "lr": lr, "seed": seed}
     return replace(lens, provenance=MappingProxyType({**lens.provenance, **about}))
 

@@ -22,18 +22,28 @@ from probes.patching.prompt_pairs import LogitDifference, Pair
 from workbench.errors import HookError
 from workbench.hooks import hook_points
 from workbench.hooks.capture import Capture
-from workbench.hooks.hook_points import Site, Subscription
+from workbench.hooks.hook_points import PATTERN, Site, Subscription
 from workbench.model import Transformer
 
-What = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"]
+What = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out",
+    "heads", "q", "k", "v", "pattern",
+    "heads_by_position", "q_by_position", "k_by_position", "v_by_position", "pattern_by_position",
+]  # fmt: skip
 Direction = Literal["denoise", "noise"]
 
-HEAD_KINDS = ("heads", "heads_by_position")
+_BY_POSITION = "_by_position"
+_OF_HEADS = {"heads": "attn.hook_z", "pattern": PATTERN, **{name: f"attn.hook_{name}" for name in "qkv"}}
 SITES: Mapping[str, str] = {
     **{name: f"hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
-    **dict.fromkeys(HEAD_KINDS, "attn.hook_z"),
+    **_OF_HEADS,
+    **{name + _BY_POSITION: site for name, site in _OF_HEADS.items()},
 }
-"""Hook point of each kind of patch. `heads` patches a head's z at all positions together."""
+"""Hook point of each kind of patch. `heads` is a head's z; q and k are those before the rotation.
+
+A kind of heads patches all positions together, or one with `_by_position`; a position of a pattern is its query. Kinds
+k and v patch key/value heads, each for its whole group of query heads.
+"""
 
 MAX_TOKENS = 4096
 """Default for the number of tokens in one forward pass."""
@@ -43,9 +53,10 @@ MAX_TOKENS = 4096
 class Patching(Result):
     """A target under each patch, `patched` [layer, head, pos, prompt], with `clean` and `corrupted` [prompt].
 
-    A head or position of -1 stands for all of them. `how` is "exact" if each patch was run, "gradient" if it was
-    estimated. `layer_runs` counts the layers that were run, per prompt; `naive_layer_runs` counts those of whole runs.
-    `group_size` is how many query heads share a key/value head.
+    A head or position of -1 stands for all of them; for k and v, heads are key/value heads. `how` is "exact" if each
+    patch was run, "gradient" if it was estimated. `layer_runs` counts the layers that were run, per prompt;
+    `naive_layer_runs` counts those of whole runs. `group_size` is how many query heads share a key/value head; 1 for k
+    and v.
     """
 
     what: What
@@ -124,7 +135,7 @@ def patching(
     layers: Sequence[int] | None = None,
     budget: int = MAX_TOKENS,
 ) -> Patching:
-    """The target under each patch of one kind: by layer and position, by head, or by head and position.
+    """The target under each patch of one kind (`SITES`): by layer and position, by head, or by head and position.
 
     Denoising runs the corrupted prompts with one activation of the clean run, and shows which activations are
     sufficient. Noising runs the clean prompts with one activation of the corrupted run, and shows which are necessary.
@@ -152,6 +163,11 @@ def patching(
         patched.append(values)
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
     return _result(run, chosen, torch.stack(patched), ("exact", layer_runs, naive))
+
+
+def of_key_value_heads(what: What) -> bool:
+    """Whether the heads of a kind of patch are key/value heads."""
+    return what.removesuffix(_BY_POSITION) in ("k", "v")
 
 
 # --- the runs -------------------------------------------------------------------------------------------------
@@ -194,11 +210,14 @@ class _PatchRuns:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        return tuple(range(self.model.config.n_heads)) if self.what in HEAD_KINDS else (-1,)
+        config, kind = self.model.config, self.what.removesuffix(_BY_POSITION)
+        if kind not in _OF_HEADS:
+            return (-1,)
+        return tuple(range(config.n_kv_heads if of_key_value_heads(self.what) else config.n_heads))
 
     @property
     def positions(self) -> tuple[int, ...]:
-        return (-1,) if self.what == "heads" else tuple(range(self.tokens.shape[1]))
+        return (-1,) if self.what in _OF_HEADS else tuple(range(self.tokens.shape[1]))
 
     @property
     def places(self) -> list[Place]:
@@ -216,7 +235,7 @@ class _PatchRuns:
         replacement = self.source[name].repeat(
             times, *[1] * (self.source[name].dim() - 1)
         )  # [place * prompt, pos, ...]
-        chosen = _mask(replacement, places)
+        chosen = _mask(replacement, places, of_pattern=name.endswith(PATTERN))
 
         def edit(_: Site, x: Tensor) -> Tensor:
             return torch.where(chosen, replacement, x)
@@ -239,14 +258,18 @@ class _PatchRuns:
         return _target_values(self.target(self.model.unembed(normed), self.tokens), self.tokens)
 
 
-def _mask(x: Tensor, places: Sequence[Place]) -> Tensor:
-    """Mask of the entries that each place patches. Shapes: x [place * prompt, pos, ...] -> bool, broadcasts to x"""
+def _mask(x: Tensor, places: Sequence[Place], *, of_pattern: bool = False) -> Tensor:
+    """Mask of the entries that each place patches; a pattern has its heads before its queries.
+
+    Shapes: x [place * prompt, pos, ...] -> bool, broadcasts to x
+    """
     heads, positions = torch.tensor(places, device=x.device).unsqueeze(-1).unbind(1)  # each [place, 1]
-    place_positions = torch.arange(x.shape[1], device=x.device)
+    place_positions = torch.arange(x.shape[2 if of_pattern else 1], device=x.device)
     mask = ((positions < 0) | (positions == place_positions)).unsqueeze(-1)  # [place, pos, 1]
     if x.dim() == 4:
-        head = torch.arange(x.shape[2], device=x.device)
-        mask = (mask & ((heads < 0) | (heads == head)).unsqueeze(1)).unsqueeze(-1)  # [place, pos, head, 1]
+        head = torch.arange(x.shape[1 if of_pattern else 2], device=x.device)
+        mask = mask & ((heads < 0) | (heads == head)).unsqueeze(1)  # [place, pos, head]
+        mask = (mask.transpose(1, 2) if of_pattern else mask).unsqueeze(-1)
     return mask.repeat_interleave(len(x) // len(places), 0)
 
 
@@ -259,10 +282,9 @@ def _checked_layers(model: Transformer, layers: Sequence[int] | None) -> tuple[i
 
 
 def _target_values(values: Tensor, tokens: Tensor) -> Tensor:
-    if values.shape != tokens.shape[:1]:
-        raise HookError(
-            f"a target must return one number per prompt, shape ({len(tokens)},); found {tuple(values.shape)}."
-        )
+    found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if found != tuple(tokens.shape[:1]):
+        raise HookError(f"a target must return one number per prompt, shape ({len(tokens)},); found {found}.")
     return values.double().cpu()
 
 
@@ -274,7 +296,8 @@ def _result(
         (run.own_target, run.source_target) if run.direction == "denoise" else (run.source_target, run.own_target)
     )
     values = patched.unflatten(1, (len(run.heads), len(run.positions)))
+    group_size = 1 if of_key_value_heads(run.what) else run.model.config.group_size
     return Patching(
         run.what, run.direction, how[0], layers, run.heads, run.positions,
-        frozen(clean), frozen(corrupted), frozen(values), how[1], how[2], run.model.config.group_size,
+        frozen(clean), frozen(corrupted), frozen(values), how[1], how[2], group_size,
     )  # fmt: skip

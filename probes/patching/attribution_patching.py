@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from probes.base import gradients
 from probes.base.result import Result, frozen, tidy
 from probes.patching.activation_patching import SITES, Direction, Patching, What, _checked_layers, _PatchRuns, _result
 from probes.patching.prompt_pairs import Pair
 from workbench.errors import HookError
 from workbench.hooks import hook_points
-from workbench.hooks.hook_points import Subscription
+from workbench.hooks.hook_points import PATTERN, Subscription
 from workbench.model import Transformer
 
 
@@ -30,31 +32,43 @@ def attribution_patching(
     activation, so worst for the whole stream in early layers. `gradient_error` compares it with `patching`.
     Shapes: -> [layer, head, pos, prompt]
     Units:  the target's own.
-    Raises: HookError as `patching`.
+    Works under `no_grad` and `inference_mode` too.
+    Raises: HookError as `patching`, or for a target without a gradient, such as a rank.
     Source: Nanda 2023, arXiv 2310.10348.
     Exact:  for a target that is linear in the activation, such as a logit in what enters the unembedding.
     """
     chosen, run = _checked_layers(model, layers), _PatchRuns.of(model, pair, what, direction)
     names = [f"blocks.{layer}.{SITES[what]}" for layer in chosen]
-    # A leaf at the embedding makes all later activations part of the graph, even if no weight requires gradients.
-    leaf = Subscription(frozenset(["hook_embed"]), edit=lambda _, x: x.detach().requires_grad_())
-    with torch.enable_grad(), hook_points.subscribe(model, leaf):
-        logits, cap = model.run_with_capture(run.tokens, names)
-        value = pair.target(logits, run.tokens)
-        grads = torch.autograd.grad(value.sum(), [cap[name] for name in names])
+    own, grads = _gradients(run, names)
     patched = []
-    for name, grad in zip(names, grads, strict=True):
+    for name, grad in grads.items():
         with torch.no_grad():
-            rise = ((run.source[name] - cap[name]).float() * grad.float()).sum(-1)  # [prompt, pos] or [.., head]
-        if what == "heads":
-            rise = rise.sum(1)  # [prompt, head]
-        elif what == "heads_by_position":
-            rise = rise.transpose(1, 2).flatten(1)  # [prompt, head * pos]
+            rise = ((run.source[name] - own[name]).float() * grad.float()).sum(-1)  # [prompt, pos] or [.., head]
+            if rise.dim() == 3:
+                rise = rise if name.endswith(PATTERN) else rise.transpose(1, 2)  # [prompt, head, pos]
+                rise = rise.sum(2) if run.positions == (-1,) else rise.flatten(1)  # [prompt, head (* pos)]
         patched.append(run.own_target + rise.T.double().cpu())
     n_prompts, n_layers = len(pair.clean), model.config.n_layers
     # A backward pass counts as two forward passes. `naive` counts a run for each patch.
     naive = (2 + len(chosen) * len(run.places)) * n_prompts * n_layers
     return _result(run, chosen, torch.stack(patched), ("gradient", 5 * n_prompts * n_layers, naive))
+
+
+def _gradients(run: _PatchRuns, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The activations of the run to patch, and d target / d activation. Shapes: by hook name, each as the hook's"""
+    own: dict[str, Tensor] = {}
+    # A leaf at the embedding makes all later activations part of the graph, even if no weight requires gradients.
+    leaf = Subscription(frozenset(["hook_embed"]), edit=lambda _, x: x.detach().requires_grad_())
+    # An edit gets the tensor that the run goes on with; an observer of a pattern would get one beside it.
+    watch = Subscription(frozenset(names), edit=lambda site, x: own.setdefault(site.name, x))
+    with gradients.enabled(run.model), hook_points.subscribe(run.model, leaf, watch):
+        tokens = run.tokens.clone()  # those of the caller may be inference tensors
+        value = run.target(run.model(tokens), tokens)
+        if not value.requires_grad:
+            raise HookError("the target has no gradient: it must be computed from the logits by differentiable steps.")
+        found = torch.autograd.grad(value.sum(), [own[name] for name in names], allow_unused=True)
+    grads = {name: grad for name, grad in zip(names, found, strict=True)}
+    return own, {name: torch.zeros_like(own[name]) if grad is None else grad for name, grad in grads.items()}
 
 
 @dataclass(frozen=True)

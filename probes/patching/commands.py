@@ -37,8 +37,27 @@ def patch(
     wrong: Wrong,
     model: Model = "demo",
     what: Annotated[
-        Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "heads_by_position"],
-        typer.Option(help="Activation to patch: residual stream, sublayer output, or heads."),
+        Literal[
+            "resid_pre",
+            "resid_mid",
+            "resid_post",
+            "attn_out",
+            "mlp_out",
+            "heads",
+            "q",
+            "k",
+            "v",
+            "pattern",
+            "heads_by_position",
+            "q_by_position",
+            "k_by_position",
+            "v_by_position",
+            "pattern_by_position",
+        ],
+        typer.Option(
+            help="Activation to patch: residual stream, sublayer output, or a head's output, queries, keys, values or "
+            "pattern. k and v are of key/value heads."
+        ),
     ] = "resid_pre",
     noise: Noise = False,
     gradient: Annotated[

@@ -18,7 +18,7 @@ from probes.base.drawing import (
     position_names,
 )
 from probes.base.head_names import label
-from probes.patching.activation_patching import Patching
+from probes.patching.activation_patching import Patching, of_key_value_heads
 from probes.patching.attribution_patching import GradientError
 from probes.patching.path_patching import Composition, LogitPaths, PathPatching, Through
 
@@ -29,7 +29,15 @@ NAMES = {
     "attn_out": "attention's output",
     "mlp_out": "the MLP's output",
     "heads": "a head's output",
+    "q": "a head's queries",
+    "k": "a key/value head's keys",
+    "v": "a key/value head's values",
+    "pattern": "a head's attention pattern",
     "heads_by_position": "a head's output at one position",
+    "q_by_position": "a head's query at one position",
+    "k_by_position": "a key/value head's key at one position",
+    "v_by_position": "a key/value head's value at one position",
+    "pattern_by_position": "a head's attention from one position",
 }
 UNIT = "share of the difference"
 MOST_ROWS = 40  # heads shown by position: those with the largest values
@@ -48,12 +56,16 @@ def patching(
     Shapes: labels [pos], unique and escaped; default: the position numbers
     """
     title = _title(result)
-    if result.what == "heads":
-        return _head_grid(result, title, theme, stamp)
+    kv = of_key_value_heads(result.what)
+    if result.positions == (-1,):
+        fig = _head_grid(result, title, theme, stamp)
+        return fig.update_xaxes(title="key/value head") if kv else fig
     z = result.moved.reshape(-1, len(result.positions)).astype(np.float32)  # [layer * head, pos]
     rows: list[str] | list[int] = list(result.layers)
     if result.heads != (-1,):
-        z, rows = _strongest(z, [f"L{layer}H{head}" for layer in result.layers for head in result.heads])
+        z, rows = _strongest(
+            z, [f"L{layer}{'KV' if kv else 'H'}{head}" for layer in result.layers for head in result.heads]
+        )
     columns = position_names(labels, z.shape[1])
     fig = go.Figure(
         go.Heatmap(
@@ -63,7 +75,8 @@ def patching(
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=40)
     by_head = result.heads != (-1,)
-    fig.update_yaxes(title="head" if by_head else "layer", showgrid=False, autorange="reversed")
+    side = ("key/value head" if kv else "head") if by_head else "layer"
+    fig.update_yaxes(title=side, showgrid=False, autorange="reversed")
     fig.update_yaxes({"type": "category", "dtick": 1} if by_head else {"dtick": max(1, len(rows) // 8)})
     return finish(fig, "patching", title, theme, stamp, height=max(440, 160 + 16 * len(rows)))
 

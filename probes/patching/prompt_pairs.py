@@ -65,16 +65,24 @@ class Pair:
     target: Target
 
     def __post_init__(self) -> None:
+        for side in (self.clean, self.corrupted):
+            if not isinstance(side, Tensor) or side.dtype not in (torch.int64, torch.int32):
+                raise DataError(
+                    "clean and corrupted prompts must be tensors of token ids, int64 [prompt, pos]; found "
+                    f"{side.dtype if isinstance(side, Tensor) else type(side).__name__}."
+                )
         shapes = tuple(self.clean.shape), tuple(self.corrupted.shape)
         if shapes[0] != shapes[1] or len(shapes[0]) != 2:
             raise DataError(
                 f"clean and corrupted prompts must be token ids [prompt, pos] of the same shape; found {shapes[0]} and "
                 f"{shapes[1]}. Change the words so that both have the same number of tokens."
             )
-        if torch.equal(self.clean, self.corrupted):
+        if not self.clean.numel():
+            raise DataError(f"the prompts are empty, shape {shapes[0]}; give at least one prompt of one token.")
+        if torch.equal(self.clean.cpu().long(), self.corrupted.cpu().long()):
             raise DataError("clean and corrupted prompts are the same tokens; there is nothing to patch.")
 
     @property
     def first(self) -> int:
         """First position at which a clean prompt differs from its corrupted one; patches before it have no effect."""
-        return int((self.clean != self.corrupted).any(0).nonzero()[0])
+        return int((self.clean.cpu() != self.corrupted.cpu()).any(0).nonzero()[0])

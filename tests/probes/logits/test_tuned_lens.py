@@ -70,6 +70,14 @@ def test_a_translator_by_hand(tiny_model: Transformer, tokens: torch.Tensor) -> 
     assert lens.curves.logprobs[-1] == pytest.approx(last, abs=1e-5) and np.abs(lens.kl[-1]).max() < 1e-5
 
 
+def test_training_does_not_depend_on_the_callers_mode(
+    demo: wb.Transformer, windows: torch.Tensor, trained: tuned_lens.TunedLens
+) -> None:
+    with torch.inference_mode():
+        again = tuned_lens.train_tuned_lens(demo, windows[:16].clone(), steps=24, batch=2)
+    assert torch.equal(again.weight, trained.weight) and trained.weight.abs().max() > 0
+
+
 def test_the_gradient_is_the_slope(
     tiny_model: Transformer, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,7 @@ def test_shapes_and_shares(tiny_model: Transformer, pair: Pair) -> None:
     for what, shape in shapes.items():
         assert activation_patching.patching(tiny_model, pair, what).patched.shape == shape
     result = activation_patching.patching(tiny_model, pair, "resid_mid", layers=[2, 0])
+    assert (result.what, result.group_size) == ("resid_mid", 2)
     assert result.layers == (0, 2) and result.heads == (-1,)
     lost = (result.patched - result.corrupted).mean(-1) / (result.clean - result.corrupted).mean()
     assert result.restored == pytest.approx(lost)
@@ -85,6 +87,37 @@ def test_shapes_and_shares(tiny_model: Transformer, pair: Pair) -> None:
     back = activation_patching.patching(tiny_model, pair, "resid_mid", direction="noise")
     assert back.moved == pytest.approx(1 - back.restored)
     assert back.clean == pytest.approx(result.clean) and back.corrupted == pytest.approx(result.corrupted)
+
+
+def test_keys_and_values_are_patched_by_key_value_head(tiny_model: Transformer, pair: Pair) -> None:
+    """4 query heads share 2 key/value heads: the sweep and its figures have 2, those of q and of patterns have 4."""
+    for kind in ("q", "pattern"):
+        result = activation_patching.patching(tiny_model, pair, kind)  # type: ignore[arg-type]
+        assert result.heads == (0, 1, 2, 3) and result.figure().layout.xaxis.title.text == "head"
+    for kind in ("k", "v"):
+        result = activation_patching.patching(tiny_model, pair, kind)  # type: ignore[arg-type]
+        assert result.heads == (0, 1) and result.patched.shape == (3, 2, 1, 3) and result.group_size == 1
+        fig = result.figure()
+        assert fig.layout.xaxis.title.text == "key/value head" and "key/value head" in fig.layout.title.text
+        placed = activation_patching.patching(tiny_model, pair, f"{kind}_by_position")  # type: ignore[arg-type]
+        assert set(placed.frame()["head"]) == {0, 1} and placed.figure().data[0].y[0] == "L0KV0"
+
+
+def test_the_hand_set_circuit_by_its_parts() -> None:
+    """Denoising: the previous-token head sends a's token to b's position by its value there, never by its pattern.
+
+    The induction head finds b by its key, from the last query; its own queries are the same in both prompts.
+    """
+    model, (pair, a, b) = toy_induction_model.induction_model(noise=0), circuit_pair()
+    moved = {
+        kind: activation_patching.patching(model, pair, f"{kind}_by_position").moved  # type: ignore[arg-type]
+        for kind in ("q", "k", "v", "pattern")
+    }
+    group = model.config.group_size
+    (first, sender), (second, receiver) = toy_induction_model.PREVIOUS, toy_induction_model.INDUCTION
+    assert moved["v"][first, sender // group, a] > 0.99 and np.abs(moved["pattern"][first, sender]).max() < 1e-6
+    assert moved["k"][second, receiver // group, b] > 0.99 and moved["pattern"][second, receiver, -1] > 0.99
+    assert np.abs(moved["q"][second, receiver]).max() < 1e-6
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -190,10 +223,11 @@ def test_the_estimate_is_the_slope_of_the_patch(
         logits, own = model.run_with_capture(pair.corrupted, name)
         towards = step * (clean[name] - own[name])
         places = {"heads": None if head < 0 else [head], "positions": None if pos < 0 else [pos]}
+        head_axis, position_axis = (1, 2) if name.endswith("pattern") else (2, 1)
         if places["heads"]:
-            towards = towards[:, :, [head]]
+            towards = towards.index_select(head_axis, torch.tensor([head]))
         if places["positions"]:
-            towards = towards[:, [pos]]
+            towards = towards.index_select(position_axis, torch.tensor([pos]))
         with model.intervene(wb.Add(name, towards, **places)):
             rise = pair.target(model(pair.corrupted), pair.corrupted) - pair.target(logits, pair.corrupted)
     assert (result.patched[layer, i, j] - result.corrupted) * step == pytest.approx(rise.numpy(), rel=0.01, abs=1e-6)
@@ -239,11 +273,53 @@ def test_weights_without_gradients_can_be_estimated_too(tiny_model: Transformer,
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("what", ["resid_pre", "heads", "pattern_by_position"])
+def test_an_estimate_does_not_depend_on_the_callers_mode(
+    tiny_model: Transformer, pair: Pair, mode: Callable[[], Any], what: activation_patching.What
+) -> None:
+    expected = estimates.attribution_patching(tiny_model, pair, what)
+    with mode():
+        made = Pair(pair.clean.clone(), pair.corrupted.clone(), pair.target)  # inference tensors, in one of the modes
+        result = estimates.attribution_patching(tiny_model, made, what)
+        activation_patching.patching(tiny_model, made, what)
+    assert np.array_equal(result.patched, expected.patched)
+
+
+def test_a_gradient_that_cannot_be_is_refused(tiny_model: Transformer, pair: Pair) -> None:
+    rank = Pair(pair.clean, pair.corrupted, lambda logits, _: logits[:, -1].argmax(-1).double())
+    with pytest.raises(HookError, match="the target has no gradient"):
+        estimates.attribution_patching(tiny_model, rank)
+    with torch.inference_mode():
+        model = wb.Transformer(tiny_model.config)
+        with pytest.raises(HookError, match="load the model outside"):
+            estimates.attribution_patching(model, pair)
+
+
+def test_an_activation_that_the_target_does_not_read_has_no_slope(tiny_model: Transformer, pair: Pair) -> None:
+    """Under an intervention that replaces the stream after layer 1, nothing before it matters."""
+    fixed = wb.Patch("blocks.1.hook_resid_post", torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0)))
+    with tiny_model.intervene(fixed):
+        result = estimates.attribution_patching(tiny_model, pair, "mlp_out")
+    assert np.array_equal(result.patched[0], np.broadcast_to(result.corrupted, result.patched[0].shape))
+
+
 def test_mistakes_say_what_to_do(tiny_model: Transformer, pair: Pair) -> None:
     with pytest.raises(DataError, match=r"found \(3, 9\) and \(3, 8\)"):
         Pair(pair.clean, pair.corrupted[:, :-1], pair.target)
     with pytest.raises(DataError, match="the same tokens"):
         Pair(pair.clean, pair.clean.clone(), pair.target)
+    with pytest.raises(DataError, match="the same tokens"):
+        Pair(pair.clean, pair.clean.int(), pair.target)
+    for empty in (pair.clean[:0], pair.clean[:, :0]):
+        with pytest.raises(DataError, match="the prompts are empty"):
+            Pair(empty, empty, pair.target)
+    with pytest.raises(DataError, match="found torch.float32"):
+        Pair(pair.clean, pair.corrupted.float(), pair.target)
+    with pytest.raises(DataError, match="found list"):
+        Pair(pair.clean.tolist(), pair.corrupted, pair.target)  # type: ignore[arg-type]
+    with pytest.raises(HookError, match="found float"):
+        activation_patching.patching(tiny_model, Pair(pair.clean, pair.corrupted, lambda *_: 1.0))  # type: ignore[arg-type,return-value]
     with pytest.raises(HookError, match=r"layers 0 to 2; found \[3\]"):
         activation_patching.patching(tiny_model, pair, layers=[3])
     with pytest.raises(HookError, match="found 'resid'"):
