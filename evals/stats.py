@@ -60,6 +60,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
 
 
+def ks(samples: int) -> tuple[int, ...]:
+    """The values of k whose pass@k is reported for this number of samples per problem."""
+    return tuple(k for k in (1, 2, 5, 10, 20, 50, 100, 200) if k <= samples)
+
+
 def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Clustered standard error of a mean; `clusters` names the cluster of each value, for example its passage.
 

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
+from evals.cli import lm_eval_flags
 from probes.base.result import Result
 from workbench.cli import app
 from workbench.hooks.hook_points import HOOKS
@@ -97,7 +98,15 @@ def cli_page() -> str:
         "2 means a mistake in the call, explained in one or two lines.",
         "",
     ]
-    return "\n".join(intro + command_section(get_command(app), "workbench", None)).rstrip() + "\n"
+    flags = [
+        "## Flags of lm_eval",
+        "",
+        "`workbench eval run` takes the command line of lm_eval 0.4.13: several values after a flag, flags whose",
+        "value is optional. A flag that is ignored prints one line; a refused one ends the command before any work.",
+        "",
+        *table(["flag", "here", "remarks"], [[cell(part) for part in row] for row in lm_eval_flags.documentation()]),
+    ]
+    return "\n".join(intro + command_section(get_command(app), "workbench", None) + flags).rstrip() + "\n"
 
 
 PROBES = {

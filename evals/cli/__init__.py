@@ -7,6 +7,7 @@ of an example. lm_eval and pandas are imported only when a command needs them.
 import typer
 
 from evals.cli import data, reports, run, runs, samples, score
+from evals.cli.lm_eval_flags import LmEvalCommand
 
 TOPICS = (run, runs, reports, data, score, samples)
 
@@ -19,4 +20,5 @@ app = typer.Typer(
 
 for _topic in TOPICS:
     for _name, _command, _example in _topic.COMMANDS:
-        app.command(_name, epilog=f"Example: workbench eval {_name} {_example}".rstrip())(_command)
+        _class = LmEvalCommand if _command is run.run else None
+        app.command(_name, cls=_class, epilog=f"Example: workbench eval {_name} {_example}".rstrip())(_command)

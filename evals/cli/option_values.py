@@ -72,12 +72,13 @@ def _value(text: str) -> Any:
     return text
 
 
-def batch_size(text: str) -> int | None:
+def batch_size(text: str, largest: int | None = None) -> int | None:
+    """The batch size in sequences, at most `largest`; None to batch by tokens."""
     if text.startswith("auto"):
-        return None
+        return largest
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f'expected a number of sequences or "auto", found {text!r}', param_hint="--batch_size")
-    return int(text)
+    return int(text) if largest is None else min(int(text), largest)
 
 
 def seed(text: str) -> int:

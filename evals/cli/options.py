@@ -19,7 +19,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Results = Annotated[Path, typer.Option("--results", help="Folder to search for runs, including its subfolders.")]
 Model = Annotated[
     str,
-    typer.Option(help="A checkpoint folder or GGUF file, 'demo', 'smollm2', or ORG/NAME in the Hugging Face cache."),
+    typer.Option(
+        "--model",
+        "-M",
+        "-m",
+        help="A checkpoint folder or GGUF file, 'demo', 'smollm2', or ORG/NAME in the Hugging Face cache.",
+    ),
 ]
 Data = Annotated[
     Path | None,

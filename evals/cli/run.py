@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli import option_values
+from evals.cli import option_values, task_names
+from evals.cli.data import tasks as list_tasks
 from evals.cli.find_run import find, stopped_run
+from evals.cli.model_choice import choose
 from evals.cli.options import (
     Adapter,
     AsJson,
@@ -37,8 +39,10 @@ def run(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Benchmarks, separated by commas; `workbench eval tasks` lists them. "
-            "A JSON Lines file of your own is also allowed."
+            "--tasks",
+            "-t",
+            help="Benchmarks, separated by commas or spaces, or patterns such as 'mmlu_*'; `workbench eval tasks` "
+            "lists them. A JSON Lines file of your own is also allowed.",
         ),
     ] = "",
     suite: Annotated[
@@ -46,11 +50,14 @@ def run(
         typer.Option(help="A folder with your own suites (JSON Lines files), or one such file; can be repeated."),
     ] = None,
     model: Model = "demo",
-    output: Annotated[Path, typer.Option("--output", "--output_path", help="Folder to write results to.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "--output_path", "-o", help="Folder to write results to.")] = Path(
         "results"
     ),
     limit: Annotated[
-        float | None, typer.Option(help="Number of questions per task; a value below 1 is a fraction of the questions.")
+        float | None,
+        typer.Option(
+            "--limit", "-L", help="Number of questions per task; a value below 1 is a fraction of the questions."
+        ),
     ] = None,
     data: Data = None,
     online: Annotated[
@@ -65,9 +72,22 @@ def run(
         typer.Option(help='Prompt preset: "lm-eval", or "meta" to reproduce Meta\'s model-card numbers.'),
     ] = "lm-eval",
     samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Programs sampled per problem; reports unbiased pass@1, pass@10 and pass@100."),
+        str | None,
+        typer.Option(
+            "--samples",
+            "-E",
+            help="Programs sampled per problem, with unbiased pass@k for every k of 1, 2, 5, 10, ... up to it; or, as "
+            """in lm-eval, the questions to ask: '{"demo_mmlu": [0, 7]}', or a file of such JSON.""",
+        ),
     ] = None,
+    predict_only: Annotated[
+        bool,
+        typer.Option(
+            "--predict_only",
+            "-x",
+            help="Write the answers without scores; needs no sandbox. `workbench eval score` scores them later.",
+        ),
+    ] = False,
     limits: Annotated[
         str,
         typer.Option(
@@ -79,14 +99,20 @@ def run(
         typer.Option(
             "--num_fewshot",
             "--num-fewshot",
+            "-f",
             min=0,
             help="Few-shot examples in each prompt; default: the task's number.",
         ),
     ] = None,
     batch_size: Annotated[
         str,
-        typer.Option("--batch_size", "--batch-size", help='Batch size in sequences; "auto" batches by token count.'),
+        typer.Option(
+            "--batch_size", "--batch-size", "-b", help='Batch size in sequences; "auto" batches by token count.'
+        ),
     ] = "auto",
+    max_batch_size: Annotated[
+        int | None, typer.Option("--max_batch_size", min=1, help="The largest batch size in sequences.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     adapter: Adapter = None,
@@ -97,8 +123,14 @@ def run(
         ),
     ] = "1234",
     chat: Annotated[
-        bool, typer.Option("--apply_chat_template", "--chat", help="Format prompts with the model's chat template.")
-    ] = False,
+        str,
+        typer.Option(
+            "--apply_chat_template",
+            "--chat",
+            metavar="[NAME]",
+            help="Format prompts with the model's chat template; NAME is one of several templates.",
+        ),
+    ] = "",
     multiturn: Annotated[
         bool | None,
         typer.Option(
@@ -121,8 +153,13 @@ def run(
     ] = "workbench",
     model_args: Annotated[
         str,
-        typer.Option("--model_args", help="Arguments of an lm-eval backend: base_url=http://...,model=name, or JSON."),
+        typer.Option(
+            "--model_args", "-a", help="Arguments of an lm-eval backend: base_url=http://...,model=name, or JSON."
+        ),
     ] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", help="Let another --backend run code of the checkpoint.")
+    ] = False,
     intervene: Annotated[Path | None, typer.Option(help="JSON file with interventions on the model.")] = None,
     ablate: Annotated[str, typer.Option(help="Heads and sublayers to set to zero: L5H3,L2.mlp.")] = "",
     scale: Annotated[str, typer.Option(help="Heads and sublayers to multiply by a factor: L5H3=0.5,L2.mlp=2.")] = "",
@@ -151,44 +188,56 @@ def run(
 
     `workbench eval resume` continues a stopped run. Under torchrun the questions are distributed over the processes.
     """
+    if tasks.strip() == "list":
+        list_tasks(data=data)
+        return
+    need_lm_eval()
+    if output.suffix == ".json" and not output.is_dir():
+        typer.echo(f"--output_path {output}: results files have the time in their names; the folder is used.", err=True)
+        output = output.parent
+    choice = choose(
+        model, backend, option_values.key_values(model_args, "--model_args"), trust_remote_code=trust_remote_code
+    )
+    programs, questions = option_values.samples(samples)
     settings: dict[str, Any] = {
         "tasks": (
-            *(name.strip() for name in tasks.split(",") if name.strip()),
+            *task_names.expanded(tasks),
             *(str(path.expanduser().absolute()) for path in suite or ()),
         ),
         "preset": preset,
-        "samples": samples,
+        "samples": programs,
+        "questions": questions,
+        "predict_only": predict_only,
         "limits": option_values.key_values(limits, "--limits"),
         "online": online,
         "output": output,
         "data": data,
         "limit": limit if limit is None or limit < 1 else _whole(limit),
         "num_fewshot": num_fewshot,
-        "batch_size": option_values.batch_size(batch_size),
+        "batch_size": option_values.batch_size(batch_size, max_batch_size),
         "seed": option_values.seed(seed),
-        "chat": chat,
+        "chat": bool(chat),
+        "template": None if chat in ("", "true") else chat,
         "multiturn": multiturn,
         "system": system,
         "gen_kwargs": option_values.key_values(gen_kwargs, "--gen_kwargs"),
-        "backend": backend,
-        "model_args": option_values.key_values(model_args, "--model_args"),
-        "adapter": adapter,
+        "backend": choice.backend,
+        "model_args": choice.args,
+        "adapter": Path(choice.options["peft"]) if "peft" in choice.options else adapter,
     }
-    need_lm_eval()
     from evals.run.evaluate import evaluate
-    from evals.run.settings import OURS, Settings
+    from evals.run.settings import Settings
 
     if any((intervene, ablate, scale, rope_scaling)):
         from evals.interventions import InterventionOptions
         from workbench.checkpoint import read_config
 
         changes = InterventionOptions(intervene, ablate, scale, rope_scaling)
-        settings["interventions"] = changes.interventions(read_config(model))
+        settings["interventions"] = changes.interventions(read_config(choice.path))
     baseline = None if against is None else find(against, output)
-    # lm-eval's backends do not know "demo"; their model is in --model_args
-    path = "" if backend != OURS and model == "demo" else model
     team = team_of(tensor_parallel)
-    finished = evaluate(path, Settings(**settings), device=device, dtype=dtype, team=team)
+    where = {name: choice.options.get(name, value) for name, value in (("device", device), ("dtype", dtype))}
+    finished = evaluate(choice.path, Settings(**settings), **where, team=team)
     report_finished(finished, team, as_json=as_json, against=baseline)
 
 

@@ -75,6 +75,9 @@ def run_command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
         words += [f"--{name}", f"{value}"] if value is not None and value != _DEFAULTS.get(name) else []
     words += ["--online"] if settings.get("online") else []
     words += ["--apply_chat_template"] if settings.get("chat") else []
+    words += [settings["template"]] if settings.get("template") else []
+    words += ["--samples", json.dumps(settings["questions"])] if settings.get("questions") else []
+    words += ["--predict_only"] if settings.get("predict_only") else []
     if settings.get("multiturn") is not None:
         words.append("--fewshot_as_multiturn" if settings["multiturn"] else "--no_fewshot_as_multiturn")
     words += ["--system_instruction", settings["system"]] if settings.get("system") else []

@@ -89,6 +89,7 @@ class WorkbenchLM(TemplateLM):
         self._begin = None if begin is None else self._tokenizer.name(begin)
         self._line = lru_cache(maxsize=1 << 16)(partial(_encoded, self._tokenizer))
         self._chats: dict[str, ChatPrompt] = {}
+        self._template: str | None = None
         self._without_system = False
         self._device = self.model.device
         self._seed = seed
@@ -187,7 +188,11 @@ class WorkbenchLM(TemplateLM):
 
         Raises: ChatError for a conversation that the template refuses.
         """
-        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+            "template": self._template,
+        }
         try:
             prompt = chat_prompt(self._tokenizer, chat_history, **options)
         except ChatError as error:
@@ -209,12 +214,13 @@ class WorkbenchLM(TemplateLM):
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The text of the chat template, "llama3" for the built-in format; empty without a template.
 
-        Raises: ChatError if the checkpoint has none.
+        Chats are written with the same one from then on. Raises: ChatError if the checkpoint has none of this name.
         """
         if not chat_template:
             return ""
         name = None if chat_template is True else chat_template
         source = template_source(self._tokenizer, name=name)
+        self._template = name
         if source is None:
             origin = self.model.source
             warn_of_builtin_format(self._tokenizer, origin.path if origin else None)
@@ -372,6 +378,11 @@ def generation_args(arguments: dict[str, Any], max_length: int) -> GenerationArg
     return GenerationArgs.of(normalize_gen_kwargs(arguments, DEFAULT_TOKENS), max_length)
 
 
+def backends() -> list[str]:
+    """The names of lm-eval's models."""
+    return sorted(set(model_registry.keys()) - {"workbench"})
+
+
 def create_model(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any:
     """Create one of lm-eval's own models.
 
@@ -380,9 +391,7 @@ def create_model(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any
     try:
         model_class = get_model(backend)
     except ValueError as error:
-        raise DataError(
-            f"lm-eval has no model {backend!r}; it has {', '.join(sorted(model_registry.keys()))}."
-        ) from error
+        raise DataError(f"lm-eval has no model {backend!r}; it has {', '.join(backends())}.") from error
     try:
         return model_class.create_from_arg_obj(
             dict(arguments), {key: value for key, value in more.items() if value is not None}

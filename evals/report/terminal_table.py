@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,21 @@ def render(run: Run, *, tasks: bool = True) -> str:
     lines += [f"{task} was not run: {reason}" for task, reason in run.not_run.items()]
     lines += [run.not_finite_note(task) for task in run.not_finite]
     lines += answer_counts.notes(run)
+    lines += unscored(run)
     return "\n".join(lines)
+
+
+def unscored(run: Run) -> list[str]:
+    """For a run that wrote answers without scores, the commands that score them."""
+    if not run.provenance.get("predict_only"):
+        return []
+    about = run.provenance
+    data = ["--preset", about["preset"]] if about.get("preset") not in (None, "lm-eval") else []
+    lines = ["No scores: the run only wrote answers. Score them with"]
+    for task in run.tasks:
+        file = run.path.with_name(f"samples_{task}_{run.stamp}.jsonl")
+        lines.append("  " + shlex.join(["workbench", "eval", "score", "--task", task, "--samples", str(file), *data]))
+    return lines
 
 
 def render_comparison(comparison: Comparison, *, samples: int) -> str:

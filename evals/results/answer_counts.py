@@ -53,7 +53,7 @@ def _unreadable(rows: Rows) -> dict[str, int]:
     letters = all(re.fullmatch(r"\s*\(?[A-J]\)?\s*", str(row.get("target"))) for row in rows)
     docs: dict[str, set[int]] = {}
     for row in rows:
-        if row.get("missing") or row.get("not_finite"):
+        if row.get("missing") or not row.get("metrics"):  # not answered, or not scored
             continue
         if _finds_nothing(row, letters=letters):
             docs.setdefault(str(row.get("filter", "none")), set()).add(row["doc_id"])

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import sandbox
+from evals import sandbox, stats
 from evals.results import answer_counts, runs
 from evals.run import lm_eval_runner, run_records, task_notes
 from evals.run.settings import OURS, Settings
@@ -89,8 +89,9 @@ def evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
     registry.check(tasks)
-    grader = CodeGrader(limits=Limits.of(settings.limits, seconds=BENCHMARK_SECONDS))
-    runnable_tasks, not_run = runnable(tasks)
+    ks = () if settings.samples is None else stats.ks(settings.samples)
+    grader = CodeGrader(k=ks, limits=Limits.of(settings.limits, seconds=BENCHMARK_SECONDS))
+    runnable_tasks, not_run = (list(tasks), {}) if settings.predict_only else runnable(tasks)
     load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
     loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, partial=True, **load_options)
     not_run |= loaded.not_run
@@ -100,7 +101,7 @@ def evaluate(
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     if team.is_main:
         task_notes.warn(loaded, settings, lm)
-    lm.chat_template(settings.chat)  # a checkpoint without one is refused before anything is asked
+    lm.chat_template(settings.chat_template)  # a checkpoint without one is refused before anything is asked
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_store_folder(settings.output, team)) as store, lm.apply_interventions(settings.interventions):
         name = team.broadcast(lambda: _register_run(store, request, resumed))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from evals.models.generation_args import override
-from evals.run import failures, not_finite
+from evals.run import chosen_questions, failures, not_finite
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 
 def prepare(loaded: LoadedTasks, settings: Settings) -> None:
-    """Set the few-shot examples, seed and generation arguments of every task.
+    """Set the questions, few-shot examples, seed and generation arguments of every task.
 
-    Raises: DataError for more examples than a task has.
+    Raises: DataError for more examples than a task has, or a question that it does not have.
     """
+    chosen_questions.ask_only(loaded, settings.questions)
+    if settings.predict_only:
+        chosen_questions.without_scores(loaded)
     for name, task in loaded.tasks.items():
         fixed = task.get_config("num_fewshot")
         if settings.num_fewshot is None:
@@ -91,12 +94,14 @@ def ask(
             limit=settings.limit,
             samples=None if questions is None else dict(questions),
             log_samples=True,
-            apply_chat_template=settings.chat,
+            apply_chat_template=settings.chat_template,
             fewshot_as_multiturn=settings.chats_in_turns,
             system_instruction=settings.system,
             confirm_run_unsafe_code=True,
         )
     assert results is not None, "lm-eval returns None only for rank > 0"
+    for name in settings.questions.keys() & results["n-samples"].keys():
+        results["n-samples"][name]["effective"] = len(set(settings.questions[name]))
     if failed.keys() >= loaded.tasks.keys():
         raise DataError(" ".join(f"{name}: {why}" for name, why in failed.items()))
     return {**failures.without(dict(results), failed), "failed": failed}

@@ -80,14 +80,16 @@ def run_metadata(
             **({} if settings.adapter is None else {"adapter": str(settings.adapter)}),
             **data_hashes(loaded),
             **sampler(loaded, settings),
-            "sandbox": sandbox_info(grader, loaded),
+            "sandbox": None if settings.predict_only else sandbox_info(grader, loaded),
+            **({"questions": dict(settings.questions)} if settings.questions else {}),
+            **({"predict_only": True} if settings.predict_only else {}),
         },
     }
 
 
 def chat_template(lm: WorkbenchLM | Backend, settings: Settings) -> dict[str, str | None]:
     """The chat template of a run and its SHA-256, as lm-eval records them; the built-in format has a name only."""
-    text = lm.chat_template(settings.chat) or None
+    text = lm.chat_template(settings.chat_template) or None
     has_source = text is not None and text != BUILTIN
     return {
         "chat_template": text,

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import sandbox
+from evals import sandbox, stats
 from evals.results import answer_counts, runs
 from evals.results.runs import Run
 from evals.run import evaluate, external_answers, lm_eval_runner, run_records
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from evals.sandbox import Engine, Limits
     from evals.tasks.code_metrics import CodeGrader
     from evals.tasks.registry import LoadedTasks
-
-_KS = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
 def score(
@@ -89,7 +87,7 @@ def score(
     unanswered = all_questions - answers.answered
     scored = all_questions if missing_wrong else answers.answered
     fewest_samples = min(map(len, answers.texts.values()), default=1)
-    grader.k = tuple(k for k in _KS if k <= fewest_samples)
+    grader.k = stats.ks(fewest_samples)
     model = ExternalAnswersModel(answers, _select_tasks(loaded, scored), scored, samples_per_question=fewest_samples)
     about = {
         "file": str(samples.absolute()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 OURS = "workbench"
+_LATER: dict[str, Any] = {"adapter": None, "template": None, "questions": {}, "predict_only": False}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Settings:
     names of `evals.sandbox.Limits`; `online` allows downloads from the hub for data that the data folder does not
     have. `interventions` change the model for the whole run. `backend` selects one of lm-eval's models instead of the
     workbench's, created with `model_args`. `adapter` is the folder of a LoRA adapter, merged into the model's weights.
+    `template` is the name of one of several chat templates, and needs `chat`. `questions` are the numbers of the only
+    questions that a task asks, by task. `predict_only` writes answers without scores, and runs no program.
     """
 
     tasks: tuple[str, ...]
@@ -53,6 +56,9 @@ class Settings:
     backend: str = OURS
     model_args: Mapping[str, Any] = field(default_factory=dict)
     adapter: Path | None = None
+    template: str | None = None
+    questions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    predict_only: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (0 < self.limit <= 1 or (self.limit > 1 and float(self.limit).is_integer())):
@@ -63,6 +69,8 @@ class Settings:
             )
         if self.backend != OURS and self.adapter is not None:
             raise DataError(f"--adapter works with the workbench's own model only, not with {self.backend!r}.")
+        if self.questions and self.limit is not None:
+            raise DataError("--limit takes the first questions, --samples chosen ones; use one of them.")
         if self.multiturn and not self.chat:
             raise DataError("--fewshot_as_multiturn needs --apply_chat_template.")
         if self.backend == OURS:
@@ -75,6 +83,11 @@ class Settings:
             object.__setattr__(self, "adapter", Path(self.adapter).expanduser().absolute())
 
     @property
+    def chat_template(self) -> bool | str:
+        """As lm-eval's `apply_chat_template`: whether there is one, or its name."""
+        return self.template if self.chat and self.template is not None else self.chat
+
+    @property
     def chats_in_turns(self) -> bool:
         return self.chat if self.multiturn is None else self.multiturn
 
@@ -82,9 +95,11 @@ class Settings:
         """The settings as JSON values; `from_dict` reads them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {"output": str(self.output), "data": None if self.data is None else str(self.data.absolute())}
-        if self.adapter is None:
-            del values["adapter"]  # as in the runs that were stored before there were adapters
-        else:
+        # Settings that are not used are left out, as in the runs that were stored before these existed.
+        for name, unused in _LATER.items():
+            if values[name] == unused:
+                del values[name]
+        if self.adapter is not None:
             paths["adapter"] = str(self.adapter)
         return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
 

@@ -1,0 +1,64 @@
+"""Task names of a command line: separated by commas, patterns such as `mmlu_*`, and `list`."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from workbench.errors import DataError
+
+
+def expanded(text: str) -> list[str]:
+    """The names in a text. A pattern stands for the benchmarks that it matches, a group for its members.
+
+    Raises: DataError for a pattern without a match.
+    """
+    names: list[str] = []
+    for name in filter(None, map(str.strip, text.split(","))):
+        # The characters of a pattern may also be in the path of a suite.
+        if not any(character in name for character in "*?[") or "/" in name:
+            names.append(name)
+            continue
+        matches = _matches(name)
+        if not matches:
+            raise DataError(f"no benchmark matches {name!r}; see `workbench eval tasks`.")
+        more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
+        typer.echo(f"{name}: {', '.join(matches[:5])}{more}", err=True)
+        names += matches
+    return list(dict.fromkeys(names))
+
+
+def _matches(pattern: str) -> list[str]:
+    """The benchmarks that a pattern matches, without those that another match contains."""
+    from evals.tasks.registry import manager, names
+
+    index: Mapping[str, Any] = manager().task_index
+    found = fnmatch.filter(names(), pattern)
+    # A tag is no benchmark with a score of its own: its tasks stand for it.
+    found = [name for name in found if not _is_tag(index[name]) or not set(_children(index, name)) & set(found)]
+    inside = {member for name in found for member in _members(index, name)}
+    return [name for name in found if name not in inside]
+
+
+def _is_tag(entry: Any) -> bool:
+    return str(entry.kind.name) == "TAG"
+
+
+def _children(index: Mapping[str, Any], name: str) -> list[str]:
+    entry = index.get(name)
+    if entry is None:
+        return []
+    if _is_tag(entry):
+        return sorted(entry.tags)
+    parts = (entry.cfg or {}).get("task")
+    parts = parts if isinstance(parts, list) else []
+    return [str(part.get("task") or part.get("group")) if isinstance(part, dict) else str(part) for part in parts]
+
+
+def _members(index: Mapping[str, Any], name: str) -> set[str]:
+    """Every group, tag and task inside a group."""
+    children = set(_children(index, name)) - {name}
+    return children | {member for child in children for member in _members(index, child)}
