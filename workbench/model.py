@@ -156,7 +156,8 @@ class Transformer(nn.Module):
             weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
             logits = tensor_parallel.gather(matmul_few_rows(tensor_parallel.copy_to(x), weight), -1)
         logits = logits.float()
-        tap = hook_points.tap_for(self, self.config, torch.arange(start, start + x.shape[-2], device=x.device))
+        positions = torch.arange(start, start + x.shape[-2], device=x.device)
+        tap = hook_points.tap_for(self, self.config, positions, only_logits=True)
         return tap("hook_logits", logits) if tap else logits
 
     def empty_cache(self, batch: int, capacity: int, *, pad: Tensor | None = None) -> KVCache:

@@ -20,7 +20,7 @@ from workbench.checkpoint.assemble import is_finite
 from workbench.config import ModelConfig
 from workbench.hooks.capture import Capture
 from workbench.hooks.hook_points import SCORES, Site, Subscription, expand, hook_names, layer_of, point_of, subscribe
-from workbench.hooks.interventions import position_axis
+from workbench.hooks.values import position_axis
 from workbench.layers.attention import AttentionInputs
 from workbench.model import Transformer
 

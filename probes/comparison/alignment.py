@@ -18,7 +18,7 @@ from workbench.errors import HookError
 from workbench.hooks.capture import Capture
 from workbench.hooks.capture_request import Request
 from workbench.hooks.hook_points import PATTERN, SCORES, compute, expand, hook_names, layer_of, point_of
-from workbench.hooks.interventions import position_axis
+from workbench.hooks.values import position_axis
 from workbench.layers.rope import to_adjacent
 
 Align = Literal["equal", "prefix", "suffix"]

@@ -68,6 +68,7 @@ _L = "blocks.{l}."
 SCORES, PATTERN = "attn.hook_attn_scores", "attn.hook_pattern"
 ROW_STATS, MAP, KEY_MASS = "attn.hook_stats", "attn.hook_map", "attn.hook_key_mass"
 SUMMARIES = (ROW_STATS, MAP, KEY_MASS)  # of a pattern: computed from it, cannot be edited
+LOGITS = "hook_logits"
 FROM_INPUTS = (SCORES, PATTERN, *SUMMARIES)
 
 HOOKS: tuple[HookPoint, ...] = (
@@ -95,7 +96,7 @@ HOOKS: tuple[HookPoint, ...] = (
     _row(_L + "hook_mlp_out", "batch pos dim", "what the MLP adds to the stream"),
     _row(_L + "hook_resid_post", "batch pos dim", "the stream after the MLP is added"),
     *_norm("ln_final", "the last stream"),
-    _row("hook_logits", "batch pos vocab", "output of the unembedding, float32"),
+    _row(LOGITS, "batch pos vocab", "output of the unembedding, float32"),
 )
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
@@ -105,6 +106,11 @@ _BY_NAME = {point.name: point for point in HOOKS}
 def point_of(name: str) -> HookPoint:
     """The table's row for a full hook name such as `blocks.3.attn.hook_z`."""
     return _BY_NAME[_LAYER.sub("blocks.{l}.", name)]
+
+
+def known(name: str) -> bool:
+    """Whether a text is a full hook name of some model, rather than a pattern of names."""
+    return _LAYER.sub("blocks.{l}.", name) in _BY_NAME
 
 
 def layer_of(name: str) -> int | None:
@@ -223,9 +229,11 @@ class _Entry:
     def close(self) -> None:
         self.model = self.subscription = None
 
-    def run_at(self, positions: Tensor) -> None:
-        """Note the positions of a run, which are consecutive."""
-        if not self.missed or not len(positions):
+    def run_at(self, positions: Tensor, only_logits: bool) -> None:
+        """Note the positions of a run, which are consecutive, if it reaches hook points of the subscription."""
+        if not self.missed or not len(positions) or self.subscription is None:
+            return
+        if not (LOGITS in self.subscription.names if only_logits else self.subscription.names - {LOGITS}):
             return
         self._ran, first, last = True, int(positions[0]), int(positions[-1])
         self.missed = frozenset(p for p in self.missed if not first <= p <= last)
@@ -448,17 +456,20 @@ def _notify(s: Subscription, site: Site, x: Tensor) -> None:
         )
 
 
-def tap_for(model: object, config: ModelConfig, positions: Tensor) -> Tap | None:
-    """The Tap of one run; None, at the cost of one look-up, if there are no subscriptions."""
+def tap_for(model: object, config: ModelConfig, positions: Tensor, *, only_logits: bool = False) -> Tap | None:
+    """The Tap of one run; None, at the cost of one look-up, if there are no subscriptions.
+
+    only_logits: of the unembedding, which may run alone and reaches no other hook point.
+    """
     entries = [entry for entry in _ACTIVE.get() if entry.model is model]
     if not entries:
         return None
     for entry in entries:
-        entry.run_at(positions)
+        entry.run_at(positions, only_logits)
     return Tap([entry.subscription for entry in entries if entry.subscription is not None], config, positions)
 
 
 __all__ = [
     "HOOKS", "HookPoint", "Scope", "Site", "Subscription", "Tap", "active", "clear", "expand", "hook_names",
-    "layer_of", "point_of", "subscribe", "tap_for",
+    "known", "layer_of", "point_of", "subscribe", "tap_for",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from workbench.hooks import interventions
 from workbench.hooks.intervention import Intervention
 from workbench.hooks.interventions import Ablate, Scale, Targeted
 from workbench.hooks.rope_scaling import scaling_of
+from workbench.hooks.specification import ranges
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _words(change: Intervention) -> str:
             del fields["truncate"]
         return ", ".join(f"{key}={value}" for key, value in fields.items())
     where = f" heads {','.join(map(str, change.heads))}" if change.heads is not None else ""
-    where += f" positions {','.join(map(str, change.positions))}" if change.positions is not None else ""
+    where += f" positions {ranges(change.positions).replace(', ', ',')}" if change.positions is not None else ""
     return f"{change.kind} {change.target}{where}" + (f" x {change.factor:g}" if isinstance(change, Scale) else "")
 
 

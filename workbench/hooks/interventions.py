@@ -7,33 +7,26 @@ the model's code: the hook points apply it. Positions are absolute, also with a 
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.config import ModelConfig
-from workbench.errors import InterventionError
+from workbench.errors import InterventionError, WorkbenchError
+from workbench.hooks import values
 from workbench.hooks.hook_points import SCORES, SUMMARIES, HookPoint, Site, Subscription, expand, point_of
 from workbench.hooks.intervention import Intervention
+from workbench.hooks.specification import from_stored, number, target_name, tensor_of, to_stored, whole_numbers
+from workbench.hooks.values import Activations, position_axis
 
 _HEAD = re.compile(r"^L(\d+)H(\d+)$")
 _PART = re.compile(r"^L(\d+)\.(attn|mlp)$")
-
-
-class Activations(Protocol):
-    """The part of `Capture` that a patch reads: tensors by hook name, and their heads and positions."""
-
-    @property
-    def heads(self) -> Sequence[int] | None: ...
-    @property
-    def positions(self) -> Sequence[int] | None: ...
-    def __getitem__(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +34,8 @@ class Targeted(Intervention):
     """An intervention at hook points, with the heads and positions that it changes.
 
     heads: global head numbers; None for all. positions: absolute token positions; None for all.
+    Raises: InterventionError for a field that is not what it should be. What depends on the model is checked by
+            `subscription`, which `model.intervene` calls.
     """
 
     target: str
@@ -48,15 +43,13 @@ class Targeted(Intervention):
     positions: Sequence[int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        target_name(self.target)
         for name in ("heads", "positions"):
             numbers = getattr(self, name)
             if numbers is not None:
-                object.__setattr__(self, name, tuple(int(n) for n in numbers))
-        head = _HEAD.match(self.target)
-        if head and self.heads is not None:
-            raise InterventionError(f"{self.target} already names a head; remove heads={self.heads}.")
-        if self.positions is not None and min(self.positions, default=0) < 0:
-            raise InterventionError(f"positions are counted from 0, found {min(self.positions)}.")
+                object.__setattr__(self, name, whole_numbers(numbers, name))
+        if _HEAD.match(self.target) and self.heads is not None:
+            raise InterventionError(f"{self.target} already names a head; remove heads={list(self.heads)}.")
 
     @property
     def hook(self) -> str:
@@ -108,8 +101,7 @@ class Targeted(Intervention):
             width = point.width("head", config) if "head" in point.axes else None
             if width is None:
                 raise InterventionError(f"{name} has no heads; its axes are {' '.join(point.axes)}.")
-            if not heads or min(heads) < 0 or max(heads) >= width:
-                raise InterventionError(f"{name} has heads 0 to {width - 1}, found {list(heads)}.")
+            values.check_heads(name, heads, width)
 
     def _edit(self, site: Site, x: Tensor) -> Tensor:
         # Narrow to the chosen heads and positions, change that part, and put it back into a copy.
@@ -155,6 +147,10 @@ class Scale(Targeted):
     factor: float
     kind: ClassVar[str] = "scale"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "factor", number(self.factor, "factor"))
+
     def change(self, site: Site, x: Tensor) -> Tensor:
         scaled = x * self.factor
         return torch.where(x == float("-inf"), x, scaled) if site.name.endswith(SCORES) else scaled
@@ -167,9 +163,12 @@ class Scale(Targeted):
 class _Valued(Targeted):
     """An intervention with a tensor: a vector along the last axis, or one value for each position.
 
+    A capture of another run stands for what it holds of the hook: its own heads and positions are changed, or those of
+    them that `heads` and `positions` name. What it does not hold is refused.
     Shapes: value [last axis]; or the hook's axes with heads narrowed to those chosen (the head axis may be left out
             for a single head), batch and positions 1 or as in the run. Position p of the value goes to absolute
-            position p; with `positions`, its i-th entry goes to the i-th of them.
+            position p; with `positions`, its i-th entry goes to the i-th of them. Keys after the last query, which
+            the mask hides, may be missing or too many.
     """
 
     value: Tensor | Activations | Sequence[float] | float
@@ -177,11 +176,17 @@ class _Valued(Targeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         value = self.value
-        if isinstance(value, int | float | list | tuple):
-            value = torch.tensor(value, dtype=torch.float32)
-        elif not isinstance(value, Tensor):
-            value = self._from_capture(value)  # type: ignore[arg-type]
-        object.__setattr__(self, "value", value.detach())
+        if isinstance(value, Activations):
+            held = values.held_by(value, self.hook, heads=self.chosen_heads, positions=self.positions)
+            value = held.value
+            object.__setattr__(self, "positions", tuple(held.positions))
+            if held.heads is not None and self.chosen_heads is None:
+                object.__setattr__(self, "heads", tuple(held.heads))
+        object.__setattr__(self, "value", tensor_of(value))
+        for name in ("heads", "positions"):
+            numbers = getattr(self, name) or ()
+            if len(set(numbers)) < len(numbers):
+                raise InterventionError(f"{name} of a value must differ, found {list(numbers)}.")
 
     @property
     def tensor(self) -> Tensor:
@@ -192,59 +197,17 @@ class _Valued(Targeted):
     def _position_independent(self) -> bool:
         return super()._position_independent and self.tensor.dim() < 2
 
-    def _from_capture(self, capture: Activations) -> Tensor:
-        if capture.heads is not None:
-            raise InterventionError("the capture has only some heads; capture all heads, or pass a tensor.")
-        value = capture[self.hook]
-        axes = point_of(self.hook).axes
-        if (heads := self.chosen_heads) is not None:
-            value = value.index_select(axes.index("head"), torch.tensor(heads, device=value.device))
-        if self.positions is not None and capture.positions is None:
-            chosen = torch.tensor(self.positions, device=value.device)
-            value = value.index_select(position_axis(point_of(self.hook)), chosen)
-        return value
+    def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
+        super()._check(name, point, config)
+        heads, positions = self.chosen_heads, self.positions
+        values.check_shape(self.tensor, name, heads=heads, positions=positions, config=config)
 
     def value_at(self, site: Site, x: Tensor) -> Tensor:
-        """The value at the positions of x, broadcastable to x."""
-        value = self.tensor.to(x.device)
-        if value.dim() < 2:
-            return value
-        heads = self.chosen_heads
-        if value.dim() == x.dim() - 1 and heads is not None and len(heads) == 1:
-            value = value.unsqueeze(site.point.axes.index("head"))
-        if value.dim() != x.dim():
-            raise InterventionError(
-                f"the value for {site.name} has shape {tuple(self.tensor.shape)}; the hook's axes are "
-                f"{' '.join(site.point.axes)}. Pass all of these axes, or one vector along the last."
-            )
-        axis = position_axis(site.point)
-        if value.shape[axis] != 1:
-            index = self._value_index(site)
-            if int(index.max()) >= value.shape[axis]:
-                raise InterventionError(
-                    f"the value for {site.name} covers {value.shape[axis]} positions, but this run is at "
-                    f"position {int(index.max())}. Pass positions= to say which ones to change."
-                )
-            value = value.index_select(axis, index)
-        try:
-            return value.expand_as(x)
-        except RuntimeError:
-            raise InterventionError(
-                f"the value for {site.name} has shape {tuple(self.tensor.shape)}, which does not fit {tuple(x.shape)}."
-            ) from None
-
-    def _value_index(self, site: Site) -> Tensor:
-        """Index into the value for each position that this run changes."""
-        if self.positions is None:
-            return site.positions
-        changed = [p for p in site.positions.tolist() if p in self.positions]
-        return torch.tensor([self.positions.index(p) for p in changed], device=site.positions.device)
+        """The value at the positions of x. Shapes: -> as x"""
+        return values.value_at(self.tensor, site, x, heads=self.chosen_heads, positions=self.positions)
 
     def to_dict(self) -> dict[str, Any]:
-        value = self.tensor.cpu().contiguous()
-        data = base64.b64encode(value.reshape(-1).view(torch.uint8).numpy().tobytes()).decode()
-        stored = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape), "base64": data}
-        return {**super().to_dict(), "value": stored}
+        return {**super().to_dict(), "value": to_stored(self.tensor)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,34 +230,52 @@ class Patch(_Valued):
         return self.value_at(site, x).to(x.dtype)
 
 
-def position_axis(point: HookPoint) -> int:
-    """Index of a hook point's position axis: `pos`, or `query_pos` for scores and pattern."""
-    return point.axes.index("pos" if "pos" in point.axes else "query_pos")
-
-
 def to_json(interventions: Iterable[Intervention]) -> str:
     """Interventions as JSON, bit-exact: `from_json` gives them back."""
     return json.dumps([i.to_dict() for i in interventions], sort_keys=True)
 
 
 def from_json(text: str) -> tuple[Intervention, ...]:
-    """Read interventions from JSON. Raises: InterventionError for JSON that is not a list of interventions."""
+    """Read interventions from JSON.
+
+    Raises: InterventionError for anything but a list of interventions, and for a field that is not what it should be.
+    """
     try:
-        interventions = []
-        for entry in json.loads(text):
-            entry = dict(entry)
-            cls: Callable[..., Intervention] = Intervention.kinds[entry.pop("kind")]
-            if "value" in entry:
-                entry["value"] = _tensor(entry["value"])
-            interventions.append(cls(**entry))
-        return tuple(interventions)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InterventionError(
-            f'not a list of interventions ({type(error).__name__}: {error}); an example is [{{"kind": "ablate", '
-            '"target": "L5H3"}].'
-        ) from error
+        entries = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _not_a_list(f"{type(error).__name__}: {error}") from error
+    if not isinstance(entries, list):
+        raise _not_a_list(f"found {type(entries).__name__}")
+    interventions = []
+    for i, entry in enumerate(entries):
+        try:
+            interventions.append(_from_entry(entry))
+        except WorkbenchError as error:
+            raise _not_a_list(f"entry {i + 1}: {error}") from error
+    return tuple(interventions)
 
 
-def _tensor(stored: dict[str, Any]) -> Tensor:
-    data = bytearray(base64.b64decode(stored["base64"]))
-    return torch.frombuffer(data, dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])
+def _from_entry(entry: Any) -> Intervention:
+    kinds = Intervention.kinds
+    if not isinstance(entry, dict):
+        raise InterventionError(f"expected an object, found {type(entry).__name__}")
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InterventionError(f"kind is one of {', '.join(sorted(kinds))}; found {reprlib.repr(kind)}")
+    parameters = {f.name: f for f in fields(kinds[kind])}  # type: ignore[arg-type]  # each kind is a dataclass
+    unknown = sorted(set(entry) - {"kind", *parameters})
+    if unknown:
+        raise InterventionError(f"{kind} has no field {unknown[0]!r}; its fields are {', '.join(parameters)}")
+    needed = [name for name, f in parameters.items() if f.default is MISSING and name not in entry]
+    if needed:
+        raise InterventionError(f"{kind} needs {needed[0]!r}")
+    values_by_name = {name: value for name, value in entry.items() if name != "kind"}
+    if "value" in values_by_name:
+        values_by_name["value"] = from_stored(values_by_name["value"])
+    return kinds[kind](**values_by_name)
+
+
+def _not_a_list(reason: str) -> InterventionError:
+    return InterventionError(
+        f'not a list of interventions ({reason}); an example is [{{"kind": "ablate", "target": "L5H3"}}].'
+    )

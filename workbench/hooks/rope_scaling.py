@@ -5,6 +5,7 @@ The mathematics is in `workbench.layers.rope`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, DataError, InterventionError
 from workbench.hooks.hook_points import Subscription
 from workbench.hooks.intervention import Intervention
+from workbench.hooks.specification import number
 from workbench.layers import rope
 
 
@@ -44,13 +46,19 @@ class RopeScaling(Intervention):
 
     def __post_init__(self) -> None:
         if isinstance(self.llama3, dict):  # as JSON has it
-            object.__setattr__(self, "llama3", Llama3Scaling(**self.llama3))
+            known = {f.name for f in fields(Llama3Scaling)}
+            if not set(self.llama3) <= known:
+                raise InterventionError(f"llama3 has the fields {', '.join(sorted(known))}; found {self.llama3!r}.")
+            numbers = {name: number(value, f"llama3's {name}") for name, value in self.llama3.items()}
+            object.__setattr__(self, "llama3", Llama3Scaling(**numbers))
         if self.llama3 is not None and not isinstance(self.llama3, Llama3Scaling):
             raise InterventionError(f"llama3 must be a Llama3Scaling, found {self.llama3!r}.")
+        for name, value in asdict(self.llama3).items() if self.llama3 else ():
+            if not math.isfinite(number(value, f"llama3's {name}")):
+                raise ConfigError(f"llama3's {name} must be finite, found {value}.")
         for name in ("theta", "interpolation", "ntk", "yarn", "temperature"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise InterventionError(f"{name} must be a number, found {value!r}.")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, number(getattr(self, name), name))
         if not isinstance(self.truncate, bool):
             raise InterventionError(f"truncate must be true or false, found {self.truncate!r}.")
         if self.yarn is None and not self.truncate:
@@ -59,8 +67,14 @@ class RopeScaling(Intervention):
             raise ConfigError(f"temperature must be positive, found {self.temperature}.")
 
     def rotary(self, config: ModelConfig) -> rope.Rotary:
-        """The rotary embedding of a model of this shape under this scaling."""
-        return _rotary(self, config)
+        """The rotary embedding of a model of this shape under this scaling.
+
+        Raises: ConfigError for a scaling that does not fit, or whose frequencies are not finite numbers.
+        """
+        try:
+            return _rotary(self, config)
+        except OverflowError as error:
+            raise ConfigError(f"the frequencies of {self.to_dict()} are not finite.") from error
 
     def subscription(self, config: ModelConfig) -> Subscription:
         """This scaling on a model of this shape."""
@@ -110,6 +124,8 @@ def _rotary(scaling: RopeScaling, config: ModelConfig) -> rope.Rotary:
             truncate=scaling.truncate,
             dtype=torch.float32,  # as in the model
         )
+    if not bool(freqs.isfinite().all()):
+        raise ConfigError(f"the frequencies of {scaling.to_dict()} are not finite.")
     temperature = scaling.temperature
     if temperature is None:
         replaced = any(method is not None for method in (scaling.llama3, scaling.interpolation, scaling.ntk))

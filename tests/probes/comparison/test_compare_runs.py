@@ -160,15 +160,15 @@ def test_patterns_are_read_in_blocks(
     assert max(sizes) <= 2000 and 0.5 < sum(sizes) / (2 * 3 * 2 * 4 * 24 * 24) < 0.7  # keys that nobody sees are left
 
 
-def test_weights_on_later_tokens_count(tiny_model: Transformer, tokens: torch.Tensor) -> None:
-    """An intervention may look ahead, which no pattern made from q and k does."""
-    ahead = torch.zeros(1, 1, 24, 24)
-    ahead[0, 0, 3, 20] = 0.5
+def test_weights_that_an_intervention_adds_count(tiny_model: Transformer, tokens: torch.Tensor) -> None:
+    """A weight where the query saw nothing before; a weight on a later token stays masked."""
+    added = torch.zeros(1, 1, 24, 24)
+    added[0, 0, 20, 3], added[0, 0, 3, 20] = 0.5, 0.5
     name = "blocks.1.attn.hook_pattern"
-    a, b = (
-        capture(tiny_model, tokens, names=name),
-        capture(tiny_model, tokens, wb.Add(name, ahead, heads=[1]), names=name),
-    )
+    unseen = torch.zeros(1, 1, 24, 24).masked_fill(added.tril() > 0, -torch.inf)
+    without = wb.Add("blocks.1.attn.hook_attn_scores", unseen, heads=[1])
+    a = capture(tiny_model, tokens, without, names=name)
+    b = capture(tiny_model, tokens, without, wb.Add(name, added, heads=[1]), names=name)
     for comparison in (compare_runs.compare(a, b), compare_runs.compare(b, a)):
         assert comparison.by_head is not None
         assert comparison.by_head.largest[0] == pytest.approx([0, 0.5, 0, 0], abs=1e-6)

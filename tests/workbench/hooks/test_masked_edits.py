@@ -43,7 +43,7 @@ def test_negated_scores_are_the_softmax_of_the_negated_seen_ones(tiny_model) -> 
     assert negated.triu(1).abs().max() == 0
 
 
-numbers = st.floats(-50, 50) | st.sampled_from([0.0, -0.0, -1.0, 1e30])
+numbers = st.floats(-50, 50) | st.sampled_from([0.0, -0.0, -1.0])
 targets = st.sampled_from([SCORES, PATTERN])
 heads = st.none() | st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True)
 positions = st.none() | st.lists(st.integers(0, 8), min_size=1, max_size=9, unique=True)

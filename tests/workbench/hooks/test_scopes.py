@@ -146,6 +146,12 @@ def test_positions_that_no_run_reaches_are_named(tiny_model) -> None:
             tiny_model(TOKENS)
 
 
+def test_positions_of_the_logits_are_those_that_are_unembedded(tiny_model) -> None:
+    change = wb.Add("hook_logits", 1.0, positions=[3, 9])
+    with pytest.warns(WorkbenchWarning, match="hook_logits: no run reached position 3,"), tiny_model.intervene(change):
+        tiny_model.unembed(tiny_model.hidden(TOKENS)[:, -1:], start=9)
+
+
 def test_positions_reached_later_or_never_run_are_no_reason_to_warn(tiny_model) -> None:
     cache = tiny_model.empty_cache(2, 10)
     with warnings.catch_warnings():
@@ -155,6 +161,8 @@ def test_positions_reached_later_or_never_run_are_no_reason_to_warn(tiny_model) 
             tiny_model(TOKENS[:, 8:9], cache)
         with tiny_model.intervene(wb.Ablate("L1H2", positions=[500])):
             pass
+        with tiny_model.intervene(wb.Ablate("L1H2", positions=[3])):
+            tiny_model.unembed(torch.zeros(1, 1, 32), start=9)  # reaches no head
         with pytest.raises(ZeroDivisionError), tiny_model.intervene(wb.Ablate("L1H2", positions=[500])):
             tiny_model(TOKENS)
             raise ZeroDivisionError
