@@ -9,12 +9,36 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from workbench.errors import CheckpointError
+
 SAMPLED = 256  # sampled values per weight
+
+
+class FileState(NamedTuple):
+    """A file's identity and times, which show whether it was written to or replaced; -1 if it does not exist.
+
+    Units: size in bytes, `modified` and `status` (st_mtime, st_ctime) in ns since 1970
+    """
+
+    path: Path
+    size: int
+    modified: int
+    status: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        try:
+            stat = path.stat()
+        except OSError:
+            return cls(path, -1, -1, -1, -1, -1)
+        return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino)
 
 
 @dataclass(frozen=True)
@@ -22,25 +46,40 @@ class ModelSource:
     """The directory that a model was loaded from; hashes are computed when they are first read.
 
     `hash_checkpoint` returns the SHA-256 of the directory's weights and configuration, hex. `files` are its weights and
-    configuration as they were before loading: path, size, modification time. `adapter` is the folder of a LoRA adapter
+    configuration as they were before loading. `adapter` is the folder of a LoRA adapter
     that was merged into the weights; `hash_checkpoint` and `files` cover it.
     """
 
     path: Path
     hash_checkpoint: Callable[[Path], str]
     tokenizer_sha256: str | None = None
-    files: tuple[tuple[Path, int, int], ...] = ()
+    files: tuple[FileState, ...] = ()
     adapter: Path | None = None
 
     @cached_property
     def checkpoint_sha256(self) -> str:
-        """SHA-256 over the weights and the configuration, hex."""
-        return self.hash_checkpoint(self.path)
+        """SHA-256 over the weights and the configuration, hex.
+
+        Raises: CheckpointError if the files changed while they were read.
+        """
+        sha256 = self.hash_checkpoint(self.path)
+        if not self._unchanged:
+            raise CheckpointError(f"{self.path} was changed while it was read; load the model again.")
+        return sha256
+
+    @property
+    def _unchanged(self) -> bool:
+        return file_states(file.path for file in self.files) == self.files
 
     @property
     def intact(self) -> bool:
         """Whether the hash is known, or the loaded files are unchanged, so that it can be computed."""
-        return "checkpoint_sha256" in self.__dict__ or file_stats(path for path, *_ in self.files) == self.files
+        return "checkpoint_sha256" in self.__dict__ or self._unchanged
+
+    @property
+    def overwritten(self) -> Path | None:
+        """A file of the model that was written to in place since loading, as `overwritten` says; None if none was."""
+        return overwritten(self.files, lambda: self.hash_checkpoint(self.path) == self.checkpoint_sha256)
 
     @property
     def name(self) -> str:
@@ -61,10 +100,26 @@ def display_name(path: Path) -> str:
     return (hub_repository(path) or path.name).rpartition("/")[2]
 
 
-def file_stats(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
-    """Path, size in bytes and modification time in ns of each file; -1 and -1 for a file that does not exist."""
-    stats = [(path, path.stat() if path.exists() else None) for path in files]
-    return tuple((path, stat.st_size, stat.st_mtime_ns) if stat else (path, -1, -1) for path, stat in stats)
+def file_states(files: Iterable[Path]) -> tuple[FileState, ...]:
+    return tuple(map(FileState.of, files))
+
+
+def overwritten(files: Iterable[FileState], same_content: Callable[[], bool]) -> Path | None:
+    """A file that was written to in place since these states were taken; None if none was.
+
+    Weights that are mapped from such a file have changed with it. A file that was deleted or replaced by another one
+    does not change what was mapped. `same_content` is called only if nothing but st_ctime differs, which a change of
+    permissions also does: it reads the files again.
+    """
+    touched = None
+    for before in files:
+        now = FileState.of(before.path)
+        if now == before or (now.device, now.inode) != (before.device, before.inode):
+            continue
+        if (now.size, now.modified) != (before.size, before.modified):
+            return before.path
+        touched = before.path
+    return None if touched is None or same_content() else touched
 
 
 def weight_fingerprint(model: nn.Module) -> tuple[Any, ...]:

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.models.response_cache import Compute, ResponseCache
+from evals.models.response_cache import Compute, ResponseCache, overwritten_error
+from evals.models.units import TEXTS_PER_UNIT, generations_per_unit, scores_per_unit
 from evals.runtime.progress import bar
 from evals.store.store import cache_key
 from workbench import provenance
@@ -24,8 +25,6 @@ from workbench.errors import DataError
 if TYPE_CHECKING:
     from workbench.hooks.intervention import Intervention
 
-# As in `evals.models.workbench_lm`: small enough to lose little if the process is killed.
-_SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
 # The versions of these packages also affect the answers.
 PACKAGES = ("transformers", "vllm", "accelerate")
 
@@ -43,8 +42,18 @@ class Backend:
     resumed.
     """
 
-    def __init__(self, lm: Any, name: str, arguments: Mapping[str, Any], *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        files: tuple[provenance.FileState, ...] = (),
+    ) -> None:
+        """`files` are those of the model's folder before it was loaded."""
         self.lm, self.name, self.arguments, self._seed = lm, name, dict(arguments), seed
+        self._files, self._sha256 = files, ""
         self.response_cache = ResponseCache()
         self.packages = PACKAGES
         self.not_finite: set[tuple[str, int]] = set()  # (task, doc_id) of questions with NaN as a log-likelihood
@@ -77,8 +86,10 @@ class Backend:
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
         where = None if device == "auto" else device
+        folder = _folder(arguments)
+        files = provenance.file_states(_files(folder)) if folder else ()
         lm = create_model(name, arguments, batch_size=batch_size, device=where)
-        return cls(lm, name, arguments, seed=seed)
+        return cls(lm, name, arguments, seed=seed, files=files)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lm, name)
@@ -88,18 +99,27 @@ class Backend:
     @property
     def checkpoint(self) -> Path | None:
         """The local folder of the model, if it has one."""
-        paths = [self.arguments[key] for key in ("pretrained", "model") if key in self.arguments]
-        return Path(paths[0]) if paths and Path(paths[0]).is_dir() else None
+        return _folder(self.arguments)
 
-    def identity(self, run: str) -> tuple[Any, ...]:
+    def identity(self, run: str) -> tuple[Any, ...] | None:
+        """The identity that responses are cached under; None if the model's files changed while it was loaded."""
         folder = self.checkpoint
         versions = provenance.versions("lm-eval", *PACKAGES)
         arguments = {key: str(value) for key, value in self.arguments.items()}
         if folder is None:
             return ("lm-eval", self.name, arguments, versions, run)
         parts = {key: folder_sha256(Path(value)) for key, value in arguments.items() if Path(value).is_dir()}
+        if self._files and provenance.file_states(_files(folder)) != self._files:
+            return None
+        self._sha256 = folder_sha256(folder)
         same = {key: value for key, value in arguments.items() if key not in parts}
         return ("lm-eval", self.name, same, parts, versions, str(getattr(self.lm, "device", None)))
+
+    def check_unchanged(self) -> None:
+        """Raises: CheckpointError if a file of the model's folder was written to since it was loaded."""
+        folder = self.checkpoint
+        if folder and (path := provenance.overwritten(self._files, lambda: folder_sha256(folder) == self._sha256)):
+            raise overwritten_error(path)
 
     def apply_interventions(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
         assert not interventions, "Settings rejects interventions for other backends"
@@ -127,6 +147,10 @@ class Backend:
     @property
     def device(self) -> str:
         return str(getattr(self.lm, "_device", None) or "unknown")
+
+    @property
+    def _device_type(self) -> str:
+        return self.device.partition(":")[0]
 
     @property
     def max_length(self) -> int | None:
@@ -163,7 +187,7 @@ class Backend:
             return [[_number_or_none(value), bool(greedy)] for value, greedy in scores]
 
         questions = [("loglikelihood", *request.args) for request in requests]
-        scores = self._answers(questions, ask, _SCORES_PER_UNIT, "scoring")
+        scores = self._answers(questions, ask, scores_per_unit(self._device_type, math.inf), "scoring")
         values = self._with_nan(requests, [value for value, _ in scores])
         return [(value, greedy) for value, (_, greedy) in zip(values, scores, strict=True)]
 
@@ -172,7 +196,7 @@ class Backend:
             totals = self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)
             return [_number_or_none(total) for total in totals]
 
-        totals = self._answers([("rolling", *r.args) for r in requests], ask, _TEXTS_PER_UNIT, "scoring")
+        totals = self._answers([("rolling", *r.args) for r in requests], ask, TEXTS_PER_UNIT, "scoring")
         return self._with_nan(requests, totals)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -190,7 +214,8 @@ class Backend:
             text = json.dumps(request.args, sort_keys=True, default=str)
             questions.append(("generate", text, self._seed, seen[text]))
             seen[text] += 1
-        return self._answers(questions, ask, _GENERATIONS_PER_UNIT, "generating")
+        unit = generations_per_unit(self._device_type, 0)
+        return self._answers(questions, ask, unit, "generating")
 
     def _with_nan(self, requests: Sequence[Any], stored: Sequence[float | None]) -> list[float]:
         """Stored values with NaN for None; notes the questions that have it."""
@@ -210,10 +235,19 @@ def _number_or_none(value: Any) -> float | None:
     return None if math.isnan(number := float(value)) else number
 
 
+def _folder(arguments: Mapping[str, Any]) -> Path | None:
+    paths = [arguments[key] for key in ("pretrained", "model") if key in arguments]
+    return Path(paths[0]) if paths and Path(paths[0]).is_dir() else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def folder_sha256(folder: Path) -> str:
     """SHA-256 over the names and contents of a folder's files."""
     sha = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in _files(folder):
         sha.update(str(path.relative_to(folder)).encode() + b"\0")
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())

@@ -23,12 +23,13 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 import workbench as wb
 from evals.models.generation_args import DEFAULT_TOKENS, GenerationArgs, sample_seeds
-from evals.models.response_cache import ENGINE, ResponseCache, model_identity, sha256_of_ids
+from evals.models.response_cache import ENGINE, ResponseCache, model_identity, overwritten_error, sha256_of_ids
 from evals.models.token_trace import TokenTraces
+from evals.models.units import TEXTS_PER_UNIT, generations_per_unit, new_tokens, scores_per_unit
 from evals.runtime.progress import Bar, bar
 from workbench import provenance
 from workbench.checkpoint import load_model
-from workbench.errors import ChatError, DataError, TokenizerError, WorkbenchWarning
+from workbench.errors import ChatError, CheckpointError, DataError, TokenizerError, WorkbenchWarning
 from workbench.hooks.intervention import active_interventions
 from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source, warn_of_builtin_format
 
@@ -37,15 +38,7 @@ if TYPE_CHECKING:
     from workbench.hooks.intervention import Intervention
     from workbench.text.tokenizer import Tokenizer
 
-
 _DEFAULT_BATCH_SIZE = 32
-# Requests per unit (computed and saved together): enough for full batches, few enough to lose little if killed.
-_SCORES_PER_UNIT, _TEXTS_PER_UNIT, _GENERATIONS_PER_UNIT = 512, 16, 64
-_BATCHES_PER_UNIT = (
-    4  # finished rows are replaced by waiting ones of the same unit; a unit of one batch has none waiting
-)
-
-
 # Llama 3's vocabulary always splits after a line break and before a letter, so lines can be encoded separately. Prompts
 # share most of their lines: those of a task its examples, the four of a question all but one.
 _LINES = re.compile(r"(?<=\n)(?=[A-Za-z])")
@@ -96,6 +89,7 @@ class WorkbenchLM(TemplateLM):
         self._quiet = not progress
         self.token_traces = TokenTraces()
         self.response_cache = ResponseCache()
+        self._source: provenance.ModelSource | None = None  # as it was when the run began
         self.packages: tuple[str, ...] = ()
         self.not_finite: set[tuple[str, int]] = set()  # (task, doc_id) of questions whose logits were not finite
 
@@ -103,7 +97,17 @@ class WorkbenchLM(TemplateLM):
 
     def identity(self, run: str) -> tuple[Any, ...] | None:
         """The identity that responses are cached under; None if there is none."""
+        self._source = self.model.source
         return model_identity(self.model)
+
+    def check_unchanged(self) -> None:
+        """Raises: CheckpointError if the model is no longer the one that was loaded, in memory or in its files."""
+        if self._source and (path := self._source.overwritten):
+            raise overwritten_error(path)
+        if self.model.source is None:
+            raise CheckpointError(
+                "the model's weights changed in memory while it answered. The answers from before the change are saved."
+            )
 
     def apply_interventions(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
         return self.model.intervene(*interventions)
@@ -242,9 +246,8 @@ class WorkbenchLM(TemplateLM):
         for texts, context, answer in requests:
             self.token_traces.add_scored(texts, context, answer, room=self.max_length + 1 - len(answer))
         # The four answers of a question share one long context: hash it once.
-        context_hashes = {
-            text: sha256_of_ids(ids) for text, ids in {texts[0]: context for texts, context, _ in requests}.items()
-        }
+        contexts = {texts[0]: context for texts, context, _ in requests}
+        context_hashes = {text: sha256_of_ids(ids) for text, ids in contexts.items()}
         questions = [("loglikelihood", context_hashes[texts[0]], list(answer)) for texts, _, answer in requests]
 
         def ask(indices: Sequence[int]) -> list[Any]:
@@ -252,8 +255,10 @@ class WorkbenchLM(TemplateLM):
             scores = wb.score(self.model, pairs, not_finite="keep", **self._score_arguments(pairs))
             return [[number_or_none(value), greedy] for value, greedy in scores]
 
+        tokens = new_tokens([*contexts.values()]) + sum(len(answer) for *_, answer in requests)
+        unit = scores_per_unit(self._device.type, 2 * self.parameters * tokens / max(1, len(requests)))
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
-            scores = self.response_cache.get_or_compute(questions, ask, unit=_SCORES_PER_UNIT, on_progress=bar.update)
+            scores = self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=bar.update)
         return [(math.nan if value is None else value, greedy) for value, greedy in scores]
 
     def _score_arguments(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, int]:
@@ -273,7 +278,7 @@ class WorkbenchLM(TemplateLM):
 
         with self._bar(len(requests), "scoring", disable_tqdm) as bar:
             stored = self.response_cache.get_or_compute(
-                [("rolling", sha256_of_ids(text)) for text in texts], ask, unit=_TEXTS_PER_UNIT, on_progress=bar.update
+                [("rolling", sha256_of_ids(text)) for text in texts], ask, unit=TEXTS_PER_UNIT, on_progress=bar.update
             )
         totals = [math.nan if total is None else total for total in stored]
         self.not_finite |= without_number(requests, totals)
@@ -339,7 +344,8 @@ class WorkbenchLM(TemplateLM):
 
         pairs = zip(prompts, seeds, strict=True)
         questions = [("generate", sha256_of_ids(prompt), args.key, seed) for prompt, seed in pairs]
-        unit = max(_GENERATIONS_PER_UNIT, _BATCHES_PER_UNIT * rows)
+        tokens = sum(map(len, prompts)) // max(1, len(prompts)) + args.tokens
+        unit = generations_per_unit(self._device.type, 2 * self.parameters * tokens, self.batch_size)
         return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=bar.update)
 
     def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:

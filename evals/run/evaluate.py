@@ -26,7 +26,7 @@ from evals.runtime import distributed
 from evals.runtime.distributed import Team
 from evals.store.store import MACHINES, Store, StoredRun
 from evals.tasks import hub, presets
-from workbench.errors import DataError, SandboxError
+from workbench.errors import CheckpointError, DataError, SandboxError
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -107,9 +107,11 @@ def evaluate(
         name = team.broadcast(lambda: _register_run(store, request, resumed))
         with (
             _recording_failure(store, name, settings.output, team, request),
-            _with_response_cache(lm, grader, store, name, team),
+            _with_response_cache(lm, grader, store, name, team, from_files=isinstance(model, str | Path)),
         ):
             results = lm_eval_runner.ask(lm, loaded, settings, team)
+            if lm.response_cache.cached:
+                lm.response_cache.cached.check()
 
             def write() -> Run:
                 rows, failed = results.pop("samples"), results.pop("failed")
@@ -202,18 +204,23 @@ def _recording_failure(store: Store, run: str, output: Path, team: Team, request
 
 @contextmanager
 def _with_response_cache(
-    lm: WorkbenchLM | Backend, grader: CodeGrader, store: Store, run: str, team: Team
+    lm: WorkbenchLM | Backend, grader: CodeGrader, store: Store, run: str, team: Team, *, from_files: bool
 ) -> Iterator[None]:
     """Read the model's answers and the programs' verdicts from the store, and write new ones to it.
 
-    Answers are stored only for a model that has an identity.
+    Answers are stored only for a model that has an identity, and as long as its files stay as they are.
+    Raises: CheckpointError if a model that was just loaded from files has none: they changed in the meantime.
     """
     from evals.models.response_cache import CachedResponses, ResponseCache
     from evals.tasks.code_metrics import VerdictCache
 
     identity = lm.identity(run)
+    if identity is None and from_files:
+        raise CheckpointError("the model's files changed while they were loaded; start the run again.")
     writer = store.writer(run, rank=team.rank) if team.writes_answers else None
-    lm.response_cache = ResponseCache(None if identity is None else CachedResponses(store, writer, identity), team)
+    lm.response_cache = ResponseCache(
+        None if identity is None else CachedResponses(store, writer, identity, lm.check_unchanged), team
+    )
     grader.verdict_cache = VerdictCache(store, writer) if writer else None
     try:
         yield

@@ -15,7 +15,7 @@ from workbench.errors import CheckpointError
 def fingerprint(path: str | Path, *, adapter: str | Path | None = None) -> str:
     """SHA-256, hex, over the names and contents of a checkpoint's configuration and weight files, and an adapter's.
 
-    A file is read again only if its path, size or modification time changed. The tokenizer is not included.
+    A file is read again only if its path, size or one of its times changed. The tokenizer is not included.
     Raises: CheckpointError if there is no checkpoint at the path, or a file cannot be read.
     """
     layout = find_layout(path)
@@ -33,12 +33,12 @@ def fingerprint(path: str | Path, *, adapter: str | Path | None = None) -> str:
 def _digest(file: Path) -> str:
     try:
         stat = file.stat()
-        return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns)
+        return _digest_of(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 @lru_cache(maxsize=4096)
-def _digest_of(file: Path, size: int, changed_ns: int) -> str:
+def _digest_of(file: Path, size: int, modified_ns: int, status_ns: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

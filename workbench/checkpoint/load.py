@@ -21,7 +21,7 @@ from workbench.config import ModelConfig
 from workbench.errors import ConfigError, WorkbenchError, WorkbenchWarning
 from workbench.layers import tensor_parallel
 from workbench.model import Transformer
-from workbench.provenance import ModelSource, file_stats
+from workbench.provenance import ModelSource, file_states
 from workbench.text.tokenizer import Tokenizer, find_tokenizer
 
 _DTYPES = {
@@ -66,7 +66,7 @@ def load_model(
     if adapter is not None:
         adapter = Path(adapter).expanduser()
         files += adapter_files(adapter)
-    stats = file_stats(files)
+    states = file_states(files)
     if adapter is not None:
         checkpoint = with_adapter(checkpoint, adapter)
     tokenizer, about_tokenizer = fitting_tokenizer(checkpoint.layout, checkpoint.config)
@@ -82,7 +82,7 @@ def load_model(
         checkpoint.layout.root,
         partial(fingerprint, adapter=adapter),
         tokenizer.sha256 if tokenizer else None,
-        stats,
+        states,
         adapter,
     )
     return model.eval()

@@ -112,9 +112,10 @@ def test_a_resumed_run_draws_what_one_left_alone_draws(
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from evals.models import lm_eval_backend
+    from evals.models import units
 
-    monkeypatch.setattr(lm_eval_backend, "_GENERATIONS_PER_UNIT", 2)
+    monkeypatch.setattr(units, "_FEWEST_GENERATIONS", 2)
+    monkeypatch.setattr(units, "_MOST_GENERATIONS", 2)
     warm = {"max_gen_toks": 4, "do_sample": True, "temperature": 5.0}
     settings = Settings(tasks=("demo_gsm8k",), output=tmp_path / "a", limit=6, backend="hf", gen_kwargs=warm)
     whole = evaluate(hub_folder, settings, device="cpu", dtype="float32")

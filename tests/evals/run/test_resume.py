@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,7 +27,7 @@ from evals.run.evaluate import evaluate, resume
 from evals.run.settings import Settings
 from evals.store.store import Store
 from workbench.cli import main
-from workbench.errors import DataError
+from workbench.errors import CheckpointError, DataError
 from workbench.model import Transformer
 
 Save = Callable[..., Path]
@@ -71,8 +72,9 @@ ASKED = ["--tasks", "demo_mmlu,demo_gsm8k", "--limit", "60", "--device", "cpu", 
 SMALL_UNITS = """
 import sys, time
 import workbench as wb
-from evals.models import workbench_lm as lm
-lm._SCORES_PER_UNIT, lm._GENERATIONS_PER_UNIT, lm._BATCHES_PER_UNIT = 8, 2, 0
+from evals.models import units
+units._FEWEST_SCORES, units._MOST_SCORES = 8, 8
+units._FEWEST_GENERATIONS, units._MOST_GENERATIONS = 2, 2
 def slowly(ask):
     def asked(*given, **options):
         time.sleep(0.1)
@@ -256,6 +258,85 @@ def test_a_model_changed_in_memory_answers_for_itself_alone(
     asked.clear()
     assert evaluate(tmp_path / "one", settings, dtype="float32").provenance["checkpoint_sha256"]
     assert sum(asked) == 2 * 4, "the answers of the changed model were served for the checkpoint"
+
+
+def overwrite(path: Path, *, keep_times: bool = False, mapped: bool = False) -> None:
+    """Zero the second half of a file in place."""
+    stat, size = path.stat(), path.stat().st_size
+    if mapped:
+        values = np.memmap(path, dtype=np.uint8, mode="r+")
+        values[size // 2 :] = 0
+        values.flush()
+    else:
+        with path.open("r+b") as file:
+            file.seek(size // 2)
+            file.write(bytes(size - size // 2))
+    if keep_times:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["written", "with its old times", "mapped"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # of the file, so that weights are mapped; and converted
+def test_a_checkpoint_written_to_during_a_run_keeps_no_answers_under_its_old_hash(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, dtype: str, capsys: Any
+) -> None:
+    settings = Settings(tasks=SUITES, output=tmp_path / "out", limit=3)
+    folder = saved("one")
+    expected = evaluate(folder, replace(settings, output=tmp_path / "alone"), dtype=dtype)
+    weights, generate = folder / "consolidated.00.safetensors", wb.generate
+    original = weights.read_bytes()
+
+    def overwriting(*given: Any, **options: Any) -> Any:
+        overwrite(weights, keep_times=how == "with its old times", mapped=how == "mapped")
+        return generate(*given, **options)
+
+    monkeypatch.setattr(wb, "generate", overwriting)
+    with pytest.raises(CheckpointError, match="was written to while the model answered"):
+        evaluate(folder, settings, dtype=dtype)
+    assert list_runs(tmp_path / "out") == [] and answered(tmp_path / "out") == 3 * 4, "the scored half was before"
+    assert "continue with `workbench eval resume" in capsys.readouterr().err
+
+    monkeypatch.setattr(wb, "generate", generate)
+    with weights.open("r+b") as file:
+        file.write(original)
+    with Store.open(tmp_path / "out") as store:
+        (row,) = store.runs()
+    assert comparable(resume(tmp_path / "out", row.id)) == comparable(expected)
+
+
+@pytest.mark.parametrize("what", ["replaced", "permissions"])
+def test_a_checkpoint_whose_loaded_content_stays_does_not_stop_a_run(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    settings, folder, generate = Settings(tasks=SUITES, output=tmp_path / "out", limit=3), saved("one"), wb.generate
+    expected = evaluate(folder, replace(settings, output=tmp_path / "alone"), dtype="float32")
+    other = saved("other", scale=1.01)
+
+    def replacing(*given: Any, **options: Any) -> Any:
+        if what == "permissions":
+            (folder / "params.json").chmod(0o600)
+        else:
+            (other / "consolidated.00.safetensors").replace(folder / "consolidated.00.safetensors")
+        return generate(*given, **options)
+
+    monkeypatch.setattr(wb, "generate", replacing)
+    assert comparable(evaluate(folder, settings, dtype="float32")) == comparable(expected)
+    assert answered(tmp_path / "out") == 3 * 5
+
+
+def test_weights_changed_in_memory_during_a_run_end_it(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, generate = wb.load_model(saved("one"), dtype="float32"), wb.generate
+
+    def changing(*given: Any, **options: Any) -> Any:
+        model.layers[0].attention.wo.weight.data[3] = 0
+        return generate(*given, **options)
+
+    monkeypatch.setattr(wb, "generate", changing)
+    with pytest.raises(CheckpointError, match="changed in memory"):
+        evaluate(model, Settings(tasks=SUITES, output=tmp_path / "out", limit=3))
+    assert answered(tmp_path / "out") == 3 * 4
 
 
 def test_a_kill_between_the_files_and_their_entry_leaves_one_result(

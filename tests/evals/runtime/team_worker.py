@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import workbench as wb
-from evals.models import workbench_lm
+from evals.models import units
 from workbench.cli import main
 
-workbench_lm._SCORES_PER_UNIT, workbench_lm._GENERATIONS_PER_UNIT, workbench_lm._BATCHES_PER_UNIT = 8, 2, 0
+units._FEWEST_SCORES, units._MOST_SCORES = 8, 8
+units._FEWEST_GENERATIONS, units._MOST_GENERATIONS = 2, 2
 
 
 def slowly(ask: Callable[..., Any]) -> Callable[..., Any]:
