@@ -6,7 +6,6 @@ by lm-eval itself can be read too. Does not use models or import lm_eval.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import stats
-from evals.results import json_text, sample_rows
+from evals.results import form, json_text, sample_rows
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,19 +96,19 @@ class Run:
 
     @property
     def model(self) -> str:
-        named = self.data.get("model_name") or self.data.get("config", {}).get("model")
+        named = self.data.get("model_name") or (self.data.get("config") or {}).get("model")
         return str(named or "unknown")
 
     @property
     def not_run(self) -> dict[str, str]:
         """Requested tasks that were not run, each with the reason."""
-        return dict(self.provenance.get("not_run", {}))
+        return {task: str(reason) for task, reason in (self.provenance.get("not_run") or {}).items()}
 
     @property
     def not_finite(self) -> dict[str, int]:
         """Tasks with questions that are not scored because the logits were not finite, and how many; empty if none."""
         counts = self.provenance.get("not_finite") or {}
-        return {str(task): int(count) for task, count in counts.items()}
+        return {str(task): int(count) for task, count in counts.items() if count}
 
     @property
     def without_score(self) -> list[str]:
@@ -130,7 +129,7 @@ class Run:
     @property
     def tasks(self) -> list[str]:
         """The tasks of the run, without groups."""
-        return list(self.data.get("configs", {}))
+        return list(self.data.get("configs") or {})
 
     @cached_property
     def scores(self) -> list[Score]:
@@ -142,7 +141,7 @@ class Run:
             return list(self.clustered_scores)
         try:
             return _scores(self.data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # the file may come from anywhere
             raise DataError(f"{self.path} is not an lm-eval results file ({type(error).__name__}: {error}).") from error
 
     def frame(self) -> pd.DataFrame:
@@ -169,11 +168,11 @@ class Run:
         if not path.is_file():
             raise DataError(f"{self.path.name} has no samples of {task!r}; expected {path.name} in the same folder.")
         rows = []
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    rows.append(sample_rows.row(json.loads(line)))
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    rows.append(sample_rows.row(json_text.loads(line)))
+                except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                     raise DataError(
                         f"{path}: line {number} is not a sample ({type(error).__name__}: {error}); is it incomplete?"
                     ) from error
@@ -186,13 +185,17 @@ def read_run(path: Path) -> Run:
     Raises: DataError if the file cannot be read or is not JSON of the expected form.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():
+            raise DataError(f"{path} cannot be read: it is not a file.")
+        data = json_text.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise DataError(f"{path} is not complete JSON ({error}); delete it, or run the evaluation again.") from error
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise DataError(f"{path} does not contain evaluation results.")
+    if wrong := form.problem(data, PROVENANCE):
+        raise DataError(f"{path} is not an lm-eval results file: its field {wrong!r} does not have the expected form.")
     return Run(path, data)
 
 
@@ -216,14 +219,15 @@ def list_runs(root: str | Path) -> list[Run]:
 
 def leaves_of(name: str, children: Mapping[str, Iterable[str]]) -> list[str]:
     """The tasks of a group, including those of its subgroups; for a task, the task itself."""
-    under = list(children.get(name, ()))
+    under = list(children.get(name) or ())
     return [leaf for child in under for leaf in leaves_of(child, children)] if under else [name]
 
 
 def question_counts(run: Run, name: str) -> tuple[int, int]:
     """How many questions of a task or group were answered, and how many it has in total; (0, 0) if not recorded."""
     counts = run.data.get("n-samples") or {}
-    leaf_counts = [counts[leaf] for leaf in leaves_of(name, run.data.get("group_subtasks") or {}) if leaf in counts]
+    leaves = leaves_of(name, run.data.get("group_subtasks") or {})
+    leaf_counts = [counts[leaf] for leaf in leaves if counts.get(leaf)]
     return sum(int(count["effective"]) for count in leaf_counts), sum(int(count["original"]) for count in leaf_counts)
 
 
@@ -273,7 +277,7 @@ def _scores(data: dict[str, Any]) -> list[Score]:
     results: dict[str, dict[str, Any]] = data["results"]
     shots: dict[str, Any] = data.get("n-shot") or {}
     programs, configs = _programs(data), data.get("configs") or {}
-    effective = {name: int(count["effective"]) for name, count in (data.get("n-samples") or {}).items()}
+    effective = {name: int(count["effective"]) for name, count in (data.get("n-samples") or {}).items() if count}
 
     def counted(leaf: str) -> int:
         return effective.get(leaf, int(results[leaf].get("sample_len", 0)))
@@ -290,13 +294,14 @@ def _scores(data: dict[str, Any]) -> list[Score]:
                 continue
             reported_stderr = results[name].get(f"{metric}_stderr,{filter_name}")
             stderr = float(reported_stderr) if isinstance(reported_stderr, int | float) else None
-            several = any(int(configs.get(leaf, {}).get("repeats") or 1) > 1 for leaf in leaves)
+            several = any(int((configs.get(leaf) or {}).get("repeats") or 1) > 1 for leaf in leaves)
             if metric.startswith("pass@") and name in programs:
                 *_, low, high = stats.pass_at_k_score(programs[name], int(metric.removeprefix("pass@")))
             else:
                 low, high = _interval(metric, float(value), stderr, n, several=several)
             shot_counts = {shots.get(leaf) for leaf in leaves}
             shots_used = shot_counts.pop() if len(shot_counts) == 1 else None
+            shots_used = shots_used if isinstance(shots_used, int) else None
             score = Score(name, metric, filter_name, "", shots_used, n, float(value), stderr, low, high)
             if name not in groups:
                 scores.append(score)
@@ -335,7 +340,9 @@ def _programs(data: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:
     """(samples, correct samples) of each problem, for tasks whose answers are programs; empty for lm-eval's runs."""
     kinds = (data.get(PROVENANCE) or {}).get("programs") or {}
     return {
-        task: [(n, right) for n, right, problems in counts for _ in range(problems)] for task, counts in kinds.items()
+        task: [(n, right) for n, right, problems in counts for _ in range(problems)]
+        for task, counts in kinds.items()
+        if counts
     }
 
 

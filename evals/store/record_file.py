@@ -70,10 +70,20 @@ def scan(path: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def _next(file: Any) -> Any:
-    """The frame at the file's position; None if it is not complete."""
+    """The frame at the file's position; None if it is not complete, or not a frame that `append` writes."""
     head = file.read(HEAD.size)
     if len(head) != HEAD.size:
         return None
     length, check = HEAD.unpack(head)
     data = file.read(length)
-    return json.loads(zlib.decompress(data)) if len(data) == length and zlib.crc32(data) == check else None
+    if len(data) != length or zlib.crc32(data) != check:
+        return None
+    try:
+        frame = json.loads(zlib.decompress(data))
+        if isinstance(frame, dict) and not (
+            isinstance(frame["values"], list) and [bytes.fromhex(key) for key in frame["keys"]]
+        ):
+            return None
+    except (zlib.error, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return frame if isinstance(frame, dict | list) else None

@@ -165,17 +165,20 @@ class Store:
             index.execute("DELETE FROM metrics WHERE run = ?", (run,))
             index.execute("DELETE FROM samples WHERE run = ?", (run,))
             index.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", ((run, *row) for row in metrics)
+                "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((run, *map(_utf8, row)) for row in metrics),
             )
-            index.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?)", ((run, *row) for row in samples))
+            index.executemany(
+                "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?)", ((run, *map(_utf8, row)) for row in samples)
+            )
             index.execute(
                 "UPDATE runs SET status = 'finished', finished = ?, results = ?, error = NULL WHERE id = ?",
-                (time.time(), results, run),
+                (time.time(), _utf8(results), run),
             )
 
     def fail(self, run: str, error: str, *, interrupted: bool = False) -> None:
         """Mark a run as failed or, if a user stopped it, interrupted; its answers stay."""
-        row = ("interrupted" if interrupted else "failed", time.time(), error, run)
+        row = ("interrupted" if interrupted else "failed", time.time(), _utf8(error), run)
         with self._transaction() as index:
             index.execute("UPDATE runs SET status = ?, finished = ?, error = ? WHERE id = ?", row)
 
@@ -359,12 +362,21 @@ def _enable_wal(index: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+def _utf8(value: Any) -> Any:
+    """The value; in a text, surrogates, which SQLite does not take, are spelled out."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _stored_run(row: Sequence[Any]) -> StoredRun:
     *values, pid, since = row
     try:
         run = StoredRun(*values[:4], dict(json.loads(values[4])), *values[5:])
         _ = time.localtime(run.started), time.localtime(run.finished or 0)
-    except (ValueError, TypeError, OverflowError) as error:
+        texts = (run.status, run.host, run.results or "", run.error or "", run.settings.get("model") or "")
+        tasks = run.settings.get("settings", {}).get("tasks", [])
+        if not all(isinstance(text, str) for text in (*texts, *tasks)):
+            raise TypeError("a text was expected")
+    except (ValueError, TypeError, AttributeError, OverflowError, OSError, RecursionError) as error:
         message = f"the entry of run {values[0]} is damaged ({type(error).__name__}: {error})"
         return StoredRun(str(values[0]), 0.0, None, "damaged", {}, None, message, "")
     gone = run.status == "running" and run.host == socket.gethostname() and not _alive(pid, since)
