@@ -56,9 +56,7 @@ def _list_of(check: Check) -> Check:
 
 
 def _dict_of(check: Check, names: Check = _text) -> Check:
-    return lambda value: (
-        isinstance(value, dict) and all(names(key) and (part is None or check(part)) for key, part in value.items())
-    )
+    return lambda value: isinstance(value, dict) and all(names(key) and check(part) for key, part in value.items())
 
 
 def _fields(**checks: Check) -> Check:
@@ -87,9 +85,13 @@ _RECORD: dict[str, Check] = {
     "not_finite": _dict_of(_count),
     "tied": _dict_of(_count),
     "cut_prompts": _dict_of(_count),
+    "cut_answers": _dict_of(_count),
+    "unreadable": _dict_of(_dict_of(_count)),
+    "notes": _list_of(_text),
+    "generation": _dict_of(_fields(tokens=_count)),
     "programs": _dict_of(_outcomes),
-    "data_sha256": _dict_of(_text),
-    "examples_sha256": _dict_of(_text),
+    "data_sha256": _dict_of(_scalar),
+    "examples_sha256": _dict_of(_scalar),
     "tasks": _list_of(_text),
     "answers": lambda value: isinstance(value, dict),
 }
@@ -124,7 +126,7 @@ def problem(data: Any, record: str) -> str | None:
     if isinstance(ours := data.get(record), dict) and (wrong := _wrong_field(ours, _RECORD)):
         return f"{record}.{wrong}"
     for name, metrics in data["results"].items():
-        if metrics is None or ("sample_len" in metrics and not _count(metrics["sample_len"])):
+        if "sample_len" in metrics and not _count(metrics["sample_len"]):
             return f"results.{name}"
     return _group_problem(data.get("group_subtasks") or {}, data["results"])
 

@@ -16,7 +16,7 @@ from evals.compare.compare import compare
 from evals.compare.published import models_of_size
 from evals.report import comparison_report, report, terminal_table
 from evals.report.headlines import headlines
-from evals.results import json_text
+from evals.results import answer_counts, json_text
 from evals.results.provenance import differences, origin
 from evals.results.runs import PROVENANCE, Run, question_counts, read_run, scan, write
 from tests.evals.results.test_runs import QUIZ
@@ -28,7 +28,8 @@ RECORD = {
     "run": "20260101-000000-abc", "checkpoint_sha256": "0" * 64, "dtype": "float32", "device": "cpu", "seed": 1,
     "limit": None, "interventions": [], "versions": {"torch": "2"}, "not_run": {"code": "no sandbox"},
     "not_finite": {"words": 2}, "programs": {"words": [[5, 2, 3]]}, "data_sha256": {"s_a": "1"},
-    "tasks": ["s", "words"],
+    "tasks": ["s", "words"], "cut_prompts": {"s_a": 1}, "cut_answers": {"words": 1}, "notes": ["x"],
+    "unreadable": {"words": {"strict-match": 2}}, "generation": {"words": {"tokens": 5}},
 }  # fmt: skip
 GOOD = results(
     **{
@@ -80,6 +81,7 @@ def show_everything(run: Run, good: Run) -> None:
         question_counts(run, name)
     terminal_table.render(run)
     headlines(run)
+    answer_counts.notes(run), answer_counts.shown(run)
     origin(run), differences(run, good), differences(good, run)
     models_of_size((run.data.get("config") or {}).get("model_num_parameters"))
     reported = report.document([run, good])
