@@ -30,6 +30,7 @@ from evals.interventions import described
 from evals.runtime import progress
 from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
+from evals.store import foreign_code
 from evals.store.store import StoredRun, UnfinishedRun, unfinished
 from workbench.errors import DataError
 from workbench.hooks import interventions
@@ -266,8 +267,18 @@ def resume(results: Path, stopped: UnfinishedRun) -> Job:
     results, root = results.resolve(), stopped.root.resolve()
     with _locked(results):
         known = next((job for job in jobs(results)[0] if job.output == root), None)
+        if stopped.run.elsewhere:
+            raise DataError(
+                f"run {stopped.run.id} is recorded as running on {stopped.run.host}; if it has ended there, continue "
+                f"it with `workbench eval resume {stopped.run.id} --results {root}` in a terminal."
+            )
         if stopped.run.status == "running" or (known is not None and known.active):
             raise DataError(f"run {stopped.run.id} is still running; wait for it, or cancel it first.")
+        if chosen := foreign_code.chosen(stopped.run.settings):
+            raise DataError(
+                f"run {stopped.run.id} uses {foreign_code.described(*chosen)}, which may run code that its folder "
+                "names. If you trust it, continue it with `workbench eval resume` in a terminal."
+            )
         if stopped.run.settings.get("model") is None:
             raise DataError(
                 f"run {stopped.run.id} used a model that was not loaded from a path, so it cannot be continued here; "

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evals.store import foreign_code
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def stopped_run(run: str, results: Path) -> tuple[str, Path]:
 
 
 def unfinished_error(run: UnfinishedRun) -> DataError:
-    advice = "wait until it ends" if run.run.status == "running" else f"continue it with {resume_command(run)}"
+    advice = resume_advice(run) or "wait until it ends"
     return DataError(f"run {run.run.id} is {run.run.status}: it has no complete results yet; {advice}.")
 
 
@@ -81,4 +82,17 @@ def resume_command(run: UnfinishedRun) -> str:
         task = ",".join(run.run.settings.get("settings", {}).get("tasks", []))
         command = ("workbench", "eval", "score", "--task", task, "--samples", str(answers.get("file")))
         return f"`{shlex.join([*command, '--output', str(run.root)])}`"
-    return f"`workbench eval resume {run.run.id} --results {run.root}`"
+    chosen = foreign_code.chosen(run.run.settings)
+    more = foreign_code.command(*chosen) if chosen else ""
+    return f"`workbench eval resume {run.run.id} --results {run.root}{more}`"
+
+
+def resume_advice(run: UnfinishedRun) -> str:
+    """The command that continues a run, with what to know first; empty for a run that is running on this machine."""
+    if run.run.elsewhere:
+        return f"recorded as running on {run.run.host}; if it has ended there, continue with {resume_command(run)}"
+    if run.run.status == "running":
+        return ""
+    chosen = foreign_code.chosen(run.run.settings)
+    trust = f", if you trust {foreign_code.described(*chosen)}" if chosen else ""
+    return f"continue with {resume_command(run)}{trust}"

@@ -249,16 +249,24 @@ def resume(
         ),
     ],
     results: Annotated[Path, typer.Option("--results", help="Results folder of the run.")] = Path("results"),
+    backend: Annotated[
+        str, typer.Option(help="The run's backend; it can run code, so it is not taken from the results folder.")
+    ] = "workbench",
+    model_args: Annotated[
+        str, typer.Option("--model_args", help="The arguments of that backend, as in the run that was stopped.")
+    ] = "",
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
     """Continue a run that was stopped; questions that it has answered are not asked again."""
+    arguments = option_values.key_values(model_args, "--model_args")
     need_lm_eval()
     from evals.run.evaluate import resume as go_on
 
     team = team_of(tensor_parallel)
     name, folder = team.broadcast(lambda: stopped_run(run, results))
-    report_finished(go_on(folder, name, team=team), team, as_json=as_json)
+    finished = go_on(folder, name, backend=backend, model_args=arguments, team=team)
+    report_finished(finished, team, as_json=as_json)
 
 
 def batch(

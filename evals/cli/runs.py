@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.find_run import find, find_unfinished, resume_command, unfinished_error
+from evals.cli.find_run import find, find_unfinished, resume_advice, resume_command, unfinished_error
 from evals.cli.options import AsJson, Cluster, Device, Results, print_run
 from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
 from workbench.errors import DataError
@@ -125,13 +125,16 @@ def gc(
         typer.Option("--drop", help="First remove this run from the store, not its results files; can be repeated."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also drop a run that is recorded as running on another machine.")
+    ] = False,
 ) -> None:
     """Delete stored answers of runs that are no longer in the store."""
     from evals.store.store import Store
 
     with Store.open(results, create=False) as store:
         names = [store.run(name).id for name in drop or []]
-        count, size = store.gc(without=names, dry_run=dry_run)
+        count, size = store.gc(without=names, dry_run=dry_run, force=force)
     summary = f"{count:,} answers of {len(names)} dropped runs and of deleted runs, {size / 2**20:.1f} MiB"
     typer.echo(f"would delete {summary}" if dry_run else f"deleted {summary}")
 
@@ -146,7 +149,7 @@ def _unfinished_json(unfinished_run: UnfinishedRun) -> dict[str, Any]:
         "answers_kept": unfinished_run.answers,
         "error": unfinished_run.run.error,
         "started": unfinished_run.run.started,
-        "resume": None if unfinished_run.run.status == "running" else resume_command(unfinished_run).strip("`"),
+        "resume": resume_command(unfinished_run).strip("`") if resume_advice(unfinished_run) else None,
     }
 
 
@@ -159,8 +162,8 @@ def _print_unfinished(unfinished_run: UnfinishedRun) -> None:
         f"[{unfinished_run.run.status}] {unfinished_run.run.id}  {summary['model']}  {task_names}  started {started}"
     )
     error = f"{unfinished_run.run.error.splitlines()[0]}; " if unfinished_run.run.error else ""
-    advice = "" if unfinished_run.run.status == "running" else f"; continue with {resume_command(unfinished_run)}"
-    typer.echo(f"    {error}{unfinished_run.answers:,} answers saved{advice}")
+    advice = resume_advice(unfinished_run)
+    typer.echo(f"    {error}{unfinished_run.answers:,} answers saved" + (f"; {advice}" if advice else ""))
 
 
 COMMANDS = (

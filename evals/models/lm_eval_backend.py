@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Backend:
     ) -> None:
         """`files` are those of the model's folder before it was loaded."""
         self.lm, self.name, self.arguments, self._seed = lm, name, dict(arguments), seed
-        self._files, self._sha256 = files, ""
+        self._files = files
         self.response_cache = ResponseCache()
         self.packages = PACKAGES
         self.not_finite: set[tuple[str, int]] = set()  # (task, doc_id) of questions with NaN as a log-likelihood
@@ -101,6 +102,12 @@ class Backend:
         """The local folder of the model, if it has one."""
         return _folder(self.arguments)
 
+    @cached_property
+    def checkpoint_sha256(self) -> str | None:
+        """SHA-256 of the model's folder, hex; None for a model that is only a name."""
+        folder = self.checkpoint
+        return None if folder is None else folder_sha256(folder)
+
     def identity(self, run: str) -> tuple[Any, ...] | None:
         """The identity that responses are cached under; None if the model's files changed while it was loaded."""
         folder = self.checkpoint
@@ -111,14 +118,15 @@ class Backend:
         parts = {key: folder_sha256(Path(value)) for key, value in arguments.items() if Path(value).is_dir()}
         if self._files and provenance.file_states(_files(folder)) != self._files:
             return None
-        self._sha256 = folder_sha256(folder)
         same = {key: value for key, value in arguments.items() if key not in parts}
         return ("lm-eval", self.name, same, parts, versions, str(getattr(self.lm, "device", None)))
 
     def check_unchanged(self) -> None:
         """Raises: CheckpointError if a file of the model's folder was written to since it was loaded."""
         folder = self.checkpoint
-        if folder and (path := provenance.overwritten(self._files, lambda: folder_sha256(folder) == self._sha256)):
+        if folder is None:
+            return
+        if path := provenance.overwritten(self._files, lambda: folder_sha256(folder) == self.checkpoint_sha256):
             raise overwritten_error(path)
 
     def apply_interventions(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
@@ -126,11 +134,10 @@ class Backend:
         return nullcontext()
 
     def provenance(self) -> dict[str, Any]:
-        folder = self.checkpoint
         model_name = self.arguments.get("pretrained") or self.arguments.get("model") or self.name
         model_entry = {
             "path": Path(str(model_name)).name,
-            "checkpoint_sha256": None if folder is None else folder_sha256(folder),
+            "checkpoint_sha256": self.checkpoint_sha256,
         }
         return provenance.describe(None) | model_entry | {"interventions": []}
 

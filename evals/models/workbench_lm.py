@@ -100,6 +100,11 @@ class WorkbenchLM(TemplateLM):
         self._source = self.model.source
         return model_identity(self.model)
 
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        source = self.model.source
+        return source and source.checkpoint_sha256
+
     def check_unchanged(self) -> None:
         """Raises: CheckpointError if the model is no longer the one that was loaded, in memory or in its files."""
         if self._source and (path := self._source.overwritten):

@@ -11,9 +11,8 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,13 @@ from evals import sandbox, stats
 from evals.results import answer_counts, runs
 from evals.run import lm_eval_runner, run_records, task_notes
 from evals.run.settings import OURS, Settings
+from evals.run.stopping import recording_failure
 from evals.runtime import distributed
 from evals.runtime.distributed import Team
-from evals.store.store import MACHINES, Store, StoredRun
+from evals.store import foreign_code
+from evals.store.store import MACHINES, Store, StoredRun, store_errors
 from evals.tasks import hub, presets
-from workbench.errors import CheckpointError, DataError, SandboxError
+from workbench.errors import CheckpointError, DataError, SandboxError, WorkbenchError
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -36,12 +37,21 @@ if TYPE_CHECKING:
     from workbench import Transformer
 
 
-def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
+def resume(
+    root: Path,
+    name: str,
+    *,
+    backend: str = OURS,
+    model_args: Mapping[str, Any] | None = None,
+    team: Team | None = None,
+) -> Run:
     """Continue a stopped run of this store with its own settings; saved answers are not computed again.
 
-    team: as in `evaluate`; the number of processes may differ from before.
+    backend, model_args: those of the run. They can choose code to run, and a store may come from anywhere, so they are
+    not taken from it. team: as in `evaluate`; the number of processes may differ from before.
 
-    Raises: DataError if there is no such run, it is finished, it is running, or its model was not loaded from a path.
+    Raises: DataError if there is no such run, it is finished, it is running, its model was not loaded from a path, or
+    it has another backend or other arguments.
     """
     team = distributed.join() if team is None else team
 
@@ -56,9 +66,25 @@ def resume(root: Path, name: str, *, team: Team | None = None) -> Run:
         raise DataError(f"run {stored.id} cannot be continued: {stored.error}. Start it again; its answers are saved.")
     if stored.settings["model"] is None:
         raise DataError(f"run {stored.id} used a model in memory; call evaluate() with that model again.")
-    settings = replace(Settings.from_dict(stored.settings["settings"]), output=root)
+    chosen = foreign_code.chosen(stored.settings) or (OURS, {})
+    if chosen != (backend, dict(model_args or {})):
+        raise DataError(
+            f"run {stored.id} uses {foreign_code.described(*chosen)}, which may run code that its folder names. If you "
+            f"trust it, add{foreign_code.command(*chosen)}, with the same arguments."
+        )
+    settings = _settings(stored, root)
     arguments = {key: stored.settings[key] for key in ("device", "dtype")}
     return evaluate(stored.settings["model"], settings, **arguments, resumed=stored, team=team)
+
+
+def _settings(stored: StoredRun, root: Path) -> Settings:
+    try:
+        return replace(Settings.from_dict(stored.settings["settings"]), output=root)
+    except (KeyError, TypeError, ValueError, AttributeError, WorkbenchError) as error:
+        raise DataError(
+            f"the settings of run {stored.id} cannot be read ({type(error).__name__}: {error}). Start it again; its "
+            "answers are saved."
+        ) from error
 
 
 def evaluate(
@@ -79,7 +105,7 @@ def evaluate(
     """
     hub.allow_network(settings.online)
     check_output(settings.output)
-    started = time.time()
+    began = run_records.Began()
     team = distributed.join() if team is None else team
     from evals.sandbox import Limits
     from evals.sandbox.limits import BENCHMARK_SECONDS
@@ -104,9 +130,10 @@ def evaluate(
     lm.chat_template(settings.chat_template)  # a checkpoint without one is refused before anything is asked
     request = request_of(model, settings, device=device, dtype=dtype)
     with Store.open(_store_folder(settings.output, team)) as store, lm.apply_interventions(settings.interventions):
-        name = team.broadcast(lambda: _register_run(store, request, resumed))
+        checkpoint = lm.checkpoint_sha256
+        name = team.broadcast(lambda: _register_run(store, request | {"checkpoint_sha256": checkpoint}, resumed))
         with (
-            _recording_failure(store, name, settings.output, team, request),
+            recording_failure(store, name, settings.output, team, request),
             _with_response_cache(lm, grader, store, name, team, from_files=isinstance(model, str | Path)),
         ):
             results = lm_eval_runner.ask(lm, loaded, settings, team)
@@ -120,14 +147,15 @@ def evaluate(
                 }
                 counts = answer_counts.of_samples(sample_rows)
                 _warn_truncated(counts["cut_prompts"], lm.max_length)
-                metadata = run_records.run_metadata(lm, loaded, settings, grader, started=started)
+                metadata = run_records.run_metadata(lm, loaded, settings, grader, began=began)
                 metadata[runs.PROVENANCE] |= {"run": name, "not_run": not_run | failed, **counts}
                 metadata[runs.PROVENANCE] |= task_notes.record(loaded, settings, lm)
                 metadata[runs.PROVENANCE] |= {"programs": run_records.program_counts(sample_rows)}
                 if not_finite := run_records.not_finite_counts(sample_rows):
                     metadata[runs.PROVENANCE] |= {"not_finite": not_finite}
                 # The start time names the files: a run that was killed while writing overwrites its own files.
-                run = runs.write(settings.output, results | metadata, sample_rows, at=store.run(name).started)
+                with store_errors(settings.output):
+                    run = runs.write(settings.output, results | metadata, sample_rows, at=store.run(name).started)
                 metrics, verdicts = run_records.metrics(run), run_records.verdicts(sample_rows)
                 store.finish(name, results=run.path.name, metrics=metrics, samples=verdicts)
                 return run
@@ -182,24 +210,15 @@ def _store_folder(output: Path, team: Team) -> Path:
 def _register_run(store: Store, request: dict[str, Any], resumed: StoredRun | None) -> str:
     if resumed is None:
         return store.register(request)
+    before, now = resumed.settings.get("checkpoint_sha256"), request["checkpoint_sha256"]
+    if before and now and before != now:
+        print(
+            f"{request['model']} is not the checkpoint that run {resumed.id} began with ({str(before)[:12]}, now "
+            f"{now[:12]}): all its questions are asked again.",
+            file=sys.stderr,
+        )
     store.resume(resumed.id)
     return resumed.id
-
-
-@contextmanager
-def _recording_failure(store: Store, run: str, output: Path, team: Team, request: Mapping[str, Any]) -> Iterator[None]:
-    """Record in the store that a run failed or was interrupted, and print how to continue it."""
-    try:
-        yield
-    except BaseException as error:
-        if team.is_main:
-            with suppress(DataError):  # the store may be what failed
-                interrupted = isinstance(error, KeyboardInterrupt)
-                store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
-            if request["model"] is not None:
-                command = f"workbench eval resume {run} --results {output}"
-                print(f"Run {run} was stopped. Its answers are saved; continue with `{command}`.", file=sys.stderr)
-        raise
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,24 @@ if TYPE_CHECKING:
     from evals.tasks.registry import LoadedTasks
 
 
+@dataclass(frozen=True)
+class Began:
+    """When a run began. The system's clock may be set while it runs, so its duration is measured by another one.
+
+    Units: `at` in seconds since 1970
+    """
+
+    at: float = field(default_factory=time.time)
+    _clock: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return time.monotonic() - self._clock
+
+
 def run_metadata(
-    lm: WorkbenchLM | Backend, loaded: LoadedTasks, settings: Settings, grader: CodeGrader, *, started: float
+    lm: WorkbenchLM | Backend, loaded: LoadedTasks, settings: Settings, grader: CodeGrader, *, began: Began
 ) -> dict[str, Any]:
     """Metadata of a run for its results file: lm-eval's own keys, and the provenance."""
     versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages)
@@ -51,7 +67,7 @@ def run_metadata(
             "fewshot_seed": settings.seed,
         },
         "git_hash": origin["commit"],
-        "date": started,
+        "date": began.at,
         "lm_eval_version": versions.get("lm-eval"),
         "model_source": settings.backend,
         "model_name": name,
@@ -61,7 +77,7 @@ def run_metadata(
         **template,
         "system_instruction": settings.system,
         "fewshot_as_multiturn": settings.chats_in_turns,
-        "total_evaluation_time_seconds": str(time.time() - started),
+        "total_evaluation_time_seconds": str(began.seconds),
         runs.PROVENANCE: {
             **origin,
             "versions": versions,

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from evals.run import evaluate, external_answers, lm_eval_runner, run_records
 from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
-from evals.store.store import Store
+from evals.store.store import Store, store_errors
 from evals.tasks import letter_extraction, presets
 from workbench import provenance
 from workbench.errors import DataError
@@ -63,7 +62,7 @@ def score(
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    started = time.time()
+    began = run_records.Began()
     paths = external_answers.files(samples)
     from evals.tasks import registry
     from evals.tasks.code_metrics import CodeGrader
@@ -119,7 +118,7 @@ def score(
     }
     name = model_name or samples.name.split(".")[0]
     settings = Settings(tasks=(task,), output=output, data=data, num_fewshot=0, preset=preset)
-    return _score_and_write(model, grader, settings, name, provenance_entry, started)
+    return _score_and_write(model, grader, settings, name, provenance_entry, began)
 
 
 def _logged_preset(paths: Sequence[Path]) -> tuple[str, bool]:
@@ -211,7 +210,7 @@ def _score_and_write(
     settings: Settings,
     name: str,
     provenance_entry: dict[str, Any],
-    started: float,
+    began: run_records.Began,
 ) -> Run:
     """Score, write the results files, and register the run in the store."""
     from evals.tasks.code_metrics import VerdictCache
@@ -240,11 +239,11 @@ def _score_and_write(
             results |= {
                 "config": {"model": name, "model_args": {"answers": provenance_entry["answers"]["file"]}},
                 "n-shot": {},  # not known
-                "date": started,
+                "date": began.at,
                 "lm_eval_version": provenance_entry["versions"].get("lm-eval"),
                 "model_source": "answers",
                 "model_name": name,
-                "total_evaluation_time_seconds": str(time.time() - started),
+                "total_evaluation_time_seconds": str(began.seconds),
                 runs.PROVENANCE: {
                     **provenance_entry,
                     "run": run_id,
@@ -253,7 +252,8 @@ def _score_and_write(
                     **answer_counts.of_samples(rows),
                 },
             }
-            run = runs.write(settings.output, results, rows, at=started)
+            with store_errors(settings.output, again="run the command again"):
+                run = runs.write(settings.output, results, rows, at=began.at)
             metrics, verdicts = run_records.metrics(run), run_records.verdicts(rows)
             store.finish(run_id, results=run.path.name, metrics=metrics, samples=verdicts)
         except BaseException as error:

@@ -29,6 +29,8 @@ from workbench.text.chat import template_source
 from workbench.text.tokenizer import Tokenizer
 from workbench.text.tokenizer_files import tokenizer_sha256
 
+_REQUEST = ("model", "device", "dtype")  # of a stored run, besides its settings
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -137,7 +139,8 @@ def _run_one(planned: PlannedRun, dry_run: bool) -> SweepResult:
         return SweepResult(planned, "stopped" if stopped else "planned")
     try:
         if stopped:
-            run = resume(planned.settings.output, stopped.id, team=team)
+            chosen = {"backend": planned.settings.backend, "model_args": planned.settings.model_args}
+            run = resume(planned.settings.output, stopped.id, team=team, **chosen)
         else:
             arguments = {"device": planned.device, "dtype": planned.dtype, "team": team}
             run = evaluate(planned.model, planned.settings, **arguments)
@@ -173,8 +176,8 @@ def _request(stored: StoredRun, root: Path) -> dict[str, Any] | None:
     """The request of a stored run, in this version's format; None if it cannot be read."""
     try:
         settings = replace(Settings.from_dict(stored.settings["settings"]), output=root)
-        return {**stored.settings, "settings": settings.to_dict()}
-    except (KeyError, TypeError, WorkbenchError):
+        return {key: stored.settings[key] for key in _REQUEST} | {"settings": settings.to_dict()}
+    except (KeyError, TypeError, ValueError, AttributeError, WorkbenchError):
         return None
 
 

@@ -62,6 +62,11 @@ class StoredRun:
     error: str | None
     host: str
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is recorded as running on another machine, or in a container with another host name."""
+        return self.status == "running" and self.host != socket.gethostname()
+
 
 @dataclass(frozen=True)
 class UnfinishedRun:
@@ -105,7 +110,7 @@ class Store:
         path = root / INDEX
         if not create and not path.is_file():
             raise DataError(f"{root} has no {INDEX}; `workbench eval run --output {root}` creates one.")
-        with _store_errors(root):
+        with store_errors(root):
             (root / RESPONSES).mkdir(parents=True, exist_ok=True)
             index = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
             _enable_wal(index)
@@ -184,7 +189,7 @@ class Store:
 
     def runs(self) -> list[StoredRun]:
         """Every run, newest first; one whose process is gone is "interrupted"."""
-        with _store_errors(self.root):
+        with store_errors(self.root):
             rows = self._index.execute(
                 "SELECT id, started, finished, status, settings, results, error, host, pid, born FROM runs "
                 "ORDER BY started DESC, id DESC"
@@ -206,7 +211,7 @@ class Store:
 
     def response_counts(self) -> dict[str, int]:
         """The number of stored responses of each run."""
-        with _store_errors(self.root):
+        with store_errors(self.root):
             return dict(self._index.execute("SELECT run, count(*) FROM responses GROUP BY run").fetchall())
 
     # --- responses
@@ -240,7 +245,7 @@ class Store:
 
     def _locations(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, str, int, int]]:
         wanted = list(dict.fromkeys(keys))
-        with _store_errors(self.root):
+        with store_errors(self.root):
             for first in range(0, len(wanted), KEYS_PER_QUERY):
                 batch = wanted[first : first + KEYS_PER_QUERY]
                 placeholders = ",".join("?" * len(batch))
@@ -271,19 +276,25 @@ class Store:
         with self._transaction() as index:
             index.execute("DELETE FROM runs WHERE id = ?", (self.run(run).id,))
 
-    def gc(self, *, without: Sequence[str] = (), dry_run: bool = False) -> tuple[int, int]:
+    def gc(self, *, without: Sequence[str] = (), dry_run: bool = False, force: bool = False) -> tuple[int, int]:
         """Delete the responses of runs that are not in the index; returns their number and the bytes freed.
 
         The files of a removed run are deleted whole; files of running runs are never touched. The stores of other
-        machines follow this index. without: runs to remove from the index first. dry_run: only count.
+        machines follow this index. without: runs to remove from the index first. dry_run: only count. force: remove
+        also a run of `without` that is recorded as running on another machine, which cannot be checked from here.
         Raises: DataError if one of these runs is running, or this is another machine's store.
         """
         main = self.root.absolute().parent.parent
         if self.root.absolute().parent.name == MACHINES and (main / INDEX).is_file():
             raise DataError(f"{self.root} is one machine's part of the store in {main}; use that folder instead.")
-        running = [run.id for run in self.runs() if run.id in without and run.status == "running"]
-        if running:
-            raise DataError(f"run {running[0]} is still running; wait for it, or stop its process first.")
+        for run in self.runs():
+            if run.id in without and run.status == "running" and run.elsewhere and not force:
+                raise DataError(
+                    f"run {run.id} was started on {run.host}, and this machine cannot see whether it still runs there; "
+                    "if it has ended, add --force to drop it."
+                )
+            if run.id in without and run.status == "running" and not run.elsewhere:
+                raise DataError(f"run {run.id} is still running; wait for it, or stop its process first.")
         with self._transaction() as index:
             if not dry_run:
                 index.executemany("DELETE FROM runs WHERE id = ?", [(name,) for name in without])
@@ -311,7 +322,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction."""
-        with _store_errors(self.root):
+        with store_errors(self.root):
             self._index.execute("BEGIN IMMEDIATE")
             try:
                 yield self._index
@@ -336,7 +347,7 @@ class Writer:
         """
         if not responses:
             return
-        with _store_errors(self._store.root):
+        with store_errors(self._store.root):
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
             offset = record_file.append(self._file, responses)
@@ -373,7 +384,12 @@ def _stored_run(row: Sequence[Any]) -> StoredRun:
         run = StoredRun(*values[:4], dict(json.loads(values[4])), *values[5:])
         _ = time.localtime(run.started), time.localtime(run.finished or 0)
         texts = (run.status, run.host, run.results or "", run.error or "", run.settings.get("model") or "")
-        tasks = run.settings.get("settings", {}).get("tasks", [])
+        inner = run.settings.get("settings", {})
+        tasks = inner.get("tasks", [])
+        _ = (
+            (run.settings.get("answers") or {}).get("file"),
+            run.settings.get("settings", {}).get("model_args", {}).keys(),
+        )
         if not all(isinstance(text, str) for text in (*texts, *tasks)):
             raise TypeError("a text was expected")
     except (ValueError, TypeError, AttributeError, OverflowError, OSError, RecursionError) as error:
@@ -389,7 +405,7 @@ def _alive(pid: int, since: str | None) -> bool:
 
 
 @contextmanager
-def _store_errors(root: Path) -> Iterator[None]:
+def store_errors(root: Path, again: str = "continue with `workbench eval resume`") -> Iterator[None]:
     """Turn errors of SQLite and the system into a DataError that says what to do."""
     try:
         yield
@@ -397,8 +413,7 @@ def _store_errors(root: Path) -> Iterator[None]:
         text = str(error)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
             raise DataError(
-                f"the disk of {root} is full. All answers so far are saved; free some space, then continue with "
-                "`workbench eval resume`."
+                f"the disk of {root} is full. All answers so far are saved; free some space, then {again}."
             ) from error
         if "malformed" in text or "not a database" in text:
             raise DataError(
