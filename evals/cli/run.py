@@ -306,7 +306,7 @@ def batch(
     team.close()
     if failed:
         raise typer.Exit(1)
-    code = _exit_code([result.run for result in results if result.run])
+    code = exit_code([result.run for result in results if result.run])
     if code or any(result.note for result in results):
         raise typer.Exit(code or EXIT_PARTIAL)
 
@@ -318,14 +318,15 @@ def report_finished(finished: Run, team: Any, *, as_json: bool, against: Run | N
         print_run(finished, as_json=as_json)
         print_difference(finished, against, err=as_json)
     team.close()
-    if code := _exit_code([finished]):
+    if code := exit_code([finished]):
         raise typer.Exit(code)
 
 
-def _exit_code(finished: Sequence[Run]) -> int:
+def exit_code(finished: Sequence[Run]) -> int:
+    """1 if a task has no score, 3 if a task was not run or a question was left out, else 0."""
     if any(run.without_score for run in finished):
         return EXIT_NO_SCORE
-    return EXIT_PARTIAL if any(run.not_run or run.not_finite for run in finished) else 0
+    return EXIT_PARTIAL if any(run.not_run or run.not_finite or run.not_judged for run in finished) else 0
 
 
 def _whole(limit: float) -> float:

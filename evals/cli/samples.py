@@ -177,6 +177,8 @@ def _sample_lines(task: str, row: Row) -> list[str]:
     from evals.explain import explain
 
     verdict = {1.0: "right", 0.0: "wrong", None: "not judged"}.get(row["correct"], f"{row['metric']} {row['correct']}")
+    if row["correct"] != row["correct"]:  # NaN, in a table with other questions
+        verdict = "not judged"
     if spoilt := row.get("not_finite") is True:
         verdict = "not scored, because the model's logits were not finite"
     lines = [f"{task}/{row['doc_id']}: {verdict}", "", str(row["prompt"]), ""]

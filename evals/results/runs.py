@@ -112,8 +112,15 @@ class Run:
 
     @property
     def without_score(self) -> list[str]:
-        """The tasks of which no question is scored because of that."""
-        return [task for task in self.not_finite if question_counts(self, task)[0] == 0]
+        """The tasks of which no question is scored because of that, or because none could be judged."""
+        tasks = dict.fromkeys([*self.not_finite, *self.not_judged])
+        return [task for task in tasks if question_counts(self, task)[0] == 0]
+
+    @property
+    def not_judged(self) -> dict[str, int]:
+        """Tasks with questions that are not scored because their tests could not run, and how many; empty if none."""
+        counts = self.provenance.get("not_judged") or {}
+        return {str(task): int(count) for task, count in counts.items()}
 
     def not_finite_note(self, task: str) -> str:
         """How many questions of a task with such questions are not scored, and what to do, in one sentence."""

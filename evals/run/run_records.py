@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
-from evals.results import runs
+from evals.results import answer_counts, runs
 from evals.run.settings import OURS
 from workbench import provenance
 from workbench.inference.sampling import SAMPLER
@@ -183,13 +183,14 @@ def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
 
 
 def program_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
-    """For each code task: how many problems have n samples of which c are correct.
+    """For each code task: how many judged problems have n samples of which c are correct.
 
     Shapes: [distinct (n, c)] of (samples, correct samples, problems)
     """
     counts_by_task = {}
     for task, rows in written.items():
-        verdicts = [[run["verdict"] == "passed" for run in row["execution"]] for row in rows if "execution" in row]
+        judged = [row for row in rows if "execution" in row and not answer_counts.is_not_judged(row)]
+        verdicts = [[run["verdict"] == "passed" for run in row["execution"]] for row in judged]
         if counts := Counter((len(passed), sum(passed)) for passed in verdicts):
             counts_by_task[task] = [[*outcome, number] for outcome, number in sorted(counts.items())]
     return counts_by_task

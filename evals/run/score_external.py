@@ -235,7 +235,8 @@ def _score_and_write(
             logged = results.pop("samples")
             rows = {task: list(_samples(task, task_rows, model, grader)) for task, task_rows in logged.items()}
             for task, numbers in model.questions.items():
-                results["n-samples"][task]["effective"] = len(numbers)
+                unjudged = {row["doc_id"] for row in rows[task] if answer_counts.is_not_judged(row)}
+                results["n-samples"][task]["effective"] = len(numbers) - len(unjudged)
             results |= {
                 "config": {"model": name, "model_args": {"answers": provenance_entry["answers"]["file"]}},
                 "n-shot": {},  # not known

@@ -135,7 +135,13 @@ class CodeGrader:
             self.verdict_cache.add(new)
 
     def pass_at_k(self, references: list[str], predictions: list[list[str]], k: list[int]) -> dict[str, float]:
-        """lm-eval's metric: the unbiased estimate from each problem's programs, which have already run."""
+        """lm-eval's metric: the unbiased estimate from each problem's programs, which have already run.
+
+        Empty, so that the problem has no score, if its tests could not run.
+        """
+        of_problem = zip(predictions, references, strict=True)
+        if any(self.runs[code, tests].verdict == "not judged" for codes, tests in of_problem for code in codes):
+            return {}
         counts = [
             (len(codes), sum(self.runs[code, tests].passed for code in codes))
             for codes, tests in zip(predictions, references, strict=True)
