@@ -27,7 +27,7 @@ from workbench.hooks.hook_points import (
     compute,
     point_of,
 )
-from workbench.hooks.intervention import active_interventions
+from workbench.hooks.intervention import described_interventions
 from workbench.layers import tensor_parallel
 from workbench.layers.attention import AttentionInputs
 from workbench.layers.attention_stats import STATS, map_side
@@ -143,7 +143,7 @@ def _provenance(model: Model) -> dict[str, Any]:
         "device": str(model.device),
         "processes": tensor_parallel.size(),
         "pair_order": "adjacent",  # q and k are in Meta's order
-        "interventions": [i.to_dict() for i in active_interventions(model) if i is not None],
+        "interventions": described_interventions(model),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
     }

@@ -21,7 +21,7 @@ from workbench.config import ModelConfig
 from workbench.errors import InterventionError, WorkbenchError
 from workbench.hooks import values
 from workbench.hooks.hook_points import SCORES, SUMMARIES, HookPoint, Site, Subscription, expand, point_of
-from workbench.hooks.intervention import Intervention
+from workbench.hooks.intervention import OWN_FUNCTION, Intervention
 from workbench.hooks.specification import from_stored, number, target_name, tensor_of, to_stored, whole_numbers
 from workbench.hooks.values import Activations, position_axis
 
@@ -260,6 +260,8 @@ def _from_entry(entry: Any) -> Intervention:
     if not isinstance(entry, dict):
         raise InterventionError(f"expected an object, found {type(entry).__name__}")
     kind = entry.get("kind")
+    if kind == OWN_FUNCTION:
+        raise InterventionError("an own function (Hook) is not written as JSON; pass it in Python")
     if not isinstance(kind, str) or kind not in kinds:
         raise InterventionError(f"kind is one of {', '.join(sorted(kinds))}; found {reprlib.repr(kind)}")
     parameters = {f.name: f for f in fields(kinds[kind])}  # type: ignore[arg-type]  # each kind is a dataclass
