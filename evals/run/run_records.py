@@ -114,9 +114,16 @@ def chat_template(lm: WorkbenchLM | Backend, settings: Settings) -> dict[str, st
 
 
 def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:
-    """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown."""
+    """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown.
+
+    Also of the definitions of the user's own tasks, if there are any.
+    """
     kinds = ("data_sha256", "examples_sha256")
-    return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+    hashes = {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+    own = {name: getattr(task, "definition_sha256", None) for name, task in loaded.tasks.items()}
+    if any(own.values()):
+        hashes["definition_sha256"] = {name: sha for name, sha in own.items() if sha}
+    return hashes
 
 
 def sampler(loaded: LoadedTasks, settings: Settings) -> dict[str, int]:
