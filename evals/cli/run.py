@@ -42,8 +42,7 @@ def run(
             "--tasks",
             "-t",
             help="Benchmarks, separated by commas or spaces, or patterns such as 'mmlu_*'; `workbench eval tasks` "
-            "lists them. Also allowed: a JSON Lines file of your own, a YAML file with a task of lm-eval, or a folder of "
-            "them.",
+            "lists them. Also allowed: your own JSON Lines file, YAML file with a task of lm-eval, or folder of them.",
         ),
     ] = "",
     suite: Annotated[

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 OURS = "workbench"
-_LATER: dict[str, Any] = {"adapter": None, "template": None, "questions": {}, "predict_only": False}
+_LATER: dict[str, Any] = {"adapter": None, "template": None, "questions": {}, "predict_only": False, "include_path": ()}
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,6 @@ class Settings:
             paths["adapter"] = str(self.adapter)
         if self.include_path:
             values["include_path"] = [str(path) for path in self.include_path]
-        else:
-            del values["include_path"]
         return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
 
     @classmethod
