@@ -18,7 +18,15 @@ from dashboard.session import computed, url_state, url_values
 from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
-from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
+from probes.attention.head_metrics import (
+    HOOKS,
+    METRICS,
+    SHARES,
+    HeadMetrics,
+    InductionScores,
+    head_metrics,
+    induction_scores,
+)
 from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
@@ -143,6 +151,7 @@ def _atlas(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, pr
         unit=unit,
         config=config,
         selected=(view.layer, view.head),
+        share=view.colour == "induction" or view.colour in SHARES,
         on_choose=_choose_head,
     )
     _highest(values, unit)
