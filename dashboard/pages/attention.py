@@ -143,7 +143,8 @@ def _atlas(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, pr
         unit, over = "induction weight", f"{scores.batch} random blocks of {scores.block} tokens, repeated"
     else:
         values = metrics.values[view.colour]
-        unit, over = METRICS[view.colour], f"the {metrics.n_queries} tokens of the prompt"
+        tokens = "only token" if metrics.n_queries == 1 else f"{metrics.n_queries} tokens"
+        unit, over = METRICS[view.colour], f"the prompt's {tokens}"
     st.caption(f"{unit[0].upper()}{unit[1:]}, mean over {over}")
     head_grid(
         values,
