@@ -190,16 +190,21 @@ def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
 
 
 def program_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
-    """For each code task: how many judged problems have n samples of which c are correct.
+    """For each code task: how many judged problems have n samples of which c are correct; for a second filter of it,
+    under "task,filter".
 
     Shapes: [distinct (n, c)] of (samples, correct samples, problems)
     """
     counts_by_task = {}
     for task, rows in written.items():
-        judged = [row for row in rows if "execution" in row and not answer_counts.is_not_judged(row)]
-        verdicts = [[run["verdict"] == "passed" for run in row["execution"]] for row in judged]
-        if counts := Counter((len(passed), sum(passed)) for passed in verdicts):
-            counts_by_task[task] = [[*outcome, number] for outcome, number in sorted(counts.items())]
+        counts: dict[str, Counter[tuple[int, int]]] = {}
+        for row in rows:
+            if "execution" in row and not answer_counts.is_not_judged(row):
+                passed = [run["verdict"] == "passed" for run in row["execution"]]
+                counts.setdefault(str(row.get("filter", "none")), Counter())[len(passed), sum(passed)] += 1
+        for i, (name, outcomes) in enumerate(counts.items()):
+            key = f"{task},{name}" if i else task
+            counts_by_task[key] = [[*outcome, number] for outcome, number in sorted(outcomes.items())]
     return counts_by_task
 
 
