@@ -86,12 +86,18 @@ class Targeted(Intervention):
             edit=self._edit,
             position_independent=self._position_independent,
             positions=positions,
+            rows=self._rows,
         )
 
     @property
     def _position_independent(self) -> bool:
         """Whether it makes the same change at every position."""
         return self.positions is None
+
+    @property
+    def _rows(self) -> int:
+        """Number of batch rows that it has values for; 1 if it treats all alike."""
+        return 1
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         heads = self.chosen_heads
@@ -196,6 +202,10 @@ class _Valued(Targeted):
     @property
     def _position_independent(self) -> bool:
         return super()._position_independent and self.tensor.dim() < 2
+
+    @property
+    def _rows(self) -> int:
+        return self.tensor.shape[0] if self.tensor.dim() > 1 else 1
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         super()._check(name, point, config)
