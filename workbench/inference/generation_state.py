@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from workbench.errors import GenerationError
+from workbench.inference.counts import whole_number
 from workbench.inference.sampling import noise_key
 
 if TYPE_CHECKING:
@@ -53,26 +54,27 @@ class GenerationState:
         stop_tokens: Iterable[int] | None,
     ) -> GenerationState:
         tokenizer, config = model.tokenizer, model.config
-        if max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
-        if isinstance(stop, str) or not all(stop):
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
+        seed = whole_number("seed", seed)
+        if not isinstance(stop, Sequence) or isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
             raise GenerationError("stop must be a list of strings, none of them empty.")
         if tokenizer is None and (isinstance(prompt, str) or stop):
             raise GenerationError("this model has no tokenizer; pass token ids, and stop_tokens instead of stop.")
         if isinstance(prompt, str):
             assert tokenizer is not None
             prompt = tokenizer.encode(prompt, bos=True)
-        if not prompt:
+        ids = _token_ids("a prompt", prompt, config.vocab_size)
+        if not ids:
             raise GenerationError("the prompt has no tokens; pass at least the begin token.")
-        if len(prompt) >= config.max_seq_len:
+        if len(ids) >= config.max_seq_len:
             raise GenerationError(
-                f"a prompt of {len(prompt)} tokens leaves no room in the context of {config.max_seq_len}; shorten it."
+                f"a prompt of {len(ids)} tokens leaves no room in the context of {config.max_seq_len}; shorten it."
             )
         if stop_tokens is None:
             stop_tokens = () if tokenizer is None else tokenizer.stop_ids
         return cls(
-            tuple(prompt), max_new_tokens, config.max_seq_len, seed, tokenizer,
-            tuple(s.encode() for s in stop), frozenset(stop_tokens),
+            ids, max_new_tokens, config.max_seq_len, seed, tokenizer,
+            tuple(s.encode() for s in stop), frozenset(_token_ids("stop_tokens", stop_tokens)),
         )  # fmt: skip
 
     def take(self, token: int, logprob: float) -> None:
@@ -134,3 +136,15 @@ class GenerationState:
         part = bytes(self.bytes[self.shown : safe]) if safe > self.shown else b""
         self.shown = max(self.shown, safe)
         return self.decoder.decode(part, final=self.finish_reason is not None)
+
+
+def _token_ids(what: str, ids: object, vocab_size: int | None = None) -> tuple[int, ...]:
+    """Raises: GenerationError for anything but whole numbers, below `vocab_size` if it is given."""
+    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes):
+        raise GenerationError(
+            f"{what} must be a list of token ids{' or a text' * (what != 'stop_tokens')}; found {ids!r:.80}."
+        )
+    checked = tuple(whole_number(f"a token id of {what}", token, least=0) for token in ids)
+    if vocab_size is not None and max(checked, default=0) >= vocab_size:
+        raise GenerationError(f"token id {max(checked)} of {what} is outside the vocabulary of {vocab_size}.")
+    return checked

@@ -6,12 +6,12 @@ The place is found by a second run, so that runs without this fault cost nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from workbench.errors import NotFiniteError
+from workbench.errors import NotFiniteError, WorkbenchError
 from workbench.hooks.hook_points import FROM_INPUTS, Site, Subscription, active, hook_names, subscribe
 from workbench.layers.attention import AttentionInputs
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from workbench.model import Transformer
 
 Handling = Literal["raise", "keep"]  # what a function does if logits are not finite
+
+
+def check_handling(value: object, error: type[WorkbenchError]) -> None:
+    """Raises: `error` for a value that is not in `Handling`."""
+    if value not in get_args(Handling):
+        raise error(f"not_finite must be 'raise' or 'keep'; found {value!r:.80}.")
 
 
 @torch.no_grad()

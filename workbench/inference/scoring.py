@@ -17,7 +17,8 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.hooks import hook_points
 from workbench.inference import prefix_tree
-from workbench.inference.not_finite import Handling, not_finite_error
+from workbench.inference.counts import whole_number
+from workbench.inference.not_finite import Handling, check_handling, not_finite_error
 from workbench.inference.scoring_batches import BatchScores, ScoringTargets, TreeScorer, forward_cost
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def score_tokens(
     not_finite: Handling = "raise",
 ) -> list[Scored]:
     """As `score`, with the log-probability of every token of the continuations."""
+    check_handling(not_finite, WorkbenchError)
     scored = score_counted(model, requests, batch_tokens=batch_tokens)[0]
     for i, request in enumerate(requests):
         if scored[i].is_finite:
@@ -152,7 +154,7 @@ def score_rolling(
     Raises: WorkbenchError if stride is not between 1 and the context length; NotFiniteError.
     """
     size = model.config.max_seq_len
-    stride = size if stride is None else stride
+    stride = size if stride is None else whole_number("stride", stride, error=WorkbenchError)
     if not 1 <= stride <= size:
         raise WorkbenchError(f"stride must be between 1 and the context length {size}, found {stride}.")
     requests: list[tuple[Ids, Ids]] = []
@@ -175,12 +177,12 @@ def score_rolling(
 def _batches(
     model: Transformer, requests: Sequence[tuple[Ids, Ids]], batch_tokens: int
 ) -> tuple[ScoringTargets, Iterator[ScoredBatch]]:
+    batch_tokens = whole_number("batch_tokens", batch_tokens, least=1, error=WorkbenchError)
     owners: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}  # (input, continuation) -> requests
     for i, (context, continuation) in enumerate(requests):
         input_ids = _input_ids(context, continuation, model.config.max_seq_len)
         owners.setdefault((prefix_tree.key(input_ids), tuple(continuation)), []).append(i)
     # A hook identifies a token by its position, and in a packed sequence several tokens have the same position.
-    hook_points.refuse_rows(model, "score")
     pack = not hook_points.active(model)
     targets = ScoringTargets(list(owners), min_tokens_saved=forward_cost(model.device), pack=pack)
     scores = TreeScorer(model, targets, batch_tokens).run() if owners else iter(())
