@@ -292,10 +292,10 @@ def capture(
     fetch_if(online, model)
     loaded = load_model(model, device=device, dtype=dtype, adapter=adapter)
     prompt_ids = token_ids(ids, loaded) if ids is not None else encode_text(loaded, model, prompt or "")
-    with loaded.intervene(*interventions_of(loaded, intervene, ablate)), torch.no_grad():
+    with loaded.intervene(*interventions_of(loaded, intervene, ablate)):
         tokens = torch.tensor([prompt_ids], device=loaded.device)
         _, captured = loaded.run_with_capture(
-            tokens, hooks, layers=layer_numbers, heads=head_numbers, positions=position_numbers
+            tokens, hooks, layers=layer_numbers, heads=head_numbers, positions=position_numbers, logits=None
         )
     source = loaded.source
     checkpoint_hash = {} if source is None else {"checkpoint_sha256": source.checkpoint_sha256}

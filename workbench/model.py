@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from workbench.config import ModelConfig, Scaling
 from workbench.errors import ConfigError, InterventionError, WorkbenchError
 from workbench.hooks import hook_points
+from workbench.hooks.run_limits import layer_number, warn_beyond_context
 from workbench.layers import attention, rope, tensor_parallel
 from workbench.layers.attention_mask import Mask
 from workbench.layers.fast_linear import matmul_few_rows
 from workbench.layers.kv_cache import KVCache
+from workbench.layers.memory import out_of_memory, too_little_memory
 from workbench.provenance import ModelSource, weight_fingerprint
 
 if TYPE_CHECKING:
     from workbench.hooks.capture import Capture
+    from workbench.hooks.capture_request import Positions
     from workbench.hooks.intervention import Intervention
     from workbench.text.tokenizer import Tokenizer
 
@@ -94,21 +97,39 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, *, stop_at_layer: int | None = None) -> Tensor:
         """Logits for the token after each position.
 
+        stop_at_layer: as in `hidden`; the result is the residual stream.
         Shapes: tokens [batch, pos] int64 -> [batch, pos, vocab] float32
-        Raises: WorkbenchError for token ids outside the vocabulary; GenerationError if the cache has no room.
+        Raises: WorkbenchError for token ids outside the vocabulary, no tokens, or memory that runs out;
+                GenerationError if the cache has no room.
         """
         start = 0 if cache is None else cache.length
-        return self.unembed(self.hidden(tokens, cache), start=start)
+        warn_beyond_context(self, self.config.max_seq_len, start, tokens.shape[-1])
+        try:
+            if stop_at_layer is not None:
+                return self.hidden(tokens, cache, stop_at_layer)
+            return self.unembed(self.hidden(tokens, cache), start=start)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the handler: the error holds the failed run's tensors.
+        raise too_little_memory(tokens.shape, self.device, "use run_with_capture with logits='last' or None")
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, stop_at_layer: int | None = None) -> Tensor:
         """The normalised residual stream after the last block, which the unembedding reads.
 
+        stop_at_layer: run only the layers below it; the result is the residual stream at its input, not normalised. A
+        negative number counts from the last layer. As in TransformerLens. Not with a cache.
         Shapes: tokens [batch, pos] int64 -> [batch, pos, dim]
+        Raises: WorkbenchError for token ids outside the vocabulary, no tokens, or a layer that the model does not have.
         """
         self._check(tokens)
+        if stop_at_layer is not None:
+            stop_at_layer = layer_number(stop_at_layer, len(self.layers))
+            if cache is not None:
+                raise WorkbenchError("stop_at_layer cannot be used with a cache: later layers would miss these tokens.")
         context = self._context(tokens, cache)
         tap = hook_points.tap_for(self, self.config, context.mask.positions)
         if tap:
@@ -117,9 +138,13 @@ class Transformer(nn.Module):
         if tap:
             x = tap("hook_embed", x)
         for layer, block in enumerate(self.layers):
+            if layer == stop_at_layer:
+                break
             x = block(x, layer, context, tap and tap.at(f"blocks.{layer}."))
         if cache is not None:
             cache.advance(tokens.shape[1])
+        if stop_at_layer is not None:
+            return x
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
@@ -145,10 +170,11 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x, tap and tap.at("ln_final."))
         return normed
 
-    def unembed(self, x: Tensor, *, start: int = 0) -> Tensor:
+    def unembed(self, x: Tensor, *, start: int = 0, positions: Tensor | None = None) -> Tensor:
         """Logits of a normalised residual stream whose first position is `start`, cast to float32.
 
-        Shapes: [batch, pos, dim] -> [batch, pos, vocab]
+        positions: those of x, if they do not follow each other.
+        Shapes: x [batch, pos, dim], positions [pos] int64 -> [batch, pos, vocab]
         """
         if self.output is not None:
             logits: Tensor = self.output(x)
@@ -156,7 +182,8 @@ class Transformer(nn.Module):
             weight: Tensor = self.tok_embeddings.weight  # type: ignore[assignment]
             logits = tensor_parallel.gather(matmul_few_rows(tensor_parallel.copy_to(x), weight), -1)
         logits = logits.float()
-        positions = torch.arange(start, start + x.shape[-2], device=x.device)
+        if positions is None:
+            positions = torch.arange(start, start + x.shape[-2], device=x.device)
         tap = hook_points.tap_for(self, self.config, positions, only_logits=True)
         return tap("hook_logits", logits) if tap else logits
 
@@ -180,6 +207,7 @@ class Transformer(nn.Module):
                 )
         return hook_points.subscribe(self, *(i.subscription(self.config) for i in interventions))
 
+    @overload
     def run_with_capture(
         self,
         tokens: Tensor,
@@ -187,25 +215,83 @@ class Transformer(nn.Module):
         *,
         layers: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
-        positions: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        logits: Literal["all", "last"] = "all",
+        stop_at_layer: int | None = None,
+        grad: bool = False,
         cache: KVCache | None = None,
         budget: int | None = None,
         materialize: bool = False,
-    ) -> tuple[Tensor, Capture]:
-        """Logits, and a capture of the hooks with these names or patterns; see `workbench.hooks.capture_run.run`."""
-        from workbench.hooks.capture_request import Request
-        from workbench.hooks.capture_run import run
+    ) -> tuple[Tensor, Capture]: ...
 
-        request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions)
-        return run(self, tokens, request, cache=cache, budget=budget, materialize=materialize)
+    @overload
+    def run_with_capture(
+        self,
+        tokens: Tensor,
+        names: str | Iterable[str],
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        logits: None,
+        stop_at_layer: int | None = None,
+        grad: bool = False,
+        cache: KVCache | None = None,
+        budget: int | None = None,
+        materialize: bool = False,
+    ) -> tuple[None, Capture]: ...
+
+    def run_with_capture(
+        self,
+        tokens: Tensor,
+        names: str | Iterable[str],
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        logits: Literal["all", "last"] | None = "all",
+        stop_at_layer: int | None = None,
+        grad: bool = False,
+        cache: KVCache | None = None,
+        budget: int | None = None,
+        materialize: bool = False,
+    ) -> tuple[Tensor | None, Capture]:
+        """Logits, and a capture of the hooks with these names or patterns.
+
+        positions: absolute ones, or negative ones from the end of the run: `[-1]` is the last token. The same for every
+        row; or for each row as `[batch][n]` or a tensor [batch], for instance the last tokens of unequal prompts. The
+        capture holds them as absolute numbers in ascending order.
+        logits: "last" makes those of the last position only, None none; then layers after the last hook do not run.
+        stop_at_layer: run only the layers below it, as in TransformerLens; the first value is the residual stream at
+        its input. Hooks beyond it are refused.
+        grad: record the run for autograd, even under `torch.no_grad()`. Off by default: a run's graph keeps everything
+        alive. With it `torch.autograd.grad(logits[...], cap[name])` works for every tensor but the summaries of a
+        pattern, also for patterns, scores, results and narrowed captures; patterns are computed in the run.
+        budget: most bytes of the capture and of the logits while they are made (with their copy in the model's dtype);
+        None: half of the memory that is free now. The layers' own memory, and a graph, do not count.
+        materialize: compute scores and patterns in the run instead of when they are read.
+        Shapes: tokens [batch, pos] int64 -> logits [batch, pos, vocab] float32 ("last": [batch, 1, vocab]), and the
+                capture
+        Raises: CaptureBudgetError before the run, naming the largest parts; CaptureError for what does not fit the run;
+                UnknownHookError; WorkbenchError if memory runs out.
+        """
+        from workbench.hooks.capture_request import Request
+        from workbench.hooks.capture_run import Run, run
+
+        self._check(tokens)
+        request = Request.of(self.config, names, layers=layers, heads=heads, positions=positions, batch=tokens.shape[0])
+        settings = Run(logits, stop_at_layer, grad, materialize)
+        return run(self, tokens, request, settings, cache=cache, budget=budget)
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise WorkbenchError(
                 f"tokens must be int64 of shape [batch, pos], found {tokens.dtype} {tuple(tokens.shape)}."
             )
+        if not tokens.numel():
+            raise WorkbenchError(f"a run needs at least one token, found tokens of shape {tuple(tokens.shape)}.")
         # A GPU checks ids itself, and a check here would synchronise with it at every step.
-        if tokens.device.type == "cpu" and tokens.numel():
+        if tokens.device.type == "cpu":
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.config.vocab_size:
                 bad = low if low < 0 else high

@@ -190,7 +190,9 @@ def cached_pair_probe(
 @size_limited("Running the model …", max_bytes=CAPTURES_BYTES, size=lambda cap: cap.n_bytes)
 def _run(capture_id: str, model: Transformer, ids: tuple[int, ...], hooks: tuple[str, ...], changes: str) -> Capture:
     with torch.no_grad(), model.intervene(*from_json(changes)):
-        _, cap = model.run_with_capture(torch.tensor([ids], device=model.device), hooks, budget=CAPTURE_BYTES)
+        _, cap = model.run_with_capture(
+            torch.tensor([ids], device=model.device), hooks, logits=None, budget=CAPTURE_BYTES
+        )
     return cap
 
 

@@ -122,9 +122,6 @@ def capture(
     from probes.base import non_finite
 
     loaded, ids, origin = tokens(model, prompt, file, device)
-    if len(ids) > loaded.config.max_seq_len:
-        context = loaded.config.max_seq_len
-        print(f"note: {len(ids)} tokens are more than the model's context of {context}", file=sys.stderr)
     with torch.no_grad():
         layers = None if layer is None else [layer]
         _, cap = loaded.run_with_capture(torch.tensor([ids], device=loaded.device), hooks, layers=layers)

@@ -54,7 +54,7 @@ def compare_runs(
         caps = []
         for model, active in ((model_a, ()), (model_b, changes)):
             with model.intervene(*active):
-                _, cap = model.run_with_capture(tokens.to(model.device), group, budget=budget)
+                _, cap = model.run_with_capture(tokens.to(model.device), group, logits=None, budget=budget)
             caps.append(cap)
         parts.append(compare(*caps))
         del caps, cap  # before the next group is captured
@@ -73,7 +73,7 @@ def _layer_groups(
     for model in models:
         request = Request.of(model.config, names)
         itemsize = torch.empty(0, dtype=model.dtype).element_size()
-        for name, size in request.n_bytes(model.config, *tokens.shape, 0, itemsize).items():
+        for name, size in request.n_bytes(model.config, *tokens.shape, 0, itemsize, shared=False).items():
             sizes[name] = sizes.get(name, 0) + size
     shared = set(hook_names(models[0].config)) & set(hook_names(models[1].config))
     sizes = {name: size for name, size in sizes.items() if name in shared}

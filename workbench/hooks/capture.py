@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +24,17 @@ from workbench.hooks.capture_request import Request
 from workbench.hooks.hook_points import PATTERN, compute, layer_of, point_of
 from workbench.layers.attention import AttentionInputs
 from workbench.layers.attention_mask import Mask
+from workbench.model_cost import readable_bytes
 
 FORMAT = "workbench capture 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Capture:
     """Activations of a run at the requested hook points. Tensors stay on the model's device.
 
+    Two names may share one tensor, as the stream after a layer and the one before the next do: copy a tensor before you
+    write into it.
     Shapes: tokens [batch, pos] int64; the others as the hook table's axes, with `heads` and `positions` narrowed.
     heads, positions: the captured head numbers and absolute positions; None for all. At the key and value points, the
     key/value heads of `heads` are captured. pad [batch]: how many positions at the left of each row are padding, None
@@ -56,13 +60,44 @@ class Capture:
 
     @property
     def positions(self) -> tuple[int, ...] | None:
+        """The captured positions. Raises: CaptureError if each row has its own; `row_positions` holds those."""
+        if self.request.row_positions is not None:
+            raise CaptureError("this capture has other positions in each row; read row_positions, or capture one row.")
         return self.request.positions
 
     @property
+    def row_positions(self) -> tuple[tuple[int, ...], ...] | None:
+        """The captured positions of each row, [batch][n], if they differ between rows."""
+        return self.request.row_positions
+
+    @property
     def n_bytes(self) -> int:
-        """Size in bytes, including the q and k of lazily computed patterns."""
-        tensor_bytes = sum(t.numel() * t.element_size() for t in self.tensors.values())
-        return tensor_bytes + sum(i.n_bytes for i in self.inputs.values())
+        """Size in bytes, including the q and k of lazily computed patterns. What two names share counts once.
+
+        In a stream the keys of all steps are parts of one cache.
+        """
+        tensors = [*self.tensors.values(), *(t for i in self.inputs.values() for t in (i.q, i.k))]
+        distinct = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.numel()): t for t in tensors}
+        return sum(t.numel() * t.element_size() for t in distinct.values())
+
+    def __repr__(self) -> str:
+        rows = Counter(point_of(name).name.replace("{l}", "*") for name in self.names)
+        shown = [f"{row} ({n})" if n > 1 else row for row, n in rows.items()]
+        more = f", and {len(shown) - 8} others" if len(shown) > 8 else ""
+        positions: object = f"{self.start} to {self.start + self.tokens.shape[1] - 1}"
+        if self.row_positions is not None:
+            positions = f"{len(self.row_positions[0])} of each row"
+        elif self.positions is not None:
+            positions = _shown(self.positions)
+        about = self.provenance
+        changed = f", {len(about['interventions'])} interventions" if about.get("interventions") else ""
+        return (
+            f"Capture of {' x '.join(map(str, self.tokens.shape))} tokens, {about.get('model') or 'a model in memory'}"
+            f" ({about.get('dtype')}, {self.tokens.device}){changed}\n"
+            f"  hooks: {', '.join(shown[:8])}{more}\n"
+            f"  positions: {positions}; heads: {'all' if self.heads is None else _shown(self.heads)}; "
+            f"{readable_bytes(self.n_bytes)}"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self.request.names
@@ -110,8 +145,10 @@ class Capture:
         captured_heads = tuple(range(self.config.n_heads)) if self.heads is None else self.heads
         head_index = None if heads is None else self._index(captured_heads, heads, "head")
         end = self.start + self.tokens.shape[1]
-        captured_queries = tuple(range(self.start, end)) if self.positions is None else self.positions
-        query_index = None if queries is None else self._index(captured_queries, queries, "position")
+        query_index = None
+        if queries is not None:
+            captured_queries = tuple(range(self.start, end)) if self.positions is None else self.positions
+            query_index = self._index(captured_queries, queries, "position")
         if layer in self.inputs and name in self:
             return self.inputs[layer].narrow(head_index, query_index).pattern()
         pattern = self[name]
@@ -178,7 +215,10 @@ class Capture:
             config["rope_scaling"] = scaling_from_fields(config["rope_scaling"])
         stored = about["request"]
         narrowed = {key: None if stored[key] is None else tuple(stored[key]) for key in ("heads", "positions")}
-        request = Request(tuple(stored["names"]), **narrowed)
+        rows = stored.get("row_positions")  # an older file has none
+        request = Request(
+            tuple(stored["names"]), **narrowed, row_positions=None if rows is None else tuple(map(tuple, rows))
+        )
         inputs = {}
         for name in entries:
             if name.startswith("inputs/") and name.endswith("/q"):
@@ -194,3 +234,7 @@ class Capture:
             MappingProxyType(tensors), MappingProxyType(inputs), MappingProxyType(about["provenance"]),
             entries.get("pad", pads[0] if pads else None),
         )  # fmt: skip
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (f", ... ({len(numbers)})" if len(numbers) > 8 else "")

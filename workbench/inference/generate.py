@@ -7,7 +7,7 @@ device. Interventions and captures act as in any other run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,22 @@ from torch import Tensor
 from workbench.errors import GenerationError
 from workbench.hooks.capture import Capture
 from workbench.hooks.capture_request import Request
+from workbench.hooks.capture_run import Run, check_budget
 from workbench.hooks.capture_run import run as run_capture
 from workbench.inference import continuous_batching
+from workbench.inference.counts import whole_number
 from workbench.inference.generation_state import FinishReason, GenerationState, Prompt
-from workbench.inference.not_finite import Handling, not_finite_error
+from workbench.inference.not_finite import Handling, check_handling, not_finite_error
 from workbench.inference.sampling import Sampling
 from workbench.layers import tensor_parallel
 from workbench.layers.kv_cache import KVCache
+from workbench.layers.memory import out_of_memory, too_little_memory
 
 if TYPE_CHECKING:
     from workbench.model import Transformer
     from workbench.text.tokenizer import Tokenizer
+
+_CHECKED = 1 << 62  # the budget of a step: all steps were checked together, before the first
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Generation:
     """A finished continuation. `text` ends before the stop string or stop token; it is None without a tokenizer.
 
     `tokens` and `logprobs` (nats, before penalty and temperature) hold every token that was generated, the stopping one
-    included. `finish_reason` is "not_finite" if the logits after the last token were NaN or infinite.
+    included. `finish_reason` is "not_finite" if the logits after the last token were NaN or infinite. `captures`: one
+    capture per token if hooks were requested; the first covers the prompt, each later one the token before.
     """
 
     prompt: tuple[int, ...]
@@ -77,6 +83,8 @@ def generate(
     stop_tokens: Iterable[int] | None = None,
     batch_size: int = 16,
     not_finite: Handling = "raise",
+    capture: str | Sequence[str] = (),
+    budget: int | None = None,
 ) -> list[Generation]:
     """Continue each prompt: text (a begin token is added) or token ids (used as they are).
 
@@ -84,16 +92,26 @@ def generate(
     Ids for which the tokenizer has no token are never chosen. min_p, repetition_penalty and the others: `Sampling`.
     stop_tokens: default: the tokenizer's.
     not_finite: "keep" ends a sequence with this finish reason where "raise" raises an error.
-    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used; NotFiniteError.
+    capture: hook names to capture at each step, as in `stream`. The prompts are then generated one after another, so
+    that each capture is that of its prompt alone.
+    budget: most bytes of all captures; None: half of the memory that is free now.
+    Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used; NotFiniteError;
+            CaptureBudgetError, before anything is generated.
     """
     if isinstance(prompts, str):
         raise GenerationError("prompts must be a list; put a single prompt in brackets.")
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
-    prompt_seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
+    batch_size = whole_number("batch_size", batch_size, least=1)
+    check_handling(not_finite, GenerationError)
+    first_seed = whole_number("seed", seed)
+    prompt_seeds = [first_seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     if len(prompt_seeds) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(prompt_seeds)}.")
     start = partial(GenerationState.start, model, max_new_tokens=max_new_tokens, stop=stop, stop_tokens=stop_tokens)
     sequences = [start(prompt, seed=prompt_seed) for prompt, prompt_seed in zip(prompts, prompt_seeds, strict=True)]
+    if capture:
+        request = _checked_request(model, capture, sequences, budget)
+        return [_captured(model, sequence, sampling, request, not_finite) for sequence in sequences]
     sampler = partial(draw, sampling)
     if sequences:
         continuous_batching.run(model, sequences, sampler, batch_size=batch_size)
@@ -123,15 +141,18 @@ def stream(
     stop: Sequence[str] = (),
     stop_tokens: Iterable[int] | None = None,
     capture: str | Sequence[str] = (),
+    budget: int | None = None,
 ) -> Iterator[Piece]:
     """The continuation of one prompt, token by token.
 
-    capture: hook names to capture at each step; the first capture covers the prompt, each later one a single token.
+    capture: hook names to capture at each step; the first capture covers the prompt, each later one a single token. The
+    captures of all steps share one copy of the keys, so a kept generation takes memory that grows linearly.
+    budget: most bytes of all captures together, for `max_new_tokens` steps; None: half of the memory that is free now.
     Raises: as `generate`; UnknownHookError.
     """
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     sequence = GenerationState.start(model, prompt, max_new_tokens, seed=seed, stop=stop, stop_tokens=stop_tokens)
-    request = Request.of(model.config, capture) if capture else None
+    request = _checked_request(model, capture, [sequence], budget) if capture else None
     return _pieces(model, sequence, sampling, request)
 
 
@@ -140,6 +161,23 @@ def _pieces(
 ) -> Iterator[Piece]:
     for captured in _decode(model, sequence, sampling, request):
         yield Piece(sequence.tokens[-1], sequence.logprobs[-1], sequence.new_text(), sequence.finish_reason, captured)
+
+
+def _checked_request(
+    model: Transformer, capture: str | Sequence[str], sequences: Sequence[GenerationState], budget: int | None
+) -> Request:
+    """The request for the captures of all steps. Raises: CaptureBudgetError, UnknownHookError."""
+    request = Request.of(model.config, capture)
+    shapes = [(1, len(sequence.prompt) + sequence.room - 1) for sequence in sequences]
+    check_budget(model, shapes, request, Run(logits=None), budget=budget, cached=True)
+    return request
+
+
+def _captured(
+    model: Transformer, sequence: GenerationState, sampling: Sampling, request: Request, not_finite: Handling
+) -> Generation:
+    captures = [captured for captured in _decode(model, sequence, sampling, request, not_finite) if captured]
+    return replace(_finished(sequence), captures=tuple(captures))
 
 
 def _finished(sequence: GenerationState) -> Generation:
@@ -186,9 +224,16 @@ def _ids_without_token(tokenizer: Tokenizer, vocab_size: int, device: torch.devi
 
 
 def _decode(
-    model: Transformer, sequence: GenerationState, sampling: Sampling, request: Request | None
+    model: Transformer,
+    sequence: GenerationState,
+    sampling: Sampling,
+    request: Request | None,
+    not_finite: Handling = "raise",
 ) -> Iterator[Capture | None]:
-    """Decode one sequence until it ends, one yield per step. The key/value cache lives as long as this generator."""
+    """Decode one sequence until it ends, one yield per step. The key/value cache lives as long as this generator.
+
+    Captures hold parts of the cache, which nothing writes a second time.
+    """
     tokens = torch.tensor([sequence.prompt], device=model.device)
     cache = model.empty_cache(1, len(sequence.prompt) + sequence.room)
     while sequence.finish_reason is None:
@@ -196,6 +241,8 @@ def _decode(
             logits, captured = _last_logits(model, tokens, cache, request)
             draw(sampling, [sequence], logits)
         if sequence.finish_reason == "not_finite":
+            if not_finite == "keep":
+                return
             raise not_finite_error(model, sequence.ids)
         yield captured
         tokens = torch.tensor([[sequence.tokens[-1]]], device=model.device)
@@ -206,7 +253,14 @@ def _last_logits(
 ) -> tuple[Tensor, Capture | None]:
     """Shapes: tokens [batch, pos] -> logits after the last position, [batch, vocab]"""
     if request is not None:
-        logits, captured = run_capture(model, tokens, request, cache=cache)
+        settings = Run(logits="last", copies_keys=False)
+        logits, captured = run_capture(model, tokens, request, settings, cache=cache, budget=_CHECKED)
+        assert logits is not None
         return logits[:, -1], captured
-    hidden = model.hidden(tokens, cache)
-    return model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0], None
+    try:
+        hidden = model.hidden(tokens, cache)
+        return model.unembed(hidden[:, -1:], start=cache.length - 1)[:, 0], None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    raise too_little_memory(tokens.shape, model.device, "generate fewer tokens")

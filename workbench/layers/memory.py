@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from workbench.errors import WorkbenchError
 
 
 def free_memory(device: torch.device) -> int:
@@ -20,7 +24,16 @@ def free_memory(device: torch.device) -> int:
     return 8 << 30
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether the error means that a device, or the machine, ran out of memory."""
     cpu_messages = ("not enough memory", "can't allocate memory")  # the CPU's allocator has no exception of its own
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in cpu_messages)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in cpu_messages)
+
+
+def too_little_memory(shape: Sequence[int], device: torch.device, advice: str) -> WorkbenchError:
+    """The error for a run of tokens [batch, pos] for which memory did not suffice."""
+    batch, length = shape
+    return WorkbenchError(
+        f"memory ran out on {device} in a run of {batch:,} x {length:,} tokens. "
+        f"Shorten the text or the batch, use a smaller dtype or model, or {advice}."
+    )

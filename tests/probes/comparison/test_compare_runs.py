@@ -212,7 +212,7 @@ def test_runs_by_groups_are_runs_at_once(tiny_model: Transformer, tokens: torch.
     changes = [wb.Scale("blocks.0.hook_mlp_out", 0.5)]
     whole = compare_models.compare_runs(tiny_model, tiny_model, tokens, changes=changes)
     runs = []
-    forward = tiny_model.register_forward_hook(lambda *_: runs.append(1))
+    forward = tiny_model.tok_embeddings.register_forward_hook(lambda *_: runs.append(1))
     same(whole, compare_models.compare_runs(tiny_model, tiny_model, tokens, changes=changes, budget=800_000))
     forward.remove()
     assert len(runs) > 2

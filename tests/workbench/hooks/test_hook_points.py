@@ -161,7 +161,9 @@ def test_subscriptions_belong_to_one_context(tiny_model) -> None:
 
 
 def test_gradients_pass_through_what_is_captured(tiny_model) -> None:
-    logits, capture = tiny_model.run_with_capture(TOKENS, ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern"])
+    logits, capture = tiny_model.run_with_capture(
+        TOKENS, ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern"], grad=True
+    )
     (gradient,) = torch.autograd.grad(logits[0, -1, 3], capture["blocks.1.hook_resid_pre"])
     assert gradient[0, -1].abs().max() > 0
     assert gradient[1].abs().max() == 0  # the other row has no part in it
