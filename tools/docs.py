@@ -34,6 +34,43 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [line(" | ".join(row)) for row in [header, ["---"] * len(header), *rows]]
 
 
+OWN_FUNCTION = """
+## Your own function
+
+`wb.Hook(name, function)` is an intervention by your own code. The function gets the activation and the site: the hook's
+`name`, its `layer` and the absolute `positions` of the tokens. It returns the replacement. As in TransformerLens, None
+keeps the activation, with what the function wrote into it. The activation is a copy. This example projects a direction
+out of the residual stream, and collects norms at another hook:
+
+```python
+import torch
+import workbench as wb
+
+model = wb.load_model("demo")
+tokens = torch.tensor([model.tokenizer.encode("one two one two", bos=True)])
+direction = torch.nn.functional.normalize(torch.randn(model.config.dim), dim=0)
+norms = []
+
+
+def project_out(x, site):
+    d = direction.to(x)
+    return x - (x @ d).unsqueeze(-1) * d
+
+
+def watch(x, site):
+    norms.append((site.layer, x.norm(dim=-1)))
+
+
+with torch.no_grad(), model.intervene(wb.Hook("blocks.2.hook_resid_pre", project_out), wb.Hook("L3.mlp", watch)):
+    logits = model(tokens)
+```
+
+The result must be a floating-point tensor of the activation's shape. `heads=` and `positions=` narrow what the function
+gets. A Hook has no JSON: `eval run --intervene` cannot use it, answers under it are not stored, and captures record an
+own function. Ablate, Scale, Add and Patch do not have these limits.
+"""
+
+
 def hooks_page() -> str:
     """Every hook point with its axes and meaning."""
     rows = [[f"`{hook.name}`", cell(" ".join(hook.axes)), cell(hook.meaning)] for hook in HOOKS]
@@ -41,13 +78,13 @@ def hooks_page() -> str:
         NOTE,
         "# Hook points",
         "",
-        "Names are those of TransformerLens's HookedTransformer. `{l}` is a layer number; a pattern such as",
-        "`blocks.*.attn.hook_pattern` selects every layer. Keys and values have the model's own number of",
-        "key/value heads.",
+        "Names are TransformerLens's; `hook_stats`, `hook_map`, `hook_key_mass` and `hook_logits` are ours. `{l}` is a",
+        "layer number; a pattern such as `blocks.*.attn.hook_pattern` selects every layer. Keys and values have the",
+        "model's own number of key/value heads.",
         "",
         *table(["name", "axes", "meaning"], rows),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + OWN_FUNCTION
 
 
 def shown(line: str) -> str:

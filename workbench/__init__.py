@@ -12,6 +12,7 @@ from workbench.hooks.capture import Capture
 from workbench.hooks.hook_points import HOOKS, hook_names
 from workbench.hooks.intervention import active_interventions, clear_interventions
 from workbench.hooks.interventions import Ablate, Add, Patch, Scale
+from workbench.hooks.own_function import Hook
 from workbench.hooks.rope_scaling import RopeScaling
 from workbench.inference.generate import Generation, generate, stream
 from workbench.inference.scoring import score, score_rolling
@@ -28,6 +29,7 @@ __all__ = [
     "Capture",
     "Generation",
     "HOOKS",
+    "Hook",
     "KVCache",
     "LinearScaling",
     "Llama3Scaling",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import plotly.graph_objects as go
 
+from dashboard.layout.downloads import file_name
 from dashboard.layout.figure import figure
 from dashboard.layout.page import add_download
 from probes.base import drawing
@@ -25,20 +26,23 @@ def head_grid(
     unit: str,
     config: ModelConfig,
     selected: Cell,
+    share: bool = False,
     on_choose: Callable[[int, int], None],
 ) -> None:
     """Draw the grid.
 
-    id: identifies the values. on_choose: called with the layer and head of a clicked square.
+    id: identifies the values. share: they are shares, with a scale from 0 to 1.
+    on_choose: called with the layer and head of a clicked square.
     Shapes: values [layer, head] of every layer and head of the model
     """
-    fig = _figure(values, unit, config, id)
+    fig = _figure(values, unit, config, id, share)
     title = f"{unit[0].upper()}{unit[1:]} of every head"
     figure(
         fig,
         key="atlas",
         title=title,
-        config={"modeBarButtons": [["toImage"]], "doubleClick": False},
+        file=file_name("atlas", {}),
+        is_grid=True,
         chosen=selected[::-1],
         on_choose=lambda head, layer: on_choose(layer, head),
     )
@@ -49,7 +53,7 @@ def _ringed(fig: go.Figure, layer: int, head: int) -> go.Figure:
     return go.Figure(fig).update_traces(x=[head], y=[layer], selector={"type": "scatter"})
 
 
-def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.Figure:
+def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str, share: bool) -> go.Figure:
     fig = drawing.atlas(
         values,
         title="",
@@ -57,6 +61,7 @@ def _figure(values: np.ndarray, unit: str, config: ModelConfig, id: str) -> go.F
         heads=range(config.n_heads),
         layers=range(config.n_layers),
         group_size=config.group_size,
+        share=share,
         stamp={"id": id},
     )
     side = max(6.0, min(52.0, _MAX_SIDE / max(values.shape)))

@@ -274,9 +274,9 @@ def resume(results: Path, stopped: UnfinishedRun) -> Job:
             )
         if stopped.run.status == "running" or (known is not None and known.active):
             raise DataError(f"run {stopped.run.id} is still running; wait for it, or cancel it first.")
-        if chosen := foreign_code.chosen(stopped.run.settings):
+        if runs_code := foreign_code.summary(stopped.run.settings):
             raise DataError(
-                f"run {stopped.run.id} uses {foreign_code.described(*chosen)}, which may run code that its folder "
+                f"run {stopped.run.id} uses {runs_code}, which may run code that its folder "
                 "names. If you trust it, continue it with `workbench eval resume` in a terminal."
             )
         if stopped.run.settings.get("model") is None:

@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.base.drawing import COLOURS, Stamp, add_lines, finish
+from probes.base.drawing import Stamp, add_lines, finish, sign_colours
 
 
 def over_tokens(
     labels: Sequence[str], series: Mapping[str, np.ndarray], *, kind: str, title: str, unit: str, stamp: Stamp
 ) -> go.Figure:
-    """Bars for one series, blue above 0 and orange below; lines for several series. Shapes: each [pos]"""
+    """Bars for one series, red above 0 and blue below; lines for several series. Shapes: each [pos]"""
     fig = go.Figure()
     if len(series) == 1:
         ((name, values),) = series.items()
         values = values.astype(np.float32)
-        colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+        colours = sign_colours(values)
         fig.add_bar(x=list(labels), y=values, marker={"color": colours})
         fig.update_traces(hovertemplate=f"%{{x}}<br>{name} %{{y:.4g}}<extra></extra>")
     else:

@@ -7,6 +7,24 @@ const WHOLE_SCREEN = {
   click: (place) => (document.fullscreenElement ? document.exitFullscreen() : place.requestFullscreen()),
 };
 
+// A picture at twice the size of the page, with the title that the page shows above the figure.
+const picture = (format) => ({
+  name: `Save as ${format.toUpperCase()}`,
+  title: `Save as ${format.toUpperCase()}`,
+  icon: { width: 24, height: 24, path: format === "png" ? PHOTO : CURVE },
+  click: (place) => {
+    const { title, file } = places.get(place).wanted;
+    const { width, height } = place.getBoundingClientRect();
+    const margin = { ...place.layout.margin, t: (place.layout.margin?.t ?? 0) + 40 };
+    const heading = { text: title, x: 0, xref: "container", y: 1, yref: "container", yanchor: "top", pad: { l: 12, t: 12 } };
+    const layout = { ...place.layout, title: heading, margin, height: height + 40, width };
+    const options = { format, filename: file, scale: format === "png" ? 2 : 1, width, height: height + 40 };
+    window.Plotly.downloadImage({ data: place.data, layout }, options);
+  },
+});
+const PHOTO = "M4 6h4l2-2h4l2 2h4v13H4zM12 9a4 4 0 1 0 0 8a4 4 0 0 0 0-8z";
+const CURVE = "M3 3h5v5H3zM16 16h5v5h-5zM6 8h2c0 6 4 10 8 10v2C9 20 6 14 6 8z";
+
 // Of each place on a page: what it shall show, what it shows, and the drawings in their order.
 const places = new WeakMap();
 
@@ -51,7 +69,10 @@ async function bring(place, state) {
   if (drawn.figure !== wanted.figure) {
     const { data, layout } = JSON.parse(wanted.figure);
     if (wanted.chosen) Object.assign(data.at(-1), at(wanted.chosen));
-    const config = { ...wanted.config, modeBarButtonsToAdd: [WHOLE_SCREEN] };
+    const pictures = [picture("png"), picture("svg")];
+    const config = wanted.only_pictures
+      ? { ...wanted.config, modeBarButtons: [pictures] }
+      : { ...wanted.config, modeBarButtonsToAdd: [...pictures, WHOLE_SCREEN] };
     await plotly.react(place, data, { ...layout, width, height }, config);
     if (!drawn.figure) place.on("plotly_click", ({ points }) => click(place, state, [points[0].x, points[0].y]));
   } else {

@@ -7,9 +7,8 @@ version of the installed plotly package.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -20,7 +19,7 @@ from probes.base.drawing import HTML_CONFIG, Theme
 
 CODE = "app/static/plotly-cartesian-4.1.1.min.js"  # relative to the URL of the dashboard
 HEIGHT = 450  # default height in pixels
-_CONFIG = {**HTML_CONFIG, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+_CONFIG = {**HTML_CONFIG, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d", "toImage"]}
 
 # Registered once per process: to register it again on each run would replace it while other users have it open.
 _component = st.components.v2.component(
@@ -38,12 +37,14 @@ def figure(
     key: str,
     title: str,
     stretch: bool = False,
-    config: Mapping[str, Any] | None = None,
+    file: str = "figure",
+    is_grid: bool = False,
     chosen: tuple[int, int] | None = None,
     on_choose: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw a figure. `title` is its name for screen readers; `stretch` lets it fill a taller card.
+    """Draw a figure. `title` names it for screen readers and on saved pictures; `stretch` lets it fill a taller card.
 
+    file: name of a saved picture, without its ending. is_grid: a figure to click on, without zoom.
     on_choose: called with x and y of a clicked cell. The first trace must be a heatmap over whole numbers from 0 on.
     The last trace, a single point, is moved to `chosen`. If only `chosen` changes, the figure is not drawn again.
     """
@@ -59,7 +60,9 @@ def figure(
         data={
             "figure": figure_json(fig, "dark" if st.context.theme.type == "dark" else "light"),
             "code": CODE,
-            "config": {**_CONFIG, **(config or {})},
+            "config": {**_CONFIG, **({"doubleClick": False} if is_grid else {})},
+            "only_pictures": is_grid,
+            "file": file,
             "title": title,
             "height": fig.layout.height or HEIGHT,
             "stretch": stretch,

@@ -11,16 +11,15 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.layout import history, preload
+from dashboard.layout.downloads import HTML, PARQUET, figure_html, file_name, parquet, source
 from dashboard.layout.figure import figure
 from dashboard.layout.figure_help import FIGURE_HELP
 from dashboard.session import computed, gc_freeze, models, shared_cache, url_state
 from dashboard.session.settings import ROOT
 from dashboard.token_text import plain
-from probes.base.drawing import html_page
 from workbench.errors import CaptureBudgetError, WorkbenchError
 from workbench.layers.memory import out_of_memory
 
-HTML, PARQUET = "text/html", "application/vnd.apache.parquet"
 STYLE = (ROOT / "dashboard" / "assets" / "page.css").read_text(encoding="utf-8")
 # Streamlit writes white on the primary colour, but in the dark theme this colour must be bright.
 ON_DARK = """
@@ -122,38 +121,34 @@ class Head:
 
     def data(self, tables: Mapping[str, Callable[[], pd.DataFrame]]) -> None:
         """Add downloads of the page's tables (CSV, Parquet) and figures (HTML); each file is made when requested."""
+        about = source()
         with self.tools.popover("Download", help="The numbers behind this page, and its figures"):
             for name, table in tables.items():
                 title = name.replace("_", " ").capitalize()
                 with st.container(horizontal=True):
+                    file = file_name(name, {})
                     _download_button(
-                        f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{name}.csv", "text/csv"
+                        f"{title} (CSV)", lambda table=table: table().to_csv(index=False), f"{file}.csv", "text/csv"
                     )
                     _download_button(
-                        f"{title} (Parquet)", lambda table=table: parquet(table()), f"{name}.parquet", PARQUET
+                        f"{title} (Parquet)",
+                        lambda table=table, about=about: parquet(table(), about),
+                        f"{file}.parquet",
+                        PARQUET,
                     )
             for name, (title, make) in st.session_state.get("_figures", {}).items():
                 label = name.replace("_", " ").capitalize()
                 _download_button(
                     f"{label} (HTML)",
-                    lambda title=title, make=make: _figure_html(title, make()),
-                    f"{name}.html",
-                    "text/html",
+                    lambda title=title, make=make, about=about: figure_html(title, make(), about),
+                    f"{file_name(name, {})}.html",
+                    HTML,
                 )
-            st.caption("To save a figure as PNG, point at it and click the camera icon.")
+            st.caption("To save a figure as PNG or SVG, point at it and click the camera or the curve.")
 
 
 def _download_button(label: str, make: Callable[[], str | bytes], name: str, kind: str) -> None:
     st.download_button(label, make, file_name=name, mime=kind, on_click="ignore", width="stretch", key=f"file_{name}")
-
-
-def parquet(table: pd.DataFrame) -> bytes:
-    """A table as a Parquet file; a column with several types, which Parquet does not support, becomes text."""
-    table = table.rename(columns=str)
-    for name in table.select_dtypes("object").columns:
-        if table[name].dropna().map(type).nunique() > 1:
-            table[name] = table[name].map(str, na_action="ignore")
-    return bytes(table.to_parquet(index=False))
 
 
 def show_error(summary: str, detail: str) -> None:
@@ -213,15 +208,11 @@ def draw_figure(fig: go.Figure, *, key: str, stretch: bool = False) -> None:
 
 
 def _draw(fig: go.Figure, key: str, title: str, stretch: bool = False) -> None:
-    figure(fig, key=key, title=title, stretch=stretch)
+    meta = fig.layout.meta
+    figure(fig, key=key, title=title, stretch=stretch, file=file_name(key, meta if isinstance(meta, dict) else {}))
     add_download(key, title, lambda: fig)
 
 
 def add_download(name: str, title: str, make: Callable[[], go.Figure]) -> None:
     """Add a figure to the downloads of the page."""
     st.session_state.setdefault("_figures", {})[name] = (title, make)
-
-
-def _figure_html(title: str, fig: go.Figure) -> str:
-    """The figure with its title as an HTML file that works without a network."""
-    return html_page(go.Figure(fig).update_layout(title=title, margin={"t": 80}))

@@ -18,7 +18,15 @@ from dashboard.session import computed, url_state, url_values
 from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.attention.head_map import MAX_CELLS, HeadMap, head_map
-from probes.attention.head_metrics import HOOKS, METRICS, HeadMetrics, InductionScores, head_metrics, induction_scores
+from probes.attention.head_metrics import (
+    HOOKS,
+    METRICS,
+    SHARES,
+    HeadMetrics,
+    InductionScores,
+    head_metrics,
+    induction_scores,
+)
 from workbench.hooks.interventions import from_json
 from workbench.model import Transformer
 
@@ -135,7 +143,8 @@ def _atlas(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, pr
         unit, over = "induction weight", f"{scores.batch} random blocks of {scores.block} tokens, repeated"
     else:
         values = metrics.values[view.colour]
-        unit, over = METRICS[view.colour], f"the {metrics.n_queries} tokens of the prompt"
+        tokens = "only token" if metrics.n_queries == 1 else f"{metrics.n_queries} tokens"
+        unit, over = METRICS[view.colour], f"the prompt's {tokens}"
     st.caption(f"{unit[0].upper()}{unit[1:]}, mean over {over}")
     head_grid(
         values,
@@ -143,6 +152,7 @@ def _atlas(model: Transformer, capture_ref: CaptureRef, metrics: HeadMetrics, pr
         unit=unit,
         config=config,
         selected=(view.layer, view.head),
+        share=view.colour == "induction" or view.colour in SHARES,
         on_choose=_choose_head,
     )
     _highest(values, unit)

@@ -51,11 +51,8 @@ def show() -> None:
             with st.expander(f"{len(unreadable)} files could not be read"):
                 st.code(plain("\n".join(unreadable)), language=None, wrap_lines=True)
         if not finished:
-            root = Settings.from_env().results
-            empty(
-                "No finished runs in the results folder. Run the embedded suites with this command, then reload.",
-                f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
-            )
+            empty("The results folder has no finished run yet. Start one on Runs; a quiz takes a few seconds.")
+            st.page_link("dashboard/pages/runs.py", label="Start a benchmark on Runs →")
             return
         run, baseline = runs.select_runs(finished, _filter)
         table = run.frame()[[_matches_filter(score) for score in run.scores]]

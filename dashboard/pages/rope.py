@@ -40,6 +40,7 @@ ABOUT = Help(
     },
 )
 WAVES, OWN, SHIFT, WHAT_IF = VIEWS = ("Wavelengths", "This head", "Shift", "What if")
+EXAMPLE = 10  # times theta, where What if opens
 TRAINED, UNSCALED, LLAMA31, LLAMA32 = SCALINGS = ("As trained", "Unscaled", "Llama 3.1 (8x)", "Llama 3.2 (32x)")
 
 
@@ -85,8 +86,11 @@ def _controls(model: Transformer) -> View:
             pair = _or_all("Pair", "pair", config.head_dim // 2 - 1, "Shows what this pair adds, by distance.")
             distance = _or_all("Distance", "distance", None, "Shows the pairs at this distance between query and key.")
         if name in (WAVES, WHAT_IF):
+            # What if opens on an example: its own theta would change nothing.
+            first = float(config.rope_theta) * (EXAMPLE if name == WHAT_IF else 1)
             theta = url_state.url_widget(
-                st.number_input, "Theta", 2.0, 1e9, float(config.rope_theta), key="theta", width=190, format="%.0f",
+                st.number_input, "Theta", 2.0, 1e9, min(first, 1e9), key="theta", width=190, format="%.0f",
+                step=max(1.0, float(round(config.rope_theta / 10))),
                 help="The base of the frequencies. With a larger base, pairs rotate more slowly.",
             )  # fmt: skip
             scaling = url_state.url_widget(st.selectbox, "Scaling", list(SCALINGS), key="scaling", width=190)

@@ -21,7 +21,9 @@ from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain, printable
 from evals.store.store import UnfinishedRun
 from evals.tasks.presets import PRESETS
+from workbench.checkpoint.sources.names import resolve
 from workbench.errors import WorkbenchError
+from workbench.text.tokenizer_files import find_tokenizer
 
 ABOUT = Help(
     "Benchmarks run as separate processes. They continue when this page is closed or reloaded, and when the server "
@@ -112,6 +114,10 @@ def _form(results: Path) -> None:
     model = computed.model_path()
     if st.session_state.pop("_started", False):
         st.session_state["run_name"] = ""  # a second run needs another name
+    wordless = not _has_tokenizer(model)
+    if wordless:
+        st.info("This model has no tokenizer, so it cannot answer questions. Add a tokenizer to its folder, or select "
+                "another model.")  # fmt: skip
     with st.form("start_form", border=False, enter_to_submit=False):
         st.text(f"Model: {plain(model)}")
         tasks = url_state.url_widget(
@@ -154,7 +160,7 @@ def _form(results: Path) -> None:
         with chat:
             turns = url_state.url_widget(st.toggle, "Chat format", key="in_chat", help="Use the model's chat format.")
         with submit:
-            pressed = st.form_submit_button("Start", type="primary", width="stretch")
+            pressed = st.form_submit_button("Start", type="primary", width="stretch", disabled=wordless)
     if pressed:
         request = EvalRequest(
             name or "",
@@ -182,6 +188,14 @@ def _form(results: Path) -> None:
         st.dataframe(
             missing, hide_index=True, height=240, column_config={"name": "Benchmark", "missing": "What is missing"}
         )
+
+
+def _has_tokenizer(model: str) -> bool:
+    """Whether a model's folder has a tokenizer; True if that cannot be told, because the job says what is wrong."""
+    try:
+        return model == "demo" or find_tokenizer(resolve(model)) is not None
+    except WorkbenchError:
+        return True
 
 
 def _open(job: Job) -> None:

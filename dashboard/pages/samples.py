@@ -44,11 +44,8 @@ def show() -> None:
     with page("Samples", "Every question of a run, and what decided its answer.", ABOUT) as head:
         finished, _ = runs.runs()
         if not finished:
-            root = Settings.from_env().results
-            empty(
-                "No finished runs in the results folder. Run the embedded suites with this command, then reload.",
-                f"workbench eval run --model demo --tasks demo_mmlu,demo_gsm8k,demo_humaneval --output {root / 'demo'}",
-            )
+            empty("The results folder has no finished run yet. Start one on Runs; a quiz takes a few seconds.")
+            st.page_link("dashboard/pages/runs.py", label="Start a benchmark on Runs →")
             return
         tour.show_step(computed.model(), "samples")
         run, baseline = runs.select_runs(finished)

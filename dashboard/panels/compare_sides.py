@@ -9,7 +9,7 @@ import workbench as wb
 from dashboard.data.samples import SMALL
 from dashboard.layout.page import card, show_error
 from dashboard.panels import capture_card, intervention_editor, prompt_input
-from dashboard.panels.prompt_input import MAX_CHARS, Input
+from dashboard.panels.prompt_input import Input
 from dashboard.session import captures, computed, models, url_state
 from dashboard.session.computed import NO_CHANGES, CaptureRef
 from dashboard.session.models import ServedModel
@@ -143,7 +143,6 @@ def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 def _other_prompt(model: Transformer) -> Input | None:
     text = url_state.url_widget(
         st.text_area, "B's prompt" if model.tokenizer else "B's token ids", "", key="b_prompt", height=68,
-        max_chars=MAX_CHARS,
     )  # fmt: skip
     try:
         if not text:

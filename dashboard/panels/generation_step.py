@@ -19,7 +19,7 @@ from dashboard.session import computed, url_state, url_values
 from dashboard.session.computed import NO_CHANGES, CaptureRef
 from dashboard.token_text import short, visible
 from probes.attention.head_map import MAX_CELLS, head_map, strongest_keys
-from probes.attention.head_metrics import HOOKS, METRICS, head_metrics
+from probes.attention.head_metrics import HOOKS, METRICS, SHARES, head_metrics
 from probes.generation.token_choices import SamplingTrace
 from workbench.model import Transformer
 
@@ -73,7 +73,15 @@ def attention(model: Transformer, trace: SamplingTrace, step: int, changes: str)
             st.caption(f"{unit[0].upper()}{unit[1:]}, for this query only", help=FIGURE_HELP["atlas"])
             values = computed.cached_probe(head_metrics, capture=capture_ref, queries=(at,)).values[name]
             id = f"{capture_ref.id}/{name}/{at}"
-            head_grid(values, id=id, unit=unit, config=config, selected=(layer, head), on_choose=_choose_head)
+            head_grid(
+                values,
+                id=id,
+                unit=unit,
+                config=config,
+                selected=(layer, head),
+                share=name in SHARES,
+                on_choose=_choose_head,
+            )
         with right:
             view = View(layer, head, changes)
             _row(model, capture_ref, trace, at, view)

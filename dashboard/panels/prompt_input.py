@@ -19,7 +19,7 @@ from workbench.model import Transformer
 DEFAULT_PROMPT = (
     "The capital of Peru is Lima. The capital of Spain is Madrid. The capital of Peru is Lima. The capital of Spain is"
 )
-MAX_CHARS = 8000
+MAX_CHARS = 100_000  # more than any text of `computed.MAX_TOKENS` tokens
 UNDER = "under"
 
 
@@ -141,10 +141,9 @@ def _prompt(model: Transformer) -> Input:
     text = url_state.url_widget(
         st.text_area,
         "Token ids" if plain_ids else "Prompt",
-        "1 2 3 4 5 6 7 8 1 2 3 4 5 6 7 8" if plain_ids else DEFAULT_PROMPT,
+        default_ids(model.config.vocab_size) if plain_ids else DEFAULT_PROMPT,
         key="prompt",
         height=68,
-        max_chars=MAX_CHARS,
         help="This checkpoint has no tokenizer; enter token ids, separated by spaces."
         if plain_ids
         else "Ctrl+Enter runs it. All pages use the same prompt, and the URL contains it.",
@@ -152,8 +151,16 @@ def _prompt(model: Transformer) -> Input:
     return replace(from_text(model, text), text=text)
 
 
+def default_ids(vocab_size: int, count: int = 8) -> str:
+    """Token ids from the middle of a vocabulary, twice: special tokens stand at its ends, and would show nothing."""
+    ids = [vocab_size // 3 + (37 * i * i + 11 * i) % (vocab_size // 3) for i in range(count)]
+    return " ".join(map(str, ids * 2))
+
+
 def from_text(model: Transformer, text: str) -> Input:
     """The input for a text, or for token ids if the model has no tokenizer. Raises: WorkbenchError as `make`."""
+    if len(text) > MAX_CHARS:  # Streamlit's own limit would keep the old text without a word
+        raise DataError(f"The prompt has {len(text):,} characters; the limit is {MAX_CHARS:,}. Shorten the text.")
     ids = _parse_ids(text) if model.tokenizer is None else model.tokenizer.encode(text, bos=True)
     return make(model, tuple(ids), f"torch.tensor([model.tokenizer.encode({text!r}, bos=True)])")
 

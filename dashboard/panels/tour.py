@@ -15,6 +15,7 @@ from dashboard.data import runs, samples
 from dashboard.jobs import jobs
 from dashboard.jobs.eval_request import EvalRequest
 from dashboard.layout.page import card, show_error
+from dashboard.panels.prompt_input import default_ids
 from dashboard.session import computed, url_state
 from dashboard.session.settings import Settings
 from evals.results.runs import Run
@@ -26,7 +27,6 @@ from workbench.model import Transformer
 
 # An unusual sentence, twice: in the second copy, only the first copy can tell which word follows.
 REPEATED = " ".join(["seven lemons drift under nine old bells while marten folds a quiet map."] * 2)
-REPEATED_IDS = " ".join(str(token) for token in [*range(1, 13)] * 2)
 TASK = "demo_mmlu"
 SLOWER = 20  # theta is divided by this
 
@@ -62,7 +62,7 @@ class Example:
 
 
 def _prompt(model: Transformer) -> str:
-    return REPEATED_IDS if model.tokenizer is None else REPEATED
+    return default_ids(model.config.vocab_size, 12) if model.tokenizer is None else REPEATED
 
 
 def _ids(model: Transformer) -> list[int]:
@@ -241,7 +241,23 @@ def show_step(model: Transformer, page: str) -> None:
             _go(model, name, at + 1)
         if st.button("Done" if last else "Leave", key="guide_leave"):
             url_state.clear_url_param("guide")
+            _restore_prompt()
             st.rerun()
+
+
+def _keep_prompt(model: Transformer) -> None:
+    """Remember what the user had typed before an example."""
+    session = st.session_state
+    text = session.get("prompt", session.get("_last_prompt"))
+    if text != _prompt(model):
+        session["_before_guide"] = text
+
+
+def _restore_prompt() -> None:
+    """Put back what the user had typed before the example."""
+    text = st.session_state.pop("_before_guide", None)
+    if text is not None:
+        url_state.preset_widget("prompt", text)
 
 
 def _run_quiz() -> None:
@@ -275,6 +291,8 @@ def _go(model: Transformer, name: str, at: int) -> None:
     except WorkbenchError as error:
         show_error("This example cannot be shown with this model and its results.", str(error))
         return
+    if at == 0:
+        _keep_prompt(model)
     values = values | {"guide": f"{name}.{at + 1}"}
     # A control that is drawn now writes its own part of the URL; Streamlit does not let other code do it.
     params = {key: str(value) for key, value in values.items() if key not in st.session_state}

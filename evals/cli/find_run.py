@@ -82,9 +82,7 @@ def resume_command(run: UnfinishedRun) -> str:
         task = ",".join(run.run.settings.get("settings", {}).get("tasks", []))
         command = ("workbench", "eval", "score", "--task", task, "--samples", str(answers.get("file")))
         return f"`{shlex.join([*command, '--output', str(run.root)])}`"
-    chosen = foreign_code.chosen(run.run.settings)
-    more = foreign_code.command(*chosen) if chosen else ""
-    return f"`workbench eval resume {run.run.id} --results {run.root}{more}`"
+    return f"`workbench eval resume {run.run.id} --results {run.root}{foreign_code.options(run.run.settings)}`"
 
 
 def resume_advice(run: UnfinishedRun) -> str:
@@ -93,6 +91,6 @@ def resume_advice(run: UnfinishedRun) -> str:
         return f"recorded as running on {run.run.host}; if it has ended there, continue with {resume_command(run)}"
     if run.run.status == "running":
         return ""
-    chosen = foreign_code.chosen(run.run.settings)
-    trust = f", if you trust {foreign_code.described(*chosen)}" if chosen else ""
+    runs_code = foreign_code.summary(run.run.settings)
+    trust = f", if you trust {runs_code}" if runs_code else ""
     return f"continue with {resume_command(run)}{trust}"

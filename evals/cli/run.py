@@ -42,12 +42,21 @@ def run(
             "--tasks",
             "-t",
             help="Benchmarks, separated by commas or spaces, or patterns such as 'mmlu_*'; `workbench eval tasks` "
-            "lists them. A JSON Lines file of your own is also allowed.",
+            "lists them. Also allowed: your own JSON Lines file, YAML file with a task of lm-eval, or folder of them.",
         ),
     ] = "",
     suite: Annotated[
         list[Path] | None,
         typer.Option(help="A folder with your own suites (JSON Lines files), or one such file; can be repeated."),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--include_path",
+            "--include-path",
+            help="Folder with your own task definitions: lm-eval's YAML files and the Python code next to them, which "
+            "runs on this machine; can be repeated.",
+        ),
     ] = None,
     model: Model = "demo",
     output: Annotated[Path, typer.Option("--output", "--output_path", "-o", help="Folder to write results to.")] = Path(
@@ -204,6 +213,7 @@ def run(
             *task_names.expanded(tasks),
             *(str(path.expanduser().absolute()) for path in suite or ()),
         ),
+        "include_path": tuple(include_path or ()),
         "preset": preset,
         "samples": programs,
         "questions": questions,
@@ -255,6 +265,15 @@ def resume(
     model_args: Annotated[
         str, typer.Option("--model_args", help="The arguments of that backend, as in the run that was stopped.")
     ] = "",
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--include_path",
+            "--include-path",
+            help="Files or folders of task definitions that the run may use; needed if it uses any, because they can "
+            "run any code.",
+        ),
+    ] = None,
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -265,7 +284,7 @@ def resume(
 
     team = team_of(tensor_parallel)
     name, folder = team.broadcast(lambda: stopped_run(run, results))
-    finished = go_on(folder, name, backend=backend, model_args=arguments, team=team)
+    finished = go_on(folder, name, backend=backend, model_args=arguments, include_path=include_path or (), team=team)
     report_finished(finished, team, as_json=as_json)
 
 

@@ -72,6 +72,9 @@ def score(
 ) -> None:
     """Score answers made by another program; writes results and samples like a run.
 
+    lm-eval's filters read the answers. If an answer needs it, a second score is added: `fenced` for programs in
+    Markdown fences, `letter-in-text` for letters in prose.
+
     Programs can import the standard library and numpy.
     """
     need_lm_eval()

@@ -19,7 +19,7 @@ from evals.store.store import Store, StoredRun
 from workbench.checkpoint import load_model
 from workbench.errors import DataError
 from workbench.hooks import interventions
-from workbench.hooks.intervention import Intervention, active_interventions
+from workbench.hooks.intervention import Intervention, described_interventions
 from workbench.inference.scoring import Scored, score_tokens
 from workbench.model import Transformer
 
@@ -182,7 +182,7 @@ def under_interventions(model: Transformer, run: Run) -> Iterator[None]:
             now, then = (str(part or "none")[:16] for part in (value, record.get(name)))
             raise DataError(f"this model is not the run's model: its {what} is {now}, the run's was {then}.")
     run_changes = interventions_of(run)
-    active = [None if change is None else change.to_dict() for change in active_interventions(model)]
+    active = described_interventions(model)
     if active and active != [change.to_dict() for change in run_changes]:
         raise DataError(
             "the model is under other interventions than the run was; remove them, the run's interventions are applied "

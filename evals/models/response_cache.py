@@ -43,11 +43,12 @@ def model_identity(model: Transformer) -> tuple[Any, ...] | None:
 
     That is: checkpoint, tokenizer and its stop tokens, dtype, device type, context length, active interventions. There
     is no identity, and so no caching, for weights that were not loaded from a file or were changed since, and for hooks
-    that are not interventions.
+    with code of one's own.
     """
     changes, source, tokenizer = active_interventions(model), model.source, model.tokenizer
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    if source is None or tokenizer is None or None in changes or hooked:
+    own_code = any(change is None or not change.has_json for change in changes)
+    if source is None or tokenizer is None or own_code or hooked:
         return None
     about = (str(model.dtype), model.device.type, model.config.max_seq_len)
     interventions = [change.to_dict() for change in changes if change is not None]

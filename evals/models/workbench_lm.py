@@ -30,7 +30,7 @@ from evals.runtime.progress import Bar, bar
 from workbench import provenance
 from workbench.checkpoint import load_model
 from workbench.errors import ChatError, CheckpointError, DataError, TokenizerError, WorkbenchWarning
-from workbench.hooks.intervention import active_interventions
+from workbench.hooks.intervention import described_interventions
 from workbench.text.chat import BUILTIN, ChatPrompt, chat_prompt, template_source, warn_of_builtin_format
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class WorkbenchLM(TemplateLM):
         return self.model.intervene(*interventions)
 
     def provenance(self) -> dict[str, Any]:
-        changes = [change.to_dict() for change in active_interventions(self.model) if change is not None]
+        changes = described_interventions(self.model)
         return {**provenance.describe(self.model.source), "engine": ENGINE, "interventions": changes}
 
     @property

@@ -163,7 +163,7 @@ def notes(run: Run) -> list[str]:
 
 def _reason(run: Run, task: str, filter: str) -> str:
     if task in (run.provenance.get("programs") or {}):
-        return "no Python program was found in"
+        return f"the filter {filter} found no Python program in"
     return "no text is in" if filter == "none" else f"the filter {filter} found nothing in"
 
 

@@ -43,6 +43,7 @@ def origin(run: Run) -> dict[str, Any]:
         ("task_version", run.data.get("versions")),
         ("data_sha256", record.get("data_sha256")),
         ("examples_sha256", record.get("examples_sha256")),
+        ("definition_sha256", record.get("definition_sha256")),
     )
     for name, values in parts:
         flat |= {f"{name}.{key}": value for key, value in (values or {}).items()}
@@ -58,7 +59,8 @@ def basis(record: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint_sha256", "tokenizer_sha256", "chat_template_sha256", "data_sha256", "examples_sha256", "engine",
         "sampler",
     )  # fmt: skip
-    return {name: record.get(name) for name in names} | {"lm-eval": (record.get("versions") or {}).get("lm-eval")}
+    own = {name: record[name] for name in ("definition_sha256",) if name in record}  # only runs of the user's own tasks
+    return {name: record.get(name) for name in names} | own | {"lm-eval": (record.get("versions") or {}).get("lm-eval")}
 
 
 def differences(a: Run, b: Run) -> tuple[tuple[str, Any, Any], ...]:

@@ -306,8 +306,9 @@ def _scores(data: dict[str, Any]) -> list[Score]:
             reported_stderr = results[name].get(f"{metric}_stderr,{filter_name}")
             stderr = float(reported_stderr) if isinstance(reported_stderr, int | float) else None
             several = any(int((configs.get(leaf) or {}).get("repeats") or 1) > 1 for leaf in leaves)
-            if metric.startswith("pass@") and name in programs:
-                *_, low, high = stats.pass_at_k_score(programs[name], int(metric.removeprefix("pass@")))
+            counts = programs.get(f"{name},{filter_name}", programs.get(name))
+            if metric.startswith("pass@") and counts is not None:
+                *_, low, high = stats.pass_at_k_score(counts, int(metric.removeprefix("pass@")))
             else:
                 low, high = _interval(metric, float(value), stderr, n, several=several)
             shot_counts = {shots.get(leaf) for leaf in leaves}

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +43,14 @@ def resume(
     *,
     backend: str = OURS,
     model_args: Mapping[str, Any] | None = None,
+    include_path: Sequence[Path] = (),
     team: Team | None = None,
 ) -> Run:
     """Continue a stopped run of this store with its own settings; saved answers are not computed again.
 
     backend, model_args: those of the run. They can choose code to run, and a store may come from anywhere, so they are
-    not taken from it. team: as in `evaluate`; the number of processes may differ from before.
+    not taken from it. include_path: files and folders with the task definitions of the run, which can run code too.
+    team: as in `evaluate`; the number of processes may differ from before.
 
     Raises: DataError if there is no such run, it is finished, it is running, its model was not loaded from a path, or
     it has another backend or other arguments.
@@ -73,6 +75,13 @@ def resume(
             f"trust it, add{foreign_code.command(*chosen)}, with the same arguments."
         )
     settings = _settings(stored, root)
+    trusted = [Path(path).expanduser().resolve() for path in include_path]
+    strange = [path for path in settings.definitions if not any(path.resolve().is_relative_to(t) for t in trusted)]
+    if strange:
+        raise DataError(
+            f"run {stored.id} uses the task definitions {', '.join(map(str, strange))}, which can run any code. If you "
+            f"trust them, add{foreign_code.definitions_option(strange)}."
+        )
     arguments = {key: stored.settings[key] for key in ("device", "dtype")}
     return evaluate(stored.settings["model"], settings, **arguments, resumed=stored, team=team)
 
@@ -114,12 +123,14 @@ def evaluate(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = presets.tasks(settings.preset, settings.tasks, chat=settings.chat)
-    registry.check(tasks)
+    registry.check(tasks, settings.include_path)
     ks = () if settings.samples is None else stats.ks(settings.samples)
     grader = CodeGrader(k=ks, limits=Limits.of(settings.limits, seconds=BENCHMARK_SECONDS))
-    runnable_tasks, not_run = (list(tasks), {}) if settings.predict_only else runnable(tasks)
+    include = settings.include_path
+    runnable_tasks, not_run = (list(tasks), {}) if settings.predict_only else runnable(tasks, include)
     load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
-    loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, partial=True, **load_options)
+    load_options |= {"include": include, "partial": True}
+    loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
     not_run |= loaded.not_run
     for name, why in not_run.items() if team.is_main else ():
         print(f"{name} is not run: {why}", file=sys.stderr)
@@ -259,11 +270,11 @@ def _warn_truncated(truncated: Mapping[str, int], context: int) -> None:
             )
 
 
-def runnable(tasks: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+def runnable(tasks: tuple[str, ...], include: Sequence[Path] = ()) -> tuple[list[str], dict[str, str]]:
     """The tasks that can run here, and for each other task the reason why not."""
     from evals.tasks import registry
 
-    code_tasks = [name for name in tasks if registry.runs_code(name)]
+    code_tasks = [name for name in tasks if registry.runs_code(name, include)]
     reason = sandbox.why_unavailable() if code_tasks else None
     if reason is None:
         return list(tasks), {}

@@ -114,9 +114,16 @@ def chat_template(lm: WorkbenchLM | Backend, settings: Settings) -> dict[str, st
 
 
 def data_hashes(loaded: LoadedTasks) -> dict[str, dict[str, str | None]]:
-    """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown."""
+    """The SHA-256 of each task's questions and of its examples; None where there are none or they are unknown.
+
+    Also of the definitions of the user's own tasks, if there are any.
+    """
     kinds = ("data_sha256", "examples_sha256")
-    return {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+    hashes = {kind: {name: getattr(task, kind, None) for name, task in loaded.tasks.items()} for kind in kinds}
+    own = {name: getattr(task, "definition_sha256", None) for name, task in loaded.tasks.items()}
+    if any(own.values()):
+        hashes["definition_sha256"] = {name: sha for name, sha in own.items() if sha}
+    return hashes
 
 
 def sampler(loaded: LoadedTasks, settings: Settings) -> dict[str, int]:
@@ -183,16 +190,21 @@ def metrics(run: Run) -> Iterator[tuple[Any, ...]]:
 
 
 def program_counts(written: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[list[int]]]:
-    """For each code task: how many judged problems have n samples of which c are correct.
+    """For each code task: how many judged problems have n samples of which c are correct; for a second filter of it,
+    under "task,filter".
 
     Shapes: [distinct (n, c)] of (samples, correct samples, problems)
     """
     counts_by_task = {}
     for task, rows in written.items():
-        judged = [row for row in rows if "execution" in row and not answer_counts.is_not_judged(row)]
-        verdicts = [[run["verdict"] == "passed" for run in row["execution"]] for row in judged]
-        if counts := Counter((len(passed), sum(passed)) for passed in verdicts):
-            counts_by_task[task] = [[*outcome, number] for outcome, number in sorted(counts.items())]
+        counts: dict[str, Counter[tuple[int, int]]] = {}
+        for row in rows:
+            if "execution" in row and not answer_counts.is_not_judged(row):
+                passed = [run["verdict"] == "passed" for run in row["execution"]]
+                counts.setdefault(str(row.get("filter", "none")), Counter())[len(passed), sum(passed)] += 1
+        for i, (name, outcomes) in enumerate(counts.items()):
+            key = f"{task},{name}" if i else task
+            counts_by_task[key] = [[*outcome, number] for outcome, number in sorted(outcomes.items())]
     return counts_by_task
 
 

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import sandbox, stats
 from evals.results import answer_counts, runs
 from evals.results.runs import Run
-from evals.run import evaluate, external_answers, lm_eval_runner, run_records
+from evals.run import evaluate, external_answers, fenced_programs, lm_eval_runner, run_records
 from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
@@ -50,9 +51,12 @@ def score(
     """Score a file of answers, or a folder of lm-eval's sample logs, and write results as a run does.
 
     Several answers to a code problem are samples: pass@k is computed for every k that the problem with the fewest
-    samples allows. For multiple choice, two of lm-eval's filters extract the letter from text, and each gives a score:
-    `get_response` of mmlu_generative (the first line, ignoring blanks, case and punctuation) and `custom-extract` of
-    mmlu_pro (the first letter after "answer is"). Text is used as it is; a task's stop strings are not applied.
+    samples allows. If an answer has a Markdown fence, a second score, `fenced`, is that of the programs inside the
+    fences, see `fenced_programs`. For multiple choice, two of lm-eval's filters extract the letter from text, and each
+    gives a score: `get_response` of mmlu_generative (the first line, ignoring blanks, case and punctuation) and
+    `custom-extract` of mmlu_pro (the first letter after "answer is"); a third score, `letter-in-text`, is added if an
+    answer is more than a letter, see `letter_extraction.letter`. Text is used as it is; a task's stop
+    strings are not applied.
 
     preset, chat: the prompt preset of the answers, see `presets`; by default that of the run whose sample log this is,
     else lm-eval's. missing_wrong: questions without an answer count as wrong; otherwise they are left out, and n says
@@ -80,8 +84,10 @@ def score(
     answers = external_answers.match(
         lines, docs, sampled=code, choices=lambda name, doc: _choices(loaded.tasks[name], doc)
     )
-    if answers.texts and not code:
-        letter_extraction.use_letter_extraction(loaded)
+    if code:
+        fenced_programs.add_score(loaded, chain.from_iterable(answers.texts.values()))
+    elif answers.texts:
+        letter_extraction.use_letter_extraction(loaded, list(chain.from_iterable(answers.texts.values())))
     all_questions = {(name, number) for name, rows in docs.items() for number in range(len(rows))}
     unanswered = all_questions - answers.answered
     scored = all_questions if missing_wrong else answers.answered

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.models.generation_args import GenerationArgs, canonical
+from evals.store import foreign_code
 from evals.tasks import custom
 from workbench.errors import DataError
 from workbench.hooks import interventions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 OURS = "workbench"
-_LATER: dict[str, Any] = {"adapter": None, "template": None, "questions": {}, "predict_only": False}
+_LATER: dict[str, Any] = {"adapter": None, "template": None, "questions": {}, "predict_only": False, "include_path": ()}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
     workbench's, created with `model_args`. `adapter` is the folder of a LoRA adapter, merged into the model's weights.
     `template` is the name of one of several chat templates, and needs `chat`. `questions` are the numbers of the only
     questions that a task asks, by task. `predict_only` writes answers without scores, and runs no program.
+    `include_path` are folders with the user's own task definitions, whose names `tasks` may have.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +61,7 @@ class Settings:
     template: str | None = None
     questions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     predict_only: bool = False
+    include_path: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (0 < self.limit <= 1 or (self.limit > 1 and float(self.limit).is_integer())):
@@ -81,6 +84,8 @@ class Settings:
         object.__setattr__(self, "tasks", tuple(tasks))
         if self.adapter is not None:
             object.__setattr__(self, "adapter", Path(self.adapter).expanduser().absolute())
+        folders = [self.include_path] if isinstance(self.include_path, str | Path) else self.include_path
+        object.__setattr__(self, "include_path", tuple(Path(path).expanduser().absolute() for path in folders))
 
     @property
     def chat_template(self) -> bool | str:
@@ -90,6 +95,11 @@ class Settings:
     @property
     def chats_in_turns(self) -> bool:
         return self.chat if self.multiturn is None else self.multiturn
+
+    @property
+    def definitions(self) -> tuple[Path, ...]:
+        """The files and folders of task definitions, which choose code that runs on this machine."""
+        return foreign_code.definitions(self.tasks, self.include_path)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `from_dict` reads them back."""
@@ -101,6 +111,8 @@ class Settings:
                 del values[name]
         if self.adapter is not None:
             paths["adapter"] = str(self.adapter)
+        if self.include_path:
+            values["include_path"] = [str(path) for path in self.include_path]
         return values | paths | {"interventions": [change.to_dict() for change in self.interventions]}
 
     @classmethod

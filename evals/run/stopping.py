@@ -28,9 +28,7 @@ def recording_failure(store: Store, run: str, output: Path, team: Team, request:
                 interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
                 store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
             if request["model"] is not None:
-                chosen = foreign_code.chosen(request)
-                more = foreign_code.command(*chosen) if chosen else ""
-                command = f"workbench eval resume {run} --results {output}{more}"
+                command = f"workbench eval resume {run} --results {output}{foreign_code.options(request)}"
                 print(f"Run {run} was stopped. Its answers are saved; continue with `{command}`.", file=sys.stderr)
         raise
 

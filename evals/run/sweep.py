@@ -77,7 +77,7 @@ def run(planned: Sequence[PlannedRun], *, dry_run: bool = False) -> list[SweepRe
     from evals.tasks import registry
 
     for planned_run in planned:
-        registry.check(planned_run.settings.tasks)
+        registry.check(planned_run.settings.tasks, planned_run.settings.include_path)
     return [_run_one(planned_run, dry_run) for planned_run in planned]
 
 
@@ -140,6 +140,7 @@ def _run_one(planned: PlannedRun, dry_run: bool) -> SweepResult:
     try:
         if stopped:
             chosen = {"backend": planned.settings.backend, "model_args": planned.settings.model_args}
+            chosen["include_path"] = planned.settings.definitions  # the sweep's file names all of these
             run = resume(planned.settings.output, stopped.id, team=team, **chosen)
         else:
             arguments = {"device": planned.device, "dtype": planned.dtype, "team": team}
@@ -189,7 +190,8 @@ def _current_basis(planned: PlannedRun) -> dict[str, Any]:
 
     settings = planned.settings
     load_options = {name: getattr(settings, name) for name in ("preset", "chat", "samples", "online")}
-    task_names, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat))
+    task_names, _ = runnable(presets.tasks(settings.preset, settings.tasks, chat=settings.chat), settings.include_path)
+    load_options |= {"include": settings.include_path, "partial": True}
     loaded = registry.load(task_names, root=settings.data, grader=CodeGrader(), **load_options)
     return basis(
         _model_hashes(planned)

@@ -44,6 +44,7 @@ _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {
     "samples": ((int,), "samples"),
     "limits": ((dict,), "limits"),
     "online": ((bool,), "online"),
+    "include_path": ((str, list), "include_path"),
 }
 _MODEL: dict[str, tuple[type, ...]] = {
     "name": (str,),

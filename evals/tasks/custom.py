@@ -17,12 +17,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from evals.store.foreign_code import YAML
 from evals.tasks.local_data import Row, Splits, objects
 from workbench.errors import DataError
 
 _DEV = "_dev.jsonl"
-YAML = (".yaml", ".yml")
-"""Ends of the names of task definitions, which `index` reads."""
 _NUMBER = re.compile(r"-?\$?[\d.,]*\d\.?%?")
 
 

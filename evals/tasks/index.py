@@ -6,8 +6,10 @@ Reads definitions only: no questions, no code next to the definitions.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evals.tasks import custom
+from evals.store import foreign_code
 from workbench.errors import DataError
 
 WORKBENCH_TASKS = Path(__file__).parent
@@ -90,8 +92,9 @@ def at_path(path: Path) -> tuple[list[str], Index]:
     """
     siblings, _ = _read(path if path.is_dir() else path.parent, deep=False)
     if path.is_dir():
-        members = set().union(*(_referenced(siblings, name) - {name} for name in siblings))
-        return [name for name, entry in siblings.items() if entry.yaml_path and name not in members], siblings
+        defined = [name for name, entry in siblings.items() if entry.yaml_path]  # without tags
+        members = set().union(*(_referenced(siblings, name) - {name} for name in defined))
+        return [name for name in defined if name not in members], siblings
     entry = _entry(path)
     if entry is None:
         raise DataError(f"{path} defines no task; expected a YAML file of lm-eval with the key task, group or class.")
@@ -115,17 +118,18 @@ def _all_names() -> tuple[str, ...]:
     return tuple(sorted({match.decode(errors="replace") for match in found}))
 
 
-def problems(folder: Path) -> list[str]:
-    """What is wrong with the definitions of a folder of the user: files that are not read, names that replace others.
+def check_folder(folder: Path) -> None:
+    """Print what is wrong with the definitions of a folder of the user: unreadable files, names that replace others.
 
     Raises: DataError for a folder that does not exist, or without tasks.
     """
-    own, found = _read(folder)
+    own, problems = _read(folder)
     taken = [name for name in own if name in manager().task_index]
-    found += [f"{name}: {own[name].yaml_path} is used instead of lm-eval's task of this name." for name in taken]
-    if not own and not found:
+    problems += [f"{name}: {own[name].yaml_path} is used instead of lm-eval's task of this name." for name in taken]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not own:
         raise DataError(f"{folder} has no task definitions; expected YAML files as lm-eval's.")
-    return found
 
 
 def _read(folder: Path, *, deep: bool = True) -> tuple[Index, list[str]]:
@@ -170,6 +174,17 @@ def _entry(path: Path) -> Entry | None:
     return Entry(name=name, kind=TaskIndex._kind_of(config), yaml_path=path.resolve(), cfg=config)
 
 
+def definition_sha256(entry: Entry) -> str | None:
+    """SHA-256 of a task's definition and of the code and definitions next to it; None for a task that is installed."""
+    path = entry.yaml_path
+    if path is None or path.is_relative_to(LM_EVAL_TASKS) or path.is_relative_to(WORKBENCH_TASKS):
+        return None
+    sha = hashlib.sha256(repr(entry.cfg).replace(str(path.parent), "").encode())
+    for file in sorted(file for file in path.parent.iterdir() if file.suffix in (".py", *foreign_code.YAML)):
+        sha.update(f"{file.name}\n".encode() + file.read_bytes())
+    return sha.hexdigest()
+
+
 def _referenced(index: Index, name: str) -> set[str]:
     """A name and the names of all tasks that it stands for, as far as the index knows them."""
     todo, seen = [name], set()
@@ -197,11 +212,6 @@ def _children(members: Any) -> Iterator[str]:
 def is_inline(member: dict[str, Any]) -> bool:
     """Whether a member of a group is a definition of its own: it says where its questions come from."""
     return any(key in member for key in ("dataset_path", "custom_dataset", "class", "include"))
-
-
-def is_yaml(path: Path) -> bool:
-    """Whether a path is a task definition, or a folder that has some."""
-    return path.suffix in custom.YAML or (path.is_dir() and any(path.glob("*.yaml")))
 
 
 @contextmanager

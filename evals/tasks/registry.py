@@ -22,6 +22,7 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.utils import apply_template
 
+from evals.store import foreign_code
 from evals.tasks import (
     code_metrics,
     custom,
@@ -71,6 +72,8 @@ class LocalData:
         elif local_data.readable(name):
             local_data.load(name, part, root)  # raises an error that names the missing file
         else:
+            if not name:
+                raise DataError(f"{self.config.task}: its definition names no dataset_path.")  # type: ignore[attr-defined]
             raise missing.MissingDatasetError(name)
         config = self.config  # type: ignore[attr-defined]
         test_split = config.test_split or config.validation_split
@@ -118,12 +121,16 @@ def check(task_names: Sequence[str], include: Sequence[Path] = ()) -> None:
     include: the user's folders of task definitions.
     Raises: DataError with near matches.
     """
+    for folder in include:
+        index.check_folder(folder)
     for name in task_names:
         if custom.is_path(name):
             _at_path(name)
         elif not name or name not in index.entries(name, include):
             near = index.near(name)
             hint = f"did you mean {', '.join(near)}?" if near else "see `workbench eval tasks --all`."
+            if name and Path(name).exists():
+                hint = f"for the path, write ./{name}."
             raise DataError(f"unknown task {name!r}; {hint}")
     if not task_names:
         raise DataError("no task given; use --tasks or --suite, see `workbench eval tasks`.")
@@ -139,13 +146,12 @@ def runs_code(name: str, include: Sequence[Path] = ()) -> bool:
 
 
 def _at_path(name: str) -> tuple[list[Path], list[str], index.Index]:
-    """The JSON Lines suites of a path, and the names of its task definitions with their index."""
+    """The JSON Lines suites of a path, or the names of its task definitions with their index.
+
+    JSON Lines files next to task definitions are their data.
+    """
     path = Path(name).expanduser()
-    if not index.is_yaml(path):
-        return custom.files(path), [], {}
-    own, known = index.at_path(path)
-    suites = custom.files(path) if path.is_dir() and any(path.glob("*.jsonl")) else []
-    return suites, own, known
+    return ([], *index.at_path(path)) if foreign_code.has_definitions(path) else (custom.files(path), [], {})
 
 
 def load(
@@ -256,6 +262,7 @@ class _Factory(TaskFactory):
             task = self._task(entry, overrides)
             if (problem := requirements.problem(task, LM_EVAL_TASKS)) is not None:
                 raise DataError(f"{entry.name} {problem}.")
+            task.definition_sha256 = index.definition_sha256(entry)
             return task
         except (Exception, SystemExit) as error:  # code and templates of many authors raise many types
             self.problems.append(missing.Problem.of(entry.name, error))

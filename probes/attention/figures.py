@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.attention.head_map import StrongestKeys
-from probes.attention.head_metrics import METRICS, HeadMetrics, InductionScores, QueryMetrics
+from probes.attention.head_metrics import METRICS, SHARES, HeadMetrics, InductionScores, QueryMetrics
 from probes.attention.head_types import Catalogue, HeadScores
 from probes.attention.kv_groups import GroupSimilarity
 from probes.base.drawing import (
@@ -47,7 +47,7 @@ def induction_scores(result: InductionScores, **options: Any) -> go.Figure:
     n_layers, n_heads = result.induction.shape
     axes = {"heads": range(n_heads), "layers": range(n_layers), "group_size": result.group_size}
     title = f"Induction on blocks of {result.block}: uniform attention scores {result.chance:.3f}"
-    return atlas(result.induction, title=title, unit="probability", **axes, **options)
+    return atlas(result.induction, title=title, unit="probability", share=True, **axes, **options)
 
 
 def strongest_keys(
@@ -130,4 +130,4 @@ def head_metric(result: HeadMetrics, name: str = "entropy", **options: Any) -> g
     unit = METRICS[name]
     title = f"{unit[0].upper()}{unit[1:]}, mean over {result.n_queries} queries"
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
-    return atlas(result.values[name], title=title, unit=unit, **axes, **options)
+    return atlas(result.values[name], title=title, unit=unit, share=name in SHARES, **axes, **options)

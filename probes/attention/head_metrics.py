@@ -44,6 +44,9 @@ METRICS = {
 }
 """Columns of `HeadMetrics.frame()` with the label and unit for figures."""
 
+SHARES = ("entropy_norm", "sink_1", "sink_4", "previous", "duplicate")
+"""The metrics between 0 and 1."""
+
 
 # --- formulas for rows of a pattern ---------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ safe: viridis for amounts, a blue-red scale centred on 0 for differences. The ca
 pseudo-HTML. Budget: 1.5 MB per figure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ Stamp = Mapping[str, Any]
 
 SEQUENTIAL, DIVERGING = "Viridis", "RdBu_r"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+PLUS, MINUS = "#B2182B", "#2166AC"  # the ends of the scale for differences
 RING = "#E8384F"
 HEIGHT = 440
 MOST_BARS = 40  # the largest number of labelled bars in one column
@@ -63,11 +64,22 @@ def colour_bar(title: str) -> dict[str, Any]:
     return {"title": {"text": title, "side": "right"}, "thickness": 12, "exponentformat": "power"}  # not "500µ"
 
 
-def colour_scale(values: np.ndarray, difference: bool) -> dict[str, Any]:
-    """Colour scale for amounts, or for differences: symmetric around 0."""
-    if not difference:
-        return {"colorscale": SEQUENTIAL}
+def sign_colours(values: Iterable[float]) -> list[str]:
+    """The colour of each bar: red above 0, blue below, as on the colour scale for differences."""
+    return [MINUS if value < 0 else PLUS for value in values]
+
+
+def colour_scale(values: np.ndarray, difference: bool, *, share: bool = False) -> dict[str, Any]:
+    """Colour scale for amounts, for shares (always 0 to 1), or for differences: symmetric around 0."""
     finite = values[np.isfinite(values)]
+    if share:
+        return {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": 1}
+    if not difference:
+        scale: dict[str, Any] = {"colorscale": SEQUENTIAL}
+        if finite.size and finite.min() == finite.max():  # plotly would show one value as the middle of a range
+            value = float(finite[0])
+            scale |= {"zmin": min(value, 0.0), "zmax": max(value, 0.0) if value else 1.0}
+        return scale
     limit = float(np.abs(finite).max()) if finite.size else 1.0
     return {"colorscale": DIVERGING, "zmin": -(limit or 1.0), "zmax": limit or 1.0}
 
@@ -113,12 +125,14 @@ def atlas(
     layers: Sequence[int],
     group_size: int = 1,
     difference: bool = False,
+    share: bool = False,
     selected: tuple[int, int] | None = None,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """A grid of layers and heads, with brackets over the query heads that share a key/value head.
 
+    share: the values are shares, which have one scale on every prompt: 0 to 1.
     The last trace is the ring around the `selected` (layer, head), at x = head and y = layer.
     Shapes: values [layer, head]
     """
@@ -128,7 +142,7 @@ def atlas(
     squares = go.Heatmap(
         x=list(heads), y=list(layers), z=z, xgap=1, ygap=1, colorbar=colour_bar(unit),
         hovertemplate=f"layer %{{y}} · head %{{x}}<br>{unit}: %{{z:.4~g}}<extra></extra>",
-        **colour_scale(z, difference),
+        **colour_scale(z, difference, share=share),
     )  # fmt: skip
     ring = go.Scatter(
         x=[head], y=[layer], mode="markers", hoverinfo="skip", showlegend=False,

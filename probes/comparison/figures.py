@@ -65,7 +65,8 @@ def heads(
     name, unit = names[measure]
     columns = [head for head in range(values.shape[1]) if result.held[rows, head].any()]
     shape = {"group_size": 1 if point.endswith(KEY_HOOKS) else result.group_size, "heads": columns, "layers": layers}
-    return atlas(values[:, columns], title=f"{name} {of}", unit=unit, theme=theme, stamp=stamp, **shape)
+    share = measure == "moved"
+    return atlas(values[:, columns], title=f"{name} {of}", unit=unit, share=share, theme=theme, stamp=stamp, **shape)
 
 
 def logits(result: LogitDifferences, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:

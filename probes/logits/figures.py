@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.base.drawing import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, add_lines, colour_bar, finish
+from probes.base.drawing import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, add_lines, colour_bar, finish, sign_colours
 from probes.logits.component_attribution import NeuronAttribution, SourceAttribution
 from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import EMBED, LogitLens, TokenCurves
@@ -133,7 +133,7 @@ def attribution(
             customdata=[*sums, logit], text=[f"{step:.4f}" for step in (*steps, logit)], textposition="none",
             showlegend=False,
             hovertemplate="%{x}<br>%{text}, sum %{customdata:.4f}<extra></extra>",
-            marker={"color": [*(COLOURS[0] if step >= 0 else COLOURS[1] for step in steps), "#888888"]},
+            marker={"color": [*sign_colours(steps), "#888888"]},
         )
     )  # fmt: skip
     removed = result.removed[token, chosen]
@@ -190,7 +190,7 @@ def source_attribution(
     visible = slice(0, result.position + 1)
     values, keys = result.values[token, visible].astype(np.float32), list(labels[visible])
     fig = go.Figure()
-    colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+    colours = sign_colours(values)
     fig.add_bar(x=keys, y=values, name="contribution", marker={"color": colours})
     fig.add_bar(x=keys, y=result.weights[visible], name="attention", marker={"color": COLOURS[2]}, yaxis="y2")
     fig.update_xaxes(title="token attended to", type="category", tickangle=-60, nticks=24, anchor="y2")
@@ -202,7 +202,7 @@ def source_attribution(
 
 
 def _add_signed_bars(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:
-    colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+    colours = sign_colours(values)
     fig.add_bar(
         x=values, y=list(labels), orientation="h", marker={"color": colours}, showlegend=False, customdata=removed,
         hovertemplate="%{y}<br>%{x:.4f}<br>without it, the logit loses %{customdata:.4f}<extra></extra>",

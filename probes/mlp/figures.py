@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probes.base.drawing import COLOURS, Stamp, Theme, add_lines, finish
+from probes.base.drawing import COLOURS, Stamp, Theme, add_lines, finish, sign_colours
 from probes.mlp.neurons import EntropyNeurons, NeuronStatistics, NeuronTokens
 
 MAX_POINTS = 20_000  # markers, to stay within the size budget of a figure
@@ -37,7 +37,7 @@ def neuron_tokens(result: NeuronTokens, *, theme: Theme = "light", stamp: Stamp 
     escaped = table["text"].str.replace("&", "&amp;").str.replace("<", "&lt;")
     labels = [f"{token} {text}" for token, text in zip(table["token"], escaped, strict=True)]
     fig = go.Figure()
-    colours = [COLOURS[0] if side == "promoted" else COLOURS[1] for side in table["side"]]
+    colours = sign_colours(table["effect"])
     fig.add_bar(x=table["effect"].to_numpy(), y=labels, orientation="h", marker={"color": colours}, showlegend=False)
     fig.update_xaxes(title="logit for an activation of 1, times the final norm's scale")
     fig.update_yaxes(title="token", type="category", automargin=True, dtick=1)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from probes.attention.head_map import MAX_CELLS, HeadMap, pool
 from probes.attention.map_figures import head_map
-from probes.base.drawing import COLOURS, Stamp, Theme, add_level, add_lines, atlas, finish
+from probes.base.drawing import COLOURS, Stamp, Theme, add_level, add_lines, atlas, finish, sign_colours
 from probes.rope.formulas import Decay, Wavelengths
 from probes.rope.head_scores import BandContribution, RelativeInvariance, ScoreByDistance, WhatIf
 from probes.rope.what_if_heads import RotationSensitivity
@@ -44,10 +44,10 @@ def decay(result: Decay, *, theme: Theme = "light", stamp: Stamp | None = None) 
 
 
 def band_contribution(result: BandContribution, *, theme: Theme = "light", stamp: Stamp | None = None) -> go.Figure:
-    """Contribution of each frequency pair to one head's scores: signed bars, blue above 0 and orange below. The lower
+    """Contribution of each frequency pair to one head's scores: signed bars, red above 0 and blue below. The lower
     panel has each pair's share of the absolute contribution."""
     pairs = np.arange(len(result.signed))
-    shade = np.where(result.signed < 0, COLOURS[1], COLOURS[0])
+    shade = sign_colours(result.signed)
     fig = go.Figure()
     fig.add_bar(
         x=pairs, y=result.signed, marker={"color": shade}, customdata=result.wavelength,
@@ -124,4 +124,4 @@ def rotation_sensitivity(result: RotationSensitivity, *, other: str = "another r
     """Head grid of the attention that another rotation would move; `options` are `selected`, `theme` and `stamp`."""
     axes = {"heads": result.heads, "layers": result.layers, "group_size": result.group_size}
     title = f"Attention that {other} would move, mean over queries"
-    return atlas(result.moved, title=title, unit="share of attention", **axes, **options)
+    return atlas(result.moved, title=title, unit="share of attention", share=True, **axes, **options)

@@ -10,7 +10,7 @@ from tests.browser.conftest import Tab
 ATLAS = "[...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'atlas')"
 
 
-HARMLESS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Autoscale", "Reset axes", "Fullscreen"}
+HARMLESS = {"Save as PNG", "Save as SVG", "Zoom", "Pan", "Zoom in", "Zoom out", "Autoscale", "Reset axes", "Fullscreen"}
 """What the buttons over a figure may do: nothing that leaves this machine."""
 
 

@@ -86,8 +86,17 @@ def test_the_atlas_is_taken_away_as_a_picture(tab: Tab) -> None:
     x, y = square(tab, 2, 2)
     tab.page.mouse.move(x, y)
     with tab.page.expect_download() as download:
-        tab.page.locator(".modebar-btn[data-title*=png i]").first.click()
-    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+        tab.page.locator(".modebar-btn[data-title='Save as PNG']").first.click()
+    assert download.value.suggested_filename.startswith("attention-tiny-")
+    assert download.value.suggested_filename.endswith("-atlas.png")
+    data = download.value.path().read_bytes()
+    shown = tab.page.evaluate(f"() => {ATLAS}.clientWidth")
+    assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20], "big") == 2 * shown
+    tab.page.mouse.move(x, y)
+    with tab.page.expect_download() as download:
+        tab.page.locator(".modebar-btn[data-title='Save as SVG']").first.click()
+    assert download.value.suggested_filename.endswith("-atlas.svg")
+    assert "of every head" in download.value.path().read_text()
 
 
 def test_a_figure_is_as_wide_and_high_as_its_place(tab: Tab) -> None:

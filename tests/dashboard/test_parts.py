@@ -25,9 +25,9 @@ from dashboard.components.token_strip import pack
 from dashboard.data import model_facts
 from dashboard.data.runs import as_sample
 from dashboard.layout import figure_margins, preload
+from dashboard.layout.downloads import parquet
 from dashboard.layout.figure import CODE, figure_json
 from dashboard.layout.figure_help import FIGURE_HELP
-from dashboard.layout.page import parquet
 from dashboard.session import gc_freeze
 from dashboard.session.settings import ROOT, Settings
 from evals.results.runs import list_runs

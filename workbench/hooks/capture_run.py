@@ -29,7 +29,7 @@ from workbench.hooks.hook_points import (
     layer_of,
     point_of,
 )
-from workbench.hooks.intervention import active_interventions
+from workbench.hooks.intervention import described_interventions
 from workbench.hooks.run_limits import layer_number, warn_beyond_context
 from workbench.layers import tensor_parallel
 from workbench.layers.attention import AttentionInputs
@@ -359,7 +359,7 @@ def _provenance(model: Model) -> dict[str, Any]:
         "device": str(model.device),
         "processes": tensor_parallel.size(),
         "pair_order": "adjacent",  # q and k are in Meta's order
-        "interventions": [i.to_dict() for i in active_interventions(model) if i is not None],
+        "interventions": described_interventions(model),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
     }

@@ -201,7 +201,8 @@ class Subscription:
     `position_independent` means that `edit` depends neither on positions nor on the other sequences of the batch, so
     that sequences at different positions may run together. With `inputs`, an observer gets `AttentionInputs` instead of
     scores, pattern and summaries that nothing edits, and computes what it needs later. `positions` are the only ones
-    that it changes; a scope warns of those that no run reached.
+    that it changes; a scope warns of those that no run reached. `rows` above 1 means that `edit` has a value for each
+    row of a batch.
     """
 
     names: frozenset[str]
@@ -211,6 +212,7 @@ class Subscription:
     rotary_override: RotaryOverride | None = None
     position_independent: bool = False
     positions: frozenset[int] | None = None
+    rows: int = 1
 
     @property
     def changes_the_run(self) -> bool:
@@ -319,6 +321,19 @@ def position_independent(model: object) -> bool:
         or (s.rotary_override is not None and not s.names)
         for s in active(model)
     )
+
+
+def refuse_rows(model: object, function: str) -> None:
+    """Refuse subscriptions with a value for each row, for a function that orders the rows of its batches itself.
+
+    Raises: InterventionError
+    """
+    for s in active(model):
+        if s.rows > 1:
+            raise InterventionError(
+                f"an intervention on {min(s.names)} has values for {s.rows} rows, but {function} orders rows itself. "
+                "Use one row and its value at a time, or model(tokens)."
+            )
 
 
 class Tap:

@@ -50,7 +50,7 @@ def active_interventions(model: object = None) -> tuple[Intervention | None, ...
 
 
 def described_interventions(model: object) -> list[dict[str, Any]]:
-    """What `active_interventions` returns, as entries for a record."""
+    """The interventions active on a model, as entries for a record of its run; an edit without JSON is named so."""
     return [{"kind": OWN_FUNCTION} if i is None else i.describe() for i in active_interventions(model)]
 
 

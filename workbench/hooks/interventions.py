@@ -21,7 +21,7 @@ from workbench.config import ModelConfig
 from workbench.errors import InterventionError, WorkbenchError
 from workbench.hooks import values
 from workbench.hooks.hook_points import SCORES, SUMMARIES, HookPoint, Site, Subscription, expand, point_of
-from workbench.hooks.intervention import Intervention
+from workbench.hooks.intervention import OWN_FUNCTION, Intervention
 from workbench.hooks.specification import from_stored, number, target_name, tensor_of, to_stored, whole_numbers
 from workbench.hooks.values import Activations, position_axis
 
@@ -86,12 +86,18 @@ class Targeted(Intervention):
             edit=self._edit,
             position_independent=self._position_independent,
             positions=positions,
+            rows=self._rows,
         )
 
     @property
     def _position_independent(self) -> bool:
         """Whether it makes the same change at every position."""
         return self.positions is None
+
+    @property
+    def _rows(self) -> int:
+        """Number of batch rows that it has values for; 1 if it treats all alike."""
+        return 1
 
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         heads = self.chosen_heads
@@ -197,6 +203,10 @@ class _Valued(Targeted):
     def _position_independent(self) -> bool:
         return super()._position_independent and self.tensor.dim() < 2
 
+    @property
+    def _rows(self) -> int:
+        return self.tensor.shape[0] if self.tensor.dim() > 1 else 1
+
     def _check(self, name: str, point: HookPoint, config: ModelConfig) -> None:
         super()._check(name, point, config)
         heads, positions = self.chosen_heads, self.positions
@@ -260,6 +270,8 @@ def _from_entry(entry: Any) -> Intervention:
     if not isinstance(entry, dict):
         raise InterventionError(f"expected an object, found {type(entry).__name__}")
     kind = entry.get("kind")
+    if kind == OWN_FUNCTION:
+        raise InterventionError("an own function (Hook) is not written as JSON; pass it in Python")
     if not isinstance(kind, str) or kind not in kinds:
         raise InterventionError(f"kind is one of {', '.join(sorted(kinds))}; found {reprlib.repr(kind)}")
     parameters = {f.name: f for f in fields(kinds[kind])}  # type: ignore[arg-type]  # each kind is a dataclass

@@ -57,8 +57,10 @@ class QueuedSequence:
 def run(model: Transformer, sequences: Sequence[GenerationState], sampler: Sampler, *, batch_size: int) -> None:
     """Generate until every sequence has ended.
 
-    Raises: WorkbenchError if memory is too small for a single sequence.
+    Raises: WorkbenchError if memory is too small for a single sequence; InterventionError for one with a value for each
+            row of a batch.
     """
+    hook_points.refuse_rows(model, "generate")
     if hook_points.position_independent(model):
         groups = _prefix_groups(sequences, batch_size, min_tokens_saved=forward_cost(model.device))
         for shared_length, queued in groups:

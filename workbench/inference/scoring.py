@@ -183,6 +183,7 @@ def _batches(
         input_ids = _input_ids(context, continuation, model.config.max_seq_len)
         owners.setdefault((prefix_tree.key(input_ids), tuple(continuation)), []).append(i)
     # A hook identifies a token by its position, and in a packed sequence several tokens have the same position.
+    hook_points.refuse_rows(model, "score")
     pack = not hook_points.active(model)
     targets = ScoringTargets(list(owners), min_tokens_saved=forward_cost(model.device), pack=pack)
     scores = TreeScorer(model, targets, batch_tokens).run() if owners else iter(())

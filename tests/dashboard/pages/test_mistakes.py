@@ -69,6 +69,15 @@ def test_an_edited_address_is_no_traceback(app: App, page: str, value: str) -> N
         assert not [error for error in session.error if "Traceback" in error.value or "\n" in error.value]
 
 
+def test_a_prompt_beyond_the_limit_says_so(app: App) -> None:
+    session = app("attention", prompt="the cat sat on the mat")
+    session.text_area(key="prompt").set_value("the cat " * 13_000).run()
+    assert not session.exception
+    assert "The prompt has 104,000 characters; the limit is 100,000" in session.code[0].value
+    session.text_area(key="prompt").set_value("the cat " * 5_000).run()
+    assert "tokens, but at most" in session.code[0].value
+
+
 @pytest.fixture
 def wordless(checkpoint: Path, tmp_path: Path) -> Path:
     """The checkpoint without its tokenizer."""

@@ -14,7 +14,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import workbench as wb
-from dashboard.panels.prompt_input import DEFAULT_PROMPT
+from dashboard.panels.prompt_input import DEFAULT_PROMPT, default_ids
 from dashboard.session import computed, shared_cache
 from dashboard.session.settings import ROOT
 from tests.dashboard.page_text import WRITTEN_TO, figures, numbers, read_table, read_tables, shape
@@ -110,7 +110,7 @@ def test_an_empty_prompt_and_a_long_one_say_what_to_do(app: App) -> None:
 def test_a_capture_that_does_not_fit_asks_for_a_shorter_prompt(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(computed, "CAPTURE_BYTES", 1000)
     session = app("norms")
-    assert session.error[0].value.endswith("Shorten the prompt.") and "1000 bytes" in session.code[0].value
+    assert session.error[0].value.endswith("Shorten the prompt.") and "budget of 1000 B" in session.code[0].value
     assert not session.exception
 
 
@@ -173,7 +173,7 @@ def test_a_capture_that_is_let_go_is_not_kept_by_its_index(checkpoint: Path) -> 
 
 
 def test_what_if_with_the_models_own_frequencies_moves_nothing(app: App) -> None:
-    session = app("rope", view="What if", layer=1, head=2)
+    session = app("rope", view="What if", layer=1, head=2, theta=10_000)
     assert numbers(session)["Attention that changes"] == "0.0%"
     assert "Change theta" in session.info[0].value
     session.number_input(key="theta").set_value(500.0).run()
@@ -282,15 +282,16 @@ def test_benchmarks_shows_scores_with_n_and_interval(app: App) -> None:
     assert "tiny_code was not run: there is no sandbox" in [text.value for text in session.text]
 
 
-def test_no_runs_yet_gives_the_command(
-    app: App, serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("page", ["benchmarks", "samples"])
+def test_no_runs_yet_leads_to_runs(
+    app: App, serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path, page: str
 ) -> None:
     serve(str(checkpoint), tmp_path / "none")
     session = AppTest.from_file(app()._script_path, default_timeout=60).run()
     serve(str(checkpoint), tmp_path / "none")
-    session.switch_page("dashboard/pages/benchmarks.py").run()
-    assert "No finished runs" in session.info[0].value
-    assert session.code[0].value.startswith("workbench eval run --model demo")
+    session.switch_page(f"dashboard/pages/{page}.py").run()
+    assert "no finished run yet" in session.info[0].value
+    assert "Start a benchmark on Runs →" in [link.proto.label for link in session.get("page_link")]
 
 
 def test_a_damaged_run_is_named_and_the_rest_shown(
@@ -390,7 +391,7 @@ def test_a_prompt_comes_from_a_file(app: App) -> None:
     assert not session.exception and not session.error
     assert session.text_area(key="prompt").value == "the cat sat\non the mat"
     assert session.query_params["prompt"] == "the cat sat\non the mat"
-    for content, message in ((b"\xff\xfe", "not UTF-8 text"), (b"a" * 8001, "8,001 characters")):
+    for content, message in ((b"\xff\xfe", "not UTF-8 text"), (b"a" * 100_001, "100,001 characters")):
         session.file_uploader(key="prompt_file").set_value(("b.bin", content, "text/plain")).run()
         assert not session.exception and "was not used" in session.error[0].value
         assert any(message in code.value for code in session.code)
@@ -402,3 +403,28 @@ def test_a_file_takes_the_place_of_what_no_longer_exists(app: App) -> None:
     assert session.error
     session.file_uploader(key="prompt_file").set_value(("a.txt", b"the cat", "text/plain")).run()
     assert not session.error and session.text_area(key="prompt").value == "the cat"
+
+
+def test_an_example_gives_the_typed_prompt_back(serve: Callable[[str, Path], None], tmp_path: Path) -> None:
+    serve("demo", tmp_path)
+    session = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    session.text_area(key="prompt").set_value("abc abc abc").run()
+    session.button(key="guide_induction").click().run()
+    assert session.text_area(key="prompt").value.startswith("seven lemons")
+    session.button(key="guide_next").click().run()
+    session.button(key="guide_leave").click().run()
+    assert not session.exception and session.text_area(key="prompt").value == "abc abc abc"
+
+
+def test_what_if_opens_on_an_example(app: App) -> None:
+    session = app("rope", view="What if")
+    assert not session.exception
+    own = app("rope").number_input(key="theta").value
+    assert session.number_input(key="theta").value == 10 * own and session.number_input(key="theta").step == own / 10
+
+
+def test_token_ids_to_start_with_are_no_special_tokens() -> None:
+    for vocab_size in (49_152, 128_256, 562):
+        ids = [int(text) for text in default_ids(vocab_size).split()]
+        assert ids[:8] == ids[8:] and len(set(ids)) == 8
+        assert all(vocab_size // 3 <= token < 2 * vocab_size // 3 for token in ids)

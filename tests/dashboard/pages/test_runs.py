@@ -1,5 +1,6 @@
 """The Runs page: the form, a job in each state, and invalid requests."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -281,3 +282,17 @@ def test_the_third_example_does_not_start_a_quiz_twice(
     session.button(key="guide_run").click().run()
     assert [job.id for job in jobs.jobs(world)[0]] == [running.id]
     assert session.selectbox(key="job").value == running.id and not session.exception
+
+
+def test_a_model_without_a_tokenizer_is_not_started(
+    opened: Callable[..., AppTest], world: Path, serve: Callable[[str, Path], None], checkpoint: Path, tmp_path: Path
+) -> None:
+    wordless = shutil.copytree(checkpoint, tmp_path / "wordless")
+    (wordless / "tokenizer.model").unlink()
+    session = opened()
+    assert not next(button for button in session.button if button.label == "Start").proto.disabled
+    serve(str(wordless), world)
+    session = session.run()
+    assert not session.exception
+    assert any("has no tokenizer" in info.value for info in session.info)
+    assert next(button for button in session.button if button.label == "Start").proto.disabled

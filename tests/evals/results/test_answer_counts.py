@@ -133,8 +133,10 @@ def test_programs_that_are_not_python_are_counted(tmp_path: Path) -> None:
     ]
     rows = [{"task_id": p["task_id"], "completion": text} for p, text in zip(PROGRAMS, answers, strict=False)]
     run = score("demo_humaneval", written(tmp_path / "a.jsonl", rows), output=tmp_path)
-    assert run.provenance["unreadable"] == {"demo_humaneval": {"create_test": 2}}
-    assert "demo_humaneval: no Python program was found in 2 of 4 answers" in terminal_table.render(run)
+    assert run.provenance["unreadable"] == {"demo_humaneval": {"create_test": 2, "fenced": 1}}
+    assert "demo_humaneval: the filter create_test found no Python program in 2 of 4 answers" in terminal_table.render(
+        run
+    )
 
 
 def test_the_members_of_a_group_are_added_up(tmp_path: Path) -> None:

@@ -339,6 +339,21 @@ def test_weights_changed_in_memory_during_a_run_end_it(
     assert answered(tmp_path / "out") == 3 * 4
 
 
+def test_answers_under_an_own_function_are_kept_under_no_name(saved: Save, tmp_path: Path, asked: list[int]) -> None:
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path / "out", limit=2)
+    model = wb.load_model(saved("one"), dtype="float32")
+    for _ in range(2):
+        asked.clear()
+        with model.intervene(wb.Hook("L1.mlp", lambda x, site: x * 2)):
+            run = evaluate(model, settings)
+        assert sum(asked) == 2 * 4 and [change["kind"] for change in run.provenance["interventions"]] == [
+            "own function"
+        ]
+    asked.clear()
+    assert evaluate(model, settings).provenance["interventions"] == []
+    assert sum(asked) == 2 * 4, "the answers under the function were served for the checkpoint"
+
+
 def test_a_kill_between_the_files_and_their_entry_leaves_one_result(
     saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

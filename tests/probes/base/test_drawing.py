@@ -227,3 +227,24 @@ def test_small_amounts_have_exponents_and_no_prefixes() -> None:
     value = np.array([[5e-4]])
     predictions = LogitDifferences(np.arange(1), kl=value, rank=value.astype(int), agree=value > 0)
     assert predictions.figure().layout.yaxis.exponentformat == "power"
+
+
+def test_shares_have_one_scale_and_a_single_value_is_no_range() -> None:
+    places: dict[str, Any] = {"title": "T", "unit": "u", "layers": (0, 1), "heads": (0, 1)}
+
+    def limits(values: list[list[float]], **options: Any) -> tuple[float | None, float | None]:
+        heatmap = figures.atlas(np.array(values), **places, **options).data[0]
+        return heatmap.zmin, heatmap.zmax
+
+    assert limits([[0.0, 0.05], [0.01, 0.02]], share=True) == (0, 1)
+    assert limits([[0.0, 0.05], [0.01, 0.02]]) == (None, None)
+    assert limits([[0.0, 0.0], [0.0, 0.0]]) == (0, 1)
+    assert limits([[3.0, 3.0], [3.0, np.nan]]) == (0, 3)
+    assert limits([[-2.0, -2.0], [-2.0, -2.0]]) == (-2, 0)
+
+
+def test_plus_is_red_and_minus_is_blue_in_bars_as_on_the_scale() -> None:
+    assert figures.sign_colours([0.5, -0.5, 0.0]) == [figures.PLUS, figures.MINUS, figures.PLUS]
+    heatmap = figures.atlas(np.array([[-1.0, 1.0]]), title="T", unit="u", layers=(0,), heads=(0, 1), difference=True)
+    low, high = heatmap.data[0].colorscale[0][1], heatmap.data[0].colorscale[-1][1]
+    assert low == "rgb(5,48,97)" and high == "rgb(103,0,31)"  # dark blue and dark red

@@ -79,8 +79,6 @@ def partial_captures(draw: st.DrawFn) -> dict:
 @given(case=partial_captures(), kind=st.sampled_from([wb.Patch, wb.Add]))
 def test_a_partial_capture_is_the_same_part_of_the_whole_one(tiny_model, case, kind) -> None:
     name = case["name"]
-    if kind is wb.Add and name in (SCORES, PATTERN):
-        kind = wb.Patch
     cap = capture(tiny_model, name, case["start"], positions=case["held"], heads=case["heads"])
     change = kind(name, cap, positions=case["positions"], heads=case["patched"])
     expected = written_by_hand(tiny_model, name, *case["expected"], add=kind is wb.Add)
@@ -140,6 +138,31 @@ def test_a_prompt_s_capture_acts_while_the_text_goes_on(tiny_model) -> None:
         cache = tiny_model.empty_cache(1, 10)
         steps = [tiny_model(B[:, :6], cache)] + [tiny_model(B[:, i : i + 1], cache) for i in range(6, 10)]
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-5)
+
+
+def test_values_for_several_rows_are_refused_where_rows_are_reordered(tiny_model) -> None:
+    """In `model(tokens)` each row gets its own; `score` gives the same number of a row whatever stands next to it."""
+    both, ids = torch.cat([A, B]), [A[0].tolist(), B[0].tolist()]
+    _, cap = tiny_model.run_with_capture(both.flip(0), STREAM)
+    rows = [tiny_model.run_with_capture(row[None], STREAM)[1] for row in both.flip(0)]
+    crossed = under(tiny_model, wb.Patch(STREAM, cap, positions=[4]), tokens=both)
+    alone = [under(tiny_model, wb.Patch(STREAM, rows[i], positions=[4]), tokens=both[i : i + 1]) for i in (0, 1)]
+    assert torch.allclose(crossed, torch.cat(alone), atol=1e-5)
+    with tiny_model.intervene(wb.Patch(STREAM, cap, positions=[4])):
+        for function in (
+            lambda: wb.score(tiny_model, [(row[:6], row[6:]) for row in ids]),
+            lambda: wb.score_rolling(tiny_model, ids, prefix=1),
+            lambda: wb.generate(tiny_model, ids, max_new_tokens=1),
+        ):
+            with pytest.raises(
+                InterventionError, match="has values for 2 rows, but (score|generate) orders rows itself"
+            ):
+                function()
+    with tiny_model.intervene(wb.Patch(STREAM, rows[0], positions=[4])):
+        scores = wb.score(tiny_model, [(row[:6], row[6:]) for row in ids])
+    assert scores[0][0] == pytest.approx(
+        sum(alone[0][0, i - 1].log_softmax(-1)[ids[0][i]].item() for i in range(6, 10)), abs=1e-4
+    )
 
 
 def test_shapes_are_checked_before_the_run(tiny_model) -> None:
