@@ -98,12 +98,14 @@ def load(model: str, device: str, dtype: str = "auto", *, adapter: Path | None =
     return wb.load_model(model, device=device, dtype=dtype, adapter=adapter or ADAPTER.get()).eval()
 
 
-def tokens(model: str, prompt: str | None, file: Path | None, device: str) -> tuple[Transformer, list[int], Origin]:
+def tokens(
+    model: str, prompt: str | None, file: Path | None, device: str, *, dtype: str = "auto"
+) -> tuple[Transformer, list[int], Origin]:
     """The model and the text's tokens, after the begin token if the checkpoint's files put one there."""
     from workbench.command_options import tokenizer_of
 
     prompt_text = text(prompt, file)
-    loaded = load(model, device)
+    loaded = load(model, device, dtype)
     ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
     return loaded, ids, Origin(model, loaded, len(ids), ids=ids)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.base.command import capture, check, deliver, split_begin, tokens
+from probes.base.command import capture, check, deliver, labels_of, split_begin, tokens
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -155,11 +155,74 @@ def attribution(
     deliver(result, output, origin)
 
 
+def salience(
+    model: Model = "demo",
+    prompt: Prompt = None,
+    file: File = None,
+    text: Texts = None,
+    number: Ids = None,
+    position: Position = -1,
+    method: Annotated[
+        Literal["integrated", "gradient"], typer.Option(help="Integrated gradients, or one gradient times the input.")
+    ] = "integrated",
+    baseline: Annotated[
+        str, typer.Option(help="Where integrated gradients begin: mean (of all embeddings), zero, or a token id.")
+    ] = "mean",
+    tolerance: Annotated[float, typer.Option(help="Largest error of the sum, as a share of the change.")] = 0.01,
+    dtype: Annotated[str, typer.Option(help="float32, or auto: the checkpoint's dtype, often too coarse.")] = "float32",
+    output: Output = None,
+    device: Device = "auto",
+) -> None:
+    """Stream: contribution of each input token to a logit.
+
+    Without --token and --id, the target is the difference of the two most likely next tokens. With several tokens, the
+    difference of the first two comes first.
+    """
+    check(output)
+    import torch
+
+    from probes.logits import input_salience as probe
+    from probes.logits.logit_attribution import Target, target_texts
+
+    start: probe.Baseline = baseline if baseline in ("mean", "zero") else -1  # type: ignore[assignment]
+    if start == -1:
+        if not baseline.isdecimal():
+            raise DataError(f"--baseline {baseline}: use mean, zero or a token id.")
+        start = int(baseline)
+    loaded, ids, origin = tokens(model, prompt, file, device, dtype=dtype)
+    token_ids = _target_ids(loaded, text, number)
+    targets: list[Target] = [*token_ids]
+    if len(token_ids) > 1:
+        targets.insert(0, (token_ids[0], token_ids[1]))
+    if not targets:
+        with torch.no_grad():
+            logits = loaded(torch.tensor([ids], device=loaded.device))[0]
+        if not -len(ids) <= position < len(ids):
+            raise DataError(f"--position {position}: the prompt has positions 0 to {len(ids) - 1}.")
+        first, second = logits[position].topk(2).indices.tolist()
+        targets = [(first, second)]
+    if method == "gradient":
+        result = probe.gradient_x_input(loaded, ids, targets, position=position)
+    else:
+        result = probe.integrated_gradients(
+            loaded, ids, targets, position=position, baseline=start, tolerance=tolerance
+        )
+    description = ", ".join(f'{token} "{name}"' for token, name in target_texts(loaded, targets).items())
+    print(f"tokens {description}; largest error of the sums: {result.error:.2g} logits", file=sys.stderr)
+    extra = {"method": result.method, "position": result.position, "targets": [*result.tokens]}
+    extra |= {"error": result.error, "converged": result.converged, "n_gradients": result.n_gradients}
+    extra |= {} if method == "gradient" else {"baseline": baseline, "tolerance": tolerance}
+    deliver(result, output, replace(origin, extra=extra), labels=labels_of(loaded, result.prompt))
+
+
 def _target_ids(model: Transformer, texts: list[str] | None, ids: list[int] | None) -> list[int]:
     """Token ids of --token, then of --id."""
-    assert model.tokenizer is not None
+    if not texts:
+        return ids or []
+    if model.tokenizer is None:
+        raise DataError("the model has no tokenizer, which --token needs; give --id.")
     token_ids = []
-    for text in texts or ():
+    for text in texts:
         pieces = model.tokenizer.encode_continuation(text)
         if len(pieces) != 1:
             raise DataError(f"--token {text!r} is {len(pieces)} tokens, {pieces[:8]}; give one of them with --id.")
@@ -171,4 +234,5 @@ COMMANDS = (
     (lens, ON_A_PROMPT),
     (tuned_lens, " --train --file README.md"),
     (attribution, ON_A_PROMPT),
+    (salience, f"{ON_A_PROMPT} --method gradient"),
 )

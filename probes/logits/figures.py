@@ -9,8 +9,20 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.base.drawing import COLOURS, HEIGHT, SEQUENTIAL, Stamp, Theme, add_lines, colour_bar, finish, sign_colours
+from probes.base.drawing import (
+    COLOURS,
+    HEIGHT,
+    SEQUENTIAL,
+    Stamp,
+    Theme,
+    add_lines,
+    colour_bar,
+    finish,
+    position_names,
+    sign_colours,
+)
 from probes.logits.component_attribution import NeuronAttribution, SourceAttribution
+from probes.logits.input_salience import InputSalience
 from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import EMBED, LogitLens, TokenCurves
 from probes.logits.tuned_lens import LensDivergence
@@ -199,6 +211,35 @@ def source_attribution(
     target = _target_name(result, token, names)
     title = f"Layer {result.layer}, head {result.head}: {result.head_value[token]:.3f} to {target}"
     return finish(fig, "source_attribution", title, theme, stamp, yaxis2=second, showlegend=False)
+
+
+def input_salience(
+    result: InputSalience,
+    labels: Sequence[str] | None = None,
+    *,
+    names: Mapping[int, str] | None = None,
+    theme: Theme = "light",
+    stamp: Stamp | None = None,
+) -> go.Figure:
+    """Contribution of each input token to the logits; the title has the error of the sum.
+
+    Shapes: labels [pos], unique and escaped; names: escaped text by token
+    """
+    names = escaped_text(result.text) if names is None else names
+    if labels is None:
+        labels = [f"{at} {_token_name(names, token)}" for at, token in enumerate(result.prompt)]
+    columns, fig = position_names(labels, len(result.prompt)), go.Figure()
+    for row, values in enumerate(result.values[: len(COLOURS)]):
+        fig.add_bar(
+            x=columns, y=values.astype(np.float32), name=_target_name(result, row, names),
+            marker={"color": COLOURS[row]}, hovertemplate="%{x}<br>%{y:.4f} logits<extra></extra>",
+        )  # fmt: skip
+    fig.update_xaxes(title="input token", type="category", showgrid=False, tickangle=-60, nticks=40)
+    fig.update_yaxes(title="contribution (logits)")
+    method = {"gradient_x_input": "Gradient x input", "integrated_gradients": "Integrated gradients"}[result.method]
+    title = f"{method} of the logit at position {result.position}: the sum is off by {result.error:.2g}"
+    title += "" if result.converged else ", more than was asked for"
+    return finish(fig, "input_salience", title, theme, stamp, showlegend=True)
 
 
 def _add_signed_bars(fig: go.Figure, values: np.ndarray, labels: Sequence[str], removed: np.ndarray) -> None:

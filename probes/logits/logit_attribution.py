@@ -156,7 +156,7 @@ def unembedding_directions(model: Transformer, tokens: Sequence[Target]) -> Tens
     """Rows of the unembedding, or their differences, times the final gain. Shapes: -> [token, dim] float32"""
     if not tokens:
         raise HookError("no token to attribute to; give token ids or pairs of token ids.")
-    check_token_ids(model, _flat_ids(tokens))
+    check_token_ids(model, flat_ids(tokens))
     weight = unembedding(model)
     rows = [weight[t].float() if isinstance(t, int) else weight[t[0]].float() - weight[t[1]].float() for t in tokens]
     return torch.stack(rows) * model.norm.weight.float()
@@ -181,8 +181,8 @@ def target_table(
 
 def target_texts(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]:
     """The bytes of each target token as ASCII."""
-    return token_text(model, _flat_ids(tokens))
+    return token_text(model, flat_ids(tokens))
 
 
-def _flat_ids(tokens: Sequence[Target]) -> list[int]:
+def flat_ids(tokens: Sequence[Target]) -> list[int]:
     return [token for target in tokens for token in ((target,) if isinstance(target, int) else target)]

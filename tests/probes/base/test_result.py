@@ -24,7 +24,7 @@ from probes.base.result import Result
 from probes.comparison import compare_models, compare_runs
 from probes.flow import information_flow_routes, rollout, value_weighted
 from probes.generation import token_choices
-from probes.logits import component_attribution, logit_attribution, logit_lens, tuned_lens
+from probes.logits import component_attribution, input_salience, logit_attribution, logit_lens, tuned_lens
 from probes.mlp import neurons as neuron_probes
 from probes.norms import during_generation, norm_linearity, rms_norms
 from probes.patching import ablation, activation_patching, attribution_patching, path_patching
@@ -94,6 +94,7 @@ HOW: dict[str, Callable[[Transformer, Capture], Any]] = {
     "LogitAttribution": lambda m, cap: logit_attribution.logit_attribution(m, cap, [(5, 9), 5]),
     "NeuronAttribution": lambda m, cap: component_attribution.neuron_attribution(m, cap, [5], k=3),
     "SourceAttribution": lambda m, cap: component_attribution.source_attribution(m, cap, [5], (1, 2)),
+    "InputSalience": lambda m, cap: input_salience.gradient_x_input(m, cap.tokens[0, :9], [(5, 9), 5]),
     "Rollout": lambda m, cap: rollout.rollout(cap),
     "AttentionFlow": lambda m, cap: rollout.attention_flow(cap, position=12),
     "WeightedPattern": lambda m, cap: value_weighted.weighted_pattern(m, cap, 1),
