@@ -8,7 +8,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   card.dataset.chosen = data.chosen;
   const choose = (row) => {
     const at = rows(card).indexOf(row);
-    if (at < 0 || at === Number(card.dataset.chosen)) return;
+    if (!card.isConnected || at < 0 || at === Number(card.dataset.chosen)) return;
     card.dataset.chosen = at;
     mark(card);
     setTriggerValue("chosen", at);
@@ -22,11 +22,25 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (near) near.focus();
     else choose(row);
   };
+  browse = (step) => choose(rows(card)[Number(card.dataset.chosen) + step]);
+  if (!listens) document.addEventListener("keydown", browseByKey);
+  listens = true;
   if (!watched.has(card)) new MutationObserver(() => mark(card)).observe(card, { childList: true, subtree: true });
   watched.add(card);
   mark(card);
   reveal(card);
   turning(parentElement.querySelector(".turning"), data, (first) => setTriggerValue("turned", first));
+}
+
+// j and k open the next and the previous row, wherever the focus is, but not while something is typed.
+let browse = null;
+let listens = false;
+
+function browseByKey(event) {
+  const step = { j: 1, k: -1 }[event.key];
+  const typing = event.target.closest?.("input, textarea, select, [contenteditable=true]");
+  if (!step || typing || event.metaKey || event.ctrlKey || event.altKey) return;
+  browse(step);
 }
 
 const rows = (card) => [...card.querySelectorAll("tbody tr")];
@@ -59,5 +73,5 @@ function turning(place, { first, count, total, page }, turn) {
   on.onclick = () => turn(first + page);
   const numbered = (number) => number.toLocaleString("en");
   const listed = total > page ? `${numbered(first + 1)} to ${numbered(first + count)} of ${numbered(total)}` : `n = ${total}`;
-  place.querySelector("span").textContent = `${listed}. Choose a row to open it.`;
+  place.querySelector("span").textContent = `${listed}. Choose a row to open it; j and k open the next and the previous.`;
 }

@@ -61,7 +61,7 @@ def row_picker(
         if isinstance(to, int) and 0 <= to < total:
             st.query_params[FROM] = str(to + 1)
 
-    plain_table(frame[first : first + PAGE_SIZE], columns, max_height=max_height)
+    plain_table(frame[first : first + PAGE_SIZE], columns, max_height=max_height, sortable=False)
     _component(
         key=key,
         data={

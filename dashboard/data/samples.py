@@ -1,6 +1,7 @@
 """The list of a task's questions on the Samples page, and the rerun and explanation of one of them."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dashboard.data import runs
+from dashboard.data.runs import Sample
 from dashboard.session import computed
 from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
@@ -71,6 +73,43 @@ def ordered(table: pd.DataFrame, order: str, other: dict[tuple[int, str], str]) 
         keys |= {"_right": right, "_doubt": -table["confidence"]}
     table = table.assign(**keys)
     return table.sort_values([*keys, "doc_id"], kind="stable", na_position="last").drop(columns=list(keys))
+
+
+def matching_text(table: pd.DataFrame, stored: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The rows of a listing whose question, output, answer or target contains a text, without regard to case.
+
+    A text between slashes, `/.../`, is a regular expression. stored: the run's samples, with the same index.
+    Raises: DataError for an expression that is not valid.
+    """
+    if not text.strip():
+        return table
+    pattern = text[1:-1] if len(text) > 2 and text[0] == text[-1] == "/" else re.escape(text.strip())
+    try:
+        expression = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise DataError(f"{text} is not a regular expression: {error}.") from error
+    fields = [name for name in ("prompt", "response", "answer", "target", "choices") if name in stored]
+    rows = stored.loc[table.index, fields].itertuples(index=False)
+    found = [any(expression.search(_last_part(name, value)) for name, value in zip(fields, row, strict=True))
+             for row in rows]  # fmt: skip
+    return table[found]
+
+
+def choice_texts(sample: Sample) -> list[str]:
+    """What the letters of a multiple choice stand for, from the lines of its prompt; empty if it has no such lines."""
+    question = sample.prompt.rpartition("\n\n")[2]
+    texts = []
+    for letter in (choice.strip() for choice in sample.choices):
+        line = re.search(rf"^\(?{re.escape(letter)}[.):]\s*(.+)$", question, re.MULTILINE)
+        if len(letter) != 1 or line is None:
+            return []
+        texts.append(line[1].strip())
+    return texts
+
+
+def _last_part(name: str, value: object) -> str:
+    """A field as text; of a prompt the question alone, because the examples before it are the same for all."""
+    return _question(str(value)) if name == "prompt" else str(value)
 
 
 @dataclass(frozen=True)
@@ -145,8 +184,13 @@ def _listing_row(run: Run, task: str, row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _last_paragraph(text: str) -> str:
+    """The beginning of the last paragraph of a prompt."""
+    return _question(text)[:160]
+
+
+def _question(text: str) -> str:
     """The last paragraph of a prompt: it contains the question; the text before it is nearly the same for all."""
-    return " ".join(text.strip().rpartition("\n\n")[2].split())[:160]
+    return " ".join(text.strip().rpartition("\n\n")[2].split())
 
 
 def _start(text: str) -> str:

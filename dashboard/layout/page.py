@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.layout import history, preload
+from dashboard.layout import history, preload, table_sort
 from dashboard.layout.downloads import HTML, PARQUET, figure_html, file_name, parquet, source
 from dashboard.layout.figure import figure
 from dashboard.layout.figure_help import FIGURE_HELP
@@ -47,6 +47,7 @@ def page(title: str, subtitle: str, about: Help) -> Iterator["Head"]:
             st.caption(subtitle)
         tools = st.container(horizontal=True, width="content", vertical_alignment="center", key="page_tools")
     history.mount()
+    table_sort.mount()
     shared_cache.mount_spinner()
     st.html(f"<style>{_style()}</style>")
     _pick_model(tools)

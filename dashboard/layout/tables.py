@@ -34,13 +34,20 @@ class Column:
     right: bool = False
 
 
-def plain_table(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_height: int | None = None) -> None:
+def plain_table(
+    frame: pd.DataFrame,
+    columns: Mapping[str, Column | str],
+    *,
+    max_height: int | None = None,
+    sortable: bool = True,
+) -> None:
     """Draw the named columns of a frame in the given order; above `max_height` pixels the table scrolls.
 
+    sortable: whether a click on a header sorts the rows; not for a table that shows a part of a list.
     Columns that the frame does not have are left out. Text is escaped, so markup in it is shown literally. The style
     sheet comes from `page`.
     """
-    st.html(table_html(frame, columns, max_height=max_height))
+    st.html(table_html(frame, columns, max_height=max_height, sortable=sortable))
 
 
 def verbatim(text: str, *, max_height: int | None = None) -> None:
@@ -75,16 +82,25 @@ def metric_row_html(values: Mapping[str, str], help: Mapping[str, str]) -> str:
     return f'<dl class="read-numbers">{"".join(parts)}</dl>'
 
 
-def table_html(frame: pd.DataFrame, columns: Mapping[str, Column | str], *, max_height: int | None = None) -> str:
+def table_html(
+    frame: pd.DataFrame,
+    columns: Mapping[str, Column | str],
+    *,
+    max_height: int | None = None,
+    sortable: bool = True,
+) -> str:
     """The table as HTML."""
     named = ((name, columns[name]) for name in columns if name in frame)
     shown = {name: Column(as_) if isinstance(as_, str) else as_ for name, as_ in named}
     parts = [_column(frame[name], column) for name, column in shown.items()]
+    sortable = sortable and len(frame) > 1
     head = "".join(
-        _header_cell(name, column, right) for (name, column), (_, right) in zip(shown.items(), parts, strict=True)
+        _header_cell(name, column, right, sortable)
+        for (name, column), (_, right) in zip(shown.items(), parts, strict=True)
     )
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in zip(*(cells for cells, _ in parts), strict=True))
     place = _scroll_attributes(max_height, ", ".join(column.label for column in shown.values()))
+    place += " data-sortable" if sortable else ""
     return f'<div class="read-table"{place}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -95,9 +111,10 @@ def _scroll_attributes(max_height: int | None, name: str) -> str:
     return f' style="max-height:{max_height}px" tabindex="0" role="region" aria-label="{html.escape(name)}"'
 
 
-def _header_cell(name: str, column: Column, right: bool) -> str:
+def _header_cell(name: str, column: Column, right: bool, sortable: bool) -> str:
     side, about = _align_attribute(right), _title_attribute(column.help)
-    return f'<th scope="col" data-name="{html.escape(name)}"{side}{about}>{html.escape(column.label)}</th>'
+    sort = ' tabindex="0" aria-sort="none"' if sortable else ""
+    return f'<th scope="col" data-name="{html.escape(name)}"{side}{about}{sort}>{html.escape(column.label)}</th>'
 
 
 def _title_attribute(help: str | None) -> str:
@@ -113,17 +130,18 @@ def _column(values: pd.Series, column: Column) -> tuple[list[str], bool]:
 
 def _cell(value: Any, column: Column, right: bool) -> str:
     if isinstance(value, bool | np.bool_):
-        return f"<td{_align_attribute(right)}>{'✓' if value else ''}</td>"
+        return f"<td{_align_attribute(right)} data-value={int(value)}>{'✓' if value else ''}</td>"
     if isinstance(value, str):
         kind = _align_attribute(right) if len(value) <= WRAP_LENGTH else ' class="long"'
         return f"<td{kind}>{html_text(value)}</td>"
     if value is None or pd.isna(value):
-        return f"<td{_align_attribute(right)}>{MISSING_VALUE}</td>"
+        return f"<td{_align_attribute(right)} data-missing>{MISSING_VALUE}</td>"
     text = html_text(format(value, column.format))
+    sort = f' data-value="{html.escape(str(value).replace("inf", "Infinity"))}"'  # as JavaScript reads it
     if column.bar is None:
-        return f"<td{_align_attribute(right)}>{text}</td>"
+        return f"<td{_align_attribute(right)}{sort}>{text}</td>"
     share = min(max(float(value) / column.bar, 0.0), 1.0)
-    return f'<td class="bar" style="--share:{share:.1%}">{text}</td>'
+    return f'<td class="bar" style="--share:{share:.1%}"{sort}>{text}</td>'
 
 
 def _align_attribute(right: bool) -> str:

@@ -60,7 +60,7 @@ def show() -> None:
             return
         task, table = listed
         if table.empty:
-            st.info("No sample of this kind. Choose another kind under Show.")
+            st.info("No sample matches. Choose another kind under Show, or another text under Search.")
             _take_away(head, run, task, table, None, None)
             return
         left, right = st.columns([1.4, 1], gap="medium")
@@ -85,6 +85,11 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
             st.segmented_control, "Order", ORDERS, key="order", default=ORDERS[0], required=True,
             help="Margin: the closest decisions first. Confident wrong: the most confident wrong answers first.",
         )  # fmt: skip
+        text = url_state.url_widget(
+            st.text_input, "Search", "", key="find", width=220, max_chars=200, placeholder="text, or /expression/",
+            help="Shows the questions whose text, output, answer or target contains this; between slashes, a regular "
+            "expression.",
+        )  # fmt: skip
         try:
             table = samples.listing(run, task)
         except DataError as error:
@@ -107,6 +112,11 @@ def _listed(run: Run, baseline: Run | None) -> tuple[str, pd.DataFrame] | None:
     if kind != ALL:
         states = (WRONG, UNPARSED) if kind.lower() == WRONG else (kind.lower(),)
         table = table[table["state"].isin(states)]
+    try:
+        table = samples.matching_text(table, runs.samples(run, task), str(text or ""))
+    except DataError as error:
+        show_error("The search cannot be read. Correct it, or leave the slashes out.", str(error))
+        return None
     return task, samples.ordered(table, order, other)
 
 
@@ -158,16 +168,19 @@ def _open(opened: OpenSample) -> None:
     with st.container(horizontal=True):
         st.page_link("dashboard/pages/attention.py", label="Open in Attention →", query_params=sample_params(sample))
         st.page_link("dashboard/pages/lens.py", label="Open in Lens →", query_params=sample_params(sample))
-    text_columns({"Prompt": sample.prompt}, max_height=190)
+    text_columns({"Prompt": sample.prompt}, max_height=320)
     if sample.choices:
         st.caption("Choices, by log-probability (nats)")
         gold = [number == sample.gold for number in range(len(sample.choices))]
         picked = [number == sample.picked for number in range(len(sample.choices))]
+        texts = samples.choice_texts(sample)
         choices = {"choice": [plain(c) for c in sample.choices], "logprob": sample.logprobs}
+        choices |= {"text": [plain(text) for text in texts]} if texts else {}
         plain_table(
             pd.DataFrame({**choices, "gold": gold, "picked": picked}).sort_values("logprob", ascending=False),
             columns={
                 "choice": "Choice",
+                "text": "Text",
                 "logprob": Column("Log-probability", ".3f"),
                 "gold": "Right",
                 "picked": "Chosen",

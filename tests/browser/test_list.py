@@ -28,7 +28,7 @@ def test_pages_are_turned_and_a_row_of_another_page_is_opened(tab: Tab) -> None:
     page = tab.open("samples").page
     rows, back, on = page.locator(".st-key-questions tbody tr"), "Previous rows", "Next rows"
     expect(rows).to_have_count(PAGE_SIZE)
-    expect(page.get_by_text(f"1 to {PAGE_SIZE} of {2 * PAGE_SIZE + 20}. Choose a row to open it.")).to_be_visible()
+    expect(page.get_by_text(f"1 to {PAGE_SIZE} of {2 * PAGE_SIZE + 20}. Choose a row to open it;")).to_be_visible()
     expect(page.get_by_role("button", name=back)).to_be_disabled()
     page.get_by_role("button", name=on).click()
     expect(page.get_by_text(f"{PAGE_SIZE + 1} to {2 * PAGE_SIZE} of")).to_be_visible()

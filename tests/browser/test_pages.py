@@ -215,7 +215,7 @@ def test_a_question_is_chosen_with_the_keyboard_alone(tab: Tab, world: World) ->
     tab.open("samples", run=run.name, task="asked_quiz", doc=1)
     row = tab.page.locator(".st-key-questions tbody tr")
     expect(row.nth(1)).to_have_attribute("aria-selected", "true")
-    expect(tab.page.get_by_text("n = 4. Choose a row to open it.")).to_be_visible()
+    expect(tab.page.get_by_text("n = 4. Choose a row to open it;")).to_be_visible()
     expect(tab.page.get_by_role("button", name="Next rows")).to_be_hidden()
     row.nth(1).focus()
     tab.page.keyboard.press("ArrowDown")
@@ -389,3 +389,26 @@ def test_a_prompt_that_no_address_holds_leaves_it_and_the_page_can_be_reloaded(t
     tab.settle()
     assert query(tab)["prompt"] == "the dog"
     tab.sound()
+
+
+def test_a_header_sorts_a_table_and_j_opens_the_next_question(tab: Tab, world: World) -> None:
+    tab.open("attention")
+    header = tab.page.locator(".read-table[data-sortable] th[data-name=layer]").first
+    column = header.locator("xpath=ancestor::table//tbody/tr/td[1]")
+    shown = [int(text) for text in column.all_inner_texts()]
+    assert len(shown) == 5
+    header.click()
+    assert [int(text) for text in column.all_inner_texts()] == sorted(shown, reverse=True)
+    header.press("Enter")
+    assert [int(text) for text in column.all_inner_texts()] == sorted(shown)
+    assert header.get_attribute("aria-sort") == "ascending"
+    run = next(run.name for run in list_runs(world.results) if "asked_quiz" in run.tasks)
+    tab.open("samples", run=run, task="asked_quiz")
+    numbers = [int(text) for text in tab.page.locator(".st-key-questions tbody tr td:first-child").all_inner_texts()]
+    assert "data-sortable" not in tab.page.locator(".st-key-questions .read-table").evaluate("e => e.outerHTML")[:200]
+    for key, at in (("j", 1), ("j", 2), ("k", 1)):
+        tab.page.keyboard.press(key)
+        expect(tab.page.get_by_role("heading", name=re.compile(f"^Sample {numbers[at]}:"))).to_be_visible()
+        tab.settle()
+    tab.page.get_by_role("textbox", name="Search").fill("jj")
+    expect(tab.page.get_by_role("heading", name=re.compile(f"^Sample {numbers[1]}:"))).to_be_visible()

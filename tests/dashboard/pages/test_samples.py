@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 import workbench as wb
 from dashboard.components import row_picker
-from dashboard.data import samples
+from dashboard.data import runs, samples
 from dashboard.layout.page import Head
 from evals.compare.published import scores_of_model
 from evals.explain.explain import explain
@@ -410,3 +410,28 @@ def test_another_list_begins_where_the_open_question_is(turned: App) -> None:
     session.segmented_control(key="show").set_value("Wrong").run()
     assert "from" not in session.query_params and UNLISTED not in said(session)
     assert listed(session)["doc_id"].tolist() == [0, 3]
+
+
+# --- search ---------------------------------------------------------------------------------------------------
+
+
+def test_a_text_or_an_expression_chooses_the_questions(asked: App) -> None:
+    whole = listed(asked(task="asked_sums"))
+    assert len(whole) == 3
+    assert listed(asked(task="asked_sums", find="i DO not"))["doc_id"].tolist() == [2]
+    assert sorted(listed(asked(task="asked_sums", find=r"/#### \d$/"))["doc_id"]) == [0, 1]
+    session = asked(task="asked_sums", find="nothing has this")
+    assert not session.exception and "No sample matches" in said(session)
+    session = asked(task="asked_sums", find="/(/")
+    assert not session.exception and "is not a regular expression" in said(session)
+    assert "is not a regular expression" not in said(asked(task="asked_sums", find="("))
+
+
+def test_letters_are_shown_with_their_texts() -> None:
+    def sample(prompt: str, *choices: str) -> runs.Sample:
+        return runs.Sample("r", "t", 0, prompt, "", "", "", None, None, choices=choices)
+
+    question = "Example?\nA. no\nB. yes\nAnswer: A\n\nWhich?\nA. first one\nB. $2 < 3\nAnswer:"
+    assert samples.choice_texts(sample(question, " A", " B")) == ["first one", "$2 < 3"]
+    assert samples.choice_texts(sample(question, " A", " B", " C")) == []
+    assert samples.choice_texts(sample("What is it?", " a word", " another")) == []
