@@ -76,6 +76,9 @@ def _captures(head: Head) -> None:
         st.error("The prompts do not share their first two or their last two tokens, so they cannot be aligned. Let "
                  "B begin or end with the same tokens as A.")  # fmt: skip
         return
+    if (a.model is b.model) and (a.given.ids, a.changes) == (b.given.ids, b.changes):
+        compare_sides.show_identical(st.session_state.get("_last_layer", 0), st.session_state.get("_last_head", 0))
+        return
     st.text(common.sentence)
     before, after = a.capture(), b.capture()
     comparison = computed.cached_pair_probe(

@@ -15,6 +15,7 @@ from dashboard.session import computed, url_state
 from dashboard.session.computed import CaptureRef
 from dashboard.token_text import plotly_labels, short
 from probes.logits import logit_attribution, logit_lens
+from probes.logits.figures import MAX_CELL_TEXTS
 from probes.logits.logit_attribution import LogitAttribution, Target
 from probes.logits.logit_lens import LogitLens
 from probes.logits.tuned_lens import FILE, TunedLens, tuned_lens
@@ -76,7 +77,9 @@ def show() -> None:
         if not np.isfinite(lens.logprobs).all():
             st.error("The predictions contain NaN or infinite values: the residual stream overflowed. Try float32.")
         with st.container(border=True, key="grid_card"):
+            start = _window(len(prompt))
             fig = lens.figure(
+                start=start,
                 labels=plotly_labels(prompt.tokens),
                 by=CELLS[st.session_state["cells"]],
                 names=plotly_names(model, {*prompt.ids, *lens.ids[..., 0].ravel().tolist()}),
@@ -92,6 +95,20 @@ def show() -> None:
             return computed.cached_probe(read, model=model, capture=capture_ref, **options).curves.frame()
 
         head.data({"predictions": lens.frame, "target_curves": curves, "attribution": made.frame})
+
+
+def _window(count: int) -> int | None:
+    """Draw the controls of the first chart's window; its first position, or None for the whole prompt."""
+    if count <= MAX_CELL_TEXTS:
+        return None
+    last = count - MAX_CELL_TEXTS
+    with st.container(horizontal=True, vertical_alignment="bottom", key="window_controls"):
+        start = url_state.url_widget(
+            st.slider, "Words from position", 0, last, last, key="words", width=420,
+            help=f"{MAX_CELL_TEXTS} positions have room for their words.",
+        )  # fmt: skip
+        whole = url_state.url_widget(st.toggle, "Whole prompt", key="whole", help="Colours alone, without words.")
+    return None if whole else int(start)
 
 
 def read(model: Transformer, cap: Capture, *, through: int, **options: Any) -> LogitLens:

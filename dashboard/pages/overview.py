@@ -48,6 +48,7 @@ def show() -> None:
         model = computed.model()
         _shape(model)
         _notes(model)
+        prompt = _prompt(model, head)
         tour.show_examples(model)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
@@ -67,7 +68,6 @@ def show() -> None:
             ),
         ):
             _origin(model)
-        prompt = _prompt(model, head)
         capture_card.show(model, prompt)
         model_card.show()
 
@@ -195,7 +195,7 @@ def _prompt(model: Transformer, head: Head) -> Input | None:
                 columns={
                     "token": "Token",
                     "id": "Id",
-                    "probability": Column("Probability", ".3f", bar=1),
+                    "probability": Column("Probability", ".3g", bar=1),
                 },
             )
     head.code(

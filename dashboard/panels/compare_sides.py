@@ -20,7 +20,7 @@ from probes.comparison.alignment import Align
 from probes.comparison.compare_runs import Comparison, compare
 from workbench.errors import DataError, WorkbenchError
 from workbench.hooks.capture import Capture
-from workbench.hooks.interventions import from_json, to_json
+from workbench.hooks.interventions import Ablate, from_json, to_json
 from workbench.model import Transformer
 
 SAME, OTHER, KEPT = "The same prompt", "Another prompt", "A kept capture"
@@ -96,11 +96,12 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
         b_prompt = a_prompt
         if which in (OTHER, KEPT):
             b_prompt = {OTHER: _other_prompt, KEPT: _capture_prompt}[which](b_model)
-        a_changes = url_state.url_widget(
-            st.text_area, "A's interventions, as JSON", NO_CHANGES, key="a_changes", height=68,
-            max_chars=intervention_editor.MOST_CHARS,
-            help="Usually empty. To build them with the editor, build them for B below, then swap.",
-        )  # fmt: skip
+        with st.expander("A's interventions", expanded=_is_changed("a_changes")):
+            a_changes = url_state.url_widget(
+                st.text_area, "As JSON", NO_CHANGES, key="a_changes", height=68,
+                max_chars=intervention_editor.MOST_CHARS,
+                help="Usually empty. To build them with the editor, build them for B, then swap.",
+            )  # fmt: skip
         try:
             a_interventions = from_json(a_changes)
             for change in a_interventions:
@@ -108,14 +109,31 @@ def choose(model: Transformer) -> tuple[Side, Side] | None:
         except WorkbenchError as error:
             show_error("A's interventions do not fit this model. Correct the JSON, or write [].", str(error))
             return None
-    st.caption("Interventions and RoPE scalings of B:")
-    b_interventions = intervention_editor.choose(model)
+    with st.expander("Interventions and RoPE scalings of B", expanded=_is_changed("changes")):
+        b_interventions = intervention_editor.choose(model)
     if b_prompt is None or b_interventions is None:
         return None
     return (
         Side(in_dtypes[0], a_prompt, a_prompt.with_also(to_json(a_interventions)), computed.model_path()),
         Side(in_dtypes[1], b_prompt, b_prompt.with_also(to_json(b_interventions)), b_served.path),
     )
+
+
+def _is_changed(key: str) -> bool:
+    """Whether there are interventions in the session or the URL."""
+    text = st.session_state.get(key, st.query_params.get(key, st.session_state.get(f"_last_{key}", NO_CHANGES)))
+    return bool(text != NO_CHANGES)
+
+
+def show_identical(layer: int, head: int) -> None:
+    """Say that B is the same run as A, with a button that makes it another one."""
+    st.info("A and B are the same run. Choose another prompt, capture, dtype or model for B, or change the model.")
+    change = to_json([Ablate(f"L{layer}H{head}")])
+    st.button(f"Set L{layer}H{head} to zero in B", on_click=_set_changes, args=(change,), type="primary")
+
+
+def _set_changes(changes: str) -> None:
+    st.session_state["changes"] = changes
 
 
 def shared(a: Input, b: Input) -> SharedTokens | None:

@@ -3,6 +3,7 @@
 A caller can pass token labels, already escaped; otherwise the result's own text is escaped here.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from probes.logits.logit_lens import EMBED, LogitLens, TokenCurves
 from probes.logits.tuned_lens import LensDivergence
 
 MAX_CELLS = 20_000  # of a grid, to stay within the size budget of a figure; the last positions are drawn
+CELL_CHARACTERS = 7  # of a token in a cell of a grid on a page
 MAX_CELL_TEXTS = 24  # with more positions than this, the token's text is shown only on hover
 
 
@@ -40,41 +42,57 @@ def lens_grid(
     *,
     by: Literal["probability", "kl", "rank"] = "probability",
     names: Mapping[int, str] | None = None,
+    start: int | None = None,
     theme: Theme = "light",
     stamp: Stamp | None = None,
 ) -> go.Figure:
     """The top token of each layer at each position; colours are its probability, or the layer's KL or rank.
 
+    start: index of the first of the MAX_CELL_TEXTS positions that are shown, with their words; None for as many
+    positions as one figure can hold, without words if they are more.
     Shapes: labels [pos], unique and escaped; names: escaped text by token
     """
     names = escaped_text(lens.text) if names is None else names
     if labels is None:
         labels = [f"{at} {_token_name(names, token)}" for at, token in zip(lens.positions, lens.tokens, strict=True)]
     assert len(set(labels)) == len(labels) == len(lens.positions), "one unique label for every position"
-    first = max(0, len(labels) - MAX_CELLS // len(lens.layers))
+    first, count = max(0, len(labels) - MAX_CELLS // len(lens.layers)), len(labels)
+    if start is not None:
+        first, count = start, min(start + MAX_CELL_TEXTS, len(labels))
     columns = (np.exp(lens.logprobs[..., 0]), lens.kl, lens.rank)
-    measures = np.stack(columns, -1)[:, first:].astype(np.float32)  # [layer, pos, 3]
+    measures = np.stack(columns, -1)[:, first:count].astype(np.float32)  # [layer, pos, 3]
     z, unit, scale = {
         "probability": (measures[..., 0], "probability", {"zmin": 0, "zmax": 1}),
         "kl": (measures[..., 1], "KL to the output (nats)", {}),
         "rank": (np.log10(1 + measures[..., 2]), "log10(1 + rank of the model's top token)", {}),
     }[by]
-    text = [[_token_name(names, token) for token in row] for row in lens.ids[:, first:, 0].tolist()]
+    words = [[_token_name(names, token) for token in row] for row in lens.ids[:, first:count, 0].tolist()]
     layers = _layer_names(lens.layers)
     fig = go.Figure(
         go.Heatmap(
-            x=list(labels[first:]), y=layers, z=z, text=text, customdata=measures, colorbar=colour_bar(unit),
+            x=list(labels[first:count]), y=layers, z=z,
+            text=[[_short(word) for word in row] for row in words], hovertext=words,
+            customdata=measures, colorbar=colour_bar(unit),
             colorscale=SEQUENTIAL if by == "probability" else f"{SEQUENTIAL}_r", **scale,
-            texttemplate="%{text}" if len(labels) - first <= MAX_CELL_TEXTS else None, textfont={"size": 11},
-            hovertemplate="layer %{y}<br>after %{x}<br>predicts %{text}, probability %{customdata[0]:.3f}<br>"
+            texttemplate="%{text}" if count - first <= MAX_CELL_TEXTS else None, textfont={"size": 11},
+            hovertemplate="layer %{y}<br>after %{x}<br>predicts %{hovertext}, probability %{customdata[0]:.3f}<br>"
             "KL %{customdata[1]:.3f} nats<br>rank of the model's top token: %{customdata[2]:.0f}<extra></extra>",
         )
     )  # fmt: skip
     fig.update_xaxes(title="token", type="category", showgrid=False, tickangle=-60, nticks=24)
     fig.update_yaxes(title="layer", type="category", showgrid=False)
     title = "What the stream would predict, layer by layer"
-    title += f" · the last {len(labels) - first} of {len(labels)} positions" if first else ""
+    if start is not None and count - first < len(labels):
+        title += f" · positions {lens.positions[first]} to {lens.positions[count - 1]} of {len(labels)}"
+    elif first:
+        title += f" · the last {len(labels) - first} of {len(labels)} positions"
     return finish(fig, "lens_grid", title, theme, stamp, height=max(HEIGHT, 160 + 24 * len(layers)))
+
+
+def _short(word: str) -> str:
+    """An escaped token as short as a cell is wide."""
+    plain = html.unescape(word)
+    return word if len(plain) <= CELL_CHARACTERS else f"{html.escape(plain[: CELL_CHARACTERS - 1], quote=False)}…"
 
 
 def token_curves(

@@ -20,7 +20,7 @@ from evals.results.runs import list_runs
 from probes.comparison.compare_runs import compare
 from tests.dashboard.page_text import numbers, read_table
 from tests.dashboard.world import write_checkpoint
-from workbench.hooks.interventions import Ablate, to_json
+from workbench.hooks.interventions import Ablate, Scale, to_json
 
 App = Callable[..., AppTest]
 PROMPT = "the cat sat on the mat and the dog ran"
@@ -31,8 +31,17 @@ def table(session: AppTest, column: str):  # type: ignore[no-untyped-def]
     return read_table(session, column)
 
 
-def test_a_model_compared_with_itself_is_equal(app: App) -> None:
+def test_a_run_compared_with_itself_offers_a_change(app: App) -> None:
     session = app("compare", prompt=PROMPT)
+    assert not session.exception and not session.error
+    assert session.info[0].value.startswith("A and B are the same run.") and not session.metric
+    next(button for button in session.button if button.label == "Set L0H0 to zero in B").click().run()
+    assert not session.exception and json.loads(session.text_area(key="changes").value)[0]["target"] == "L0H0"
+    assert float(numbers(session)["Mean KL (nats)"]) > 0
+
+
+def test_a_change_of_nothing_is_equal(app: App) -> None:
+    session = app("compare", prompt=PROMPT, changes=to_json([Scale("L1H2", 1.0)]))
     assert not session.exception and not session.error
     shown = numbers(session)
     assert shown["Mean KL (nats)"] == "0" and shown["Same first choice"] == "100%"

@@ -261,7 +261,7 @@ def test_the_builder_adds_and_removes_and_refuses(app: App) -> None:
     assert changes[:3] == [
         {"kind": "ablate", "target": "L2H5"},
         {"kind": "scale", "target": "L2.attn", "factor": 0.25},
-        {"kind": "rope_scaling", "yarn": 2.0},
+        {"kind": "rope_scaling", "yarn": 2.0, "truncate": True},
     ]
     assert from_json(json.dumps(changes))[3].tensor.item() == 1.0  # type: ignore[attr-defined]
     assert session.query_params["changes"] == session.text_area(key="changes").value

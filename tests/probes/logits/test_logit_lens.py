@@ -352,3 +352,17 @@ def test_hostile_tokens_are_no_markup(tiny_model: Transformer, run: tuple[Any, C
     for fig in (seen.figure(), parts.figure(), curves.figure()):
         shown = fig.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
         assert "<b>" not in shown and "&lt;b>&amp;x" in shown
+
+
+def test_a_window_of_the_grid_has_words_that_fit(tiny_model: Transformer, run: tuple[torch.Tensor, Capture]) -> None:
+    tokens = torch.arange(40)[None] % 24
+    with torch.no_grad():
+        _, cap = tiny_model.run_with_capture(tokens, logit_lens.HOOKS)
+    lens = logit_lens.logit_lens(tiny_model, cap)
+    names = {token: f"&lt;a long token {token}" for token in range(tiny_model.config.vocab_size)}
+    whole, window = lens.figure(names=names).data[0], lens.figure(names=names, start=10).data[0]
+    assert whole.texttemplate is None and len(whole.x) == 40
+    assert window.texttemplate and list(window.x) == list(whole.x[10:34])
+    assert np.array_equal(window.z, np.array(whole.z)[:, 10:34])
+    assert set(np.array(window.text).ravel()) == {"&lt;a lon…"} and "a long token" in window.hovertext[0][0]
+    assert lens.figure(names=names, start=10).layout.title.text.endswith("positions 10 to 33 of 40")
