@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evals.cli.options import AsJson, Data, need_lm_eval
 from workbench.errors import DataError
+
+if TYPE_CHECKING:
+    from evals.tasks.availability import ListedTask
 
 EXIT_INCOMPLETE = 1
 """Exit code when data is missing or does not match its checksum."""
@@ -20,13 +23,23 @@ def tasks(
     suite: Annotated[
         Path | None, typer.Option(help="A folder with your own suites (JSON Lines files), or one such file.")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every task of lm-eval, with its number of examples and its dataset.")
+    ] = False,
+    search: Annotated[
+        str, typer.Option(help="List every task of lm-eval that has this text in its name or dataset.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """List the benchmarks and whether their data is available.
 
-    Any other lm-eval task can be run by its name if the data folder has a copy of its dataset.
+    Any other lm-eval task can be run by its name if the data folder has a copy of its dataset; --all and --search list
+    them.
     """
     need_lm_eval()
+    if every or search:
+        _list_all(search, as_json=as_json)
+        return
     from evals.tasks import availability
     from evals.tasks import local_data as places
 
@@ -41,6 +54,26 @@ def tasks(
     wide = max(len(row["name"]) for row in rows)
     for row in rows:
         typer.echo(f"{row['name']:<{wide}}  {row['data']:<8}  {row['source']}")
+
+
+def _list_all(text: str, *, as_json: bool) -> None:
+    from evals.tasks import availability
+
+    rows = availability.all_tasks(text)
+    if not rows:
+        raise DataError(f"no task of lm-eval has {text!r} in its name or dataset.")
+    if as_json:
+        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
+        return
+    wide = max(len(row.name) for row in rows)
+    for row in rows:
+        shots = "" if row.shots is None else f"{row.shots} shots"
+        typer.echo(f"{row.name:<{wide}}  {row.kind:<5}  {shots:<8}  {_contents(row)}".rstrip())
+    typer.echo(f"{len(rows)} names", err=True)
+
+
+def _contents(row: ListedTask) -> str:
+    return row.dataset if row.members is None else f"{row.members} members"
 
 
 def prepare(

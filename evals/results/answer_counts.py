@@ -158,7 +158,17 @@ def notes(run: Run) -> list[str]:
             f"{task}: programs that failed because a module is missing in the sandbox: {sum(modules.values())} "
             f"({names}); docs/footguns.md says what programs can import."
         )
-    return lines
+    return [*lines, *without_interval(run)]
+
+
+def without_interval(run: Run) -> list[str]:
+    """Why some scores have no interval, in one sentence for each task that has such scores."""
+    scores: dict[str, list[str]] = {}
+    for score in run.scores:
+        if score.low is None and score.n > 1:
+            scores.setdefault(score.task, []).append(score.label)
+    reason = "not a mean over questions, and lm-eval has no standard error for it"
+    return [f"{task}: no interval for {'; '.join(labels)}: {reason}." for task, labels in scores.items()]
 
 
 def _reason(run: Run, task: str, filter: str) -> str:

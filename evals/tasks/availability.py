@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from evals.tasks import custom, hub, local_data, registry
+from evals.tasks import custom, hub, index, local_data, registry
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,37 @@ def benchmarks(root: Path | None) -> list[BenchmarkInfo]:
         state = "here" if all(available) else "partly" if any(available) else "missing"
         source = ", ".join(sorted({dataset for dataset, _ in sets}))
         rows.append(BenchmarkInfo(name, "embedded" if local_data.is_embedded(source) else state, source))
+    return rows
+
+
+@dataclass(frozen=True)
+class ListedTask:
+    """A task, group or tag of lm-eval: its kind, its number of examples, and its dataset or its number of members.
+
+    shots is None if the definition does not say; a run then has none. Members are None for a task.
+    """
+
+    name: str
+    kind: str
+    shots: int | None
+    dataset: str
+    members: int | None
+
+
+def all_tasks(text: str = "") -> list[ListedTask]:
+    """Every name that lm-eval knows, sorted; with a text, those that have it in the name or in the dataset.
+
+    Upper and lower case are the same. Takes seconds: all of lm-eval's definitions are read.
+    """
+    rows = []
+    for name, entry in sorted(index.full_manager().task_index.items()):
+        config = entry.cfg or {}
+        parts = config.get("task") if isinstance(config.get("task"), list) else sorted(entry.tags)
+        members = None if entry.kind.name in ("TASK", "PY_TASK") else len(parts)
+        dataset = "/".join(str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key))
+        kind = {"PY_TASK": "task"}.get(entry.kind.name, entry.kind.name.lower())
+        if text.lower() in name.lower() or text.lower() in dataset.lower():
+            rows.append(ListedTask(name, kind, config.get("num_fewshot"), dataset, members))
     return rows
 
 

@@ -108,7 +108,7 @@ def near(name: str) -> list[str]:
         return [by_lower[name.lower()]]
     ours = difflib.get_close_matches(name.lower(), [other.lower() for other in names()], n=3)
     others = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.7)
-    return [by_lower[match] for match in dict.fromkeys([*ours, *others])][:3]
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), {*ours, *others}, n=3)]
 
 
 @cache

@@ -287,6 +287,7 @@ def _hub(source: str, staged: Path) -> dict[str, dict[str, Any]]:
     name, folder = parts[1], Path(parts[2]).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a dataset of the hub as {name}=FOLDER.")
+    _check_one_dataset(name, folder)
     facts = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         below = path.relative_to(folder)
@@ -301,6 +302,21 @@ def _hub(source: str, staged: Path) -> dict[str, dict[str, Any]]:
     licence = stated[1].strip() if stated else "not stated in the folder"
     about = {"source": str(folder.absolute()), "layout": "hub", "licence": licence}
     return {f"hub/{name}": {**about, "origin": f"{name} on the Hugging Face hub", "missing": [], "files": facts}}
+
+
+def _check_one_dataset(name: str, folder: Path) -> None:
+    """Raises: DataError for the whole cache of the Hugging Face hub, which has a folder for each dataset."""
+    cached = sorted({*folder.glob("datasets--*"), *folder.glob("models--*"), *folder.glob("hub/datasets--*")})
+    if not cached:
+        return
+    wanted = next((path for path in cached if path.name == f"datasets--{name.replace('/', '--')}"), None)
+    if wanted is not None:
+        raise DataError(
+            f"{folder} is a cache of the Hugging Face hub with more than this dataset; give {name}={wanted}."
+        )
+    sets = [path.name.removeprefix("datasets--").replace("--", "/") for path in cached if "datasets--" in path.name]
+    named = ", ".join([*sets[:5], *(["..."] if len(sets) > 5 else [])]) or "none"
+    raise DataError(f"{folder} is a cache of the Hugging Face hub, and {name} is not in it; its datasets: {named}.")
 
 
 def _install(staged: Path, target: Path, manifest: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask, Task
@@ -81,6 +82,11 @@ class LocalData:
             local_data.rows_sha256(self.dataset[split]) if self.dataset and split in self.dataset else None
             for split in (test_split, config.fewshot_split)
         )
+
+    def aggregation(self) -> dict[str, Any]:
+        """The task's aggregations; a mean is lm-eval's own, whose standard error it knows."""
+        aggregations = super().aggregation()  # type: ignore[misc]
+        return {name: mean if function is np.mean else function for name, function in aggregations.items()}
 
     def _needs_no_hub(self, name: str) -> bool:
         """Whether a task generates its questions, or reads local files named in its definition."""

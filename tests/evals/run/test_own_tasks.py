@@ -15,6 +15,7 @@ import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
 
+from evals.results import answer_counts
 from evals.results.runs import Run, read_run
 from evals.run.evaluate import evaluate, resume
 from evals.run.settings import Settings
@@ -214,6 +215,9 @@ def test_every_kind_has_scores_and_intervals(ours: Run) -> None:
     ):
         low, high = found[key].low, found[key].high
         assert low is not None and high is not None and low - 1e-9 <= found[key].value <= high + 1e-9
+    notes = answer_counts.notes(ours)
+    for name, metrics in (("own_likelihood", "is_greedy"), ("own_rolling", "word_perplexity; bits_per_byte")):
+        assert f"{name}: no interval for {metrics}: not a mean over questions" in "\n".join(notes)
     assert set(ours.provenance["definition_sha256"]) >= {"own_choice", "own_text"}
 
 

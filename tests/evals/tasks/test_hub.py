@@ -210,3 +210,35 @@ def test_a_copy_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (copy / "ARC-Challenge" / "test.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(DataError, match="ai2_arc cannot be read as configuration"):
         registry.load(["arc_challenge"], root=tmp_path, grader=CodeGrader())
+
+
+def test_a_group_names_all_missing_sets_at_once(tmp_path: Path, no_network: list[str]) -> None:
+    hub.allow_network(False)
+    with pytest.raises(DataError) as error:
+        registry.load(["agieval_en"], root=tmp_path, grader=CodeGrader())
+    parts = ("aqua-rat", "gaokao-english", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "math", "sat-en", "sat-math")
+    assert str(error.value).startswith("10 datasets of agieval_en are not in ") and "\n" not in str(error.value)
+    assert all(f"hails/agieval-{part}" in str(error.value) for part in (*parts, "sat-en-without-passage"))
+    assert no_network == []
+
+
+def test_a_group_lacks_only_what_is_missing(tmp_path: Path) -> None:
+    hub.allow_network(False)
+    row = {"id": "x", **ARC}
+    for split in ("train", "validation", "test"):
+        write(tmp_path / "hub" / "allenai" / "ai2_arc" / "ARC-Easy" / f"{split}-0.parquet", [row])
+    (tmp_path / "g.yaml").write_text("group: g\ntask: [arc_easy, hellaswag, piqa]\n")
+    with pytest.raises(DataError) as error:
+        registry.load([str(tmp_path / "g.yaml")], root=tmp_path, grader=CodeGrader())
+    assert "2 datasets of g are not in" in str(error.value) and "ai2_arc" not in str(error.value)
+
+
+def test_a_mean_of_numpy_has_a_standard_error(tmp_path: Path) -> None:
+    from lm_eval.api.metrics import mean
+
+    rows = [
+        {"doc_id": str(i), "title": "t", "context": "c", "question": "q", "text": "x", "value": "y"} for i in range(3)
+    ]
+    write(tmp_path / "hub" / "hazyresearch" / "based-squad" / "validation-0.parquet", rows)
+    task = registry.load(["squad_completion"], root=tmp_path, grader=CodeGrader()).tasks["squad_completion"]
+    assert task.aggregation() == {"contains": mean}

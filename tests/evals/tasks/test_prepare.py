@@ -237,3 +237,20 @@ def test_humaneval_problems_under_any_name_are_taken_if_the_file_is_given(name: 
     for source in (folder, folder / "other.jsonl"):  # in a folder it may be next to HumanEval's own
         with pytest.raises(DataError, match="HumanEval JSON Lines"):
             prepare.prepare([source], tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("below", ["", "hub"])
+def test_a_whole_cache_of_the_hub_is_no_dataset(below: str, tmp_path: Path) -> None:
+    cache = tmp_path / "huggingface"
+    for name in ("datasets--a--one", "datasets--b--two", "models--c--three"):
+        snapshot = cache / below / name / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / "test-0.parquet").write_bytes(b"PAR1")
+    one = cache / below / "datasets--a--one"
+    with pytest.raises(DataError, match=rf"more than this dataset; give a/one={one}\.$"):
+        prepare.prepare([f"a/one={cache}"], tmp_path / "data")
+    with pytest.raises(DataError, match=r"x/y is not in it; its datasets: a/one, b/two\.$"):
+        prepare.prepare([f"x/y={cache}"], tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    manifest = prepare.prepare([f"a/one={one}"], tmp_path / "data")
+    assert list(manifest["sets"]["hub/a/one"]["files"]) == ["hub/a/one/snapshots/abc/test-0.parquet"]

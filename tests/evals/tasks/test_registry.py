@@ -129,3 +129,33 @@ def test_who_knows_all_scores_one_and_who_knows_nothing_zero(shared_data: Path, 
     }
     assert len(scores) == 8
     assert set(scores.values()) == {1.0 if right else 0.0}, scores
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("MMLU", "mmlu"),
+        ("hellaswgg", "hellaswag"),
+        ("GSM8K", "gsm8k"),
+        ("arc_chalenge", "arc_challenge"),
+        ("BoolQ", "boolq"),
+        ("trivia_qa", "triviaqa"),
+        ("demo_mlu", "demo_mmlu"),
+    ],
+)
+def test_near_matches_are_of_all_of_lm_evals_names(name: str, first: str) -> None:
+    with pytest.raises(DataError, match=rf"unknown task '{name}'; did you mean {first}\b"):
+        registry.check([name])
+
+
+def test_every_name_is_listed_and_searched() -> None:
+    from evals.tasks import availability
+    from evals.tasks.index import full_manager
+
+    rows = {row.name: row for row in availability.all_tasks()}
+    assert set(rows) == set(full_manager().all_tasks)
+    assert rows["gsm8k"].shots == 5 and rows["gsm8k"].dataset == "openai/gsm8k/main" and rows["gsm8k"].members is None
+    assert rows["mmlu"].members == 4 and rows["mmlu"].kind == "group"
+    by_name = {row.name for row in availability.all_tasks("HellaSwag")}
+    assert {"hellaswag", "okapi_hellaswag"} & by_name == {"hellaswag"} and len(by_name) < len(rows)
+    assert {"arc_easy", "arc_challenge"} <= {row.name for row in availability.all_tasks("allenai/ai2_arc")}
