@@ -35,7 +35,8 @@ def refused(error: BaseException) -> bool:
         if seen is None:
             return False
         # A resolver that cannot open a socket says "temporary failure in name resolution".
-        if type(seen).__name__ == "gaierror" or (isinstance(seen, OSError) and seen.errno in _REFUSALS):
+        unresolved = type(seen).__name__ == "gaierror" or getattr(seen, "refused_inside", False) is True
+        if unresolved or (isinstance(seen, OSError) and seen.errno in _REFUSALS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -43,7 +44,7 @@ def refused(error: BaseException) -> bool:
 
 def classify(error: dict[str, Any]) -> str:
     """The verdict for an uncaught exception."""
-    if "MemoryError" in error["kinds"]:
+    if "MemoryError" in error["kinds"] or error["errno"] == errno.ENOMEM:
         return "memory"
     return "forbidden" if error["refused"] else "failed"
 
@@ -58,16 +59,23 @@ def one_line(error: dict[str, Any], *, default: str = "", modules: str = "") -> 
 
 def rebuild(error: dict[str, Any]) -> BaseException:
     """The program's exception for the tests to catch, as the nearest built-in type."""
+    result: Any = nearest(error)
+    result.refused_inside = error["refused"] is True
+    return result
+
+
+def nearest(error: dict[str, Any]) -> BaseException:
+    message = str(error["message"])
     if error["errno"] is not None:
-        return OSError(error["errno"], error["message"])
+        return OSError(error["errno"], message.removeprefix(f"[Errno {error['errno']}] "))
     for name in error["kinds"]:
         kind = getattr(builtins, str(name), None)
         if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
             try:
-                return kind(error["message"])
+                return kind(message)
             except TypeError:  # such as UnicodeDecodeError, which needs five arguments
                 continue
-    return ProgramError(f"{error['raised']}: {error['message']}")
+    return ProgramError(f"{error['raised']}: {message}")
 
 
 def compile_as(source: str, filename: str) -> types.CodeType:

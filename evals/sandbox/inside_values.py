@@ -105,7 +105,7 @@ def unpack(data: Any) -> Any:
 
 def numpy_value(dtype: str, shape: list[int], data: str) -> Any:
     """An array of numbers or texts from its bytes; a scalar if it has no axes."""
-    if not (dtype[0] in "<>|=" and dtype[1] in _NUMPY_KINDS and dtype[2:].isdigit()):
+    if not (dtype[0] in "<>|=" and dtype[1] in _NUMPY_KINDS and dtype[2:].isdigit() and int(dtype[2:])):
         raise ValueError(f"{dtype!r} is not a type of numbers or texts")
     import numpy
 
