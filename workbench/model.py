@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from workbench.config import ModelConfig, Scaling
 from workbench.errors import ConfigError, InterventionError, WorkbenchError
 from workbench.hooks import hook_points
+from workbench.hooks.intervention import Intervention
 from workbench.hooks.run_limits import layer_number, warn_beyond_context
 from workbench.layers import attention, rope, tensor_parallel
 from workbench.layers.attention_mask import Mask
@@ -30,7 +31,6 @@ from workbench.provenance import ModelSource, weight_fingerprint
 if TYPE_CHECKING:
     from workbench.hooks.capture import Capture
     from workbench.hooks.capture_request import Positions
-    from workbench.hooks.intervention import Intervention
     from workbench.text.tokenizer import Tokenizer
 
 
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         Raises: InterventionError or UnknownHookError for what does not fit the model.
         """
         for i in interventions:
-            if not hasattr(i, "subscription"):
+            if not isinstance(i, Intervention):
                 raise InterventionError(
                     f'expected interventions such as Ablate("L5H3"), one argument each; found {type(i).__name__}.'
                 )

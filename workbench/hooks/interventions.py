@@ -25,8 +25,8 @@ from workbench.hooks.intervention import OWN_FUNCTION, Intervention
 from workbench.hooks.specification import from_stored, number, target_name, tensor_of, to_stored, whole_numbers
 from workbench.hooks.values import Activations, position_axis
 
-_HEAD = re.compile(r"^L(\d+)H(\d+)$")
-_PART = re.compile(r"^L(\d+)\.(attn|mlp)$")
+_HEAD = re.compile(r"L(\d+)H(\d+)")
+_PART = re.compile(r"L(\d+)\.(attn|mlp)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +48,21 @@ class Targeted(Intervention):
             numbers = getattr(self, name)
             if numbers is not None:
                 object.__setattr__(self, name, whole_numbers(numbers, name))
-        if _HEAD.match(self.target) and self.heads is not None:
+        if _HEAD.fullmatch(self.target) and self.heads is not None:
             raise InterventionError(f"{self.target} already names a head; remove heads={list(self.heads)}.")
 
     @property
     def hook(self) -> str:
         """The hook name or pattern that the target stands for."""
-        if head := _HEAD.match(self.target):
+        if head := _HEAD.fullmatch(self.target):
             return f"blocks.{head.group(1)}.attn.hook_z"
-        if part := _PART.match(self.target):
+        if part := _PART.fullmatch(self.target):
             return f"blocks.{part.group(1)}.hook_{part.group(2)}_out"
         return self.target
 
     @property
     def chosen_heads(self) -> Sequence[int] | None:
-        head = _HEAD.match(self.target)
+        head = _HEAD.fullmatch(self.target)
         return (int(head.group(2)),) if head else self.heads
 
     def change(self, site: Site, x: Tensor) -> Tensor:

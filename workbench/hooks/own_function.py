@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ class Hook(Targeted):
     copy, so it may write into it. `site` has the hook's `name`, the `layer` and the absolute `positions`. If the
     function returns None, the copy counts: a function that only reads changes nothing. With `heads` and `positions`,
     it gets these alone. Any floating-point dtype is accepted and cast to the model's. The mask of scores and patterns
-    stays in force.
+    stays in force; these are then computed explicitly, so that bfloat16 rounds a little differently than without.
     Answers under a Hook are not stored, and it has no JSON.
     Shapes: activation as the hook's axes -> the same, or None
     Raises: InterventionError in the run, if the function returns another shape or type.
@@ -40,6 +41,12 @@ class Hook(Targeted):
             raise InterventionError(
                 f"a Hook needs a function of (activation, site), found {type(self.function).__name__}."
             )
+        try:
+            inspect.signature(self.function).bind(None, None)
+        except TypeError as error:
+            raise InterventionError(f"a Hook's function is called with (activation, site): {error}.") from error
+        except ValueError:  # a builtin whose signature is not known
+            pass
 
     @property
     def _position_independent(self) -> bool:

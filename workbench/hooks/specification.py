@@ -45,7 +45,7 @@ def whole_numbers(value: Any, name: str) -> tuple[int, ...]:
     if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
         raise InterventionError(f"{name} must be a list of whole numbers, found {reprlib.repr(value)}.")
     try:
-        numbers = tuple(_whole(n) for n in value)
+        numbers = tuple(_whole(n) for n in (sorted(value) if isinstance(value, set | frozenset) else value))
     except TypeError as error:
         raise InterventionError(f"{name} must be a list of whole numbers, found {reprlib.repr(value)}.") from error
     if not numbers:
@@ -98,7 +98,9 @@ def tensor_of(value: Any) -> Tensor:
             ) from error
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in _DTYPES or value.layout != torch.strided or value.is_meta:
-        raise InterventionError(f"a value must be a dense tensor of real numbers, found {value.layout} of {dtype}.")
+        raise InterventionError(
+            f"a value must be a dense tensor of real numbers; found {dtype}, {value.layout}, on {value.device}."
+        )
     if not value.numel():
         raise InterventionError(f"the value has no elements: its shape is {tuple(value.shape)}.")
     return torch.as_tensor(value).detach()

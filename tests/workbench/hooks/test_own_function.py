@@ -112,6 +112,9 @@ def test_a_wrong_result_is_our_error(tiny_model, result, words: str) -> None:
 def test_what_cannot_be_hooked_is_refused(tiny_model) -> None:
     with pytest.raises(InterventionError, match="needs a function"):
         wb.Hook(STREAM, torch.zeros(32))
+    for function in (lambda x: x, lambda: None, lambda x, site, more: x):
+        with pytest.raises(InterventionError, match=r"is called with \(activation, site\)"):
+            wb.Hook(STREAM, function)
     with pytest.raises(InterventionError, match="heads 0 to 3"):
         tiny_model.intervene(wb.Hook(Z, lambda x, site: x, heads=[4]))
     with pytest.raises(InterventionError, match="is a statistic"):

@@ -169,6 +169,6 @@ def test_positions_reached_later_or_never_run_are_no_reason_to_warn(tiny_model) 
 
 
 def test_what_is_not_an_intervention_is_refused(tiny_model) -> None:
-    for wrong in ([wb.Ablate("L1H2")], "L1H2", None):
+    for wrong in ([wb.Ablate("L1H2")], "L1H2", None, wb.Ablate):
         with pytest.raises(InterventionError, match="expected interventions"):
             tiny_model.intervene(wrong)

@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -151,6 +152,19 @@ def test_scalings_whose_frequencies_are_not_numbers_are_refused(tiny_model) -> N
     for parameters in ({"ntk": 1e308}, {"theta": 1e-320}):
         with pytest.raises(WorkbenchError, match="not finite|positive"):
             tiny_model.intervene(wb.RopeScaling(**parameters))
+
+
+def test_a_target_is_the_whole_text(tiny_model) -> None:
+    for target in ("L0H0\n", " L0H0", "L0.mlp\n", "blocks.0.hook_mlp_out\n"):
+        with pytest.raises(WorkbenchError, match="no hook is called"):
+            tiny_model.intervene(wb.Ablate(target))
+
+
+def test_positions_come_in_many_forms() -> None:
+    for positions in ([4, 2, 9], torch.tensor([4, 2, 9]), np.array([4, 2, 9]), (n for n in (4, 2, 9))):
+        assert wb.Ablate("L0H0", positions=positions).positions == (4, 2, 9)
+    assert wb.Ablate("L0H0", positions={900, 4, 33}).positions == (4, 33, 900)  # a set has no order of its own
+    assert wb.Ablate("L0H0", positions=range(2)).positions == (0, 1)
 
 
 def test_ranges_are_short() -> None:
