@@ -106,12 +106,16 @@ def _options(changes: Sequence[Intervention]) -> list[str]:
             parts["--ablate"].append(change.target)
         elif isinstance(change, Scale) and fields.keys() == {"kind", "target", "factor"}:
             parts["--scale"].append(f"{change.target}={_number(change.factor)}")
-        elif isinstance(change, RopeScaling) and not parts["--rope-scaling"] and len(fields) == 2 and not change.llama3:
-            ((name, value),) = ((key, value) for key, value in fields.items() if key != "kind")
+        elif isinstance(change, RopeScaling) and not parts["--rope-scaling"] and _is_one_number(change):
+            ((name, value),) = ((key, value) for key, value in fields.items() if key not in ("kind", "truncate"))
             parts["--rope-scaling"].append(f"{name}={_number(value)}")
         else:
             raise DataError(f"{fields['kind']} cannot be given as an option.")
     return [word for option, values in parts.items() if values for word in (option, ",".join(values))]
+
+
+def _is_one_number(change: RopeScaling) -> bool:
+    return len(change.to_dict().keys() - {"kind", "truncate"}) == 1 and change.truncate and not change.llama3
 
 
 def _number(value: float) -> str:
