@@ -232,13 +232,13 @@ class _Entry:
         self.model = self.subscription = None
 
     def run_at(self, positions: Tensor, only_logits: bool) -> None:
-        """Note the positions of a run, which are consecutive, if it reaches hook points of the subscription."""
+        """Note the positions of a run, if it reaches hook points of the subscription."""
         if not self.missed or not len(positions) or self.subscription is None:
             return
         if not (LOGITS in self.subscription.names if only_logits else self.subscription.names - {LOGITS}):
             return
-        self._ran, first, last = True, int(positions[0]), int(positions[-1])
-        self.missed = frozenset(p for p in self.missed if not first <= p <= last)
+        self._ran = True
+        self.missed -= frozenset(positions.flatten().tolist())
 
     @property
     def warning(self) -> str | None:

@@ -152,6 +152,15 @@ def test_positions_of_the_logits_are_those_that_are_unembedded(tiny_model) -> No
         tiny_model.unembed(tiny_model.hidden(TOKENS)[:, -1:], start=9)
 
 
+def test_only_the_positions_that_are_unembedded_are_reached(tiny_model) -> None:
+    with (
+        pytest.warns(WorkbenchWarning, match="no run reached position 3, so"),
+        tiny_model.intervene(wb.Add("hook_logits", 1.0, positions=[2, 3, 7])),
+    ):
+        hidden = tiny_model.hidden(TOKENS)[:, [2, 7]]
+        tiny_model.unembed(hidden, positions=torch.tensor([2, 7]))
+
+
 def test_positions_reached_later_or_never_run_are_no_reason_to_warn(tiny_model) -> None:
     cache = tiny_model.empty_cache(2, 10)
     with warnings.catch_warnings():

@@ -124,6 +124,12 @@ def test_what_a_capture_does_not_hold_is_refused(tiny_model) -> None:
         wb.Patch("blocks.2.hook_resid_pre", narrowed)
 
 
+def test_a_capture_with_other_positions_in_each_row_is_refused(tiny_model) -> None:
+    _, cap = tiny_model.run_with_capture(torch.cat([A, B]), STREAM, positions=[[3], [5]])
+    with pytest.raises(WorkbenchError, match="other positions in each row"):
+        wb.Patch(STREAM, cap)
+
+
 def test_a_capture_of_one_token_is_not_spread_over_the_run(tiny_model) -> None:
     cap = capture(tiny_model, STREAM, end=1)
     expected = written_by_hand(tiny_model, STREAM, [0], None)
