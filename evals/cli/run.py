@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
 
 EXIT_PARTIAL = 3
-"""Exit code of a run if some tasks could not be run here, or some questions could not be scored."""
+"""Exit code of a run if some tasks could not be run here, some questions could not be scored, or all are tied."""
 EXIT_NO_SCORE = 1
 """Exit code of a run if no question of a task could be scored, because the logits were not finite."""
 
@@ -193,7 +193,8 @@ def run(
 
     Exit codes: 0 if all tasks were run and all questions scored, 1 after a failure or if the model's logits were not
     finite for all questions of a task, 2 for invalid options, 3 if some tasks could not be run here or the logits were
-    not finite for some questions, which are not scored, 130 if the run was interrupted.
+    not finite for some questions, which are not scored, or all choices of all questions of a task are tied, 130 if the
+    run was interrupted, 143 if it was terminated.
 
     `workbench eval resume` continues a stopped run. Under torchrun the questions are distributed over the processes.
     """
@@ -345,7 +346,10 @@ def exit_code(finished: Sequence[Run]) -> int:
     """1 if a task has no score, 3 if a task was not run or a question was left out, else 0."""
     if any(run.without_score for run in finished):
         return EXIT_NO_SCORE
-    return EXIT_PARTIAL if any(run.not_run or run.not_finite or run.not_judged for run in finished) else 0
+    from evals.results.answer_counts import all_tied
+
+    incomplete = any(run.not_run or run.not_finite or run.not_judged or all_tied(run) for run in finished)
+    return EXIT_PARTIAL if incomplete else 0
 
 
 def _whole(limit: float) -> float:

@@ -18,8 +18,10 @@ COLUMNS = {
     "unreadable": "unreadable",
     "cut_prompts": "cut prompts",
     "not_judged": "not judged",
+    "tied": "tied",
 }
 """The counts with their titles in tables."""
+_UNSURE = -1.0  # nats; a token with a higher log-probability was preferred to others
 _NAMED = 5  # modules named in a note
 _INVALID = "[invalid]"  # what lm-eval's filters return if they find nothing
 _LETTER = re.compile(r"\W*[A-Ja-j]\W*")
@@ -33,6 +35,7 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
     cut_prompts: questions that lost the beginning of their prompt. cut_answers: questions with an answer that ended at
     the limit of tokens. unreadable: for each filter, questions in whose answers it found nothing; a program that is
     not Python is unreadable. not_judged: questions whose tests cannot run in the sandbox; they have no score.
+    tied: questions whose choices, or whose generated tokens, all have the same log-probability.
     missing_modules: answers with a program that failed because a module is missing, by module. Tasks without any are
     left out, except of cut_prompts.
     """
@@ -43,7 +46,9 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
         for task, rows in samples.items()
     }
     found_nothing = {task: _unreadable(rows) for task, rows in samples.items()}
+    tied = {task: _questions(row for row in rows if _is_tied(row)) for task, rows in samples.items()}
     return {
+        "tied": {task: count for task, count in tied.items() if count},
         "cut_prompts": {
             task: _questions(row for row in rows if (row.get("replay") or {}).get("cut"))
             for task, rows in samples.items()
@@ -54,6 +59,27 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
         "missing_modules": {task: counts for task, counts in missing.items() if counts},
         "why_not_judged": {task: _reasons(samples[task]) for task, count in not_judged.items() if count},
     }
+
+
+def _is_tied(row: Mapping[str, Any]) -> bool:
+    """Whether a model preferred nothing: every choice, or every token of an answer, has the same log-probability.
+
+    Logits that overflow do that. Tokens that the model is sure of all have 0, and do not count.
+    """
+    if row.get("not_finite") or row.get("missing"):
+        return False
+    arguments = next(iter((row.get("arguments") or {}).values()), {})
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("arg_1"), str):
+        values = [str(response[0][0]) for response in row["resps"] if isinstance(response[0], list | tuple)]
+        return len(values) > 1 and len(set(values)) == 1
+    answers = [logprobs for logprobs in _replay(row, "logprobs") if len(logprobs) > 1]
+    return any(len(set(logprobs)) == 1 and logprobs[0] < _UNSURE for logprobs in answers)
+
+
+def all_tied(run: Run) -> list[str]:
+    """The tasks in which the model preferred nothing in any of several questions: their scores mean nothing."""
+    tied = run.provenance.get("tied") or {}
+    return [task for task, count in tied.items() if count > 1 and count >= question_counts(run, task)[0]]
 
 
 def is_not_judged(row: Mapping[str, Any]) -> bool:
@@ -133,6 +159,13 @@ def shown(run: Run) -> list[str]:
 def notes(run: Run) -> list[str]:
     """What was different from what was asked, and each count that is not zero, one sentence each."""
     lines = [str(note) for note in run.provenance.get("notes") or ()]
+    for task, number in (run.provenance.get("tied") or {}).items():
+        wider = "use --dtype float32, or " if run.provenance.get("dtype") != "float32" else ""
+        lines.append(
+            f"{task}: in {number} of {_total(run, task)} questions all choices have the same log-probability, so that "
+            f"the first one counts as chosen. The numbers may be too large for the model: {wider}check the weights and "
+            "the interventions."
+        )
     for task, number in (run.provenance.get("cut_answers") or {}).items():
         tokens = ((run.provenance.get("generation") or {}).get(task) or {}).get("tokens")
         limit = f" of {tokens} tokens" if tokens else ""

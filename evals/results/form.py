@@ -34,6 +34,11 @@ def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | bool) or _number(value)
 
 
+def _setting(value: Any) -> bool:
+    """A scalar whose number, if it is one, fits into the integers of tables."""
+    return _scalar(value) and (not _number(value) or abs(value) < 2**53)
+
+
 def _date(value: Any) -> bool:
     try:
         return _number(value) and math.isfinite(value) and bool(datetime.fromtimestamp(value))
@@ -78,7 +83,8 @@ def _outcomes(value: Any) -> bool:
 _RECORD: dict[str, Check] = {
     **dict.fromkeys(("run", "path", "checkpoint_sha256", "tokenizer_sha256", "chat_template_sha256"), _text),
     **dict.fromkeys(("dtype", "device", "commit", "backend", "preset", "adapter"), _text),
-    **dict.fromkeys(("seed", "limit", "samples", "engine", "sampler", "chat"), _scalar),
+    **dict.fromkeys(("limit", "engine", "sampler", "chat"), _setting),
+    **dict.fromkeys(("seed", "samples"), lambda value: isinstance(value, int) and _setting(value)),
     "interventions": _list_of(lambda value: isinstance(value, dict)),
     "versions": _dict_of(_scalar),
     "not_run": _dict_of(_text),
@@ -87,6 +93,9 @@ _RECORD: dict[str, Check] = {
     "cut_prompts": _dict_of(_count),
     "cut_answers": _dict_of(_count),
     "unreadable": _dict_of(_dict_of(_count)),
+    "not_judged": _dict_of(_count),
+    "why_not_judged": _dict_of(_text),
+    "missing_modules": _dict_of(_dict_of(_count)),
     "notes": _list_of(_text),
     "generation": _dict_of(_fields(tokens=_count)),
     "programs": _dict_of(_outcomes),
@@ -100,7 +109,7 @@ _FILE: dict[str, Check] = {
     "group_subtasks": _dict_of(_list_of(_name), _name),
     "configs": _dict_of(_fields(repeats=_count), _name),
     "versions": _dict_of(_scalar),
-    "n-shot": _dict_of(_scalar),
+    "n-shot": _dict_of(_setting),
     "higher_is_better": _dict_of(_dict_of(_scalar)),
     "n-samples": _dict_of(lambda value: isinstance(value, dict) and all(_count(value.get(k)) for k in _SIZES)),
     "config": _fields(model=_scalar, model_num_parameters=_number),

@@ -39,8 +39,15 @@ LOG_EVERY = 10
 def train(recipe: Recipe, output: str | Path, *, resume: bool = True, device: str = "cpu") -> Path:
     """Train to the recipe's end and write the checkpoint to `output`; returns that folder.
 
-    Raises: TrainingError if `output` holds a run of another recipe, or any run if `resume` is false.
+    Raises: TrainingError if `output` holds a run of another recipe, or any run if `resume` is false; if it is one of
+        several processes of torchrun.
     """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and "RANK" in os.environ:
+        raise TrainingError(
+            f"training runs in one process, but {processes} were started, which would all write to {output}. "
+            "Start it without torchrun."
+        )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     state = _load_state(folder, recipe, resume)

@@ -30,6 +30,8 @@ RECORD = {
     "not_finite": {"words": 2}, "programs": {"words": [[5, 2, 3]]}, "data_sha256": {"s_a": "1"},
     "tasks": ["s", "words"], "cut_prompts": {"s_a": 1}, "cut_answers": {"words": 1}, "notes": ["x"],
     "unreadable": {"words": {"strict-match": 2}}, "generation": {"words": {"tokens": 5}},
+    "not_judged": {"words": 1}, "why_not_judged": {"words": "x"}, "missing_modules": {"words": {"numpy": 1}},
+    "tied": {"s_a": 3, "words": 1},
 }  # fmt: skip
 GOOD = results(
     **{
@@ -81,7 +83,7 @@ def show_everything(run: Run, good: Run) -> None:
         question_counts(run, name)
     terminal_table.render(run)
     headlines(run)
-    answer_counts.notes(run), answer_counts.shown(run)
+    answer_counts.notes(run), answer_counts.shown(run), answer_counts.all_tied(run)
     origin(run), differences(run, good), differences(good, run)
     models_of_size((run.data.get("config") or {}).get("model_num_parameters"))
     reported = report.document([run, good])
@@ -96,7 +98,7 @@ def show_everything(run: Run, good: Run) -> None:
         comparison_report.document(compare(run, good), samples=1).text("md")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_changed_results_file_is_named_in_one_line_or_shown(tmp_path: Path, data: st.DataObject) -> None:
     bad = GOOD
