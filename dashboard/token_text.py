@@ -13,14 +13,14 @@ import html
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from evals.runtime import printing
+
 SPACE = "·"
 NAMED = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 ELLIPSIS = "…"
 
 # Characters that `visible` itself writes; in the input they are escaped, so that different bytes never look alike.
 _OWN_MARKS = frozenset({SPACE, ELLIPSIS, "⟨", "⟩", *NAMED.values()})
-# Controls, formats (bidirectional overrides, zero-width), surrogates, private use, unassigned, separators.
-_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 _COMBINING = frozenset({"Mn", "Mc", "Me"})
 
 
@@ -84,8 +84,7 @@ def plain(text: str) -> str:
     Lone surrogates cannot be sent to a browser, and control characters and overrides could make a text look like a
     different one. Emoji sequences keep their joiners.
     """
-    # A text that Python calls printable has nothing to escape, and no white space other than the space.
-    return text if text.isprintable() else "".join(_plain_char(char) for char in text)
+    return printing.plain(text)
 
 
 def html_text(text: str) -> str:
@@ -100,10 +99,4 @@ def printable(values: Iterable[object]) -> list[str]:
 
 def _needs_escape(char: str, *, first: bool) -> bool:
     kind = unicodedata.category(char)
-    return kind in _ESCAPED or char in _OWN_MARKS or (first and kind in _COMBINING)
-
-
-def _plain_char(char: str) -> str:
-    if char in "\n\t " or char == "\u200d" or char == "\u00a0":
-        return char
-    return f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in _ESCAPED else char
+    return kind in printing.ESCAPED or char in _OWN_MARKS or (first and kind in _COMBINING)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.cli.options import AsJson, Data, need_lm_eval
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def tasks(
     if suite is not None:
         rows += [vars(row) for row in availability.custom_suites(suite)]
     if as_json:
-        typer.echo(json.dumps({"data": None if root is None else str(root), "tasks": rows}, indent=2))
+        echo(json.dumps({"data": None if root is None else str(root), "tasks": rows}, indent=2))
         return
-    typer.echo(f"data folder {root or f'{places.home()}, which does not exist'}\n", err=True)
+    echo(f"data folder {root or f'{places.home()}, which does not exist'}\n", err=True)
     wide = max(len(row["name"]) for row in rows)
     for row in rows:
-        typer.echo(f"{row['name']:<{wide}}  {row['data']:<8}  {row['source']}")
+        echo(f"{row['name']:<{wide}}  {row['data']:<8}  {row['source']}")
 
 
 def _list_all(text: str, *, as_json: bool) -> None:
@@ -113,15 +114,15 @@ def prepare(
         manifest = preparing.prepare(sources or [], folder)
         problems = [f"{name}: {what}" for name, entry in manifest["sets"].items() for what in entry["missing"]]
     if as_json:
-        typer.echo(json.dumps({"data": str(folder), "problems": problems, **manifest}, indent=2))
+        echo(json.dumps({"data": str(folder), "problems": problems, **manifest}, indent=2))
     else:
         for name, entry in sorted(manifest["sets"].items()):
             contents = ", ".join(f"{n} {split}" for split, n in entry.get("rows", {}).items())
             contents = contents or f"{len(entry['files'])} files"
-            typer.echo(f"{name}: {contents}; {entry['layout']}; licence {entry['licence']}")
+            echo(f"{name}: {contents}; {entry['layout']}; licence {entry['licence']}")
         for problem in problems:
-            typer.echo(problem, err=True)
-        typer.echo(f"{folder} {'is not complete' if problems else 'is complete'}", err=True)
+            echo(problem, err=True)
+        echo(f"{folder} {'is not complete' if problems else 'is complete'}", err=True)
     if problems:
         raise typer.Exit(EXIT_INCOMPLETE)
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import typer
 from typer.core import TyperCommand
 
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 
@@ -89,7 +89,7 @@ class LmEvalCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words, notes = rewritten(args)
         for note in notes:
-            typer.echo(note, err=True)
+            echo(note, err=True)
         return super().parse_args(ctx, words)
 
 

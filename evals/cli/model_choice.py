@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import typer
-
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 OURS = "workbench"
@@ -36,7 +35,7 @@ def choose(model: str, backend: str, args: Mapping[str, Any], *, trust_remote_co
     if backend == OURS and model == OURS:
         model, default = "demo", True
     elif backend == OURS and _is_backend(model):
-        typer.echo(
+        echo(
             f"--model {model} is a backend of lm-eval: the run uses --backend {model}. For the workbench's own model, "
             "leave it out and give the checkpoint as --model.",
             err=True,
@@ -49,7 +48,7 @@ def choose(model: str, backend: str, args: Mapping[str, Any], *, trust_remote_co
             arguments["trust_remote_code"] = True
         return ModelChoice("" if default else model, backend, arguments, {})
     if trust_remote_code or arguments.pop("trust_remote_code", False):
-        typer.echo("--trust_remote_code is ignored: the workbench's own model runs no code of a checkpoint.", err=True)
+        echo("--trust_remote_code is ignored: the workbench's own model runs no code of a checkpoint.", err=True)
     if unknown := sorted(set(arguments) - set(_OF_OURS)):
         raise DataError(
             f"--model_args {', '.join(unknown)}: the workbench's own model has only {', '.join(_OF_OURS)}; the others "

@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from evals.runtime.printing import echo
+
 SEED = 1234
 _SEEDS = (3, 4)  # lm-eval: Python, NumPy, PyTorch and few-shot; the last may be missing
 
@@ -94,7 +96,7 @@ def seed(text: str) -> int:
     if len(parts) == _SEEDS[0]:
         return SEED  # lm-eval's default for the seed that is missing
     if parts[-1].lower() == "none":
-        typer.echo(f"--seed {text}: the seed is {SEED}, because every run can be repeated.", err=True)
+        echo(f"--seed {text}: the seed is {SEED}, because every run can be repeated.", err=True)
         return SEED
     return int(parts[-1])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evals.runtime.printing import echo
 from workbench.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def print_run(run: Run, *, as_json: bool) -> None:
         source = run.provenance
         if source:
             sha = str(source.get("checkpoint_sha256") or "no file")[:12]
-            typer.echo(f"model {run.model} ({sha}), {source.get('dtype')} on {source.get('device')}\n")
-        typer.echo(terminal_table.render(run))
+            echo(f"model {run.model} ({sha}), {source.get('dtype')} on {source.get('device')}\n")
+        echo(terminal_table.render(run))
         if source.get("preset") == "meta":
             for score, rule in headlines.headlines(run):
-                typer.echo(f"{score.task}, as Meta reports it: {score.value:.1%} ({rule.source})")
+                echo(f"{score.task}, as Meta reports it: {score.value:.1%} ({rule.source})")
         return
     report: dict[str, Any] = {
         "path": str(run.path),
@@ -74,7 +75,7 @@ def print_run(run: Run, *, as_json: bool) -> None:
         "notes": answer_counts.notes(run),
         "provenance": run.provenance,
     }
-    typer.echo(json_text.dumps(report, indent=2, default=str))
+    echo(json_text.dumps(report, indent=2, default=str))
 
 
 def team_of(tensor_parallel: int) -> Team:

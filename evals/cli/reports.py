@@ -11,6 +11,7 @@ import typer
 
 from evals.cli.find_run import find
 from evals.cli.options import AsJson, Cluster, Results
+from evals.runtime.printing import echo
 from workbench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def compare(
         from evals.report import forest_plots
 
         forest_plots.save(forest_plots.differences(comparison), figure)
-        typer.echo(f"written to {figure}", err=True)
+        echo(f"written to {figure}", err=True)
     if output_format is None:
-        typer.echo(terminal_table.render_comparison(comparison, samples=samples))
+        echo(terminal_table.render_comparison(comparison, samples=samples))
     else:
         _write_document(comparison_report.document(comparison, samples=samples), output_format, output)
 
@@ -92,7 +93,7 @@ def report(
     figures = [score for name in published or () for score in cards.scores_of_model(name)]
     for run in selected if not figures else ():
         if names := cards.models_of_size((run.data.get("config") or {}).get("model_num_parameters")):
-            typer.echo(
+            echo(
                 f"{run.name} has as many parameters as {', '.join(names)}; --published NAME shows their scores.",
                 err=True,
             )
@@ -100,7 +101,7 @@ def report(
         from evals.report import forest_plots
 
         forest_plots.save(forest_plots.forest(selected, figures=figures), figure)
-        typer.echo(f"written to {figure}", err=True)
+        echo(f"written to {figure}", err=True)
     _write_document(reporting.document(selected, figures=figures), output_format, output)
 
 
@@ -118,10 +119,10 @@ def _output_format(format: Format | None, output: Path | None) -> str | None:
 
 def _write_document(document: Document, format: str, output: Path | None) -> None:
     if output is None:
-        typer.echo(document.text(format), nl=False)
+        echo(document.text(format), end="")
         return
     for path in document.save(format, output):
-        typer.echo(f"written to {path}", err=True)
+        echo(f"written to {path}", err=True)
 
 
 def _check_figure(figure: Path | None) -> None:

@@ -25,6 +25,7 @@ from evals.cli.options import (
     team_of,
 )
 from evals.cli.samples import print_difference
+from evals.runtime.printing import echo
 
 if TYPE_CHECKING:
     from evals.results.runs import Run
@@ -203,7 +204,7 @@ def run(
         return
     need_lm_eval()
     if output.suffix == ".json" and not output.is_dir():
-        typer.echo(f"--output_path {output}: results files have the time in their names; the folder is used.", err=True)
+        echo(f"--output_path {output}: results files have the time in their names; the folder is used.", err=True)
         output = output.parent
     choice = choose(
         model, backend, option_values.key_values(model_args, "--model_args"), trust_remote_code=trust_remote_code
@@ -314,15 +315,15 @@ def batch(
     failed = [result for result in results if result.error]
     if team.is_main:
         rows = [result.to_dict() for result in results]
-        typer.echo(json_text.dumps(rows, indent=2) if as_json else sweep.table(results))
+        echo(json_text.dumps(rows, indent=2) if as_json else sweep.table(results))
         for result in failed:
-            typer.echo(f"{result.name} failed: {result.error}", err=True)
+            echo(f"{result.name} failed: {result.error}", err=True)
         for result in filter(lambda result: result.note, results):
-            typer.echo(f"{result.name}: {result.note}", err=True)
+            echo(f"{result.name}: {result.note}", err=True)
         for result in results:
             for name in result.not_finite:
                 assert result.run is not None
-                typer.echo(f"{result.name}: {result.run.not_finite_note(name)}", err=True)
+                echo(f"{result.name}: {result.run.not_finite_note(name)}", err=True)
     team.close()
     if failed:
         raise typer.Exit(1)
@@ -334,7 +335,7 @@ def batch(
 def report_finished(finished: Run, team: Any, *, as_json: bool, against: Run | None = None) -> None:
     """Print the scores of a run in the main process; with interventions, also the difference to the baseline."""
     if team.is_main:
-        typer.echo(f"written to {finished.path}", err=True)
+        echo(f"written to {finished.path}", err=True)
         print_run(finished, as_json=as_json)
         print_difference(finished, against, err=as_json)
     team.close()

@@ -12,6 +12,7 @@ import typer
 from evals.cli.find_run import find, find_unfinished, resume_advice, resume_command, unfinished_error
 from evals.cli.options import AsJson, Cluster, Device, Results, print_run
 from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> No
     runs, problems = scan(results)
     problems += store_problems
     for problem in problems:
-        typer.echo(problem, err=True)
+        echo(problem, err=True)
     if not runs and not open_runs and not problems:
         raise DataError(
             f"no runs in {results}; make one with `workbench eval run`, or name another folder with --results."
@@ -49,14 +50,14 @@ def list_runs(results: Results = Path("results"), as_json: AsJson = False) -> No
                 }
             )
             rows[-1]["tasks"] = finished.tasks
-        typer.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     for unfinished_run in open_runs:
         _print_unfinished(unfinished_run)
     for finished in runs:
         task_names = ", ".join(finished.tasks) if len(finished.tasks) < 6 else f"{len(finished.tasks)} tasks"
         store_name = finished.provenance.get("run")
-        typer.echo(f"{finished.name}  {finished.model}  {task_names}" + (f"  run {store_name}" if store_name else ""))
+        echo(f"{finished.name}  {finished.model}  {task_names}" + (f"  run {store_name}" if store_name else ""))
 
 
 def show(
@@ -87,10 +88,10 @@ def show(
         raise DataError("--explain, --position and --model need --sample TASK/ID.")
     if run is not None and not Path(run).exists() and (unfinished_run := find_unfinished(run, results)):
         if as_json:
-            typer.echo(json.dumps(_unfinished_json(unfinished_run), indent=2))
+            echo(json.dumps(_unfinished_json(unfinished_run), indent=2))
         else:
             _print_unfinished(unfinished_run)
-            typer.echo("The run is not finished: it has no scores yet.")
+            echo("The run is not finished: it has no scores yet.")
         return
     print_run(find(run, results, cluster=cluster), as_json=as_json)
 
@@ -108,10 +109,10 @@ def export(
     finished = find(run, results)
     written = write(finished, output)
     for path in written:
-        typer.echo(path)
+        echo(path)
     names = {path.name for path in written}
     if without_samples := [task for task in finished.tasks if f"samples_{task}_{finished.stamp}.jsonl" not in names]:
-        typer.echo(
+        echo(
             f"there are no sample files of {', '.join(without_samples)} next to {finished.path}; only the scores were "
             "exported.",
             err=True,
@@ -136,7 +137,7 @@ def gc(
         names = [store.run(name).id for name in drop or []]
         count, size = store.gc(without=names, dry_run=dry_run, force=force)
     summary = f"{count:,} answers of {len(names)} dropped runs and of deleted runs, {size / 2**20:.1f} MiB"
-    typer.echo(f"would delete {summary}" if dry_run else f"deleted {summary}")
+    echo(f"would delete {summary}" if dry_run else f"deleted {summary}")
 
 
 def _unfinished_json(unfinished_run: UnfinishedRun) -> dict[str, Any]:
@@ -158,12 +159,10 @@ def _print_unfinished(unfinished_run: UnfinishedRun) -> None:
     tasks = summary["tasks"]
     task_names = ", ".join(tasks) if len(tasks) < 6 else f"{len(tasks)} tasks"
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(unfinished_run.run.started))
-    typer.echo(
-        f"[{unfinished_run.run.status}] {unfinished_run.run.id}  {summary['model']}  {task_names}  started {started}"
-    )
+    echo(f"[{unfinished_run.run.status}] {unfinished_run.run.id}  {summary['model']}  {task_names}  started {started}")
     error = f"{unfinished_run.run.error.splitlines()[0]}; " if unfinished_run.run.error else ""
     advice = resume_advice(unfinished_run)
-    typer.echo(f"    {error}{unfinished_run.answers:,} answers saved" + (f"; {advice}" if advice else ""))
+    echo(f"    {error}{unfinished_run.answers:,} answers saved" + (f"; {advice}" if advice else ""))
 
 
 COMMANDS = (

@@ -10,6 +10,7 @@ import typer
 
 from evals.cli.options import AsJson, Device, Results
 from evals.results import json_text
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def show_sample(
     task, doc_id = _parse_sample_name(name)
     row = sample(run, task, doc_id)
     if not explained:
-        typer.echo(
+        echo(
             json_text.dumps(_sample_json(task, row), indent=2, default=str)
             if as_json
             else "\n".join(_sample_lines(task, row))
@@ -64,12 +65,12 @@ def show_sample(
     explanation = explain.explain(model_of(run, path=model, device=device), run, task, doc_id, position=position)
     if as_json:
         output = {**_sample_json(task, explanation.replayed.row), "explanation": _explanation_json(explanation, run)}
-        typer.echo(json_text.dumps(output, indent=2, default=str))
+        echo(json_text.dumps(output, indent=2, default=str))
         return
-    typer.echo("\n".join(_sample_lines(task, explanation.replayed.row)))
+    echo("\n".join(_sample_lines(task, explanation.replayed.row)))
     if not explanation.replayed.agrees:
-        typer.echo(f"warning: {explanation.replayed}", err=True)
-    typer.echo("\n".join(_explanation_lines(explanation, run, top)))
+        echo(f"warning: {explanation.replayed}", err=True)
+    echo("\n".join(_explanation_lines(explanation, run, top)))
 
 
 def heads(
@@ -115,21 +116,21 @@ def heads(
             "interventions": [change.to_dict() for change in interventions_of(found_run)],
             "parts": ranking.table.to_dict("records"), "left_out": ranking.left_out, "check": check,
         }  # fmt: skip
-        typer.echo(json_text.dumps(output, indent=2))
+        echo(json_text.dumps(output, indent=2))
         return
-    typer.echo(f"{task}: {len(ranking.doc_ids)} of {len(wrong_rows)} wrong answers{_under_interventions(found_run)};")
-    typer.echo(f"the right token's logit is on average {-ranking.difference:.3f} below the given token's.")
-    typer.echo("Contribution to this difference by head:\n")
+    echo(f"{task}: {len(ranking.doc_ids)} of {len(wrong_rows)} wrong answers{_under_interventions(found_run)};")
+    echo(f"the right token's logit is on average {-ranking.difference:.3f} below the given token's.")
+    echo("Contribution to this difference by head:\n")
     columns = {
         "head": [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)],
         "mean": [f"{value:+.3f}" for value in table["mean"]],
         "95% interval": [_interval(low, high) for low, high in zip(table["low"], table["high"], strict=True)],
         "against": [f"{value:.0%}" for value in table["against"]],
     }
-    typer.echo("\n".join(_table(columns, top)))
+    echo("\n".join(_table(columns, top)))
     for line in ranking.left_out:
-        typer.echo(f"left out: {line}", err=True)
-    typer.echo("\n" + _check_hint(first, check))
+        echo(f"left out: {line}", err=True)
+    echo("\n" + _check_hint(first, check))
 
 
 def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
@@ -147,15 +148,15 @@ def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
         try:
             lines = baseline_run.difference_lines(baseline, run)
         except DataError as error:  # the run itself is complete
-            typer.echo(f"not compared with {baseline.name}: {error}", err=True)
+            echo(f"not compared with {baseline.name}: {error}", err=True)
             return
-        typer.echo(f"\n{described(changes)}, compared with {baseline.name} question by question:", err=err)
-        typer.echo("\n".join(lines), err=err)
+        echo(f"\n{described(changes)}, compared with {baseline.name} question by question:", err=err)
+        echo("\n".join(lines), err=err)
     elif changes and (command := baseline_run.run_command(run)):
         message = (
             f"The baseline run is not in {run.path.parent}. Make it with this command, then repeat your run to compare:"
         )
-        typer.echo(f"\n{message}\n  {command}", err=err)
+        echo(f"\n{message}\n  {command}", err=err)
 
 
 # --- output ---------------------------------------------------------------------------------------------------

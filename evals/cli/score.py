@@ -9,6 +9,7 @@ import typer
 
 from evals.cli.options import AsJson, Data, need_lm_eval, print_run
 from evals.cli.run import exit_code
+from evals.runtime.printing import echo
 from evals.sandbox.limits import BENCHMARK_SECONDS
 
 
@@ -83,9 +84,7 @@ def score(
     from evals.sandbox.limits import MIB
 
     if unsafe_exec:
-        typer.echo(
-            "WARNING: --unsafe-exec: generated programs run without a sandbox and can read your files.", err=True
-        )
+        echo("WARNING: --unsafe-exec: generated programs run without a sandbox and can read your files.", err=True)
     finished = score_answers(
         task,
         samples,
@@ -106,7 +105,7 @@ def score(
         ),
         engine=Unsafe() if unsafe_exec else None,
     )
-    typer.echo(f"written to {finished.path}", err=True)
+    echo(f"written to {finished.path}", err=True)
     print_run(finished, as_json=as_json)
     if code := exit_code([finished]):
         raise typer.Exit(code)

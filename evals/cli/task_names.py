@@ -6,8 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-import typer
-
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 
@@ -26,7 +25,7 @@ def expanded(text: str) -> list[str]:
         if not matches:
             raise DataError(f"no benchmark matches {name!r}; see `workbench eval tasks`.")
         more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
-        typer.echo(f"{name}: {', '.join(matches[:5])}{more}", err=True)
+        echo(f"{name}: {', '.join(matches[:5])}{more}", err=True)
         names += matches
     return list(dict.fromkeys(names))
 

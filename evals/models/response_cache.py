@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 import time
 from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.runtime.distributed import ALONE, Team
+from evals.runtime.printing import echo
 from evals.store.store import Store, Writer, cache_key
 from workbench.errors import CheckpointError
 from workbench.hooks.intervention import active_interventions
@@ -81,7 +81,7 @@ class CachedResponses:
     def read(self, keys: Sequence[bytes]) -> dict[Any, Any]:
         responses, problems = self.store.read(keys)
         for problem in problems:
-            print(problem, file=sys.stderr)
+            echo(problem, err=True)
         return dict(responses)
 
 

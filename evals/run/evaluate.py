@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from evals.run.settings import OURS, Settings
 from evals.run.stopping import recording_failure
 from evals.runtime import distributed
 from evals.runtime.distributed import Team
+from evals.runtime.printing import echo
 from evals.store import foreign_code
 from evals.store.store import MACHINES, Store, StoredRun, store_errors
 from evals.tasks import hub, presets
@@ -133,7 +133,7 @@ def evaluate(
     loaded = registry.load(runnable_tasks, root=settings.data, grader=grader, **load_options)
     not_run |= loaded.not_run
     for name, why in not_run.items() if team.is_main else ():
-        print(f"{name} is not run: {why}", file=sys.stderr)
+        echo(f"{name} is not run: {why}", err=True)
     lm_eval_runner.prepare(loaded, settings)
     lm = _model(model, settings, device=device, dtype=dtype, team=team)
     if team.is_main:
@@ -223,10 +223,10 @@ def _register_run(store: Store, request: dict[str, Any], resumed: StoredRun | No
         return store.register(request)
     before, now = resumed.settings.get("checkpoint_sha256"), request["checkpoint_sha256"]
     if before and now and before != now:
-        print(
+        echo(
             f"{request['model']} is not the checkpoint that run {resumed.id} began with ({str(before)[:12]}, now "
             f"{now[:12]}): all its questions are asked again.",
-            file=sys.stderr,
+            err=True,
         )
     store.resume(resumed.id)
     return resumed.id
@@ -263,10 +263,10 @@ def _with_response_cache(
 def _warn_truncated(truncated: Mapping[str, int], context: int) -> None:
     for name, number in truncated.items():
         if number:
-            print(
+            echo(
                 f"{name}: {number} prompts were longer than the context of {context} tokens "
                 "and were truncated on the left.",
-                file=sys.stderr,
+                err=True,
             )
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from evals.models.generation_args import override
 from evals.run import chosen_questions, failures, not_finite
+from evals.runtime.printing import echo
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def prepare(loaded: LoadedTasks, settings: Settings) -> None:
             task.set_config("num_fewshot", fixed or 0)
         elif fixed == 0 and settings.num_fewshot:
             # lm-eval's rule: a task with num_fewshot 0 has no examples.
-            print(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", file=sys.stderr)
+            echo(f"{name} has no few-shot examples; --num_fewshot is not applied to it.", err=True)
         else:
             task.set_config("num_fewshot", settings.num_fewshot)
         shots, available = task.get_config("num_fewshot"), _examples(task)

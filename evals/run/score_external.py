@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from evals.run import evaluate, external_answers, fenced_programs, lm_eval_runne
 from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
+from evals.runtime.printing import echo
 from evals.store.store import Store, store_errors
 from evals.tasks import letter_extraction, presets
 from workbench import provenance
@@ -297,4 +297,4 @@ def _print_summary(about: Mapping[str, Any], answers: Answers) -> None:
         if where:
             more = f" and {len(where) - 3} more" if len(where) > 3 else ""
             parts.append(f"{len(where)} {kind} ({', '.join(where[:3])}{more})")
-    print("; ".join(parts), file=sys.stderr)
+    echo("; ".join(parts), err=True)

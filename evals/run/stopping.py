@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.runtime.distributed import Team
+from evals.runtime.printing import echo
 from evals.store import foreign_code
 from evals.store.store import Store
 from workbench.errors import DataError
@@ -29,7 +29,7 @@ def recording_failure(store: Store, run: str, output: Path, team: Team, request:
                 store.fail(run, str(error) or type(error).__name__, interrupted=interrupted)
             if request["model"] is not None:
                 command = f"workbench eval resume {run} --results {output}{foreign_code.options(request)}"
-                print(f"Run {run} was stopped. Its answers are saved; continue with `{command}`.", file=sys.stderr)
+                echo(f"Run {run} was stopped. Its answers are saved; continue with `{command}`.", err=True)
         raise
 
 

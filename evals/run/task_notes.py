@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.models.generation_args import notes
 from evals.run.settings import OURS
+from evals.runtime.printing import echo
 
 if TYPE_CHECKING:
     from evals.models.lm_eval_backend import Backend
@@ -33,7 +34,7 @@ def of_generation(loaded: LoadedTasks, settings: Settings, lm: WorkbenchLM | Bac
 
 def warn(loaded: LoadedTasks, settings: Settings, lm: WorkbenchLM | Backend) -> None:
     for note in of_generation(loaded, settings, lm):
-        print(note, file=sys.stderr)
+        echo(note, err=True)
 
 
 def record(loaded: LoadedTasks, settings: Settings, lm: WorkbenchLM | Backend) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from evals.runtime.printing import echo
 from evals.store import foreign_code
 from workbench.errors import DataError
 
@@ -127,7 +127,7 @@ def check_folder(folder: Path) -> None:
     taken = [name for name in own if name in manager().task_index]
     problems += [f"{name}: {own[name].yaml_path} is used instead of lm-eval's task of this name." for name in taken]
     for problem in problems:
-        print(problem, file=sys.stderr)
+        echo(problem, err=True)
     if not own:
         raise DataError(f"{folder} has no task definitions; expected YAML files as lm-eval's.")
 
