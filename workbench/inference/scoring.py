@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,6 +181,8 @@ def _batches(
     batch_tokens = whole_number("batch_tokens", batch_tokens, least=1, error=WorkbenchError)
     owners: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}  # (input, continuation) -> requests
     for i, (context, continuation) in enumerate(requests):
+        _check_ids(context, model.config.vocab_size)
+        _check_ids(continuation, model.config.vocab_size)
         input_ids = _input_ids(context, continuation, model.config.max_seq_len)
         owners.setdefault((prefix_tree.key(input_ids), tuple(continuation)), []).append(i)
     # A hook identifies a token by its position, and in a packed sequence several tokens have the same position.
@@ -205,6 +208,16 @@ def _collect(targets: ScoringTargets, owners: list[list[int]], scores: Iterator[
                 scored = Scored(logprobs[part].clone(), greedy[part].clone())
                 finished += [(i, scored) for i in owners[span.continuation]]
         yield ScoredBatch(tuple(finished), batch.tokens)
+
+
+def _check_ids(ids: Ids, vocab_size: int) -> None:
+    """Raises: WorkbenchError for what is not an id of the vocabulary; -1 would score the vocabulary's last token."""
+    values = np.asarray(ids)
+    if values.size and (values.ndim != 1 or values.dtype.kind not in "iu"):
+        raise WorkbenchError(f"context and continuation must be lists of token ids, found {str(ids)[:80]}.")
+    if values.size and not 0 <= values.min() <= values.max() < vocab_size:
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise WorkbenchError(f"token id {wrong} is outside the vocabulary of {vocab_size}.")
 
 
 def _input_ids(context: Ids, continuation: Ids, size: int) -> Ids:
