@@ -280,6 +280,15 @@ def test_a_special_token_in_a_typed_prompt_is_remarked_once(run, tmp_path: Path)
         assert run(*command, "one two")[2] == ""
 
 
+def test_capture_takes_positions_from_the_end(run, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    options = ["--hooks", "blocks.1.hook_resid_pre", "-o", str(path), "--positions=0,-1"]
+    assert run("capture", "demo", "--ids", "1,2,3,4,5", *options)[0] == 0
+    assert wb.Capture.load(path).positions == (0, 4)
+    code, _, err = run("capture", "demo", "--ids", "1,2,3", *options[:-1], "--positions=-4")
+    assert code == 2 and "-1 to -3" in err
+
+
 def test_convert_there_and_back(run, tmp_path: Path) -> None:
     there, back = tmp_path / "hf", tmp_path / "meta"
     source = Path(wb.__file__).parent / "assets" / "demo"

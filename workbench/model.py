@@ -106,11 +106,10 @@ class Transformer(nn.Module):
                 GenerationError if the cache has no room.
         """
         start = 0 if cache is None else cache.length
-        warn_beyond_context(self, self.config.max_seq_len, start, tokens.shape[-1])
         try:
-            if stop_at_layer is not None:
-                return self.hidden(tokens, cache, stop_at_layer)
-            return self.unembed(self.hidden(tokens, cache), start=start)
+            hidden = self.hidden(tokens, cache, stop_at_layer)
+            warn_beyond_context(self, self.config.max_seq_len, start, tokens.shape[1])
+            return self.unembed(hidden, start=start) if stop_at_layer is None else hidden
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -284,6 +283,8 @@ class Transformer(nn.Module):
         return run(self, tokens, request, settings, cache=cache, budget=budget)
 
     def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):
+            raise WorkbenchError(f"tokens must be a tensor of shape [batch, pos], found {type(tokens).__name__}.")
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise WorkbenchError(
                 f"tokens must be int64 of shape [batch, pos], found {tokens.dtype} {tuple(tokens.shape)}."

@@ -49,6 +49,9 @@ class Request:
         Raises: UnknownHookError for a name or layer, CaptureError for heads or positions that cannot be meant.
         """
         layers = None if layers is None else _whole_numbers(layers, "layers")
+        names = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+        if not all(isinstance(name, str) for name in names):
+            raise CaptureError(f"the names of hooks must be text, or a list of it; found {names!r:.80}.")
         full = hook_points.expand(names, config, layers=layers)
         if not full:
             raise CaptureError("nothing to capture: no hook in the requested layers matches the names.")
@@ -66,6 +69,7 @@ class Request:
                 )
             positions = positions[:, None]
         rows: Any = positions.tolist() if hasattr(positions, "tolist") else positions
+        rows = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str) else rows
         if not isinstance(rows, Iterable) or not any(map(_is_row, rows)):
             return replace(request, positions=_whole_numbers(rows, "positions"))
         if not all(map(_is_row, rows)):

@@ -148,6 +148,8 @@ def check_budget(
     sizes["logits"] = n_logits * model.config.vocab_size * (held + (itemsize if itemsize != 4 else 0))
     needed = sum(sizes.values())
     budget = free_memory(model.device) // 2 if budget is None else budget
+    if not isinstance(budget, int | float):
+        raise CaptureError(f"budget must be a number of bytes, found {budget!r:.80}.")
     if needed <= budget:
         return
     parts: Counter[str] = Counter()

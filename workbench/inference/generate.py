@@ -98,12 +98,14 @@ def generate(
     Raises: GenerationError for an empty or over-long prompt, or settings that cannot be used; NotFiniteError;
             CaptureBudgetError, before anything is generated.
     """
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):
         raise GenerationError("prompts must be a list; put a single prompt in brackets.")
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     batch_size = whole_number("batch_size", batch_size, least=1)
     check_handling(not_finite, GenerationError)
     first_seed = whole_number("seed", seed)
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise GenerationError(f"seeds must be a list of whole numbers; found {seeds!r:.80}.")
     prompt_seeds = [first_seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     if len(prompt_seeds) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts need as many seeds, found {len(prompt_seeds)}.")

@@ -338,6 +338,32 @@ def test_positions_that_cannot_be_meant_are_refused(tiny_model, positions, words
         tiny_model.run_with_capture(TOKENS, "hook_embed", positions=positions)
 
 
+@pytest.mark.parametrize("positions", [(p for p in (1, -1)), {1, -1}, range(1, 12, 10), np.array([1, -1])])
+def test_any_collection_of_numbers_is_positions(tiny_model, positions) -> None:
+    assert tiny_model.run_with_capture(TOKENS, "hook_embed", positions=positions)[1].positions == (1, 11)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "names", "options", "words"),
+    [
+        (TOKENS, None, {}, "names of hooks"),
+        (TOKENS, [1], {}, "names of hooks"),
+        (TOKENS, "hook_embed", {"budget": "1 GiB"}, "number of bytes"),
+        (TOKENS, "hook_embed", {"logits": "first"}, "'all', 'last' or None"),
+        (TOKENS, "hook_embed", {"heads": [1.5]}, "whole numbers"),
+        (TOKENS, "hook_embed", {"layers": ["0"]}, "whole numbers"),
+        ([[1, 2]], "hook_embed", {}, "must be a tensor"),
+        (torch.tensor(3), "hook_embed", {}, r"of shape \[batch, pos\]"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(tiny_model, tokens, names, options, words) -> None:
+    with pytest.raises(WorkbenchError, match=words):
+        tiny_model.run_with_capture(tokens, names, **options)
+    if tokens is not TOKENS:
+        with pytest.raises(WorkbenchError, match=words):
+            tiny_model(tokens)
+
+
 # --- what a capture says and holds
 
 

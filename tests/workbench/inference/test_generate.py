@@ -231,6 +231,8 @@ def test_prompts_and_settings_that_cannot_be_used_are_errors(tiny_model) -> None
         ([[1, 96]], {}, "token id 96 of a prompt is outside the vocabulary of 96"),
         ([[1, -1]], {}, "a prompt must be a whole number of at least 0; found -1"),
         ([[1, 2.5]], {}, "a prompt must be a whole number"),
+        (None, {}, "must be a list"),
+        ([[1]], {"seeds": 3}, "seeds must be a list"),
         ([[1]], {"not_finite": "ignore"}, "not_finite must be 'raise' or 'keep'"),
     ]
     for prompts, options, message in wrong:
@@ -269,6 +271,25 @@ def test_the_counts_of_scores_are_whole_numbers(tiny_model, options) -> None:
         wb.score_rolling(tiny_model, [[1, 2]], prefix=0, stride=1.5)
     with pytest.raises(WorkbenchError, match="not_finite"):
         wb.score(tiny_model, [([1], [2])], not_finite="ignore")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ([1], [-1]),
+        ([1], [96]),
+        ([-1], [1]),
+        ([96], [1]),
+        ([1.5], [2]),
+        ([1], [True]),
+        ("a", "b"),
+        ([[1]], [2]),
+        (1, [2]),
+    ],
+)
+def test_what_is_not_a_token_id_has_no_score(tiny_model, request_) -> None:
+    with pytest.raises(WorkbenchError, match="token id"):
+        wb.score(tiny_model, [([1, 2], [3]), request_])
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-46, 1e-45, 1e-40, 1e-38, 1e-30])
