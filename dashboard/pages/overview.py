@@ -48,8 +48,11 @@ def show() -> None:
         model = computed.model()
         _shape(model)
         _notes(model)
-        prompt = _prompt(model, head)
+        # An example sets the prompt, so its buttons run before the prompt is drawn above them.
+        prompt_place = st.container()
         tour.show_examples(model)
+        with prompt_place:
+            prompt = _prompt(model, head)
         left, middle, right = st.columns([1.15, 1.1, 1.1])
         with left, card("Parameters by part", key="parts", height="stretch"):
             _parts(model)
