@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +366,9 @@ def test_generated_pages_are_up_to_date(project_root: Path) -> None:
     command = [sys.executable, str(project_root / "tools" / "docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"workbench {version('llama-workbench')}\n" and err == ""

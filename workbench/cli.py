@@ -13,8 +13,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import version as metadata_version
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -95,6 +96,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands.register(app)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"workbench {metadata_version('llama-workbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Load a Llama, look inside it, and measure what it can do."""
 
 
 def describe(error: TyperException) -> str:

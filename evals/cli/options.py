@@ -62,7 +62,7 @@ def print_run(run: Run, *, as_json: bool) -> None:
         echo(terminal_table.render(run))
         if source.get("preset") == "meta":
             for score, rule in headlines.headlines(run):
-                echo(f"{score.task}, as Meta reports it: {score.value:.1%} ({rule.source})")
+                echo(f"{score.task}, this run's score by Meta's rule: {score.value:.1%} ({rule.source})")
         return
     report: dict[str, Any] = {
         "path": str(run.path),

@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,8 @@ class Backend:
             arguments["pretrained"] = pretrained(model)
         if dtype != "auto":
             arguments.setdefault("dtype", dtype)
-        where = None if device == "auto" else device
+        # Without a device most of lm-eval's models take CUDA, also where there is none.
+        where = device if device != "auto" else None if _has_cuda() else "cpu"
         folder = _folder(arguments)
         files = provenance.file_states(_files(folder)) if folder else ()
         lm = create_model(name, arguments, batch_size=batch_size, device=where)
@@ -190,7 +191,8 @@ class Backend:
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         def ask(places: Sequence[int]) -> list[Any]:
-            scores = self.lm.loglikelihood([requests[i] for i in places], disable_tqdm=True)
+            with self._errors():
+                scores = self.lm.loglikelihood([requests[i] for i in places], disable_tqdm=True)
             return [[_number_or_none(value), bool(greedy)] for value, greedy in scores]
 
         questions = [("loglikelihood", *request.args) for request in requests]
@@ -200,7 +202,8 @@ class Backend:
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         def ask(places: Sequence[int]) -> list[Any]:
-            totals = self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)
+            with self._errors():
+                totals = self.lm.loglikelihood_rolling([requests[i] for i in places], disable_tqdm=True)
             return [_number_or_none(total) for total in totals]
 
         totals = self._answers([("rolling", *r.args) for r in requests], ask, TEXTS_PER_UNIT, "scoring")
@@ -212,7 +215,9 @@ class Backend:
         def ask(places: Sequence[int]) -> list[Any]:
             # The seed depends on the unit only, not on what ran before it: a resumed run samples the same.
             torch.manual_seed(int.from_bytes(cache_key(self._seed, *questions[places[0]])[:6], "big"))
-            return [str(text) for text in self.lm.generate_until([requests[i] for i in places], disable_tqdm=True)]
+            with self._errors():
+                texts = self.lm.generate_until([requests[i] for i in places], disable_tqdm=True)
+            return [str(text) for text in texts]
 
         seen: Counter[str] = Counter()
         questions: list[tuple[Any, ...]] = []
@@ -223,6 +228,18 @@ class Backend:
             seen[text] += 1
         unit = generations_per_unit(self._device_type, 0)
         return self._answers(questions, ask, unit, "generating")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of lm-eval's model as one line. Raises: DataError"""
+        from evals.models.workbench_lm import first_line
+
+        try:
+            yield
+        except Exception as error:  # of another library: any kind
+            raise DataError(
+                f"lm-eval's model {self.name!r} failed ({type(error).__name__}): {first_line(error)}"
+            ) from error
 
     def _with_nan(self, requests: Sequence[Any], stored: Sequence[float | None]) -> list[float]:
         """Stored values with NaN for None; notes the questions that have it."""
@@ -235,6 +252,12 @@ class Backend:
     def _answers(self, questions: Sequence[Sequence[Any]], ask: Compute, unit: int, what: str) -> list[Any]:
         with bar(len(questions), what, not self.response_cache.team.is_main) as progress:
             return self.response_cache.get_or_compute(questions, ask, unit=unit, on_progress=progress.update)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _number_or_none(value: Any) -> float | None:

@@ -403,12 +403,21 @@ def create_model(backend: str, arguments: Mapping[str, Any], **more: Any) -> Any
         model_class = get_model(backend)
     except ValueError as error:
         raise DataError(f"lm-eval has no model {backend!r}; it has {', '.join(backends())}.") from error
+    except ImportError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise DataError(
+            f"lm-eval's model {backend!r} needs the package {package}, which is not installed: pip install {package}"
+        ) from error
     try:
         return model_class.create_from_arg_obj(
             dict(arguments), {key: value for key, value in more.items() if value is not None}
         )
-    except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # of another library: any kind
         raise DataError(
-            f"lm-eval's model {backend!r} cannot be created with {dict(arguments)}: {first_line}"
+            f"lm-eval's model {backend!r} cannot be created with {dict(arguments)}: {first_line(error)}"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import sandbox, stats
 from evals.results import answer_counts, runs
-from evals.run import lm_eval_runner, run_records, task_notes
+from evals.run import lm_eval_record, lm_eval_runner, run_records, task_notes
 from evals.run.settings import OURS, Settings
 from evals.run.stopping import recording_failure
 from evals.runtime import distributed
@@ -153,6 +153,7 @@ def evaluate(
 
             def write() -> Run:
                 rows, failed = results.pop("samples"), results.pop("failed")
+                results["task_hashes"] = lm_eval_record.task_hashes(rows)
                 sample_rows = {
                     task: list(run_records.samples(task, task_rows, lm, grader)) for task, task_rows in rows.items()
                 }

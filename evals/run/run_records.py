@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import sandbox
 from evals.results import answer_counts, runs
+from evals.run import lm_eval_record
 from evals.run.settings import OURS
 from workbench import provenance
 from workbench.inference.sampling import SAMPLER
@@ -56,16 +57,15 @@ def run_metadata(
     template = chat_template(lm, settings)
     return {
         "config": {
+            **lm_eval_record.config(lm, settings),
             "model": settings.backend,
             "model_args": {"pretrained": name, "dtype": dtype, **settings.model_args},
             "model_dtype": dtype,
             "model_num_parameters": lm.parameters,
-            "batch_size": settings.batch_size,
             "device": device,
-            "limit": limit,
             "gen_kwargs": dict(settings.gen_kwargs) or None,
-            "fewshot_seed": settings.seed,
         },
+        **lm_eval_record.general(lm, settings),
         "git_hash": origin["commit"],
         "date": began.at,
         "lm_eval_version": versions.get("lm-eval"),
@@ -75,8 +75,6 @@ def run_metadata(
         "max_length": lm.max_length,
         "eot_token_id": lm.eot_token_id,
         **template,
-        "system_instruction": settings.system,
-        "fewshot_as_multiturn": settings.chats_in_turns,
         "total_evaluation_time_seconds": str(began.seconds),
         runs.PROVENANCE: {
             **origin,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from evals import sandbox, stats
 from evals.results import answer_counts, runs
 from evals.results.runs import Run
-from evals.run import evaluate, external_answers, fenced_programs, lm_eval_runner, run_records
+from evals.run import evaluate, external_answers, fenced_programs, lm_eval_record, lm_eval_runner, run_records
 from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
@@ -239,12 +239,18 @@ def _score_and_write(
             results = lm_eval_runner.ask(lm, model.loaded, settings, ALONE, questions=model.questions)
             results.pop("failed")  # there is one task: if it fails, `ask` raises
             logged = results.pop("samples")
+            results["task_hashes"] = lm_eval_record.task_hashes(logged)
             rows = {task: list(_samples(task, task_rows, model, grader)) for task, task_rows in logged.items()}
             for task, numbers in model.questions.items():
                 unjudged = {row["doc_id"] for row in rows[task] if answer_counts.is_not_judged(row)}
                 results["n-samples"][task]["effective"] = len(numbers) - len(unjudged)
             results |= {
-                "config": {"model": name, "model_args": {"answers": provenance_entry["answers"]["file"]}},
+                **lm_eval_record.general(None, settings),
+                "config": {
+                    **lm_eval_record.config(None, settings),
+                    "model": name,
+                    "model_args": {"answers": provenance_entry["answers"]["file"]},
+                },
                 "n-shot": {},  # not known
                 "date": began.at,
                 "lm_eval_version": provenance_entry["versions"].get("lm-eval"),

@@ -145,7 +145,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert (row["status"], row["answers_kept"], row["resume"]) == ("interrupted", 8, f"workbench {command}")
     for options in (["export", name], ["report", name], ["compare", name, name]):
         assert main(["eval", *options, "--results", str(folder)]) == 2
-        message = f"is interrupted: it has no complete results yet; continue it with `workbench {command}`"
+        message = f"is interrupted: it has no complete results yet; continue with `workbench {command}`"
         assert message in capsys.readouterr().err
     assert main(command.split()) == 0
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """lm-eval's own models through the same store: answered once, never for another checkpoint."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import transformers
+from lm_eval.api.instance import Instance
 
-from evals.models.lm_eval_backend import pretrained
+from evals.models.lm_eval_backend import Backend, pretrained
 from evals.results.runs import Run
 from evals.run.evaluate import evaluate, resume
 from evals.run.settings import Settings
@@ -66,6 +68,56 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(HFLM, "loglikelihood", scoring)
     monkeypatch.setattr(HFLM, "generate_until", writing)
     return counts
+
+
+class Failing:
+    """A model of lm-eval's whose every answer is an error."""
+
+    max_length, eot_token_id, tokenizer_name = 512, 0, ""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def generate_until(self, *given: Any, **options: Any) -> list[str]:
+        raise self.error
+
+    loglikelihood = loglikelihood_rolling = generate_until
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("too long\nsecond"), RuntimeError("CUDA error"), KeyError("x"), ImportError("y")]
+)
+@pytest.mark.parametrize("method", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
+def test_an_error_of_a_model_is_one_line(error: Exception, method: str) -> None:
+    request = Instance("generate_until", {}, ("text", {"until": []}), 0, task_name="t", doc_id=0)
+    backend = Backend(Failing(error), "nosuch", {}, seed=0)
+    with pytest.raises(DataError) as raised:
+        getattr(backend, method)([request])
+    expected = str(error).splitlines()[0]
+    assert str(raised.value) == f"lm-eval's model 'nosuch' failed ({type(error).__name__}): {expected}"
+
+
+@pytest.mark.parametrize("backend", ["vllm", "sglang", "mamba_ssm", "nemo_lm", "ipex", "neuronx", "winml"])
+def test_a_backend_that_cannot_be_made_is_one_line(
+    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--backend", backend, "--model", "demo", "--tasks", "demo_mmlu", "--output", str(tmp_path / "out")]
+    assert main(["eval", "run", *arguments]) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("workbench: ")]
+    assert out == "" and f"'{backend}'" in line and "Traceback" not in err
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.models.vllm_causallms", raising=False)
+    with pytest.raises(DataError, match="'vllm' needs the package vllm, which is not installed: pip install vllm"):
+        Backend.of("vllm", "demo", {})
+
+
+def test_without_cuda_the_processor_is_used(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(Backend.of("hf", hub_folder, {}).device) == "cpu"
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' and accelerate's own
@@ -129,11 +181,11 @@ def test_a_resumed_run_draws_what_one_left_alone_draws(
 
     monkeypatch.setattr(HFLM, "generate_until", breaking)
     settings = replace(settings, output=tmp_path / "b")
-    with pytest.raises(ConnectionError):
+    with pytest.raises(DataError, match=r"'hf' failed \(ConnectionError\): gone"):
         evaluate(hub_folder, settings, device="cpu", dtype="float32")
     with Store.open(tmp_path / "b") as store:
         (row,) = store.runs()
-    resumed = resume(tmp_path / "b", row.id)
+    resumed = resume(tmp_path / "b", row.id, backend="hf")
     texts = [list(run.samples("demo_gsm8k").response) for run in (whole, resumed)]
     assert calls == [2, 2, 2, 2] and texts[0] == texts[1] and len(set(texts[0])) == 6
 
@@ -162,12 +214,12 @@ def test_a_model_without_files_is_asked_anew_by_every_run_but_not_when_resumed(
     monkeypatch.setattr(DummyLM, "loglikelihood", scoring)
     monkeypatch.setattr(DummyLM, "generate_until", broken)
     settings = Settings(tasks=TASKS, output=tmp_path, limit=3, backend="dummy", model_args={"write_out": False})
-    with pytest.raises(ConnectionError):
+    with pytest.raises(DataError, match="the server is gone"):
         evaluate("", settings)
     monkeypatch.setattr(DummyLM, "generate_until", write)
     with Store.open(tmp_path) as store:
         (row,) = store.runs()
-    finished = resume(tmp_path, row.id)
+    finished = resume(tmp_path, row.id, backend="dummy", model_args={"write_out": False})
     assert counts == [12] and list(finished.samples("demo_gsm8k").response[:3]) == ["lol"] * 3
     evaluate("", settings)
     assert counts == [12, 12]

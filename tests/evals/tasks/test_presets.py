@@ -183,7 +183,7 @@ def test_a_command_by_the_preset(
     assert {score["task"] for score in shown["scores"]} == {"mmlu_abstract_algebra", "mine"}
     assert shown["headlines"]["mmlu_abstract_algebra"]["shots"] == 5
     assert main(["eval", "show", str(tmp_path / "out")]) == 0
-    assert "mmlu_abstract_algebra, as Meta reports it: " in capsys.readouterr().out
+    assert "mmlu_abstract_algebra, this run's score by Meta's rule: " in capsys.readouterr().out
     for more, message in ((["--preset", "mega"], "no preset"), (["--samples", "4"], "--samples is for tasks")):
         assert main(["eval", "run", "--tasks", "gsm8k", *more, "--output", str(tmp_path / "none")]) == 2
         assert message in capsys.readouterr().err
