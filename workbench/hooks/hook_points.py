@@ -18,7 +18,6 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from workbench.config import ModelConfig
@@ -461,14 +460,18 @@ def _notify(s: Subscription, site: Site, x: Tensor) -> None:
     if x.is_inference():  # no version counter: pass a copy
         s.observe(site, x.clone())
         return
+    # Those with `inputs` only store or count. For others a copy shows what no version counter does: writes to `.data`.
     before, version = None if s.inputs else x.detach().clone(), x._version
     s.observe(site, x)
-    # `.data` has no version counter; the observers with `inputs`, which only store or count, do not write.
-    changed = x._version != version or (before is not None and not torch.equal(before.isnan(), x.isnan()))
-    if changed or (before is not None and not torch.equal(before.nan_to_num(), x.detach().nan_to_num())):
+    if x._version != version or (before is not None and not _same(before, x.detach())):
         raise InterventionError(
             f"an observer changed {site.name} in place. Copy it first, or use an intervention to change a run."
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether all values are equal, NaN too."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def tap_for(model: object, config: ModelConfig, positions: Tensor, *, only_logits: bool = False) -> Tap | None:

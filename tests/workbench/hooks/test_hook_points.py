@@ -131,15 +131,39 @@ def test_hooks_see_absolute_positions_under_a_cache(tiny_model) -> None:
     assert torch.equal(step.pattern(2, queries=[15]), pattern)
 
 
-def test_an_observer_cannot_change_a_value(tiny_model) -> None:
-    def meddle(site: hook_points.Site, x: torch.Tensor) -> None:
-        x.mul_(2)
-
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda site, x: x.mul_(2),
+        lambda site, x: x.data.mul_(2),  # past the version counter
+        lambda site, x: x.data[0, 0].fill_(float("nan")),
+        lambda site, x: x.numpy().fill(0),
+    ],
+)
+def test_an_observer_cannot_change_a_value(tiny_model, meddle) -> None:
     meddling = hook_points.Subscription(frozenset(["blocks.0.hook_mlp_out"]), observe=meddle)
     message = "changed blocks.0.hook_mlp_out in place"
     with torch.no_grad(), pytest.raises(InterventionError, match=message), hook_points.subscribe(tiny_model, meddling):
         tiny_model(TOKENS)
     assert not hook_points.active(tiny_model)  # gone, though the run failed
+
+
+def test_an_observer_of_a_run_that_is_not_finite_is_no_meddler(tiny_model) -> None:
+    watch = hook_points.Subscription(frozenset(["blocks.0.hook_mlp_out"]), observe=lambda site, x: None)
+    not_finite = wb.Scale("L0.mlp", float("nan"))
+    with torch.no_grad(), tiny_model.intervene(not_finite), hook_points.subscribe(tiny_model, watch):
+        assert tiny_model(TOKENS).isnan().any()
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, torch.zeros(3)], ids=["nothing", "number", "shape"])
+def test_an_edit_returns_a_tensor_of_the_same_shape(tiny_model, returned) -> None:
+    wrong = hook_points.Subscription(frozenset(["blocks.0.hook_mlp_out"]), edit=lambda site, x: returned)
+    with (
+        torch.no_grad(),
+        pytest.raises(InterventionError, match="intervention on blocks.0.hook_mlp_out returned"),
+        hook_points.subscribe(tiny_model, wrong),
+    ):
+        tiny_model(TOKENS)
 
 
 @torch.no_grad()
