@@ -10,7 +10,7 @@ from collections.abc import Callable
 import typer
 
 from probes.attention.commands import COMMANDS as ATTENTION
-from probes.base.cli_options import with_adapter
+from probes.base.cli_options import with_shared_options
 from probes.comparison.commands import COMMANDS as COMPARISON
 from probes.flow.commands import COMMANDS as FLOW
 from probes.generation.commands import COMMANDS as GENERATION
@@ -42,4 +42,6 @@ def name_of(command: Callable[..., None]) -> str:
 for _topic in TOPICS:
     for _command, _example in _topic:
         _name = name_of(_command)
-        app.command(_name, epilog=f"Example: workbench probe {_name} --model demo{_example}")(with_adapter(_command))
+        app.command(_name, epilog=f"Example: workbench probe {_name} --model demo{_example}")(
+            with_shared_options(_command)
+        )

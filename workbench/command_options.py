@@ -74,11 +74,11 @@ def warn_of_special_text(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         )
 
 
-def token_ids(text: str, model: Transformer) -> list[int]:
+def token_ids(text: str, model: Transformer, *, option: str = "--ids") -> list[int]:
     """The ids of `--ids`. Raises: GenerationError for what is not an id of this model."""
-    ids = numbers(text, "--ids") or []
+    ids = numbers(text, option) or []
     if max(ids) >= model.config.vocab_size:
-        raise GenerationError(f"--ids: token id {max(ids)} is outside the vocabulary of {model.config.vocab_size}.")
+        raise GenerationError(f"{option}: token id {max(ids)} is outside the vocabulary of {model.config.vocab_size}.")
     return ids
 
 

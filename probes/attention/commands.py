@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from probes.base.cli_options import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head
-from probes.base.command import Origin, capture, check, deliver, load, text
+from probes.base.cli_options import ON_A_HEAD, ON_A_PROMPT, Device, File, Model, Output, Prompt, of_head, without
+from probes.base.command import Origin, capture, check, deliver, encoded, load, text, text_unless_ids
 
 
 def heads(
@@ -37,13 +37,12 @@ def catalogue(
     """
     check(output)
     from probes.attention import head_types as probe
-    from workbench.command_options import tokenizer_of
 
     rules = probe.with_thresholds(threshold or ())
-    lines = [line for line in text(prompt, file).splitlines() if line.strip()]
+    prompt_text = text_unless_ids(prompt, file)
+    lines = [None] if prompt_text is None else [line for line in prompt_text.splitlines() if line.strip()]
     loaded = load(model, device)
-    tokenizer = tokenizer_of(loaded, model)
-    prompts = [tokenizer.encode(line, bos=True) for line in lines]
+    prompts = [encoded(loaded, model, line) for line in lines]
     result = probe.catalogue(probe.text_scores(loaded, prompts), probe.repeat_scores(loaded), rules=rules)
     extra = {"n_prompts": len(prompts), "thresholds": {kind: rule.threshold for kind, rule in rules.items()}}
     origin = Origin(model, loaded, sum(map(len, prompts)), extra, prompts[0])
@@ -89,6 +88,7 @@ def induction(
     deliver(result, output, Origin(model, loaded, extra={"block": block, "seed": seed}, ids=ids))
 
 
+@without("ids")
 def retrieval(
     needle: Annotated[str, typer.Option(help="Text to hide between two sentences.")],
     question: Annotated[str, typer.Option(help="Text at the end that asks for the needle.")],

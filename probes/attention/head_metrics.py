@@ -310,7 +310,7 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
     Source: arXiv 2209.11895.
     """
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed)
-    _, cap = model.run_with_capture(tokens, HOOKS)
+    _, cap = model.run_with_capture(tokens, HOOKS, logits=None)
     start = tokens.shape[1] - block  # first position of the second copy
     scores = []
     for layer in capture_access.layers(cap, PATTERN):

@@ -143,7 +143,7 @@ def text_scores(model: Transformer, prompts: Sequence[Sequence[int]]) -> HeadSco
     for number, ids in enumerate(prompts):
         if len(ids) < 2:
             raise DataError(f"prompt {number} has {len(ids)} tokens; it needs at least 2.")
-        _, cap = model.run_with_capture(torch.tensor([list(ids)], device=model.device), HOOKS)
+        _, cap = model.run_with_capture(torch.tensor([list(ids)], device=model.device), HOOKS, logits=None)
         for name, values in _over_queries(cap, 1, _text_rows).items():
             by_name.setdefault(name, []).append(values)
     return HeadScores({name: frozen(torch.cat(values), np.float64) for name, values in by_name.items()})
@@ -165,7 +165,7 @@ def repeat_scores(model: Transformer, *, blocks: Sequence[int] = BLOCKS, batch: 
     parts = []
     for number, block in enumerate(blocks):
         tokens = repeated_blocks(model, block=block, batch=batch, seed=seed + 1000 * number)
-        _, cap = model.run_with_capture(tokens, HOOKS)
+        _, cap = model.run_with_capture(tokens, HOOKS, logits=None)
         offsets = {"induction": block - 1, "duplicate": block}
 
         def rows(pattern: Tensor, queries: Tensor, offsets: dict[str, int] = offsets) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def _scores_and_recall(model: Transformer, hay: Haystack, steps: int) -> tuple[n
     token, written = prompt[:, -1:], []
     seen = np.zeros((config.n_layers, config.n_heads, len(needle)), bool)
     for _ in range(steps):
-        logits, cap = model.run_with_capture(token, HOOKS, cache=cache)
+        logits, cap = model.run_with_capture(token, HOOKS, cache=cache, logits="last")
         token = logits[:, -1:].argmax(-1)
         written.append(int(token))
         for layer in capture_access.layers(cap, PATTERN):

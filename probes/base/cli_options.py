@@ -6,12 +6,14 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from probes.base.command import ADAPTER, capture, check, deliver, labels
+from probes.base.command import RUN, RunOptions, capture, check, deliver, labels
+from workbench.command_options import Ablate, Ids, Intervene
 
 Model = Annotated[
     str,
@@ -32,25 +34,53 @@ ON_A_PROMPT = " --prompt 'one two one two'"
 ON_A_HEAD = f" --layer 2 --head 1{ON_A_PROMPT}"
 
 
-def with_adapter(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the option --adapter, if it loads a model and does not have the option already."""
-    signature = inspect.signature(command, eval_str=True)
-    if "device" not in signature.parameters or "adapter" in signature.parameters:
+Option = Literal["adapter", "ids", "intervene", "ablate"]
+_SHARED: dict[Option, tuple[Any, Any]] = {
+    "adapter": (Adapter, None), "ids": (Ids, None), "intervene": (Intervene, None), "ablate": (Ablate, ""),
+}  # fmt: skip
+_LEFT_OUT = "options_left_out"
+
+
+def without(*options: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a command for which some of the shared options have no meaning: it reads weights alone, or needs a text."""
+
+    def mark(command: Callable[..., None]) -> Callable[..., None]:
+        setattr(command, _LEFT_OUT, options)
         return command
 
-    @functools.wraps(command)
-    def adapted(adapter: Path | None = None, **options: object) -> None:
-        token = ADAPTER.set(adapter)
-        try:
-            command(**options)
-        finally:
-            ADAPTER.reset(token)
+    return mark
 
-    option = inspect.Parameter("adapter", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Adapter)
-    parameters = [*signature.parameters.values(), option]
-    adapted.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    adapted.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return adapted
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that all commands share, unless it has them already.
+
+    A command that loads a model takes --adapter, --intervene and --ablate; one that takes a prompt also takes --ids.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    if "device" not in signature.parameters:
+        return command
+    left_out = {*signature.parameters, *getattr(command, _LEFT_OUT, ())}
+    left_out |= set() if "prompt" in signature.parameters else {"ids"}
+    added = [name for name in _SHARED if name not in left_out]
+
+    @functools.wraps(command)
+    def extended(**options: Any) -> None:
+        shared = {name: options.pop(name) for name in added if name in options}
+        with ExitStack() as scopes:
+            token = RUN.set(RunOptions(**shared, scopes=scopes))
+            try:
+                command(**options)
+            finally:
+                RUN.reset(token)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = list(signature.parameters.values())
+    for name in added:
+        annotation, default = _SHARED[name]
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+    extended.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    extended.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return extended
 
 
 def of_head(name: str, probe: str, summary: str) -> Callable[..., None]:

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Origin:
         """The metadata that is written next to a table, or into a figure. `result` is the result's class name."""
         from workbench import provenance
         from workbench.checkpoint import fingerprint
+        from workbench.hooks.intervention import described_interventions
 
         about: dict[str, Any] = {"result": result, "model": Path(self.model).name}
         source = None if self.loaded is None else self.loaded.source
@@ -56,6 +58,8 @@ class Origin:
             about["tokenizer_sha256"] = None if source is None else source.tokenizer_sha256
             about["dtype"] = str(self.loaded.dtype).removeprefix("torch.")
             about["device"] = str(self.loaded.device)
+            if changes := described_interventions(self.loaded):
+                about["interventions"] = changes
         if self.n_tokens is not None:
             about["n_tokens"] = self.n_tokens
         if self.first_non_finite is not None:
@@ -88,26 +92,50 @@ def config(model: str) -> ModelConfig:
     return read_config(model)
 
 
-# The LoRA adapter of the command that runs, which `cli_options.with_adapter` sets.
-ADAPTER: ContextVar[Path | None] = ContextVar("adapter", default=None)
+@dataclass(frozen=True)
+class RunOptions:
+    """The shared options of the command that runs; `scopes` end with the command."""
+
+    adapter: Path | None = None
+    ids: str | None = None
+    intervene: Path | None = None
+    ablate: str = ""
+    scopes: ExitStack = field(default_factory=ExitStack)
+
+
+_NO_OPTIONS = RunOptions()
+# Set by `cli_options.with_shared_options`.
+RUN: ContextVar[RunOptions] = ContextVar("run", default=_NO_OPTIONS)
 
 
 def load(model: str, device: str, dtype: str = "auto", *, adapter: Path | None = None) -> Transformer:
+    """The model. The interventions of --intervene and --ablate act on it until the command ends."""
     import workbench as wb
+    from workbench.command_options import interventions_of
 
-    return wb.load_model(model, device=device, dtype=dtype, adapter=adapter or ADAPTER.get()).eval()
+    run = RUN.get()
+    loaded = wb.load_model(model, device=device, dtype=dtype, adapter=adapter or run.adapter).eval()
+    if changes := interventions_of(loaded, run.intervene, run.ablate):
+        run.scopes.enter_context(loaded.intervene(*changes))
+    return loaded
 
 
 def tokens(
     model: str, prompt: str | None, file: Path | None, device: str, *, dtype: str = "auto"
 ) -> tuple[Transformer, list[int], Origin]:
-    """The model and the text's tokens, after the begin token if the checkpoint's files put one there."""
-    from workbench.command_options import tokenizer_of
-
-    prompt_text = text(prompt, file)
+    """The model and the tokens of the text, or those of --ids."""
+    prompt_text = text_unless_ids(prompt, file)
     loaded = load(model, device, dtype)
-    ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
+    ids = encoded(loaded, model, prompt_text)
     return loaded, ids, Origin(model, loaded, len(ids), ids=ids)
+
+
+def encoded(model: Transformer, name: str, text: str | None) -> list[int]:
+    """The tokens of a text, after the begin token if the checkpoint's files put one there; None: those of --ids."""
+    from workbench.command_options import encode_text, token_ids
+
+    ids = RUN.get().ids
+    return token_ids(ids, model) if text is None and ids is not None else encode_text(model, name, text or "")
 
 
 def split_begin(model: Transformer, ids: Sequence[int]) -> tuple[int | None, Sequence[int]]:
@@ -125,8 +153,8 @@ def capture(
 
     loaded, ids, origin = tokens(model, prompt, file, device)
     with torch.no_grad():
-        layers = None if layer is None else [layer]
-        _, cap = loaded.run_with_capture(torch.tensor([ids], device=loaded.device), hooks, layers=layers)
+        layers, batch = None if layer is None else [layer], torch.tensor([ids], device=loaded.device)
+        _, cap = loaded.run_with_capture(batch, hooks, layers=layers, logits=None)
     if (first := non_finite.non_finite(cap).first) is not None:
         origin = replace(origin, first_non_finite=_first_non_finite(loaded, ids) or first)
     return loaded, cap, origin
@@ -158,6 +186,14 @@ def _warn_non_finite(table: pd.DataFrame, origin: Origin) -> Origin:
         summary = f"{count:,} of the table's {numbers.size:,} numbers are not finite"
         print(f"note: {summary}; the other numbers may be affected too", file=sys.stderr)
     return origin
+
+
+def text_unless_ids(prompt: str | None, file: Path | None) -> str | None:
+    """The text of --prompt or --file; None if --ids gives the tokens."""
+    ids = RUN.get().ids
+    if [prompt, file, ids].count(None) != 2:
+        raise DataError("give the text with --prompt TEXT or --file PATH, or token ids with --ids 1,2,3; one of them.")
+    return text(prompt, file) if ids is None else None
 
 
 def text(prompt: str | None, file: Path | None) -> str:
@@ -196,7 +232,19 @@ def labels_of(model: Transformer, ids: Sequence[int], positions: Iterable[int] |
         for token in ids
     ]
     numbers = range(len(plain)) if positions is None else positions
-    return [f"{i} {word.replace('&', '&amp;').replace('<', '&lt;')}" for i, word in zip(numbers, plain, strict=True)]
+    return [f"{i} {_escaped(word)}" for i, word in zip(numbers, plain, strict=True)]
+
+
+def _escaped(text: str) -> str:
+    """Text with plotly's markup characters escaped."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _under(interventions: list[dict[str, Any]]) -> str:
+    """The interventions of a record in words, escaped."""
+    from workbench.hooks.intervention_options import described_record
+
+    return _escaped(described_record(interventions))
 
 
 def deliver(result: Result, output: Path | None, origin: Origin, **figure_options: Any) -> None:
@@ -213,7 +261,10 @@ def deliver(result: Result, output: Path | None, origin: Origin, **figure_option
     if output.suffix in FIGURES:
         from probes.base.drawing import html_page
 
-        page = html_page(result.figure(stamp=about, **figure_options))
+        fig = result.figure(stamp=about, **figure_options)
+        if about.get("interventions"):
+            fig.layout.title.text += f"<br><sub>under interventions: {_under(about['interventions'])}</sub>"
+        page = html_page(fig)
         _write(output, lambda path: path.write_text(page, encoding="utf-8"))
     else:
         writer = table.to_parquet if output.suffix == ".parquet" else table.to_csv

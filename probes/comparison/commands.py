@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from probes.base.cli_options import ON_A_PROMPT, Adapter, Device, File, Model, Output, Prompt
-from probes.base.command import Origin, check, deliver, load, text
+from probes.base.command import Origin, check, deliver, encoded, load, text_unless_ids
 
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
 
@@ -23,7 +23,12 @@ def compare(
     other_dtype: Annotated[str, typer.Option(help="Dtype of the second model.")] = "auto",
     adapter: Adapter = None,
     other_adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter for the second model.")] = None,
-    ablate: Annotated[str, typer.Option(help="Heads to ablate in the second run, for example L2H3,L5H1.")] = "",
+    ablate: Annotated[
+        str, typer.Option(help="Heads and sublayers to set to zero in the second run: L2H3,L5.mlp.")
+    ] = "",
+    intervene: Annotated[
+        Path | None, typer.Option(help="JSON file with interventions on the model in the second run.")
+    ] = None,
     scaling: Annotated[
         str, typer.Option(help="RoPE scaling of the second run, for example yarn=4 (see the command positions).")
     ] = "",
@@ -37,31 +42,29 @@ def compare(
     check(output)
     import torch
 
-    from probes.base import head_names
     from probes.comparison import compare_models, compare_runs
     from workbench.command_options import tokenizer_of
     from workbench.errors import DataError
-    from workbench.hooks.intervention import Intervention
-    from workbench.hooks.interventions import Ablate
+    from workbench.hooks.intervention_options import InterventionOptions
     from workbench.hooks.rope_scaling import scaling_of
 
-    prompt_text = text(prompt, file)
-    heads = head_names.parse(ablate) if ablate else []
+    prompt_text = text_unless_ids(prompt, file)
     a = load(model, device, dtype, adapter=adapter)
     same = (other or model, other_dtype, other_adapter) == (model, dtype, adapter)
-    if same and not (heads or scaling or before):
+    if same and not (ablate or intervene or scaling or before):
         raise DataError(
-            "both runs are the same; give --other, --other-dtype, --other-adapter, --ablate, --scaling or --before."
+            "both runs are the same; give --other, --other-dtype, --other-adapter, --ablate, --intervene, --scaling or "
+            "--before."
         )
     b = a if same else load(other or model, device, other_dtype, adapter=other_adapter)
-    changes: list[Intervention] = [Ablate(f"L{layer}H{head}") for layer, head in heads]
+    changes = [*InterventionOptions(intervene, ablate).interventions(b.config)]
     changes += [scaling_of(scaling, b.config)] if scaling else []
-    tokenizer = tokenizer_of(a, model)
-    if b.tokenizer is not None and b.tokenizer.sha256 != tokenizer.sha256:
+    if a.tokenizer is not None and b.tokenizer is not None and b.tokenizer.sha256 != a.tokenizer.sha256:
         print("note: the models have different tokenizers; both get the tokens of the first one", file=sys.stderr)
-    ids = tokenizer.encode(prompt_text, bos=True)
+    ids = encoded(a, model, prompt_text)
     tokens = torch.tensor([ids])
     if before:
+        tokenizer = tokenizer_of(a, model)
         begin = len(tokenizer.encode("", bos=True))
         longer = torch.tensor([ids[:begin] + tokenizer.encode(before) + ids[begin:]])
         with torch.no_grad():
@@ -98,11 +101,10 @@ def finite(
     import torch
 
     from probes.base import non_finite as probe
-    from workbench.command_options import tokenizer_of
 
-    prompt_text = text(prompt, file)
+    prompt_text = text_unless_ids(prompt, file)
     loaded = load(model, device, dtype)
-    ids = tokenizer_of(loaded, model).encode(prompt_text, bos=True)
+    ids = encoded(loaded, model, prompt_text)
     result = probe.trace_non_finite(loaded, torch.tensor([ids]))
     deliver(result, output, Origin(model, loaded, len(ids), {"hooks_checked": result.n_checked}))
 

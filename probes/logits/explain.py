@@ -97,7 +97,7 @@ def explain(
     if token == contrast_token:
         raise HookError(f"token {token} cannot be compared with itself; give two different tokens.")
     run = torch.tensor([list(ids[: at + 1])], device=model.device)
-    _, cap = model.run_with_capture(run, HOOKS, positions=[at])
+    _, cap = model.run_with_capture(run, HOOKS, positions=[at], logits=None)
     attribution = logit_attribution.logit_attribution(model, cap, [(token, contrast_token)], position=at)
     shown_tokens = tuple(dict.fromkeys((token, contrast_token, *other_tokens)))
     curves = logit_lens.logit_lens(model, cap, targets=shown_tokens, k=1).curves

@@ -181,7 +181,7 @@ def train_tuned_lens(
 def _gradients(model: Transformer, tokens: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of each layer's mean divergence, in the order of the parameters: weight and bias of every layer."""
     with torch.no_grad():
-        _, cap = model.run_with_capture(tokens, plain.HOOKS)
+        _, cap = model.run_with_capture(tokens, plain.HOOKS, logits=None)
     final_out = cap["ln_final.hook_out"].flatten(0, 1)  # [batch * pos, dim]
     streams = list(plain.residual_streams(cap).values())[:-1]
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
@@ -237,7 +237,7 @@ def lens_divergence(model: Transformer, windows: Tensor, lens: TunedLens) -> Len
     """
     logit, tuned = [], []
     for window in windows.to(model.device):
-        _, cap = model.run_with_capture(window[None], plain.HOOKS)
+        _, cap = model.run_with_capture(window[None], plain.HOOKS, logits=None)
         before, after = plain.logit_lens(model, cap, k=1), tuned_lens(model, cap, lens, k=1)
         logit.append(before.kl.mean(-1))
         tuned.append(after.kl.mean(-1))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt, without
 from probes.base.command import Origin, capture, check, deliver, load
 
 
@@ -21,6 +21,7 @@ def neurons(
     deliver(probe.neuron_statistics(cap), output, origin)
 
 
+@without("intervene", "ablate")
 def neuron(
     layer: Annotated[int, typer.Option(min=0, help="Layer of the neuron.")],
     neuron: Annotated[int, typer.Option(min=0, help="Number of the neuron.")],
@@ -38,6 +39,7 @@ def neuron(
     deliver(result, output, Origin(model, loaded))
 
 
+@without("intervene", "ablate")
 def entropy_neurons(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
     """Neurons: entropy neurons (large weights, equal effect on all logits)."""
     check(output)

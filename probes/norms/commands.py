@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt, without
 from probes.base.command import Origin, capture, check, config, deliver, labels, labels_of, load, tokens
 
 
+@without("intervene", "ablate")
 def gains(model: Model = "demo", output: Output = None, device: Device = "auto") -> None:
     """Norms: quantiles and extreme dimensions of the gains."""
     check(output)

@@ -182,7 +182,8 @@ def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence
     cache = model.empty_cache(1, len(tokens) + steps - 1)
     next_tokens = list(tokens)
     for step in range(steps):
-        logits, cap = model.run_with_capture(torch.tensor([next_tokens], device=model.device), hooks, cache=cache)
+        ids = torch.tensor([next_tokens], device=model.device)
+        logits, cap = model.run_with_capture(ids, hooks, cache=cache, logits="last")
         yield cap
         next_tokens = [int(logits[0, -1].argmax())]
         if step < steps - 1:

@@ -102,7 +102,7 @@ def ablation_effect(
     means: dict[int, Tensor] = {}
     if replacement == "mean":
         layers = sorted({layer for heads in sets for layer, _ in heads})
-        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in layers])
+        _, cap = model.run_with_capture(tokens, [f"blocks.{layer}.attn.hook_z" for layer in layers], logits=None)
         means = {layer: cap[f"blocks.{layer}.attn.hook_z"].float().mean((0, 1), keepdim=True) for layer in layers}
     base = _target_values(model, tokens, target)
     without = []

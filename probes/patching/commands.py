@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt
-from probes.base.command import Origin, capture, check, deliver, labels, labels_of, load
+from probes.base.cli_options import ON_A_PROMPT, Device, File, Model, Output, Prompt, without
+from probes.base.command import RUN, Origin, capture, check, deliver, labels, labels_of, load
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from probes.patching.activation_patching import Patching
     from probes.patching.prompt_pairs import Pair
     from workbench.model import Transformer
-    from workbench.text.tokenizer import Tokenizer
 
-Clean = Annotated[str, typer.Option("--prompt", help="Clean prompt; the begin token is added if the model uses one.")]
-Corrupted = Annotated[str, typer.Option(help="Corrupted prompt, with the same number of tokens.")]
+Clean = Annotated[
+    str | None, typer.Option("--prompt", help="Clean prompt; the begin token is added if the model uses one.")
+]
+Corrupted = Annotated[str | None, typer.Option(help="Corrupted prompt, with the same number of tokens.")]
+CorruptedIds = Annotated[str | None, typer.Option(help="Token ids of the corrupted prompt, instead of its text.")]
 Answer = Annotated[
     str, typer.Option(help="Correct token after the clean prompt: text (its first token), as ' Paris', or token id.")
 ]
@@ -31,10 +33,11 @@ EXAMPLE = " --prompt 'b c d b' --corrupted 'b f d b' --answer ' c' --wrong ' f'"
 
 
 def patch(
-    prompt: Clean,
-    corrupted: Corrupted,
     answer: Answer,
     wrong: Wrong,
+    prompt: Clean = None,
+    corrupted: Corrupted = None,
+    corrupted_ids: CorruptedIds = None,
     model: Model = "demo",
     what: Annotated[
         Literal[
@@ -71,7 +74,9 @@ def patch(
     check(output)
     from probes.patching import activation_patching, attribution_patching
 
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
+    loaded = load(model, device, dtype)
+    sides = _sides(loaded, model, (prompt, corrupted), corrupted_ids)
+    pair, origin = _pair(loaded, model, sides, (answer, wrong))
     direction: activation_patching.Direction = "noise" if noise else "denoise"
     result = activation_patching.patching(loaded, pair, what, direction=direction)
     _note(result, loaded, pair)
@@ -84,10 +89,11 @@ def patch(
 
 
 def path(
-    prompt: Clean,
-    corrupted: Corrupted,
     answer: Answer,
     wrong: Wrong,
+    prompt: Clean = None,
+    corrupted: Corrupted = None,
+    corrupted_ids: CorruptedIds = None,
     model: Model = "demo",
     to: Annotated[str, typer.Option(help="Receiver heads, for example L4H1,L5H0; default: the logits.")] = "",
     through: Annotated[Literal["q", "k", "v"], typer.Option(help="Input of the receivers.")] = "q",
@@ -103,7 +109,9 @@ def path(
     from probes.patching import path_patching
 
     receivers = parse(to) if to else []
-    loaded, pair, origin = _pair(model, prompt, corrupted, answer, wrong, device, dtype)
+    loaded = load(model, device, dtype)
+    sides = _sides(loaded, model, (prompt, corrupted), corrupted_ids)
+    pair, origin = _pair(loaded, model, sides, (answer, wrong))
     result = path_patching.path_patching(
         loaded, pair, receivers, through=through, direction="noise" if noise else "denoise", freeze_mlps=freeze_mlps
     )
@@ -126,7 +134,6 @@ def logit_paths(
     check(output)
     from probes.logits import component_attribution, logit_attribution
     from probes.patching import path_patching
-    from workbench.command_options import tokenizer_of
 
     if wrong and not answer:
         raise DataError("--wrong needs --answer; give both.")
@@ -135,14 +142,14 @@ def logit_paths(
     )
     target = logit_attribution.likeliest(loaded, cap, position=position)[-1]
     if answer:
-        tokenizer = tokenizer_of(loaded, model)
-        target = _token(tokenizer, "--answer", answer)
-        target = (target, _token(tokenizer, "--wrong", wrong)) if wrong else target
+        target = _token(loaded, "--answer", answer)
+        target = (target, _token(loaded, "--wrong", wrong)) if wrong else target
     result = path_patching.logit_paths(loaded, cap, target, position=position)
     origin = replace(origin, extra={**(origin.extra or {}), "target": target, "position": result.position})
     deliver(result, output, origin, labels=labels(loaded, cap))
 
 
+@without("intervene", "ablate")
 def composition(
     model: Model = "demo",
     through: Annotated[Literal["q", "k", "v"], typer.Option(help="Input of the reader in the figure.")] = "k",
@@ -171,35 +178,48 @@ def _note(result: Patching, loaded: Transformer, pair: Pair) -> None:
               " use --dtype float32, or answers that differ more", file=sys.stderr)  # fmt: skip
 
 
-def _pair(
-    model: str, prompt: str, corrupted: str, answer: str, wrong: str, device: str, dtype: str
-) -> tuple[Transformer, Pair, Origin]:
-    """The model, the two prompts as tokens with the answers' logit difference as target, and their origin."""
+def _sides(
+    loaded: Transformer, model: str, texts: tuple[str | None, str | None], corrupted_ids: str | None
+) -> list[list[int]]:
+    """The tokens of the clean and the corrupted prompt."""
+    from workbench.command_options import encode_text, token_ids
+
+    ids = RUN.get().ids
+    if (ids is None, corrupted_ids is None) != (texts[0] is not None, texts[1] is not None):
+        raise DataError(
+            "give --prompt and --corrupted, or --ids and --corrupted-ids: each of the two prompts as a text or as ids."
+        )
+    clean = encode_text(loaded, model, texts[0]) if texts[0] is not None else token_ids(ids or "", loaded)
+    if texts[1] is not None:
+        return [clean, encode_text(loaded, model, texts[1])]
+    return [clean, token_ids(corrupted_ids or "", loaded, option="--corrupted-ids")]
+
+
+def _pair(loaded: Transformer, model: str, sides: list[list[int]], answers: tuple[str, str]) -> tuple[Pair, Origin]:
+    """The two prompts with the answers' logit difference as target, and their origin."""
     import torch
 
     from probes.patching.prompt_pairs import LogitDifference, Pair
-    from workbench.command_options import tokenizer_of
 
-    loaded = load(model, device, dtype)
-    tokenizer = tokenizer_of(loaded, model)
-    sequences = [tokenizer.encode(text, bos=True) for text in (prompt, corrupted)]
-    if len(sequences[0]) != len(sequences[1]):
+    if len(sides[0]) != len(sides[1]):
         raise DataError(
-            f"--prompt has {len(sequences[0])} tokens and --corrupted has {len(sequences[1])}; "
+            f"--prompt has {len(sides[0])} tokens and --corrupted has {len(sides[1])}; "
             "change the words so that both have the same number."
         )
-
-    target = LogitDifference(_token(tokenizer, "--answer", answer), _token(tokenizer, "--wrong", wrong))
+    answer, wrong = answers
+    target = LogitDifference(_token(loaded, "--answer", answer), _token(loaded, "--wrong", wrong))
     if target.answer == target.wrong:
         raise DataError(f"--answer {answer!r} and --wrong {wrong!r} begin with the same token; use different ones.")
-    pair = Pair(torch.tensor([sequences[0]]), torch.tensor([sequences[1]]), target)
-    extra = {"corrupted_tokens": len(sequences[1]), "answer": target.answer, "wrong": target.wrong}
-    return loaded, pair, Origin(model, loaded, len(sequences[0]), extra, sequences[0])
+    pair = Pair(torch.tensor([sides[0]]), torch.tensor([sides[1]]), target)
+    extra = {"corrupted_tokens": len(sides[1]), "answer": target.answer, "wrong": target.wrong}
+    return pair, Origin(model, loaded, len(sides[0]), extra, sides[0])
 
 
-def _token(tokenizer: Tokenizer, option: str, text: str) -> int:
+def _token(model: Transformer, option: str, text: str) -> int:
     """The first token of an option's text, or the token id that it gives."""
-    pieces = [int(text)] if text.isdecimal() else tokenizer.encode_continuation(text)
+    if model.tokenizer is None and not text.isdecimal():
+        raise DataError(f"{option} {text!r}: the model has no tokenizer; give a token id.")
+    pieces = [int(text)] if model.tokenizer is None or text.isdecimal() else model.tokenizer.encode_continuation(text)
     if not pieces:
         raise DataError(f"{option} is empty; give the text of a token, as ' Paris', or a token id.")
     if len(pieces) > 1:

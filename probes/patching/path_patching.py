@@ -91,7 +91,8 @@ def path_patching(
         raise HookError(f"through must be 'q', 'k' or 'v'; found {through!r}.")
     run = _PatchRuns.of(model, pair, "heads", direction)
     layers = tuple(range(targets[-1][0] if targets else config.n_layers))
-    _, base = model.run_with_capture(run.tokens, [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])])
+    held = [f"blocks.*.{Z}", *([f"blocks.*.{MLP}"] if freeze_mlps else [])]
+    _, base = model.run_with_capture(run.tokens, held, logits=None)
     n_prompts, n_pos = pair.clean.shape
     batch = max(1, budget // (n_prompts * n_pos))
     patched, layer_runs = [], 3 * n_prompts * config.n_layers

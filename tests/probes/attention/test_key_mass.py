@@ -9,6 +9,8 @@ from probes.attention import key_mass_figures as figures_received
 from workbench.errors import HookError, MissingHookError
 from workbench.model import Transformer
 
+pytestmark = pytest.mark.filterwarnings("ignore:a run of 300 tokens is longer than the model's context")
+
 TOKENS = torch.randint(0, 96, (2, 300), generator=torch.Generator().manual_seed(2))
 
 
