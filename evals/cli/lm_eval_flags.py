@@ -30,7 +30,13 @@ class Flag(NamedTuple):
 SAME, IGNORED, REFUSED = "same", "ignored", "refused"
 _UPLOAD = "nothing is uploaded; upload the files of --output yourself."
 FLAGS = (
-    Flag(("--tasks", "-t"), SAME, "patterns such as 'mmlu_*' too; `--tasks list` lists the benchmarks", "+"),
+    Flag(
+        ("--tasks", "-t"),
+        SAME,
+        "patterns such as 'mmlu_*' mean the benchmarks of `workbench eval tasks`, or else all of lm-eval's; "
+        "`--tasks list` lists the benchmarks",
+        "+",
+    ),
     Flag(
         ("--model", "-M", "-m"),
         SAME,

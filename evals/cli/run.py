@@ -212,7 +212,7 @@ def run(
     programs, questions = option_values.samples(samples)
     settings: dict[str, Any] = {
         "tasks": (
-            *task_names.expanded(tasks),
+            *task_names.expanded(tasks, include_path or ()),
             *(str(path.expanduser().absolute()) for path in suite or ()),
         ),
         "include_path": tuple(include_path or ()),

@@ -64,9 +64,7 @@ def entries(name: str, include: Sequence[Path] = ()) -> Index:
     include: the user's folders of task definitions; their names have priority, as in lm-eval.
     Raises: DataError for a folder that does not exist, or without tasks.
     """
-    own: Index = {}
-    for folder in include:
-        own |= _read(folder)[0]
+    own = own_tasks(include)
     if name in own:
         return own_index(own, name)
     ours = manager().task_index
@@ -76,6 +74,14 @@ def entries(name: str, include: Sequence[Path] = ()) -> Index:
     if not any(name.encode() in path.read_bytes() for path in LM_EVAL_TASKS.rglob("*.yaml")):
         return {**ours, **own}
     return {**full_manager().task_index, **own}
+
+
+def own_tasks(include: Sequence[Path]) -> Index:
+    """The user's own tasks in these folders. Raises: DataError as `entries`."""
+    own: Index = {}
+    for folder in include:
+        own |= _read(folder)[0]
+    return own
 
 
 def own_index(own: Index, name: str) -> Index:

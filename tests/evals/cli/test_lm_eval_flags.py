@@ -152,9 +152,24 @@ def test_a_pattern_is_every_task_once(pattern: str) -> None:
 
 
 def test_other_names_are_as_they_are() -> None:
-    assert task_names.expanded("a, b,,a,dir/[x].jsonl") == ["a", "b", "dir/[x].jsonl"]
+    assert task_names.expanded("a, b,,a,dir/x.jsonl") == ["a", "b", "dir/x.jsonl"]
+    with pytest.raises(DataError, match="no file matches 'dir/nosuch_\\*\\.yaml'"):
+        task_names.expanded("dir/nosuch_*.yaml")
     with pytest.raises(DataError, match="no benchmark matches 'nosuch_\\*'"):
         task_names.expanded("nosuch_*")
+
+
+def test_a_pattern_matches_files_tasks_of_ones_own_and_at_last_all_of_lm_evals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine_a", "mine_b"):
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ndataset_path: json\noutput_type: multiple_choice\n")
+    assert task_names.expanded("mine_*", [tmp_path]) == ["mine_a", "mine_b"]
+    assert task_names.expanded(f"{tmp_path}/mine_?.yaml") == [f"{tmp_path}/mine_a.yaml", f"{tmp_path}/mine_b.yaml"]
+    assert "hellaswag" in task_names.expanded("hellasw*")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[x].jsonl").write_text("{}")
+    assert task_names.expanded("[x].jsonl") == ["[x].jsonl"], "a file with such a name"
 
 
 def test_a_command_line_of_lm_eval_runs(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
