@@ -265,7 +265,8 @@ class Transformer(nn.Module):
         its input. Hooks beyond it are refused.
         grad: record the run for autograd, even under `torch.no_grad()`. Off by default: a run's graph keeps everything
         alive. With it `torch.autograd.grad(logits[...], cap[name])` works for every tensor but the summaries of a
-        pattern, also for patterns, scores, results and narrowed captures; patterns are computed in the run.
+        pattern, also for patterns, scores, results and narrowed captures; patterns are computed in the run. Not with a
+        cache.
         budget: most bytes of the capture and of the logits while they are made (with their copy in the model's dtype);
         None: half of the memory that is free now. The layers' own memory, and a graph, do not count.
         materialize: compute scores and patterns in the run instead of when they are read.

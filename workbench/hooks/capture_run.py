@@ -62,7 +62,8 @@ class Run:
     """What a run computes besides the capture.
 
     logits: "all", those of the last position, or None. stop_at_layer: only the layers below it run, and its input takes
-    the place of the logits. grad: the captured tensors are on the path to the logits in autograd's graph.
+    the place of the logits. grad: the captured tensors are on the path to the logits in autograd's graph. materialize:
+    patterns are computed in the run. copies_keys: a cache's keys are copied, because its owner may write over them.
     """
 
     logits: Logits | None = "all"
@@ -169,6 +170,8 @@ def _checked(model: Model, request: Request, settings: Run, cache: KVCache | Non
         raise CaptureError(f"logits must be 'all', 'last' or None, found {settings.logits!r}.")
     if settings.grad and torch.is_inference_mode_enabled():
         raise CaptureError("grad=True cannot be used under torch.inference_mode(); leave that block first.")
+    if settings.grad and cache is not None:
+        raise CaptureError("grad=True cannot be used with a cache, which is written in place; run the whole text.")
     if settings.stop_at_layer is None:
         return settings
     stop = layer_number(settings.stop_at_layer, model.config.n_layers)

@@ -245,6 +245,14 @@ def test_gradients_under_inference_mode_are_refused(tiny_model) -> None:
         tiny_model.run_with_capture(TOKENS, "hook_embed", grad=True)
 
 
+def test_gradients_with_a_cache_are_refused(tiny_model) -> None:
+    """The cache is written in place, so that the graph of earlier layers would be broken."""
+    cache = tiny_model.empty_cache(2, 12)
+    with pytest.raises(CaptureError, match="run the whole text"):
+        tiny_model.run_with_capture(TOKENS, "hook_embed", grad=True, cache=cache)
+    assert cache.length == 0
+
+
 # --- positions
 
 
@@ -283,6 +291,23 @@ def test_each_row_has_its_own_last_token(tiny_model, as_tensor, tmp_path) -> Non
         with pytest.raises(CaptureError, match="row_positions"):
             _ = capture.positions
         assert capture.pattern(1, heads=[2]).shape == (2, 1, 1, 12)
+
+
+def test_positions_of_each_row_with_left_padding_and_under_an_edit(tiny_model) -> None:
+    names = [PATTERN, "blocks.1.attn.hook_stats", "blocks.2.attn.hook_attn_scores", "blocks.1.hook_resid_pre"]
+    pad = torch.tensor([0, 4])
+    for change in ((), (wb.Scale(PATTERN, 0.5),)):
+        with tiny_model.intervene(*change):
+            _, whole = tiny_model.run_with_capture(TOKENS, names, cache=tiny_model.empty_cache(2, 12, pad=pad))
+            cache = tiny_model.empty_cache(2, 12, pad=pad)
+            _, part = tiny_model.run_with_capture(TOKENS, names, cache=cache, positions=[[3, 11], [9, 6]])
+        for i, row in enumerate(([3, 11], [6, 9])):
+            for name in names:
+                axis = 0 if name.endswith("resid_pre") else 1
+                expected = whole[name][i].index_select(axis, torch.tensor(row))
+                assert torch.allclose(part[name][i], expected, atol=1e-5, equal_nan=True), name
+    with tiny_model.intervene(wb.Scale(PATTERN, 0.5)), pytest.raises(CaptureError, match="sums over queries"):
+        tiny_model.run_with_capture(TOKENS, "blocks.1.attn.hook_key_mass", positions=[[1], [2]])
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.workbench.reference import hugging_face, ours
-from workbench.errors import CaptureBudgetError, GenerationError, WorkbenchError
+from workbench.errors import CaptureBudgetError, GenerationError, NotFiniteError, WorkbenchError
 from workbench.text.tokenizer import Tokenizer
 
 
@@ -156,6 +156,15 @@ def test_every_prompt_of_a_batch_has_the_captures_of_its_own_run(pair) -> None:
         assert (generation.tokens, generation.finish_reason) == (other.tokens, other.finish_reason)
         assert generation.logprobs == pytest.approx(other.logprobs, abs=1e-4)
         assert_steps_equal_a_whole_run(model, generation, generation.captures)
+
+
+def test_captures_of_a_generation_whose_logits_are_not_finite(tiny_model) -> None:
+    with torch.no_grad():
+        tiny_model.output.weight[7] = torch.nan
+    (generation,) = wb.generate(tiny_model, [[1, 2]], capture="hook_embed", not_finite="keep")
+    assert (generation.finish_reason, generation.tokens, generation.captures) == ("not_finite", (), ())
+    with pytest.raises(NotFiniteError):
+        wb.generate(tiny_model, [[1, 2]], capture="hook_embed")
 
 
 def test_captures_of_a_generation_under_an_intervention(pair) -> None:
