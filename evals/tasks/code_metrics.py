@@ -15,7 +15,7 @@ from typing import Any
 
 from evals import sandbox, stats
 from evals.runtime.progress import bar
-from evals.sandbox import Engine, Limits, Program, ProgramRun
+from evals.sandbox import Engine, Limits, Program, ProgramRun, packages
 from evals.sandbox.limits import BENCHMARK_SECONDS
 from evals.store.store import Store, Writer, cache_key
 
@@ -111,7 +111,8 @@ class CodeGrader:
         """Get the results of these programs, from the verdict cache where possible."""
         if not programs:
             return
-        environment = ("program", RULES, platform.python_version(), repr(self.engine or sandbox.require()))
+        engine = repr(self.engine or sandbox.require())
+        environment = ("program", RULES, platform.python_version(), packages.in_words(), engine)
         keys = {
             key: cache_key(*environment, self.limits.to_dict(), asdict(program)) for key, program in programs.items()
         }

@@ -42,8 +42,9 @@ ENDS = {
 @pytest.mark.parametrize("name", ENDS)
 def test_no_end_of_a_program_changes_its_tests(name: str) -> None:
     for between in ("\n", "\n\n\nMETADATA = {'author': 'jt'}\n\n\n"):
-        run = run_program(WRONG + ENDS[name] + between + CHECK, limits=Limits(seconds=20.0))
-        assert run.verdict == "failed", (between, run)
+        for after in ("", "print('done')\n"):
+            run = run_program(WRONG + ENDS[name] + between + CHECK + after, limits=Limits(seconds=20.0))
+            assert run.verdict == "failed", (between, after, run)
 
 
 @pytest.mark.slow
@@ -64,7 +65,9 @@ def test_no_wrong_program_passes_humaneval(name: str, shared_data: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "end", ["", "# the end\n", "\n   \n#\n", "\r\n"], ids=["nothing", "comment", "blank lines", "carriage return"]
+    "end",
+    ["", "# the end\n", "\n   \n#\n", "\r\n", "print('all passed')\n", "x = square(3)\nassert x == 9\n"],
+    ids=["nothing", "comment", "blank lines", "carriage return", "print", "more tests"],
 )
 def test_right_programs_pass_however_they_end(end: str) -> None:
     assert run_program(RIGHT + CHECK + end).passed
@@ -79,8 +82,15 @@ def test_a_byte_order_mark_is_no_part_of_a_program() -> None:
 def test_other_programs_are_not_split() -> None:
     later = "def check(f):\n    assert f(2) == 4\ndef square(x):\n    return x * x\ncheck(square)\n"
     assert split_tests(later) is None, "what is checked is defined after the check"
+    assert split_tests(CHECK.replace("\ncheck", "\nsquare = pow\ncheck")) is None
     assert run_program(later).passed and not run_program(later.replace("x * x", "x + 1")).passed
-    for source in (RIGHT, CHECK + "print()", RIGHT + "assert square(2) == 4", "check(square)", ""):
+    for source in (
+        RIGHT,
+        RIGHT + "assert square(2) == 4",
+        "check(square)",
+        CHECK.replace("check(sq", "  check(sq"),
+        "",
+    ):
         assert split_tests(source) is None
 
 
