@@ -18,7 +18,8 @@ FILE = Path(__file__).parent.parent / "assets" / "published_scores.csv"
 # A model card's macro average is compared with ours, and a plain score with a task's score or its micro average.
 _METRICS = ("acc", "exact_match", "em", "pass@1")
 # Task name suffixes: the same questions with prompts for chat models.
-_WORDINGS = ("", "_llama", "_instruct")
+_WORDINGS = ("", "_llama", "_instruct", "_meta")
+_RENAMED = {"gsm8k_cot": "gsm8k_llama"}  # lm-eval's name of the task with Meta's prompts for chat models
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def compare_with_published(run: Run, figures: Sequence[Published]) -> list[Publi
         for figure in figures:
             macro = "macro" in figure.metric or figure.metric.startswith("average")
             wanted = ("macro",) if macro else ("", "micro")
-            same = score.task in {figure.task + wording for wording in _WORDINGS}
+            same = score.task in {figure.task + wording for wording in _WORDINGS} | {_RENAMED.get(figure.task)}
             if not same or score.metric not in _METRICS or score.average not in wanted:
                 continue
             low, high = score.low, score.high

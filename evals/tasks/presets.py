@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.tasks import known_datasets
+from evals.tasks import custom, known_datasets
 from workbench.errors import DataError
 
 _DETAILS = "Meta, llama-models, models/llama3_1/eval_details.md"
@@ -67,6 +67,21 @@ META = {
         shots=0,
         tokens=1024,
     ),
+    "commonsense_qa": Rule(
+        "commonsense_qa_meta",
+        "acc",
+        f"{_DETAILS}: 7-shot with the questions of Wei et al. 2022, likelihood of the choice characters; without the "
+        "reasoning of the examples, because Meta's text is not public",
+        shots=7,
+    ),
+    "squad": Rule(
+        "squad_meta",
+        "exact_match",
+        f"{_DETAILS}: SQuAD v2, 1-shot, after the passage's earlier questions and answers, at most 32 tokens; worded "
+        "as lm-eval's squadv2, because Meta's text is not public",
+        shots=1,
+        tokens=32,
+    ),
 }
 """Settings of Meta's numbers for pre-trained models.
 
@@ -122,6 +137,13 @@ META_CHAT = {
 Source: meta-llama/llama-models, models/llama3_1/eval_details.md; model cards of Llama 3, 3.1 and 3.2.
 """
 
+META_CHAT["gsm8k_cot"] = META_CHAT["gsm8k"]  # the model cards' name
+
+NOT_REPRODUCED = {
+    "agieval_en": "its 3 to 5 examples are in AGIEval's repository (few_shot_prompts.csv), not in the hub's datasets",
+}
+"""Benchmarks with a number in the model cards and without a rule here, and the reason."""
+
 PRESETS = {"lm-eval": (LM_EVAL, LM_EVAL), "meta": (META, META_CHAT)}
 """By preset name: the rules without and with the chat format."""
 
@@ -141,14 +163,28 @@ def rules(preset: str, *, chat: bool) -> dict[str, Rule]:
 def tasks(preset: str, benchmarks: Sequence[str], *, chat: bool) -> tuple[str, ...]:
     """A preset's tasks for these benchmarks: with Meta's chat preset, `mmlu_anatomy` becomes `mmlu_llama_anatomy`.
 
-    A name without a rule in the preset stays.
+    With lm-eval's preset, a name without a rule stays, as do the paths of the user's own tasks.
+    Raises: DataError for a name without a rule in Meta's preset: it would be run in another way than Meta's.
     """
     table = rules(preset, chat=chat)
     task_names = []
     for name in benchmarks:
         benchmark, part = _split(name, table)
+        if not benchmark and preset == "meta" and not custom.is_path(name) and rule(preset, name, chat=chat) is None:
+            raise DataError(_no_rule(name, chat=chat))
         task_names.append(table[benchmark].task + part if benchmark else name)
     return tuple(dict.fromkeys(task_names))
+
+
+def _no_rule(name: str, *, chat: bool) -> str:
+    models = "instruction-tuned" if chat else "pre-trained"
+    if name in NOT_REPRODUCED and not chat:
+        reason = NOT_REPRODUCED[name]
+    elif _split(name, PRESETS["meta"][not chat])[0]:
+        reason = f"the preset has it {'without' if chat else 'with'} --apply_chat_template only"
+    else:
+        reason = f"for {models} models it has {', '.join(PRESETS['meta'][chat])}"
+    return f"--preset meta has no rule for {name!r}: {reason}. Run it with --preset lm-eval."
 
 
 def rule(preset: str, task: str, *, chat: bool) -> Rule | None:

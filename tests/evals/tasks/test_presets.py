@@ -23,17 +23,22 @@ from workbench.errors import DataError
 from workbench.model import Transformer
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(path)
+
+
 def test_names_in_metas_two_ways() -> None:
-    names = ["mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k", "humaneval", "demo_mmlu", "mmlu_pro"]
-    plain = ("mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k_cot", "humaneval", "demo_mmlu", "mmlu_pro")
+    names = ["mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k", "humaneval"]
+    plain = ("mmlu", "mmlu_anatomy", "mmlu_stem", "gsm8k_cot", "humaneval")
     chat = (
         "mmlu_llama",
         "mmlu_llama_anatomy",
         "mmlu_llama_stem",
         "gsm8k_llama",
         "humaneval_instruct",
-        "demo_mmlu",
-        "mmlu_pro",
     )
     assert presets.tasks("meta", names, chat=False) == plain
     assert presets.tasks("meta", names, chat=True) == chat
@@ -188,3 +193,71 @@ def test_a_command_by_the_preset(
         assert main(["eval", "run", "--tasks", "gsm8k", *more, "--output", str(tmp_path / "none")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_every_published_row_has_a_task_or_a_reason() -> None:
+    from evals.compare.published import published
+
+    for row in published():
+        chat = row.variant == "instruct"
+        if row.task in presets.NOT_REPRODUCED:
+            with pytest.raises(DataError, match=rf"no rule for '{row.task}': .*few_shot_prompts.csv"):
+                presets.tasks("meta", [row.task], chat=chat)
+            continue
+        (task,) = presets.tasks("meta", [row.task], chat=chat)
+        rule = presets.rule("meta", task, chat=chat)
+        assert rule is not None and str(rule.shots) == row.shots, row
+        assert ("macro" if "macro" in row.metric else "") == rule.average, row
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "mmlu_pro", "demo_mmlu", "squadv2", "arc_challenge", "agieval_en"])
+def test_a_task_without_a_rule_is_refused_under_metas_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"--preset meta has no rule for '{name}': .*--preset lm-eval"):
+        run_evaluation("demo", Settings(tasks=("mmlu_anatomy", name), output=tmp_path / "out", preset="meta"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_squad_as_meta_asks(tmp_path: Path) -> None:
+    rows = [
+        {"title": "T", "context": "C1", "question": "q1", "answers": {"text": ["one", "1"], "answer_start": [0, 1]}},
+        {"title": "T", "context": "C1", "question": "q2", "answers": {"text": [], "answer_start": []}},
+        {"title": "T", "context": "C2", "question": "q3", "answers": {"text": ["three"], "answer_start": [0]}},
+        {"title": "T", "context": "C1", "question": "q4", "answers": {"text": ["four"], "answer_start": [0]}},
+    ]
+    train = {"title": "E", "context": "CE", "question": "qe", "answers": {"text": ["ae"], "answer_start": [0]}}
+    for split, docs in (("validation", rows), ("train", [train])):
+        write(tmp_path / "hub" / "lighteval" / "squad_v2" / "squad_v2" / f"{split}-0.parquet", docs)
+    (name,) = presets.tasks("meta", ["squad"], chat=False)
+    task = registry.load([name], root=tmp_path, grader=CodeGrader(), preset="meta").tasks[name]
+    task.set_fewshot_seed(1)
+    task.build_all_requests()
+    prompts = [instance.args[0] for instance in task.instances]
+    example = "Title: E\n\nBackground: CE\n\nQuestion: qe\n\nAnswer: ae\n\n"
+    earlier = "Question: q1\n\nAnswer: one\n\nQuestion: q2\n\nAnswer: unanswerable\n\n"
+    assert prompts[0] == f"{example}Title: T\n\nBackground: C1\n\nQuestion: q1\n\nAnswer:"
+    assert prompts[2] == f"{example}Title: T\n\nBackground: C2\n\nQuestion: q3\n\nAnswer:"
+    assert prompts[3] == f"{example}Title: T\n\nBackground: C1\n\n{earlier}Question: q4\n\nAnswer:"
+    assert task.instances[0].args[1]["max_gen_toks"] == 32 and task.instances[0].args[1]["until"] == ["\n"]
+    answers = [(0, " The one.", 1.0), (0, " two", 0.0), (1, " unanswerable", 1.0), (1, " one", 0.0), (2, "", 0.0)]
+    for index, answer, right in answers:
+        assert task.process_results(task.eval_docs[index], [answer]) == {"exact_match": right}
+
+
+def test_commonsense_qa_as_meta_asks(tmp_path: Path) -> None:
+    choices = {"label": list("ABCDE"), "text": ["bank", "library", "store", "mall", "york"]}
+    row = {"id": "1", "question": "Where is it? ", "question_concept": "it", "choices": choices, "answerKey": "D"}
+    for split in ("train", "validation"):
+        write(tmp_path / "hub" / "tau" / "commonsense_qa" / f"{split}-0.parquet", [row])
+    (name,) = presets.tasks("meta", ["commonsense_qa"], chat=False)
+    task = registry.load([name], root=tmp_path, grader=CodeGrader(), preset="meta").tasks[name]
+    task.build_all_requests()
+    prompt = task.instances[0].args[0]
+    assert [instance.args[1] for instance in task.instances] == [" A", " B", " C", " D", " E"]
+    assert prompt.endswith("\n\nQuestion: Where is it?\nA. bank\nB. library\nC. store\nD. mall\nE. york\nAnswer:")
+    shots = prompt.split("\n\n")[:-1]
+    assert [shot[-1] for shot in shots] == ["E", "C", "B", "A", "B", "D", "C"]  # as in the paper
+    assert shots[1] == (
+        "Question: What home entertainment equipment requires cable?\n"
+        "A. radio shack\nB. substation\nC. television\nD. cabinet\nAnswer: C"
+    )
+    assert task.process_results(task.eval_docs[0], [(-1.0, False)] * 3 + [(-0.5, False), (-1.0, False)]) == {"acc": 1.0}
