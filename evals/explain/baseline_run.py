@@ -73,6 +73,7 @@ def run_command(run: Run, changes: Sequence[Intervention] = ()) -> str | None:
     for name in ("adapter", "data", "limit", "num_fewshot", "batch_size", "seed", "preset", "samples"):
         value = settings.get(name)
         words += [f"--{name}", f"{value}"] if value is not None and value != _DEFAULTS.get(name) else []
+    words += [word for path in settings.get("include_path") or () for word in ("--include_path", path)]
     words += ["--online"] if settings.get("online") else []
     words += ["--apply_chat_template"] if settings.get("chat") else []
     words += [settings["template"]] if settings.get("template") else []

@@ -197,10 +197,12 @@ def test_a_command_asks_for_the_settings_that_it_was_made_of(
         num_fewshot=2, batch_size=3, seed=7, chat=True, multiturn=False, system="Say 'A'.",
         gen_kwargs={"temperature": 0.5, "until": ["a b"]},
         preset="meta", samples=20, limits={"seconds": 7.5, "memory": 1 << 30}, online=True,
-        adapter=tmp_path / "my adapter",
+        adapter=tmp_path / "my adapter", include_path=(tmp_path / "my tasks", tmp_path / "more"),
+        template="rag", predict_only=True,
         interventions=(wb.Ablate("L1H2"), wb.Scale("L0.mlp", 1 / 3)),
     )  # fmt: skip
     same = {"backend", "model_args"}  # no run of another backend has ids to replay
+    same |= {"questions"}  # its option is that of samples
     assert all(getattr(settings_of_run, f.name) != f.default for f in fields(Settings) if f.name not in same), (
         "a new field"
     )
