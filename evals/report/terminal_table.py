@@ -47,7 +47,7 @@ def render(run: Run, *, tasks: bool = True) -> str:
         head = (*head, answer_counts.COLUMNS[kind])
         cells = [str(answer_counts.count(run, kind, score.task, score.filter)) for score in shown]
         rows = [(*row, cell) for row, cell in zip(rows, [*cells, *[""] * (len(rows) - len(cells))], strict=True)]
-    lines = _grid(head, rows, _RIGHT)
+    lines = _grid(head, rows, _RIGHT) if rows else []
     lines += [f"{task} was not run: {reason}" for task, reason in run.not_run.items()]
     lines += [run.not_finite_note(task) for task in run.not_finite]
     lines += answer_counts.notes(run)

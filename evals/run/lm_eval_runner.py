@@ -103,6 +103,9 @@ def ask(
     assert results is not None, "lm-eval returns None only for rank > 0"
     for name in settings.questions.keys() & results["n-samples"].keys():
         results["n-samples"][name]["effective"] = len(set(settings.questions[name]))
+    if settings.predict_only:  # lm-eval counts questions that have a metric
+        for name, rows in results["samples"].items():
+            results["n-samples"][name]["effective"] = len({row["doc_id"] for row in rows})
     if failed.keys() >= loaded.tasks.keys():
         raise DataError(" ".join(f"{name}: {why}" for name, why in failed.items()))
     return {**failures.without(dict(results), failed), "failed": failed}

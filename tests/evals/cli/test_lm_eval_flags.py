@@ -246,7 +246,9 @@ def test_answers_are_written_without_a_sandbox_and_scored_later(
         run = evaluate(speaking_model, Settings(output=tmp_path / "a", predict_only=True, **settings))  # type: ignore[arg-type]
     assert run.tasks == list(tasks) and run.not_run == {} and run.scores == []
     shown = terminal_table.render(run)
+    assert shown.startswith("demo_gsm8k: ") and "of 3 questions have an answer that was cut" in shown
     assert "No scores: the run only wrote answers" in shown
+    assert {name: run.data["n-samples"][name]["effective"] for name in tasks} == dict.fromkeys(tasks, 3)
     commands = [shlex.split(line) for line in shown.splitlines() if line.startswith("  workbench")]
     assert main(["eval", "show", str(run.path)]) == 0 and "eval score --task demo_gsm8k" in capsys.readouterr().out
     assert all(len(run.samples(task)) == 3 for task in tasks), "one row for each question, without filters"
