@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from workbench.errors import DataError, WorkbenchError
+
 Failures = dict[str, str]
 """The reason for each task that could not be scored."""
 
@@ -23,6 +25,7 @@ def reason(error: BaseException) -> str:
 def collected(tasks: Mapping[str, Any], evaluator: Any) -> Iterator[Failures]:
     """Exceptions of filters, metrics and aggregations of these lm-eval tasks, which do not leave the evaluation.
 
+    Raises: DataError for one while prompts are made.
     evaluator: the module of lm-eval that aggregates.
     """
     failures: Failures = {}
@@ -45,6 +48,18 @@ def collected(tasks: Mapping[str, Any], evaluator: Any) -> Iterator[Failures]:
 
 
 def _guard(name: str, task: Any, failures: Failures) -> None:
+    build_all_requests = task.build_all_requests
+
+    def requests(**options: Any) -> None:
+        try:
+            build_all_requests(**options)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # before the first answer, so nothing is lost
+            text = " ".join(str(error).split())[:300]
+            raise DataError(f"{name}: its prompts could not be made ({type(error).__name__}: {text}).") from error
+
+    task.build_all_requests = requests
     apply_filters, process_results, doc_to_target = task.apply_filters, task.process_results, task.doc_to_target
 
     def guarded(function: Callable[..., Any], instead: Any) -> Callable[..., Any]:

@@ -129,3 +129,11 @@ def test_a_task_that_cannot_be_loaded_does_not_stop_the_others(
     assert printed.err.index("squadv2 is not run: ") < printed.err.index("written to")
     with pytest.raises(DataError, match="lighteval/squad_v2.* allenai/ai2_arc"):
         evaluate("demo", Settings(tasks=("squadv2", "arc_easy"), output=tmp_path / "out", data=tmp_path))
+
+
+def test_a_prompt_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
+    text = "{% if q.startswith('What is 2') %}{{no_such_field}}{% else %}{{q}}{% endif %}"
+    file = write_task(tmp_path, "third_prompt", doc_to_text=text)
+    with pytest.raises(DataError, match="third_prompt: its prompts could not be made .*no_such_field") as error:
+        evaluate("demo", Settings(tasks=(file,), output=tmp_path / "out"), device="cpu")
+    assert "\n" not in str(error.value)
