@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from probes.attention.head_metrics import HOOKS, pattern_blocks
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
@@ -101,6 +101,7 @@ def head_map(
     Raises: MissingHookError for a layer or head that was not captured; HookError for an empty window, left-padded rows
             or a capture that does not have all positions.
     """
+    arguments.at_least(1, max_cells=max_cells)
     capture_access.unpadded(cap)
     capture_access.whole(cap, "A head's map")
     length = cap.tokens.shape[1]
@@ -152,6 +153,7 @@ def strongest_keys(cap: Capture, layer: int, head: int, query: int, *, row: int 
     Units:  probability.
     Raises: MissingHookError for a layer, head or query that was not captured; HookError for left-padded rows.
     """
+    arguments.at_least(1, k=k)
     capture_access.unpadded(cap)
     weights = cap.pattern(layer, heads=[head], queries=[query])[capture_access.row_of(cap, row), 0, 0].detach().cpu()
     weights = weights[: query + 1]

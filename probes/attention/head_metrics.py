@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
@@ -202,6 +202,8 @@ def query_metrics(cap: Capture, layer: int, *, queries: Sequence[int] | None = N
     Raises: MissingHookError if neither of this layer was captured, or a query was not.
     Source: as `head_metrics`.
     """
+    if queries is not None and not len(queries):
+        raise HookError("queries is empty; give at least one position, or None for all.")
     capture_access.unpadded(cap)
     if layer not in cap.layers(PATTERN) and layer in cap.layers(STATS_HOOK):
         return _metrics_from_stats(cap, layer, queries)
@@ -309,6 +311,7 @@ def induction_scores(model: Transformer, *, block: int = 32, batch: int = 4, see
     Raises: HookError if two blocks do not fit the model's context.
     Source: arXiv 2209.11895.
     """
+    arguments.at_least(1, batch=batch)
     tokens = repeated_blocks(model, block=block, batch=batch, seed=seed)
     _, cap = model.run_with_capture(tokens, HOOKS, logits=None)
     start = tokens.shape[1] - block  # first position of the second copy

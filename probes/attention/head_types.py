@@ -23,7 +23,7 @@ from probes.attention.head_metrics import (
     repeated_blocks,
     sink_mass,
 )
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.head_names import Head
 from probes.base.result import Result, frozen, tidy
@@ -160,6 +160,7 @@ def repeat_scores(model: Transformer, *, blocks: Sequence[int] = BLOCKS, batch: 
     Raises: HookError if two blocks do not fit the model's context; DataError for no blocks.
     Source: arXiv 2209.11895 (prefix matching on random tokens), 2211.00593 (duplicate token).
     """
+    arguments.at_least(1, batch=batch)
     if not blocks:
         raise DataError("there are no block lengths; give at least one.")
     parts = []

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from workbench.checkpoint.assemble import is_finite
 from workbench.config import ModelConfig
@@ -119,6 +119,7 @@ def trace_non_finite(model: Transformer, tokens: Tensor, names: str | Iterable[s
     Units:  numbers of entries.
     Raises: UnknownHookError for an unknown hook name. Default: all hooks except hook_result, which is computed from z.
     """
+    arguments.token_batch(tokens)
     if names is None:
         names_of_model = hook_names(model.config)
         watched = tuple(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import frozen
 from probes.comparison.compare_runs import MEASURES, Comparison, HeadDifferences, compare
 from workbench.errors import HookError
@@ -47,6 +47,7 @@ def compare_runs(
     Units:  as `comparison.compare`.
     Raises: HookError if no hook can be compared; CaptureBudgetError if one layer's hooks are over the budget.
     """
+    arguments.token_batch(tokens)
     budget = free_memory(model_a.device) // 2 if budget is None else budget
     names = [names] if isinstance(names, str) else list(names or HOOKS)
     parts = []

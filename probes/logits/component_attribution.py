@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen
 from probes.base.weights import head_writer, neuron_writer
 from probes.logits.logit_attribution import (
@@ -93,6 +93,7 @@ def neuron_attribution(
     Source: arXiv 2203.14680, 2211.00593.
     Exact:  a layer's k values and `rest` sum to its MLP's contribution, up to `error`.
     """
+    arguments.at_least(1, k=k)
     capture_access.unpadded(cap)
     at, row = capture_access.place(cap, position), capture_access.row_of(cap, row)
     readout = unembedding_directions(model, tokens)

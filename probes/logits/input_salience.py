@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import index
 from typing import Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import gradients, weights
+from probes.base import arguments, gradients, weights
 from probes.base.result import Result, frozen
 from probes.logits.logit_attribution import Target, flat_ids, target_table
 from probes.logits.logit_lens import check_token_ids, token_text
@@ -203,7 +202,7 @@ class _Run:
         if not targets:
             raise HookError("no token to attribute to; give token ids or pairs of token ids.")
         check_token_ids(model, flat_ids(targets))
-        prompt = prompt_of(ids)
+        prompt = arguments.prompt_ids(ids)
         check_token_ids(model, prompt)
         if not -len(prompt) <= position < len(prompt):
             raise HookError(f"the prompt has positions 0 to {len(prompt) - 1}, not {position}.")
@@ -279,22 +278,6 @@ class _Run:
         logits = self.model.unembed(normed[:, -1:], start=normed.shape[1] - 1)[:, 0]
         chosen = [logits[:, t] if isinstance(t, int) else logits[:, t[0]] - logits[:, t[1]] for t in self.targets]
         return torch.stack(chosen, 1), inputs[0], inputs[1]
-
-
-def prompt_of(ids: Sequence[int] | Tensor) -> list[int]:
-    """The ids of one prompt. Raises: HookError for anything else."""
-    if isinstance(ids, Tensor):
-        row = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids
-        if row.dim() != 1 or row.dtype not in (torch.int64, torch.int32):
-            raise HookError(f"ids must be the token ids of one prompt, [pos]; found {ids.dtype} {tuple(ids.shape)}.")
-        ids = row.tolist()
-    try:
-        prompt = [index(token) for token in ids]
-    except TypeError:
-        prompt = []
-    if not prompt:
-        raise HookError(f"ids must be the token ids of one prompt, at least one whole number; found {ids!r:.80}.")
-    return prompt
 
 
 def _embeddings(model: Transformer, baseline: Baseline, end: int) -> Tensor:

@@ -185,4 +185,4 @@ def target_texts(model: Transformer, tokens: Sequence[Target]) -> dict[int, str]
 
 
 def flat_ids(tokens: Sequence[Target]) -> list[int]:
-    return [token for target in tokens for token in ((target,) if isinstance(target, int) else target)]
+    return [token for target in tokens for token in (target if isinstance(target, tuple) else (target,))]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from workbench.errors import HookError
 from workbench.hooks.capture import Capture
@@ -128,6 +128,7 @@ def decode_streams(
 
     Shapes: translate's stream [pos, dim] -> [pos, dim]
     """
+    arguments.at_least(1, k=k)
     capture_access.unpadded(cap)
     row = capture_access.row_of(cap, row)
     check_token_ids(model, targets)
@@ -182,8 +183,8 @@ def position_blocks(count: int, vocab_size: int) -> Iterator[slice]:
 def check_token_ids(model: Transformer, tokens: Iterable[int]) -> None:
     """Refuse token ids outside the vocabulary. Raises: HookError"""
     for token in tokens:
-        if not 0 <= token < model.config.vocab_size:
-            raise HookError(f"token ids are 0 to {model.config.vocab_size - 1}, found {token}.")
+        if not isinstance(token, (int, np.integer)) or not 0 <= token < model.config.vocab_size:
+            raise HookError(f"token ids are 0 to {model.config.vocab_size - 1}, found {token!r}.")
 
 
 def token_text(model: Transformer, tokens: Iterable[int]) -> dict[int, str]:

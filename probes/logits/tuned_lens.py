@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import gradients
+from probes.base import arguments, gradients
 from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.result import Result, frozen
 from probes.logits import logit_lens as plain
@@ -153,6 +153,7 @@ def train_tuned_lens(
     Raises: HookError for no steps, an empty batch, or no windows.
     Source: arXiv 2303.08112 (there with SGD; Adam needs no warm-up at this size).
     """
+    arguments.token_batch(windows, "windows")
     if steps < 1 or batch < 1 or not len(windows):
         raise HookError(
             f"training needs at least 1 step, 1 window and a batch of 1; found {steps} steps, {len(windows)} windows "
@@ -235,6 +236,7 @@ def lens_divergence(model: Transformer, windows: Tensor, lens: TunedLens) -> Len
     Source: arXiv 2303.08112.
     Exact:  0 at the last layer, for both.
     """
+    arguments.token_batch(windows, "windows")
     logit, tuned = [], []
     for window in windows.to(model.device):
         _, cap = model.run_with_capture(window[None], plain.HOOKS, logits=None)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.base.weights import neuron_writer, unembedding
 from probes.logits.logit_lens import token_text
@@ -95,6 +95,7 @@ def neuron_statistics(cap: Capture, *, top: int = 5) -> NeuronStatistics:
     Raises: MissingHookError if one of `HOOKS` was not captured; HookError for left-padded rows.
     Source: arXiv 2002.05202.
     """
+    arguments.at_least(1, top=top)
     capture_access.unpadded(cap)
     layers = capture_access.layers(cap, "mlp.hook_post")
     missing = [layer for layer in layers if f"blocks.{layer}.mlp.hook_pre" not in cap]
@@ -170,6 +171,7 @@ def neuron_tokens(model: Transformer, layer: int, neurons: Sequence[int], *, k: 
     Source: arXiv 2203.14680.
     Exact:  summed over neurons, activation * effect / scale is the MLP's direct attribution to the logit.
     """
+    arguments.at_least(1, k=k)
     config = model.config
     if not 0 <= layer < config.n_layers:
         raise HookError(f"the model has layers 0 to {config.n_layers - 1}, found {layer}.")

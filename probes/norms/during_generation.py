@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probes.base import arguments
 from probes.base.result import Result, frozen, tidy
 from probes.norms import rms_norms
 from probes.norms.rms_norms import ContributionRatios, InputRms, OutlierDimensions
@@ -179,6 +180,7 @@ def _captures(model: Transformer, tokens: list[int], steps: int, hooks: Sequence
     """One capture per step: the prompt, then each generated token except the last, which is appended to `tokens`."""
     if not tokens or steps < 1:
         raise DataError(f"generation needs a prompt and at least 1 step; found {len(tokens)} tokens, {steps} steps.")
+    tokens[:] = arguments.prompt_ids(tokens)
     cache = model.empty_cache(1, len(tokens) + steps - 1)
     next_tokens = list(tokens)
     for step in range(steps):

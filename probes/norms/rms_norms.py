@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from workbench.errors import MissingHookError
 from workbench.hooks.capture import Capture
@@ -144,6 +144,7 @@ def gain_statistics(model: Transformer, *, top: int = 5) -> GainStatistics:
     Shapes: gains [dim] -> [norm, ...]
     Units:  the gain is a factor; computed in float64.
     """
+    arguments.at_least(1, top=top)
     rows = [(_norm_of(name, model.config.n_layers), gain.double().cpu()) for name, gain in _gains(model)]
     gains = torch.stack([gain for _, gain in rows])  # [norm, dim]
     distance = (gains - gains.median(-1, keepdim=True).values).abs()

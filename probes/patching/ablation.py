@@ -16,6 +16,7 @@ from torch import Tensor
 import workbench as wb
 from probes.attention.head_metrics import repeated_blocks
 from probes.attention.head_types import RULES, catalogue, repeat_scores
+from probes.base import arguments
 from probes.base.bootstrap import LEVEL, RESAMPLES, draws, percentiles
 from probes.base.head_names import Head, label
 from probes.base.result import Result, frozen
@@ -97,6 +98,7 @@ def ablation_effect(
     Source: arXiv 2211.00593 (mean ablation), 2209.11895 (zero ablation).
     Exact:  the model is unchanged afterwards.
     """
+    arguments.token_batch(tokens)
     if not sets or not all(sets):
         raise HookError("there are no heads to ablate; give sets of (layer, head) pairs, none of them empty.")
     means: dict[int, Tensor] = {}

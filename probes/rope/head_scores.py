@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.base import capture_access
+from probes.base import arguments, capture_access
 from probes.base.result import Result, frozen, tidy
 from probes.rope.formulas import (
     Decay,
@@ -175,6 +175,7 @@ def band_contribution(
     Source: arXiv 2410.06205, 2502.01563.
     Exact:  the contributions sum to the score; `error` is the largest deviation.
     """
+    arguments.at_least(1, max_queries=max_queries)
     vectors = head_vectors(cap, layer, head, row=row)
     freqs = model_frequencies(cap.config, dtype=torch.float32).double()  # the precision that the model uses
     gain = model_temperature(cap.config) ** 2
@@ -251,6 +252,7 @@ def relative_invariance(
     Raises: MissingHookError as `band_contribution`.
     Source: arXiv 2104.09864; the bfloat16 angles of arXiv 2411.13476.
     """
+    arguments.at_least(1, max_positions=max_positions)
     vectors = head_vectors(cap, layer, head, row=row)
     chosen = torch.tensor(evenly_spaced(len(vectors.positions), max_positions))
     q, k, positions = vectors.q[chosen], vectors.k[chosen], vectors.positions[chosen]
@@ -327,6 +329,8 @@ def score_by_distance(
     Raises: MissingHookError as `band_contribution`; HookError if no key is left, or the pair does not exist.
     Source: arXiv 2104.09864; the mean over pairs factorises by frequency.
     """
+    arguments.at_least(1, max_positions=max_positions)
+    arguments.at_least(0, skip=skip)
     vectors = head_vectors(cap, layer, head, row=row)
     n_pairs = cap.config.head_dim // 2
     if pair is not None and not 0 <= pair < n_pairs:
@@ -403,10 +407,11 @@ def what_if(
     Source: arXiv 2306.15595, 2309.00071 for the other rotations.
     """
     pairs = cap.config.head_dim // 2
-    if tuple(freqs.shape) != (pairs,):
+    if not isinstance(freqs, Tensor) or tuple(freqs.shape) != (pairs,):
+        found = tuple(freqs.shape) if isinstance(freqs, Tensor) else type(freqs).__name__
         raise ConfigError(
             f"freqs needs one frequency per pair, shape ({pairs},) for a head of {cap.config.head_dim} dimensions; "
-            f"found {tuple(freqs.shape)}."
+            f"found {found}."
         )
     capture_access.whole(cap, "A pattern under another rotation")
     vectors = head_vectors(cap, layer, head, row=row)

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from probes.base import arguments
 from probes.base.result import Result, frozen, tidy
 from workbench.errors import DataError
 from workbench.hooks.intervention import Intervention
@@ -125,6 +126,7 @@ def loss_by_position(
     Source: arXiv 2306.15595, 2309.00071 (perplexity beyond the trained context).
     Exact:  an intervention that changes nothing has a change of exactly 0.
     """
+    arguments.token_batch(windows, "windows")
     context, length = model.config.max_seq_len, windows.shape[1]
     edges = stretches(length, context) if edges is None else list(edges)
     rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
