@@ -1,7 +1,7 @@
 """Runs generated code in a sandbox and returns a verdict for each program.
 
-The sandbox is bubblewrap, else docker (see `engines`): no network; of the file system only a read-only system and
-Python, and a small temporary scratch folder; no environment; no new processes (see `seccomp`); limits on processor
+The sandbox is bubblewrap, else docker (see `engines`): no network; of the file system only a read-only system, Python
+and numpy, and a small temporary scratch folder; no environment; no new processes (see `seccomp`); limits on processor
 time, memory, file size and open files; a wall-clock limit; a cap on the output that is stored.
 
 `passed` is never decided by the program. Program and tests are in two processes in two sandboxes: the program answers
@@ -9,11 +9,11 @@ calls with plain values, and the judge (the process with the tests), to which th
 tests ran to their end. Exit codes, printed markers, patched builtins, objects that equal everything, `sys.exit`,
 `os._exit`, tampering with the harness's frames, files or descriptors: none of these reaches the judge.
 
-Known limits. `run_program` gets one source: if it ends like HumanEval's programs (`def check(...)` and a call of it),
-these tests are moved to the judge; for any other program we can only check that it ran to its end, and a program
-written against this file could report that too early. A helper function of the program that the tests call is only as
-reliable as the program, unless it is in `context`. A function that the tests pass as an argument, or a value that is
-not plain data, cannot be transferred. The kernel is trusted.
+Known limits. `run_program` gets one source: if it ends as HumanEval's programs (`def check(...)` and its call; see
+`source`), these tests are moved to the judge; for any other program we can only check that it ran to its end, and a
+program written against this file could report that too early. A helper function of the program that the tests call is
+only as reliable as the program, unless it is in `context`. A function that the tests pass as an argument, or a value
+that is not plain data, cannot be transferred. The kernel is trusted.
 """
 
 from __future__ import annotations

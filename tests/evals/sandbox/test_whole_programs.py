@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 CHECK = "def check(f):\n    assert f(2) == 4\ncheck(square)\n"
+GUARDED = CHECK.replace("check(square)", "if __name__ == '__main__':\n    check(square)")
 WRONG = "def square(x):\n    return 0\n"
 RIGHT = "def square(x):\n    return x * x\n"
 
@@ -42,9 +43,9 @@ ENDS = {
 @pytest.mark.parametrize("name", ENDS)
 def test_no_end_of_a_program_changes_its_tests(name: str) -> None:
     for between in ("\n", "\n\n\nMETADATA = {'author': 'jt'}\n\n\n"):
-        for after in ("", "print('done')\n"):
-            run = run_program(WRONG + ENDS[name] + between + CHECK + after, limits=Limits(seconds=20.0))
-            assert run.verdict == "failed", (between, after, run)
+        for tests in (CHECK, CHECK + "print('done')\n", GUARDED):
+            run = run_program(WRONG + ENDS[name] + between + tests, limits=Limits(seconds=20.0))
+            assert run.verdict == "failed", (between, tests, run)
 
 
 @pytest.mark.slow
@@ -70,7 +71,7 @@ def test_no_wrong_program_passes_humaneval(name: str, shared_data: Path) -> None
     ids=["nothing", "comment", "blank lines", "carriage return", "print", "more tests"],
 )
 def test_right_programs_pass_however_they_end(end: str) -> None:
-    assert run_program(RIGHT + CHECK + end).passed
+    assert run_program(RIGHT + CHECK + end).passed and run_program(RIGHT + GUARDED).passed
     assert run_program((RIGHT + CHECK).replace("\n", "\r\n") + end).passed
 
 
