@@ -31,7 +31,7 @@ from evals.runtime import progress
 from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
 from evals.store import foreign_code
-from evals.store.store import StoredRun, UnfinishedRun, unfinished
+from evals.store.store import Store, StoredRun, UnfinishedRun, unfinished
 from workbench.errors import DataError
 from workbench.hooks import interventions
 
@@ -104,6 +104,8 @@ class Job:
             )
         if self.code == 0:
             return "The job finished (exit code 0)."
+        if self.status == FINISHED:
+            return "The job finished. Its exit code is not known, because the process that watched it was killed."
         outcome = "The job was cancelled" if self.status == CANCELLED else "The job failed"
         if self.code is None:
             return f"{outcome}: its process ended without an exit code. It was killed, or the machine was restarted."
@@ -125,7 +127,7 @@ def jobs(results: Path) -> tuple[list[Job], list[str]]:
             continue
         try:
             records.append(_read(path.parent))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             problems.append(f"{path} is not a valid job record ({error or type(error).__name__}); delete its folder.")
     return sorted(records, key=lambda job: job.created, reverse=True), problems
 
@@ -193,20 +195,36 @@ def _read(folder: Path) -> Job:
     with suppress(FileNotFoundError):  # not written yet: the process is starting
         state = json.loads((folder / supervisor.STATE).read_text(encoding="utf-8"))
         record |= state if state["attempt"] == record["attempt"] else {}
+    for key in ("created", "started", "ended"):
+        time.localtime(record.get(key))  # a time that cannot be shown makes the record invalid
     cancelled = (folder / supervisor.CANCELLED).exists()
+    status = _status(record, cancelled=cancelled)
+    if status in (FAILED, CANCELLED) and record.get("code") is None and (finished := _finished_run(record)):
+        status, record["ended"] = FINISHED, finished.finished
     return Job(
         id=folder.name,
         folder=folder,
         output=Path(record["output"]),
         command=tuple(record["command"]),
         settings=_settings_of(record),
-        status=_status(record, cancelled=cancelled),
+        status=status,
         created=float(record["created"]),
         attempt=int(record["attempt"]),
         host=str(record["host"]),
         progress=progress.read(folder / supervisor.PROGRESS),
         **{key: record.get(key) for key in ("pid", "child", "started", "ended", "code")},
     )
+
+
+def _finished_run(record: Mapping[str, Any]) -> StoredRun | None:
+    """The run that this attempt of a job finished, although its supervisor was killed and could not record it."""
+    output, began = Path(record["output"]), float(record["created"])
+    try:
+        with Store.open(output, create=False) as store:
+            ended = [run for run in store.runs() if run.status == "finished" and (run.finished or 0) >= began]
+    except DataError:
+        return None
+    return next((run for run in ended if run.results and (output / run.results).is_file()), None)
 
 
 def _settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
