@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -10,6 +11,36 @@ def row(sample: dict[str, Any]) -> dict[str, Any]:
 
     Raises: KeyError and other errors if it is not a sample.
     """
+    columns = _columns(sample)
+    if wrong := [name for name, fits in _FORM.items() if columns.get(name) is not None and not fits(columns[name])]:
+        raise TypeError(f"its {wrong[0]} does not have the expected form")
+    if "choices" in columns and len(columns["choices"]) != len(columns["logprobs"]):
+        raise ValueError("it does not have one log-probability for each choice")
+    return columns
+
+
+def _is(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _all(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(part, kind) for part in value)
+
+
+# Samples may come from anywhere, and readers of a column expect one type.
+_FORM: dict[str, Callable[[Any], bool]] = {
+    "doc_id": lambda value: isinstance(value, int) and abs(value) < 2**53,
+    **dict.fromkeys(("filter", "prompt", "metric", "finish_reason", "verdict", "message", "stderr"), _is(str)),
+    **dict.fromkeys(("prompt_ids", "generated_ids"), _all(int)),
+    "cut": _is(int),
+    "choices": _all(str),
+    "choice_ids": lambda value: isinstance(value, list) and all(part is None or _all(int)(part) for part in value),
+    "generated_logprobs": _all((int, float, type(None))),
+    "seconds": _is((int, float)),
+}
+
+
+def _columns(sample: dict[str, Any]) -> dict[str, Any]:
     arguments = list(sample["arguments"].values())
     # A metric that is not a mean over questions, as BLEU, does not have a number here.
     scores = {name: value for name in sample.get("metrics") or () if (value := _number(sample[name])) is not None}
@@ -52,5 +83,5 @@ def row(sample: dict[str, Any]) -> dict[str, Any]:
 def _number(value: object) -> float | None:
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

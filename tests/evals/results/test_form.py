@@ -17,6 +17,7 @@ from evals.compare.published import models_of_size
 from evals.report import comparison_report, report, terminal_table
 from evals.report.headlines import headlines
 from evals.results import answer_counts, json_text
+from evals.results.export import flat
 from evals.results.provenance import differences, origin
 from evals.results.runs import PROVENANCE, Run, question_counts, read_run, scan, write
 from tests.evals.results.test_runs import QUIZ
@@ -118,6 +119,24 @@ def test_a_changed_results_file_is_named_in_one_line_or_shown(tmp_path: Path, da
     assert all("results_bad.json" in problem and "\n" not in problem for problem in problems)
     for run in found:
         show_everything(run, known)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_changed_sample_is_shown_or_named(tmp_path: Path, data: st.DataObject) -> None:
+    bad = {**QUIZ, "replay": {"prompt_ids": [1], "choice_ids": [[1], [2]], "cut": 0}}
+    for _ in range(data.draw(st.integers(1, 2))):
+        how = data.draw(st.sampled_from(["replace", "delete", "wrap", "add"]))
+        bad = changed(bad, data.draw(st.sampled_from([*places(bad)])), how, data.draw(ODD))
+    run = write(tmp_path / "good", GOOD, {"s_a": [QUIZ]}, at=1_700_000_000.0)
+    lines = [json.dumps(bad), json.dumps(QUIZ | {"doc_id": 8})]
+    run.path.with_name(f"samples_s_a_{run.stamp}.jsonl").write_text("\n".join(lines) + "\n")
+    for doc in (7, 8):
+        assert main(["eval", "show", "good", "--sample", f"s_a/{doc}", "--results", str(tmp_path)]) in (0, 2)
+    with contextlib.suppress(WorkbenchError):
+        table = run.samples("s_a")
+        flat(table).to_csv()
+        comparison_report.document(compare(run, run), samples=1).text("md")
 
 
 DAMAGED = {

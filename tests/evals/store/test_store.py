@@ -374,3 +374,29 @@ def test_gc_frees_what_no_run_made(opened: Store) -> None:
     assert count == 2 and freed > 0
     assert opened.contains([cache_key(i) for i in (1, 2, 3)]) == {cache_key(3)}
     assert json.dumps([run.id for run in opened.runs()]) == json.dumps([second])
+
+
+FRAMES = [b"[" * 100_000, b'{"keys": 3, "values": []}', b'{"keys": ["x"]}', b"7", b"{", b'{"values": {}}']
+
+
+@pytest.mark.parametrize("content", FRAMES, ids=range(len(FRAMES)))
+def test_a_frame_that_nobody_writes_is_damaged(opened: Store, content: bytes) -> None:
+    run, key, good = opened.register({}), cache_key("bad"), cache_key("good")
+    kept(opened, run, {good: 1})
+    data = zlib.compress(content)
+    path = opened.root / "responses" / f"{run}.0.x.zz"
+    path.write_bytes(record_file.HEAD.pack(len(data), zlib.crc32(data)) + data)
+    opened._index.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?)", (key, path.name, 0, 0, run))
+    responses, problems = opened.read([key, good])
+    assert responses == {good: 1} and len(problems) == 1 and "damaged" in problems[0]
+    assert list(record_file.scan(path)) == []
+
+
+def test_any_text_is_kept(opened: Store) -> None:
+    run = opened.register({"model": "\ud800"})
+    opened.fail(run, "\ud800 \udfff")
+    assert opened.run(run).error == "\\ud800 \\udfff" and opened.run(run).settings["model"] == "\ud800"
+    opened.finish(run, results="r.json", samples=[("t\udcff", 0, "none", "acc", 1.0)])
+    assert opened.run(run).status == "finished"
+    kept(opened, run, {cache_key("x"): "\ud83d"})
+    assert opened.read([cache_key("x")])[0] == {cache_key("x"): "\ud83d"}
