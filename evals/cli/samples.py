@@ -183,7 +183,7 @@ def _sample_lines(task: str, row: Row) -> list[str]:
     if spoilt := row.get("not_finite") is True:
         verdict = "not scored, because the model's logits were not finite"
     lines = [f"{task}/{row['doc_id']}: {verdict}", "", str(row["prompt"]), ""]
-    if row.get("cut"):
+    if (row.get("cut") or 0) > 0:  # NaN in a table with questions that do not record it
         lines += [
             f"The model saw only the end of this prompt: {int(row['cut'])} tokens were truncated on the left.",
             "",

@@ -12,7 +12,8 @@ def row(sample: dict[str, Any]) -> dict[str, Any]:
     Raises: KeyError and other errors if it is not a sample.
     """
     columns = _columns(sample)
-    if wrong := [name for name, fits in _FORM.items() if columns.get(name) is not None and not fits(columns[name])]:
+    given = {name: columns[name] for name in _FORM if name == "doc_id" or columns.get(name) is not None}
+    if wrong := [name for name, value in given.items() if not _FORM[name](value)]:
         raise TypeError(f"its {wrong[0]} does not have the expected form")
     if "choices" in columns and len(columns["choices"]) != len(columns["logprobs"]):
         raise ValueError("it does not have one log-probability for each choice")
