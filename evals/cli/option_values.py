@@ -34,6 +34,8 @@ def key_values(text: str, option: str) -> dict[str, Any]:
         if not equals or not key:
             raise typer.BadParameter(f"expected key=value, found {part!r}", param_hint=option)
         parsed = _value(value)
+        if isinstance(parsed, str) and value[:1] in "[{" and len(value) > 1:
+            raise typer.BadParameter(f"{key}: expected a list or an object, found {value!r}", param_hint=option)
         if key in values and values[key] != parsed:
             raise typer.BadParameter(f"has two values for {key}: {values[key]!r} and {parsed!r}", param_hint=option)
         values[key] = parsed

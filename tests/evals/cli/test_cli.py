@@ -75,6 +75,8 @@ def test_pairs(text: str, expected: dict[str, Any]) -> None:
         (["--gen_kwargs", "num_beams=4"], "num_beams"),
         (["--gen_kwargs", "max_gen_toks=abc"], "max_gen_toks must be a number of tokens"),
         (["--gen_kwargs", "max_gen_toks=4,max_new_tokens=5"], "max_new_tokens=5 contradicts max_gen_toks=4"),
+        (["--gen_kwargs", 'until=["a","b"'], "expected a list or an object"),
+        (["--gen_kwargs", "until=[a,b]"], "expected a list or an object"),
         (["--gen_kwargs", "top_k=4,top_k=5"], "two values for top_k"),
         (["--gen_kwargs", "max_gen_toks=0"], "at least 1; found 0"),
         (["--gen_kwargs", "temperature=warm"], "temperature must be a number"),

@@ -104,7 +104,8 @@ def test_one_run_has_groups_subjects_and_origin(tmp_path: Path) -> None:
     assert whole.rows[1][:5] == ("s", "acc, macro", "5", "40", "60.0")
     assert whole.rows[3] == ("words", "bleu", "0", "5", "31.5", ""), "no proportion, and no interval"
     assert members.title == "Members of s" and [row[0] for row in members.rows] == ["s_a", "s_b"]
-    assert made.badges == ()
+    (badge,) = made.badges
+    assert badge.startswith("words: no interval for bleu")
     ((name, about),) = made.origins
     assert name.startswith(tmp_path.name)
     assert {("checkpoint_sha256", "ab" * 32), ("dtype", "float32"), ("versions", "torch 2.13.0")} <= set(about)
