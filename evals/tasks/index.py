@@ -131,7 +131,7 @@ def check_folder(folder: Path) -> None:
     """
     own, problems = _read(folder)
     taken = [name for name in own if name in manager().task_index]
-    problems += [f"{name}: {own[name].yaml_path} is used instead of lm-eval's task of this name." for name in taken]
+    problems += [f"{name}: the definition in {folder} is used instead of lm-eval's." for name in taken]
     for problem in problems:
         echo(problem, err=True)
     if not own:

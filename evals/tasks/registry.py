@@ -129,6 +129,10 @@ def check(task_names: Sequence[str], include: Sequence[Path] = ()) -> None:
     """
     for folder in include:
         index.check_folder(folder)
+    _check_names(task_names, include)
+
+
+def _check_names(task_names: Sequence[str], include: Sequence[Path]) -> None:
     for name in task_names:
         if custom.is_path(name):
             _at_path(name)
@@ -180,7 +184,7 @@ def load(
     others, unless all of them cannot; they are in `not_run`.
     Raises: DataError for an unknown name, missing data, a missing package or metric, or a task that is requested twice.
     """
-    check(task_names, include)
+    _check_names(task_names, include)
     factory = _Factory(DataSource(local_data.folder(root), online), grader, samples)
     built: list[Task | Group] = []
     not_run: dict[str, str] = {}

@@ -35,7 +35,6 @@ EXTRA = frozenset(
         "nltk",
         "pycountry",
         "pymorphy2",
-        "pymorphy3",
         "rouge",
         "rouge_score",
         "scipy",

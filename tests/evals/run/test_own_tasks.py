@@ -287,3 +287,20 @@ def test_settings_of_older_runs_have_no_definitions() -> None:
     assert "include_path" not in settings.to_dict() and settings.definitions == ()
     again = Settings.from_dict(json.loads(json.dumps(Settings(("t",), Path("x"), include_path=(Path("y"),)).to_dict())))
     assert again.include_path == (Path("y").absolute(),)
+
+
+def test_a_name_of_lm_evals_is_replaced_and_a_broken_file_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (folder / "own_text.yaml").read_text().replace("part.inc", str(folder / "part.inc"))
+    (tmp_path / "code.py").write_text(CODE)
+    (tmp_path / "x.yaml").write_text(text.replace("task: own_text", "task: demo_mmlu").replace("tag: own_tag\n", ""))
+    (tmp_path / "y.yaml").write_text("task: [")
+    settings = Settings(tasks=("demo_mmlu",), output=tmp_path / "out", limit=2, include_path=(tmp_path,))
+    run = evaluate("demo", settings, device="cpu")
+    assert {score.filter for score in run.scores} == {"raw", "digits"}
+    printed = capsys.readouterr().err
+    assert printed.count(f"demo_mmlu: the definition in {tmp_path} is used instead of lm-eval's.") == 1
+    assert printed.count(f"not read: {tmp_path / 'y.yaml'} is not a readable task definition") == 1
+    with pytest.raises(DataError, match="has no task definitions"):
+        evaluate("demo", Settings(tasks=("demo_mmlu",), output=tmp_path / "out", include_path=(tmp_path / "out",)))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,13 @@ def test_an_import_that_a_function_does_without_is_no_requirement(task_folder: P
 def test_every_package_of_the_extra_has_its_command() -> None:
     for name in requirements.EXTRA:
         assert requirements.packages_problem([name]).endswith("install it with `pip install '.[tasks]'`")
+
+
+def test_the_extra_brings_them() -> None:
+    from importlib.metadata import requires
+
+    wanted = [line for line in requires("lm_eval") or () if 'extra == "tasks"' in line]
+    extras = {name.replace("_", "-") for line in wanted for name in re.findall(r"lm_eval\[([\w-]+)\]", line)}
+    brought = " ".join(line for line in requires("lm_eval") or () if any(f'extra == "{e}"' in line for e in extras))
+    for name in requirements.EXTRA - {"rouge_score"}:  # which the extra names itself
+        assert re.search(rf"\b{name.replace('_', '[_-]')}\b", brought), name
