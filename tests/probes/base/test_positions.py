@@ -24,7 +24,7 @@ from probes.mlp import neurons
 from probes.norms import norm_linearity, rms_norms
 from probes.patching import path_patching
 from probes.rope import formulas, head_scores, what_if_heads
-from workbench.errors import HookError
+from workbench.errors import CaptureError, HookError
 from workbench.hooks.capture import Capture
 from workbench.layers.kv_cache import KVCache
 from workbench.model import Transformer
@@ -133,6 +133,8 @@ def captures() -> dict[str, Any]:
             "narrow": model.run_with_capture(tokens, "*", positions=POSITIONS)[1],
             "cached": model.run_with_capture(tokens[:, START:], "*", cache=cache)[1],
             "padded": model.run_with_capture(tokens, "*", cache=padded)[1],
+            "by row": model.run_with_capture(tokens, "*", positions=[[3], [9]])[1],
+            "from the end": model.run_with_capture(tokens, "*", positions=[-7, -3])[1],
         }
 
 
@@ -154,12 +156,12 @@ def test_every_probe_of_a_capture_is_tested_here() -> None:
     assert probes_of_a_capture() == ALL.keys() | CHECKS_EVERYTHING, "say in a table how it treats positions"
 
 
-@pytest.mark.parametrize("capture", ["narrow", "cached"])
+@pytest.mark.parametrize("capture", ["narrow", "cached", "from the end"])
 @pytest.mark.parametrize("name", BY_POSITION)
 def test_positions_are_those_of_the_run(name: str, capture: str) -> None:
     probe = BY_POSITION[name]
     part, whole = made(probe, capture).frame(), made(probe, "whole").frame()
-    expected = {9} if name == "strongest_keys" else set(POSITIONS if capture == "narrow" else range(START, 12))
+    expected = {9} if name == "strongest_keys" else set(range(START, 12) if capture == "cached" else POSITIONS)
     assert set(part[probe.column]) == expected
     same_numbers(part, whole, probe.relative)
 
@@ -196,6 +198,13 @@ def test_distances_are_those_of_the_captured_positions() -> None:
 def test_what_needs_every_position_refuses_fewer(name: str, capture: str) -> None:
     with pytest.raises(HookError, match="every position from 0"):
         made(WHOLE[name], capture)
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"outlier_dimensions"}))
+def test_positions_of_each_row_are_refused(name: str) -> None:
+    """A table has one column of positions for all rows. Outlier dimensions count tokens, wherever they are."""
+    with pytest.raises(CaptureError, match="other positions in each row"):
+        made(ALL[name], "by row")
 
 
 @pytest.mark.parametrize("name", ALL)
