@@ -390,7 +390,10 @@ def _stored_run(row: Sequence[Any]) -> StoredRun:
             (run.settings.get("answers") or {}).get("file"),
             run.settings.get("settings", {}).get("model_args", {}).keys(),
         )
-        if not all(isinstance(text, str) for text in (*texts, *tasks)):
+        paths = inner.get("include_path") or []
+        if not isinstance(tasks, list) or not isinstance(paths, list):
+            raise TypeError("a list was expected")
+        if not all(isinstance(text, str) for text in (*texts, *tasks, *paths)):
             raise TypeError("a text was expected")
     except (ValueError, TypeError, AttributeError, OverflowError, OSError, RecursionError) as error:
         message = f"the entry of run {values[0]} is damaged ({type(error).__name__}: {error})"

@@ -75,7 +75,9 @@ def test_what_the_user_says_again_is_done(tmp_path: Path) -> None:
     assert resume(tmp_path, run, backend="dummy", model_args={"seed": 3}).provenance["backend"] == "dummy"
 
 
-@pytest.mark.parametrize("settings", ["x", {"tasks": 3}, {"a": 1}, {"tasks": [], "interventions": 5}, None])
+@pytest.mark.parametrize(
+    "settings", ["x", {"tasks": 3}, {"a": 1}, {"tasks": [], "interventions": 5}, {"include_path": 5}, None]
+)
 def test_settings_that_cannot_be_read_are_one_line(tmp_path: Path, settings: Any) -> None:
     with Store.open(tmp_path) as store:
         run = store.register({"model": "demo", "device": "auto", "dtype": "auto", "settings": settings})
