@@ -288,8 +288,8 @@ def test_a_file_whose_scoring_failed_is_scored_again_by_the_command_that_is_show
 ) -> None:
     path = written(tmp_path / "my answers.jsonl", [{"doc_id": 0, "response": "#### 5"}])
     with monkeypatch.context() as patch:
-        patch.setattr(external_runs, "write", Mock(side_effect=OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        patch.setattr(external_runs, "write", Mock(side_effect=RuntimeError("gone")))
+        with pytest.raises(RuntimeError, match="gone"):
             score("demo_gsm8k", path, output=tmp_path)
     assert main(["eval", "list", "--results", str(tmp_path), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
