@@ -204,7 +204,8 @@ class EditedPattern:
     def stats(self) -> Tensor:
         """Shapes: -> float32 [batch, head, query_pos, stat]"""
         weights = self.weights.float()
-        logs = weights.log().clamp(min=torch.finfo(torch.float32).min)
+        attended = weights != 0  # the logarithm of 0 would make every gradient NaN
+        logs = weights.where(attended, 1.0).log().masked_fill(~attended, torch.finfo(torch.float32).min)
         stats = attention_stats.stats(self._as_tile(logs), weights.shape, self.mask)
         return stats.masked_fill((weights.sum(-1) == 0).unsqueeze(-1), torch.nan)
 

@@ -32,8 +32,11 @@ def test_cells_are_written_as_asked() -> None:
     columns = {"token": "Token", "layer": "Layer", "value": Column("Value", "+.2f"), "share": Column("Share", ".1%"),
                "right": "Right", "absent": "Absent"}  # fmt: skip
     page = table_html(frame, columns)
-    assert '<td>·the</td><td class="right">0</td><td class="right">+0.12</td><td class="right">50.0%</td>' in page
-    assert '<td class="right">–</td>' in page and "<td>✓</td>" in page
+    assert (
+        '<td>·the</td><td class="right" data-value="0">0</td><td class="right" data-value="0.12345">+0.12</td>'
+        '<td class="right" data-value="0.5">50.0%</td>'
+    ) in page
+    assert '<td class="right" data-missing>–</td>' in page and "<td data-value=1>✓</td>" in page
     (read,) = parse_tables(page)
     assert list(read) == ["token", "layer", "value", "share", "right"]  # in this order; the frame has no "absent"
     assert read["layer"].tolist() == [0, 11] and read["share"].tolist() == [0.5, 1.0]
@@ -61,7 +64,7 @@ def test_a_number_and_its_name_are_never_markup(text: str) -> None:
 @pytest.mark.parametrize(("value", "share"), [(0.0, "0.0%"), (0.25, "12.5%"), (2.0, "100.0%"), (7.0, "100.0%")])
 def test_a_bar_is_the_share_of_its_full_value(value: float, share: str) -> None:
     page = table_html(pd.DataFrame({"p": [value]}), {"p": Column("P", ".2f", bar=2)})
-    assert f'style="--share:{share}">{value:.2f}</td>' in page
+    assert f'style="--share:{share}" data-value="{value}">{value:.2f}</td>' in page
 
 
 def test_what_scrolls_can_be_reached_with_the_keyboard() -> None:

@@ -175,7 +175,8 @@ def test_an_edited_pattern_is_summarised_like_the_inputs_that_make_it() -> None:
 def test_gradients_pass_through_statistics(tiny_model) -> None:
     tokens = torch.randint(0, 96, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.enable_grad():
-        _, cap = tiny_model.run_with_capture(tokens, ["blocks.1.attn.hook_stats", "blocks.1.attn.hook_pattern"])
+        names = ["blocks.1.attn.hook_stats", "blocks.1.attn.hook_pattern"]
+        _, cap = tiny_model.run_with_capture(tokens, names, grad=True)
         streamed = cap["blocks.1.attn.hook_stats"][..., STATS.index("entropy")]
         plain = torch.special.entr(cap["blocks.1.attn.hook_pattern"] + 1e-30).sum(-1)
         weight = tiny_model.layers[0].attention.wq.weight
@@ -236,7 +237,7 @@ def test_a_budget_knows_what_a_materialised_summary_holds(tiny_model) -> None:
     tokens = torch.zeros(1, 60, dtype=torch.int64)
     for name, cells in (("stats", 60 * 8), ("map", 60 * 60), ("key_mass", 60)):
         hook, needed = f"blocks.1.attn.hook_{name}", 4 * 4 * cells
-        _, cap = tiny_model.run_with_capture(tokens, hook, budget=needed, materialize=True)
+        _, cap = tiny_model.run_with_capture(tokens, hook, budget=needed, materialize=True, logits=None)
         assert cap.n_bytes == needed
         with pytest.raises(CaptureBudgetError, match=f"hook_{name}"):
-            tiny_model.run_with_capture(tokens, hook, budget=needed - 1, materialize=True)
+            tiny_model.run_with_capture(tokens, hook, budget=needed - 1, materialize=True, logits=None)
