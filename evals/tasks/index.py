@@ -222,10 +222,10 @@ def is_inline(member: dict[str, Any]) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide lm-eval's warnings about names that several of its files have."""
+    """Hide lm-eval's warnings about names that several of its files have, and what is said as an error later."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -59,7 +59,7 @@ def one_line(error: BaseException) -> str:
 def sentence(name: str, problems: Sequence[Problem], root: Path) -> str:
     """Everything that is missing for a task or group. root: the data folder."""
     datasets = list(dict.fromkeys(problem.dataset for problem in problems if problem.dataset is not None))
-    others = list(dict.fromkeys(problem.reason for problem in problems if problem.dataset is None))
+    others = _reasons(name, [problem for problem in problems if problem.dataset is None])
     if not datasets:
         return " ".join(others)
     if len(datasets) == 1:
@@ -73,6 +73,14 @@ def sentence(name: str, problems: Sequence[Problem], root: Path) -> str:
             "`workbench eval prepare ORG/NAME=FOLDER`"
         )
     return " ".join([f"{start}, or allow the download with --online.", *others])
+
+
+def _reasons(name: str, problems: Sequence[Problem]) -> list[str]:
+    """The reasons, each once: what is the same for several tasks is said of the group."""
+    same: dict[str, list[Problem]] = {}
+    for problem in problems:
+        same.setdefault(problem.reason.replace(problem.task, name), []).append(problem)
+    return [reason if len(having) > 1 else having[0].reason for reason, having in same.items()]
 
 
 def _package(error: BaseException | None) -> str | None:

@@ -168,3 +168,16 @@ def test_the_extra_brings_them() -> None:
     brought = " ".join(line for line in requires("lm_eval") or () if any(f'extra == "{e}"' in line for e in extras))
     for name in requirements.EXTRA - {"rouge_score"}:  # which the extra names itself
         assert re.search(rf"\b{name.replace('_', '[_-]')}\b", brought), name
+
+
+def test_what_all_tasks_of_a_group_need_is_said_once(task_folder: Path) -> None:
+    for name in ("part_one", "part_two", "part_three"):
+        package = "no_such_package_y" if name == "part_three" else "no_such_package_x"
+        code = process(f'import {package}; return {{"m": 1}}')
+        write_task(task_folder, name, code, process_results=f"!function {name}_code.process")
+    (task_folder / "all.yaml").write_text("group: all_parts\ntask: [part_one, part_two, part_three]\n")
+    with pytest.raises(DataError) as error:
+        registry.load([str(task_folder / "all.yaml")], root=None, grader=CodeGrader())
+    text = str(error.value)
+    assert text.count("no_such_package_x, which") == 1 and text.startswith("all_parts needs the package")
+    assert "part_three needs the package no_such_package_y" in text and "part_one" not in text
