@@ -19,6 +19,7 @@ from evals.results import answer_counts
 from evals.results.runs import Run, read_run
 from evals.run.evaluate import evaluate, resume
 from evals.run.settings import Settings
+from evals.store import foreign_code
 from evals.store.store import Store
 from workbench.cli import main
 from workbench.errors import DataError
@@ -304,3 +305,15 @@ def test_a_name_of_lm_evals_is_replaced_and_a_broken_file_is_said(
     assert printed.count(f"not read: {tmp_path / 'y.yaml'} is not a readable task definition") == 1
     with pytest.raises(DataError, match="has no task definitions"):
         evaluate("demo", Settings(tasks=("demo_mmlu",), output=tmp_path / "out", include_path=(tmp_path / "out",)))
+
+
+def test_a_stored_run_says_which_definitions_it_names(folder: Path) -> None:
+    settings = Settings(tasks=("own_text", str(folder / "own_text.yaml")), output=Path("x"), include_path=(folder,))
+    request = json.loads(json.dumps({"model": "demo", "settings": settings.to_dict()}))
+    assert foreign_code.summary(request) == f"the task definitions {folder}, {folder / 'own_text.yaml'}"
+    expected = (
+        f" --include_path '{folder}' --include_path '{folder / 'own_text.yaml'}'"  # the folder's name has a space
+    )
+    assert foreign_code.options(request) == expected
+    plain = {"model": "demo", "settings": Settings(tasks=("demo_mmlu", "a/b.jsonl"), output=Path("x")).to_dict()}
+    assert foreign_code.summary(plain) == foreign_code.options(plain) == ""
