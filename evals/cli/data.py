@@ -64,13 +64,13 @@ def _list_all(text: str, *, as_json: bool) -> None:
     if not rows:
         raise DataError(f"no task of lm-eval has {text!r} in its name or dataset.")
     if as_json:
-        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
+        echo(json.dumps([vars(row) for row in rows], indent=2))
         return
     wide = max(len(row.name) for row in rows)
     for row in rows:
         shots = "" if row.shots is None else f"{row.shots} shots"
-        typer.echo(f"{row.name:<{wide}}  {row.kind:<5}  {shots:<8}  {_contents(row)}".rstrip())
-    typer.echo(f"{len(rows)} names", err=True)
+        echo(f"{row.name:<{wide}}  {row.kind:<5}  {shots:<8}  {_contents(row)}".rstrip())
+    echo(f"{len(rows)} names", err=True)
 
 
 def _contents(row: ListedTask) -> str:

@@ -260,7 +260,10 @@ def test_the_notebook_code_of_a_long_prompt_gives_the_drawn_map(app: App, view: 
     ("page", "options"),
     [
         ("attention", {"layer": 2, "head": 5}),
-        ("compare", {"compare": "Captures", "at_layer": 2, "at_head": 5}),
+        (
+            "compare",
+            {"compare": "Captures", "at_layer": 2, "at_head": 5, "b_of": "Another prompt", "b_prompt": "the cat"},
+        ),
         ("generate", {"written": 1, "layer": 2, "head": 5}),
     ],
 )
