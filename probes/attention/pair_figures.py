@@ -41,7 +41,8 @@ def side_by_side(
     """
     change = difference(a, b, shared)
     names = [side.labels(position_names(labels, side.stop)) for side, labels in ((a, labels_a), (b, labels_b))]
-    largest = float(max(np.nanmax(side.weights) for side in (a, b)))
+    finite = np.concatenate([side.weights[np.isfinite(side.weights)] for side in (a, b)])
+    largest = float(finite.max()) if finite.size else 1.0
     maps = [_map(a.weights, names[0], 1), _map(b.weights, names[1], 2)]
     bar = {**colour_bar("attention weight"), "x": 1.0}
     layout = {"coloraxis": {"colorscale": SEQUENTIAL, "cmin": 0.0, "cmax": largest, "colorbar": bar}}
