@@ -48,7 +48,9 @@ FAINT = """() => {
     const behind = e => outward(e).reduceRight((below, s) => over(parse(s.backgroundColor), below), [255, 255, 255]);
     const everything = root => [...root.querySelectorAll('*')]
         .flatMap(e => e.shadowRoot ? [e, ...everything(e.shadowRoot)] : [e]);
-    const left = ':disabled, [disabled], [aria-disabled=true], .hoverlayer, .modebar, [data-testid=stSlider]';
+    // Words in a heatmap's cells stand on the cells, an image, against which plotly chooses their colour.
+    const left = ':disabled, [disabled], [aria-disabled=true], .hoverlayer, .modebar, [data-testid=stSlider], '
+        + '.heatmap-label, .heatmaplayer';
     const found = [];
     for (const e of everything(document.querySelector('[data-testid=stApp]'))) {
         const own = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
