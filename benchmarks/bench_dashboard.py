@@ -242,7 +242,7 @@ OVERVIEW = Wanted("", "Overview", None, 0)
 PAGES = (
     ("", "Overview", None), ("attention", "Attention", "head_map"), ("rope", "RoPE", "wavelengths"),
     ("norms", "Norms", "input_rms"), ("lens", "Lens", "lens_grid"), ("neurons", "Neurons", "activations"),
-    ("intervene", "Intervene", "shift"), ("generate", "Generate", None), ("compare", "Compare", "atlas"),
+    ("intervene", "Intervene", "shift"), ("generate", "Generate", None), ("compare", "Compare", None),
     ("benchmarks", "Benchmarks", "forest"), ("samples", "Samples", None), ("runs", "Runs", None),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from tests.browser.fitting import cut_off
 
 pytestmark = pytest.mark.browser
 
+WITHOUT_A_HEAD = '[{"kind": "ablate", "target": "L1H2"}]'
 MAP = "[...document.querySelectorAll('.js-plotly-plot')].find(p => p.layout.meta.kind === 'head_map')"
 
 
@@ -20,7 +21,8 @@ def test_labels_fit_their_figures_whatever_they_are(tab: Tab) -> None:
     """No browser measures them: their margins are worked out beforehand."""
     wide = "WWWWWWWWWWWW MMMMMMMMMMMM 漢字漢字漢字漢字 😀😀😀😀 supercalifragilistic <b>bold</b> " * 2
     for path in ("attention", "lens", "norms", "neurons", "intervene", "compare", "rope"):
-        tab.open(path, prompt=wide, **({"view": "What if"} if path == "rope" else {}))
+        more = {"rope": {"view": "What if"}, "compare": {"changes": WITHOUT_A_HEAD}}.get(path, {})
+        tab.open(path, prompt=wide, **more)
         tab.page.locator(".js-plotly-plot .main-svg").first.wait_for()
         assert cut_off(tab) == [], path
 
