@@ -58,7 +58,7 @@ def test_a_run_is_started_watched_through_a_reload_and_opened(new_tab: Callable[
     tab.settle().page.get_by_role("link", name="Open in Benchmarks").click()
     expect(tab.page.get_by_role("heading", name="Benchmarks")).to_be_visible()
     tab.settle()
-    expect(tab.page.get_by_role("combobox", name="Run", exact=True)).to_have_value(run.name)
+    expect(tab.page.get_by_role("combobox", name="Run", exact=True)).to_have_value(f"{run.name} · ablate L1H2")
     tab.chart("forest")
 
 
