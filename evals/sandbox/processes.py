@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
+import re
 import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 SCRATCH = "/scratch"
 _END_SECONDS = 5.0
+_CHILD_PID = re.compile(rb'"child-pid":\s*(\d+)')
 
 
 class Process(subprocess.Popen[bytes]):
     """A process that was started here. If it is bubblewrap, it has a child: the first process inside the sandbox."""
 
     info: int | None = None
+    _about: bytes = b""
     _child: int | None = None
     _handle: int | None = None
 
     def find_child(self, seconds: float = 0.0) -> None:
-        """Read which process is the child, if bubblewrap says so within this time."""
-        if self.info is None or self._child is not None or not select.select([self.info], [], [], seconds)[0]:
-            return
-        with contextlib.suppress(ValueError, KeyError):  # bubblewrap failed before it started one
-            self._child = int(json.loads(os.read(self.info, 1 << 16))["child-pid"])
-            with contextlib.suppress(AttributeError, OSError):  # an old kernel, or the child has ended
-                self._handle = os.pidfd_open(self._child)
+        """Read which process is the child, if bubblewrap says so in this time; it writes its JSON piece by piece."""
+        end = time.monotonic() + seconds
+        while self.info is not None and self._child is None:
+            if not select.select([self.info], [], [], max(0.0, end - time.monotonic()))[0]:
+                return
+            block = os.read(self.info, 1 << 16)
+            if not block:  # bubblewrap failed before it started one
+                return
+            self._about += block
+            if child := _CHILD_PID.search(self._about):
+                self._child = int(child[1])
+                with contextlib.suppress(AttributeError, OSError):  # an old kernel, or the child has ended
+                    self._handle = os.pidfd_open(self._child)
 
     def files(self) -> int:
         """How many files there are in the scratch folder inside; 0 if that cannot be seen."""
@@ -44,13 +53,13 @@ class Process(subprocess.Popen[bytes]):
 
     def end_child(self) -> None:
         """Kill the child; bubblewrap waits for it and ends."""
-        self.find_child(_END_SECONDS)
         if self._handle is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     def reap_child(self) -> None:
         """Wait for the child if bubblewrap ended first and this process has become its parent, see `adopting`."""
+        self.end_child()
         if self._handle is not None:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, self._handle, os.WEXITED)
@@ -102,6 +111,7 @@ def kill_and_close(process: Process) -> None:
 
 def kill(process: Process) -> None:
     """End a process and its group, and wait for it; also for bubblewrap's child."""
+    process.find_child(_END_SECONDS if process.poll() is None else 0.0)
     if process.poll() is None:
         process.end_child()
         wait(process, 0.0 if process.info is None else _END_SECONDS)
