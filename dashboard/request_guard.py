@@ -1,8 +1,8 @@
 """Refuses requests that another site's page makes to the server, and forbids other pages to frame the dashboard.
 
-The server has no login: whoever reaches it sees prompts and can start benchmarks. It listens on this machine only, but
-a page of any site in the user's browser can send requests here. Such a request names another host (a name that was
-rebound to this address) or another origin, of which the port is a part.
+The server has no login: anyone who can send it a request sees prompts and can start benchmarks. It listens on this
+machine only, but a page of any site in the user's browser can send it requests. Such a request names another host (DNS
+rebinding) or another origin; the port is a part of the origin.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping

@@ -14,9 +14,9 @@ from dashboard.session.settings import Settings
 from dashboard.session.shared_cache import process_cache
 from dashboard.token_text import plain
 from evals.compare.compare import Comparison, compare
-from evals.interventions import described_record
 from evals.results.runs import Run, question_counts, scan
 from workbench.errors import DataError
+from workbench.hooks.intervention_options import described_record
 
 NO_BASELINE = "none"
 NOT_FINITE = "not finite"  # shown for the answer to a question whose logits were not finite
@@ -81,12 +81,11 @@ def select_runs(available: list[Run], draw_more: Callable[[], object] = lambda: 
     draw_more: draws further controls of the page next to them.
     """
     names = plain_first(available)
-    by_name = {run.name: run for run in available}
-    labels = {"format_func": lambda name: label(by_name[name]) if name in by_name else name, "width": 420}
+    by_name, shown = {run.name: run for run in available}, in_list(available)
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
-        name = url_state.url_selectbox("Run", names, key="run", **labels)
+        name = url_state.url_selectbox("Run", names, key="run", **shown)
         others = [NO_BASELINE, *(other for other in names if other != name)]
-        against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", **labels)
+        against = url_state.url_selectbox("Compare with", others, key="baseline", follows="run", **shown)
         draw_more()
     changed_badge(by_name[name])
     return by_name[name], by_name.get(against)
@@ -102,9 +101,14 @@ def plain_first(available: Sequence[Run]) -> list[str]:
     return [run.name for run in sorted(available, key=lambda run: bool(change(run)))]
 
 
-def label(run: Run) -> str:
-    """The name of a run in a list, with its change of the model."""
-    return plain(f"{run.name} · {change(run)}" if change(run) else run.name)
+def in_list(available: Sequence[Run]) -> dict[str, Any]:
+    """Options of a selectbox of runs: each name with the run's change of the model."""
+    changes = {run.name: change(run) for run in available}
+
+    def label(name: str) -> str:
+        return plain(f"{name} · {changes[name]}" if changes.get(name) else name)
+
+    return {"format_func": label, "width": 420}
 
 
 def changed_badge(run: Run) -> None:

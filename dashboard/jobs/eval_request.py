@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.interventions import InterventionOptions, described
 from workbench.checkpoint import read_config
 from workbench.errors import DataError, MissingExtraError
+from workbench.hooks.intervention_options import InterventionOptions, described
 from workbench.provenance import display_name
 
 WORKBENCH = (sys.executable, "-P", "-m", "workbench")

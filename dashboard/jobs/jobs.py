@@ -26,7 +26,6 @@ import pandas as pd
 
 from dashboard.jobs import supervisor
 from dashboard.jobs.eval_request import WORKBENCH, EvalRequest, need_lm_eval
-from evals.interventions import described
 from evals.runtime import progress
 from evals.runtime.process_start import process_start_time
 from evals.runtime.progress import Progress
@@ -34,6 +33,7 @@ from evals.store import foreign_code
 from evals.store.store import Store, StoredRun, UnfinishedRun, unfinished
 from workbench.errors import DataError
 from workbench.hooks import interventions
+from workbench.hooks.intervention_options import described
 
 FOLDER = ".jobs"
 SETTINGS = ("limit", "num_fewshot", "preset", "chat", "seed")

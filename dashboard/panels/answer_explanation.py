@@ -18,11 +18,11 @@ from dashboard.token_text import plain
 from evals.explain import baseline_run
 from evals.explain.explain import Explanation
 from evals.explain.replay import interventions_of, stored_run
-from evals.interventions import described
 from evals.results.runs import Run
 from probes.base import drawing
 from probes.logits.explain import Explanation as Parts
 from workbench.errors import DataError
+from workbench.hooks.intervention_options import described
 from workbench.hooks.interventions import Ablate, to_json
 from workbench.model import Transformer
 

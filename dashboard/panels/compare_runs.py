@@ -67,14 +67,13 @@ comparison.samples_frame()
 def _choose(finished: list[Run]) -> tuple[Run, Run | None]:
     """Runs B and A. No other page uses their keys: a widget with another default would drop the value of a link."""
     names = runs.plain_first(finished)
-    by_name = {run.name: run for run in finished}
-    labels = {"format_func": lambda name: runs.label(by_name[name]) if name in by_name else name, "width": 420}
+    by_name, shown = {run.name: run for run in finished}, runs.in_list(finished)
     with st.container(horizontal=True, vertical_alignment="bottom", key="run_controls"):
         place = st.container(width=420)
-        name = url_state.url_selectbox("Run B", names, key="b_run", **labels)
+        name = url_state.url_selectbox("Run B", names, key="b_run", **shown)
         others = [*(other for other in names if other != name), runs.NO_BASELINE]
         with place:
-            against = url_state.url_selectbox("Run A", others, key="a_run", follows="b_run", **labels)
+            against = url_state.url_selectbox("Run A", others, key="a_run", follows="b_run", **shown)
     return by_name[name], by_name.get(against)
 
 

@@ -9,9 +9,9 @@ from dashboard.layout.page import card, show_error
 from dashboard.session import url_state
 from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
-from evals.interventions import described
 from workbench.errors import WorkbenchError
 from workbench.hooks.intervention import Intervention
+from workbench.hooks.intervention_options import described
 from workbench.hooks.interventions import Ablate, Add, Scale, from_json, to_json
 from workbench.hooks.rope_scaling import scaling_of
 from workbench.model import Transformer

@@ -10,8 +10,8 @@ from dashboard.layout.page import show_error
 from dashboard.session import captures, computed, url_state
 from dashboard.session.computed import NO_CHANGES
 from dashboard.token_text import plain
-from evals.interventions import described
 from workbench.errors import DataError, TokenizerError, WorkbenchError
+from workbench.hooks.intervention_options import described
 from workbench.hooks.interventions import Ablate, from_json, to_json
 from workbench.model import Transformer
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from evals.results.runs import Run
     from evals.runtime.distributed import Team
 
-Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to merge into the model's weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder to search for runs, including its subfolders.")]
 Model = Annotated[
@@ -34,7 +33,6 @@ Data = Annotated[
         "platform's user data folder."
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (the checkpoint's dtype).")]
 TensorParallel = Annotated[
     int, typer.Option("--tensor_parallel", min=1, help="Under torchrun: tensor parallel size, processes per model.")

@@ -13,10 +13,8 @@ from evals.cli.data import tasks as list_tasks
 from evals.cli.find_run import find, stopped_run
 from evals.cli.model_choice import choose
 from evals.cli.options import (
-    Adapter,
     AsJson,
     Data,
-    Device,
     Dtype,
     Model,
     TensorParallel,
@@ -26,6 +24,7 @@ from evals.cli.options import (
 )
 from evals.cli.samples import print_difference
 from evals.runtime.printing import echo
+from workbench.command_options import Ablate, Adapter, Device, Intervene
 
 if TYPE_CHECKING:
     from evals.results.runs import Run
@@ -170,8 +169,8 @@ def run(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust_remote_code", help="Let another --backend run code of the checkpoint.")
     ] = False,
-    intervene: Annotated[Path | None, typer.Option(help="JSON file with interventions on the model.")] = None,
-    ablate: Annotated[str, typer.Option(help="Heads and sublayers to set to zero: L5H3,L2.mlp.")] = "",
+    intervene: Intervene = None,
+    ablate: Ablate = "",
     scale: Annotated[str, typer.Option(help="Heads and sublayers to multiply by a factor: L5H3=0.5,L2.mlp=2.")] = "",
     rope_scaling: Annotated[
         str,
@@ -241,8 +240,8 @@ def run(
     from evals.run.settings import Settings
 
     if any((intervene, ablate, scale, rope_scaling)):
-        from evals.interventions import InterventionOptions
         from workbench.checkpoint import read_config
+        from workbench.hooks.intervention_options import InterventionOptions
 
         changes = InterventionOptions(intervene, ablate, scale, rope_scaling)
         settings["interventions"] = changes.interventions(read_config(choice.path))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.cli.find_run import find, find_unfinished, resume_advice, resume_command, unfinished_error
-from evals.cli.options import AsJson, Cluster, Device, Results, print_run
+from evals.cli.options import AsJson, Cluster, Results, print_run
 from evals.cli.samples import Checkpoint, Explain, Position, SampleName, Top, show_sample
 from evals.runtime.printing import echo
+from workbench.command_options import Device
 from workbench.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.cli.options import AsJson, Device, Results
+from evals.cli.options import AsJson, Results
 from evals.results import json_text
 from evals.runtime.printing import echo
+from workbench.command_options import Device
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def print_difference(run: Run, against: Run | None, *, err: bool) -> None:
     """
     from evals.explain import baseline_run
     from evals.explain.replay import interventions_of
-    from evals.interventions import described
+    from workbench.hooks.intervention_options import described
 
     changes = interventions_of(run)
     baseline = against or (baseline_run.find_baseline(run) if changes else None)
@@ -275,7 +276,7 @@ def _check_hint(head: tuple[int, int], command: str | None) -> str:
 
 def _under_interventions(run: Run) -> str:
     from evals.explain.replay import interventions_of
-    from evals.interventions import described
+    from workbench.hooks.intervention_options import described
 
     changes = interventions_of(run)
     return f" under {described(changes)}" if changes else ""

@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 
 from evals.compare.compare import Comparison
 from evals.compare.published import Published, compare_with_published
-from evals.interventions import described_record
 from evals.report.document import write
 from evals.report.markup import line
 from evals.results.runs import Run, Score, question_counts
+from workbench.hooks.intervention_options import described_record
 
 Theme = Literal["light", "dark"]
 Stamp = Mapping[str, Any]

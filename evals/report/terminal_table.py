@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.interventions import described
 from evals.report.markup import line
 from evals.results import answer_counts
 from evals.results.runs import Run, Score, not_finite_count
 from workbench.errors import WorkbenchError
+from workbench.hooks.intervention_options import described
 from workbench.hooks.interventions import from_json
 
 if TYPE_CHECKING:

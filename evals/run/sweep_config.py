@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evals.interventions import InterventionOptions, described
 from evals.run.settings import OURS, Settings
 from workbench.errors import DataError, WorkbenchError
 from workbench.hooks.intervention import Intervention
+from workbench.hooks.intervention_options import InterventionOptions, described
 
 # Options of the file: their types, and their names in `Settings`.
 _OPTIONS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from probes.base.command import RUN, RunOptions, capture, check, deliver, labels
-from workbench.command_options import Ablate, Ids, Intervene
+from workbench.command_options import Ablate, Adapter, Device, Ids, Intervene
 
 Model = Annotated[
     str,
@@ -24,9 +24,6 @@ File = Annotated[Path | None, typer.Option(help="Read the text from this UTF-8 f
 Layer = Annotated[int, typer.Option(min=0, help="Layer of the head.")]
 Head = Annotated[int, typer.Option(min=0, help="Number of the head.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write: .csv, .parquet or .html.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-
-Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to merge into the model's weights.")]
 
 ON_A_PROMPT = " --prompt 'one two one two'"
 """Options in the example of a command that runs a prompt."""

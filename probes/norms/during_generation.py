@@ -156,12 +156,12 @@ def generated_stream(
     for cap in _captures(model, tokens, steps, hooks):
         size = torch.stack([cap[f"blocks.{i}.hook_resid_post"][0].float().abs() for i in range(model.config.n_layers)])
         ordered = size.sort(-1).values  # [layer, pos, dim]
-        dim = size.shape[-1]
-        median = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
-        massive = (size > threshold) & (size >= ratio * median.unsqueeze(-1))
-        large = size >= magnitude * rms_norms.typical_size(size)
+        median = rms_norms.middle(ordered)
+        massive = (size > threshold) & (size >= ratio * median)
+        large = size >= magnitude * rms_norms.typical_size(ordered)
         tally.add(size.cpu(), large.cpu())
-        part = {"largest": ordered[..., -1], "median": median, "massive": massive.sum(-1), "large": large.sum(-1)}
+        part = {"largest": ordered[..., -1], "median": median[..., 0]}
+        part |= {"massive": massive.sum(-1), "large": large.sum(-1)}
         parts.append({name: values.cpu() for name, values in part.items()})
         ratios.append(rms_norms.contribution_ratios(cap).ratio[:, :, 0])  # [layer, sublayer, pos]
     added = _concatenated(ratios)

@@ -277,14 +277,21 @@ class OutlierDimensions(Result):
         return table.sort_values(["outlier", "largest"], ascending=False, ignore_index=True)
 
 
-def typical_size(size: Tensor) -> Tensor:
+def middle(ordered: Tensor) -> Tensor:
+    """The median along the last axis of entries in ascending order: the mean of the middle two of an even number.
+
+    Shapes: [..., dim] -> [..., 1]
+    """
+    dim = ordered.shape[-1]
+    return (ordered[..., (dim - 1) // 2, None] + ordered[..., dim // 2, None]) / 2
+
+
+def typical_size(ordered: Tensor) -> Tensor:
     """The standard deviation of normal entries with the same median magnitude, which outliers do not change.
 
-    Shapes: magnitudes [..., dim] -> [..., 1]
+    Shapes: magnitudes in ascending order [..., dim] -> [..., 1]
     """
-    ordered, dim = size.sort(-1).values, size.shape[-1]
-    middle = (ordered[..., (dim - 1) // 2] + ordered[..., dim // 2]) / 2
-    return middle.unsqueeze(-1) / 0.6744897501960817  # the median of |x| for a normal x of deviation 1
+    return middle(ordered) / 0.6744897501960817  # the median of |x| for a normal x of deviation 1
 
 
 def outlier_dimensions(
@@ -308,7 +315,7 @@ def outlier_dimensions(
     hits, any_hit, largest = [], [], []
     for _, x in _streams(cap, "hook_resid_post"):
         flat = x.abs().flatten(0, 1)  # [batch * pos, dim]
-        large = flat >= (magnitude if absolute else magnitude * typical_size(flat))
+        large = flat >= (magnitude if absolute else magnitude * typical_size(flat.sort(-1).values))
         hits.append(large.float().mean(0))
         any_hit.append(large.any(0))
         largest.append(flat.amax(0))

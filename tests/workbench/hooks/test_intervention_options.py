@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
-from evals.interventions import InterventionOptions, described
 from workbench.config import Llama3Scaling, ModelConfig
 from workbench.errors import ConfigError, DataError, InterventionError, UnknownHookError, WorkbenchError
 from workbench.hooks import interventions
+from workbench.hooks.intervention_options import InterventionOptions, described
 
 
 def test_options_stand_for_interventions(tiny_config: ModelConfig, tmp_path: Path) -> None:
