@@ -14,6 +14,7 @@ from evals.cli.run import EXIT_PARTIAL
 from evals.results.runs import read_run
 from evals.run.evaluate import evaluate
 from evals.run.settings import Settings
+from tests.evals.own_task import write_own_task
 from workbench.cli import main
 from workbench.errors import DataError
 
@@ -22,24 +23,7 @@ QUESTIONS = [{"q": f"What is {n} plus 1?", "a": str(n + 1), "yes": n % 2} for n 
 
 def write_task(folder: Path, name: str, code: str = "", **changes: Any) -> str:
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    config = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{a}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        **changes,
-    }
-    text = yaml.safe_dump(config)
-    for key in ("process", "aggregate", "apply"):
-        text = text.replace(f"'!function {name}_code.{key}'", f"!function {name}_code.{key}")
-    (folder / f"{name}.yaml").write_text(text)
-    (folder / f"{name}_code.py").write_text(code)
-    return str(folder / f"{name}.yaml")
+    return str(write_own_task(folder, name, code, **changes))
 
 
 def in_metrics(name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from lm_eval.tasks._yaml_loader import _load_module_with_cache
 from evals.tasks import hub, missing, registry, requirements
 from evals.tasks.code_metrics import CodeGrader
 from evals.tasks.index import LM_EVAL_TASKS
+from tests.evals.own_task import write_own_task
 from workbench.errors import DataError
 
 MODULES = sorted(
@@ -89,27 +89,6 @@ def task_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_task(folder: Path, name: str, functions: str = "", **changes: Any) -> Path:
-    import yaml
-
-    config = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{a}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        **changes,
-    }
-    text = yaml.safe_dump(config).replace("'!function ", "!function ").replace(".process'", ".process")
-    (folder / f"{name}.yaml").write_text(text)
-    (folder / f"{name}_code.py").write_text(functions)
-    return folder / f"{name}.yaml"
-
-
 def process(body: str) -> str:
     return f"def process(doc, results):\n    return inner(results)\n\n\ndef inner(results):\n    {body}\n"
 
@@ -132,7 +111,7 @@ def test_what_a_function_of_a_task_needs_is_said_before_it_runs(kind: str, task_
     if kind == "extra" and importlib.util.find_spec("bert_score"):
         pytest.skip("bert_score is installed")
     hub.allow_network(False)
-    file = write_task(task_folder, f"needs_{kind}", code, process_results=f"!function needs_{kind}_code.process")
+    file = write_own_task(task_folder, f"needs_{kind}", code, process_results=f"!function needs_{kind}_code.process")
     with pytest.raises(DataError) as error:
         registry.load([str(file)], root=None, grader=CodeGrader())
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -142,14 +121,14 @@ def test_what_a_function_of_a_task_needs_is_said_before_it_runs(kind: str, task_
 def test_a_metric_that_lm_eval_does_not_know_is_said(name: str, task_folder: Path) -> None:
     hub.allow_network(False)
     metric = {"metric": name, "aggregation": "mean", "higher_is_better": True}
-    file = write_task(task_folder, f"metric_{name}", metric_list=[metric])
+    file = write_own_task(task_folder, f"metric_{name}", metric_list=[metric])
     with pytest.raises(DataError, match=rf"needs the metric {name} of the Hugging Face hub"):
         registry.load([str(file)], root=None, grader=CodeGrader())
 
 
 def test_an_import_that_a_function_does_without_is_no_requirement(task_folder: Path) -> None:
     body = 'try:\n        import no_such_package_x\n    except ImportError:\n        pass\n    return {"m": 1.0}'
-    file = write_task(
+    file = write_own_task(
         task_folder, "optional_import", process(body), process_results="!function optional_import_code.process"
     )
     assert list(registry.load([str(file)], root=None, grader=CodeGrader()).tasks) == ["optional_import"]
@@ -174,7 +153,7 @@ def test_what_all_tasks_of_a_group_need_is_said_once(task_folder: Path) -> None:
     for name in ("part_one", "part_two", "part_three"):
         package = "no_such_package_y" if name == "part_three" else "no_such_package_x"
         code = process(f'import {package}; return {{"m": 1}}')
-        write_task(task_folder, name, code, process_results=f"!function {name}_code.process")
+        write_own_task(task_folder, name, code, process_results=f"!function {name}_code.process")
     (task_folder / "all.yaml").write_text("group: all_parts\ntask: [part_one, part_two, part_three]\n")
     with pytest.raises(DataError) as error:
         registry.load([str(task_folder / "all.yaml")], root=None, grader=CodeGrader())
