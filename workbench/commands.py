@@ -206,7 +206,7 @@ def generate(
     if not chat and not (system is None and tools is None and messages is None):
         raise ChatError("--system, --tools and --messages need --chat.")
     if ids is not None and (prompts or chat):
-        raise GenerationError("--ids is a prompt of its own; leave out the other prompts and --chat.")
+        raise GenerationError("--ids is the prompt; leave out the other prompts and --chat.")
     if not prompts and messages is None and ids is None:
         raise GenerationError(
             "a prompt is missing: give one or more, '-' for stdin, --ids, or --chat with --messages FILE.json."

@@ -45,7 +45,7 @@ def _matches(pattern: str, include: Sequence[Path]) -> list[str]:
     if not found:
         index = tasks.full_manager().task_index
         found = fnmatch.filter(sorted(set(index) - tasks.EXCLUDED), pattern)
-    # A tag is no benchmark with a score of its own: its tasks stand for it.
+    # A tag has no score: its tasks are run in its place.
     found = [name for name in found if not _is_tag(index[name]) or not set(_children(index, name)) & set(found)]
     inside = {member for name in found for member in _members(index, name)}
     return [name for name in found if name not in inside]

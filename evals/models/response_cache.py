@@ -43,7 +43,7 @@ def model_identity(model: Transformer) -> tuple[Any, ...] | None:
 
     That is: checkpoint, tokenizer and its stop tokens, dtype, device type, context length, active interventions. There
     is no identity, and so no caching, for weights that were not loaded from a file or were changed since, and for hooks
-    with code of one's own.
+    with your own code.
     """
     changes, source, tokenizer = active_interventions(model), model.source, model.tokenizer
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

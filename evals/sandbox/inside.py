@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _LONGEST_LINE, _LONGEST_JOB = 8 << 20, 1 << 30
 _LONGEST_CODE = 40
 _BAD_VALUE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ImportError)
+_NOT_AN_ANSWER = "data on the tests' channel that is not an answer"
 
 
 def codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
@@ -111,9 +112,9 @@ class Channel:
         try:
             message = decode(line.decode())
         except (ValueError, RecursionError) as error:
-            raise Ended("something that is no answer on the tests' channel") from error
+            raise Ended(_NOT_AN_ANSWER) from error
         if not isinstance(message, dict):
-            raise Ended("something that is no answer on the tests' channel")
+            raise Ended(_NOT_AN_ANSWER)
         return message
 
 
@@ -237,7 +238,7 @@ class TestOracle:
             if "raised" in message:
                 kinds, code = message["kinds"], message["errno"]
                 if not (isinstance(kinds, list) and (code is None or isinstance(code, int))):
-                    raise Ended("something that is no answer on the tests' channel")
+                    raise Ended(_NOT_AN_ANSWER)
         except (Ended, OSError, KeyError) as error:
             # Stored, because tests may catch every exception.
             self.ended = error if isinstance(error, Ended) else Ended("ended")
@@ -261,7 +262,7 @@ class TestOracle:
                 for old, new in zip(arguments, after, strict=True):
                     write_back(old, new)
             except (*_BAD_VALUE, RecursionError) as error:
-                self.ended = Ended("something that is no answer on the tests' channel")
+                self.ended = Ended(_NOT_AN_ANSWER)
                 raise self.ended from error
             return value
 
@@ -317,7 +318,7 @@ class TestOracle:
             raise Ended("ended") from error
         last = self.receive()
         if last.get("finished") != self.nonce:
-            raise Ended("something that is no answer on the tests' channel")
+            raise Ended(_NOT_AN_ANSWER)
         if last.get("changed"):
             return {"verdict": "forbidden", "message": f"the program replaced {', '.join(last['changed'])}"}
         return {"verdict": "passed", "message": ""}

@@ -271,7 +271,7 @@ def _from_entry(entry: Any) -> Intervention:
         raise InterventionError(f"expected an object, found {type(entry).__name__}")
     kind = entry.get("kind")
     if kind == OWN_FUNCTION:
-        raise InterventionError("an own function (Hook) is not written as JSON; pass it in Python")
+        raise InterventionError("your own function (Hook) is not written as JSON; pass it in Python")
     if not isinstance(kind, str) or kind not in kinds:
         raise InterventionError(f"kind is one of {', '.join(sorted(kinds))}; found {reprlib.repr(kind)}")
     parameters = {f.name: f for f in fields(kinds[kind])}  # type: ignore[arg-type]  # each kind is a dataclass
