@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evals.results.runs import Run, leaves_of, question_counts
@@ -39,25 +39,22 @@ def of_samples(samples: Mapping[str, Rows]) -> dict[str, Any]:
     missing_modules: answers with a program that failed because a module is missing, by module. Tasks without any are
     left out, except of cut_prompts.
     """
-    not_judged = {task: _questions(row for row in rows if is_not_judged(row)) for task, rows in samples.items()}
-    missing = {task: _missing_modules(rows) for task, rows in samples.items()}
-    ended = {
-        task: _questions(row for row in rows if "length" in _replay(row, "finish_reason"))
-        for task, rows in samples.items()
-    }
-    found_nothing = {task: _unreadable(rows) for task, rows in samples.items()}
-    tied = {task: _questions(row for row in rows if _is_tied(row)) for task, rows in samples.items()}
+
+    def by_task(count: Callable[[Rows], Any]) -> dict[str, Any]:
+        return {task: found for task, rows in samples.items() if (found := count(rows))}
+
+    def questions(has: Callable[[Mapping[str, Any]], object]) -> Callable[[Rows], int]:
+        return lambda rows: len({row["doc_id"] for row in rows if has(row)})
+
+    is_cut = questions(lambda row: _replay(row, "cut"))
     return {
-        "tied": {task: count for task, count in tied.items() if count},
-        "cut_prompts": {
-            task: _questions(row for row in rows if (row.get("replay") or {}).get("cut"))
-            for task, rows in samples.items()
-        },
-        "cut_answers": {task: count for task, count in ended.items() if count},
-        "unreadable": {task: counts for task, counts in found_nothing.items() if counts},
-        "not_judged": {task: count for task, count in not_judged.items() if count},
-        "missing_modules": {task: counts for task, counts in missing.items() if counts},
-        "why_not_judged": {task: _reasons(samples[task]) for task, count in not_judged.items() if count},
+        "tied": by_task(questions(_is_tied)),
+        "cut_prompts": {task: is_cut(rows) for task, rows in samples.items()},
+        "cut_answers": by_task(questions(lambda row: "length" in _replay(row, "finish_reason"))),
+        "unreadable": by_task(_unreadable),
+        "not_judged": by_task(questions(is_not_judged)),
+        "missing_modules": by_task(_missing_modules),
+        "why_not_judged": by_task(_reasons),
     }
 
 
@@ -88,19 +85,15 @@ def is_not_judged(row: Mapping[str, Any]) -> bool:
 
 
 def _reasons(rows: Rows) -> str:
-    """The most frequent reason why questions are not judged."""
+    """The most frequent reason why questions are not judged; "" if all are."""
     messages = Counter(run["message"] for row in rows if is_not_judged(row) for run in row["execution"])
-    return next(message for message, _ in messages.most_common() if message)
+    return next((message for message, _ in messages.most_common() if message), "")
 
 
 def _missing_modules(rows: Rows) -> dict[str, int]:
     executions = (run for row in rows for run in row.get("execution") or () if run["verdict"] == "failed")
     found = (_MISSING.match(str(run["message"])) for run in executions)
     return dict(Counter(match[1] for match in found if match).most_common())
-
-
-def _questions(rows: Iterator[Mapping[str, Any]]) -> int:
-    return len({row["doc_id"] for row in rows})
 
 
 def _replay(row: Mapping[str, Any], key: str) -> Sequence[Any]:

@@ -197,6 +197,6 @@ def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
 def _absolute(positions: Sequence[int], start: int, end: int) -> tuple[int, ...]:
     absolute = sorted({end + position if position < 0 else position for position in positions})
     if not absolute or absolute[0] < start or absolute[-1] >= end:
-        behind = f" (from the end: -1 to {start - end})" if end > start else ""
-        raise CaptureError(f"this run has positions {start} to {end - 1}{behind}, found {list(positions)[:8]}.")
+        also = f" (from the end: -1 to {start - end})" if end > start else ""
+        raise CaptureError(f"this run has positions {start} to {end - 1}{also}, found {list(positions)[:8]}.")
     return tuple(absolute)
